@@ -1,0 +1,60 @@
+"""`python -m export`: a model in, a bundle out. See `--help`."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+# Training machines print pages of XLA and absl chatter; errors still come through.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "2")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run an export; returns the exit status: 0 fine, 1 refused, 2 wrong usage."""
+    from rich.console import Console
+
+    from export.cli import parser, spec_from
+    from export.errors import ExportError
+    from export.exporting import export_model
+    from runtime.errors import BundleError
+
+    arguments = parser().parse_args(argv)
+    console = Console(stderr=True, soft_wrap=True)
+
+    try:
+        with console.status("starting") as status:
+            # On a terminal one line that changes; elsewhere a line for each step.
+            def tell(sentence: str) -> None:
+                if console.is_terminal:
+                    status.update(sentence)
+                else:
+                    print(sentence, file=sys.stderr, flush=True)
+
+            spec, notes = spec_from(arguments)
+            for note in notes:
+                console.print(f"note: {note}", markup=False, highlight=False)
+            report = export_model(
+                spec,
+                out=arguments.out,
+                overwrite=arguments.overwrite,
+                dry_run=arguments.dry_run,
+                progress=tell,
+            )
+    except (ExportError, BundleError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or arguments.out}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was left behind", file=sys.stderr)
+        return 130
+    if arguments.json:
+        print(report.to_json())
+    else:
+        report.print(Console(soft_wrap=True))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

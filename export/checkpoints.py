@@ -1,0 +1,206 @@
+"""Reading params, in whatever form training left them, as NumPy arrays.
+
+To add a format, write a function from a path to a tree and name it in `_reader`.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.errors import CheckpointError
+from export.spec import nearest
+from runtime.errors import IntegrityError
+from runtime.tensors import read_tensors
+
+Tree = Any
+_ORBAX_MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "checkpoint", "_sharding")
+
+
+def read_params(
+    path: str | os.PathLike[str], *, subtree: str | None = None, allow_pickle: bool = False
+) -> Tree:
+    """Read params from a file or directory.
+
+    Args:
+      path: an Orbax checkpoint (a step, or a directory of steps: the newest is taken), a
+        `flax.training.checkpoints` directory or file, a Flax msgpack file, a
+        safetensors file, or a pickle.
+      subtree: the part to take, keys joined by `.` or `/`, such as `ema_params`.
+      allow_pickle: read a pickle, which can run any code.
+
+    Returns:
+      A tree of NumPy arrays.
+
+    Raises:
+      CheckpointError: nothing there, damaged, of no known form, or without the subtree.
+    """
+    source = Path(path)
+    if not source.exists():
+        raise CheckpointError(
+            f"params {source}: expected a file or directory, got nothing there{_steps_beside(source)}"
+        )
+    reader = _reader(source, allow_pickle=allow_pickle)
+    try:
+        tree = reader(source)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise CheckpointError(f"params {source}: cannot be read: {line}") from error
+    return take_subtree(tree, subtree) if subtree else tree
+
+
+def take_subtree(tree: Tree, subtree: str) -> Tree:
+    """Take a part of a tree by its keys, joined by `.` or `/`.
+
+    Raises:
+      CheckpointError: there is no such part; names what there is.
+    """
+    here = tree
+    for word in re.split(r"[./]", subtree):
+        keys: Mapping[str, Any] = (
+            {str(k): v for k, v in here.items()}
+            if isinstance(here, Mapping)
+            else {str(i): v for i, v in enumerate(here)}
+            if isinstance(here, list | tuple)
+            else {}
+        )
+        if word not in keys:
+            raise CheckpointError(
+                f"params path {subtree!r}: expected one of {', '.join(sorted(keys)) or 'nothing'}, "
+                f"got {word!r}{nearest(word, keys)}"
+            )
+        here = keys[word]
+    return here
+
+
+def _reader(source: Path, *, allow_pickle: bool) -> Callable[[Path], Tree]:
+    if source.is_dir():
+        return _read_directory
+    with source.open("rb") as f:
+        head = f.read(10)
+    header = int.from_bytes(head[:8], "little")
+    if source.suffix == ".safetensors" or (head[8:9] == b"{" and header < source.stat().st_size):
+        return _read_safetensors
+    if source.suffix in (".pkl", ".pickle") or (
+        head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05"
+    ):
+        # A msgpack map of up to 15 keys starts with 0x80 | keys; only a pickle goes on
+        # with its protocol number, and a msgpack key would be a string.
+        if not allow_pickle:
+            raise CheckpointError(
+                f"params {source}: a pickle can run any code when it is read; pass "
+                "--allow-pickle if you trust where it comes from"
+            )
+        return _read_pickle
+    return _read_msgpack
+
+
+def _read_directory(source: Path) -> Tree:
+    if _is_orbax(source):
+        return _read_orbax(source)
+    steps = _steps(source)
+    if steps:
+        newest = max(steps)
+        chosen = steps[newest]
+        return _read_orbax_step(chosen) if chosen.is_dir() else _read_msgpack(chosen)
+    raise CheckpointError(
+        f"params {source}: expected an Orbax or Flax checkpoint directory, got one with "
+        f"{', '.join(sorted(p.name for p in source.iterdir())[:5]) or 'nothing in it'}"
+    )
+
+
+def _steps(source: Path) -> dict[int, Path]:
+    """Give the finished steps in a directory, `12`, `ckpt_12` or `checkpoint_12`."""
+    found = {}
+    for entry in source.iterdir():
+        match = re.fullmatch(r"(?:[A-Za-z][A-Za-z0-9]*[_-])?0*(\d+)", entry.name)
+        if match and (entry.is_file() or _is_orbax(entry) or any(map(_is_orbax, _folders(entry)))):
+            found[int(match[1])] = entry
+    return found
+
+
+def _folders(source: Path) -> list[Path]:
+    return sorted(p for p in source.iterdir() if p.is_dir())
+
+
+def _steps_beside(source: Path) -> str:
+    if not source.parent.is_dir() or not source.name.isdigit():
+        return ""
+    steps = sorted(_steps(source.parent))
+    return f"; {source.parent} has the steps {', '.join(map(str, steps))}" if steps else ""
+
+
+def _is_orbax(source: Path) -> bool:
+    return source.is_dir() and any((source / mark).exists() for mark in _ORBAX_MARKS)
+
+
+def _read_orbax(source: Path) -> Tree:
+    """Read a step: a bare checkpoint, or one item of a composite one."""
+    if (source / "_METADATA").exists() or (source / "manifest.ocdbt").exists():
+        return _restore(source)
+    return _read_orbax_step(source)
+
+
+def _read_orbax_step(source: Path) -> Tree:
+    if (source / "_METADATA").exists() or (source / "manifest.ocdbt").exists():
+        return _restore(source)
+    items = [p for p in _folders(source) if (p / "_METADATA").exists()]
+    for name in ("default", "params", "state", "model"):
+        for item in items:
+            if item.name == name:
+                return _restore(item)
+    if len(items) == 1:
+        return _restore(items[0])
+    raise CheckpointError(
+        f"params {source}: expected one item, got {', '.join(p.name for p in items) or 'none'}; "
+        "name the item's directory"
+    )
+
+
+def _restore(source: Path) -> Tree:
+    """Restore every array as NumPy, so that shardings of absent devices do not matter."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    handler = ocp.PyTreeCheckpointHandler()
+    checkpointer = ocp.Checkpointer(handler)
+    path = source.absolute()
+    metadata = checkpointer.metadata(path)
+    tree = getattr(metadata, "item_metadata", metadata)
+    tree = getattr(tree, "tree", tree)
+    args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=None, restore_args=args))
+
+
+def _read_msgpack(source: Path) -> Tree:
+    from flax import serialization
+
+    return serialization.msgpack_restore(source.read_bytes())
+
+
+def _read_safetensors(source: Path) -> Tree:
+    try:
+        tensors = read_tensors(source, source.read_bytes())
+    except IntegrityError as error:
+        raise CheckpointError(f"params {error}") from None
+    separator = "/" if any("/" in name for name in tensors) else "."
+    tree: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        *folders, leaf = name.split(separator)
+        here = tree
+        for folder in folders:
+            here = here.setdefault(folder, {})
+        here[leaf] = tensor
+    return tree
+
+
+def _read_pickle(source: Path) -> Tree:
+    import pickle
+
+    with source.open("rb") as f:
+        return pickle.load(f)  # noqa: S301 (only behind --allow-pickle)

@@ -1,0 +1,352 @@
+"""The command line of the exporter: flags to an ExportSpec."""
+
+import argparse
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from export.errors import ExportError
+from export.spec import CAST_DTYPES, PRECISIONS, ExportSpec, nearest, parse_input
+from runtime.signature import TensorSpec
+
+_EXAMPLES = """\
+examples:
+  python -m export train.py:spec --params ckpt/ --out bundle/
+  python -m export models.py:Classifier --config config.json --params params.msgpack \\
+      --input 'x:int32[_,128]' --range x=0:49999 --output classification:logits \\
+      --labels negative,neutral,positive --out bundle/
+  python -m export bert.py:Encoder --params ckpt/ --input 'input_ids:int32[_,seq]' \\
+      --input 'attention_mask:int32[_,seq]' --axis seq=32,64,128 --mask attention_mask \\
+      --range input_ids=0:30521 --out bundle/
+"""
+
+
+# Flags whose value is the field of the same name.
+_DIRECT = (
+    *("params", "params_path", "allow_pickle", "dtype", "matmul_precision", "output"),
+    *("golden", "seed", "name", "version", "allow_row_mixing", "unverified"),
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that names the nearest valid option for a typo."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2 and one line."""
+        match = re.search(r"unrecognized arguments: (-\S+)", message)
+        if match:
+            known = [option for action in self._actions for option in action.option_strings]
+            word = match[1].split("=")[0]
+            close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+            message = f"{word}: no such option" + (f"; did you mean {close[0]}?" if close else "")
+        self.exit(2, f"error: {message}\n")
+
+
+def parser() -> Parser:
+    """Make the parser of `python -m export`."""
+    p = Parser(
+        prog="python -m export",
+        description="Export a Flax model into a bundle that is served without Flax.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    p.add_argument(
+        "model",
+        metavar="MODEL",
+        help="pkg.mod:attr or path/to/file.py:attr: an ExportSpec, a flax.linen or flax.nnx "
+        "Module, class or factory, or a function apply(params, inputs)",
+    )
+    p.add_argument("--out", required=True, type=Path, metavar="DIR", help="the bundle to write")
+
+    model = p.add_argument_group("model")
+    model.add_argument(
+        "--params",
+        metavar="PATH",
+        help="Orbax or Flax checkpoint directory (newest step, or a step's own directory), Flax msgpack file, safetensors file, or pickle",
+    )
+    model.add_argument(
+        "--params-path", metavar="KEYS", help="subtree of the params to take, such as ema_params"
+    )
+    model.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        default=None,
+        help="read params from a pickle, which can run any code",
+    )
+    model.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="JSON object of constructor arguments; keys the model does not know are ignored and named",
+    )
+    model.add_argument(
+        "--dtype",
+        choices=CAST_DTYPES,
+        help="cast floating params to this; batch statistics stay, and the drift is reported",
+    )
+    model.add_argument(
+        "--matmul-precision",
+        choices=PRECISIONS,
+        help="precision that dots are lowered with (default: JAX's)",
+    )
+    model.add_argument("--name", help="the model's name in routes (default: model)")
+    model.add_argument("--version", help="the model's version, digits (default: 1)")
+
+    tensors = p.add_argument_group("inputs and outputs")
+    tensors.add_argument(
+        "--input",
+        action="append",
+        dest="inputs",
+        metavar="NAME:DTYPE[_,…]",
+        help="an input such as 'x:int32[_,128]' or 'ids:int32[_,seq]'; repeatable",
+    )
+    tensors.add_argument(
+        "--range",
+        action="append",
+        dest="ranges",
+        default=[],
+        metavar="NAME=LOW:HIGH",
+        help="legal values of an integer input, both ends included; enforced when serving",
+    )
+    tensors.add_argument(
+        "--axis",
+        action="append",
+        dest="axes",
+        metavar="NAME=SIZE,…",
+        help="sizes of a bucketed axis that --input names",
+    )
+    tensors.add_argument(
+        "--pad",
+        action="append",
+        dest="pads",
+        default=[],
+        metavar="NAME=VALUE",
+        help="value that fills an input's bucketed axis (default: 0)",
+    )
+    tensors.add_argument(
+        "--mask",
+        action="append",
+        dest="masks",
+        default=[],
+        metavar="NAME",
+        help="input that is 1 on real elements of a bucketed axis and 0 on padding; callers may leave it out",
+    )
+    tensors.add_argument(
+        "--output",
+        metavar="FORMAT",
+        help="raw (default), softmax, classification:logits or classification:probabilities, with :NAME for one of several outputs",
+    )
+    tensors.add_argument(
+        "--labels", metavar="NAMES", help="class names: a,b,c or a file with one on each line"
+    )
+
+    programs = p.add_argument_group("programs")
+    programs.add_argument(
+        "--buckets",
+        metavar="SIZE,…",
+        help="batch sizes, one program each (default: 1,4,8,16,32,64; Vertex AI batch prediction sends 64)",
+    )
+    programs.add_argument(
+        "--platforms", metavar="NAME,…", help="what to lower for (default: cpu,cuda)"
+    )
+
+    proof = p.add_argument_group("proof")
+    proof.add_argument(
+        "--golden",
+        metavar="FILE",
+        help=".safetensors or .npz of representative inputs (default: seeded ones)",
+    )
+    proof.add_argument("--seed", type=int, help="of the seeded inputs (default: 0)")
+    proof.add_argument(
+        "--allow-row-mixing",
+        action="store_true",
+        default=None,
+        help="export a model whose rows depend on each other; it is never batched when served",
+    )
+    proof.add_argument(
+        "--unverified",
+        action="store_true",
+        default=None,
+        help="export for platforms that this machine does not have; recorded",
+    )
+
+    run = p.add_argument_group("run")
+    run.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    run.add_argument("--dry-run", action="store_true", help="do everything but write and verify")
+    run.add_argument("--json", action="store_true", help="print the report for machines")
+    return p
+
+
+def spec_from(arguments: argparse.Namespace) -> tuple[ExportSpec, list[str]]:
+    """Make the spec that the command line asks for.
+
+    Returns:
+      The spec, and notes for the user.
+
+    Raises:
+      ExportError: a flag does not read, or the model is not there.
+    """
+    config = _read_config(arguments.config)
+    found = find_attribute(arguments.model)
+    spec, notes = _resolve(found, config)
+    named: dict[str, Any] = {name: getattr(arguments, name) for name in _DIRECT}
+    named["buckets"] = _sizes("--buckets", arguments.buckets)
+    named["platforms"] = arguments.platforms and tuple(arguments.platforms.split(","))
+    named["labels"] = _labels(arguments.labels)
+    if arguments.axes:
+        named["axes"] = dict(_axis(text) for text in arguments.axes)
+    inputs = arguments.inputs or list(spec.inputs)
+    if inputs:
+        named["inputs"] = _inputs(inputs, arguments)
+    changes = {name: value for name, value in named.items() if value is not None}
+    return dataclasses.replace(spec, **changes), notes
+
+
+def find_attribute(text: str) -> Any:
+    """Import `pkg.mod:attr` or `path/to/file.py:attr`.
+
+    Raises:
+      ExportError: there is no such module, file or attribute; names the nearest one.
+    """
+    where, _, attribute = text.rpartition(":")
+    if not where or not attribute:
+        raise ExportError(f"model {text!r}: expected pkg.mod:attr or path/to/file.py:attr")
+    try:
+        module = (
+            _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+        )
+    except ExportError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"model {text!r}: {where} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    here: Any = module
+    for word in attribute.split("."):
+        if not hasattr(here, word):
+            names = [n for n in vars(here) if not n.startswith("_")]
+            raise ExportError(
+                f"model {text!r}: expected an attribute of {where}, got {word!r}{nearest(word, names)}"
+            )
+        here = getattr(here, word)
+    return here
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        beside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise ExportError(
+            f"model file {path}: expected a Python file, got nothing there{nearest(path.name, beside)}"
+        )
+    sys.path.insert(0, str(path.resolve().parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ExportError(f"model file {path}: cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _resolve(found: Any, config: Mapping[str, Any] | None) -> tuple[ExportSpec, list[str]]:
+    """Make a spec of what was named; a class or factory is called with the configuration."""
+    from flax import linen, nnx
+
+    from export.models import is_factory, make
+
+    notes: list[str] = []
+    is_class = isinstance(found, type) and issubclass(found, linen.Module)
+    if is_class or (
+        is_factory(found) and (config is not None or not _is_nnx_class(found, nnx.Module))
+    ):
+        found, ignored = make(found, config or {})
+        if ignored:
+            notes.append(f"--config: ignored {', '.join(ignored)}, which the model does not take")
+    elif config is not None and not _is_nnx_class(found, nnx.Module):
+        raise ExportError("--config: expected a class or factory to pass it to, got neither")
+    if isinstance(found, ExportSpec):
+        return found, notes
+    return ExportSpec(model=found), notes
+
+
+def _is_nnx_class(found: Any, module: type) -> bool:
+    return isinstance(found, type) and issubclass(found, module)
+
+
+def _read_config(path: Path | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ExportError(f"--config {path}: expected a JSON file, got {error}") from None
+    if not isinstance(value, dict):
+        raise ExportError(f"--config {path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _sizes(what: str, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdigit() for word in words):
+        raise ExportError(f"{what}: expected sizes such as 1,8,32, got {text!r}")
+    return tuple(int(word) for word in words)
+
+
+def _axis(text: str) -> tuple[str, tuple[int, ...]]:
+    name, value = _pair("--axis", text, "seq=32,64,128")
+    return name, _sizes(f"--axis {name}", value) or ()
+
+
+def _pair(what: str, text: str, example: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise ExportError(f"{what}: expected {example}, got {text!r}")
+    return name, value
+
+
+def _labels(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    if Path(text).is_file():
+        return tuple(line.strip() for line in Path(text).read_text().splitlines() if line.strip())
+    return tuple(word.strip() for word in text.split(","))
+
+
+def _inputs(texts: Sequence[TensorSpec | str], arguments: argparse.Namespace) -> list[TensorSpec]:
+    specs = {s.name: s for s in (parse_input(t) if isinstance(t, str) else t for t in texts)}
+
+    def change(flag: str, name: str, **values: Any) -> None:
+        if name not in specs:
+            raise ExportError(
+                f"{flag}: expected an input of {', '.join(specs)}, got {name!r}{nearest(name, specs)}"
+            )
+        specs[name] = dataclasses.replace(specs[name], **values)
+
+    for text in arguments.ranges:
+        name, value = _pair("--range", text, "NAME=0:30521")
+        match = re.fullmatch(r"(-?\d+):(-?\d+)", value)
+        if not match:
+            raise ExportError(
+                f"--range: expected NAME=LOW:HIGH such as {name}=0:30521, got {text!r}"
+            )
+        change("--range", name, minimum=int(match[1]), maximum=int(match[2]))
+    for text in arguments.pads:
+        name, value = _pair("--pad", text, "NAME=0")
+        try:
+            number = float(value)
+        except ValueError:
+            raise ExportError(f"--pad: expected NAME=NUMBER, got {text!r}") from None
+        change("--pad", name, pad=int(number) if number.is_integer() else number)
+    for name in arguments.masks:
+        change("--mask", name, mask=True)
+    return list(specs.values())

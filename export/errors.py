@@ -1,0 +1,28 @@
+"""What an export refuses, in one tree.
+
+* ExportError              this model cannot be exported as asked; one readable line
+  - CheckpointError        the params file is not what it should be
+  - ParamsError            the params do not fit the model
+  - RowMixing              a row's answer depends on the other rows
+  - VerificationError      the written bundle does not answer as the model does
+"""
+
+
+class ExportError(Exception):
+    """This model cannot be exported as asked."""
+
+
+class CheckpointError(ExportError):
+    """The params cannot be read."""
+
+
+class ParamsError(ExportError):
+    """The params do not fit the model."""
+
+
+class RowMixing(ExportError):
+    """A row's answer depends on the other rows of its batch."""
+
+
+class VerificationError(ExportError):
+    """The written bundle does not answer as the model does."""

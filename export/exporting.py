@@ -1,0 +1,160 @@
+"""The way of an export, from a model to a bundle in place.
+
+1. `models.adapt`     the model becomes one pure function with named params
+2. `lowering.trace`   it is traced once per bucket; large constants become params
+3. `goldens`          the un-exported model answers, op by op
+4. `lowering.lower`   each trace becomes a serialized program
+5. `writer`           everything goes to a staging directory
+6. `verification`     a fresh process without Flax loads it, runs it, compares
+7. `writer.commit`    one rename puts it in place
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from export import verification
+from export.errors import RowMixing
+from export.lowering import (
+    Lowered,
+    lower,
+    reproducible,
+)
+from export.outputs import Key
+from export.plan import Plan, bucket_name, prepare
+from export.report import ProgramReport, Progress, Report
+from export.spec import ExportSpec
+from export.writing import write
+from runtime.manifest import Manifest
+from runtime.program import wide_types
+from runtime.writer import BundleWriter
+
+
+def export_model(
+    model: Any,
+    params: Any = None,
+    *,
+    out: str | os.PathLike[str],
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Report:
+    """Export a model into a bundle.
+
+    Args:
+      model: an ExportSpec, or what its `model` takes.
+      params: a tree of arrays, or a path that `--params` takes.
+      out: the bundle to write.
+      overwrite: replace a bundle that is there.
+      dry_run: do everything but write and verify.
+      progress: called with a sentence before each slow step.
+      **options: fields of ExportSpec; they win over those of an ExportSpec given.
+
+    Returns:
+      What was exported, program by program.
+
+    Raises:
+      ExportError: the model cannot be exported as asked; nothing is left on disk.
+      BundleError: the target exists, or another export was faster.
+      OSError: the disk is full, or the target cannot be written.
+    """
+    spec = _as_spec(model, params, options).checked()
+    tell = progress or (lambda _: None)
+    x64 = _needs_wide_types(spec)
+    verification.refuse_unverifiable(spec)
+    if dry_run:
+        with wide_types(x64), reproducible():
+            plan = prepare(spec, tell, x64=x64)
+            programs = _lower_all(plan, tell)
+        return _report(plan, programs, None, {}, Path(out))
+    with BundleWriter(Path(out), overwrite=overwrite) as writer:
+        with wide_types(x64), reproducible():
+            plan = prepare(spec, tell, x64=x64)
+            programs = _lower_all(plan, tell)
+        tell("writing the bundle")
+        manifest = write(writer, plan, programs)
+        writer.write_manifest(manifest)
+        found = verification.verify(writer.path, spec, tell)
+        if found.mixing and not spec.allow_row_mixing:
+            raise RowMixing(_mixing_text(found.mixing))
+        manifest = dataclasses.replace(
+            manifest, verified=found.platforms, drift=found.drift, row_mixing=found.mixing
+        )
+        writer.write_manifest(manifest)
+        writer.commit()
+    return _report(plan, programs, manifest, found.programs, Path(out))
+
+
+def _as_spec(model: Any, params: Any, options: Mapping[str, Any]) -> ExportSpec:
+    if params is not None:
+        options = {**options, "params": params}
+    if isinstance(model, ExportSpec):
+        return dataclasses.replace(model, **options)
+    return ExportSpec(model=model, **options)
+
+
+def _needs_wide_types(spec: ExportSpec) -> bool:
+    inputs: Sequence[Any] = spec.inputs
+    return bool(jax.config.jax_enable_x64) or any(s.dtype.endswith("64") for s in inputs)
+
+
+def _lower_all(plan: Plan, tell: Callable[[str], None]) -> dict[Key, Lowered]:
+    names = [axis.name for axis in plan.signature.axes]
+    programs = {}
+    for key, traced in plan.traced.items():
+        tell(f"lowering {bucket_name(key, names)}")
+        programs[key] = lower(traced, plan.spec.platforms)
+    return programs
+
+
+def _mixing_text(mixing: Sequence[str]) -> str:
+    shown = "; ".join(mixing[:3]) + (f"; and {len(mixing) - 3} more" if len(mixing) > 3 else "")
+    return (
+        f"a row's answer depends on the rows beside it: {shown}. Is BatchNorm in training mode, or "
+        "does something normalize or route across the batch? --allow-row-mixing exports it all "
+        "the same, and a server then runs every request alone"
+    )
+
+
+def _report(
+    plan: Plan,
+    programs: Mapping[Key, Lowered],
+    manifest: Manifest | None,
+    measured: Mapping[str, Mapping[str, float]],
+    out: Path,
+) -> Report:
+    names = [axis.name for axis in plan.signature.axes]
+    rows = []
+    for key, lowered in programs.items():
+        bucket = bucket_name(key, names)
+        found = measured.get(bucket, {})
+        rows.append(
+            ProgramReport(
+                bucket=bucket,
+                program_bytes=len(lowered.exported) + len(lowered.stablehlo),
+                flops=found.get("flops"),
+                bytes_accessed=found.get("bytes_accessed"),
+                temp_bytes=found.get("temp_bytes"),
+                max_error=found.get("max_error"),
+            )
+        )
+    return Report(
+        bundle=str(out) if manifest else None,
+        name=plan.spec.name,
+        version=plan.spec.version,
+        inputs=tuple(f"{s.name}: {s}" for s in plan.signature.inputs),
+        outputs=tuple(f"{s.name}: {s}" for s in plan.signature.outputs),
+        platforms=tuple(plan.spec.platforms),
+        verified=manifest.verified if manifest else (),
+        params_bytes=sum(a.nbytes for a in plan.arguments.values()),
+        programs=tuple(rows),
+        drift=dict(manifest.drift) if manifest else {},
+        cast_drift=plan.cast_drift,
+        row_mixing=manifest.row_mixing if manifest else (),
+        notes=plan.notes,
+    )

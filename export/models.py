@@ -1,0 +1,413 @@
+"""Any model made one pure function: `apply(params, inputs) -> outputs`.
+
+A linen Module, an nnx Module and a plain function end up alike: named params as NumPy
+arrays, named inputs, no state, no randomness, dropout off. That function is both what
+is lowered and, run op by op, the reference that goldens come from.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import errors as flax_errors
+from flax import linen, nnx
+
+from export.errors import ExportError, ParamsError
+from runtime.signature import TensorSpec
+from runtime.tensors import Array, numpy_dtype
+
+Params = Mapping[str, Any]
+Inputs = Mapping[str, Any]
+Path = tuple[str, ...]
+
+# Arguments that switch training behaviour, and what inference wants of them.
+_MODES = {
+    "train": False,
+    "training": False,
+    "is_training": False,
+    "deterministic": True,
+    "use_running_average": True,
+    "eval": True,
+}
+# What a train state holds beside the model's variables.
+_TRAIN_STATE = {"step", "opt_state", "tx", "apply_fn", "rng", "rngs", "key", "epoch"}
+
+PIN_A_KEY = (
+    "inference needs a random key, and a program has none; pin one by exporting a "
+    "function: def apply(params, inputs): return model.apply(params, inputs, "
+    "rngs={'sample': jax.random.key(0)})"
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Adapted:
+    """A model as one pure function.
+
+    Attributes:
+      apply: (params by name, inputs by name) to any tree of arrays.
+      params: the weights by name, in a fixed order.
+      castable: names of the params that `dtype` may cast: floating, no statistics.
+      notes: what was decided on the user's behalf, a sentence each.
+    """
+
+    apply: Callable[[Params, Inputs], Any]
+    params: dict[str, Array]
+    castable: frozenset[str]
+    notes: tuple[str, ...] = ()
+
+
+def adapt(
+    model: Any, params: Any, inputs: Sequence[TensorSpec], sizes: Mapping[str, int]
+) -> Adapted:
+    """Make a model one pure function.
+
+    Args:
+      model: a linen Module; an nnx Module, or a class or function that makes one
+        when called with `rngs=`; or `apply(params, inputs)`, which gets the only input
+        as an array or all of them as a dict, or each by its name where its
+        parameters are called so.
+      params: a tree of arrays; None for an nnx Module that has its own.
+      inputs: what it will be called with.
+      sizes: a size that the model takes for each bucketed axis.
+
+    Raises:
+      ParamsError: params are missing, extra or have other shapes.
+      ExportError: the model cannot be called so.
+    """
+    if isinstance(model, type) and issubclass(model, linen.Module):
+        model = model()
+    if isinstance(model, linen.Module):
+        return _adapt_linen(model, params, abstract(inputs, 2, sizes))
+    if isinstance(model, nnx.Module):
+        return _adapt_nnx(model, params)
+    if is_factory(model):
+        made = nnx.eval_shape(lambda: make(model, {})[0])
+        if not isinstance(made, nnx.Module):
+            raise ExportError(
+                f"model: expected a factory of an nnx.Module, got one of {type(made).__name__}"
+            )
+        if params is None:
+            raise ParamsError(
+                "params: expected the weights of the nnx.Module, got none; pass --params"
+            )
+        return _adapt_nnx(made, params)
+    if callable(model):
+        return _adapt_function(model, params, abstract(inputs, 2, sizes))
+    raise ExportError(
+        "model: expected an ExportSpec, a flax Module or factory, or apply(params, inputs), "
+        f"got {type(model).__name__}"
+    )
+
+
+def is_factory(model: Any) -> bool:
+    """Say whether this makes a model when called with no argument but `rngs`."""
+    if isinstance(model, type) and issubclass(model, nnx.Module):
+        return True
+    if not callable(model) or isinstance(model, linen.Module | nnx.Module):
+        return False
+    parameters = inspect.signature(model).parameters.values()
+    return not any(_required(p) for p in parameters if p.name != "rngs")
+
+
+def _required(parameter: inspect.Parameter) -> bool:
+    variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return parameter.default is parameter.empty and not variadic
+
+
+def make(factory: Any, config: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
+    """Call a class or function with the configuration keys that it knows.
+
+    Returns:
+      What it made, and the keys that were ignored, sorted.
+    """
+    parameters = dict(inspect.signature(factory).parameters)
+    if isinstance(factory, type) and issubclass(factory, linen.Module):
+        parameters = {n: p for n, p in parameters.items() if n not in ("parent", "name")}
+    takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    known = {key: value for key, value in config.items() if takes_all or key in parameters}
+    if "rngs" in parameters and "rngs" not in known:
+        known["rngs"] = nnx.Rngs(0)
+    missing = [n for n, p in parameters.items() if _required(p) and n not in known]
+    if missing:
+        name = getattr(factory, "__name__", type(factory).__name__)
+        raise ExportError(
+            f"{name}: expected values for {', '.join(missing)}, got none; pass --config FILE.json"
+        )
+    return factory(**known), tuple(sorted(set(config) - set(known)))
+
+
+def _adapt_linen(model: linen.Module, params: Any, inputs: Inputs) -> Adapted:
+    modes = _modes(type(model).__call__)
+    if params is None:
+        raise ParamsError(
+            "params: expected the weights of the linen Module, got none; pass --params"
+        )
+
+    def call(variables: Any, given: Inputs) -> Any:
+        args, kwargs = _bind(type(model).__call__, given, skip=1)
+        try:
+            return model.apply(variables, *args, **kwargs, **modes)
+        except flax_errors.InvalidRngError as error:
+            raise ExportError(f"{type(model).__name__}: {PIN_A_KEY} ({_line(error)})") from error
+        except flax_errors.ModifyScopeVariableError as error:
+            raise ExportError(
+                f"{type(model).__name__}: expected inference to leave its variables alone, got "
+                f"{_line(error)}; is it still in training mode?"
+            ) from error
+
+    def init(given: Inputs) -> Any:
+        args, kwargs = _bind(type(model).__call__, given, skip=1)
+        keys = {name: jax.random.key(0) for name in ("params", "dropout")}
+        return linen.meta.unbox(model.init(keys, *args, **kwargs, **modes))
+
+    expected = jax.eval_shape(init, inputs)
+    wanted = {name: tree for name, tree in expected.items() if name != "intermediates"}
+    tree, notes = _collections(params, wanted)
+    leaves = match(flatten(wanted), flatten(tree))
+    treedef = jax.tree.structure(wanted)
+    castable = frozenset(n for n, a in leaves.items() if n.startswith("params/") and floating(a))
+
+    def apply(named: Params, given: Inputs) -> Any:
+        return call(jax.tree.unflatten(treedef, [named[n] for n in leaves]), given)
+
+    return Adapted(apply, leaves, castable, tuple(notes))
+
+
+def _collections(params: Any, wanted: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """Give the variable collections in what was restored: {'params': …, 'batch_stats': …}."""
+    if not isinstance(params, Mapping):
+        raise ParamsError(f"params: expected a dict of params, got {type(params).__name__}")
+    tree = linen.meta.unbox(dict(params))
+    if "params" not in tree or "params" not in wanted:
+        return ({"params": tree} if set(wanted) == {"params"} else tree), []
+    dropped = sorted(set(tree) & _TRAIN_STATE - set(wanted))
+    kept = {
+        name: value for name, value in tree.items() if name not in dropped and value is not None
+    }
+    inner = kept["params"]
+    if isinstance(inner, Mapping) and "params" in inner and "params" not in wanted["params"]:
+        # A TrainState made from all variables: params={'params': …, 'batch_stats': …}.
+        kept = dict(inner)
+    notes = [f"the checkpoint's {', '.join(dropped)} is not part of the model"] if dropped else []
+    return kept, notes
+
+
+def _adapt_nnx(model: nnx.Module, params: Any) -> Adapted:
+    model = nnx.clone(model) if params is None else model
+    model.eval()
+    graphdef, randomness, state = nnx.split(model, nnx.RngState, ...)
+    flat = {tuple(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+    own = {path: variable.get_value() for path, variable in flat.items()}
+    kinds = {"/".join(path): type(variable) for path, variable in flat.items()}
+    if params is None:
+        if any(isinstance(v, jax.ShapeDtypeStruct) for v in own.values()):
+            raise ParamsError(
+                "params: expected the weights of the nnx.Module, got none; pass --params"
+            )
+        leaves = {"/".join(path): np.asarray(value) for path, value in own.items()}
+    else:
+        leaves = match(own, _without_rngs(flatten(params), own))
+    keys = jax.tree.map(_fixed_key, randomness)
+    treedef = jax.tree.structure(state)
+    castable = frozenset(
+        n for n, a in leaves.items() if floating(a) and not issubclass(kinds[n], nnx.BatchStat)
+    )
+    modes = _modes(type(model).__call__)
+
+    def apply(named: Params, given: Inputs) -> Any:
+        merged = nnx.merge(graphdef, keys, jax.tree.unflatten(treedef, [named[n] for n in leaves]))
+        before = _counts(merged)
+        args, kwargs = _bind(type(merged).__call__, given, skip=1)
+        outputs = merged(*args, **kwargs, **modes)
+        if any(a is not b for a, b in zip(before, _counts(merged), strict=True)):
+            raise ExportError(f"{type(model).__name__}: {PIN_A_KEY}")
+        return outputs
+
+    return Adapted(apply, leaves, castable)
+
+
+def _counts(model: nnx.Module) -> list[Any]:
+    return jax.tree.leaves(nnx.state(model, nnx.RngCount))
+
+
+def _fixed_key(leaf: Any) -> Any:
+    """Stand in for a random state that inference must not use; it only completes the module."""
+    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.key(0)
+    return np.zeros(leaf.shape, leaf.dtype)
+
+
+def _without_rngs(got: dict[Path, Any], own: Mapping[Path, Any]) -> dict[Path, Any]:
+    """Drop random states from a checkpoint: keys and counts that the model does not list."""
+    random = {"key", "count"}
+    return {p: v for p, v in got.items() if p in own or not (set(p[-1:]) & random)}
+
+
+def _adapt_function(function: Callable[..., Any], params: Any, inputs: Inputs) -> Adapted:
+    tree = {} if params is None else params
+    paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    leaves = {"/".join(_words(path)) or "params": _array(leaf) for path, leaf in paths}
+    if len(leaves) != len(paths):
+        raise ParamsError("params: expected different names for different params")
+    castable = frozenset(
+        n for n, a in leaves.items() if floating(a) and "batch_stats" not in n.split("/")
+    )
+
+    def with_form(form: Callable[[Inputs], tuple[tuple[Any, ...], dict[str, Any]]]) -> Any:
+        def apply(named: Params, given: Inputs) -> Any:
+            args, kwargs = form(given)
+            return function(
+                jax.tree.unflatten(treedef, [named[n] for n in leaves]), *args, **kwargs
+            )
+
+        return apply
+
+    def spread(given: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return _bind(function, given, skip=1)
+
+    def whole(given: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (dict(given),), {}
+
+    free = [
+        p
+        for p in inspect.signature(function).parameters.values()
+        if p.kind <= p.POSITIONAL_OR_KEYWORD
+    ][1:]
+    if len(free) != 1 or free[0].name in inputs:
+        return Adapted(with_form(spread), leaves, castable)
+    if len(inputs) > 1:
+        return Adapted(with_form(whole), leaves, castable)
+    return Adapted(
+        _first_that_traces(with_form(spread), with_form(whole), leaves, inputs), leaves, castable
+    )
+
+
+def _first_that_traces(
+    array: Any, mapping: Any, leaves: Mapping[str, Array], inputs: Inputs
+) -> Any:
+    """Tell `apply(params, x)` from `apply(params, inputs)` with `inputs["x"]` by trying."""
+    params = {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in leaves.items()}
+    try:
+        jax.eval_shape(array, params, inputs)
+    except Exception:  # noqa: BLE001 (whatever the user's function raises; lowering reports it)
+        try:
+            jax.eval_shape(mapping, params, inputs)
+        except Exception:  # noqa: BLE001 (neither works: the array form's error is the one shown)
+            return array
+        return mapping
+    return array
+
+
+def abstract(
+    inputs: Sequence[TensorSpec], batch: int, sizes: Mapping[str, int]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Give shapes and dtypes of inputs at one bucket, by name."""
+    return {
+        s.name: jax.ShapeDtypeStruct(s.concrete(batch, sizes), numpy_dtype(s.dtype)) for s in inputs
+    }
+
+
+def _modes(call: Callable[..., Any]) -> dict[str, bool]:
+    known = inspect.signature(call).parameters
+    return {name: value for name, value in _MODES.items() if name in known}
+
+
+def _bind(
+    call: Callable[..., Any], given: Inputs, skip: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Give inputs by name where parameters are called so, else by position, else as one dict."""
+    parameters = list(inspect.signature(call).parameters.values())[skip:]
+    free = [p for p in parameters if p.name not in _MODES]
+    names = {p.name for p in free if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    if set(given) <= names:
+        return (), dict(given)
+    positional = [p for p in free if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [p for p in positional if p.default is p.empty]
+    if len(given) > 1 and len(required) == 1 and len(positional) < len(given):
+        return (dict(given),), {}
+    variadic = any(p.kind == p.VAR_POSITIONAL for p in free)
+    if not variadic and not len(required) <= len(given) <= len(positional):
+        raise ExportError(
+            f"inputs: expected {', '.join(p.name for p in positional)} as the model has them, "
+            f"got {', '.join(given)}"
+        )
+    return tuple(given.values()), {}
+
+
+def flatten(tree: Any) -> dict[Path, Any]:
+    """Flatten a tree of dicts and lists to leaves by path; nnx's trailing `value` is dropped."""
+    found = {
+        tuple(_words(path)): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+    if found and all(path[-1:] == ("value",) for path in found):
+        return {path[:-1]: leaf for path, leaf in found.items()}
+    return found
+
+
+def _words(path: Sequence[Any]) -> list[str]:
+    return [jax.tree_util.keystr((key,), simple=True) for key in path]
+
+
+def match(expected: Mapping[Path, Any], got: Mapping[Path, Any]) -> dict[str, Array]:
+    """Hold params against what the model has.
+
+    Returns:
+      Arrays by name, in the model's order.
+
+    Raises:
+      ParamsError: lists what is missing, extra, or has another shape.
+    """
+    problems = [f"missing {_say(p, expected[p])}" for p in expected if p not in got]
+    problems += [f"extra {_say(p, got[p])}" for p in got if p not in expected]
+    problems += [
+        f"{'/'.join(p)}: expected {_brief(expected[p])}, got {_brief(got[p])}"
+        for p in expected
+        if p in got and not _alike(expected[p], got[p])
+    ]
+    if problems:
+        shown = "; ".join(problems[:5])
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ParamsError(f"params do not fit the model: {shown}{more}{_hint(got)}")
+    return {"/".join(path): _array(got[path]) for path in expected}
+
+
+def _hint(got: Mapping[Path, Any]) -> str:
+    tops = sorted({path[0] for path in got if len(path) > 1})
+    likely = [top for top in tops if top in ("params", "ema_params", "model", "state", "target")]
+    return (
+        f"; the checkpoint has {', '.join(tops[:8])}: pass --params-path {likely[0]}?"
+        if likely
+        else ""
+    )
+
+
+def _alike(a: Any, b: Any) -> bool:
+    return tuple(a.shape) == tuple(np.shape(b)) and floating(a) == floating(b)
+
+
+def _say(path: Path, leaf: Any) -> str:
+    return f"{'/'.join(path)} {_brief(leaf)}"
+
+
+def _brief(leaf: Any) -> str:
+    dtype = getattr(leaf, "dtype", type(leaf).__name__)
+    return f"{dtype}{list(np.shape(leaf))}"
+
+
+def floating(array: Any) -> bool:
+    """Say whether an array's dtype is floating, ml_dtypes' included."""
+    return bool(jax.numpy.issubdtype(array.dtype, jax.numpy.floating))
+
+
+def _array(leaf: Any) -> Array:
+    array = np.asarray(leaf)
+    if array.dtype == np.dtype(object):
+        raise ParamsError(f"params: expected arrays, got {type(leaf).__name__}")
+    return array
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200]

@@ -1,0 +1,369 @@
+"""What is decided before a program is lowered: signature, params, traces, goldens."""
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from export import goldens as golden_rules
+from export.checkpoints import read_params, take_subtree
+from export.errors import ExportError
+from export.lowering import (
+    Traced,
+    large_constants,
+    trace,
+    with_constants,
+)
+from export.models import Adapted, abstract, adapt
+from export.outputs import Key, name_outputs, output_specs
+from export.packing import Packing, plan_packing
+from export.spec import ExportSpec, parse_output
+from runtime.compare import largest_difference
+from runtime.manifest import OutputFormat
+from runtime.signature import Axis, Signature, TensorSpec
+from runtime.tensors import Array, numpy_dtype
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that is decided before a program is lowered.
+
+    Attributes:
+      spec: what was asked for.
+      x64: whether 64-bit types are on.
+      signature: inputs, outputs, axes.
+      packing: where each param lies.
+      arguments: what every program takes before its inputs, by name.
+      traced: one trace per bucket, by (batch, axis sizes).
+      goldens: (axis sizes, inputs, expected outputs), arrays in the signature's order.
+      output_format: how predictions are written.
+      notes: what was decided on the user's behalf.
+      cast_drift: output to the largest change that casting params made.
+    """
+
+    spec: ExportSpec
+    x64: bool
+    signature: Signature
+    packing: Packing
+    arguments: dict[str, Array]
+    traced: dict[Key, Traced]
+    goldens: tuple[tuple[dict[str, int], tuple[Array, ...], tuple[Array, ...]], ...]
+    output_format: OutputFormat
+    notes: tuple[str, ...]
+    cast_drift: dict[str, float]
+
+
+def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan:
+    """Decide everything that can be decided without lowering.
+
+    Raises:
+      ExportError: the model cannot be exported as asked.
+    """
+    inputs: tuple[TensorSpec, ...] = tuple(spec.inputs)  # type: ignore[arg-type]
+    axes = tuple(Axis(name=name, sizes=tuple(sizes)) for name, sizes in spec.axes.items())
+    tell("reading params")
+    params = _read(spec)
+    first = {axis.name: axis.sizes[0] for axis in axes}
+    adapted = adapt(spec.model, params, inputs, first)
+    notes = [*adapted.notes, *_wide_notes(inputs, x64)]
+    given, narrowed = _as_jax_keeps(adapted.params, x64)
+    notes += narrowed
+    cast = _cast(given, adapted, spec.dtype)
+    flat = _Flat(adapted, [s.name for s in inputs])
+    traced, packing, arguments, hoisted = _trace_all(spec, flat, cast, inputs, axes, tell)
+    notes += hoisted
+    outputs = output_specs(
+        flat.names,
+        _shapes(spec, flat, packing, arguments, traced, inputs, axes),
+        [a.name for a in axes],
+    )
+    signature = Signature(inputs=inputs, outputs=outputs, axes=axes)
+    tell("running the un-exported model op by op")
+    goldens = _goldens(spec, signature, flat, cast)
+    drift: dict[str, float] = {}
+    if spec.dtype is not None:
+        uncast = [flat.reference(given, arrays) for _, arrays, _ in goldens]
+        drift = {
+            o.name: max(
+                largest_difference(np.asarray(a[i], np.float64), np.asarray(e[i], np.float64))
+                for a, (_, _, e) in zip(uncast, goldens, strict=True)
+            )
+            for i, o in enumerate(outputs)
+        }
+    return Plan(
+        spec=spec,
+        x64=x64,
+        signature=signature,
+        packing=packing,
+        arguments=arguments,
+        traced=traced,
+        goldens=goldens,
+        output_format=_output_format(spec, signature),
+        notes=tuple(notes),
+        cast_drift=drift,
+    )
+
+
+def _read(spec: ExportSpec) -> Any:
+    if isinstance(spec.params, str | os.PathLike):
+        return read_params(spec.params, subtree=spec.params_path, allow_pickle=spec.allow_pickle)
+    if spec.params is not None and spec.params_path:
+        return take_subtree(spec.params, spec.params_path)
+    return spec.params
+
+
+def _wide_notes(inputs: Sequence[TensorSpec], x64: bool) -> list[str]:
+    wide = [s for s in inputs if s.dtype.endswith("64")]
+    if not x64 or not wide:
+        return []
+    names = ", ".join(f"{s.name!r} ({s.dtype})" for s in wide)
+    narrow = ", ".join(sorted({s.dtype.replace("64", "32") for s in wide}))
+    return [f"64-bit types are on for {names}; 32-bit mode would have turned them into {narrow}"]
+
+
+def _as_jax_keeps(params: Mapping[str, Array], x64: bool) -> tuple[dict[str, Array], list[str]]:
+    """Give params the dtypes that JAX would give them: 64-bit ones only in 64-bit mode."""
+    kept: dict[str, Array] = {}
+    narrowed = []
+    for name, array in params.items():
+        dtype = (
+            jax.dtypes.canonicalize_dtype(array.dtype)
+            if array.dtype != jax.dtypes.float0
+            else array.dtype
+        )
+        if x64 or dtype == array.dtype:
+            kept[name] = array
+            continue
+        info = np.iinfo(dtype) if np.issubdtype(dtype, np.integer) else None
+        if info and array.size and not (info.min <= array.min() and array.max() <= info.max):
+            raise ExportError(
+                f"params: {name!r}: expected values that fit {dtype}, got {array.dtype} beyond it; "
+                "export with JAX_ENABLE_X64=1"
+            )
+        kept[name] = array.astype(dtype)
+        narrowed.append(name)
+    if not narrowed:
+        return kept, []
+    shown = ", ".join(narrowed[:3]) + (
+        f" and {len(narrowed) - 3} more" if len(narrowed) > 3 else ""
+    )
+    return kept, [f"64-bit params become 32-bit ones, as JAX makes them in 32-bit mode: {shown}"]
+
+
+def _cast(params: Mapping[str, Array], adapted: Adapted, dtype: str | None) -> dict[str, Array]:
+    if dtype is None:
+        return dict(params)
+    to = numpy_dtype(dtype)
+    return {n: a.astype(to) if n in adapted.castable else a for n, a in params.items()}
+
+
+class _Flat:
+    """The adapted model with flat arguments and named outputs.
+
+    Attributes:
+      names: of the outputs, known after the first call.
+    """
+
+    def __init__(self, adapted: Adapted, inputs: Sequence[str]) -> None:
+        self._apply = adapted.apply
+        self._inputs = tuple(inputs)
+        self.names: list[str] = []
+
+    def call(self, params: Mapping[str, Any], inputs: Sequence[Any]) -> tuple[Any, ...]:
+        named = name_outputs(self._apply(params, dict(zip(self._inputs, inputs, strict=True))))
+        self.names = [name for name, _ in named]
+        return tuple(leaf for _, leaf in named)
+
+    def reference(self, params: Mapping[str, Array], inputs: Sequence[Array]) -> tuple[Array, ...]:
+        order = list(params)
+        return golden_rules.reference(
+            lambda p, x: self.call(dict(zip(order, p, strict=True)), x),
+            [params[name] for name in order],
+            inputs,
+        )
+
+
+def _trace_all(
+    spec: ExportSpec,
+    flat: _Flat,
+    params: dict[str, Array],
+    inputs: Sequence[TensorSpec],
+    axes: Sequence[Axis],
+    tell: Callable[[str], None],
+) -> tuple[dict[Key, Traced], Packing, dict[str, Array], list[str]]:
+    packing = plan_packing(params)
+    arguments = packing.pack(params)
+    names = [axis.name for axis in axes]
+    traced: dict[Key, Traced] = {}
+    for key in _keys(spec.buckets, axes):
+        tell(f"tracing {bucket_name(key, names)}")
+        shapes = abstract(inputs, key[0], dict(zip(names, key[1], strict=True)))
+        traced[key] = _trace_one(spec, flat, packing, arguments, list(shapes.values()))
+    constants: dict[str, Array] = {}
+    for one in traced.values():
+        constants |= large_constants(one.jaxpr)
+    if not constants:
+        return traced, packing, arguments, []
+    order = {digest: i for i, digest in enumerate(constants)}
+    hoisted = {f"constant/{order[digest]}": array for digest, array in constants.items()}
+    count = len(arguments)
+    wider = plan_packing({**params, **hoisted})
+    wide_arguments = wider.pack({**params, **hoisted})
+    if list(wide_arguments)[:count] != list(arguments):
+        raise ExportError("params: expected no param named 'constant/…'")
+    for key, one in traced.items():
+        tell(f"hoisting constants of {bucket_name(key, names)}")
+        function = with_constants(one.jaxpr, order, count)
+        with _precision(spec):
+            traced[key] = trace(function, _shapes_of(wide_arguments), one.arguments[1])
+    notes = [
+        f"a constant {array.dtype.name}{list(array.shape)} ({array.nbytes / 2**20:.1f} MiB) of the "
+        f"model's code became the param {name!r}"
+        for name, array in hoisted.items()
+    ]
+    return traced, wider, wide_arguments, notes
+
+
+def _trace_one(
+    spec: ExportSpec,
+    flat: _Flat,
+    packing: Packing,
+    arguments: Mapping[str, Array],
+    shapes: Sequence[Any],
+) -> Traced:
+    with _precision(spec):
+        return trace(lambda p, x: flat.call(packing.unpack(p), x), _shapes_of(arguments), shapes)
+
+
+def _precision(spec: ExportSpec) -> Any:
+    return jax.default_matmul_precision(spec.matmul_precision)
+
+
+def _shapes_of(arguments: Mapping[str, Array]) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arguments.values()]
+
+
+def _keys(buckets: Sequence[int], axes: Sequence[Axis]) -> list[Key]:
+    sizes = itertools.product(*(axis.sizes for axis in axes))
+    return [(batch, size) for size in sizes for batch in buckets]
+
+
+def bucket_name(key: Key, names: Sequence[str]) -> str:
+    """Name a bucket as files and people do: `b8`, `b8-seq32`."""
+    return "-".join([f"b{key[0]}", *(f"{n}{s}" for n, s in zip(names, key[1], strict=True))])
+
+
+def _shapes(
+    spec: ExportSpec,
+    flat: _Flat,
+    packing: Packing,
+    arguments: Mapping[str, Array],
+    traced: Mapping[Key, Traced],
+    inputs: Sequence[TensorSpec],
+    axes: Sequence[Axis],
+) -> dict[Key, Any]:
+    """Give output shapes at each bucket, and at sizes beside them where there is only one."""
+    shapes: dict[Key, Any] = {key: one.outputs for key, one in traced.items()}
+    batch, sizes = next(iter(traced))
+    extra: list[Key] = []
+    if len(spec.buckets) == 1:
+        extra.append((batch + 1, sizes))
+    for i, axis in enumerate(axes):
+        if len(axis.sizes) == 1 and axis.sizes[0] > 1:
+            extra.append((batch, (*sizes[:i], sizes[i] // 2, *sizes[i + 1 :])))
+    for key in extra:
+        named = dict(zip((axis.name for axis in axes), key[1], strict=True))
+        given = list(abstract(inputs, key[0], named).values())
+        try:
+            shapes[key] = _trace_one(spec, flat, packing, arguments, given).outputs
+        except ExportError:
+            continue  # the model takes this one size only; its shapes are all there is to go by
+    return shapes
+
+
+def _goldens(
+    spec: ExportSpec, signature: Signature, flat: _Flat, params: Mapping[str, Array]
+) -> tuple[tuple[dict[str, int], tuple[Array, ...], tuple[Array, ...]], ...]:
+    found = []
+    names = [output.name for output in signature.outputs]
+    with _precision(spec):
+        for arrays, sizes in _golden_inputs(spec, signature):
+            ordered = tuple(arrays[s.name] for s in signature.inputs)
+            expected = flat.reference(params, ordered)
+            golden_rules.refuse_non_finite(names, expected, signature.inputs)
+            for output, array in zip(signature.outputs, expected, strict=True):
+                shape = output.concrete(len(ordered[0]), sizes)
+                if (array.dtype.name, array.shape) != (output.dtype, shape):
+                    raise ExportError(
+                        f"output {output.name!r}: expected {output} of the un-exported model, got "
+                        f"{array.dtype.name}{list(array.shape)}"
+                    )
+            found.append((sizes, ordered, expected))
+    return tuple(found)
+
+
+def _golden_inputs(
+    spec: ExportSpec, signature: Signature
+) -> list[tuple[dict[str, Array], dict[str, int]]]:
+    """Give golden inputs: those given, and seeded ones at and between the axis sizes."""
+    found = []
+    if spec.golden is not None:
+        given = (
+            spec.golden
+            if isinstance(spec.golden, Mapping)
+            else golden_rules.read_inputs(spec.golden)
+        )
+        arrays, sizes = golden_rules.check_inputs(signature.inputs, signature.axes, given)
+        if not signature.axes:
+            return [(arrays, sizes)]
+        found.append((arrays, sizes))
+    most = max(4, spec.buckets[-1])
+    for between, values in _axis_points(signature.axes):
+        named = dict(zip((a.name for a in signature.axes), values, strict=True))
+        rows = golden_rules.golden_rows(signature.inputs, named, 4 if between else most)
+        found.append((golden_rules.seeded_inputs(signature.inputs, named, rows, spec.seed), named))
+    return found
+
+
+def _axis_points(axes: Sequence[Axis]) -> list[tuple[bool, tuple[int, ...]]]:
+    """Give axis sizes to try: each bucket's, and one between it and the next smaller one."""
+    exact = [(False, values) for values in itertools.product(*(axis.sizes for axis in axes))]
+    halves = []
+    for axis in axes:
+        below = (0, *axis.sizes[:-1])
+        halves.append([(low + high + 1) // 2 for low, high in zip(below, axis.sizes, strict=True)])
+    known = {values for _, values in exact}
+    between = [(True, v) for v in itertools.product(*halves) if axes and v not in known]
+    return exact + between
+
+
+def _output_format(spec: ExportSpec, signature: Signature) -> OutputFormat:
+    wanted = parse_output(spec.output)
+    if wanted.kind == "raw":
+        if spec.labels:
+            raise ExportError(
+                "labels: expected --output classification:logits or :probabilities with them, got raw"
+            )
+        return wanted
+    names = [output.name for output in signature.outputs]
+    if wanted.output is None and len(names) > 1:
+        raise ExportError(
+            f"output: expected {spec.output}:NAME with a NAME of {', '.join(names)}, got no name"
+        )
+    name = wanted.output or names[0]
+    output = next((o for o in signature.outputs if o.name == name), None)
+    if output is None:
+        raise ExportError(f"output: expected one of {', '.join(names)}, got {name!r}")
+    if len(output.shape) != 2 or "float" not in output.dtype:
+        raise ExportError(
+            f"output {name!r}: expected floats [_, classes] for {wanted.kind}, got {output}"
+        )
+    if spec.labels and len(spec.labels) != output.shape[1]:
+        raise ExportError(
+            f"labels: expected {output.shape[1]} for {output}, got {len(spec.labels)}"
+        )
+    return dataclasses.replace(wanted, output=name, labels=tuple(spec.labels))

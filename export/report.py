@@ -1,0 +1,126 @@
+"""What an export did: for people a table, for machines JSON."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.table import Table
+
+Progress = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramReport:
+    """One program. Figures are of the device that verified it; None if none did.
+
+    Attributes:
+      bucket: such as `b8-seq32`.
+      program_bytes: both stored forms together.
+      flops: floating point operations of one run, as XLA counts them.
+      bytes_accessed: bytes that one run moves, as XLA counts them.
+      temp_bytes: memory that one run needs beside params, inputs and outputs.
+      max_error: largest difference from the goldens.
+    """
+
+    bucket: str
+    program_bytes: int
+    flops: float | None
+    bytes_accessed: float | None
+    temp_bytes: float | None
+    max_error: float | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What an export did.
+
+    Attributes:
+      bundle: where it is; None after a dry run.
+      name: of the model.
+      version: of the model.
+      inputs: each as `name: dtype[shape]`.
+      outputs: each as `name: dtype[shape]`.
+      platforms: what the programs were lowered for.
+      verified: where the goldens were reproduced.
+      params_bytes: all weights.
+      programs: one per bucket.
+      drift: output to the largest difference between buckets.
+      cast_drift: output to the largest change that `dtype` made.
+      row_mixing: ways in which rows depend on each other.
+      notes: what was decided on the user's behalf.
+    """
+
+    bundle: str | None
+    name: str
+    version: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    platforms: tuple[str, ...]
+    verified: tuple[str, ...]
+    params_bytes: int
+    programs: tuple[ProgramReport, ...]
+    drift: dict[str, float]
+    cast_drift: dict[str, float]
+    row_mixing: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """Write it for machines."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def print(self, console: Console) -> None:
+        """Write it for people: a table per program, then what else there is to know."""
+        table = Table(title=f"{self.name} version {self.version}", title_justify="left")
+        table.add_column("bucket")
+        for column in ("program", "FLOPs", "moved", "temp", "golden max error"):
+            table.add_column(column, justify="right")
+        for p in self.programs:
+            table.add_row(
+                p.bucket,
+                size(p.program_bytes),
+                count(p.flops),
+                size(p.bytes_accessed),
+                size(p.temp_bytes),
+                "-" if p.max_error is None else f"{p.max_error:.2g}",
+            )
+        console.print(table)
+        for line in self._lines():
+            console.print(line, markup=False, highlight=False)
+
+    def _lines(self) -> list[str]:
+        lines = [f"inputs   {', '.join(self.inputs)}", f"outputs  {', '.join(self.outputs)}"]
+        lines.append(f"params   {size(self.params_bytes)}, one copy for all programs")
+        lines.append(
+            f"lowered for {', '.join(self.platforms)}; verified on {', '.join(self.verified) or 'nothing'}"
+        )
+        if self.drift:
+            lines.append(f"drift between buckets: {_figures(self.drift)}")
+        if self.cast_drift:
+            lines.append(f"drift from casting params: {_figures(self.cast_drift)}")
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"warning: rows are mixed: {text}" for text in self.row_mixing]
+        lines.append(f"bundle   {self.bundle}" if self.bundle else "dry run: nothing was written")
+        return lines
+
+
+def _figures(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.2g}" for name, value in values.items())
+
+
+def size(value: float | None) -> str:
+    """Write bytes for people: 57 kB, 90.3 MB."""
+    return "-" if value is None else _scaled(value, ("B", "kB", "MB", "GB", "TB"))
+
+
+def count(value: float | None) -> str:
+    """Write a count for people: 5.7 G."""
+    return "-" if value is None else _scaled(value, ("", "k", "M", "G", "T", "P"))
+
+
+def _scaled(value: float, units: tuple[str, ...]) -> str:
+    unit = 0
+    while abs(value) >= 1000 and unit < len(units) - 1:
+        value /= 1000
+        unit += 1
+    return f"{value:.3g} {units[unit]}".strip()

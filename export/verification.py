@@ -1,0 +1,128 @@
+"""The written bundle, tried in a fresh process that cannot import Flax.
+
+What serves later has no Flax either, so a bundle that passes here needs none.
+"""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+
+import runtime
+from export.errors import ExportError, VerificationError
+from export.spec import ExportSpec
+
+_ROOT = Path(runtime.__file__).resolve().parent.parent
+_FORBIDDEN = ("flax", "orbax", "optax", "tensorflow", "export")
+_CHILD = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
+    f"sys.modules.update(dict.fromkeys({_FORBIDDEN!r})); "
+    "from runtime.__main__ import main; sys.exit(main(sys.argv[1:]))"
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verified:
+    """What the fresh process found.
+
+    Attributes:
+      platforms: on which it ran.
+      drift: output to the largest difference between buckets.
+      mixing: ways in which rows depend on each other.
+      programs: bucket to flops, bytes_accessed, temp_bytes, max_error.
+    """
+
+    platforms: tuple[str, ...] = ()
+    drift: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    mixing: tuple[str, ...] = ()
+    programs: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+
+
+def refuse_unverifiable(spec: ExportSpec) -> None:
+    """Raise ExportError if this machine has none of the platforms asked for."""
+    if not available(spec) and not spec.unverified:
+        here = sorted({d.platform for d in jax.local_devices()})
+        raise ExportError(
+            f"platforms: expected one that this machine has, to verify the bundle on, got "
+            f"{', '.join(spec.platforms)} and a machine with {', '.join(here)}; add cpu, or pass "
+            "--unverified"
+        )
+
+
+def available(spec: ExportSpec) -> list[str]:
+    """Give the platforms asked for that this machine has."""
+    return [p for p in spec.platforms if _has(p)]
+
+
+def verify(bundle: Path, spec: ExportSpec, tell: Callable[[str], None]) -> Verified:
+    """Verify a staged bundle on every platform that this machine has.
+
+    Raises:
+      VerificationError: it does not load, or does not answer as the model does.
+    """
+    platforms = available(spec)
+    if not platforms:
+        return Verified()
+    reports = [_run(bundle, platform, tell) for platform in platforms]
+    drift: dict[str, float] = {}
+    for report in reports:
+        for name, value in report["drift"].items():
+            drift[name] = max(drift.get(name, 0.0), float(f"{value:.2g}"))
+    mixing = tuple(dict.fromkeys(text for report in reports for text in report["row_mixing"]))
+    return Verified(
+        platforms=tuple(platforms),
+        drift=drift,
+        mixing=mixing,
+        programs={p["bucket"]: p for p in reports[0]["programs"]},
+    )
+
+
+def _has(platform: str) -> bool:
+    try:
+        return bool(jax.local_devices(backend=platform))
+    except RuntimeError:
+        return False
+
+
+def _run(bundle: Path, platform: str, tell: Callable[[str], None]) -> dict:  # type: ignore[type-arg]
+    command = [
+        sys.executable,
+        "-c",
+        _CHILD,
+        str(_ROOT),
+        "verify",
+        str(bundle),
+        "--json",
+        "--device",
+        platform,
+    ]
+    with tempfile.TemporaryFile("w+") as out:
+        lines = []
+        with subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True) as child:  # noqa: S603
+            assert child.stderr is not None  # noqa: S101 (a pipe was asked for)
+            for line in child.stderr:
+                lines.append(line.rstrip())
+                tell(f"verifying: {line.strip()}")
+        out.seek(0)
+        text = out.read()
+    if child.returncode < 0:
+        raise VerificationError(
+            f"the bundle ends the process that loads it: {signal.Signals(-child.returncode).name}"
+        )
+    try:
+        report = json.loads(text)
+    except ValueError:
+        last = next((line for line in reversed(lines) if line), f"exit status {child.returncode}")
+        raise VerificationError(f"the written bundle does not load: {last}") from None
+    if report["mismatches"]:
+        shown = "; ".join(report["mismatches"][:3])
+        raise VerificationError(
+            f"the programs do not answer as the model does, on {platform}: {shown}"
+        )
+    return report  # type: ignore[no-any-return]

@@ -1,0 +1,131 @@
+"""A plan and its lowered programs, written as a staged bundle with its manifest."""
+
+import datetime as dt
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from export import goldens as golden_rules
+from export.errors import ExportError
+from export.lowering import (
+    Lowered,
+    floating_dtypes,
+)
+from export.outputs import Key
+from export.plan import Plan, bucket_name
+from runtime import __version__
+from runtime.manifest import Argument, Golden, Manifest, Params, ProgramEntry
+from runtime.tensors import Array
+from runtime.writer import BundleWriter
+
+# safetensors files above this are split, so that no single file becomes unwieldy.
+SHARD_BYTES = 5 * 1000**3
+
+
+def write(writer: BundleWriter, plan: Plan, programs: Mapping[Key, Lowered]) -> Manifest:
+    """Write programs, params and goldens; return the manifest, not yet written.
+
+    What only running the programs can tell (verified, drift, row_mixing) is still empty.
+    """
+    spec, signature = plan.spec, plan.signature
+    names = [axis.name for axis in signature.axes]
+    entries = []
+    for key, lowered in programs.items():
+        bucket = bucket_name(key, names)
+        entries.append(
+            ProgramEntry(
+                batch=key[0],
+                axes=dict(zip(names, key[1], strict=True)),
+                exported=writer.write(f"programs/{bucket}.exported", lowered.exported),
+                stablehlo=writer.write(f"programs/{bucket}.stablehlo", lowered.stablehlo),
+                custom_calls=lowered.custom_calls,
+            )
+        )
+    return Manifest(
+        name=spec.name,
+        version=spec.version,
+        created=_now(),
+        exporter=_versions(next(iter(programs.values()))),
+        platforms=tuple(spec.platforms),
+        verified=(),
+        x64=plan.x64,
+        matmul_precision=spec.matmul_precision,
+        signature=signature,
+        buckets=tuple(spec.buckets),
+        output_format=plan.output_format,
+        tolerances=_tolerances(plan),
+        drift={},
+        row_mixing=(),
+        params=_write_params(writer, plan),
+        programs=tuple(entries),
+        goldens=_write_goldens(writer, plan),
+    )
+
+
+def _write_params(writer: BundleWriter, plan: Plan) -> Params:
+    shards: list[dict[str, Array]] = [{}]
+    for name, array in plan.arguments.items():
+        if shards[-1] and sum(a.nbytes for a in shards[-1].values()) + array.nbytes > SHARD_BYTES:
+            shards.append({})
+        shards[-1][name] = array
+    total = len(shards)
+    paths = [
+        "params.safetensors" if total == 1 else f"params-{i + 1:05}-of-{total:05}.safetensors"
+        for i in range(total)
+    ]
+    files = [writer.write_tensors(path, shard) for path, shard in zip(paths, shards, strict=True)]
+    arguments = [
+        Argument(name=name, dtype=a.dtype.name, shape=tuple(a.shape), file=path)
+        for path, shard in zip(paths, shards, strict=True)
+        for name, a in shard.items()
+    ]
+    return Params(files=tuple(files), arguments=tuple(arguments), entries=plan.packing.entries)
+
+
+def _write_goldens(writer: BundleWriter, plan: Plan) -> tuple[Golden, ...]:
+    found = []
+    for i, (sizes, inputs, expected) in enumerate(plan.goldens):
+        tensors = {f"input/{s.name}": a for s, a in zip(plan.signature.inputs, inputs, strict=True)}
+        tensors |= {
+            f"output/{s.name}": a for s, a in zip(plan.signature.outputs, expected, strict=True)
+        }
+        file = writer.write_tensors(f"golden/{i}.safetensors", tensors)
+        found.append(Golden(axes=sizes, rows=len(inputs[0]), file=file))
+    return tuple(found)
+
+
+def _tolerances(plan: Plan) -> dict[str, Any]:
+    dtypes = floating_dtypes(next(iter(plan.traced.values())).jaxpr)
+    precision = plan.spec.matmul_precision
+    return {
+        platform: {
+            output.name: golden_rules.tolerance(
+                platform,
+                dtypes,
+                output,
+                [expected[i] for _, _, expected in plan.goldens],
+                precision,
+            )
+            for i, output in enumerate(plan.signature.outputs)
+        }
+        for platform in plan.spec.platforms
+    }
+
+
+def _now() -> str:
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    if epoch is not None and not epoch.isdigit():
+        raise ExportError(f"SOURCE_DATE_EPOCH: expected seconds since 1970, got {epoch!r}")
+    now = dt.datetime.fromtimestamp(int(epoch), dt.UTC) if epoch else dt.datetime.now(dt.UTC)
+    return now.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _versions(lowered: Lowered) -> dict[str, str]:
+    packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")}
+    return {
+        "hloserve": __version__,
+        **packages,
+        "stablehlo": lowered.stablehlo_version,
+        "calling_convention": str(lowered.calling_convention),
+    }

@@ -1,0 +1,82 @@
+"""Run a bundle: compiled StableHLO programs on one device, without the model's source.
+
+    from runtime import load
+    model = load("bundle/")
+    answers = model.predict({"image": rows})
+
+Importable without Flax, TensorFlow or any server. Loading a bundle opens no network
+connection. Names are imported when first used, so that `runtime.manifest` can be read
+by tools that have neither NumPy nor JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runtime.bundle import Bundle, open_bundle
+    from runtime.errors import (
+        BatchTooLarge,
+        BundleError,
+        DeviceUnavailable,
+        ExecutionError,
+        GoldenMismatch,
+        IncompatibleProgram,
+        IntegrityError,
+        InvalidInput,
+        ManifestError,
+        SignatureMismatch,
+        UnsupportedFormat,
+    )
+    from runtime.model import Model, load
+    from runtime.verify import assert_bundle_matches_goldens
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "runtime.bundle": ("Bundle", "open_bundle"),
+    "runtime.errors": (
+        "BatchTooLarge",
+        "BundleError",
+        "DeviceUnavailable",
+        "ExecutionError",
+        "GoldenMismatch",
+        "IncompatibleProgram",
+        "IntegrityError",
+        "InvalidInput",
+        "ManifestError",
+        "SignatureMismatch",
+        "UnsupportedFormat",
+    ),
+    "runtime.model": ("Model", "load"),
+    "runtime.verify": ("assert_bundle_matches_goldens",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "BatchTooLarge",
+    "Bundle",
+    "BundleError",
+    "DeviceUnavailable",
+    "ExecutionError",
+    "GoldenMismatch",
+    "IncompatibleProgram",
+    "IntegrityError",
+    "InvalidInput",
+    "ManifestError",
+    "Model",
+    "SignatureMismatch",
+    "UnsupportedFormat",
+    "assert_bundle_matches_goldens",
+    "load",
+    "open_bundle",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'runtime' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

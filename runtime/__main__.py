@@ -1,0 +1,122 @@
+"""`python -m runtime`: verify, inspect and bench a bundle on this machine."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from runtime.errors import BundleError, DeviceUnavailable, ExecutionError
+
+EXIT_OK, EXIT_USAGE, EXIT_BUNDLE, EXIT_GOLDEN, EXIT_DEVICE = 0, 2, 3, 4, 5
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status.
+
+    0 fine, 2 wrong usage, 3 the bundle cannot be used, 4 goldens do not match or rows
+    depend on each other, 5 the device is missing or failed.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except (DeviceUnavailable, ExecutionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_DEVICE
+    except BundleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BUNDLE
+    except BrokenPipeError:
+        return EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime",
+        description="Verify, inspect and bench a bundle.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    verify = commands.add_parser(
+        "verify", help="run goldens and row-independence probes on this device", allow_abbrev=False
+    )
+    verify.add_argument("bundle", type=Path, metavar="BUNDLE")
+    verify.add_argument("--device", help="cpu, cuda, cuda:1 (default: JAX's default device)")
+    verify.add_argument("--json", action="store_true", help="print a report for machines")
+    verify.add_argument("--junit", type=Path, metavar="FILE", help="write a JUnit XML report")
+    verify.set_defaults(run=_verify)
+    inspect = commands.add_parser("inspect", help="show what a bundle holds", allow_abbrev=False)
+    inspect.add_argument("bundle", type=Path, metavar="BUNDLE")
+    inspect.add_argument("--json", action="store_true", help="print it for machines")
+    inspect.set_defaults(run=_inspect)
+    bench = commands.add_parser(
+        "bench", help="time every program on this device", allow_abbrev=False
+    )
+    bench.add_argument("bundle", type=Path, metavar="BUNDLE")
+    bench.add_argument("--device", help="cpu, cuda, cuda:1 (default: JAX's default device)")
+    bench.add_argument(
+        "--seconds", type=float, default=1.0, help="time for each program (default: 1)"
+    )
+    bench.add_argument("--json", action="store_true", help="print the figures for machines")
+    bench.add_argument("--plot", type=Path, metavar="FILE", help="write a chart, .svg or .png")
+    bench.set_defaults(run=_bench)
+    return parser
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from runtime.model import load
+    from runtime.report import junit, verification
+    from runtime.verify import verify
+
+    model = load(arguments.bundle, arguments.device, progress=_say)
+    report = verify(model, progress=_say)
+    if arguments.junit:
+        arguments.junit.write_bytes(junit(model, report))
+    if arguments.json:
+        print(json.dumps(verification(model, report)))
+    else:
+        found = verification(model, report)
+        for line in [*found["mismatches"], *found["row_mixing"]]:
+            print(f"FAILED {line}")
+        print(
+            f"{'ok' if found['ok'] else 'FAILED'}: {len(report.goldens)} golden checks, "
+            f"{len(report.mismatches)} failed; {len(report.mixing)} signs of rows that depend on "
+            f"each other{' (recorded in the manifest)' if report.mixing and model.manifest.row_mixing else ''}; "
+            f"on {found['device']}"
+        )
+    return EXIT_OK if verification(model, report)["ok"] else EXIT_GOLDEN
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from runtime.bundle import open_bundle
+    from runtime.report import description
+
+    bundle = open_bundle(arguments.bundle)
+    if arguments.json:
+        sys.stdout.write(bundle.manifest.to_bytes().decode())
+    else:
+        print(description(bundle))
+    return EXIT_OK
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from runtime.bench import bench, chart, table
+    from runtime.model import load
+
+    if arguments.plot and arguments.plot.suffix not in (".svg", ".png"):
+        print(f"error: --plot: expected a .svg or .png file, got {arguments.plot}", file=sys.stderr)
+        return EXIT_USAGE
+    model = load(arguments.bundle, arguments.device, progress=_say)
+    figures = bench(model, arguments.seconds, progress=_say)
+    print(json.dumps(figures) if arguments.json else table(figures))
+    if arguments.plot:
+        chart(figures, arguments.plot)
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

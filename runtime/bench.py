@@ -1,0 +1,113 @@
+"""Time every program of a bundle: the bare call, and `predict` around it."""
+
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from runtime.model import Group, Model
+from runtime.program import device_kind
+from runtime.report import columns
+from runtime.verify import bucket_name
+
+Progress = Callable[[str], None]
+Figures = dict[str, Any]
+
+
+def bench(model: Model, seconds: float, *, progress: Progress | None = None) -> Figures:
+    """Time each program for some seconds, bare calls and `predict` in turn.
+
+    Args:
+      model: loaded.
+      seconds: for each program.
+      progress: called before each program.
+
+    Returns:
+      The device, versions, and for each program medians in microseconds.
+    """
+    tell = progress or (lambda _: None)
+    rows = []
+    for group in model.groups.values():
+        for batch in group.programs:
+            name = bucket_name(model, group, batch)
+            tell(f"timing {name}")
+            rows.append({"bucket": name, "rows": batch, **_time(model, group, batch, seconds)})
+    return {
+        "model": f"{model.manifest.name} version {model.manifest.version}",
+        "device": f"{model.platform} ({device_kind(model.device)})",
+        "machine": f"{platform.processor() or platform.machine()}, {platform.system()}",
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "programs": rows,
+    }
+
+
+def _time(model: Model, group: Group, batch: int, seconds: float) -> dict[str, float]:
+    inputs = model.blank(batch, group.sizes)
+    named = {s.name: a for s, a in zip(model.signature.inputs, inputs, strict=True)}
+    program = group.programs[batch]
+    bare: list[float] = []
+    whole: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(bare) < 5:
+        bare.append(_taken(lambda: program.call(model.params, inputs)))
+        whole.append(_taken(lambda: model.predict(named)))
+    call, predict = float(np.median(bare)), float(np.median(whole))
+    return {
+        "call_us": call * 1e6,
+        "predict_us": predict * 1e6,
+        "overhead_us": float(np.median(np.subtract(whole, bare))) * 1e6,
+        "rows_per_s": batch / predict,
+    }
+
+
+def _taken(run: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def table(figures: Figures) -> str:
+    """Write the figures for people."""
+    header = ("bucket", "call", "predict", "overhead", "rows/s")
+    rows = [
+        (
+            p["bucket"],
+            f"{p['call_us']:,.0f} µs",
+            f"{p['predict_us']:,.0f} µs",
+            f"{p['overhead_us']:,.0f} µs",
+            f"{p['rows_per_s']:,.0f}",
+        )
+        for p in figures["programs"]
+    ]
+    about = f"{figures['model']} on {figures['device']}, jax {figures['jax']}"
+    return f"{about}\n\n{columns([header, *rows])}"
+
+
+def chart(figures: Figures, path: Path) -> None:
+    """Draw rows/s and latency over the buckets, as .svg or .png; needs matplotlib."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = [p["bucket"] for p in figures["programs"]]
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    axes[0].bar(names, [p["rows_per_s"] for p in figures["programs"]], color="#3b6ea5")
+    axes[0].set(title="throughput of predict()", ylabel="rows/s")
+    axes[1].plot(names, [p["call_us"] / 1e3 for p in figures["programs"]], "o-", label="bare call")
+    axes[1].plot(
+        names, [p["predict_us"] / 1e3 for p in figures["programs"]], "o-", label="predict()"
+    )
+    axes[1].set(title="latency, median", ylabel="ms", yscale="log")
+    axes[1].legend()
+    for axis in axes:
+        axis.tick_params(axis="x", rotation=45)
+        axis.grid(axis="y", alpha=0.3)
+    figure.suptitle(f"{figures['model']} on {figures['device']}, jax {figures['jax']}")
+    figure.savefig(path)
+    plt.close(figure)

@@ -1,0 +1,103 @@
+"""Which buckets cover how many rows, and how rows become a bucket's. Pure functions."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from runtime.tensors import Array
+
+Cost = Callable[[int], float]
+
+
+def pick(size: int, sizes: Sequence[int]) -> int | None:
+    """Give the smallest of `sizes` (increasing) that holds `size`, or None."""
+    return next((candidate for candidate in sizes if candidate >= size), None)
+
+
+class Planner:
+    """Covers rows by buckets at the least cost.
+
+    The cost of a plan is the sum of its buckets' costs. With measured run times that
+    is the time the device needs; 12 rows become 8+4 or one 16, whichever is faster here.
+    Of equally cheap plans the one with fewer programs wins.
+
+    Args:
+      costs: bucket to the cost of running it once, in any unit; all positive.
+    """
+
+    def __init__(self, costs: Mapping[int, float]) -> None:
+        self.buckets = tuple(sorted(costs))
+        self._costs = dict(costs)
+        # The bucket that is cheapest for each row when it runs full; the rest of a long
+        # request is covered by it until the remainder is small enough to be planned.
+        self._bulk = min(self.buckets, key=lambda b: (self._costs[b] / b, -b))
+        self.plan = functools.lru_cache(maxsize=1024)(self._plan)
+
+    def _plan(self, rows: int) -> tuple[int, ...]:
+        """Give the buckets that cover `rows` >= 0 rows, the largest first.
+
+        Every bucket but the last runs full. The plan is optimal up to four times the
+        largest bucket; beyond that the bulk bucket takes the excess.
+        """
+        limit = 4 * self.buckets[-1]
+        bulk = max(0, math.ceil((rows - limit) / self._bulk))
+        best: list[tuple[float, int]] = [(0.0, 0)]  # (cost, programs) for each row count
+        choice: list[int] = [0]
+        for n in range(1, rows - bulk * self._bulk + 1):
+            options = []
+            for bucket in self.buckets:
+                cost, programs = best[max(0, n - bucket)]
+                options.append((cost + self._costs[bucket], programs + 1, bucket))
+            cost, programs, bucket = min(options)
+            best.append((cost, programs))
+            choice.append(bucket)
+        plan = [self._bulk] * bulk
+        left = rows - bulk * self._bulk
+        while left > 0:
+            plan.append(choice[left])
+            left -= choice[left]
+        plan.sort(reverse=True)
+        while sum(plan) - plan[-1] >= rows > 0:
+            plan.pop()
+        return tuple(plan)
+
+
+def pad(rows: Array, bucket: int) -> Array:
+    """Repeat the last row until the leading dimension is `bucket`.
+
+    A real row is repeated because zeros can make NaN where real rows do not.
+
+    Args:
+      rows: dtype[n, ...] with 1 <= n <= bucket.
+      bucket: the batch size of the program that will run.
+
+    Returns:
+      dtype[bucket, ...]; the first n rows are `rows`, the same object if n == bucket.
+    """
+    missing = bucket - len(rows)
+    if missing == 0:
+        return rows
+    out = np.empty((bucket, *rows.shape[1:]), rows.dtype)
+    out[: len(rows)] = rows
+    out[len(rows) :] = rows[-1]
+    return out
+
+
+def unpad(rows: Array, count: int) -> Array:
+    """Take the first `count` rows; the same object if there are no more."""
+    return rows if len(rows) == count else rows[:count]
+
+
+def pad_axes(array: Array, shape: Sequence[int], value: float) -> Array:
+    """Fill an array up to `shape` with `value` behind its real elements, on every axis.
+
+    Returns:
+      dtype[*shape]; the same object if nothing is missing.
+    """
+    if array.shape == tuple(shape):
+        return array
+    out = np.full(tuple(shape), value, array.dtype)
+    out[tuple(slice(size) for size in array.shape)] = array
+    return out

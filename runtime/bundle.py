@@ -1,0 +1,151 @@
+"""The bundle directory, opened: every digest is checked before anyone sees the bytes.
+
+Only files that the manifest names are touched; they must be regular files of the
+recorded size below the bundle, reached through no symbolic link.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import logging
+import mmap
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from runtime.errors import BundleError, IntegrityError
+from runtime.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, File, Manifest
+from runtime.tensors import Array, read_tensors
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle: where it is, what it says, and the digest of what it says.
+
+    Attributes:
+      path: the directory.
+      manifest: its manifest, checked.
+      digest: SHA-256 of manifest.json in hex; it covers every file, since the
+        manifest holds their digests.
+    """
+
+    path: Path
+    manifest: Manifest
+    digest: str
+
+    def read(self, file: File) -> bytes:
+        """Read a file whole.
+
+        Raises:
+          IntegrityError: it is not the file that the manifest describes.
+        """
+        with _opened(self.path, file) as descriptor, open(descriptor, "rb", closefd=False) as f:
+            data = f.read()
+        _compare(file, len(data), hashlib.sha256(data).hexdigest())
+        return data
+
+    def map(self, file: File) -> dict[str, Array]:
+        """View the tensors of a safetensors file through mmap.
+
+        Returns:
+          Read-only arrays over the mapping; nothing is copied.
+
+        Raises:
+          IntegrityError: it is not the file that the manifest describes.
+        """
+        with _opened(self.path, file) as descriptor:
+            mapped = (
+                mmap.mmap(descriptor, file.bytes, access=mmap.ACCESS_READ) if file.bytes else b""
+            )
+        digest = hashlib.sha256()
+        for start in range(0, file.bytes, _CHUNK):
+            digest.update(memoryview(mapped)[start : start + _CHUNK])
+        _compare(file, len(mapped), digest.hexdigest())
+        return read_tensors(self.path / file.path, mapped)
+
+
+def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Open a bundle and check that its files are there, with the recorded sizes.
+
+    Digests are checked when a file is read, before anything parses it.
+
+    Raises:
+      BundleError: not a bundle, or one this runtime does not read.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise BundleError(f"bundle {root}: expected a directory, got {_what(root)}")
+    try:
+        manifest_path = root / MANIFEST_NAME
+        if manifest_path.is_symlink() or not manifest_path.is_file():
+            raise FileNotFoundError
+        with manifest_path.open("rb") as f:
+            data = f.read(MAX_MANIFEST_BYTES + 1)
+    except OSError as error:
+        reason = error.strerror or "no regular file of that name"
+        raise BundleError(
+            f"bundle {root}: expected {MANIFEST_NAME}, got {reason}; an export that was "
+            "interrupted leaves none"
+        ) from None
+    manifest = Manifest.from_bytes(data)
+    for file in manifest.files:
+        with _opened(root, file):
+            pass
+    _warn_about_strangers(root, manifest)
+    return Bundle(root, manifest, hashlib.sha256(data).hexdigest())
+
+
+def _warn_about_strangers(root: Path, manifest: Manifest) -> None:
+    known = {MANIFEST_NAME, *(file.path for file in manifest.files)}
+    found = (p for p in root.rglob("*") if p.is_symlink() or not p.is_dir())
+    strangers = sorted(
+        str(p.relative_to(root)) for p in found if str(p.relative_to(root)) not in known
+    )
+    if strangers:
+        log.warning(
+            "bundle %s has files its manifest does not name: %s", root, ", ".join(strangers[:5])
+        )
+
+
+def _what(path: Path) -> str:
+    if path.is_symlink():
+        return "a broken symbolic link"
+    return "a file" if path.exists() else "nothing there"
+
+
+@contextlib.contextmanager
+def _opened(root: Path, file: File) -> Iterator[int]:
+    """Open a file below the bundle; no component may be a symbolic link."""
+    descriptors = [os.open(root, os.O_RDONLY | os.O_DIRECTORY)]
+    try:
+        try:
+            *folders, name = file.path.split("/")
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            for folder in folders:
+                descriptors.append(os.open(folder, flags | os.O_DIRECTORY, dir_fd=descriptors[-1]))
+            descriptors.append(os.open(name, flags, dir_fd=descriptors[-1]))
+        except OSError as error:
+            got = "a symbolic link" if error.errno == errno.ELOOP else error.strerror
+            raise IntegrityError(f"{file.path}: expected a regular file, got {got}") from None
+        status = os.fstat(descriptors[-1])
+        if not stat.S_ISREG(status.st_mode):
+            raise IntegrityError(f"{file.path}: expected a regular file, got another kind")
+        if status.st_size != file.bytes:
+            raise IntegrityError(f"{file.path}: expected {file.bytes} bytes, got {status.st_size}")
+        yield descriptors[-1]
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _compare(file: File, size: int, digest: str) -> None:
+    if size != file.bytes:
+        raise IntegrityError(f"{file.path}: expected {file.bytes} bytes, got {size}")
+    if digest != file.sha256:
+        raise IntegrityError(f"{file.path}: expected sha256 {file.sha256}, got {digest}")

@@ -1,0 +1,68 @@
+"""Everything the runtime raises on purpose.
+
+* BundleError              this directory cannot be served here
+  - ManifestError          manifest.json breaks the format; `.where` is its JSON path
+  - UnsupportedFormat      a format_version this runtime does not read
+  - IntegrityError         a file is missing, or is not the one the manifest describes
+  - IncompatibleProgram    wrong platform, or outside jax's compatibility window
+  - GoldenMismatch         the device does not reproduce the recorded answers
+  - DeviceUnavailable      the device that was asked for is not there
+* InvalidInput             the caller's fault; the message is safe to show
+  - SignatureMismatch      wrong name, dtype or shape
+  - BatchTooLarge          more rows than the caller allowed
+* ExecutionError           the device failed; the message belongs in the log
+
+Messages follow one grammar: *what, where: expected X, got Y[; do Z]*.
+"""
+
+
+class BundleError(Exception):
+    """This directory cannot be served here."""
+
+
+class ManifestError(BundleError):
+    """manifest.json breaks the format.
+
+    Attributes:
+      where: JSON path of the offending value, such as `$.programs[1].batch`.
+    """
+
+    def __init__(self, message: str, where: str) -> None:
+        super().__init__(f"manifest.json: {message} at {where}")
+        self.where = where
+
+
+class UnsupportedFormat(BundleError):
+    """The manifest's format_version is not one this runtime reads."""
+
+
+class IntegrityError(BundleError):
+    """A file is missing, or is not the one the manifest describes."""
+
+
+class IncompatibleProgram(BundleError):
+    """A program cannot run on this platform or with this jax."""
+
+
+class GoldenMismatch(BundleError):
+    """This device does not reproduce the answers recorded at export."""
+
+
+class DeviceUnavailable(BundleError):
+    """The device that was asked for is not there."""
+
+
+class InvalidInput(Exception):
+    """The caller sent something the signature does not allow."""
+
+
+class SignatureMismatch(InvalidInput):
+    """An input has the wrong name, dtype, shape or range."""
+
+
+class BatchTooLarge(InvalidInput):
+    """A request has more rows than the caller allowed."""
+
+
+class ExecutionError(Exception):
+    """The device failed while running a program."""

@@ -1,0 +1,505 @@
+"""The manifest: what a bundle says about itself, read with the standard library alone.
+
+Reading and writing live in the same classes so that they cannot drift. A reader
+refuses what it does not know: unknown keys, duplicate keys, other versions.
+
+Version log
+  1 (2026-11): first format.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import re
+from collections.abc import Mapping
+
+from runtime.errors import ManifestError, UnsupportedFormat
+from runtime.node import Node, typed
+from runtime.signature import DTYPE_BYTES, Signature, increasing, unique
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+# The largest real manifest is a few MB (tens of thousands of params); the rest is an attack.
+MAX_MANIFEST_BYTES = 64 * 1024 * 1024
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+OUTPUT_KINDS = ("raw", "softmax", "classification")
+SCORES = ("logits", "probabilities")
+
+_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A file of the bundle: its path below the bundle, size and SHA-256 in hex."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def from_node(cls, node: Node) -> "File":
+        """Read a file entry; a path can only point below the bundle."""
+        path = node.take("path", str)
+        if not _PATH.fullmatch(path) or path == MANIFEST_NAME:
+            raise ManifestError(
+                f"expected a plain relative path, got {path!r}", f"{node.where}.path"
+            )
+        size = node.take("bytes", int)
+        if size < 0:
+            raise ManifestError(f"expected a size, got {size}", f"{node.where}.bytes")
+        digest = node.take("sha256", str)
+        if not _SHA256.fullmatch(digest):
+            raise ManifestError("expected 64 hex digits", f"{node.where}.sha256")
+        return cls(path=path, bytes=size, sha256=digest)
+
+    def to_json(self) -> dict[str, object]:
+        """Write what `from_node` reads."""
+        return {"path": self.path, "bytes": self.bytes, "sha256": self.sha256}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramEntry:
+    """One program: the bucket it is for and the two forms it is stored in.
+
+    Attributes:
+      batch: rows it takes.
+      axes: size of each bucketed axis, in the signature's order.
+      exported: what `jax.export` wrote.
+      stablehlo: the StableHLO portable artifact inside it.
+      custom_calls: targets of the custom calls it contains, sorted.
+    """
+
+    batch: int
+    axes: Mapping[str, int]
+    exported: File
+    stablehlo: File
+    custom_calls: tuple[str, ...] = ()
+
+    @classmethod
+    def from_node(cls, node: Node) -> "ProgramEntry":
+        """Read one entry of `$.programs`."""
+        batch = node.take("batch", int)
+        if batch < 1:
+            raise ManifestError(f"expected at least 1, got {batch}", f"{node.where}.batch")
+        return cls(
+            batch=batch,
+            axes=_sizes(node),
+            exported=node.child("exported", File.from_node),
+            stablehlo=node.child("stablehlo", File.from_node),
+            custom_calls=node.items("custom_calls", str),
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Write what `from_node` reads."""
+        return {
+            "batch": self.batch,
+            "axes": dict(self.axes),
+            "exported": self.exported.to_json(),
+            "stablehlo": self.stablehlo.to_json(),
+            "custom_calls": list(self.custom_calls),
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Argument:
+    """One array that every program takes before its inputs, and the file it is in."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+
+    @classmethod
+    def from_node(cls, node: Node) -> "Argument":
+        """Read one entry of `$.params.arguments`."""
+        return cls(
+            name=node.take("name", str),
+            dtype=node.choice("dtype", DTYPE_BYTES),
+            shape=_shape(node),
+            file=node.take("file", str),
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Write what `from_node` reads."""
+        return {
+            "name": self.name,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "file": self.file,
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Param:
+    """A param of the model, and where it lies: `argument`, from element `offset` on."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    argument: str
+    offset: int = 0
+
+    @classmethod
+    def from_node(cls, node: Node) -> "Param":
+        """Read one entry of `$.params.entries`."""
+        return cls(
+            name=node.take("name", str),
+            dtype=node.choice("dtype", DTYPE_BYTES),
+            shape=_shape(node),
+            argument=node.take("argument", str),
+            offset=node.take("offset", int),
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Write what `from_node` reads."""
+        return {
+            "name": self.name,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "argument": self.argument,
+            "offset": self.offset,
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Params:
+    """The weights: files, the arguments in calling order, and the model's own names."""
+
+    files: tuple[File, ...]
+    arguments: tuple[Argument, ...]
+    entries: tuple[Param, ...]
+
+    @classmethod
+    def from_node(cls, node: Node) -> "Params":
+        """Read `$.params`."""
+        params = cls(
+            files=node.each("files", File.from_node),
+            arguments=node.each("arguments", Argument.from_node),
+            entries=node.each("entries", Param.from_node),
+        )
+        unique((a.name for a in params.arguments), f"{node.where}.arguments")
+        unique((p.name for p in params.entries), f"{node.where}.entries")
+        files = {file.path for file in params.files}
+        for i, argument in enumerate(params.arguments):
+            if argument.file not in files:
+                raise ManifestError(
+                    f"expected one of the params files, got {argument.file!r}",
+                    f"{node.where}.arguments[{i}].file",
+                )
+        return params
+
+    def to_json(self) -> dict[str, object]:
+        """Write what `from_node` reads."""
+        return {
+            "files": [file.to_json() for file in self.files],
+            "arguments": [argument.to_json() for argument in self.arguments],
+            "entries": [entry.to_json() for entry in self.entries],
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Golden:
+    """Inputs at one set of axis sizes and the answers of the un-exported model.
+
+    Attributes:
+      axes: size of each bucketed axis that the inputs have; any up to the largest.
+      rows: how many rows; a bucket is filled with them in a cycle.
+      file: safetensors with `input/NAME` and `output/NAME`.
+    """
+
+    axes: Mapping[str, int]
+    rows: int
+    file: File
+
+    @classmethod
+    def from_node(cls, node: Node) -> "Golden":
+        """Read one entry of `$.goldens`."""
+        rows = node.take("rows", int)
+        if rows < 1:
+            raise ManifestError(f"expected at least 1, got {rows}", f"{node.where}.rows")
+        return cls(axes=_sizes(node), rows=rows, file=node.child("file", File.from_node))
+
+    def to_json(self) -> dict[str, object]:
+        """Write what `from_node` reads."""
+        return {"axes": dict(self.axes), "rows": self.rows, "file": self.file.to_json()}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """Largest accepted |got - expected|: `atol + rtol * |expected|`, element by element."""
+
+    atol: float
+    rtol: float
+
+    @classmethod
+    def from_node(cls, node: Node) -> "Tolerance":
+        """Read one tolerance."""
+        return cls(atol=node.take("atol", float), rtol=node.take("rtol", float))
+
+    def to_json(self) -> dict[str, object]:
+        """Write what `from_node` reads."""
+        return {"atol": self.atol, "rtol": self.rtol}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OutputFormat:
+    """How a prediction is written for people: as is, as probabilities, or as a label.
+
+    Attributes:
+      kind: raw, softmax or classification.
+      output: the output that is formatted; None when raw.
+      scores: whether the model gives logits or probabilities there.
+      labels: names of the classes, in order; empty when there are none.
+    """
+
+    kind: str = "raw"
+    output: str | None = None
+    scores: str = "logits"
+    labels: tuple[str, ...] = ()
+
+    @classmethod
+    def from_node(cls, node: Node) -> "OutputFormat":
+        """Read `$.output_format`."""
+        return cls(
+            kind=node.choice("kind", OUTPUT_KINDS),
+            output=node.optional("output", str),
+            scores=node.choice("scores", SCORES),
+            labels=node.items("labels", str),
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Write what `from_node` reads."""
+        return {
+            "kind": self.kind,
+            "output": self.output,
+            "scores": self.scores,
+            "labels": list(self.labels),
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """All that a bundle says about itself.
+
+    Attributes:
+      name: the model's name, as routes use it.
+      version: the model's version, digits.
+      created: UTC time of the export, RFC 3339.
+      exporter: versions of hloserve, jax, jaxlib, flax, stablehlo, of the calling
+        convention and of the serialization.
+      platforms: what the programs were lowered for.
+      verified: platforms on which the goldens were reproduced at export; empty for
+        a bundle exported with --unverified.
+      x64: whether 64-bit types are on while lowering and calling.
+      matmul_precision: what the dots were lowered with, or None for jax's default.
+      signature: inputs, outputs, axes.
+      buckets: batch sizes, increasing.
+      output_format: how predictions are written for people.
+      tolerances: platform, then output, to the accepted difference.
+      drift: output to the largest difference seen between buckets, on the exporting
+        machine.
+      row_mixing: why rows are not independent, one sentence each; empty for a model
+        whose rows are. A server must never batch requests together when not empty.
+      params: the weights.
+      programs: one per bucket.
+      goldens: inputs and expected outputs.
+    """
+
+    name: str
+    version: str
+    created: str
+    exporter: Mapping[str, str]
+    platforms: tuple[str, ...]
+    verified: tuple[str, ...]
+    x64: bool
+    matmul_precision: str | None
+    signature: Signature
+    buckets: tuple[int, ...]
+    output_format: OutputFormat
+    tolerances: Mapping[str, Mapping[str, Tolerance]]
+    drift: Mapping[str, float]
+    row_mixing: tuple[str, ...]
+    params: Params
+    programs: tuple[ProgramEntry, ...]
+    goldens: tuple[Golden, ...]
+
+    @property
+    def files(self) -> tuple[File, ...]:
+        """Give every file that belongs to the bundle, the manifest apart."""
+        programs = [f for p in self.programs for f in (p.exported, p.stablehlo)]
+        return (*self.params.files, *programs, *(g.file for g in self.goldens))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Manifest":
+        """Read manifest.json.
+
+        Raises:
+          UnsupportedFormat: another format_version; looked at before anything else.
+          ManifestError: anything that the format does not allow.
+        """
+        if len(data) > MAX_MANIFEST_BYTES:
+            limit = f"expected at most {MAX_MANIFEST_BYTES} bytes, got {len(data)}"
+            raise ManifestError(limit, "$")
+        try:
+            value = json.loads(
+                data.decode("utf-8"),
+                object_pairs_hook=_no_duplicates,
+                parse_constant=_no_constant,
+            )
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, RecursionError):
+                raise ManifestError("expected less nesting", "$") from None
+            raise ManifestError(f"expected strict JSON in UTF-8: {error}", "$") from None
+        node = Node(value)
+        version = node.take("format_version", int)
+        if version != FORMAT_VERSION:
+            raise UnsupportedFormat(
+                f"manifest.json: expected format_version {FORMAT_VERSION}, got {version}; "
+                "re-export the model, or serve it with the release that wrote it"
+            )
+        return node.whole(cls._from_node)
+
+    @classmethod
+    def _from_node(cls, node: Node) -> "Manifest":
+        manifest = cls(
+            name=node.take("name", str),
+            version=node.take("version", str),
+            created=node.take("created", str),
+            exporter=_strings(node, "exporter"),
+            platforms=_platforms(node, "platforms"),
+            verified=_platforms(node, "verified"),
+            x64=node.take("x64", bool),
+            matmul_precision=node.optional("matmul_precision", str),
+            signature=node.child("signature", Signature.from_node),
+            buckets=node.items("buckets", int),
+            output_format=node.child("output_format", OutputFormat.from_node),
+            tolerances=node.mapping("tolerances", _tolerances),
+            drift={
+                name: typed(value, float, f"$.drift.{name}")
+                for name, value in node.take("drift", dict).items()
+            },
+            row_mixing=node.items("row_mixing", str),
+            params=node.child("params", Params.from_node),
+            programs=node.each("programs", ProgramEntry.from_node),
+            goldens=node.each("goldens", Golden.from_node),
+        )
+        manifest._check()
+        return manifest
+
+    def _check(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", self.name):
+            raise ManifestError(f"expected letters, digits, '_.-', got {self.name!r}", "$.name")
+        if not re.fullmatch(r"[0-9]{1,18}", self.version):
+            raise ManifestError(f"expected digits, got {self.version!r}", "$.version")
+        increasing(self.buckets, "$.buckets")
+        unique((file.path for file in self.files), "$ (files)")
+        self._check_programs()
+        self._check_goldens()
+        outputs = [spec.name for spec in self.signature.outputs]
+        if self.output_format.kind != "raw" and self.output_format.output not in outputs:
+            raise ManifestError(f"expected one of {outputs}", "$.output_format.output")
+        for platform in self.platforms:
+            if set(self.tolerances.get(platform, {})) != set(outputs):
+                raise ManifestError(f"expected {outputs}", f"$.tolerances.{platform}")
+
+    def _check_programs(self) -> None:
+        """There is one program for each combination of batch and axis sizes."""
+        names = [axis.name for axis in self.signature.axes]
+        for i, program in enumerate(self.programs):
+            if sorted(program.axes) != sorted(names):
+                raise ManifestError(f"expected axes {names}", f"$.programs[{i}].axes")
+        sizes = [self.buckets, *(axis.sizes for axis in self.signature.axes)]
+        got = sorted((p.batch, *(p.axes[n] for n in names)) for p in self.programs)
+        if got != sorted(itertools.product(*sizes)):
+            expected = math.prod(map(len, sizes))
+            raise ManifestError(
+                f"expected one program for each of {expected} buckets, got {got}", "$.programs"
+            )
+
+    def _check_goldens(self) -> None:
+        if not self.goldens:
+            raise ManifestError("expected at least one golden", "$.goldens")
+        for i, golden in enumerate(self.goldens):
+            for axis in self.signature.axes:
+                if not 1 <= golden.axes.get(axis.name, 0) <= axis.sizes[-1]:
+                    raise ManifestError(f"expected a size of {axis.name!r}", f"$.goldens[{i}].axes")
+
+    def to_bytes(self) -> bytes:
+        """Write what `from_bytes` reads, the same bytes for equal manifests."""
+        value = {
+            "format_version": FORMAT_VERSION,
+            "name": self.name,
+            "version": self.version,
+            "created": self.created,
+            "exporter": dict(self.exporter),
+            "platforms": list(self.platforms),
+            "verified": list(self.verified),
+            "x64": self.x64,
+            "matmul_precision": self.matmul_precision,
+            "signature": self.signature.to_json(),
+            "buckets": list(self.buckets),
+            "output_format": self.output_format.to_json(),
+            "tolerances": {
+                platform: {name: tolerance.to_json() for name, tolerance in outputs.items()}
+                for platform, outputs in self.tolerances.items()
+            },
+            "drift": dict(self.drift),
+            "row_mixing": list(self.row_mixing),
+            "programs": [program.to_json() for program in self.programs],
+            "goldens": [golden.to_json() for golden in self.goldens],
+            "params": self.params.to_json(),
+        }
+        return _readable(value).encode() + b"\n"
+
+
+def _readable(value: object, indent: str = "") -> str:
+    """Write JSON with one line for each object that fits one, for eyes and for diffs."""
+    flat = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if not isinstance(value, dict | list) or len(flat) + len(indent) <= 100:
+        return flat
+    inner = indent + " "
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(k)}: {_readable(v, inner)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(inner + part for part in parts) + f"\n{indent}}}"
+    return "[\n" + ",\n".join(inner + _readable(v, inner) for v in value) + f"\n{indent}]"
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ManifestError(f"duplicate key {twice!r}", "$")
+    return found
+
+
+def _no_constant(name: str) -> object:
+    raise ManifestError(f"expected a finite number, got {name}", "$")
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    shape = node.items("shape", int)
+    if any(dim < 0 for dim in shape):
+        raise ManifestError(f"expected sizes, got {list(shape)}", f"{node.where}.shape")
+    return shape
+
+
+def _sizes(node: Node) -> dict[str, int]:
+    sizes = node.take("axes", dict)
+    return {name: typed(size, int, f"{node.where}.axes.{name}") for name, size in sizes.items()}
+
+
+def _strings(node: Node, key: str) -> dict[str, str]:
+    values = node.take(key, dict)
+    return {name: typed(value, str, f"{node.where}.{key}.{name}") for name, value in values.items()}
+
+
+def _platforms(node: Node, key: str) -> tuple[str, ...]:
+    return tuple(node.check(key, name, PLATFORMS) for name in node.items(key, str))
+
+
+def _tolerances(node: Node) -> dict[str, Tolerance]:
+    return {name: node.child(name, Tolerance.from_node) for name in node.names()}

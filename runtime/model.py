@@ -1,0 +1,338 @@
+"""All programs of a bundle on one device: load once, then only ever pick among them."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from runtime.buckets import Planner, pad, pad_axes, pick, unpad
+from runtime.bundle import Bundle, open_bundle
+from runtime.errors import IncompatibleProgram, IntegrityError
+from runtime.inputs import check
+from runtime.manifest import Manifest
+from runtime.program import (
+    Device,
+    Program,
+    compile_program,
+    find_device,
+    platform_of,
+    put,
+)
+from runtime.signature import Signature, TensorSpec
+from runtime.tensors import Array, numpy_dtype
+
+Progress = Callable[[str], None]
+
+
+def load(
+    bundle: str | os.PathLike[str] | Bundle,
+    device: object | None = None,
+    *,
+    progress: Progress | None = None,
+) -> "Model":
+    """Load a bundle: compile every program for one device and put the params there.
+
+    Args:
+      bundle: the directory, or a bundle that is already open.
+      device: None for JAX's default, "cpu", "cuda", "cuda:1", or a jax device.
+      progress: called with a short sentence before each slow step.
+
+    Returns:
+      A model; nothing is compiled after this.
+
+    Raises:
+      BundleError: it cannot be served here; the subclass and the message say why.
+    """
+    tell = progress or (lambda _: None)
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    manifest = opened.manifest
+    target = find_device(device)
+    platform = platform_of(target)
+    if platform not in manifest.platforms:
+        raise IncompatibleProgram(
+            f"bundle {opened.path}: needs platform {' or '.join(manifest.platforms)}, this "
+            f"device is {platform}; export with --platforms {platform}, or name another device"
+        )
+    # Programs first: compiling needs memory of its own, and needs no params.
+    programs = []
+    for i, entry in enumerate(manifest.programs):
+        tell(f"compiling {entry.exported.path} ({i + 1}/{len(manifest.programs)})")
+        programs.append(compile_program(opened.read(entry.exported), entry, manifest, target))
+    tell("loading params")
+    params = put(_arguments(opened), target, x64=manifest.x64)
+    model = Model(opened, target, tuple(programs), params)
+    tell("warming up")
+    model.measure()
+    return model
+
+
+def _arguments(bundle: Bundle) -> list[Array]:
+    """Read the params in calling order and hold each against the manifest."""
+    found: dict[str, dict[str, Array]] = {
+        f.path: bundle.map(f) for f in bundle.manifest.params.files
+    }
+    arrays = []
+    for argument in bundle.manifest.params.arguments:
+        array = found[argument.file].pop(argument.name, None)
+        if array is None:
+            raise IntegrityError(f"{argument.file}: expected a tensor {argument.name!r}, got none")
+        if (array.dtype.name, array.shape) != (argument.dtype, argument.shape):
+            raise IntegrityError(
+                f"{argument.file}: {argument.name!r}: expected {argument.dtype}"
+                f"{list(argument.shape)}, got {array.dtype.name}{list(array.shape)}"
+            )
+        arrays.append(array)
+    extra = sorted(name for tensors in found.values() for name in tensors)
+    if extra:
+        raise IntegrityError(f"params: expected no tensor {extra[0]!r}, got one")
+    return arrays
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Group:
+    """The programs that share their axis sizes: the same computation in several batches.
+
+    Attributes:
+      sizes: size of each bucketed axis, in the signature's order.
+      programs: batch to program.
+      planner: covers rows by their buckets.
+    """
+
+    sizes: tuple[int, ...]
+    programs: Mapping[int, Program]
+    planner: Planner
+
+
+class Model:
+    """A bundle, ready to answer on one device.
+
+    `predict` may be called from any number of threads at once. The plan of which
+    buckets cover how many rows follows `measure`, which `load` calls once.
+
+    Attributes:
+      bundle: what it was loaded from.
+      device: the jax device it runs on.
+      params: the device's params, in calling order.
+      groups: axis sizes to the programs of those sizes.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Device,
+        programs: tuple[Program, ...],
+        params: tuple[object, ...],
+    ) -> None:
+        self.bundle = bundle
+        self.device = device
+        self.params = params
+        self.groups = _groups(bundle.manifest, programs)
+
+    @property
+    def manifest(self) -> Manifest:
+        """Give what the bundle says about itself."""
+        return self.bundle.manifest
+
+    @property
+    def signature(self) -> Signature:
+        """Give the inputs, outputs and axes that `predict` takes and returns."""
+        return self.bundle.manifest.signature
+
+    @property
+    def platform(self) -> str:
+        """Give the device's platform: cpu, cuda and so on."""
+        return platform_of(self.device)
+
+    def predict(self, inputs: Mapping[str, object]) -> dict[str, Array]:
+        """Answer rows.
+
+        Args:
+          inputs: name to array of exactly the signature's dtype and shape, all with the
+            same number of rows, 0 or more; beyond the largest bucket they are split. A
+            bucketed axis may have any size up to the largest; masks may be left out.
+
+        Returns:
+          Output name to array, row for row. They can be read-only.
+
+        Raises:
+          SignatureMismatch: the inputs do not fit.
+          ExecutionError: the device failed.
+        """
+        signature = self.signature
+        checked = check(signature, inputs)
+        group = self.group(checked.sizes)
+        arrays = self.fit(group, checked.arrays, checked.rows, checked.sizes)
+        outputs = self._crop(self._cover(group, arrays, checked.rows), checked.sizes)
+        names = (spec.name for spec in signature.outputs)
+        return dict(zip(names, outputs, strict=True))
+
+    def group(self, sizes: tuple[int, ...]) -> Group:
+        """Give the programs with the shortest axes that hold these sizes."""
+        if not sizes:
+            return self.groups[()]
+        axes = self.signature.axes
+        picked = (pick(size, axis.sizes) for size, axis in zip(sizes, axes, strict=True))
+        return self.groups[tuple(size for size in picked if size is not None)]
+
+    def run(self, program: Program, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Run one program on inputs of exactly its shapes; see `Program.call`."""
+        return program.call(self.params, inputs)
+
+    def fit(
+        self, group: Group, arrays: tuple[Array | None, ...], rows: int, sizes: tuple[int, ...]
+    ) -> tuple[Array, ...]:
+        """Pad inputs to a group's axes; the batch axis stays as it is.
+
+        Args:
+          group: the programs that will run.
+          arrays: in the signature's order; None for a mask that was left out.
+          rows: size of the batch axis.
+          sizes: real size of each bucketed axis.
+        """
+        specs = self.signature.inputs
+        if not sizes:
+            return tuple(a for a in arrays if a is not None)
+        to, real = self._named(group.sizes), self._named(sizes)
+        return tuple(
+            _fill(spec, array, rows, to, real) for spec, array in zip(specs, arrays, strict=True)
+        )
+
+    def answer(
+        self, group: Group, batch: int, arrays: tuple[Array | None, ...], sizes: tuple[int, ...]
+    ) -> tuple[Array, ...]:
+        """Answer at most `batch` rows with one program: pad, run, unpad.
+
+        Args:
+          group: holds the program.
+          batch: its bucket.
+          arrays: checked inputs in the signature's order, the same rows in each.
+          sizes: real size of each bucketed axis.
+
+        Returns:
+          Outputs in the signature's order, for the real rows and the real axes.
+        """
+        rows = len(next(a for a in arrays if a is not None))
+        fitted = self.fit(group, arrays, rows, sizes)
+        return self._crop(self._run_padded(group.programs[batch], fitted, rows), sizes)
+
+    def _cover(self, group: Group, arrays: tuple[Array, ...], rows: int) -> tuple[Array, ...]:
+        parts = []
+        start = 0
+        for bucket in group.planner.plan(rows):
+            count = min(bucket, rows - start)
+            chunk = tuple(a[start : start + count] for a in arrays)
+            parts.append(self._run_padded(group.programs[bucket], chunk, count))
+            start += count
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            return tuple(self._no_rows(spec, group.sizes) for spec in self.signature.outputs)
+        return tuple(np.concatenate(pieces) for pieces in zip(*parts, strict=True))
+
+    def _run_padded(
+        self, program: Program, arrays: tuple[Array, ...], rows: int
+    ) -> tuple[Array, ...]:
+        outputs = self.run(program, tuple(pad(a, program.batch) for a in arrays))
+        return tuple(unpad(output, rows) for output in outputs)
+
+    def _crop(self, outputs: tuple[Array, ...], sizes: tuple[int, ...]) -> tuple[Array, ...]:
+        if not sizes:
+            return outputs
+        real = self._named(sizes)
+        return tuple(
+            _crop(spec, output, real)
+            for spec, output in zip(self.signature.outputs, outputs, strict=True)
+        )
+
+    def _named(self, sizes: tuple[int, ...]) -> dict[str, int]:
+        return dict(zip((axis.name for axis in self.signature.axes), sizes, strict=True))
+
+    def _no_rows(self, spec: TensorSpec, sizes: tuple[int, ...]) -> Array:
+        return np.empty(spec.concrete(0, self._named(sizes)), numpy_dtype(spec.dtype))
+
+    def measure(self) -> None:
+        """Run every program until its time is known, and plan by these times from now on.
+
+        The first runs also do what a device does once only (page weights in, pick
+        algorithms), so that no request pays for it.
+        """
+        for sizes, group in self.groups.items():
+            costs = {
+                batch: _seconds(program, self.params, self.blank(batch, sizes))
+                for batch, program in group.programs.items()
+            }
+            self.groups[sizes] = dataclasses.replace(group, planner=Planner(costs))
+
+    def blank(self, rows: int, sizes: tuple[int, ...]) -> tuple[Array, ...]:
+        """Make legal inputs that mean nothing: zeros, or the smallest legal value.
+
+        Args:
+          rows: size of the batch axis.
+          sizes: size of each bucketed axis.
+        """
+        named = self._named(sizes)
+        return tuple(
+            np.full(spec.concrete(rows, named), max(spec.minimum or 0, 0), numpy_dtype(spec.dtype))
+            for spec in self.signature.inputs
+        )
+
+
+def _groups(manifest: Manifest, programs: tuple[Program, ...]) -> dict[tuple[int, ...], Group]:
+    names = [axis.name for axis in manifest.signature.axes]
+    found: dict[tuple[int, ...], dict[int, Program]] = {}
+    for program in programs:
+        found.setdefault(tuple(program.axes[n] for n in names), {})[program.batch] = program
+    return {
+        sizes: Group(sizes, members, Planner(dict.fromkeys(members, 1.0)))
+        for sizes, members in sorted(found.items())
+    }
+
+
+def _seconds(program: Program, params: tuple[object, ...], inputs: tuple[Array, ...]) -> float:
+    """Time one run, the best of up to ten within 50 ms, after one that is not counted."""
+    best = float("inf")
+    spent = 0.0
+    program.call(params, inputs)
+    for _ in range(10):
+        begin = time.perf_counter()
+        program.call(params, inputs)
+        taken = time.perf_counter() - begin
+        best = min(best, taken)
+        spent += taken
+        if spent > 0.05:
+            break
+    return best
+
+
+def _fill(
+    spec: TensorSpec,
+    array: Array | None,
+    rows: int,
+    sizes: Mapping[str, int],
+    real: Mapping[str, int],
+) -> Array:
+    """Pad an input's bucketed axes with its pad value; make a mask that was left out.
+
+    Args:
+      spec: the input.
+      array: what the caller sent, or None for a mask.
+      rows: size of the batch axis.
+      sizes: size of each axis in the bucket.
+      real: size of each axis in the request.
+
+    Returns:
+      An array with the bucket's axes; the batch axis is not padded here.
+    """
+    if array is None:
+        array = np.ones(spec.concrete(rows, real), numpy_dtype(spec.dtype))
+    return pad_axes(array, spec.concrete(rows, sizes), spec.pad)
+
+
+def _crop(spec: TensorSpec, output: Array, real: Mapping[str, int]) -> Array:
+    if not any(dim in real for dim in spec.shape):
+        return output
+    return output[
+        tuple(slice(real.get(dim)) if isinstance(dim, str) else slice(None) for dim in spec.shape)
+    ]

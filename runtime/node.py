@@ -1,0 +1,96 @@
+"""A JSON object that knows its path: the reading half of the manifest."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
+
+from runtime.errors import ManifestError
+
+T = TypeVar("T")
+
+
+class Node:
+    """A JSON object that knows its path, so that every complaint names a place.
+
+    Each key must be taken exactly once; `close` refuses those that were not.
+    """
+
+    def __init__(self, value: object, where: str = "$") -> None:
+        if not isinstance(value, dict):
+            raise ManifestError(f"expected object, got {kind_of(value)}", where)
+        self._left = dict(cast("dict[str, object]", value))
+        self.where = where
+
+    def take(self, key: str, kind: type[T]) -> T:
+        """Take a required value of exactly this type (bool is not an int here)."""
+        if key not in self._left:
+            raise ManifestError(f"missing {key!r}", self.where)
+        return typed(self._left.pop(key), kind, f"{self.where}.{key}")
+
+    def optional(self, key: str, kind: type[T]) -> T | None:
+        """Take a value that may be absent or null."""
+        if self._left.get(key) is None:
+            self._left.pop(key, None)
+            return None
+        return self.take(key, kind)
+
+    def choice(self, key: str, options: Iterable[str]) -> str:
+        """Take a string that must be one of `options`."""
+        return self.check(key, self.take(key, str), tuple(options))
+
+    def check(self, key: str, value: str, options: tuple[str, ...]) -> str:
+        """Refuse a string that is none of `options`."""
+        if value not in options:
+            expected = " or ".join(map(repr, options))
+            raise ManifestError(f"expected {expected}, got {value!r}", f"{self.where}.{key}")
+        return value
+
+    def items(self, key: str, kind: type[T]) -> tuple[T, ...]:
+        """Take an array of plain values."""
+        values = self.take(key, list)
+        return tuple(typed(v, kind, f"{self.where}.{key}[{i}]") for i, v in enumerate(values))
+
+    def each(self, key: str, read: "Callable[[Node], T]") -> tuple[T, ...]:
+        """Take an array of objects and read each whole."""
+        values = self.take(key, list)
+        return tuple(Node(v, f"{self.where}.{key}[{i}]").whole(read) for i, v in enumerate(values))
+
+    def mapping(self, key: str, read: "Callable[[Node], T]") -> dict[str, T]:
+        """Take an object whose keys are names and whose values are objects."""
+        values = self.take(key, dict)
+        return {
+            name: Node(v, f"{self.where}.{key}.{name}").whole(read) for name, v in values.items()
+        }
+
+    def child(self, key: str, read: "Callable[[Node], T]") -> T:
+        """Take an object and read it whole."""
+        return Node(self.take(key, dict), f"{self.where}.{key}").whole(read)
+
+    def names(self) -> tuple[str, ...]:
+        """Give the keys that nobody took yet."""
+        return tuple(self._left)
+
+    def whole(self, read: "Callable[[Node], T]") -> T:
+        """Read this object and refuse keys that nobody took."""
+        result = read(self)
+        if self._left:
+            unknown = ", ".join(map(repr, sorted(self._left)))
+            raise ManifestError(f"unknown key {unknown}", self.where)
+        return result
+
+
+def kind_of(value: object) -> str:
+    """Name the JSON kind of a value."""
+    names = {dict: "object", list: "array", str: "string", bool: "bool", int: "int"}
+    names |= {float: "float", type(None): "null"}
+    return names.get(type(value), type(value).__name__)
+
+
+def typed[T](value: object, kind: type[T], where: str) -> T:
+    """Return the value if it has exactly this type; an int passes for a float."""
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        names = {dict: "object", list: "array", str: "string"}
+        expected = names.get(cast("Any", kind), kind.__name__)
+        raise ManifestError(f"expected {expected}, got {kind_of(value)}", where)
+    return value

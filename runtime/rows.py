@@ -1,0 +1,190 @@
+"""Row independence: does a row's answer depend on the rows beside it?
+
+For every program, at the first, a middle and the last position, the other rows are
+replaced by random rows, zeros, NaN, extremes and copies of the row itself. The row's
+answer must stay bitwise the same, wherever the row stands. Copies matter because
+padding repeats a row: a capacity-routed mixture of experts passes all the others and
+fails there.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from runtime.compare import largest_difference
+from runtime.signature import TensorSpec
+from runtime.tensors import Array, numpy_dtype
+
+Run = Callable[[tuple[Array, ...]], tuple[Array, ...]]
+Rows = tuple[Array, ...]
+
+KINDS = ("random", "zeros", "nan", "extremes", "copies")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mixing:
+    """One way in which a row's answer was seen to depend on something else.
+
+    Attributes:
+      bucket: the program, such as `b8` or `b8-seq32`.
+      output: the output that changed.
+      position: where the row stood.
+      cause: what the other rows were replaced by, or `position`.
+      change: largest difference it made to the row's answer.
+    """
+
+    bucket: str
+    output: str
+    position: int
+    cause: str
+    change: float
+
+    def __str__(self) -> str:
+        """Say it in one sentence."""
+        cause = {
+            "position": "the row moved",
+            "nan": "the other rows became NaN",
+            "copies": "the other rows became copies of it",
+        }.get(self.cause, f"the other rows became {self.cause}")
+        return (
+            f"{self.bucket}, output {self.output!r}: row {self.position} changed by "
+            f"{self.change:.3g} when {cause}"
+        )
+
+
+def find_mixing(
+    run: Run,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[str],
+    rows: Rows,
+    bucket: str,
+    *,
+    kinds: Sequence[str] = KINDS,
+) -> list[Mixing]:
+    """Probe one program.
+
+    Args:
+      run: the program; inputs to outputs, in the signature's order.
+      inputs: the signature's inputs, for dtypes and legal ranges.
+      outputs: names of the outputs.
+      rows: legal inputs that fill the bucket exactly, at least two rows.
+      bucket: how to name it.
+      kinds: which replacements to try.
+
+    Returns:
+      For each output the largest change that each cause made; empty if independent.
+    """
+    batch = len(rows[0])
+    positions = sorted({0, batch // 2, batch - 1})
+    found: dict[tuple[str, str], Mixing] = {}
+
+    def note(cause: str, position: int, before: Rows, after: Rows) -> None:
+        for name, a, b in zip(outputs, before, after, strict=True):
+            if _same_bits(a, b):
+                continue
+            change = largest_difference(a, b)
+            known = found.get((name, cause))
+            if known is None or change > known.change:
+                found[name, cause] = Mixing(bucket, name, position, cause, change)
+
+    first: Rows | None = None
+    for position in positions:
+        own = tuple(a[:1] for a in rows)
+        base = tuple(_row(o, position) for o in run(_placed(own, rows, position)))
+        if first is None:
+            first = base
+        note("position", position, first, base)
+        for kind, mates in _mates(inputs, own, batch, kinds):
+            got = run(_placed(own, mates, position))
+            note(kind, position, base, tuple(_row(o, position) for o in got))
+    return list(found.values())
+
+
+def _row(output: Array, position: int) -> Array:
+    return output[position : position + 1].copy()
+
+
+def _same_bits(a: Array, b: Array) -> bool:
+    return a.tobytes() == b.tobytes()
+
+
+def _placed(own: Rows, mates: Rows, position: int) -> Rows:
+    placed = tuple(mate.copy() for mate in mates)
+    for target, row in zip(placed, own, strict=True):
+        target[position] = row[0]
+    return placed
+
+
+def _mates(
+    inputs: Sequence[TensorSpec], own: Rows, batch: int, kinds: Sequence[str]
+) -> Iterator[tuple[str, Rows]]:
+    """Yield a full batch of other rows for each kind that these dtypes have."""
+    rng = np.random.default_rng(7)
+    for kind in kinds:
+        if kind == "nan" and not any(_floating(spec) for spec in inputs):
+            continue
+        yield (
+            kind,
+            tuple(
+                _other(kind, spec, row, batch, rng) for spec, row in zip(inputs, own, strict=True)
+            ),
+        )
+
+
+def _floating(spec: TensorSpec) -> bool:
+    return "float" in spec.dtype
+
+
+def _other(kind: str, spec: TensorSpec, row: Array, batch: int, rng: np.random.Generator) -> Array:
+    shape = (batch, *row.shape[1:])
+    if kind == "copies":
+        return np.repeat(row, batch, axis=0)
+    if kind == "random":
+        return draw(spec, shape, rng)
+    low, high = bounds(spec)
+    if kind == "zeros":
+        return np.full(shape, min(max(0, low), high), row.dtype)
+    if kind == "nan" and _floating(spec):
+        return np.full(shape, np.nan, row.dtype)
+    # Extremes, and what stands in for NaN where a dtype has none.
+    out = np.full(shape, high, row.dtype)
+    out[::2] = low
+    return out
+
+
+def bounds(spec: TensorSpec) -> tuple[Any, Any]:
+    """Give the smallest and largest legal value of an input."""
+    dtype = numpy_dtype(spec.dtype)
+    if dtype == np.bool_ or spec.mask:
+        return 0, 1
+    if _floating(spec):
+        import ml_dtypes
+
+        info = ml_dtypes.finfo(dtype)
+        return float(info.min), float(info.max)
+    whole = np.iinfo(dtype)
+    low = int(whole.min) if spec.minimum is None else spec.minimum
+    high = int(whole.max) if spec.maximum is None else spec.maximum
+    return low, high
+
+
+# Integers without a declared range: small enough for most tables, not all alike.
+UNDECLARED = (0, 9)
+
+
+def draw(spec: TensorSpec, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Draw legal values: normal for floats, uniform in the range for integers and masks.
+
+    An integer input without a range is drawn from 0..9, or all of an 8-bit type.
+    """
+    dtype = numpy_dtype(spec.dtype)
+    if _floating(spec):
+        return rng.standard_normal(shape).astype(dtype)
+    low, high = bounds(spec)
+    if spec.minimum is None and spec.maximum is None and dtype.itemsize > 1:
+        low, high = UNDECLARED if not spec.mask else (0, 1)
+    return rng.integers(
+        low, high, shape, dtype=np.int64 if high < 2**63 else np.uint64, endpoint=True
+    ).astype(dtype)

@@ -1,0 +1,189 @@
+"""What goes into and comes out of every program, and how tensors are written.
+
+Read with the standard library alone, as part of the manifest.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping
+
+from runtime.errors import ManifestError
+from runtime.node import Node
+
+Dim = int | str
+
+BATCH = "_"
+DTYPE_BYTES: Mapping[str, int] = {
+    "bool": 1,
+    "int8": 1,
+    "int16": 2,
+    "int32": 4,
+    "int64": 8,
+    "uint8": 1,
+    "uint16": 2,
+    "uint32": 4,
+    "uint64": 8,
+    "float16": 2,
+    "bfloat16": 2,
+    "float32": 4,
+    "float64": 8,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+}
+
+
+def notation(dtype: str, shape: Iterable[Dim]) -> str:
+    """Write a tensor the way every message and page does: `float32[_, 28, 28, 1]`."""
+    return f"{dtype}[{', '.join(str(dim) for dim in shape)}]"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """One named input or output of every program.
+
+    Attributes:
+      name: how callers address it.
+      dtype: NumPy or ml_dtypes name.
+      shape: leading `_` for the batch, then sizes, or the name of a bucketed axis.
+      pad: value that fills a bucketed axis behind the last real element (inputs only).
+      mask: True for an input that is 1 on real elements and 0 on padding; a caller
+        may leave it out.
+      minimum: smallest value that an integer input accepts, or None.
+      maximum: largest value that an integer input accepts, or None.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+    pad: int | float = 0
+    mask: bool = False
+    minimum: int | None = None
+    maximum: int | None = None
+
+    def __str__(self) -> str:
+        """Write the tensor in the project's notation."""
+        return notation(self.dtype, self.shape)
+
+    def concrete(self, batch: int, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Give the shape with `_` and axis names replaced by sizes."""
+        return tuple(
+            dim if isinstance(dim, int) else batch if dim == BATCH else sizes[dim]
+            for dim in self.shape
+        )
+
+    def row_bytes(self, sizes: Mapping[str, int]) -> int:
+        """Give the bytes of one row at these axis sizes."""
+        total = DTYPE_BYTES[self.dtype]
+        for size in self.concrete(1, sizes):
+            total *= size
+        return total
+
+    @classmethod
+    def from_node(cls, node: Node) -> "TensorSpec":
+        """Read one entry of `$.signature.inputs` or `.outputs`."""
+        name = node.take("name", str)
+        dtype = node.choice("dtype", DTYPE_BYTES)
+        dims: list[Dim] = []
+        for i, dim in enumerate(node.take("shape", list)):
+            where = f"{node.where}.shape[{i}]"
+            if (type(dim) is int and dim >= 0) or (type(dim) is str and (dim == BATCH) == (i == 0)):
+                dims.append(dim)
+            else:
+                raise ManifestError(
+                    f"expected '_' first, then sizes or axis names, got {dim!r}", where
+                )
+        if not dims or dims[0] != BATCH:
+            raise ManifestError("expected a shape that begins with '_'", f"{node.where}.shape")
+        pad = node.optional("pad", float)
+        return cls(
+            name=name,
+            dtype=dtype,
+            shape=tuple(dims),
+            pad=0 if pad is None else int(pad) if pad.is_integer() else pad,
+            mask=node.optional("mask", bool) or False,
+            minimum=node.optional("minimum", int),
+            maximum=node.optional("maximum", int),
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Write what `from_node` reads; what is default is left out."""
+        out: dict[str, object] = {
+            "name": self.name,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+        }
+        optional = {"pad": self.pad or None, "mask": self.mask or None}
+        optional |= {"minimum": self.minimum, "maximum": self.maximum}
+        return out | {key: value for key, value in optional.items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """A bucketed axis beside the batch: its name and its sizes, increasing."""
+
+    name: str
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def from_node(cls, node: Node) -> "Axis":
+        """Read one entry of `$.signature.axes`."""
+        axis = cls(name=node.take("name", str), sizes=node.items("sizes", int))
+        increasing(axis.sizes, f"{node.where}.sizes")
+        return axis
+
+    def to_json(self) -> dict[str, object]:
+        """Write what `from_node` reads."""
+        return {"name": self.name, "sizes": list(self.sizes)}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """What goes in, what comes out, and which axes come in several sizes."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    axes: tuple[Axis, ...] = ()
+
+    @classmethod
+    def from_node(cls, node: Node) -> "Signature":
+        """Read `$.signature`."""
+        signature = cls(
+            inputs=node.each("inputs", TensorSpec.from_node),
+            outputs=node.each("outputs", TensorSpec.from_node),
+            axes=node.each("axes", Axis.from_node),
+        )
+        known = {axis.name for axis in signature.axes}
+        for key, specs in (("inputs", signature.inputs), ("outputs", signature.outputs)):
+            where = f"{node.where}.{key}"
+            unique((spec.name for spec in specs), where)
+            if not specs:
+                raise ManifestError("expected at least one tensor", where)
+            for spec in specs:
+                for dim in spec.shape[1:]:
+                    if isinstance(dim, str) and dim not in known:
+                        raise ManifestError(f"{spec.name!r} names an unknown axis {dim!r}", where)
+        unique((axis.name for axis in signature.axes), f"{node.where}.axes")
+        return signature
+
+    def to_json(self) -> dict[str, object]:
+        """Write what `from_node` reads."""
+        return {
+            "inputs": [spec.to_json() for spec in self.inputs],
+            "outputs": [spec.to_json() for spec in self.outputs],
+            "axes": [axis.to_json() for axis in self.axes],
+        }
+
+
+def increasing(sizes: tuple[int, ...], where: str) -> None:
+    """Raise ManifestError unless sizes increase from 1 on."""
+    if not sizes or sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
+        raise ManifestError(f"expected increasing sizes from 1 on, got {list(sizes)}", where)
+
+
+def unique(names: Iterable[str], where: str) -> None:
+    """Raise ManifestError if a name stands twice."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ManifestError(f"duplicate name {name!r}", where)
+        seen.add(name)

@@ -1,0 +1,232 @@
+"""Proof that a bundle is right on this device: goldens, drift, row independence.
+
+Goldens run through every program that can hold them, the longer buckets of a bucketed
+axis included, so that they also prove that padding means nothing to the model.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from runtime.compare import Comparison, compare, largest_difference
+from runtime.errors import GoldenMismatch, IntegrityError
+from runtime.manifest import Golden
+from runtime.model import Group, Model, load
+from runtime.rows import KINDS, Mixing, find_mixing
+from runtime.tensors import Array
+
+Progress = Callable[[str], None]
+Rows = tuple[Array, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GoldenCheck:
+    """How one program answered one golden, at the output that fared worst.
+
+    Attributes:
+      bucket: the program, such as `b8` or `b8-seq32`.
+      golden: the golden's file.
+      output: the output's name.
+      comparison: how far it is off, and where.
+      atol: accepted absolute difference.
+      rtol: accepted difference relative to the expected value.
+    """
+
+    bucket: str
+    golden: str
+    output: str
+    comparison: Comparison
+    atol: float
+    rtol: float
+
+    @property
+    def ok(self) -> bool:
+        """Say whether the answer is within the tolerance."""
+        return self.comparison.ok
+
+    def __str__(self) -> str:
+        """Say how far the answer is off, and what was accepted."""
+        c = self.comparison
+        place = f"output {self.output!r}{list(c.where)}"
+        return (
+            f"{self.bucket}, {place}: expected {c.expected!r}, got {c.got!r}; max |Δ| "
+            f"{c.max_error:.3g}, accepted {self.atol:.3g} + {self.rtol:.3g}·|expected| ({self.golden})"
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Report:
+    """What was found on this device.
+
+    Attributes:
+      goldens: one check for each golden, program and output.
+      drift: output to the largest difference between buckets for one row.
+      mixing: ways in which rows depend on each other; empty if they do not.
+    """
+
+    goldens: tuple[GoldenCheck, ...]
+    drift: dict[str, float]
+    mixing: tuple[Mixing, ...]
+
+    @property
+    def mismatches(self) -> tuple[GoldenCheck, ...]:
+        """Give the golden checks that failed."""
+        return tuple(check for check in self.goldens if not check.ok)
+
+
+def verify(model: Model, *, progress: Progress | None = None) -> Report:
+    """Run every golden through every program, and probe every program's rows.
+
+    Raises:
+      IntegrityError: a golden file is not what the manifest says.
+      ExecutionError: the device failed.
+    """
+    tell = progress or (lambda _: None)
+    tell("checking goldens")
+    checks, drift = check_goldens(model)
+    mixing: list[Mixing] = []
+    for group in model.groups.values():
+        for batch in group.programs:
+            tell(f"checking rows of {bucket_name(model, group, batch)}")
+            mixing += check_rows(model, group, batch)
+    return Report(tuple(checks), drift, tuple(mixing))
+
+
+def check_goldens(model: Model) -> tuple[list[GoldenCheck], dict[str, float]]:
+    """Run every golden through every program that can hold it.
+
+    Returns:
+      The checks, and for each output the largest difference between two buckets'
+      answers to the same row.
+    """
+    checks: list[GoldenCheck] = []
+    drift = {spec.name: 0.0 for spec in model.signature.outputs}
+    for golden in model.manifest.goldens:
+        inputs, expected = read_golden(model, golden)
+        answers: list[Rows] = []
+        for group in _groups_holding(model, golden):
+            for batch in group.programs:
+                got = _answer(model, group, batch, golden, inputs)
+                answers.append(got)
+                checks += _compare(model, bucket_name(model, group, batch), golden, got, expected)
+        for i, spec in enumerate(model.signature.outputs):
+            changes = (largest_difference(a[i], answers[0][i]) for a in answers[1:])
+            drift[spec.name] = max([drift[spec.name], *changes])
+    return checks, drift
+
+
+def check_rows(
+    model: Model, group: Group, batch: int, kinds: Sequence[str] = KINDS
+) -> list[Mixing]:
+    """Probe one program for rows that depend on each other."""
+    if batch == 1:
+        return []
+    holdable = (g for g in model.manifest.goldens if _fits(model, g, group))
+    golden = max(holdable, key=lambda g: (_sizes(model, g), g.rows))
+    inputs, _ = read_golden(model, golden)
+    rows = model.fit(
+        group, tuple(_cycle(a, 0, batch) for a in inputs), batch, _sizes(model, golden)
+    )
+    program = group.programs[batch]
+    return find_mixing(
+        lambda arrays: model.run(program, arrays),
+        model.signature.inputs,
+        [spec.name for spec in model.signature.outputs],
+        rows,
+        bucket_name(model, group, batch),
+        kinds=kinds,
+    )
+
+
+def bucket_name(model: Model, group: Group, batch: int) -> str:
+    """Name a program as people see it: `b8`, `b8-seq32`."""
+    axes = zip(model.signature.axes, group.sizes, strict=True)
+    return "-".join([f"b{batch}", *(f"{axis.name}{size}" for axis, size in axes)])
+
+
+def read_golden(model: Model, golden: Golden) -> tuple[Rows, Rows]:
+    """Read a golden's inputs and expected outputs, in the signature's order.
+
+    Raises:
+      IntegrityError: a tensor is missing, or its shape is not the signature's.
+    """
+    tensors = model.bundle.map(golden.file)
+    found: list[Rows] = []
+    for part, specs in (("input", model.signature.inputs), ("output", model.signature.outputs)):
+        arrays = []
+        for spec in specs:
+            array = tensors.get(f"{part}/{spec.name}")
+            shape = spec.concrete(golden.rows, golden.axes)
+            if array is None or (array.dtype.name, array.shape) != (spec.dtype, shape):
+                got = "none" if array is None else f"{array.dtype.name}{list(array.shape)}"
+                raise IntegrityError(
+                    f"{golden.file.path}: {part}/{spec.name}: expected {spec.dtype}{list(shape)}, got {got}"
+                )
+            arrays.append(array)
+        found.append(tuple(arrays))
+    return found[0], found[1]
+
+
+def assert_bundle_matches_goldens(
+    bundle: str | os.PathLike[str], device: object | None = None
+) -> None:
+    """Assert, in a pytest test, that a bundle reproduces its goldens on this device.
+
+    Args:
+      bundle: the bundle's directory.
+      device: as for `runtime.load`.
+
+    Raises:
+      GoldenMismatch: it does not; the message lists every program that fails.
+      BundleError: it cannot be loaded here.
+    """
+    model = load(bundle, device)
+    checks, _ = check_goldens(model)
+    failed = [str(check) for check in checks if not check.ok]
+    if failed:
+        raise GoldenMismatch(
+            "\n".join([f"{len(failed)} golden checks failed on {model.platform}:", *failed])
+        )
+
+
+def _sizes(model: Model, golden: Golden) -> tuple[int, ...]:
+    return tuple(golden.axes[axis.name] for axis in model.signature.axes)
+
+
+def _fits(model: Model, golden: Golden, group: Group) -> bool:
+    sizes = _sizes(model, golden)
+    return all(real <= size for real, size in zip(sizes, group.sizes, strict=True))
+
+
+def _groups_holding(model: Model, golden: Golden) -> list[Group]:
+    return [group for group in model.groups.values() if _fits(model, golden, group)]
+
+
+def _answer(model: Model, group: Group, batch: int, golden: Golden, inputs: Rows) -> Rows:
+    """Answer all rows of a golden with one program, filled up by repeating rows in a cycle."""
+    parts = []
+    for start in range(0, golden.rows, batch):
+        rows = tuple(_cycle(a, start, batch) for a in inputs)
+        parts.append(model.answer(group, batch, rows, _sizes(model, golden)))
+    return tuple(np.concatenate(pieces)[: golden.rows] for pieces in zip(*parts, strict=True))
+
+
+def _cycle(rows: Array, start: int, count: int) -> Array:
+    return np.take(rows, range(start, start + count), axis=0, mode="wrap")
+
+
+def _compare(
+    model: Model, bucket: str, golden: Golden, got: Rows, expected: Rows
+) -> list[GoldenCheck]:
+    checks = []
+    for spec, a, e in zip(model.signature.outputs, got, expected, strict=True):
+        tolerance = model.manifest.tolerances[model.platform][spec.name]
+        comparison = compare(a, e, tolerance=tolerance)
+        checks.append(
+            GoldenCheck(
+                bucket, golden.file.path, spec.name, comparison, tolerance.atol, tolerance.rtol
+            )
+        )
+    return checks

@@ -1,0 +1,195 @@
+"""The bundle directory, written: whole or not at all.
+
+Writing goes to a hidden sibling directory that is fsynced and renamed into place.
+When a bundle is replaced the old one is renamed aside first; should the process die
+between the two renames, the next writer finishes the swap. What dead writers left
+behind is removed by the next one; a living writer holds a lock on its directory.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import mmap
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO, Self
+
+import numpy as np
+
+from runtime.errors import BundleError
+from runtime.manifest import MANIFEST_NAME, File, Manifest
+from runtime.tensors import Array, read_tensors, write_tensors
+
+log = logging.getLogger(__name__)
+
+
+class BundleWriter:
+    """Writes a bundle beside its target and puts it in place in one rename.
+
+    Use as a context manager; leaving it without `commit` removes what was written.
+
+    Args:
+      target: the bundle to make.
+      overwrite: replace a bundle that is there.
+
+    Raises:
+      BundleError: the target exists and is not to be, or cannot be, replaced.
+    """
+
+    def __init__(self, target: Path, *, overwrite: bool = False) -> None:
+        self._target = Path(os.path.abspath(target))
+        self._overwrite = overwrite
+        self._parent = self._target.parent
+        self._token = secrets.token_hex(4)
+        self.path = self._parent / f".{self._target.name}.staging-{self._token}"
+        self._lock = -1
+
+    def __enter__(self) -> Self:
+        """Finish what an earlier writer left, then make the staging directory."""
+        self._parent.mkdir(parents=True, exist_ok=True)
+        with _locked(self._parent):
+            self._finish_earlier_writers()
+            self._check_target()
+            self.path.mkdir()
+            self._lock = os.open(self.path, os.O_RDONLY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the staging directory unless it was committed."""
+        os.close(self._lock)
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def write(self, path: str, data: bytes) -> File:
+        """Write one file below the bundle."""
+        with self._create(path) as f:
+            f.write(data)
+        return File(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    def write_tensors(self, path: str, tensors: Mapping[str, Array]) -> File:
+        """Write one safetensors file below the bundle, and read it back to compare.
+
+        Raises:
+          BundleError: what was read back differs from what was to be written.
+        """
+        with self._create(path) as f:
+            write_tensors(f, tensors)
+        with (self.path / path).open("rb") as f:
+            size = os.fstat(f.fileno()).st_size
+            digest = hashlib.file_digest(f, "sha256").hexdigest()
+            mapped = mmap.mmap(f.fileno(), size, access=mmap.ACCESS_READ)
+        back = read_tensors(self.path / path, mapped)
+        for name, tensor in tensors.items():
+            same = back[name].dtype == tensor.dtype and back[name].shape == tensor.shape
+            if not same or not _same_bytes(back[name], tensor):
+                raise BundleError(f"{path}: {name!r} reads back differently. This is a bug.")
+        return File(path=path, bytes=size, sha256=digest)
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Write, or write again, the manifest of the staged bundle."""
+        data = manifest.to_bytes()
+        if Manifest.from_bytes(data) != manifest:
+            raise BundleError("manifest.json reads back differently. This is a bug.")
+        temporary = self.path / f"{MANIFEST_NAME}.new"
+        with temporary.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.rename(self.path / MANIFEST_NAME)
+
+    def commit(self) -> None:
+        """Put the staged bundle in place.
+
+        Raises:
+          BundleError: another writer was faster.
+        """
+        for folder in (self.path, *(p for p in self.path.rglob("*") if p.is_dir())):
+            _fsync(folder)
+        with _locked(self._parent):
+            self._check_target()
+            aside = self._parent / f".{self._target.name}.replaced-{self._token}"
+            if self._overwrite and self._target.exists():
+                self._target.rename(aside)
+            try:
+                self.path.rename(self._target)
+            except OSError as error:
+                raise BundleError(f"bundle {self._target}: {error.strerror}") from error
+            _fsync(self._parent)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _create(self, path: str) -> Iterator[BinaryIO]:
+        full = self.path / path
+        full.parent.mkdir(parents=True, exist_ok=True)
+        with full.open("xb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+
+    def _check_target(self) -> None:
+        target = self._target
+        if not target.exists() and not target.is_symlink():
+            return
+        if not self._overwrite:
+            raise BundleError(f"bundle {target}: exists; pass --overwrite to replace it")
+        replaceable = target.is_dir() and not target.is_symlink()
+        if not replaceable or (any(target.iterdir()) and not (target / MANIFEST_NAME).is_file()):
+            raise BundleError(f"bundle {target}: exists and is not a bundle; it is left alone")
+
+    def _finish_earlier_writers(self) -> None:
+        """Finish an interrupted swap and remove what dead writers left; under the lock."""
+        prefix = f".{self._target.name}."
+        staged = sorted(self._parent.glob(f"{prefix}staging-*"))
+        for aside in sorted(self._parent.glob(f"{prefix}replaced-*")):
+            if not self._target.exists():
+                new = self._parent / aside.name.replace(".replaced-", ".staging-")
+                source = new if (new / MANIFEST_NAME).is_file() else aside
+                source.rename(self._target)
+                log.warning("bundle %s: finished a swap that was interrupted", self._target)
+            shutil.rmtree(aside, ignore_errors=True)
+        for folder in staged:
+            if folder.exists() and _abandoned(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _same_bytes(a: Array, b: Array) -> bool:
+    return bool((_bytes(a) == _bytes(b)).all())
+
+
+def _bytes(array: Array) -> Array:
+    return np.asarray(array, order="C").reshape(-1).view(np.uint8)
+
+
+def _abandoned(folder: Path) -> bool:
+    """Say whether the writer of a staging directory is gone: it holds a lock while alive."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; renames of one target happen one at a time."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _fsync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
