@@ -59,7 +59,7 @@ class Planner:
             plan.append(choice[left])
             left -= choice[left]
         plan.sort(reverse=True)
-        while sum(plan) - plan[-1] >= rows > 0:
+        while 0 < rows <= sum(plan) - plan[-1]:
             plan.pop()
         return tuple(plan)
 

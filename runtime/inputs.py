@@ -10,7 +10,7 @@ import numpy as np
 
 from runtime.errors import SignatureMismatch
 from runtime.signature import BATCH, Signature, TensorSpec, notation
-from runtime.tensors import Array
+from runtime.tensors import Array, numpy_dtype
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,25 +38,25 @@ def check(signature: Signature, inputs: Mapping[str, object]) -> Checked:
     Raises:
       SignatureMismatch: the first thing that does not fit, in the signature's order.
     """
-    expected = {spec.name for spec in signature.inputs}
-    unknown = sorted(set(inputs) - expected)
-    if unknown:
-        raise SignatureMismatch(
-            f"inputs: expected {sorted(expected)}, got {', '.join(map(repr, unknown))} as well"
-        )
     dims: dict[str, int] = {}
     arrays: list[Array | None] = []
+    taken = 0
     for spec in signature.inputs:
         value = inputs.get(spec.name)
         if value is None:
             if not spec.mask:
+                _refuse_unknown(signature, inputs)
                 raise SignatureMismatch(f"input {spec.name!r}: expected {spec}, got nothing")
             arrays.append(None)
             continue
         array = np.asarray(value)
         _check_shape(spec, array, dims)
-        check_range(spec, array)
+        if spec.minimum is not None or spec.maximum is not None:
+            check_range(spec, array)
         arrays.append(array)
+        taken += 1
+    if len(inputs) > taken:
+        _refuse_unknown(signature, inputs)
     for axis in signature.axes:
         if dims.get(axis.name, 0) > axis.sizes[-1]:
             raise SignatureMismatch(
@@ -66,21 +66,30 @@ def check(signature: Signature, inputs: Mapping[str, object]) -> Checked:
     return Checked(tuple(arrays), dims[BATCH], sizes)
 
 
+def _refuse_unknown(signature: Signature, inputs: Mapping[str, object]) -> None:
+    expected = sorted(spec.name for spec in signature.inputs)
+    unknown = ", ".join(repr(name) for name in sorted(set(inputs) - set(expected)))
+    if unknown:
+        raise SignatureMismatch(f"inputs: expected {expected}, got {unknown} as well")
+
+
 def _check_shape(spec: TensorSpec, array: Array, dims: dict[str, int]) -> None:
-    got = notation(array.dtype.name, array.shape)
-    fits = array.dtype.name == spec.dtype and array.dtype.isnative
-    fits = fits and array.ndim == len(spec.shape)
-    if not fits or any(
-        isinstance(dim, int) and dim != size
-        for dim, size in zip(spec.shape, array.shape, strict=True)
-    ):
-        raise SignatureMismatch(f"input {spec.name!r}: expected {spec}, got {got}")
-    for dim, size in zip(spec.shape, array.shape, strict=True):
-        if isinstance(dim, str) and dims.setdefault(dim, size) != size:
-            raise SignatureMismatch(
-                f"input {spec.name!r}: expected {spec} with {dim}={dims[dim]} as in the "
-                f"inputs before it, got {got}"
-            )
+    """Compare dtype and shape; on the path of every request, so messages are made late."""
+    shape = spec.shape
+    if array.dtype != numpy_dtype(spec.dtype) or array.ndim != len(shape):
+        raise _mismatch(spec, array)
+    for dim, size in zip(shape, array.shape, strict=True):
+        if type(dim) is int:
+            if dim != size:
+                raise _mismatch(spec, array)
+        elif dims.setdefault(str(dim), size) != size:
+            raise _mismatch(spec, array, f" with {dim}={dims[str(dim)]} as in the inputs before it")
+
+
+def _mismatch(spec: TensorSpec, array: Array, which: str = "") -> SignatureMismatch:
+    dtype = array.dtype.name if array.dtype.isnative else f"byte-swapped {array.dtype.name}"
+    got = notation(dtype, array.shape)
+    return SignatureMismatch(f"input {spec.name!r}: expected {spec}{which}, got {got}")
 
 
 def check_range(spec: TensorSpec, array: Array) -> None:

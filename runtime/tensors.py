@@ -6,6 +6,7 @@ starts on a 64-byte boundary becomes a device array without a copy. Any safetens
 reader can open these files, and files of any safetensors writer can be read here.
 """
 
+import functools
 import json
 import mmap
 from collections.abc import Mapping
@@ -41,6 +42,7 @@ _CODES = {
 _NAMES = {code: name for name, code in _CODES.items()}
 
 
+@functools.cache
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """Give the NumPy dtype of a manifest dtype, ml_dtypes' extensions included."""
     return np.dtype(getattr(ml_dtypes, name, name))

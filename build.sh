@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# One door to the project: set up, run, check, test.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+UV_VERSION=0.13.9
+
+usage() {
+  cat <<'TEXT'
+usage: ./build.sh COMMAND
+
+  run               set up, train a digit classifier, export it, serve it, ask it
+  test [PYTEST…]    set up and run the test suite
+  test --jax V      the same on another jax, such as 0.11.2
+  check             set up and run the linters and the type checker
+  setup             make .venv with what uv.lock pins
+
+Python 3.12 or later is looked for in $PYTHON, on the PATH and among pyenv's versions;
+where there is none, uv provides it.
+TEXT
+}
+
+say() { printf '%s\n' "$*" >&2; }
+
+fits() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; }
+
+# Print a Python of at least 3.12, or nothing.
+find_python() {
+  local candidate
+  if [ -n "${PYTHON:-}" ]; then
+    fits "$PYTHON" && command -v "$PYTHON" && return
+    say "error: PYTHON: expected Python 3.12 or later, got $PYTHON"
+    return 1
+  fi
+  for candidate in python3.12 python3.13 python3.14 python3 python \
+    "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[2-9]*/bin/python; do
+    if command -v "$candidate" >/dev/null 2>&1 && fits "$candidate"; then
+      "$candidate" -c 'import sys; print(sys.executable)'
+      return
+    fi
+  done
+}
+
+# Print a uv: the one on the PATH, or one in .tools that any Python can fetch.
+find_uv() {
+  local python
+  if command -v uv >/dev/null 2>&1; then command -v uv; return; fi
+  if [ ! -x .tools/bin/uv ]; then
+    for python in "$@" python3 python; do
+      if "$python" -m venv .tools >/dev/null 2>&1 &&
+        .tools/bin/python -m pip install -q "uv==$UV_VERSION" >&2; then break; fi
+      rm -rf .tools
+      if "$python" -m pip install -q --target .tools "uv==$UV_VERSION" >&2; then break; fi
+    done
+  fi
+  [ -x .tools/bin/uv ] || { say "error: expected uv or a Python with pip, found neither"; return 1; }
+  echo .tools/bin/uv
+}
+
+# setup [JAX]: make the environment $venv, with another jax if one is named.
+setup() {
+  local jax="${1:-}" python uv wanted
+  venv=".venv${jax:+-jax-$jax}"
+  wanted="$(cat uv.lock pyproject.toml | cksum) $jax"
+  if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/.synced" 2>/dev/null)" = "$wanted" ]; then return; fi
+  python="$(find_python)"
+  # shellcheck disable=SC2086
+  uv="$(find_uv $python)"
+  say "setting up $venv with ${python:-a Python that uv provides}"
+  UV_PROJECT_ENVIRONMENT="$venv" "$uv" sync -q --frozen --all-extras --python "${python:-3.12}"
+  if [ -n "$jax" ]; then
+    "$uv" pip install -q --python "$venv/bin/python" "jax==$jax" "jaxlib==$jax"
+  fi
+  echo "$wanted" >"$venv/.synced"
+}
+
+check() {
+  setup
+  "$venv/bin/ruff" check --output-format concise .
+  "$venv/bin/ruff" format --check .
+  "$venv/bin/mypy"
+  "$venv/bin/lint-imports"
+  "$venv/bin/interrogate" -q tests
+}
+
+run_tests() {
+  local jax=""
+  if [ "${1:-}" = --jax ]; then
+    jax="${2:?--jax: expected a version such as 0.11.2}"
+    shift 2
+  fi
+  setup "$jax"
+  "$venv/bin/python" -m pytest "$@"
+}
+
+run_example() {
+  setup
+  exec "$venv/bin/python" examples/digits/run.py "$@"
+}
+
+command="${1:-}"
+[ $# -gt 0 ] && shift
+case "$command" in
+run) run_example "$@" ;;
+test) run_tests "$@" ;;
+check) check ;;
+setup) setup ;;
+-h | --help | help) usage ;;
+*)
+  usage >&2
+  exit 2
+  ;;
+esac

@@ -1,0 +1,113 @@
+"""`python -m server`: the one place that wires things. See `--help`.
+
+1. the configuration is read
+2. the port is bound and requests are accepted; the health route answers 503
+3. the bundle is loaded on a thread of its own, and its goldens are run
+4. the health route answers 200
+
+Exit statuses: 0 stopped, 2 configuration, 3 bundle, 4 golden mismatch, 5 device.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from runtime.errors import BundleError, DeviceUnavailable, ExecutionError, GoldenMismatch
+from runtime.model import Model, load
+from runtime.verify import check_goldens
+from server.config import ConfigError, ServerConfig, parse
+from server.http_app import create_app
+from server.http_front import Front, make_server
+from server.service import Service
+
+log = logging.getLogger("server")
+
+EXIT_CONFIG, EXIT_BUNDLE, EXIT_GOLDEN, EXIT_DEVICE = 2, 3, 4, 5
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Serve until a signal; returns the exit status."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(message)s")
+    try:
+        config = parse(argv, environ)
+        _refuse_taken_port(config)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    return asyncio.run(_serve(config))
+
+
+async def _serve(config: ServerConfig) -> int:
+    service = Service()
+    front = Front(create_app(service, config), config.max_body_bytes, threads=8)
+    server = make_server(front, config.host, config.port)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.stop)
+    serving = loop.create_task(server.serve())
+    loading = loop.run_in_executor(None, _open, service, config)
+    await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
+    if loading.done() and (status := loading.result()):
+        server.stop()
+        await serving
+        return status
+    await serving
+    return 0
+
+
+def _open(service: Service, config: ServerConfig) -> int:
+    """Load the bundle and prove it; returns 0, or the exit status of what is wrong."""
+    begin = time.monotonic()
+    try:
+        model = load(config.bundle, config.device or None, progress=log.info)
+        _check(model)
+    except GoldenMismatch as error:
+        return _failed(error, EXIT_GOLDEN)
+    except (DeviceUnavailable, ExecutionError) as error:
+        return _failed(error, EXIT_DEVICE)
+    except BundleError as error:
+        return _failed(error, EXIT_BUNDLE)
+    service.open(model)
+    log.info(
+        "ready: http://%s:%d%s serves %s version %s, buckets %s, on %s, after %.1f s",
+        config.host,
+        config.port,
+        config.predict_route,
+        model.manifest.name,
+        model.manifest.version,
+        ",".join(map(str, model.manifest.buckets)),
+        model.platform,
+        time.monotonic() - begin,
+    )
+    return 0
+
+
+def _check(model: Model) -> None:
+    failed = [str(check) for check in check_goldens(model)[0] if not check.ok]
+    if failed:
+        raise GoldenMismatch(
+            f"{len(failed)} golden checks failed on this device, first: {failed[0]}"
+        )
+
+
+def _failed(error: Exception, status: int) -> int:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return status
+
+
+def _refuse_taken_port(config: ServerConfig) -> None:
+    """Refuse a port that is taken: granian would share it silently (SO_REUSEPORT)."""
+    try:
+        with socket.create_server((config.host, config.port)):
+            pass
+    except OSError as error:
+        raise ConfigError(f"port {config.port}: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], os.environ))

@@ -1,0 +1,104 @@
+"""Everything the server can be told: flag, else environment variable, else default."""
+
+import argparse
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+
+class ConfigError(Exception):
+    """A flag or environment variable does not read; the message names it."""
+
+
+def _option(default: Any, help_: str, *, env: str, flag: str | None = None) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help_, "env": env, "flag": flag})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """What the server is told. The names of AIP_* variables are Vertex AI's."""
+
+    bundle: str = _option("", "Bundle directory.", env="AIP_STORAGE_URI")
+    host: str = _option("0.0.0.0", "Address to listen on.", env="HLOSERVE_HOST")  # noqa: S104 (a container must)
+    port: int = _option(8080, "HTTP port; 0 takes a free one.", env="AIP_HTTP_PORT")
+    predict_route: str = _option("/predict", "Path of predictions.", env="AIP_PREDICT_ROUTE")
+    health_route: str = _option("/health", "Path of the health check.", env="AIP_HEALTH_ROUTE")
+    device: str = _option("", "cpu, cuda, cuda:1; empty for JAX's default.", env="HLOSERVE_DEVICE")
+    max_body_bytes: int = _option(
+        16 * 1024 * 1024, "Largest accepted body.", env="HLOSERVE_MAX_BODY_BYTES"
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work.
+
+        Raises:
+          ConfigError: names the option, what it takes and what it got.
+        """
+        if not self.bundle:
+            raise ConfigError("bundle: expected a directory, got none; pass --bundle DIR")
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port: expected 0 to 65535, got {self.port}")
+        if self.max_body_bytes < 1:
+            raise ConfigError(f"max_body_bytes: expected at least 1, got {self.max_body_bytes}")
+        for name in ("predict_route", "health_route"):
+            route = getattr(self, name)
+            if not route.startswith("/") or any(c in route for c in "<>?# "):
+                raise ConfigError(f"{name}: expected a path that begins with '/', got {route!r}")
+        if self.predict_route == self.health_route:
+            raise ConfigError(
+                f"predict_route and health_route: expected two paths, got {self.predict_route!r} twice"
+            )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def parse(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
+    """Read the command line and the environment.
+
+    Args:
+      argv: without the program's name.
+      environ: only the variables that `--help` names are looked at. An empty one counts
+        as absent: Vertex sets AIP_STORAGE_URI to "" for a model without artifacts.
+
+    Raises:
+      ConfigError: names the flag or variable, what it takes and what it got.
+    """
+    parser = _Parser(
+        prog="python -m server",
+        description="Serve a bundle over HTTP.",
+        allow_abbrev=False,
+    )
+    fields = dataclasses.fields(ServerConfig)
+    for field in fields:
+        shown = f" [{field.metadata['env']}; default: {field.default!r}]"
+        parser.add_argument(_flag(field), dest=field.name, help=field.metadata["help"] + shown)
+    found, unknown = parser.parse_known_args(argv)
+    if unknown:
+        word = unknown[0].split("=")[0]
+        close = difflib.get_close_matches(word, [_flag(f) for f in fields], n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"{word}: no such option{hint}")
+    values: dict[str, Any] = {}
+    for field in fields:
+        text, source = getattr(found, field.name), _flag(field)
+        if text is None:
+            text, source = environ.get(field.metadata["env"]) or None, field.metadata["env"]
+        if text is not None:
+            values[field.name] = _convert(text, type(field.default), source)
+    return ServerConfig(**values)
+
+
+def _flag(field: dataclasses.Field[Any]) -> str:
+    return "--" + field.name.replace("_", "-")
+
+
+def _convert(text: str, kind: type, source: str) -> Any:
+    if kind is not int:
+        return text
+    if not text.strip().isdecimal():
+        raise ConfigError(f"{source}: expected a whole number, got {text!r}")
+    return int(text)

@@ -1,0 +1,229 @@
+"""Vertex AI's `instances` to arrays, typed by the signature.
+
+Values are never coerced. NumPy would turn null into NaN, "1.5" into 1.5, true into 1 and
+1.9 into 1; here each of them is an error that names the instance and the input.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import SignatureMismatch
+from runtime.signature import Signature, TensorSpec, notation
+from runtime.tensors import Array, numpy_dtype
+from server.errors import MalformedRequest
+
+# Whole numbers beyond this may have lost bits on their way through a JSON double.
+_EXACT = 2**53
+
+
+def arrays_from(instances: Sequence[Any], signature: Signature) -> dict[str, Array]:
+    """Read instances into one array per input.
+
+    An instance is an object of inputs by name; where there is one input only (masks
+    apart), it can be that input's value itself. Rows that differ along a bucketed axis
+    are padded to the longest, and a mask that was left out is made to match.
+
+    Raises:
+      SignatureMismatch: names the first instance and input that do not fit.
+      MalformedRequest: instances are of different forms.
+    """
+    columns = _columns(instances, signature)
+    dims = {dim for spec in signature.inputs for dim in spec.shape[1:] if isinstance(dim, str)}
+    if dims:
+        return _ragged(columns, signature)
+    return {spec.name: _stack(spec, columns[spec.name]) for spec in signature.inputs}
+
+
+def _columns(instances: Sequence[Any], signature: Signature) -> dict[str, list[Any]]:
+    required = [spec.name for spec in signature.inputs if not spec.mask]
+    names = [spec.name for spec in signature.inputs]
+    if not any(isinstance(instance, dict) for instance in instances):
+        if len(required) != 1 and instances:
+            raise MalformedRequest(
+                f"instances[0]: expected an object with {', '.join(map(repr, required))}, got "
+                f"{_kind(instances[0])}"
+            )
+        return {name: list(instances) if name in required else [] for name in names}
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for i, instance in enumerate(instances):
+        _check_keys(instance, i, names, required)
+        for name, value in instance.items():
+            columns[name].append(value)
+    for name, values in columns.items():
+        if values and len(values) != len(instances):
+            raise MalformedRequest(f"instances: expected {name!r} in each or in none")
+    return columns
+
+
+def _check_keys(instance: Any, index: int, names: list[str], required: list[str]) -> None:
+    where = f"instances[{index}]"
+    if not isinstance(instance, dict):
+        raise MalformedRequest(
+            f"{where}: expected an object like the others, got {_kind(instance)}"
+        )
+    unknown = next((key for key in instance if key not in names), None)
+    if unknown is not None:
+        raise MalformedRequest(f"{where}: expected {', '.join(map(repr, names))}, got {unknown!r}")
+    missing = next((name for name in required if name not in instance), None)
+    if missing is not None:
+        raise MalformedRequest(f"{where}: expected {missing!r}, got none")
+
+
+def _stack(spec: TensorSpec, values: list[Any]) -> Array:
+    """Read rows of one shape, all at once where they are plain."""
+    shape = spec.concrete(len(values), {})
+    array = _plain(spec, values, shape) if values else np.empty(shape, numpy_dtype(spec.dtype))
+    if array is not None:
+        return array
+    rows = [_row(spec, value, i) for i, value in enumerate(values)]
+    return np.stack(rows)
+
+
+def _ragged(columns: Mapping[str, list[Any]], signature: Signature) -> dict[str, Array]:
+    """Read rows that may have different sizes along bucketed axes."""
+    rows = {
+        spec.name: [_row(spec, value, i) for i, value in enumerate(columns[spec.name])]
+        for spec in signature.inputs
+    }
+    count = max(map(len, rows.values()))
+    sizes = [_sizes(signature, {n: r[i] for n, r in rows.items() if r}, i) for i in range(count)]
+    longest = {
+        axis.name: max((s.get(axis.name, 0) for s in sizes), default=axis.sizes[0])
+        for axis in signature.axes
+    }
+    out = {}
+    for spec in signature.inputs:
+        array = np.full(spec.concrete(count, longest), spec.pad, numpy_dtype(spec.dtype))
+        for i in range(count):
+            real: Any = (i, *(slice(size) for size in spec.concrete(1, sizes[i])[1:]))
+            array[real] = rows[spec.name][i] if rows[spec.name] else 1
+        out[spec.name] = array
+    return out
+
+
+def _sizes(signature: Signature, rows: Mapping[str, Array], index: int) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for spec in signature.inputs:
+        if spec.name not in rows:
+            continue
+        for dim, size in zip(spec.shape[1:], rows[spec.name].shape, strict=True):
+            if isinstance(dim, str) and found.setdefault(dim, size) != size:
+                raise SignatureMismatch(
+                    f"instances[{index}]: input {spec.name!r}: expected {dim}={found[dim]} as in the "
+                    f"inputs before it, got {size}"
+                )
+    return found
+
+
+def row_sizes(instances: Sequence[Any], signature: Signature) -> list[dict[str, int]]:
+    """Give the real size of each bucketed axis for each instance, to crop its answer."""
+    columns = _columns(instances, signature)
+    specs = [
+        s for s in signature.inputs if not s.mask and any(isinstance(d, str) for d in s.shape[1:])
+    ]
+    return [
+        {dim: size for spec in specs for dim, size in _measured(spec, columns[spec.name][i])}
+        for i in range(len(instances))
+    ]
+
+
+def _measured(spec: TensorSpec, value: Any) -> list[tuple[str, int]]:
+    found = []
+    for dim in spec.shape[1:]:
+        if isinstance(dim, str):
+            found.append((dim, len(value)))
+        value = value[0] if isinstance(value, list) and value else []
+    return found
+
+
+def _row(spec: TensorSpec, value: Any, index: int) -> Array:
+    """Read one row, or say what is wrong with it."""
+    where = f"instances[{index}]: input {spec.name!r}"
+    shape = spec.shape[1:]
+    _check_elements(spec, value, where)
+    try:
+        got = np.shape(value)
+        fits = len(got) == len(shape) and all(
+            isinstance(d, str) or d == g for d, g in zip(shape, got, strict=True)
+        )
+    except ValueError:
+        raise SignatureMismatch(
+            f"{where}: expected {notation(spec.dtype, shape)}, got rows of different lengths"
+        ) from None
+    if not fits:
+        raise SignatureMismatch(f"{where}: expected {notation(spec.dtype, shape)}, got {list(got)}")
+    array = _plain(spec, value, got)
+    if array is None:
+        raise SignatureMismatch(f"{where}: expected values of {spec.dtype}, got one out of range")
+    return array
+
+
+def _plain(spec: TensorSpec, values: Any, shape: tuple[int, ...]) -> Array | None:
+    """Convert nested lists of numbers if every element is legal as it stands, else None."""
+    try:
+        array = np.array(values)
+    except (ValueError, OverflowError):
+        return None
+    if array.shape != shape:
+        return None
+    if not array.size:
+        return array.astype(numpy_dtype(spec.dtype))
+    if spec.dtype == "bool":
+        return array if array.dtype.kind == "b" else None
+    if array.dtype.kind not in "iuf" or _has_bools(values):
+        return None
+    return _as_float(spec, array) if "float" in spec.dtype else _as_integer(spec, array)
+
+
+def _as_float(spec: TensorSpec, array: Array) -> Array | None:
+    with np.errstate(over="ignore"):
+        narrow = array.astype(numpy_dtype(spec.dtype))
+    return narrow if np.isfinite(narrow.astype(np.float64)).all() else None
+
+
+def _as_integer(spec: TensorSpec, array: Array) -> Array | None:
+    if array.dtype.kind == "f":
+        whole = (np.abs(array) <= _EXACT) & (array == np.floor(array))
+        if not whole.all():
+            return None
+    info = np.iinfo(spec.dtype)
+    if int(array.min()) < info.min or int(array.max()) > info.max:
+        return None
+    return array.astype(spec.dtype)
+
+
+def _has_bools(values: Any) -> bool:
+    """Say whether true or false hides among numbers, which NumPy takes for 1 and 0."""
+    if isinstance(values, list):
+        if values and isinstance(values[0], list):
+            return any(map(_has_bools, values))
+        return any(type(value) is bool for value in values)
+    return type(values) is bool
+
+
+def _check_elements(spec: TensorSpec, value: Any, where: str) -> None:
+    """Raise for the first element that is not of the tensor's kind."""
+    if isinstance(value, list):
+        for inner in value:
+            _check_elements(spec, inner, where)
+        return
+    kind = "bool" if spec.dtype == "bool" else "number"
+    legal = type(value) is bool if kind == "bool" else type(value) in (int, float)
+    if not legal:
+        raise SignatureMismatch(f"{where}: expected {spec.dtype}, got {_kind(value)}")
+    if (
+        "int" in spec.dtype
+        and type(value) is float
+        and (not value.is_integer() or abs(value) > _EXACT)
+    ):
+        raise SignatureMismatch(f"{where}: expected {spec.dtype}, got {value!r}")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, str):
+        return "a string"
+    return {type(None): "null", bool: "a boolean", dict: "an object", list: "an array"}.get(
+        type(value), "a number"
+    )
