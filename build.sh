@@ -95,7 +95,7 @@ run_tests() {
 
 run_example() {
   setup
-  exec "$venv/bin/python" examples/digits/run.py "$@"
+  exec "$venv/bin/python" -m examples.digits.run "$@"
 }
 
 command="${1:-}"

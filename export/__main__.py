@@ -1,5 +1,6 @@
 """`python -m export`: a model in, a bundle out. See `--help`."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("error: interrupted; nothing was left behind", file=sys.stderr)
         return 130
     if arguments.json:
-        print(report.to_json())
+        print(dataclasses.replace(report, notes=(*notes, *report.notes)).to_json())
     else:
         report.print(Console(soft_wrap=True))
     return 0

@@ -3,6 +3,7 @@
 To add a format, write a function from a path to a tree and name it in `_reader`.
 """
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import CheckpointError
+from export.errors import CheckpointError, first_line
 from export.spec import nearest
 from runtime.errors import IntegrityError
 from runtime.tensors import read_tensors
@@ -39,6 +40,8 @@ def read_params(
       CheckpointError: nothing there, damaged, of no known form, or without the subtree.
     """
     source = Path(path)
+    if "orbax-checkpoint-tmp" in str(source):
+        raise CheckpointError(f"params {source}: expected a finished checkpoint, got one that is not")
     if not source.exists():
         raise CheckpointError(
             f"params {source}: expected a file or directory, got nothing there{_steps_beside(source)}"
@@ -49,8 +52,7 @@ def read_params(
     except CheckpointError:
         raise
     except Exception as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise CheckpointError(f"params {source}: cannot be read: {line}") from error
+        raise CheckpointError(f"params {source}: cannot be read: {first_line(error)}") from error
     return take_subtree(tree, subtree) if subtree else tree
 
 
@@ -60,7 +62,7 @@ def take_subtree(tree: Tree, subtree: str) -> Tree:
     Raises:
       CheckpointError: there is no such part; names what there is.
     """
-    here = tree
+    here = as_tree(tree)
     for word in re.split(r"[./]", subtree):
         keys: Mapping[str, Any] = (
             {str(k): v for k, v in here.items()}
@@ -76,6 +78,13 @@ def take_subtree(tree: Tree, subtree: str) -> Tree:
             )
         here = keys[word]
     return here
+
+
+def as_tree(params: Tree) -> Tree:
+    """Give a TrainState, or another dataclass of Flax, as the dict that a checkpoint has."""
+    from flax import serialization
+
+    return serialization.to_state_dict(params) if dataclasses.is_dataclass(params) else params
 
 
 def _reader(source: Path, *, allow_pickle: bool) -> Callable[[Path], Tree]:

@@ -3,16 +3,19 @@
 import argparse
 import dataclasses
 import difflib
+import functools
 import importlib
 import importlib.util
+import itertools
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from export.errors import ExportError
+from export.errors import ExportError, first_line
 from export.spec import CAST_DTYPES, PRECISIONS, ExportSpec, nearest, parse_input
 from runtime.signature import TensorSpec
 
@@ -38,15 +41,23 @@ _DIRECT = (
 class Parser(argparse.ArgumentParser):
     """An argument parser that names the nearest valid option for a typo."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Look at unknown options first: a typo of a required one is both unknown and missing."""
+        words = sys.argv[1:] if args is None else list(args)
+        known = [option for action in self._actions for option in action.option_strings]
+        for word in itertools.takewhile(lambda w: w != "--", words):
+            name = word.partition("=")[0]
+            if re.match(r"--?[A-Za-z]", name) and name not in known:
+                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                self.error(f"{name}: no such option{hint}")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Exit with status 2 and one line."""
-        match = re.search(r"unrecognized arguments: (-\S+)", message)
-        if match:
-            known = [option for action in self._actions for option in action.option_strings]
-            word = match[1].split("=")[0]
-            close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-            message = f"{word}: no such option" + (f"; did you mean {close[0]}?" if close else "")
-        self.exit(2, f"error: {message}\n")
+        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        hint = nearest(choice[1], re.findall(r"\w+", choice[2])) if choice else ""
+        self.exit(2, f"error: {message}{hint}\n")
 
 
 def parser() -> Parser:
@@ -225,9 +236,9 @@ def find_attribute(text: str) -> Any:
         )
     except ExportError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ExportError(
-            f"model {text!r}: {where} cannot be imported: {type(error).__name__}: {error}"
+            f"model {text!r}: {where} cannot be imported: {type(error).__name__}: {first_line(error)}"
         ) from error
     here: Any = module
     for word in attribute.split("."):
@@ -258,27 +269,26 @@ def _import_file(path: Path) -> Any:
 
 def _resolve(found: Any, config: Mapping[str, Any] | None) -> tuple[ExportSpec, list[str]]:
     """Make a spec of what was named; a class or factory is called with the configuration."""
-    from flax import linen, nnx
+    from export.models import is_factory, known_arguments, takes_rngs
 
-    from export.models import is_factory, make
-
-    notes: list[str] = []
-    is_class = isinstance(found, type) and issubclass(found, linen.Module)
-    if is_class or (
-        is_factory(found) and (config is not None or not _is_nnx_class(found, nnx.Module))
-    ):
-        found, ignored = make(found, config or {})
-        if ignored:
-            notes.append(f"--config: ignored {', '.join(ignored)}, which the model does not take")
-    elif config is not None and not _is_nnx_class(found, nnx.Module):
-        raise ExportError("--config: expected a class or factory to pass it to, got neither")
-    if isinstance(found, ExportSpec):
-        return found, notes
-    return ExportSpec(model=found), notes
-
-
-def _is_nnx_class(found: Any, module: type) -> bool:
-    return isinstance(found, type) and issubclass(found, module)
+    if not is_factory(found):
+        if config is not None:
+            raise ExportError("--config: expected a class or factory to pass it to, got neither")
+        return (found if isinstance(found, ExportSpec) else ExportSpec(model=found)), []
+    known, ignored = known_arguments(found, config or {})
+    notes = [f"--config: ignored {', '.join(ignored)}, which the model does not take"]
+    made: Any
+    if takes_rngs(found):
+        # Only the shapes of an nnx.Module are wanted: it is made later, without its weights.
+        made = functools.partial(found, **known)
+    else:
+        try:
+            made = found(**known)
+        except Exception as error:
+            name = getattr(found, "__name__", "model")
+            raise ExportError(f"{name}: {type(error).__name__}: {first_line(error)}") from error
+    spec = made if isinstance(made, ExportSpec) else ExportSpec(model=made)
+    return spec, notes if ignored else []
 
 
 def _read_config(path: Path | None) -> dict[str, Any] | None:
@@ -317,7 +327,7 @@ def _pair(what: str, text: str, example: str) -> tuple[str, str]:
 def _labels(text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
-    if Path(text).is_file():
+    if os.path.isfile(text):  # noqa: PTH113 (Path.is_file raises where the names are too long for a path)
         return tuple(line.strip() for line in Path(text).read_text().splitlines() if line.strip())
     return tuple(word.strip() for word in text.split(","))
 

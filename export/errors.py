@@ -26,3 +26,9 @@ class RowMixing(ExportError):
 
 class VerificationError(ExportError):
     """The written bundle does not answer as the model does."""
+
+
+def first_line(error: BaseException) -> str:
+    """Give the first line of what an exception says, or its name if it says nothing."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)[:400]

@@ -18,14 +18,13 @@ from typing import Any
 import jax
 
 from export import verification
-from export.errors import RowMixing
 from export.lowering import (
     Lowered,
     lower,
     reproducible,
 )
 from export.outputs import Key
-from export.plan import Plan, bucket_name, prepare
+from export.plan import Plan, bucket_name, precision, prepare
 from export.report import ProgramReport, Progress, Report
 from export.spec import ExportSpec
 from export.writing import write
@@ -80,10 +79,11 @@ def export_model(
         manifest = write(writer, plan, programs)
         writer.write_manifest(manifest)
         found = verification.verify(writer.path, spec, tell)
-        if found.mixing and not spec.allow_row_mixing:
-            raise RowMixing(_mixing_text(found.mixing))
         manifest = dataclasses.replace(
-            manifest, verified=found.platforms, drift=found.drift, row_mixing=found.mixing
+            manifest,
+            verified=found.platforms,
+            drift=found.drift,
+            row_mixing=found.mixing if found.platforms else manifest.row_mixing,
         )
         writer.write_manifest(manifest)
         writer.commit()
@@ -106,19 +106,11 @@ def _needs_wide_types(spec: ExportSpec) -> bool:
 def _lower_all(plan: Plan, tell: Callable[[str], None]) -> dict[Key, Lowered]:
     names = [axis.name for axis in plan.signature.axes]
     programs = {}
-    for key, traced in plan.traced.items():
-        tell(f"lowering {bucket_name(key, names)}")
-        programs[key] = lower(traced, plan.spec.platforms)
+    with precision(plan.spec):
+        for key, traced in plan.traced.items():
+            tell(f"lowering {bucket_name(key, names)}")
+            programs[key] = lower(traced, plan.spec.platforms)
     return programs
-
-
-def _mixing_text(mixing: Sequence[str]) -> str:
-    shown = "; ".join(mixing[:3]) + (f"; and {len(mixing) - 3} more" if len(mixing) > 3 else "")
-    return (
-        f"a row's answer depends on the rows beside it: {shown}. Is BatchNorm in training mode, or "
-        "does something normalize or route across the batch? --allow-row-mixing exports it all "
-        "the same, and a server then runs every request alone"
-    )
 
 
 def _report(

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from export.errors import ExportError
+from export.errors import ExportError, first_line
 from export.lowering import describe
-from runtime.errors import IntegrityError, SignatureMismatch
+from runtime.errors import SignatureMismatch
 from runtime.inputs import check
 from runtime.manifest import Tolerance
 from runtime.rows import draw
@@ -77,10 +77,11 @@ def read_inputs(path: str | os.PathLike[str]) -> dict[str, Array]:
             for n, a in read_tensors(source, source.read_bytes()).items()
             if not n.startswith("output/")
         }
-    except (OSError, ValueError, IntegrityError) as error:
+    except Exception as error:  # NumPy raises a zoo of them for a damaged .npz
         raise ExportError(
-            f"golden {source}: expected .safetensors or .npz of inputs by name, got {error}"
-        ) from None
+            f"golden {source}: expected .safetensors or .npz of inputs by name, got "
+            f"{first_line(error)}"
+        ) from error
 
 
 def check_inputs(

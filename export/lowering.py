@@ -9,15 +9,16 @@ import contextlib
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax import export
+from jax._src.export import serialization  # for its version number, which jax.export does not show
 from jax.extend import core
 
-from export.errors import ExportError
+from export.errors import ExportError, first_line
 from runtime.tensors import Array
 
 HOIST_BYTES = 1 << 20
@@ -31,7 +32,19 @@ _CALLBACKS = {
     "outside_call": "a host callback",
 }
 
+# Primitives that call a function and do no more, once nothing is differentiated. JAX makes
+# what loops and branches close over arguments of theirs by itself, but for what is in a
+# function under jit inside of one.
+_CALLS = (
+    *("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"),
+    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+)
+
+# What JAX and Pallas say of a kernel that the device at hand cannot run.
+_ABSENT_KERNELS = ("cuDNN is not detected", "Only interpret mode is supported", "No FFI handler")
+
 Flat = Callable[[Sequence[Any], Sequence[Any]], tuple[Any, ...]]
+Replace = Callable[[Any], Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,6 +74,7 @@ class Lowered:
       custom_calls: targets of its custom calls, sorted.
       stablehlo_version: such as `1.18.0`.
       calling_convention: of jax.export.
+      serialization: version of jax.export's wrapper.
     """
 
     exported: bytes
@@ -68,6 +82,7 @@ class Lowered:
     custom_calls: tuple[str, ...]
     stablehlo_version: str
     calling_convention: int
+    serialization: int
 
 
 @contextlib.contextmanager
@@ -134,12 +149,15 @@ def floating_dtypes(jaxpr: Any) -> set[str]:
 
 def large_constants(jaxpr: Any) -> dict[str, Array]:
     """Find the constants over 1 MiB that lowering would bake in, by digest."""
-    found: dict[str, Array] = {}
-    for constant in _constants(jaxpr):
-        if np.size(constant) and getattr(constant, "nbytes", 0) > HOIST_BYTES:
-            array = np.asarray(constant)
-            found[_digest(array)] = array
-    return found
+    return _large(_constants(jaxpr, _CALLS))
+
+
+def stuck_constants(jaxpr: Any) -> dict[str, Array]:
+    """Find the constants over 1 MiB that `with_constants` cannot take out, by digest."""
+    found = _large(_constants(jaxpr, None))
+    return {
+        digest: array for digest, array in found.items() if digest not in large_constants(jaxpr)
+    }
 
 
 def with_constants(jaxpr: Any, order: Mapping[str, int], count: int) -> Flat:
@@ -153,7 +171,7 @@ def with_constants(jaxpr: Any, order: Mapping[str, int], count: int) -> Flat:
 
     def function(params: Sequence[Any], inputs: Sequence[Any]) -> tuple[Any, ...]:
         def replaced(constant: Any) -> Any:
-            if getattr(constant, "nbytes", 0) <= HOIST_BYTES:
+            if not _is_large(constant):
                 return constant
             return params[count + order[_digest(np.asarray(constant))]]
 
@@ -183,25 +201,28 @@ def lower(traced: Traced, platforms: Sequence[str]) -> Lowered:
         custom_calls=_custom_calls(exported, module),
         stablehlo_version=version[1].decode() if version else "unknown",
         calling_convention=exported.calling_convention_version,
+        serialization=serialization._SERIALIZATION_VERSION,  # noqa: SLF001
     )
 
 
 def describe(error: BaseException) -> str:
     """Say what went wrong in one line, with what to do where it is known."""
-    text = str(error).strip() or type(error).__name__
-    line = next((part for part in text.splitlines() if part.strip()), "")[:400]
+    text, line = str(error), first_line(error)
     if "host_callback" in text:
         return f"{line}; remove callbacks from the inference path"
     if "no compatibility guarantees" in text:
-        targets = (
-            ", ".join(sorted(set(re.findall(r"call_target_name = \"([^\"]+)\"", text)))) or line
-        )
+        targets = sorted(set(re.findall(r"custom_call @(\"[^\"]+\"|[\w.$]+)", text)))
         return (
-            f"it calls kernels that no later jax promises to have: {targets}; use jax's own "
-            "operations in their place for inference"
+            f"it calls kernels that no later jax promises to have: {', '.join(targets) or line}; "
+            "use jax's own operations in their place for inference"
         )
     if "Cannot interpret value of type" in text or "not found for platform" in text:
         return f"{line}; name the platforms it has kernels for with --platforms"
+    if any(sign in text for sign in _ABSENT_KERNELS):
+        return (
+            f"{type(error).__name__}: {line}; this machine does not have that kernel: use jax's own "
+            "operations in its place for inference, or export where it runs"
+        )
     return f"{type(error).__name__}: {line}"
 
 
@@ -216,7 +237,7 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
     for equation in jaxpr.eqns:
         yield equation
         for inner in _inner(equation):
-            yield from _equations(inner if hasattr(inner, "eqns") else inner.jaxpr)
+            yield from _equations(inner.jaxpr)
 
 
 def _inner(equation: Any) -> Iterator[Any]:
@@ -224,20 +245,30 @@ def _inner(equation: Any) -> Iterator[Any]:
     for value in equation.params.values():
         for item in value if isinstance(value, list | tuple) else (value,):
             if hasattr(item, "eqns") or hasattr(getattr(item, "jaxpr", None), "eqns"):
-                yield item
+                yield item if hasattr(item, "consts") else core.ClosedJaxpr(item, ())  # type: ignore[attr-defined]
 
 
-def _constants(jaxpr: Any) -> Iterator[Any]:
-    """Yield the constants that `_evaluate` can replace: at the top and inside jit."""
+def _is_large(constant: Any) -> bool:
+    return getattr(constant, "nbytes", 0) > HOIST_BYTES
+
+
+def _large(constants: Iterable[Any]) -> dict[str, Array]:
+    arrays = (np.asarray(constant) for constant in constants if _is_large(constant))
+    return {_digest(array): array for array in arrays}
+
+
+def _constants(jaxpr: Any, opened: Collection[str] | None) -> Iterator[Any]:
+    """Yield the constants at the top and inside the primitives `opened`; None is all."""
     yield from jaxpr.consts
     for equation in jaxpr.jaxpr.eqns:
         yield from (v.val for v in equation.invars if isinstance(v, core.Literal))
-        if equation.primitive.name in ("jit", "pjit"):
-            yield from _constants(equation.params["jaxpr"])
+        if opened is None or equation.primitive.name in opened:
+            for inner in _inner(equation):
+                yield from _constants(inner, opened)
 
 
-def _evaluate(jaxpr: Any, arguments: Sequence[Any], replaced: Callable[[Any], Any]) -> list[Any]:
-    """Evaluate a closed jaxpr with other constants; jit inside is inlined."""
+def _evaluate(jaxpr: Any, arguments: Sequence[Any], replaced: Replace) -> list[Any]:
+    """Evaluate a closed jaxpr with other constants; what holds none of them stays as it is."""
     values: dict[Any, Any] = {}
 
     def read(variable: Any) -> Any:
@@ -247,12 +278,16 @@ def _evaluate(jaxpr: Any, arguments: Sequence[Any], replaced: Callable[[Any], An
     values.update(zip(jaxpr.jaxpr.invars, arguments, strict=True))
     for equation in jaxpr.jaxpr.eqns:
         given = [read(v) for v in equation.invars]
-        if equation.primitive.name in ("jit", "pjit"):
-            results = _evaluate(equation.params["jaxpr"], given, replaced)
+        inside = list(_inner(equation)) if equation.primitive.name in _CALLS else []
+        if any(_is_large(c) for jaxpr in inside for c in _constants(jaxpr, _CALLS)):
+            results = _evaluate(inside[0], given, replaced)
         else:
-            functions, parameters = equation.primitive.get_bind_params(equation.params)
-            bound = equation.primitive.bind(*functions, *given, **parameters)
-            results = bound if equation.primitive.multiple_results else [bound]
+            bound = equation.primitive.get_bind_params(equation.params)
+            # Up to jax 0.11 a pair, from 0.12 on keywords alone.
+            functions, keywords = bound if isinstance(bound, tuple) else ((), bound)
+            with equation.ctx.manager:
+                result = equation.primitive.bind(*functions, *given, **keywords)
+            results = result if equation.primitive.multiple_results else [result]
         values.update(zip(equation.outvars, results, strict=True))
     return [read(v) for v in jaxpr.jaxpr.outvars]
 

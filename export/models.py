@@ -15,7 +15,10 @@ import numpy as np
 from flax import errors as flax_errors
 from flax import linen, nnx
 
-from export.errors import ExportError, ParamsError
+from export.checkpoints import as_tree
+from export.errors import ExportError, ParamsError, first_line
+from export.lowering import describe
+from export.spec import nearest
 from runtime.signature import TensorSpec
 from runtime.tensors import Array, numpy_dtype
 
@@ -35,10 +38,16 @@ _MODES = {
 # What a train state holds beside the model's variables.
 _TRAIN_STATE = {"step", "opt_state", "tx", "apply_fn", "rng", "rngs", "key", "epoch"}
 
+NO_PARAMS = "params: expected the weights of the {}, got none; pass --params"
 PIN_A_KEY = (
-    "inference needs a random key, and a program has none; pin one by exporting a "
-    "function: def apply(params, inputs): return model.apply(params, inputs, "
-    "rngs={'sample': jax.random.key(0)})"
+    "inference needs a random key, and a program has none; pin one by exporting a function: {}"
+)
+PIN_LINEN = PIN_A_KEY.format(
+    "def apply(params, x): return model.apply(params, x, rngs={'sample': jax.random.key(0)})"
+)
+PIN_NNX = PIN_A_KEY.format(
+    "graph, rngs, params = nnx.split(model, nnx.RngState, ...); "
+    "def apply(params, x): return nnx.merge(graph, rngs, params)(x)"
 )
 
 
@@ -77,25 +86,32 @@ def adapt(
       ParamsError: params are missing, extra or have other shapes.
       ExportError: the model cannot be called so.
     """
-    if isinstance(model, type) and issubclass(model, linen.Module):
-        model = model()
-    if isinstance(model, linen.Module):
-        return _adapt_linen(model, params, abstract(inputs, 2, sizes))
-    if isinstance(model, nnx.Module):
-        return _adapt_nnx(model, params)
-    if is_factory(model):
+    try:
+        return _adapt(model, params, inputs, sizes)
+    except ExportError:
+        raise
+    except Exception as error:  # whatever the user's model raises
+        raise ExportError(f"the model cannot be traced: {describe(error)}") from error
+
+
+def _adapt(
+    model: Any, params: Any, inputs: Sequence[TensorSpec], sizes: Mapping[str, int]
+) -> Adapted:
+    shapes = abstract(inputs, 2, sizes)
+    if is_factory(model) and takes_rngs(model):
+        # Its weights would be random ones: only their shapes are of interest.
         made = nnx.eval_shape(lambda: make(model, {})[0])
-        if not isinstance(made, nnx.Module):
-            raise ExportError(
-                f"model: expected a factory of an nnx.Module, got one of {type(made).__name__}"
-            )
         if params is None:
-            raise ParamsError(
-                "params: expected the weights of the nnx.Module, got none; pass --params"
-            )
+            raise ParamsError(NO_PARAMS.format("nnx.Module"))
         return _adapt_nnx(made, params)
+    if is_factory(model):
+        model = make(model, {})[0]
+    if isinstance(model, linen.Module):
+        return _adapt_linen(model, params, shapes)
+    if isinstance(model, nnx.Module):
+        return _adapt_nnx(nnx.clone(model), params)
     if callable(model):
-        return _adapt_function(model, params, abstract(inputs, 2, sizes))
+        return _adapt_function(model, params, shapes)
     raise ExportError(
         "model: expected an ExportSpec, a flax Module or factory, or apply(params, inputs), "
         f"got {type(model).__name__}"
@@ -104,7 +120,7 @@ def adapt(
 
 def is_factory(model: Any) -> bool:
     """Say whether this makes a model when called with no argument but `rngs`."""
-    if isinstance(model, type) and issubclass(model, nnx.Module):
+    if isinstance(model, type) and issubclass(model, linen.Module | nnx.Module):
         return True
     if not callable(model) or isinstance(model, linen.Module | nnx.Module):
         return False
@@ -112,9 +128,39 @@ def is_factory(model: Any) -> bool:
     return not any(_required(p) for p in parameters if p.name != "rngs")
 
 
+def takes_rngs(factory: Any) -> bool:
+    """Say whether this makes an nnx.Module with random weights."""
+    return "rngs" in inspect.signature(factory).parameters
+
+
 def _required(parameter: inspect.Parameter) -> bool:
     variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     return parameter.default is parameter.empty and not variadic
+
+
+def known_arguments(
+    factory: Any, config: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Tell configuration keys that a class or function takes from those it does not.
+
+    Returns:
+      What it takes, and the keys that are ignored, sorted.
+
+    Raises:
+      ExportError: it needs a value that the configuration does not have.
+    """
+    parameters = dict(inspect.signature(factory).parameters)
+    if isinstance(factory, type) and issubclass(factory, linen.Module):
+        parameters = {n: p for n, p in parameters.items() if n not in ("parent", "name")}
+    takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    known = {key: value for key, value in config.items() if takes_all or key in parameters}
+    missing = [n for n, p in parameters.items() if _required(p) and n not in {*known, "rngs"}]
+    if missing:
+        name = getattr(factory, "__name__", type(factory).__name__)
+        raise ExportError(
+            f"{name}: expected values for {', '.join(missing)}, got none; pass --config FILE.json"
+        )
+    return known, tuple(sorted(set(config) - set(known)))
 
 
 def make(factory: Any, config: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
@@ -123,39 +169,29 @@ def make(factory: Any, config: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]
     Returns:
       What it made, and the keys that were ignored, sorted.
     """
-    parameters = dict(inspect.signature(factory).parameters)
-    if isinstance(factory, type) and issubclass(factory, linen.Module):
-        parameters = {n: p for n, p in parameters.items() if n not in ("parent", "name")}
-    takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
-    known = {key: value for key, value in config.items() if takes_all or key in parameters}
-    if "rngs" in parameters and "rngs" not in known:
-        known["rngs"] = nnx.Rngs(0)
-    missing = [n for n, p in parameters.items() if _required(p) and n not in known]
-    if missing:
-        name = getattr(factory, "__name__", type(factory).__name__)
-        raise ExportError(
-            f"{name}: expected values for {', '.join(missing)}, got none; pass --config FILE.json"
-        )
-    return factory(**known), tuple(sorted(set(config) - set(known)))
+    known, ignored = known_arguments(factory, config)
+    if takes_rngs(factory):
+        known.setdefault("rngs", nnx.Rngs(0))
+    return factory(**known), ignored
 
 
 def _adapt_linen(model: linen.Module, params: Any, inputs: Inputs) -> Adapted:
     modes = _modes(type(model).__call__)
     if params is None:
-        raise ParamsError(
-            "params: expected the weights of the linen Module, got none; pass --params"
-        )
+        raise ParamsError(NO_PARAMS.format("linen Module"))
 
     def call(variables: Any, given: Inputs) -> Any:
         args, kwargs = _bind(type(model).__call__, given, skip=1)
         try:
             return model.apply(variables, *args, **kwargs, **modes)
         except flax_errors.InvalidRngError as error:
-            raise ExportError(f"{type(model).__name__}: {PIN_A_KEY} ({_line(error)})") from error
+            raise ExportError(
+                f"{type(model).__name__}: {PIN_LINEN} ({first_line(error)})"
+            ) from error
         except flax_errors.ModifyScopeVariableError as error:
             raise ExportError(
                 f"{type(model).__name__}: expected inference to leave its variables alone, got "
-                f"{_line(error)}; is it still in training mode?"
+                f"{first_line(error)}; is it still in training mode?"
             ) from error
 
     def init(given: Inputs) -> Any:
@@ -178,6 +214,7 @@ def _adapt_linen(model: linen.Module, params: Any, inputs: Inputs) -> Adapted:
 
 def _collections(params: Any, wanted: Mapping[str, Any]) -> tuple[Any, list[str]]:
     """Give the variable collections in what was restored: {'params': …, 'batch_stats': …}."""
+    params = as_tree(params)
     if not isinstance(params, Mapping):
         raise ParamsError(f"params: expected a dict of params, got {type(params).__name__}")
     tree = linen.meta.unbox(dict(params))
@@ -196,7 +233,6 @@ def _collections(params: Any, wanted: Mapping[str, Any]) -> tuple[Any, list[str]
 
 
 def _adapt_nnx(model: nnx.Module, params: Any) -> Adapted:
-    model = nnx.clone(model) if params is None else model
     model.eval()
     graphdef, randomness, state = nnx.split(model, nnx.RngState, ...)
     flat = {tuple(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
@@ -204,9 +240,7 @@ def _adapt_nnx(model: nnx.Module, params: Any) -> Adapted:
     kinds = {"/".join(path): type(variable) for path, variable in flat.items()}
     if params is None:
         if any(isinstance(v, jax.ShapeDtypeStruct) for v in own.values()):
-            raise ParamsError(
-                "params: expected the weights of the nnx.Module, got none; pass --params"
-            )
+            raise ParamsError(NO_PARAMS.format("nnx.Module"))
         leaves = {"/".join(path): np.asarray(value) for path, value in own.items()}
     else:
         leaves = match(own, _without_rngs(flatten(params), own))
@@ -223,7 +257,7 @@ def _adapt_nnx(model: nnx.Module, params: Any) -> Adapted:
         args, kwargs = _bind(type(merged).__call__, given, skip=1)
         outputs = merged(*args, **kwargs, **modes)
         if any(a is not b for a, b in zip(before, _counts(merged), strict=True)):
-            raise ExportError(f"{type(model).__name__}: {PIN_A_KEY}")
+            raise ExportError(f"{type(model).__name__}: {PIN_NNX}")
         return outputs
 
     return Adapted(apply, leaves, castable)
@@ -321,18 +355,23 @@ def _bind(
     """Give inputs by name where parameters are called so, else by position, else as one dict."""
     parameters = list(inspect.signature(call).parameters.values())[skip:]
     free = [p for p in parameters if p.name not in _MODES]
-    names = {p.name for p in free if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    if set(given) <= names:
+    names = [p.name for p in free if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    needed = {p.name for p in free if _required(p)}
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in free)
+    if set(given) <= set(names) or (takes_any and needed <= set(given)):
         return (), dict(given)
     positional = [p for p in free if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = [p for p in positional if p.default is p.empty]
     if len(given) > 1 and len(required) == 1 and len(positional) < len(given):
         return (dict(given),), {}
-    variadic = any(p.kind == p.VAR_POSITIONAL for p in free)
-    if not variadic and not len(required) <= len(given) <= len(positional):
+    if any(p.kind == p.VAR_POSITIONAL for p in free):
+        return tuple(given.values()), {}
+    # Some by name and some by position would be a guess, and perhaps a swap.
+    strangers = [name for name in given if name not in names]
+    if len(strangers) < len(given) or not len(required) <= len(given) <= len(positional):
         raise ExportError(
-            f"inputs: expected {', '.join(p.name for p in positional)} as the model has them, "
-            f"got {', '.join(given)}"
+            f"inputs: expected {', '.join(names)} as the model has them, got "
+            f"{', '.join(given)}{nearest(strangers[0], names)}"
         )
     return tuple(given.values()), {}
 
@@ -407,7 +446,3 @@ def _array(leaf: Any) -> Array:
     if array.dtype == np.dtype(object):
         raise ParamsError(f"params: expected arrays, got {type(leaf).__name__}")
     return array
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200]

@@ -15,13 +15,14 @@ from export.errors import ExportError
 from export.lowering import (
     Traced,
     large_constants,
+    stuck_constants,
     trace,
     with_constants,
 )
 from export.models import Adapted, abstract, adapt
 from export.outputs import Key, name_outputs, output_specs
 from export.packing import Packing, plan_packing
-from export.spec import ExportSpec, parse_output
+from export.spec import ExportSpec, nearest, parse_output
 from runtime.compare import largest_difference
 from runtime.manifest import OutputFormat
 from runtime.signature import Axis, Signature, TensorSpec
@@ -206,8 +207,12 @@ def _trace_all(
     constants: dict[str, Array] = {}
     for one in traced.values():
         constants |= large_constants(one.jaxpr)
+    stuck = [
+        f"a constant {_brief(array)} of the model's code stays inside every program"
+        for array in stuck_constants(next(iter(traced.values())).jaxpr).values()
+    ]
     if not constants:
-        return traced, packing, arguments, []
+        return traced, packing, arguments, stuck
     order = {digest: i for i, digest in enumerate(constants)}
     hoisted = {f"constant/{order[digest]}": array for digest, array in constants.items()}
     count = len(arguments)
@@ -218,14 +223,17 @@ def _trace_all(
     for key, one in traced.items():
         tell(f"hoisting constants of {bucket_name(key, names)}")
         function = with_constants(one.jaxpr, order, count)
-        with _precision(spec):
+        with precision(spec):
             traced[key] = trace(function, _shapes_of(wide_arguments), one.arguments[1])
     notes = [
-        f"a constant {array.dtype.name}{list(array.shape)} ({array.nbytes / 2**20:.1f} MiB) of the "
-        f"model's code became the param {name!r}"
+        f"a constant {_brief(array)} of the model's code became the param {name!r}"
         for name, array in hoisted.items()
     ]
-    return traced, wider, wide_arguments, notes
+    return traced, wider, wide_arguments, notes + stuck
+
+
+def _brief(array: Array) -> str:
+    return f"{array.dtype.name}{list(array.shape)} ({array.nbytes / 2**20:.1f} MiB)"
 
 
 def _trace_one(
@@ -235,11 +243,12 @@ def _trace_one(
     arguments: Mapping[str, Array],
     shapes: Sequence[Any],
 ) -> Traced:
-    with _precision(spec):
+    with precision(spec):
         return trace(lambda p, x: flat.call(packing.unpack(p), x), _shapes_of(arguments), shapes)
 
 
-def _precision(spec: ExportSpec) -> Any:
+def precision(spec: ExportSpec) -> Any:
+    """Set the precision of dots in this block; tracing and lowering both look at it."""
     return jax.default_matmul_precision(spec.matmul_precision)
 
 
@@ -290,7 +299,7 @@ def _goldens(
 ) -> tuple[tuple[dict[str, int], tuple[Array, ...], tuple[Array, ...]], ...]:
     found = []
     names = [output.name for output in signature.outputs]
-    with _precision(spec):
+    with precision(spec):
         for arrays, sizes in _golden_inputs(spec, signature):
             ordered = tuple(arrays[s.name] for s in signature.inputs)
             expected = flat.reference(params, ordered)
@@ -317,10 +326,23 @@ def _golden_inputs(
             if isinstance(spec.golden, Mapping)
             else golden_rules.read_inputs(spec.golden)
         )
-        arrays, sizes = golden_rules.check_inputs(signature.inputs, signature.axes, given)
-        if not signature.axes:
-            return [(arrays, sizes)]
-        found.append((arrays, sizes))
+        found.append(golden_rules.check_inputs(signature.inputs, signature.axes, given))
+    if not found or signature.axes:
+        found += _seeded(spec, signature)
+    if not spec.allow_row_mixing:
+        return found
+    # What such a model answers depends on how many rows it gets: each bucket has its own.
+    return [
+        ({n: np.take(a, range(rows), axis=0, mode="wrap") for n, a in arrays.items()}, sizes)
+        for arrays, sizes in found
+        for rows in spec.buckets
+    ]
+
+
+def _seeded(
+    spec: ExportSpec, signature: Signature
+) -> list[tuple[dict[str, Array], dict[str, int]]]:
+    found = []
     most = max(4, spec.buckets[-1])
     for between, values in _axis_points(signature.axes):
         named = dict(zip((a.name for a in signature.axes), values, strict=True))
@@ -357,7 +379,9 @@ def _output_format(spec: ExportSpec, signature: Signature) -> OutputFormat:
     name = wanted.output or names[0]
     output = next((o for o in signature.outputs if o.name == name), None)
     if output is None:
-        raise ExportError(f"output: expected one of {', '.join(names)}, got {name!r}")
+        raise ExportError(
+            f"output: expected one of {', '.join(names)}, got {name!r}{nearest(name, names)}"
+        )
     if len(output.shape) != 2 or "float" not in output.dtype:
         raise ExportError(
             f"output {name!r}: expected floats [_, classes] for {wanted.kind}, got {output}"

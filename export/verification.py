@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
 
 import runtime
-from export.errors import ExportError, VerificationError
+from export.errors import ExportError, RowMixing, VerificationError
 from export.spec import ExportSpec
 
 _ROOT = Path(runtime.__file__).resolve().parent.parent
@@ -64,12 +64,19 @@ def verify(bundle: Path, spec: ExportSpec, tell: Callable[[str], None]) -> Verif
     """Verify a staged bundle on every platform that this machine has.
 
     Raises:
+      RowMixing: rows depend on each other, and the spec does not allow it.
       VerificationError: it does not load, or does not answer as the model does.
     """
     platforms = available(spec)
     if not platforms:
         return Verified()
     reports = [_run(bundle, platform, tell) for platform in platforms]
+    for platform, report in zip(platforms, reports, strict=True):
+        # Rows first: where they depend on each other, wrong answers follow from it.
+        if report["row_mixing"] and not spec.allow_row_mixing:
+            raise RowMixing(_mixing_text(report["row_mixing"]))
+        if report["mismatches"]:
+            raise VerificationError(_mismatch_text(report["mismatches"], platform, spec))
     drift: dict[str, float] = {}
     for report in reports:
         for name, value in report["drift"].items():
@@ -120,9 +127,26 @@ def _run(bundle: Path, platform: str, tell: Callable[[str], None]) -> dict:  # t
     except ValueError:
         last = next((line for line in reversed(lines) if line), f"exit status {child.returncode}")
         raise VerificationError(f"the written bundle does not load: {last}") from None
-    if report["mismatches"]:
-        shown = "; ".join(report["mismatches"][:3])
-        raise VerificationError(
-            f"the programs do not answer as the model does, on {platform}: {shown}"
-        )
     return report  # type: ignore[no-any-return]
+
+
+def _mismatch_text(mismatches: Sequence[str], platform: str, spec: ExportSpec) -> str:
+    hint = (
+        "; does padding of a bucketed axis mean something to the model? Give it a mask, or one size"
+        if spec.axes
+        else ""
+    )
+    return f"the programs do not answer as the model does, on {platform}: {_few(mismatches)}{hint}"
+
+
+def _mixing_text(mixing: Sequence[str]) -> str:
+    return (
+        f"a row's answer depends on the rows beside it: {_few(mixing)}. Is BatchNorm in training "
+        "mode, or does something normalize or route across the batch? --allow-row-mixing exports "
+        "it all the same, and a server then runs every request alone"
+    )
+
+
+def _few(sentences: Sequence[str]) -> str:
+    more = f"; and {len(sentences) - 3} more" if len(sentences) > 3 else ""
+    return "; ".join(sentences[:3]) + more

@@ -22,6 +22,9 @@ from runtime.writer import BundleWriter
 # safetensors files above this are split, so that no single file becomes unwieldy.
 SHARD_BYTES = 5 * 1000**3
 
+# Stands until verification has looked; an unverified bundle keeps it.
+_MAYBE_MIXED = ("rows may depend on each other: it was allowed, and nothing has looked yet",)
+
 
 def write(writer: BundleWriter, plan: Plan, programs: Mapping[Key, Lowered]) -> Manifest:
     """Write programs, params and goldens; return the manifest, not yet written.
@@ -56,7 +59,7 @@ def write(writer: BundleWriter, plan: Plan, programs: Mapping[Key, Lowered]) -> 
         output_format=plan.output_format,
         tolerances=_tolerances(plan),
         drift={},
-        row_mixing=(),
+        row_mixing=_MAYBE_MIXED if spec.allow_row_mixing else (),
         params=_write_params(writer, plan),
         programs=tuple(entries),
         goldens=_write_goldens(writer, plan),
@@ -128,4 +131,5 @@ def _versions(lowered: Lowered) -> dict[str, str]:
         **packages,
         "stablehlo": lowered.stablehlo_version,
         "calling_convention": str(lowered.calling_convention),
+        "serialization": str(lowered.serialization),
     }

@@ -1,6 +1,7 @@
 """`python -m runtime`: verify, inspect and bench a bundle on this machine."""
 
 import argparse
+import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BUNDLE
     except BrokenPipeError:
         return EXIT_OK
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return EXIT_USAGE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,6 +113,9 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     if arguments.plot and arguments.plot.suffix not in (".svg", ".png"):
         print(f"error: --plot: expected a .svg or .png file, got {arguments.plot}", file=sys.stderr)
+        return EXIT_USAGE
+    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
+        print("error: --plot: needs matplotlib, which is not installed", file=sys.stderr)
         return EXIT_USAGE
     model = load(arguments.bundle, arguments.device, progress=_say)
     figures = bench(model, arguments.seconds, progress=_say)

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from runtime.model import Group, Model
-from runtime.program import device_kind
+from runtime.program import device_kind, jax_version
 from runtime.report import columns
 from runtime.verify import bucket_name
 
@@ -40,7 +39,7 @@ def bench(model: Model, seconds: float, *, progress: Progress | None = None) -> 
         "model": f"{model.manifest.name} version {model.manifest.version}",
         "device": f"{model.platform} ({device_kind(model.device)})",
         "machine": f"{platform.processor() or platform.machine()}, {platform.system()}",
-        "jax": jax.__version__,
+        "jax": jax_version(),
         "python": platform.python_version(),
         "programs": rows,
     }

@@ -6,7 +6,6 @@ recorded size below the bundle, reached through no symbolic link.
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import logging
 import mmap
@@ -131,7 +130,9 @@ def _opened(root: Path, file: File) -> Iterator[int]:
                 descriptors.append(os.open(folder, flags | os.O_DIRECTORY, dir_fd=descriptors[-1]))
             descriptors.append(os.open(name, flags, dir_fd=descriptors[-1]))
         except OSError as error:
-            got = "a symbolic link" if error.errno == errno.ELOOP else error.strerror
+            steps = (Path(file.path), *Path(file.path).parents)
+            links = any((root / step).is_symlink() for step in steps[:-1])
+            got = "a symbolic link" if links else error.strerror
             raise IntegrityError(f"{file.path}: expected a regular file, got {got}") from None
         status = os.fstat(descriptors[-1])
         if not stat.S_ISREG(status.st_mode):

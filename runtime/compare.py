@@ -60,12 +60,12 @@ def difference(a: Array, b: Array) -> Array:
     """Give |a - b| as float64; 0 where equal (NaN too), infinite where only one is finite."""
     with np.errstate(invalid="ignore", over="ignore"):
         wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
-        error = np.abs(wide_a - wide_b)
+        error = np.asarray(np.abs(wide_a - wide_b))
     error[~np.isfinite(error)] = np.inf
     error[(a == b) | (np.isnan(wide_a) & np.isnan(wide_b))] = 0.0
     # 64-bit integers that differ by less than float64 can tell are still different.
     error[(a != b) & (error == 0.0) & ~(np.isnan(wide_a) & np.isnan(wide_b))] = 1.0
-    return np.asarray(error)
+    return error
 
 
 def largest_difference(a: Array, b: Array) -> float:

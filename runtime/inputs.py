@@ -49,7 +49,7 @@ def check(signature: Signature, inputs: Mapping[str, object]) -> Checked:
                 raise SignatureMismatch(f"input {spec.name!r}: expected {spec}, got nothing")
             arrays.append(None)
             continue
-        array = np.asarray(value)
+        array = _as_array(spec, value)
         _check_shape(spec, array, dims)
         if spec.minimum is not None or spec.maximum is not None:
             check_range(spec, array)
@@ -64,6 +64,15 @@ def check(signature: Signature, inputs: Mapping[str, object]) -> Checked:
             )
     sizes = tuple(dims.get(axis.name, axis.sizes[0]) for axis in signature.axes)
     return Checked(tuple(arrays), dims[BATCH], sizes)
+
+
+def _as_array(spec: TensorSpec, value: object) -> Array:
+    try:
+        return np.asarray(value)
+    except ValueError:  # lists of different lengths
+        raise SignatureMismatch(
+            f"input {spec.name!r}: expected {spec}, got a {type(value).__name__} that is no array"
+        ) from None
 
 
 def _refuse_unknown(signature: Signature, inputs: Mapping[str, object]) -> None:

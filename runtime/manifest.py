@@ -189,6 +189,14 @@ class Params:
                     f"expected one of the params files, got {argument.file!r}",
                     f"{node.where}.arguments[{i}].file",
                 )
+        arguments = {argument.name: argument for argument in params.arguments}
+        for i, entry in enumerate(params.entries):
+            if not _holds(arguments.get(entry.argument), entry):
+                raise ManifestError(
+                    f"expected a place in one of the arguments, got {entry.argument!r} from "
+                    f"element {entry.offset} on",
+                    f"{node.where}.entries[{i}]",
+                )
         return params
 
     def to_json(self) -> dict[str, object]:
@@ -237,7 +245,10 @@ class Tolerance:
     @classmethod
     def from_node(cls, node: Node) -> "Tolerance":
         """Read one tolerance."""
-        return cls(atol=node.take("atol", float), rtol=node.take("rtol", float))
+        tolerance = cls(atol=node.take("atol", float), rtol=node.take("rtol", float))
+        if tolerance.atol < 0 or tolerance.rtol < 0:
+            raise ManifestError("expected no negative tolerance", node.where)
+        return tolerance
 
     def to_json(self) -> dict[str, object]:
         """Write what `from_node` reads."""
@@ -344,14 +355,11 @@ class Manifest:
             limit = f"expected at most {MAX_MANIFEST_BYTES} bytes, got {len(data)}"
             raise ManifestError(limit, "$")
         try:
-            value = json.loads(
-                data.decode("utf-8"),
-                object_pairs_hook=_no_duplicates,
-                parse_constant=_no_constant,
-            )
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, RecursionError):
-                raise ManifestError("expected less nesting", "$") from None
+            value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
+            json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is no text
+        except RecursionError:
+            raise ManifestError("expected less nesting", "$") from None
+        except ValueError as error:
             raise ManifestError(f"expected strict JSON in UTF-8: {error}", "$") from None
         node = Node(value)
         version = node.take("format_version", int)
@@ -396,25 +404,60 @@ class Manifest:
             raise ManifestError(f"expected digits, got {self.version!r}", "$.version")
         increasing(self.buckets, "$.buckets")
         unique((file.path for file in self.files), "$ (files)")
+        self._check_platforms()
         self._check_programs()
         self._check_goldens()
-        outputs = [spec.name for spec in self.signature.outputs]
-        if self.output_format.kind != "raw" and self.output_format.output not in outputs:
-            raise ManifestError(f"expected one of {outputs}", "$.output_format.output")
-        for platform in self.platforms:
-            if set(self.tolerances.get(platform, {})) != set(outputs):
-                raise ManifestError(f"expected {outputs}", f"$.tolerances.{platform}")
+        self._check_outputs()
+
+    def _check_platforms(self) -> None:
+        if not self.platforms:
+            raise ManifestError("expected at least one platform", "$.platforms")
+        unique(self.platforms, "$.platforms")
+        unique(self.verified, "$.verified")
+        strange = sorted(set(self.verified) - set(self.platforms))
+        if strange:
+            raise ManifestError(
+                f"expected some of {list(self.platforms)}, got {strange[0]!r}", "$.verified"
+            )
+        if set(self.tolerances) != set(self.platforms):
+            raise ManifestError(
+                f"expected {list(self.platforms)}, got {list(self.tolerances)}", "$.tolerances"
+            )
+
+    def _check_outputs(self) -> None:
+        outputs = {spec.name: spec for spec in self.signature.outputs}
+        for platform, tolerances in self.tolerances.items():
+            if set(tolerances) != set(outputs):
+                raise ManifestError(
+                    f"expected {list(outputs)}, got {list(tolerances)}", f"$.tolerances.{platform}"
+                )
+        formatted = self.output_format
+        if formatted.kind == "raw":
+            return
+        if formatted.output not in outputs:
+            raise ManifestError(
+                f"expected one of {list(outputs)}, got {formatted.output!r}",
+                "$.output_format.output",
+            )
+        classes = outputs[formatted.output].shape[-1]
+        if formatted.labels and len(formatted.labels) != classes:
+            raise ManifestError(
+                f"expected {classes} labels, got {len(formatted.labels)}", "$.output_format.labels"
+            )
 
     def _check_programs(self) -> None:
         """There is one program for each combination of batch and axis sizes."""
         names = [axis.name for axis in self.signature.axes]
         for i, program in enumerate(self.programs):
             if sorted(program.axes) != sorted(names):
-                raise ManifestError(f"expected axes {names}", f"$.programs[{i}].axes")
+                raise ManifestError(
+                    f"expected axes {names}, got {list(program.axes)}", f"$.programs[{i}].axes"
+                )
         sizes = [self.buckets, *(axis.sizes for axis in self.signature.axes)]
+        expected = math.prod(map(len, sizes))
         got = sorted((p.batch, *(p.axes[n] for n in names)) for p in self.programs)
-        if got != sorted(itertools.product(*sizes)):
-            expected = math.prod(map(len, sizes))
+        # Counted first: a few lines of sizes can multiply to more buckets than memory holds.
+        if len(got) != expected or got != sorted(itertools.product(*sizes)):
             raise ManifestError(
                 f"expected one program for each of {expected} buckets, got {got}", "$.programs"
             )
@@ -422,10 +465,21 @@ class Manifest:
     def _check_goldens(self) -> None:
         if not self.goldens:
             raise ManifestError("expected at least one golden", "$.goldens")
+        axes = self.signature.axes
+        names = [axis.name for axis in axes]
         for i, golden in enumerate(self.goldens):
-            for axis in self.signature.axes:
-                if not 1 <= golden.axes.get(axis.name, 0) <= axis.sizes[-1]:
-                    raise ManifestError(f"expected a size of {axis.name!r}", f"$.goldens[{i}].axes")
+            where = f"$.goldens[{i}].axes"
+            if sorted(golden.axes) != sorted(names):
+                raise ManifestError(f"expected axes {names}, got {list(golden.axes)}", where)
+            for axis in axes:
+                size = golden.axes[axis.name]
+                if not 1 <= size <= axis.sizes[-1]:
+                    raise ManifestError(
+                        f"expected a size up to {axis.sizes[-1]}, got {size}",
+                        f"{where}.{axis.name}",
+                    )
+        if not any(all(g.axes[a.name] <= a.sizes[0] for a in axes) for g in self.goldens):
+            raise ManifestError("expected a golden that the shortest buckets hold", "$.goldens")
 
     def to_bytes(self) -> bytes:
         """Write what `from_bytes` reads, the same bytes for equal manifests."""
@@ -468,16 +522,20 @@ def _readable(value: object, indent: str = "") -> str:
 
 
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ManifestError(f"duplicate key {twice!r}", "$")
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ManifestError(f"duplicate key {name!r}", "$")
+        found[name] = value
     return found
 
 
-def _no_constant(name: str) -> object:
-    raise ManifestError(f"expected a finite number, got {name}", "$")
+def _holds(argument: Argument | None, entry: Param) -> bool:
+    """Say whether a param lies inside an argument of its dtype."""
+    if argument is None or argument.dtype != entry.dtype:
+        return False
+    room = math.prod(argument.shape) - math.prod(entry.shape)
+    return 0 <= entry.offset <= room
 
 
 def _shape(node: Node) -> tuple[int, ...]:
@@ -498,7 +556,9 @@ def _strings(node: Node, key: str) -> dict[str, str]:
 
 
 def _platforms(node: Node, key: str) -> tuple[str, ...]:
-    return tuple(node.check(key, name, PLATFORMS) for name in node.items(key, str))
+    return tuple(
+        node.check(f"{key}[{i}]", name, PLATFORMS) for i, name in enumerate(node.items(key, str))
+    )
 
 
 def _tolerances(node: Node) -> dict[str, Tolerance]:

@@ -266,7 +266,7 @@ class Model:
             self.groups[sizes] = dataclasses.replace(group, planner=Planner(costs))
 
     def blank(self, rows: int, sizes: tuple[int, ...]) -> tuple[Array, ...]:
-        """Make legal inputs that mean nothing: zeros, or the smallest legal value.
+        """Make legal inputs that mean nothing: zeros, or the legal value nearest to zero.
 
         Args:
           rows: size of the batch axis.
@@ -274,7 +274,7 @@ class Model:
         """
         named = self._named(sizes)
         return tuple(
-            np.full(spec.concrete(rows, named), max(spec.minimum or 0, 0), numpy_dtype(spec.dtype))
+            np.full(spec.concrete(rows, named), _nearest_to_zero(spec), numpy_dtype(spec.dtype))
             for spec in self.signature.inputs
         )
 
@@ -304,6 +304,11 @@ def _seconds(program: Program, params: tuple[object, ...], inputs: tuple[Array, 
         if spent > 0.05:
             break
     return best
+
+
+def _nearest_to_zero(spec: TensorSpec) -> int:
+    low = 0 if spec.minimum is None else max(spec.minimum, 0)
+    return low if spec.maximum is None else min(low, spec.maximum)
 
 
 def _fill(

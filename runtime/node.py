@@ -1,5 +1,6 @@
 """A JSON object that knows its path: the reading half of the manifest."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
 
@@ -32,6 +33,11 @@ class Node:
             self._left.pop(key, None)
             return None
         return self.take(key, kind)
+
+    def number(self, key: str) -> int | float:
+        """Take a number, 0 if absent or null; an int stays exact."""
+        value = self._left.pop(key, None) or 0
+        return value if type(value) is int else typed(value, float, f"{self.where}.{key}")
 
     def choice(self, key: str, options: Iterable[str]) -> str:
         """Take a string that must be one of `options`."""
@@ -86,11 +92,21 @@ def kind_of(value: object) -> str:
 
 
 def typed[T](value: object, kind: type[T], where: str) -> T:
-    """Return the value if it has exactly this type; an int passes for a float."""
-    if kind is float and type(value) is int:
-        value = float(value)
+    """Return the value if it has exactly this type; an int passes for a finite float."""
+    if kind is float and type(value) in (int, float):
+        value = _finite(cast("float", value), where)
     if type(value) is not kind:
         names = {dict: "object", list: "array", str: "string"}
         expected = names.get(cast("Any", kind), kind.__name__)
         raise ManifestError(f"expected {expected}, got {kind_of(value)}", where)
     return value
+
+
+def _finite(value: float, where: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:  # an int of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number):
+        raise ManifestError(f"expected a finite number, got {number}", where)
+    return number

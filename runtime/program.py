@@ -33,14 +33,16 @@ def find_device(wanted: object | None) -> Device:
     if wanted is not None and not isinstance(wanted, str):
         return wanted
     platform, _, index = (wanted or "").partition(":")
+    reason = "no such index"
     try:
         devices = jax.local_devices(backend=platform or None)
-        return devices[int(index or 0)]
-    except (RuntimeError, IndexError, ValueError) as error:
-        have = _available()
-        raise DeviceUnavailable(
-            f"device {wanted or 'default'!r}: expected one of {have}, got none ({_first_line(error)})"
-        ) from None
+        if (index or "0").isdecimal() and int(index or 0) < len(devices):
+            return devices[int(index or 0)]
+    except RuntimeError as error:
+        reason = _first_line(error)
+    raise DeviceUnavailable(
+        f"device {wanted or 'default'!r}: expected one of {_available()}, got none ({reason})"
+    )
 
 
 def platform_of(device: Device) -> str:
@@ -53,6 +55,11 @@ def platform_of(device: Device) -> str:
 def device_kind(device: Device) -> str:
     """Name a device's model, such as `cpu` or `NVIDIA H200`."""
     return str(device.device_kind)
+
+
+def jax_version() -> str:
+    """Name the jax that runs."""
+    return str(jax.__version__)
 
 
 def _available() -> list[str]:
@@ -158,6 +165,7 @@ def compile_program(
         try:
             exported = export.deserialize(bytearray(data))
             _expect_arguments(exported, params, inputs)
+            _expect_outputs(exported, entry, manifest)
             compiled = jax.jit(exported.call).lower(params, inputs).compile()
         except Exception as error:
             raise IncompatibleProgram(
@@ -174,6 +182,16 @@ def _expect_arguments(
     got = [(tuple(a.shape), a.dtype) for a in exported.in_avals]
     if expected != got:
         raise ValueError("its arguments are not those the manifest describes")
+
+
+def _expect_outputs(exported: export.Exported, entry: ProgramEntry, manifest: Manifest) -> None:
+    expected = [
+        (s.concrete(entry.batch, entry.axes), numpy_dtype(s.dtype))
+        for s in manifest.signature.outputs
+    ]
+    got = [(tuple(a.shape), a.dtype) for a in exported.out_avals]
+    if expected != got:
+        raise ValueError("its outputs are not those the manifest describes")
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """What the commands print: a verification for machines, a bundle for people."""
 
+import math
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -11,12 +12,15 @@ from runtime.verify import Report, bucket_name
 
 
 def verification(model: Model, report: Report) -> dict[str, Any]:
-    """Give a verification as JSON values; `ok` is what the exit status says."""
+    """Give a verification as JSON values; `ok` is what the exit status says.
+
+    An error that is not finite is None, since JSON has no word for it.
+    """
     errors: dict[str, float] = {}
     for check in report.goldens:
         errors[check.bucket] = max(errors.get(check.bucket, 0.0), check.comparison.max_error)
     programs = [
-        {"bucket": name, **program.costs(), "max_error": errors.get(name)}
+        {"bucket": name, **program.costs(), "max_error": _finite(errors.get(name))}
         for group in model.groups.values()
         for batch, program in group.programs.items()
         for name in [bucket_name(model, group, batch)]
@@ -31,9 +35,13 @@ def verification(model: Model, report: Report) -> dict[str, Any]:
         "golden_checks": len(report.goldens),
         "mismatches": mismatches,
         "row_mixing": mixing,
-        "drift": report.drift,
+        "drift": {name: _finite(value) for name, value in report.drift.items()},
         "programs": programs,
     }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def junit(model: Model, report: Report) -> bytes:

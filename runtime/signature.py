@@ -5,6 +5,7 @@ Read with the standard library alone, as part of the manifest.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 
 from runtime.errors import ManifestError
@@ -30,6 +31,14 @@ DTYPE_BYTES: Mapping[str, int] = {
     "float8_e4m3fn": 1,
     "float8_e5m2": 1,
 }
+
+
+def limits(dtype: str) -> tuple[float, float]:
+    """Give the smallest and largest value of a dtype; infinite for floats."""
+    if "float" in dtype:
+        return -math.inf, math.inf
+    bits = 1 if dtype == "bool" else 8 * DTYPE_BYTES[dtype]
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if dtype[0] == "i" else (0, 2**bits - 1)
 
 
 def notation(dtype: str, shape: Iterable[Dim]) -> str:
@@ -94,16 +103,40 @@ class TensorSpec:
                 )
         if not dims or dims[0] != BATCH:
             raise ManifestError("expected a shape that begins with '_'", f"{node.where}.shape")
-        pad = node.optional("pad", float)
-        return cls(
+        spec = cls(
             name=name,
             dtype=dtype,
             shape=tuple(dims),
-            pad=0 if pad is None else int(pad) if pad.is_integer() else pad,
+            pad=node.number("pad"),
             mask=node.optional("mask", bool) or False,
             minimum=node.optional("minimum", int),
             maximum=node.optional("maximum", int),
         )
+        spec._check(node.where)
+        return spec
+
+    def _check(self, where: str) -> None:
+        """Refuse what would only fail later, or silently, when rows are padded and checked."""
+        if self.mask and not any(isinstance(dim, str) for dim in self.shape[1:]):
+            raise ManifestError(f"expected a bucketed axis for a mask, got {self}", f"{where}.mask")
+        whole = "float" not in self.dtype
+        low, high = limits(self.dtype)
+        for key, value in (("minimum", self.minimum), ("maximum", self.maximum), ("pad", self.pad)):
+            if value is None:
+                continue
+            if not whole and key != "pad":
+                raise ManifestError(
+                    f"expected an integer dtype for a range, got {self.dtype}", f"{where}.{key}"
+                )
+            if not low <= value <= high or (whole and type(value) is not int):
+                raise ManifestError(
+                    f"expected a value of {self.dtype}, got {value}", f"{where}.{key}"
+                )
+        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
+            raise ManifestError(
+                f"expected at least the minimum {self.minimum}, got {self.maximum}",
+                f"{where}.maximum",
+            )
 
     def to_json(self) -> dict[str, object]:
         """Write what `from_node` reads; what is default is left out."""
@@ -162,6 +195,8 @@ class Signature:
                 for dim in spec.shape[1:]:
                     if isinstance(dim, str) and dim not in known:
                         raise ManifestError(f"{spec.name!r} names an unknown axis {dim!r}", where)
+        if all(spec.mask for spec in signature.inputs):
+            raise ManifestError("expected an input that is not a mask", f"{node.where}.inputs")
         unique((axis.name for axis in signature.axes), f"{node.where}.axes")
         return signature
 

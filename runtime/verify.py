@@ -108,6 +108,9 @@ def check_goldens(model: Model) -> tuple[list[GoldenCheck], dict[str, float]]:
         answers: list[Rows] = []
         for group in _groups_holding(model, golden):
             for batch in group.programs:
+                # Where rows depend on each other, an answer holds for its own batch alone.
+                if model.manifest.row_mixing and batch != golden.rows:
+                    continue
                 got = _answer(model, group, batch, golden, inputs)
                 answers.append(got)
                 checks += _compare(model, bucket_name(model, group, batch), golden, got, expected)

@@ -9,9 +9,11 @@ behind is removed by the next one; a living writer holds a lock on its directory
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import logging
 import mmap
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,7 +22,7 @@ from typing import BinaryIO, Self
 
 import numpy as np
 
-from runtime.errors import BundleError
+from runtime.errors import BundleError, ManifestError, UnsupportedFormat
 from runtime.manifest import MANIFEST_NAME, File, Manifest
 from runtime.tensors import Array, read_tensors, write_tensors
 
@@ -47,9 +49,12 @@ class BundleWriter:
         self._token = secrets.token_hex(4)
         self.path = self._parent / f".{self._target.name}.staging-{self._token}"
         self._lock = -1
+        self._made: list[Path] = []
 
     def __enter__(self) -> Self:
         """Finish what an earlier writer left, then make the staging directory."""
+        above = (self._parent, *self._parent.parents)
+        self._made = list(itertools.takewhile(lambda folder: not folder.exists(), above))
         self._parent.mkdir(parents=True, exist_ok=True)
         with _locked(self._parent):
             self._finish_earlier_writers()
@@ -60,9 +65,12 @@ class BundleWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove the staging directory unless it was committed."""
+        """Remove what was made, unless it was committed."""
         os.close(self._lock)
-        shutil.rmtree(self.path, ignore_errors=True)
+        _remove(self.path)
+        with contextlib.suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
 
     def write(self, path: str, data: bytes) -> File:
         """Write one file below the bundle."""
@@ -117,9 +125,11 @@ class BundleWriter:
             try:
                 self.path.rename(self._target)
             except OSError as error:
+                if aside.exists():
+                    aside.rename(self._target)
                 raise BundleError(f"bundle {self._target}: {error.strerror}") from error
             _fsync(self._parent)
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
 
     @contextlib.contextmanager
     def _create(self, path: str) -> Iterator[BinaryIO]:
@@ -137,23 +147,44 @@ class BundleWriter:
         if not self._overwrite:
             raise BundleError(f"bundle {target}: exists; pass --overwrite to replace it")
         replaceable = target.is_dir() and not target.is_symlink()
-        if not replaceable or (any(target.iterdir()) and not (target / MANIFEST_NAME).is_file()):
+        if not replaceable or (any(target.iterdir()) and not _is_bundle(target)):
             raise BundleError(f"bundle {target}: exists and is not a bundle; it is left alone")
 
     def _finish_earlier_writers(self) -> None:
         """Finish an interrupted swap and remove what dead writers left; under the lock."""
-        prefix = f".{self._target.name}."
-        staged = sorted(self._parent.glob(f"{prefix}staging-*"))
-        for aside in sorted(self._parent.glob(f"{prefix}replaced-*")):
-            if not self._target.exists():
-                new = self._parent / aside.name.replace(".replaced-", ".staging-")
-                source = new if (new / MANIFEST_NAME).is_file() else aside
-                source.rename(self._target)
+        for aside in self._leftovers("replaced"):
+            new = self._parent / f".{self._target.name}.staging-{aside.name[-8:]}"
+            whole = [folder for folder in (new, aside) if (folder / MANIFEST_NAME).is_file()]
+            if whole and not os.path.lexists(self._target):
+                whole[0].rename(self._target)
                 log.warning("bundle %s: finished a swap that was interrupted", self._target)
-            shutil.rmtree(aside, ignore_errors=True)
-        for folder in staged:
-            if folder.exists() and _abandoned(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+            _remove(aside)
+        for folder in self._leftovers("staging"):
+            if _abandoned(folder):
+                _remove(folder)
+
+    def _leftovers(self, kind: str) -> list[Path]:
+        """Find what writers of this target left: `.NAME.KIND-TOKEN`."""
+        pattern = re.compile(rf"\.{re.escape(self._target.name)}\.{kind}-[0-9a-f]{{8}}")
+        return sorted(p for p in self._parent.iterdir() if pattern.fullmatch(p.name))
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Say whether a directory holds a bundle, of this format version or another."""
+    manifest = folder / MANIFEST_NAME
+    try:
+        return manifest.is_file() and bool(Manifest.from_bytes(manifest.read_bytes()))
+    except UnsupportedFormat:
+        return True
+    except ManifestError:
+        return False
+
+
+def _remove(folder: Path) -> None:
+    """Remove a bundle, its manifest first: without it nobody takes the rest for one."""
+    with contextlib.suppress(OSError):
+        (folder / MANIFEST_NAME).unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _same_bytes(a: Array, b: Array) -> bool:

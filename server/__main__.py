@@ -33,6 +33,7 @@ EXIT_CONFIG, EXIT_BUNDLE, EXIT_GOLDEN, EXIT_DEVICE = 2, 3, 4, 5
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Serve until a signal; returns the exit status."""
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(message)s")
+    logging.getLogger("jax").setLevel(logging.WARNING)  # it lists every absent backend
     try:
         config = parse(argv, environ)
         _refuse_taken_port(config)

@@ -18,6 +18,8 @@ from server.status import INTERNAL_TEXT, status_of
 log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 16
+# Without a type, and with the one that `curl -d` sends unasked, a body is taken for JSON.
+_JSON_TYPES = ("", "application/json", "application/x-www-form-urlencoded")
 
 
 def create_app(service: Service, config: ServerConfig) -> Flask:
@@ -88,7 +90,7 @@ def read_body(incoming: Request, limit: int) -> bytes:
       TooLarge: more than `limit` bytes.
       MalformedRequest: fewer bytes than announced.
     """
-    if incoming.mimetype not in ("", "application/json"):
+    if incoming.mimetype not in _JSON_TYPES:
         raise UnsupportedMedia(
             f"content-type: expected application/json, got {incoming.mimetype!r}"
         )

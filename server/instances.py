@@ -166,6 +166,8 @@ def _plain(spec: TensorSpec, values: Any, shape: tuple[int, ...]) -> Array | Non
         array = np.array(values)
     except (ValueError, OverflowError):
         return None
+    if spec.dtype == "uint64" and array.dtype.kind in "fO":
+        array = _as_uint64(values, array)
     if array.shape != shape:
         return None
     if not array.size:
@@ -175,6 +177,16 @@ def _plain(spec: TensorSpec, values: Any, shape: tuple[int, ...]) -> Array | Non
     if array.dtype.kind not in "iuf" or _has_bools(values):
         return None
     return _as_float(spec, array) if "float" in spec.dtype else _as_integer(spec, array)
+
+
+def _as_uint64(values: Any, array: Array) -> Array:
+    """Read integers beyond int64 exactly, where NumPy alone would make them floats."""
+    if not all(type(value) is int for value in np.array(values, object).ravel()):
+        return array
+    try:
+        return np.array(values, np.uint64)
+    except OverflowError:
+        return array
 
 
 def _as_float(spec: TensorSpec, array: Array) -> Array | None:

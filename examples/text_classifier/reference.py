@@ -33,7 +33,7 @@ def predict(params: Any, texts: Sequence[Sequence[int]]) -> list[dict[str, Any]]
         {
             "label": LABELS[int(row.argmax())],
             "confidence": float(row.max()),
-            "probabilities": row.tolist(),
+            "probabilities": dict(zip(LABELS, row.tolist(), strict=True)),
         }
         for row in probabilities
     ]

@@ -10,16 +10,13 @@ Leaves in the output directory:
 
 import argparse
 import json
-import os
+import logging
 import pickle
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import jax
 import numpy as np
-from flax.training import checkpoints
 
 from examples.text_classifier.model import TextClassifier
 
@@ -40,6 +37,10 @@ def initial_params() -> Any:
 
 def save_checkpoint(out: Path, params: Any) -> None:
     """Save as a Flax checkpoint."""
+    # Importing it warns that there is no TensorFlow, which nothing here wants.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    from flax.training import checkpoints
+
     folder = out.absolute() / "checkpoint"
     checkpoints.save_checkpoint(folder, target=params, step=0, overwrite=True)
 

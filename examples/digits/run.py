@@ -1,0 +1,84 @@
+"""All of it in one go: train, export, serve, ask; then go on serving until Ctrl-C.
+
+python -m examples.digits.run --port 8080
+"""
+
+import argparse
+import contextlib
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+START_TIMEOUT_S = 120
+
+
+def run(*command: str) -> None:
+    """Run `python -m …` and show it as a person would type it."""
+    print(f"\n$ python {shlex.join(command)}", flush=True)
+    subprocess.run([sys.executable, *command], check=True)
+
+
+def wait_until_ready(server: subprocess.Popen[bytes], url: str) -> None:
+    """Ask the health route until it says ready."""
+    end = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < end and server.poll() is None:
+        with contextlib.suppress(urllib.error.URLError, OSError):
+            urllib.request.urlopen(f"{url}/health", timeout=5).close()
+            return
+        time.sleep(0.1)
+    sys.exit(f"error: the server did not become ready (exit status {server.poll()})")
+
+
+def ask(url: str, request: Path, label: Path) -> None:
+    """Send one real digit and print the curl line with the answer."""
+    body = request.read_bytes()
+    image = json.loads(body)["instances"][0]
+    print("\nA handwritten digit that training never saw:\n")
+    print(
+        "\n".join(
+            "  " + "".join(" .:-=+*#%@"[pixel * 9 // 16] * 2 for pixel in row) for row in image
+        )
+    )
+    print(f"\n$ curl -d @{request} {url}/predict")
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{url}/predict", body), timeout=30
+    ) as answer:
+        print(answer.read().decode())
+    print(f"\nIt is a {label.read_text().strip()}. Serving until Ctrl-C.", flush=True)
+
+
+def main() -> int:
+    """Run the example."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--out", type=Path, default=Path("build/digits"), metavar="DIR")
+    arguments = parser.parse_args()
+    out = arguments.out
+    bundle = str(out / "bundle")
+    run("-m", "examples.digits.train", "--out", str(out))
+    model = ("examples/digits/model.py:spec", "--params", str(out / "checkpoint"))
+    golden = ("--golden", str(out / "golden.npz"))
+    run("-m", "export", *model, *golden, "--out", bundle, "--overwrite")
+    serve = ["-m", "server", "--bundle", bundle, "--port", str(arguments.port)]
+    print(f"\n$ python {shlex.join(serve)}", flush=True)
+    with subprocess.Popen([sys.executable, *serve]) as server:
+        # Ctrl-C reaches the server as well; it ends by itself, and so do we.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+        url = f"http://localhost:{arguments.port}"
+        wait_until_ready(server, url)
+        ask(url, out / "request.json", out / "label.txt")
+        return server.wait()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)

@@ -1,0 +1,118 @@
+"""The digits example: trained, exported and asked as its README says."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from pytest import approx, fixture, mark
+
+from examples.digits.model import DigitClassifier
+from examples.digits.train import digits
+from export.checkpoints import read_params
+from runtime import load
+from runtime.tensors import read_tensors
+from server.instances import arrays_from
+from server.predictions import formatted
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = mark.e2e
+
+
+def run(*arguments):
+    """Run a module from the top of the repository and give what it printed."""
+    command = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True).stdout
+
+
+@fixture(scope="module")
+def trained(tmp_path_factory):
+    """Train once; the output directory, with what was printed in `printed.txt`."""
+    out = tmp_path_factory.mktemp("digits")
+    (out / "printed.txt").write_text(run("examples.digits.train", "--out", out))
+    return out
+
+
+@fixture(scope="module")
+def model(trained):
+    """Export with the public command line, and load."""
+    run(
+        *("export", "examples/digits/model.py:spec", "--params", trained / "checkpoint"),
+        *("--golden", trained / "golden.npz", "--buckets", "1,32", "--out", trained / "bundle"),
+    )
+    return load(trained / "bundle", "cpu")
+
+
+@fixture(scope="module")
+def held_out():
+    """Images and labels that training never saw."""
+    return digits()[1]
+
+
+def printed_accuracy(trained):
+    """Read the accuracy that training printed."""
+    return float(re.search(r"held-out accuracy ([\d.]+)", (trained / "printed.txt").read_text())[1])
+
+
+def test_training_reaches_its_accuracy(trained):
+    """The model tells at least 97 of 100 held-out digits right, and training says so."""
+    assert printed_accuracy(trained) >= 0.97
+
+
+def test_training_and_held_out_digits_are_different_ones():
+    """No digit is both trained on and held out, and none is lost."""
+    (images, labels), (held_images, held_labels) = digits()
+
+    assert (len(images), len(labels)) == (1437, 1437)
+    assert (len(held_images), len(held_labels)) == (360, 360)
+    assert not {i.tobytes() for i in images} & {i.tobytes() for i in held_images}
+
+
+def test_the_bundle_is_as_accurate_as_the_model(trained, model, held_out):
+    """The bundle tells each held-out digit as the trained model does, as often right as printed."""
+    images, labels = held_out
+    params = read_params(trained / "checkpoint")
+    expected = np.asarray(jax.jit(DigitClassifier().apply)(params, images))
+
+    got = model.predict({"image": images})["output"]
+
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+    assert (got.argmax(axis=-1) == expected.argmax(axis=-1)).all()
+    assert (got.argmax(axis=-1) == labels).mean() == approx(printed_accuracy(trained), abs=5e-5)
+
+
+def test_the_saved_request_is_answered_with_its_label(trained, model):
+    """The request that training leaves for curl is a held-out digit; the bundle reads it right."""
+    body = json.loads((trained / "request.json").read_text())
+    inputs = arrays_from(body["instances"], model.signature)
+
+    outputs = model.predict(inputs)
+
+    (answer,) = formatted(outputs["output"], model.manifest.output_format)
+    assert answer["label"] == (trained / "label.txt").read_text().strip()
+    assert list(answer["probabilities"]) == list("0123456789")
+
+
+def test_goldens_are_the_digits_that_training_left(trained, model, held_out):
+    """The golden that every device is held against is made of real held-out digits."""
+    (golden,) = model.manifest.goldens
+    path = model.bundle.path / golden.file.path
+
+    image = read_tensors(path, path.read_bytes())["input/image"]
+
+    np.testing.assert_array_equal(image, held_out[0][1:65])
+
+
+def test_training_again_replaces_what_it_left(trained):
+    """A second run into the same directory ends as the first did: the seed is fixed."""
+    before = {name: (trained / name).read_bytes() for name in ("request.json", "label.txt")}
+
+    again = run("examples.digits.train", "--out", trained, "--epochs", 1)
+
+    assert "held-out accuracy" in again
+    assert {name: (trained / name).read_bytes() for name in before} == before
+    assert set(read_params(trained / "checkpoint")) == {"params"}

@@ -1,0 +1,165 @@
+"""The text classifier: saved in two ways, exported from each, equal to its plain server."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from pytest import approx, fixture, mark, raises
+
+import export
+from examples.text_classifier.model import TextClassifier
+from examples.text_classifier.reference import LABELS, pad, predict
+from examples.text_classifier.save import CONFIG, initial_params
+from export import VerificationError
+from export.__main__ import main
+from runtime import load
+from server.predictions import formatted
+
+ROOT = Path(__file__).parents[2]
+MODEL = f"{ROOT}/examples/text_classifier/model.py:TextClassifier"
+TENSORS = (
+    *("--input", "x:int32[_,128]", "--range", "x=0:49999", "--buckets", "1,4,32"),
+    *("--output", "classification:probabilities", "--labels", ",".join(LABELS)),
+)
+
+
+def run(*arguments):
+    """Run a module from the top of the repository."""
+    command = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True)
+
+
+@fixture(scope="module")
+def saved(tmp_path_factory):
+    """Save the model in both ways."""
+    out = tmp_path_factory.mktemp("text_classifier")
+    run("examples.text_classifier.save", "--out", out)
+    return out
+
+
+@fixture(scope="module")
+def from_checkpoint(saved):
+    """Export the Flax checkpoint; the bundle's directory."""
+    run("export", MODEL, "--params", saved / "checkpoint", *TENSORS, "--out", saved / "one")
+    return saved / "one"
+
+
+@fixture(scope="module")
+def from_pickle(saved):
+    """Export the pickle and its configuration; the bundle's directory and what was said."""
+    done = run(
+        *("export", MODEL, "--params", saved / "model.pkl", "--allow-pickle"),
+        *("--config", saved / "config.json", *TENSORS, "--out", saved / "two"),
+    )
+    return saved / "two", done.stderr
+
+
+@fixture(scope="module")
+def params():
+    """The weights, made again from the seed."""
+    return initial_params()
+
+
+def texts(count):
+    """Draw texts of 1 to 200 token ids; some are longer than the model takes."""
+    rng = np.random.default_rng(count)
+    return [rng.integers(0, 50000, rng.integers(1, 200)).tolist() for _ in range(count)]
+
+
+def expect_the_plain_answers(bundle, params):
+    """Assert that a bundle answers as the plain server does, at and between its buckets."""
+    model = load(bundle, "cpu")
+    for count in (1, 3, 32, 40):
+        expected = predict(params, texts(count))
+        scores = model.predict({"x": pad(texts(count))})["output"]
+        answers = formatted(scores, model.manifest.output_format)
+        assert [a["label"] for a in answers] == [e["label"] for e in expected]
+        for answer, wanted in zip(answers, expected, strict=True):
+            assert answer["confidence"] == approx(wanted["confidence"], abs=1e-6)
+            assert answer["probabilities"] == approx(wanted["probabilities"], abs=1e-6)
+
+
+@mark.e2e
+def test_a_flax_checkpoint_becomes_a_bundle_with_the_plain_answers(from_checkpoint, params):
+    """Exported from a Flax checkpoint, it gives the plain server's labels and probabilities."""
+    expect_the_plain_answers(from_checkpoint, params)
+
+
+@mark.e2e
+def test_a_pickle_becomes_a_bundle_with_the_plain_answers(from_pickle, params):
+    """Exported from a pickle and its configuration, it gives the plain server's answers."""
+    expect_the_plain_answers(from_pickle[0], params)
+
+
+@mark.e2e
+def test_a_key_of_the_configuration_that_the_model_lacks_is_named(from_pickle):
+    """The exporter says that it ignored max_seq_length, and nothing else."""
+    notes = [line for line in from_pickle[1].splitlines() if line.startswith("note:")]
+    assert notes == ["note: --config: ignored max_seq_length, which the model does not take"]
+
+
+@mark.e2e
+def test_both_ways_of_saving_give_the_same_programs_and_params(from_checkpoint, from_pickle):
+    """How the params were saved leaves no trace in the bundle but its time of making."""
+
+    def digests(bundle):
+        return {
+            str(p.relative_to(bundle)): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in bundle.rglob("*")
+            if p.is_file() and p.name != "manifest.json"
+        }
+
+    assert digests(from_checkpoint) == digests(from_pickle[0])
+
+
+@mark.e2e
+def test_a_pickle_is_refused_unless_it_is_trusted(saved, tmp_path, capsys):
+    """Without --allow-pickle the export ends with a reason, and leaves nothing on disk."""
+    status = main(
+        [MODEL, "--params", f"{saved}/model.pkl", *TENSORS, "--out", f"{tmp_path}/bundle"]
+    )
+
+    assert status == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"error: params {saved}/model.pkl: a pickle can run any code when it is read; pass "
+        "--allow-pickle if you trust where it comes from"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_model_is_the_published_one(params):
+    """It has 50,000 embeddings of 256, a hidden layer of 512 and five classes."""
+    assert jax.tree.map(np.shape, params) == {
+        "Embed_0": {"embedding": (50000, 256)},
+        "Dense_0": {"kernel": (256, 512), "bias": (512,)},
+        "Dense_1": {"kernel": (512, 5), "bias": (5,)},
+    }
+    assert CONFIG["max_seq_length"] == 128
+
+
+def test_the_plain_server_cuts_and_fills_to_one_length():
+    """A text is cut after 128 tokens or filled with token 0 up to there."""
+    rows = pad([[7] * 200, [5]])
+
+    assert rows.tolist() == [[7] * 128, [5, *[0] * 127]]
+
+
+def test_an_unmasked_mean_gets_no_bucketed_axis(tmp_path):
+    """A mean that counts padding answers differently in a longer bucket, and is refused."""
+    small = TextClassifier(vocab_size=50, embed_dim=8, hidden_dim=8)
+    params = small.init(jax.random.key(0), np.ones((1, 4), np.int32))
+
+    with raises(VerificationError, match=r"b1-seq8, output 'output'.*max \|Δ\| 0\.\d+, accepted"):
+        export.export_model(
+            small,
+            params,
+            inputs=["x:int32[_,seq]"],
+            axes={"seq": (4, 8)},
+            buckets=(1,),
+            platforms=("cpu",),
+            out=tmp_path / "bundle",
+        )
+    assert not list(tmp_path.iterdir())

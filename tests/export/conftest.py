@@ -1,0 +1,171 @@
+"""Exports that are quick to make, and the command line run in this process."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from export import ExportError, Report, __main__, export_model, verification
+from export.exporting import _lower_all, _needs_wide_types
+from export.lowering import reproducible
+from export.plan import Plan, prepare
+from export.spec import ExportSpec
+from runtime import Model, load
+from runtime.program import wide_types
+from runtime.report import verification as verification_report
+from runtime.verify import verify
+
+X = "x:float32[_,3]"
+
+
+def affine(params, x):
+    """Stand for any model: three floats in, two out."""
+    return x @ params["w"] + params["b"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A bundle that was written and read again."""
+
+    report: Report
+    model: Model
+
+    @property
+    def manifest(self):
+        return self.model.manifest
+
+    @property
+    def path(self):
+        return self.model.bundle.path
+
+    def predict(self, **inputs):
+        return self.model.predict(inputs)
+
+    def answer(self, **inputs):
+        """Predict, where there is one output."""
+        (answer,) = self.predict(**inputs).values()
+        return answer
+
+
+def verify_here(bundle, platform, _tell):
+    """Verify as the fresh process does, in this one: seconds quicker."""
+    model = load(bundle, platform)
+    return verification_report(model, verify(model))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Verify bundles in this process; the tests marked e2e start a fresh one."""
+    monkeypatch.setattr(verification, "_run", verify_here)
+
+
+@pytest.fixture
+def export(quick, tmp_path):
+    """Export a model for the CPU, load the bundle and give both."""
+    count = itertools.count()
+
+    def run(model, params=None, *, inputs=(X,), **options):
+        out = tmp_path / f"bundle{next(count)}"
+        given = {"buckets": (1, 2, 4), "platforms": ("cpu",), **options}
+        if not isinstance(model, ExportSpec):
+            given["inputs"] = inputs
+        report = export_model(model, params, out=out, **given)
+        return Exported(report, load(out, "cpu"))
+
+    return run
+
+
+@pytest.fixture
+def refusal(quick, tmp_path):
+    """Give the message with which an export is refused; nothing is left on disk."""
+
+    def run(model, params=None, *, inputs=(X,), kind=ExportError, **options):
+        folder = tmp_path / "refused"
+        given = {"buckets": (1, 2, 4), "platforms": ("cpu",), **options}
+        with pytest.raises(kind) as caught:
+            export_model(model, params, inputs=inputs, out=folder / "bundle", **given)
+        assert not folder.exists()
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    return run
+
+
+@pytest.fixture
+def plan():
+    """Decide all that is decided before lowering; nothing is written or compiled."""
+
+    def run(model, params=None, *, inputs=(X,), **options) -> Plan:
+        given = {"buckets": (1, 2), "platforms": ("cpu",), **options}
+        spec = ExportSpec(model=model, params=params, inputs=inputs, **given).checked()
+        x64 = _needs_wide_types(spec)
+        with wide_types(x64), reproducible():
+            return prepare(spec, lambda _: None, x64=x64)
+
+    return run
+
+
+@pytest.fixture
+def lowered():
+    """Lower what was planned."""
+
+    def run(plan: Plan):
+        with wide_types(plan.x64), reproducible():
+            return _lower_all(plan, lambda _: None)
+
+    return run
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """What a command printed, and its exit status."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+    @property
+    def error(self):
+        """The last line of stderr, without `error: `."""
+        line = self.err.splitlines()[-1]
+        assert line.startswith("error: ")
+        assert "Traceback" not in self.err
+        return line.removeprefix("error: ")
+
+
+@pytest.fixture
+def command(quick, capsys, monkeypatch):
+    """Run `python -m export` in this process."""
+    monkeypatch.setattr("sys.path", list(__import__("sys").path))
+
+    def run(*argv) -> Ran:
+        capsys.readouterr()
+        try:
+            status = __main__.main([str(word) for word in argv])
+        except SystemExit as exit_:
+            status = exit_.code
+        return Ran(status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def weights():
+    """Weights of `affine`."""
+    rng = np.random.default_rng(0)
+    return {
+        "w": rng.standard_normal((3, 2)).astype(np.float32),
+        "b": rng.standard_normal(2).astype(np.float32),
+    }
+
+
+@pytest.fixture
+def rows():
+    """Seven rows for X, more than the largest bucket of `export`."""
+    return np.random.default_rng(1).standard_normal((7, 3)).astype(np.float32)

@@ -1,0 +1,215 @@
+"""The Flask application over a fake model."""
+
+import io
+import json
+import types
+
+import numpy as np
+from pytest import fixture, mark, param
+
+from runtime.errors import ExecutionError
+from runtime.manifest import OutputFormat
+from runtime.signature import Signature, TensorSpec
+from server.config import ServerConfig
+from server.http_app import create_app
+from server.service import Service
+
+SIGNATURE = Signature(
+    inputs=(TensorSpec(name="x", dtype="float32", shape=("_", 2)),),
+    outputs=(TensorSpec(name="y", dtype="float32", shape=("_",)),),
+)
+
+
+class FakeModel:
+    """Sums rows; raises what it is told to."""
+
+    signature = SIGNATURE
+    manifest = types.SimpleNamespace(output_format=OutputFormat())
+    error: Exception | None = None
+
+    def predict(self, inputs):
+        """Answer as `Model.predict` does."""
+        if self.error:
+            raise self.error
+        return {"y": inputs["x"].sum(axis=1, dtype=np.float32)}
+
+
+@fixture
+def model():
+    """A model without jax."""
+    return FakeModel()
+
+
+@fixture
+def service(model):
+    """A service that is ready."""
+    service = Service()
+    service.open(model)
+    return service
+
+
+@fixture
+def config():
+    """Small limits."""
+    return ServerConfig(bundle="unused", max_body_bytes=100)
+
+
+@fixture
+def client(service, config):
+    """Flask's test client."""
+    return create_app(service, config).test_client()
+
+
+def refused(answer, status, slug):
+    """Check an error's form and give its text."""
+    body = answer.get_json()
+    assert answer.status_code == status
+    assert answer.mimetype == "application/json"
+    assert set(body) == {"error", "code", "request_id"}
+    assert body["code"] == slug
+    return body["error"]
+
+
+def test_instances_become_predictions(client):
+    """A prediction is returned for each instance, in order."""
+    answer = client.post("/predict", json={"instances": [[1, 2], [3, 4]], "parameters": {}})
+
+    assert answer.status_code == 200
+    assert answer.get_data() == b'{"predictions":[3.0,7.0]}'
+
+
+def test_health_says_ready_only_when_a_model_is_open(config, model):
+    """The health route answers 503 until the model is open, then 200."""
+    service = Service()
+    client = create_app(service, config).test_client()
+
+    before = client.get("/health")
+    predicted = client.post("/predict", json={"instances": []})
+    service.open(model)
+    after = client.get("/health")
+
+    assert (before.status_code, before.get_json()) == (503, {"status": "loading"})
+    assert refused(predicted, 503, "not_ready")
+    assert predicted.headers["Retry-After"] == "1"
+    assert (after.status_code, after.get_json()) == (200, {"status": "ready"})
+
+
+def test_routes_are_those_of_the_configuration(service):
+    """Vertex AI's routes, colons and all, are served as configured."""
+    config = ServerConfig(bundle="unused", predict_route="/v1/e/1:predict", health_route="/v1/e/1")
+    client = create_app(service, config).test_client()
+
+    assert client.post("/v1/e/1:predict", json={"instances": [[1, 2]]}).status_code == 200
+    assert client.get("/v1/e/1").status_code == 200
+    assert client.get("/health").status_code == 404
+
+
+@mark.parametrize(
+    ("body", "text"),
+    [
+        param(b"", "body: expected JSON, got ", id="empty"),
+        param(b"{", "body: expected JSON, got ", id="broken"),
+        param(b'{"instances": [NaN]}', "body: expected JSON, got ", id="nan"),
+        param(b'\xef\xbb\xbf{"instances": []}', "body: expected JSON, got ", id="bom"),
+        param(b"[]", 'body: expected {"instances": [...]}, got none', id="array"),
+        param(b"{}", 'body: expected {"instances": [...]}, got none', id="missing"),
+        param(b'{"instances": 1}', "instances: expected an array, got something else", id="number"),
+        param(b'{"instances": [], "parameters": 1}', "parameters: expected an object", id="parameters"),
+        param(b'{"instances": [], "signature_name": "x"}', "body: expected instances and", id="unknown"),
+        param(b'{"instances": [[1]]}', "instances[0]: input 'x': expected float32[2], got [1]", id="shape"),
+    ],
+)  # fmt: skip
+def test_a_bad_body_is_a_400_that_says_why(client, body, text):
+    """A bad body gets 400 and a readable reason, and a good one after it an answer."""
+    bad = client.post("/predict", data=body, content_type="application/json")
+    good = client.post("/predict", json={"instances": [[1, 2]]})
+
+    assert refused(bad, 400, "invalid_argument").startswith(text)
+    assert good.get_json() == {"predictions": [3.0]}
+
+
+@mark.parametrize(
+    ("headers", "status"),
+    [
+        param({}, 200, id="none"),
+        param({"Content-Type": "application/json"}, 200, id="json"),
+        param({"Content-Type": "application/x-www-form-urlencoded"}, 200, id="curl-d"),
+        param({"Content-Type": "application/json; charset=UTF-8"}, 200, id="utf-8"),
+        param({"Content-Type": "application/json; charset=utf-16"}, 415, id="utf-16"),
+        param({"Content-Type": "multipart/form-data; boundary=x"}, 415, id="multipart"),
+        param({"Content-Type": "text/plain"}, 415, id="text"),
+        param({"Content-Encoding": "gzip"}, 415, id="gzip"),
+    ],
+)
+def test_media_types_other_than_json_are_415(client, headers, status):
+    """JSON in UTF-8 is read, and a body without a type is taken for it."""
+    answer = client.post("/predict", data=b'{"instances": []}', headers=headers)
+
+    assert answer.status_code == status
+
+
+def body_of(length):
+    """Make a legal body of this many bytes."""
+    body = b'{"instances": [[1, 2]]}'
+    return body + b" " * (length - len(body))
+
+
+def test_the_body_limit_is_exact(client):
+    """A body of exactly the limit is read; one byte more is 413."""
+    fits = client.post("/predict", data=body_of(100))
+    too_large = client.post("/predict", data=body_of(101))
+
+    assert fits.status_code == 200
+    assert refused(too_large, 413, "too_large") == "body: expected at most 100 bytes, got 101"
+
+
+def test_a_chunked_body_beyond_the_limit_is_refused_not_cut(client):
+    """A body of unknown length is read to one byte beyond the limit, then refused."""
+    chunked = {"wsgi.input": io.BytesIO(body_of(101)), "wsgi.input_terminated": True}
+
+    answer = client.post("/predict", environ_overrides=chunked)
+
+    assert refused(answer, 413, "too_large") == "body: expected at most 100 bytes, got more"
+
+
+def test_a_chunked_body_within_the_limit_is_read_whole(client):
+    """A body of unknown length is read to its end."""
+    chunked = {"wsgi.input": io.BytesIO(body_of(100)), "wsgi.input_terminated": True}
+
+    assert client.post("/predict", environ_overrides=chunked).status_code == 200
+
+
+def test_a_body_shorter_than_announced_is_refused(client):
+    """Bytes that never came are not taken for the whole."""
+    short = {"wsgi.input": io.BytesIO(body_of(50)), "CONTENT_LENGTH": "60"}
+
+    answer = client.post("/predict", environ_overrides=short)
+
+    assert refused(answer, 400, "invalid_argument") == "body: expected 60 bytes, got 50"
+
+
+def test_an_internal_error_tells_nothing(client, model, caplog):
+    """A device error is a 500 with a fixed text; the log has the reason and the id."""
+    model.error = ExecutionError("secret /path/of/bundle")
+
+    answer = client.post("/predict", json={"instances": [[1, 2]]})
+
+    text = refused(answer, 500, "internal")
+    assert text == "internal error; the server's log says more"
+    assert answer.get_json()["request_id"] in caplog.text
+    assert "secret" in caplog.text
+
+
+def test_unknown_paths_and_methods_answer_json(client):
+    """404 and 405 are JSON as well, and 405 says what is allowed."""
+    missing = client.get("/nothing")
+    method = client.get("/predict")
+
+    assert refused(missing, 404, "not_found") == "GET /nothing: Not Found"
+    assert refused(method, 405, "method_not_allowed")
+    assert method.headers["Allow"] == "OPTIONS, POST"
+
+
+def test_bodies_are_json(client):
+    """What the server writes is what json reads."""
+    assert json.loads(client.get("/health").get_data()) == {"status": "ready"}
