@@ -1,6 +1,7 @@
 """`python -m export`: a model in, a bundle out. See `--help`."""
 
 import dataclasses
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -57,5 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _quiet() -> None:
+    """Let the one line of an error stand alone."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax's readers outlive a failed read, and report to an event loop that is gone.
+    sys.unraisablehook = lambda _: None
+
+
 if __name__ == "__main__":
+    _quiet()
     sys.exit(main())

@@ -14,7 +14,6 @@ import numpy as np
 
 from export.errors import CheckpointError, first_line
 from export.spec import nearest
-from runtime.errors import IntegrityError
 from runtime.tensors import read_tensors
 
 Tree = Any
@@ -41,10 +40,12 @@ def read_params(
     """
     source = Path(path)
     if "orbax-checkpoint-tmp" in str(source):
-        raise CheckpointError(f"params {source}: expected a finished checkpoint, got one that is not")
+        raise CheckpointError(
+            f"params {source}: expected a finished checkpoint, got one that is not"
+        )
     if not source.exists():
         raise CheckpointError(
-            f"params {source}: expected a file or directory, got nothing there{_steps_beside(source)}"
+            f"params {source}: expected a file or directory, got nothing there{_beside(source)}"
         )
     reader = _reader(source, allow_pickle=allow_pickle)
     try:
@@ -137,11 +138,14 @@ def _folders(source: Path) -> list[Path]:
     return sorted(p for p in source.iterdir() if p.is_dir())
 
 
-def _steps_beside(source: Path) -> str:
-    if not source.parent.is_dir() or not source.name.isdigit():
+def _beside(source: Path) -> str:
+    """Say what there is in the place of something absent: other steps, or a like name."""
+    if not source.parent.is_dir():
         return ""
-    steps = sorted(_steps(source.parent))
-    return f"; {source.parent} has the steps {', '.join(map(str, steps))}" if steps else ""
+    steps = sorted(_steps(source.parent)) if source.name.isdigit() else []
+    if steps:
+        return f"; {source.parent} has the steps {', '.join(map(str, steps))}"
+    return nearest(source.name, [p.name for p in source.parent.iterdir()])
 
 
 def _is_orbax(source: Path) -> bool:
@@ -189,14 +193,16 @@ def _restore(source: Path) -> Tree:
 def _read_msgpack(source: Path) -> Tree:
     from flax import serialization
 
-    return serialization.msgpack_restore(source.read_bytes())
+    tree = serialization.msgpack_restore(source.read_bytes())
+    if not isinstance(tree, Mapping):
+        raise CheckpointError(
+            f"params {source}: expected a checkpoint of a known form, got something else"
+        )
+    return tree
 
 
 def _read_safetensors(source: Path) -> Tree:
-    try:
-        tensors = read_tensors(source, source.read_bytes())
-    except IntegrityError as error:
-        raise CheckpointError(f"params {error}") from None
+    tensors = read_tensors(source, source.read_bytes())
     separator = "/" if any("/" in name for name in tensors) else "."
     tree: dict[str, Any] = {}
     for name, tensor in tensors.items():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from export.errors import ExportError, first_line
-from export.spec import CAST_DTYPES, PRECISIONS, ExportSpec, nearest, parse_input
+from export.spec import CAST_DTYPES, PRECISIONS, ExportSpec, nearest, parse_input, unique
 from runtime.signature import TensorSpec
 
 _EXAMPLES = """\
@@ -333,7 +333,9 @@ def _labels(text: str | None) -> tuple[str, ...] | None:
 
 
 def _inputs(texts: Sequence[TensorSpec | str], arguments: argparse.Namespace) -> list[TensorSpec]:
-    specs = {s.name: s for s in (parse_input(t) if isinstance(t, str) else t for t in texts)}
+    given = [parse_input(t) if isinstance(t, str) else t for t in texts]
+    unique("inputs", [spec.name for spec in given])
+    specs = {spec.name: spec for spec in given}
 
     def change(flag: str, name: str, **values: Any) -> None:
         if name not in specs:

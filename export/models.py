@@ -6,6 +6,7 @@ is lowered and, run op by op, the reference that goldens come from.
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -35,7 +36,7 @@ _MODES = {
     "use_running_average": True,
     "eval": True,
 }
-# What a train state holds beside the model's variables.
+# What tells a train state from a model's variables.
 _TRAIN_STATE = {"step", "opt_state", "tx", "apply_fn", "rng", "rngs", "key", "epoch"}
 
 NO_PARAMS = "params: expected the weights of the {}, got none; pass --params"
@@ -47,7 +48,7 @@ PIN_LINEN = PIN_A_KEY.format(
 )
 PIN_NNX = PIN_A_KEY.format(
     "graph, rngs, params = nnx.split(model, nnx.RngState, ...); "
-    "def apply(params, x): return nnx.merge(graph, rngs, params)(x)"
+    "def apply(params, x): return nnx.merge(graph, rngs, params, copy=True)(x)"
 )
 
 
@@ -124,13 +125,25 @@ def is_factory(model: Any) -> bool:
         return True
     if not callable(model) or isinstance(model, linen.Module | nnx.Module):
         return False
-    parameters = inspect.signature(model).parameters.values()
-    return not any(_required(p) for p in parameters if p.name != "rngs")
+    return not any(_required(p) for n, p in _parameters(model).items() if n != "rngs")
 
 
 def takes_rngs(factory: Any) -> bool:
     """Say whether this makes an nnx.Module with random weights."""
-    return "rngs" in inspect.signature(factory).parameters
+    return "rngs" in _parameters(factory)
+
+
+def _parameters(factory: Any) -> dict[str, inspect.Parameter]:
+    """Give what is still to be passed; a signature of an nnx class itself says nothing."""
+    if isinstance(factory, functools.partial):
+        rest = list(_parameters(factory.func).items())[len(factory.args) :]
+        return {name: p for name, p in rest if name not in factory.keywords}
+    if not isinstance(factory, type):
+        return dict(inspect.signature(factory).parameters)
+    parameters = dict(list(inspect.signature(factory.__init__).parameters.items())[1:])
+    if issubclass(factory, linen.Module):
+        return {n: p for n, p in parameters.items() if n not in ("parent", "name")}
+    return parameters
 
 
 def _required(parameter: inspect.Parameter) -> bool:
@@ -149,9 +162,7 @@ def known_arguments(
     Raises:
       ExportError: it needs a value that the configuration does not have.
     """
-    parameters = dict(inspect.signature(factory).parameters)
-    if isinstance(factory, type) and issubclass(factory, linen.Module):
-        parameters = {n: p for n, p in parameters.items() if n not in ("parent", "name")}
+    parameters = _parameters(factory)
     takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
     known = {key: value for key, value in config.items() if takes_all or key in parameters}
     missing = [n for n, p in parameters.items() if _required(p) and n not in {*known, "rngs"}]
@@ -199,7 +210,10 @@ def _adapt_linen(model: linen.Module, params: Any, inputs: Inputs) -> Adapted:
         keys = {name: jax.random.key(0) for name in ("params", "dropout")}
         return linen.meta.unbox(model.init(keys, *args, **kwargs, **modes))
 
-    expected = jax.eval_shape(init, inputs)
+    # As a list: JAX sorts the keys of a dict, and inputs by place would be swapped.
+    expected = jax.eval_shape(
+        lambda values: init(dict(zip(inputs, values, strict=True))), list(inputs.values())
+    )
     wanted = {name: tree for name, tree in expected.items() if name != "intermediates"}
     tree, notes = _collections(params, wanted)
     leaves = match(flatten(wanted), flatten(tree))
@@ -220,7 +234,7 @@ def _collections(params: Any, wanted: Mapping[str, Any]) -> tuple[Any, list[str]
     tree = linen.meta.unbox(dict(params))
     if "params" not in tree or "params" not in wanted:
         return ({"params": tree} if set(wanted) == {"params"} else tree), []
-    dropped = sorted(set(tree) & _TRAIN_STATE - set(wanted))
+    dropped = sorted(set(tree) - set(wanted)) if set(tree) & _TRAIN_STATE else []
     kept = {
         name: value for name, value in tree.items() if name not in dropped and value is not None
     }
@@ -228,8 +242,9 @@ def _collections(params: Any, wanted: Mapping[str, Any]) -> tuple[Any, list[str]
     if isinstance(inner, Mapping) and "params" in inner and "params" not in wanted["params"]:
         # A TrainState made from all variables: params={'params': …, 'batch_stats': …}.
         kept = dict(inner)
-    notes = [f"the checkpoint's {', '.join(dropped)} is not part of the model"] if dropped else []
-    return kept, notes
+    if not dropped:
+        return kept, []
+    return kept, [f"left out of the checkpoint: {', '.join(dropped)}, not variables of the model"]
 
 
 def _adapt_nnx(model: nnx.Module, params: Any) -> Adapted:
@@ -244,7 +259,6 @@ def _adapt_nnx(model: nnx.Module, params: Any) -> Adapted:
         leaves = {"/".join(path): np.asarray(value) for path, value in own.items()}
     else:
         leaves = match(own, _without_rngs(flatten(params), own))
-    keys = jax.tree.map(_fixed_key, randomness)
     treedef = jax.tree.structure(state)
     castable = frozenset(
         n for n, a in leaves.items() if floating(a) and not issubclass(kinds[n], nnx.BatchStat)
@@ -252,6 +266,7 @@ def _adapt_nnx(model: nnx.Module, params: Any) -> Adapted:
     modes = _modes(type(model).__call__)
 
     def apply(named: Params, given: Inputs) -> Any:
+        keys = jax.tree.map(_fixed_key, randomness)  # made anew: only this trace may change them
         merged = nnx.merge(graphdef, keys, jax.tree.unflatten(treedef, [named[n] for n in leaves]))
         before = _counts(merged)
         args, kwargs = _bind(type(merged).__call__, given, skip=1)
@@ -358,7 +373,7 @@ def _bind(
     names = [p.name for p in free if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     needed = {p.name for p in free if _required(p)}
     takes_any = any(p.kind == p.VAR_KEYWORD for p in free)
-    if set(given) <= set(names) or (takes_any and needed <= set(given)):
+    if (takes_any or set(given) <= set(names)) and needed <= set(given):
         return (), dict(given)
     positional = [p for p in free if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = [p for p in positional if p.default is p.empty]
@@ -369,9 +384,10 @@ def _bind(
     # Some by name and some by position would be a guess, and perhaps a swap.
     strangers = [name for name in given if name not in names]
     if len(strangers) < len(given) or not len(required) <= len(given) <= len(positional):
+        hint = nearest(strangers[0], names) if strangers else ""
         raise ExportError(
             f"inputs: expected {', '.join(names)} as the model has them, got "
-            f"{', '.join(given)}{nearest(strangers[0], names)}"
+            f"{', '.join(given)}{hint}"
         )
     return tuple(given.values()), {}
 
@@ -409,18 +425,16 @@ def match(expected: Mapping[Path, Any], got: Mapping[Path, Any]) -> dict[str, Ar
     if problems:
         shown = "; ".join(problems[:5])
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ParamsError(f"params do not fit the model: {shown}{more}{_hint(got)}")
+        raise ParamsError(f"params do not fit the model: {shown}{more}{_hint(expected, got)}")
     return {"/".join(path): _array(got[path]) for path in expected}
 
 
-def _hint(got: Mapping[Path, Any]) -> str:
-    tops = sorted({path[0] for path in got if len(path) > 1})
+def _hint(expected: Mapping[Path, Any], got: Mapping[Path, Any]) -> str:
+    tops = sorted({path[0] for path in got if len(path) > 1} - {path[0] for path in expected})
     likely = [top for top in tops if top in ("params", "ema_params", "model", "state", "target")]
-    return (
-        f"; the checkpoint has {', '.join(tops[:8])}: pass --params-path {likely[0]}?"
-        if likely
-        else ""
-    )
+    if not likely:
+        return ""
+    return f"; the checkpoint has {', '.join(tops[:8])}: pass --params-path {likely[0]}?"
 
 
 def _alike(a: Any, b: Any) -> bool:

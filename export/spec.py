@@ -118,7 +118,7 @@ class ExportSpec:
             raise ExportError(
                 "inputs: expected at least one, got none; pass --input 'x:float32[_,28,28,1]'"
             )
-        _unique("inputs", [spec.name for spec in inputs])
+        unique("inputs", [spec.name for spec in inputs])
         buckets = increasing("buckets", self.buckets)
         axes = {name: increasing(f"axis {name!r}", sizes) for name, sizes in self.axes.items()}
         used = {dim for spec in inputs for dim in spec.shape[1:] if isinstance(dim, str)}
@@ -129,12 +129,14 @@ class ExportSpec:
             _one_of("platforms", platform, PLATFORMS)
         if not self.platforms:
             raise ExportError("platforms: expected at least one, got none")
-        _unique("platforms", list(self.platforms))
+        unique("platforms", list(self.platforms))
         if self.dtype is not None:
             _one_of("dtype", self.dtype, CAST_DTYPES)
         if self.matmul_precision is not None:
             _one_of("matmul_precision", self.matmul_precision, PRECISIONS)
         parse_output(self.output)
+        if self.seed < 0:
+            raise ExportError(f"seed: expected 0 or more, got {self.seed}")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", self.name):
             raise ExportError(f"name: expected letters, digits, '_.-', got {self.name!r}")
         if not re.fullmatch(r"[0-9]{1,18}", self.version):
@@ -210,7 +212,8 @@ def _one_of(what: str, value: str, options: Sequence[str]) -> None:
         )
 
 
-def _unique(what: str, names: Sequence[str]) -> None:
+def unique(what: str, names: Sequence[str]) -> None:
+    """Raise ExportError if a name stands twice."""
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise ExportError(f"{what}: expected each name once, got {twice[0]!r} twice")

@@ -1,5 +1,6 @@
 """All programs of a bundle on one device: load once, then only ever pick among them."""
 
+import ctypes
 import dataclasses
 import os
 import time
@@ -60,12 +61,24 @@ def load(
     for i, entry in enumerate(manifest.programs):
         tell(f"compiling {entry.exported.path} ({i + 1}/{len(manifest.programs)})")
         programs.append(compile_program(opened.read(entry.exported), entry, manifest, target))
+    release_memory()
     tell("loading params")
     params = put(_arguments(opened), target, x64=manifest.x64)
     model = Model(opened, target, tuple(programs), params)
     tell("warming up")
     model.measure()
+    release_memory()
     return model
+
+
+def release_memory() -> None:
+    """Hand memory that was freed back to the system, where the C library can.
+
+    Compiling leaves much behind that malloc would keep; see docs/performance.md.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _arguments(bundle: Bundle) -> list[Array]:

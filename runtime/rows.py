@@ -20,6 +20,8 @@ from runtime.tensors import Array, numpy_dtype
 Run = Callable[[tuple[Array, ...]], tuple[Array, ...]]
 Rows = tuple[Array, ...]
 
+# Batches up to this size are probed with the row in one position at a time.
+ONE_BY_ONE = 8
 KINDS = ("random", "zeros", "nan", "extremes", "copies")
 
 
@@ -89,16 +91,20 @@ def find_mixing(
             if known is None or change > known.change:
                 found[name, cause] = Mixing(bucket, name, position, cause, change)
 
-    first: Rows | None = None
+    own = tuple(a[:1] for a in rows)
+    bases = {}
     for position in positions:
-        own = tuple(a[:1] for a in rows)
-        base = tuple(_row(o, position) for o in run(_placed(own, rows, position)))
-        if first is None:
-            first = base
-        note("position", position, first, base)
-        for kind, mates in _mates(inputs, own, batch, kinds):
-            got = run(_placed(own, mates, position))
-            note(kind, position, base, tuple(_row(o, position) for o in got))
+        outputs_there = run(tuple(np.roll(a, position, axis=0) for a in rows))
+        bases[position] = tuple(_row(o, position) for o in outputs_there)
+        note("position", position, bases[0], bases[position])
+    # In a large batch the row stands in all positions at once: a third of the runs, and
+    # enough others are left to be replaced.
+    placings = [positions] if batch > ONE_BY_ONE else [[position] for position in positions]
+    for kind, mates in _mates(inputs, own, batch, kinds):
+        for placing in placings:
+            got = run(_placed(own, mates, placing))
+            for position in placing:
+                note(kind, position, bases[position], tuple(_row(o, position) for o in got))
     return list(found.values())
 
 
@@ -110,10 +116,10 @@ def _same_bits(a: Array, b: Array) -> bool:
     return a.tobytes() == b.tobytes()
 
 
-def _placed(own: Rows, mates: Rows, position: int) -> Rows:
+def _placed(own: Rows, mates: Rows, positions: Sequence[int]) -> Rows:
     placed = tuple(mate.copy() for mate in mates)
     for target, row in zip(placed, own, strict=True):
-        target[position] = row[0]
+        target[list(positions)] = row[0]
     return placed
 
 

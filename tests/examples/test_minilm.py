@@ -24,7 +24,7 @@ def bundle(tmp_path_factory):
     out = tmp_path_factory.mktemp("minilm") / "bundle"
     command = [
         *(sys.executable, "-m", "export", "examples/minilm/model.py:spec"),
-        *("--buckets", "1,4", "--axis", "seq=16,32", "--out", str(out)),
+        *("--buckets", "4", "--axis", "seq=16,32", "--out", str(out)),
     ]
     subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True)
     return out
@@ -157,10 +157,10 @@ def test_a_sentence_beyond_the_longest_bucket_is_cut(model):
 
 
 def test_programs_hold_no_weights(bundle):
-    """Four programs are small; the weights lie beside them once."""
+    """Programs are small; the weights lie beside them once."""
     programs = [path.stat().st_size for path in bundle.glob("programs/*.exported")]
 
-    assert len(programs) == 4
+    assert len(programs) == 2
     assert max(programs) < 100_000
     assert (bundle / "params.safetensors").stat().st_size < 91_000_000
 

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -55,14 +56,15 @@ def verify_here(bundle, platform, _tell):
     return verification_report(model, verify(model))
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Verify bundles in this process; the tests marked e2e start a fresh one."""
-    monkeypatch.setattr(verification, "_run", verify_here)
+@pytest.fixture(autouse=True)
+def quick(request, monkeypatch):
+    """Verify bundles in this process; only tests marked e2e start a fresh one."""
+    if "e2e" not in request.keywords:
+        monkeypatch.setattr(verification, "_run", verify_here)
 
 
 @pytest.fixture
-def export(quick, tmp_path):
+def export(tmp_path):
     """Export a model for the CPU, load the bundle and give both."""
     count = itertools.count()
 
@@ -78,7 +80,7 @@ def export(quick, tmp_path):
 
 
 @pytest.fixture
-def refusal(quick, tmp_path):
+def refusal(tmp_path):
     """Give the message with which an export is refused; nothing is left on disk."""
 
     def run(model, params=None, *, inputs=(X,), kind=ExportError, **options):
@@ -140,9 +142,9 @@ class Ran:
 
 
 @pytest.fixture
-def command(quick, capsys, monkeypatch):
+def command(capsys, monkeypatch):
     """Run `python -m export` in this process."""
-    monkeypatch.setattr("sys.path", list(__import__("sys").path))
+    monkeypatch.setattr("sys.path", list(sys.path))
 
     def run(*argv) -> Ran:
         capsys.readouterr()

@@ -1,15 +1,12 @@
-"""A bundle on paper to attack, and bundles that run to tamper with."""
+"""A bundle on paper to attack, and copies of bundles that run to tamper with."""
 
 import hashlib
 import json
 import shutil
-from pathlib import Path
 
-import numpy as np
 from pytest import fixture
 
-from runtime.bundle import open_bundle
-from runtime.tensors import write_tensors
+from runtime import load
 from tests.runtime.paper import write_bundle
 
 
@@ -18,3 +15,42 @@ def paper(tmp_path):
     """A fresh bundle on paper."""
     write_bundle(tmp_path / "paper")
     return tmp_path / "paper"
+
+
+@fixture
+def copy_of(tmp_path):
+    """Copies of a bundle, to be tampered with."""
+
+    def copy(bundle):
+        return shutil.copytree(bundle, tmp_path / bundle.name)
+
+    return copy
+
+
+@fixture
+def redigest():
+    """Makes a bundle's manifest right for its files again, as a careful attacker would."""
+
+    def redigest(bundle):
+        path = bundle / "manifest.json"
+        manifest = json.loads(path.read_bytes())
+        programs = [p[form] for p in manifest["programs"] for form in ("exported", "stablehlo")]
+        goldens = [golden["file"] for golden in manifest["goldens"]]
+        for file in [*programs, *goldens, *manifest["params"]["files"]]:
+            data = (bundle / file["path"]).read_bytes()
+            file |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        path.write_text(json.dumps(manifest))
+
+    return redigest
+
+
+@fixture(scope="session")
+def classifier(classifier_bundle):
+    """The classifier, loaded on the CPU."""
+    return load(classifier_bundle, "cpu")
+
+
+@fixture(scope="session")
+def tagger(tagger_bundle):
+    """The tagger, loaded on the CPU."""
+    return load(tagger_bundle, "cpu")

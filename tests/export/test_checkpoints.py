@@ -1,0 +1,581 @@
+"""Params from every form that training leaves them in, each written by its own library."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import flax
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flax import linen, nnx, serialization
+from flax.training import checkpoints, train_state
+from safetensors.numpy import save, save_file
+
+from export import CheckpointError, ParamsError
+from export.checkpoints import read_params
+
+W = np.arange(6, dtype=np.float32).reshape(3, 2)
+B = np.array([10, 20], np.float32)
+ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+TREE = {"Dense_0": {"kernel": W, "bias": B.astype(ml_dtypes.bfloat16)}, "count": np.int32(3)}
+
+
+def same(got, expected):
+    """Compare trees: keys, NumPy dtypes and bytes."""
+    got, expected = (
+        {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (got, expected)
+    )
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        assert isinstance(got[name], np.ndarray | np.generic)
+        assert got[name].dtype == value.dtype
+        assert got[name].tobytes() == np.asarray(value).tobytes()
+    return True
+
+
+def marked(step):
+    """Make a tree that tells the steps of one directory apart."""
+    return {**TREE, "count": np.int32(step)}
+
+
+def orbax(path, tree):
+    """Write one Orbax checkpoint."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, tree)
+    return path
+
+
+@pytest.fixture
+def steps(tmp_path):
+    """A directory of Orbax steps 1, 3 and 12."""
+    with ocp.CheckpointManager(tmp_path / "ckpt") as manager:
+        for step in (1, 3, 12):
+            manager.save(step, args=ocp.args.StandardSave(marked(step)))
+    return tmp_path / "ckpt"
+
+
+def test_a_standard_checkpoint_is_restored_as_numpy(tmp_path):
+    """What StandardCheckpointer writes comes back as NumPy, bfloat16 included."""
+    device_tree = jax.tree.map(jnp.asarray, TREE)
+    assert same(read_params(orbax(tmp_path / "c", device_tree)), TREE)
+
+
+def test_a_pytree_checkpoint_is_restored_as_numpy(tmp_path):
+    """What the older PyTreeCheckpointer writes comes back as NumPy."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "c", TREE)
+    assert same(read_params(tmp_path / "c"), TREE)
+
+
+def test_the_newest_step_is_taken(steps):
+    """Of a directory of steps the highest number is read, not the last by name."""
+    assert same(read_params(steps), marked(12))
+
+
+def test_a_step_is_named_by_its_directory(steps):
+    """`ckpt/3` is step 3."""
+    assert same(read_params(steps / "3"), marked(3))
+
+
+def test_an_absent_step_names_those_there_are(steps):
+    """A step that is not there is refused with the steps that are."""
+    with pytest.raises(CheckpointError) as caught:
+        read_params(steps / "4")
+    assert str(caught.value) == (
+        f"params {steps}/4: expected a file or directory, got nothing there; {steps} has the steps "
+        "1, 3, 12"
+    )
+
+
+def test_an_unfinished_step_is_not_taken(steps):
+    """A step whose save was interrupted does not count, and is refused when named."""
+    unfinished = steps / "13.orbax-checkpoint-tmp-7"
+    (steps / "12").rename(unfinished)
+
+    assert same(read_params(steps), marked(3))
+    with pytest.raises(CheckpointError) as caught:
+        read_params(unfinished)
+    assert str(caught.value) == (
+        f"params {unfinished}: expected a finished checkpoint, got one that is not"
+    )
+
+
+def test_an_empty_step_is_not_taken(steps):
+    """A directory that only has a step's name is no step."""
+    (steps / "99").mkdir()
+    assert same(read_params(steps), marked(12))
+
+
+@pytest.mark.parametrize("name", ["default", "params", "state", "model", "weights"])
+def test_a_composite_step_gives_the_item_with_the_params(tmp_path, name):
+    """Of a step's items the one with arrays is read, whatever stands beside it."""
+    items = {name: ocp.args.StandardSave(TREE), "extra": ocp.args.JsonSave({"a": 1})}
+    with ocp.CheckpointManager(tmp_path / "c") as manager:
+        manager.save(1, args=ocp.args.Composite(**items))
+    assert same(read_params(tmp_path / "c"), TREE)
+
+
+def test_a_composite_step_with_a_choice_names_the_items(tmp_path):
+    """Two items that could be meant are named, and either can be given."""
+    items = {"student": ocp.args.StandardSave(TREE), "teacher": ocp.args.StandardSave(marked(9))}
+    with ocp.CheckpointManager(tmp_path / "c") as manager:
+        manager.save(1, args=ocp.args.Composite(**items))
+
+    with pytest.raises(CheckpointError, match="expected one item, got student, teacher; name the"):
+        read_params(tmp_path / "c")
+    assert same(read_params(tmp_path / "c/1/teacher"), marked(9))
+
+
+@pytest.mark.e2e
+def test_a_checkpoint_of_eight_devices_loads_on_one(tmp_path):
+    """Arrays that were sharded over 8 devices are restored whole where there is one."""
+    code = """
+import sys, jax, jax.numpy as jnp, orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
+mesh = jax.make_mesh((8,), ("data",))
+x = jnp.arange(64, dtype=jnp.bfloat16).reshape(16, 4)
+x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+assert len(x.sharding.device_set) == 8
+with ocp.StandardCheckpointer() as c:
+    c.save(sys.argv[1], {"x": x})
+"""
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    path = str(tmp_path / "c")
+    subprocess.run([sys.executable, "-c", code, path], env=env, check=True)
+
+    assert len(jax.devices()) == 1
+    assert same(read_params(path), {"x": np.arange(64).astype(ml_dtypes.bfloat16).reshape(16, 4)})
+
+
+def test_flax_msgpack(tmp_path):
+    """What `flax.serialization.to_bytes` gives is read from a file of any name."""
+    for name in ("params.msgpack", "weights.flax", "noname"):
+        (tmp_path / name).write_bytes(serialization.to_bytes(TREE))
+        assert same(read_params(tmp_path / name), TREE)
+
+
+@pytest.mark.filterwarnings("ignore:Flax Checkpointing:DeprecationWarning")
+@pytest.mark.parametrize("with_orbax", [True, False], ids=["orbax", "msgpack"])
+def test_flax_training_checkpoints(tmp_path, monkeypatch, with_orbax):
+    """
+    The newest checkpoint_N is read, in today's form and in the older msgpack one, and so
+    is one that is named.
+    """
+    monkeypatch.setattr(flax.config, "_values", dict(flax.config._values))
+    flax.config.update("flax_use_orbax_checkpointing", with_orbax)
+    for step in (9, 10):
+        checkpoints.save_checkpoint(tmp_path / "c", marked(step), step, keep=5)
+
+    assert (tmp_path / "c/checkpoint_10").is_dir() == with_orbax
+    assert same(read_params(tmp_path / "c"), marked(10))
+    assert same(read_params(tmp_path / "c/checkpoint_9"), marked(9))
+
+
+@pytest.mark.parametrize("separator", [".", "/"])
+def test_safetensors(tmp_path, separator):
+    """Names joined by dots or slashes become a tree."""
+    flat = {f"Dense_0{separator}kernel": W, f"Dense_0{separator}bias": B, "count": np.int32([3])}
+    save_file(flat, tmp_path / "p.safetensors")
+    save_file(flat, tmp_path / "noname")
+    tree = {"Dense_0": {"kernel": W, "bias": B}, "count": np.int32([3])}
+
+    assert same(read_params(tmp_path / "p.safetensors"), tree)
+    assert same(read_params(tmp_path / "noname"), tree)
+
+
+def test_safetensors_names_with_dots_below_slashes(tmp_path):
+    """Where names have slashes, a dot is a part of the name."""
+    save_file({"layer.0/w": W}, tmp_path / "p.safetensors")
+    assert same(read_params(tmp_path / "p.safetensors"), {"layer.0": {"w": W}})
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("name", ["p.pkl", "p.bin"])
+def test_a_pickle_is_read_only_when_allowed(tmp_path, name, protocol):
+    """A pickle of any protocol is recognized, refused, and read with --allow-pickle."""
+    path = tmp_path / name
+    path.write_bytes(pickle.dumps(TREE, protocol))
+    if name == "p.bin" and protocol < 2:
+        with pytest.raises(CheckpointError, match=r"p\.bin: cannot be read"):
+            read_params(path)
+        return
+
+    with pytest.raises(CheckpointError) as caught:
+        read_params(path)
+    assert str(caught.value) == (
+        f"params {path}: a pickle can run any code when it is read; pass --allow-pickle if you "
+        "trust where it comes from"
+    )
+    assert same(read_params(path, allow_pickle=True), TREE)
+
+
+class Boom:
+    """Ends the test if it is unpickled."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was read",))
+
+
+@pytest.mark.parametrize("name", ["p.pkl", "p.msgpack", "p.safetensors", "checkpoint_1"])
+def test_no_name_makes_a_pickle_run(tmp_path, name):
+    """A pickle runs nothing under any name unless it is allowed."""
+    (tmp_path / name).write_bytes(pickle.dumps(Boom()))
+    with pytest.raises(CheckpointError):
+        read_params(tmp_path / name)
+    with pytest.raises(CheckpointError):
+        read_params(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["p.safetensors", "p.msgpack", "p.pkl", "p.bin"])
+@pytest.mark.parametrize("data", [b"", b"\x00", b"{}", b"\xff" * 100, b"hello, world\n" * 9])
+def test_a_file_that_is_something_else_is_one_line(tmp_path, name, data):
+    """Whatever is in a file, it is refused in one line that names it."""
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError) as caught:
+        read_params(path, allow_pickle=True)
+    assert str(caught.value).startswith(f"params {path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["msgpack", "safetensors", "pkl"])
+def test_a_file_cut_short_is_one_line(tmp_path, form):
+    """A file that was not copied whole is refused, wherever it ends."""
+    writers = {
+        "msgpack": lambda: serialization.to_bytes({"w": W, "b": B}),
+        "safetensors": lambda: save({"w": W, "b": B}),
+        "pkl": lambda: pickle.dumps({"w": W, "b": B}),
+    }
+    data = writers[form]()
+    path = tmp_path / f"p.{form}"
+    for end in range(1, len(data) - 1, 7):
+        path.write_bytes(data[:end])
+        with pytest.raises(CheckpointError) as caught:
+            read_params(path, allow_pickle=True)
+        assert str(caught.value).startswith(f"params {path}: ")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.e2e
+def test_a_damaged_orbax_checkpoint_is_noticed(tmp_path):
+    """Whichever file of a checkpoint is gone, empty, cut short or altered, it is refused."""
+    # In a process of its own: readers that fail go on complaining in the background.
+    code = """
+import pathlib, shutil, sys
+from export import CheckpointError
+from export.checkpoints import read_params
+whole = pathlib.Path(sys.argv[1])
+change = {
+    "absent": None,
+    "empty": lambda data: b"",
+    "short": lambda data: data[: len(data) // 2],
+    "altered": lambda data: bytes(255 - byte for byte in data),
+}
+for part in ("d", "ocdbt.process_0", "manifest.ocdbt", "_METADATA"):
+    for name, damage in change.items():
+        path = whole.parent / f"{part}-{name}"
+        shutil.copytree(whole, path)
+        for file in [path / part, *(path / part).rglob("*")]:
+            if file.is_file() and damage:
+                file.write_bytes(damage(file.read_bytes()))
+            elif file.is_file():
+                file.unlink()
+        try:
+            read_params(path)
+        except CheckpointError as error:
+            assert str(error).startswith(f"params {path}: cannot be read: "), error
+            assert len(str(error).splitlines()) == 1, error
+            print(path.name)
+"""
+    path = orbax(tmp_path / "c", {"w": np.arange(9000.0), "b": B})
+    ran = subprocess.run([sys.executable, "-c", code, path], env=ENV, capture_output=True)
+
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.decode().split() == [
+        f"{part}-{name}"
+        for part in ("d", "ocdbt.process_0", "manifest.ocdbt", "_METADATA")
+        for name in ("absent", "empty", "short", "altered")
+    ]
+
+
+@pytest.mark.e2e
+def test_a_damaged_checkpoint_prints_one_line(tmp_path):
+    """The command prints nothing but the error, whatever Orbax has to say."""
+    path = orbax(tmp_path / "c", {"w": W})
+    (path / "manifest.ocdbt").write_bytes(b"damaged")
+    (tmp_path / "m.py").write_text("def apply(params, x):\n    return x\n")
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "export",
+            "m.py:apply",
+            "--input",
+            "x:float32[_,3]",
+            "--params",
+            "c",
+            "--out",
+            "b",
+        ],
+        cwd=tmp_path,
+        env=ENV,
+        capture_output=True,
+        text=True,
+    )
+
+    lines = ran.stderr.splitlines()
+    assert (ran.returncode, ran.stdout, lines[0]) == (1, "", "reading params")
+    assert lines[1].startswith("error: params c: cannot be read: ")
+    assert len(lines) == 2
+
+
+def test_a_directory_that_is_no_checkpoint_says_what_it_has(tmp_path):
+    """A directory of other things is refused with what is in it."""
+    folder = tmp_path / "c"
+    folder.mkdir()
+    with pytest.raises(CheckpointError, match="got one with nothing in it"):
+        read_params(folder)
+    (folder / "notes.txt").touch()
+    with pytest.raises(CheckpointError) as caught:
+        read_params(folder)
+    assert str(caught.value) == (
+        f"params {folder}: expected an Orbax or Flax checkpoint directory, got one with notes.txt"
+    )
+
+
+class Classifier(linen.Module):
+    """A dense layer with a batch norm, so that there are two collections."""
+
+    @linen.compact
+    def __call__(self, x, train: bool = True):
+        x = linen.BatchNorm(use_running_average=not train)(x)
+        return linen.Dense(2)(x)
+
+
+class TrainState(train_state.TrainState):
+    """What a training loop keeps."""
+
+    batch_stats: dict
+    ema_params: dict
+
+
+@pytest.fixture
+def variables():
+    """Variables of Classifier."""
+    x = np.ones((2, 3), np.float32)
+    made = Classifier().init(jax.random.key(0), x)
+    stats = jax.tree.map(lambda a: a + 0.5, made["batch_stats"])
+    return {"params": made["params"], "batch_stats": stats}
+
+
+@pytest.fixture
+def state(variables):
+    """A TrainState of Classifier after some steps."""
+    return TrainState.create(
+        apply_fn=Classifier().apply,
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        ema_params=jax.tree.map(lambda a: 2 * a, variables["params"]),
+        tx=optax.adam(1e-3),
+    )
+
+
+LEFT_OUT = "left out of the checkpoint: ema_params, opt_state, step, not variables of the model"
+
+
+def expected(variables, plan):
+    """Give what the model answers to the golden's inputs."""
+    return Classifier().apply(variables, plan.goldens[0][1][0], train=False)
+
+
+def test_a_train_state_loses_what_is_not_the_model(tmp_path, plan, variables, state):
+    """A whole TrainState is taken for a linen model; what was dropped is said."""
+    path = orbax(tmp_path / "c", serialization.to_state_dict(state))
+    made = plan(Classifier(), path)
+
+    assert made.notes == (LEFT_OUT,)
+    np.testing.assert_allclose(made.goldens[0][2][0], expected(variables, made), rtol=1e-5)
+
+
+def test_params_path_takes_a_subtree(tmp_path, plan, state):
+    """--params-path picks a part of a TrainState, such as its averaged weights."""
+    path = orbax(tmp_path / "c", serialization.to_state_dict(state))
+    names = ("bias", "kernel")
+
+    def dense(params, x):
+        return x @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
+
+    for subtree in ("ema_params", "ema_params/", "ema_params."):
+        made = plan(dense, path, params_path=subtree.strip("/."))
+        assert [e.name for e in made.packing.entries][-2:] == [f"Dense_0/{n}" for n in names]
+    np.testing.assert_allclose(
+        made.goldens[0][2][0],
+        dense(state.ema_params, made.goldens[0][1][0]),
+        rtol=1e-5,
+    )
+
+
+def test_params_path_goes_deeper(tmp_path):
+    """Keys of a subtree are joined by dots or slashes, and list places are numbers."""
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps({"a": [{"b": W}, {"b": B}]}))
+    for path in ("a.1", "a/1"):
+        assert same(read_params(tmp_path / "p.pkl", subtree=path, allow_pickle=True), {"b": B})
+
+
+def test_params_path_that_is_absent_names_the_nearest(refusal, state):
+    """A subtree that is not there is refused with those that are."""
+    message = refusal(Classifier(), state, params_path="ema_param")
+    assert message == (
+        "params path 'ema_param': expected one of batch_stats, ema_params, opt_state, params, "
+        "step, got 'ema_param'; did you mean 'ema_params'?"
+    )
+
+
+def test_a_train_state_in_memory_is_as_good(plan, variables, state):
+    """The Python call takes a TrainState as it is."""
+    made = plan(Classifier(), state)
+
+    assert made.notes == (LEFT_OUT,)
+    np.testing.assert_allclose(made.goldens[0][2][0], expected(variables, made), rtol=1e-5)
+
+
+def test_params_alone_are_enough_where_there_is_no_other_collection(plan):
+    """A linen model without statistics takes its params with or without `params` on top."""
+    model = linen.Dense(2)
+    for tree in ({"kernel": W, "bias": B}, {"params": {"kernel": W, "bias": B}}):
+        made = plan(model, tree)
+        assert [e.name for e in made.packing.entries] == ["params/bias", "params/kernel"]
+
+
+def test_all_variables_inside_a_train_state(plan, variables):
+    """A TrainState whose params are all variables of a model is unpacked."""
+    made = plan(Classifier(), {"params": variables, "step": np.int32(1)})
+    np.testing.assert_allclose(made.goldens[0][2][0], expected(variables, made), rtol=1e-5)
+
+
+def test_params_that_do_not_fit_are_listed(refusal):
+    """Missing, extra and mis-shaped params are all named in one line."""
+    message = refusal(
+        linen.Dense(2),
+        {"params": {"kernel": W.T, "scale": B}},
+        kind=ParamsError,
+    )
+    assert message == (
+        "params do not fit the model: missing params/bias float32[2]; extra params/scale "
+        "float32[2]; params/kernel: expected float32[3, 2], got float32[2, 3]"
+    )
+
+
+def test_many_params_that_do_not_fit_are_counted(refusal):
+    """Only the first five problems are shown, and the number of the others."""
+    many = {f"extra{i}": B for i in range(9)}
+    message = refusal(linen.Dense(2), {"params": {"kernel": W, "bias": B, **many}})
+    assert message.endswith("extra params/extra4 float32[2]; and 4 more")
+
+
+def test_params_of_another_kind_do_not_fit(refusal):
+    """Integers where the model has floats are refused; other floats are taken."""
+    message = refusal(linen.Dense(2), {"kernel": W.astype(np.int32), "bias": B})
+    assert message == (
+        "params do not fit the model: params/kernel: expected float32[3, 2], got int32[3, 2]"
+    )
+
+
+def test_params_one_level_too_high_hint_at_params_path(refusal):
+    """Where the weights lie one key deeper, the message says which."""
+    message = refusal(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), {"model": {"kernel": W, "bias": B}})
+    assert message.endswith("; the checkpoint has model: pass --params-path model?")
+
+
+def test_params_that_are_no_arrays_are_refused(refusal):
+    """A tree with something else in it is refused by the kind of that."""
+    assert refusal(lambda _params, x: x, {"w": object()}) == "params: expected arrays, got object"
+
+
+class Net(nnx.Module):
+    """Twelve layers, so that list places have one and two digits, with states of all kinds."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.layers = nnx.List([nnx.Linear(3, 3, rngs=rngs) for _ in range(12)])
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(self.drop(x))
+
+
+@pytest.fixture(scope="module")
+def net():
+    """An nnx Module whose statistics are not the ones it starts with."""
+    model = Net(nnx.Rngs(3))
+    model.norm.mean[...] = jnp.arange(3.0)
+    return model
+
+
+def save_state(path, net):
+    return orbax(path, nnx.state(net))
+
+
+def save_pure(path, net):
+    return orbax(path, nnx.to_pure_dict(nnx.state(net)))
+
+
+def save_without_randomness(path, net):
+    _, _, rest = nnx.split(net, nnx.RngState, ...)
+    return orbax(path, nnx.to_pure_dict(rest))
+
+
+def save_msgpack(path, net):
+    _, _, rest = nnx.split(net, nnx.RngState, ...)
+    path.write_bytes(serialization.to_bytes(_with_string_keys(nnx.to_pure_dict(rest))))
+    return path
+
+
+def _with_string_keys(tree):
+    if not isinstance(tree, dict):
+        return tree
+    return {str(key): _with_string_keys(value) for key, value in tree.items()}
+
+
+@pytest.mark.parametrize("save", [save_state, save_pure, save_without_randomness, save_msgpack])
+def test_nnx_states_are_read_in_every_form(tmp_path, plan, net, save):
+    """
+    A saved nnx.state, with or without randomness, as State or as a pure dict with places
+    as numbers or strings, fits the Module.
+    """
+    made = plan(Net, save(tmp_path / "c", net))
+    x = made.goldens[0][1][0]
+
+    assert "layers/11/kernel" in {e.name for e in made.packing.entries}
+    assert not any("rngs" in e.name for e in made.packing.entries)
+    np.testing.assert_allclose(
+        made.goldens[0][2][0],
+        nnx.view(net, deterministic=True, use_running_average=True)(x),
+        rtol=1e-4,
+    )
+
+
+def test_an_nnx_state_in_memory_is_as_good(plan, net):
+    """The Python call takes an nnx.State."""
+    made = plan(Net, nnx.state(net))
+    assert len(made.packing.entries) == 28
+
+
+def test_an_exported_checkpoint_answers_as_its_model(export, steps, rows):
+    """From a directory of steps to a bundle to an answer."""
+
+    def dense(params, x):
+        return (x @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]) * params["count"]
+
+    made = export(dense, steps / "3")
+    np.testing.assert_allclose(made.answer(x=rows), (rows @ W + B) * 3, rtol=1e-5)

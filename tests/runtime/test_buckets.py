@@ -1,0 +1,187 @@
+"""Buckets: which programs cover how many rows, and how rows become a bucket's."""
+
+import functools
+
+import hypothesis.strategies as st
+import ml_dtypes
+import numpy as np
+from hypothesis import example, given
+from hypothesis.extra import numpy as arrays
+from pytest import approx, mark
+
+from runtime.buckets import Planner, pad, pad_axes, pick, unpad
+
+# Sums of eighths are exact, so that equal costs are equal.
+eighths = st.integers(1, 800).map(lambda n: n / 8)
+costs = st.dictionaries(st.integers(1, 12), eighths, min_size=1, max_size=4)
+rows_of_any_dtype = arrays.arrays(
+    st.sampled_from(
+        [np.bool_, np.int8, np.uint64, np.float32, np.float64, np.dtype(ml_dtypes.bfloat16)]
+    ),
+    arrays.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=5),
+    elements=st.integers(0, 1),
+)
+
+
+def cheapest(costs, rows):
+    """Find the least cost of covering rows, by trying everything."""
+
+    @functools.cache
+    def least(left):
+        return (
+            min((cost + least(left - b) for b, cost in costs.items()), default=0) if left > 0 else 0
+        )
+
+    return least(rows)
+
+
+@mark.property
+@given(rows_of_any_dtype, st.integers(0, 6))
+def test_unpadding_undoes_padding(rows, missing):
+    """
+    Rows come back from a bucket bit for bit, whatever their dtype and shape.
+    """
+    bucket = len(rows) + missing
+
+    padded = pad(rows, bucket)
+
+    assert padded.shape == (bucket, *rows.shape[1:])
+    assert padded.dtype == rows.dtype
+    assert unpad(padded, len(rows)).tobytes() == rows.tobytes()
+
+
+@mark.property
+@given(rows_of_any_dtype, st.integers(1, 6))
+def test_padding_repeats_the_last_row(rows, missing):
+    """
+    Padding is a real row, never zeros, which could make NaN where real rows do not.
+    """
+    padded = pad(rows, len(rows) + missing)
+
+    assert all((row == rows[-1]).all() for row in padded[len(rows) :])
+
+
+def test_full_bucket_is_not_copied():
+    """
+    Rows that fill a bucket, and answers that are all real, are passed on as they are.
+    """
+    rows = np.arange(4)
+
+    assert pad(rows, 4) is rows
+    assert unpad(rows, 4) is rows
+
+
+@mark.property
+@given(costs, st.integers(0, 200))
+@example({1: 1.0}, 0)
+@example({8: 1.0}, 200)
+def test_plan_covers_the_rows(costs, rows):
+    """
+    Every plan holds all rows, largest buckets first, and every bucket but the last runs full.
+    """
+    plan = Planner(costs).plan(rows)
+
+    assert sum(plan) >= rows
+    assert sum(plan[:-1]) < rows or plan == ()
+    assert list(plan) == sorted(plan, reverse=True)
+    assert set(plan) <= set(costs)
+
+
+@mark.property
+@given(costs, st.integers(0, 48))
+def test_plan_costs_the_least(costs, rows):
+    """
+    Up to four times the largest bucket no other plan is cheaper.
+    """
+    rows = min(rows, 4 * max(costs))
+
+    plan = Planner(costs).plan(rows)
+
+    assert sum(costs[bucket] for bucket in plan) == cheapest(costs, rows)
+
+
+@mark.property
+@given(costs, st.integers(49, 2000))
+def test_long_plan_wastes_little(costs, rows):
+    """
+    Beyond that a plan costs at most what its bulk bucket would, plus the planned remainder.
+    """
+    per_row = min(cost / bucket for bucket, cost in costs.items())
+
+    plan = Planner(costs).plan(rows)
+
+    assert sum(costs[bucket] for bucket in plan) <= per_row * rows + 2 * max(costs.values())
+
+
+def test_rows_are_covered_by_what_is_faster():
+    """
+    Twelve rows become 8+4 or one 16, whichever this device runs faster.
+    """
+    assert Planner({4: 1.0, 8: 1.5, 16: 3.0}).plan(12) == (8, 4)
+    assert Planner({4: 1.0, 8: 2.5, 16: 3.0}).plan(12) == (16,)
+
+
+def test_fewer_programs_win_a_tie():
+    """
+    Of equally cheap plans the one with fewer programs is taken.
+    """
+    assert Planner({4: 1.0, 8: 2.0}).plan(8) == (8,)
+
+
+def test_unmeasured_buckets_are_covered_by_few_programs():
+    """
+    Where all costs are the same, one bucket that holds everything beats several.
+    """
+    assert Planner({1: 1.0, 4: 1.0, 16: 1.0}).plan(3) == (4,)
+    assert Planner({1: 1.0, 4: 1.0, 16: 1.0}).plan(40) == (16, 16, 16)
+
+
+def test_no_rows_need_no_program():
+    """
+    An empty request runs nothing.
+    """
+    assert Planner({4: 1.0}).plan(0) == ()
+
+
+def test_sum_of_costs_is_measured_time():
+    """
+    Costs in seconds add up to the time that the device needs.
+    """
+    costs = {1: 0.0001, 8: 0.0003}
+    plan = Planner(costs).plan(10)
+
+    assert sum(costs[bucket] for bucket in plan) == approx(0.0005, rel=1e-12)
+
+
+def test_picking_takes_the_smallest_that_holds():
+    """
+    A size goes to the smallest bucket of an axis that holds it, if one does.
+    """
+    assert [pick(size, (4, 8)) for size in (0, 1, 4, 5, 8, 9)] == [4, 4, 4, 8, 8, None]
+
+
+@mark.property
+@given(rows_of_any_dtype, st.lists(st.integers(0, 3), min_size=3, max_size=3), st.integers(0, 1))
+def test_axes_are_filled_behind_the_real_elements(array, more, value):
+    """
+    Padding axes keeps what is real in front and puts the pad value everywhere else.
+    """
+    shape = tuple(size + extra for size, extra in zip(array.shape, more, strict=False))
+    front = tuple(slice(size) for size in array.shape)
+
+    filled = pad_axes(array, shape, value)
+
+    assert (filled.shape, filled.dtype) == (shape, array.dtype)
+    assert (filled[front] == array).all()
+    rest = np.ones(shape, np.bool_)
+    rest[front] = False
+    assert (filled[rest] == value).all()
+
+
+def test_axis_that_is_full_is_not_copied():
+    """
+    An input that has a bucket's sizes already is passed on as it is.
+    """
+    array = np.ones((2, 3))
+
+    assert pad_axes(array, (2, 3), 0) is array

@@ -1,0 +1,321 @@
+"""The bundle directory, attacked: nobody sees a byte that the manifest does not vouch for."""
+
+import hashlib
+import logging
+import os
+import shutil
+
+import numpy as np
+from pytest import mark, param, raises
+
+from runtime.bundle import open_bundle
+from runtime.errors import BundleError, IntegrityError, ManifestError
+from tests.runtime.paper import FILES, PARAMS
+
+PROGRAM = "programs/b1-seq2.exported"
+
+
+def read_all(bundle):
+    """Open a bundle and read every file of it, as loading and verifying do."""
+    opened = open_bundle(bundle)
+    for file in opened.manifest.files:
+        if file.path.endswith(".safetensors"):
+            opened.map(file)
+        else:
+            opened.read(file)
+
+
+def some_bits(data, count):
+    """Pick bits of some bytes, always the same ones."""
+    bits = np.random.default_rng(0).permutation(len(data) * 8)
+    return [int(bit) for bit in bits[:count]]
+
+
+def refusal(bundle, kind=IntegrityError):
+    """Read a bundle that must be refused; return the message."""
+    with raises(BundleError) as caught:
+        read_all(bundle)
+    assert type(caught.value) is kind
+    return str(caught.value)
+
+
+def test_whole_bundle_is_read(paper, caplog):
+    """
+    What was written opens without a warning and holds exactly its files.
+    """
+    read_all(paper)
+
+    files = sorted(str(p.relative_to(paper)) for p in paper.rglob("*") if p.is_file())
+    assert files == FILES
+    assert caplog.records == []
+
+
+def test_params_are_mapped(paper):
+    """
+    Params are read-only views of the file, bit for bit what was written.
+    """
+    bundle = open_bundle(paper)
+
+    tensors = bundle.map(bundle.manifest.params.files[0])
+
+    assert {n: t.tobytes() for n, t in tensors.items()} == {
+        n: t.tobytes() for n, t in PARAMS.items()
+    }
+    assert not any(t.flags.writeable for t in tensors.values())
+
+
+def test_digest_covers_everything(paper):
+    """
+    The bundle's digest is the manifest's, which holds the digests of all other files.
+    """
+    manifest = (paper / "manifest.json").read_bytes()
+
+    assert open_bundle(paper).digest == hashlib.sha256(manifest).hexdigest()
+
+
+@mark.parametrize(
+    "path", ["params.safetensors", "golden/0.safetensors", PROGRAM, "programs/b2-seq4.stablehlo"]
+)
+def test_truncated_file_is_refused_at_opening(paper, path):
+    """
+    A file that lost its end is refused before anything is read.
+    """
+    size = (paper / path).stat().st_size
+    os.truncate(paper / path, size - 1)
+
+    with raises(IntegrityError) as caught:
+        open_bundle(paper)
+
+    assert str(caught.value) == f"{path}: expected {size} bytes, got {size - 1}"
+
+
+@mark.parametrize("path", ["params.safetensors", "golden/0.safetensors", PROGRAM])
+def test_any_flipped_bit_is_refused(paper, path):
+    """
+    Not one flipped bit of a file reaches a deserializer.
+    """
+    whole = (paper / path).read_bytes()
+    expected = hashlib.sha256(whole).hexdigest()
+    for bit in some_bits(whole, 40):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        (paper / path).write_bytes(data)
+
+        assert refusal(paper) == (
+            f"{path}: expected sha256 {expected}, got {hashlib.sha256(data).hexdigest()}"
+        )
+
+
+def test_flipped_bits_of_the_manifest_are_noticed(paper):
+    """
+    A flipped bit of the manifest is refused, or it changes the digest that the bundle goes by.
+    """
+    path = paper / "manifest.json"
+    whole = path.read_bytes()
+    digest = open_bundle(paper).digest
+    for bit in some_bits(whole, 200):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        try:
+            found = open_bundle(paper).digest
+        except BundleError:
+            continue
+        assert found != digest
+
+
+def test_swapped_digests_are_refused(paper):
+    """
+    Two programs that change places are refused, though the files are all there.
+    """
+    one, other = paper / "programs/b1-seq2.exported", paper / "programs/b2-seq2.exported"
+    data = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(data)
+
+    assert refusal(paper).startswith("programs/b1-seq2.exported: expected sha256 ")
+
+
+@mark.parametrize("path", ["../paper.txt", "/etc/hostname", "programs/../../paper.txt"])
+def test_path_out_of_the_bundle_is_refused(paper, path):
+    """
+    A manifest cannot make the reader open a file outside of the bundle.
+    """
+    (paper.parent / "paper.txt").write_bytes((paper / PROGRAM).read_bytes())
+    manifest = paper / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(f'"{PROGRAM}"', f'"{path}"'))
+
+    assert refusal(paper, ManifestError) == (
+        f"manifest.json: expected a plain relative path, got {path!r} at $.programs[0].exported.path"
+    )
+
+
+def test_missing_file_is_refused_at_opening(paper):
+    """
+    A bundle without one of its files does not open.
+    """
+    (paper / PROGRAM).unlink()
+
+    with raises(IntegrityError) as caught:
+        open_bundle(paper)
+
+    assert str(caught.value) == (
+        f"{PROGRAM}: expected a regular file, got No such file or directory"
+    )
+
+
+def as_symlink(path):
+    shutil.move(path, path.parent.parent / "elsewhere")
+    path.symlink_to(path.parent.parent / "elsewhere")
+
+
+def as_fifo(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def as_directory(path):
+    path.unlink()
+    path.mkdir()
+
+
+@mark.parametrize(
+    ("replace", "got"),
+    [
+        param(as_symlink, "a symbolic link", id="symbolic-link"),
+        param(as_fifo, "another kind", id="fifo"),
+        param(as_directory, "another kind", id="directory"),
+    ],
+)
+def test_only_regular_files_are_read(paper, replace, got):
+    """
+    A symbolic link, a FIFO or a directory in a file's place is refused and never waited for.
+    """
+    replace(paper / PROGRAM)
+
+    assert refusal(paper) == f"{PROGRAM}: expected a regular file, got {got}"
+
+
+def test_symbolic_link_on_the_way_is_refused(paper):
+    """
+    A directory of the bundle cannot be a link to another place.
+    """
+    shutil.move(paper / "programs", paper.parent / "elsewhere")
+    (paper / "programs").symlink_to(paper.parent / "elsewhere")
+
+    assert refusal(paper) == f"{PROGRAM}: expected a regular file, got a symbolic link"
+
+
+def test_the_bundle_itself_may_be_a_symbolic_link(paper):
+    """
+    Deployments point a name like `current` at the bundle that serves.
+    """
+    current = paper.parent / "current"
+    current.symlink_to(paper)
+
+    read_all(current)
+
+
+def test_extra_files_are_named_and_ignored(paper, caplog):
+    """
+    Files that the manifest does not name are warned about, links and hidden ones included.
+    """
+    (paper / "notes.txt").write_text("mine")
+    (paper / "programs" / ".hidden").write_text("")
+    (paper / "link").symlink_to("nowhere")
+    with caplog.at_level(logging.WARNING):
+        read_all(paper)
+
+    assert caplog.messages == [
+        f"bundle {paper} has files its manifest does not name: link, notes.txt, programs/.hidden"
+    ]
+
+
+@mark.parametrize(
+    ("replace", "got"),
+    [
+        param(os.unlink, "no regular file of that name", id="missing"),
+        param(as_symlink, "no regular file of that name", id="symbolic-link"),
+        param(as_fifo, "no regular file of that name", id="fifo"),
+        param(as_directory, "no regular file of that name", id="directory"),
+    ],
+)
+def test_manifest_is_a_regular_file(paper, replace, got):
+    """
+    Without a manifest of its own a directory is no bundle: the manifest is the commit marker.
+    """
+    replace(paper / "manifest.json")
+
+    assert refusal(paper, BundleError) == (
+        f"bundle {paper}: expected manifest.json, got {got}; an export that was interrupted "
+        "leaves none"
+    )
+
+
+def test_huge_manifest_is_refused(paper):
+    """
+    No more than the largest legal manifest is ever read.
+    """
+    os.truncate(paper / "manifest.json", 2**40)
+
+    assert refusal(paper, ManifestError) == (
+        "manifest.json: expected at most 67108864 bytes, got 67108865 at $"
+    )
+
+
+@mark.parametrize(
+    ("make", "got"),
+    [
+        param(lambda _: None, "nothing there", id="nothing"),
+        param(lambda path: path.write_text(""), "a file", id="file"),
+        param(lambda path: path.symlink_to("nowhere"), "a broken symbolic link", id="broken-link"),
+    ],
+)
+def test_what_is_no_directory_is_said(tmp_path, make, got):
+    """
+    A wrong path is named, with what is there.
+    """
+    path = tmp_path / "bundle"
+    make(path)
+
+    assert refusal(path, BundleError) == f"bundle {path}: expected a directory, got {got}"
+
+
+def test_file_that_changes_after_opening_is_refused(paper):
+    """
+    Digests are compared when a file is read, not only when the bundle is opened.
+    """
+    bundle = open_bundle(paper)
+    program = bundle.manifest.programs[0].exported
+    (paper / program.path).write_bytes(b"X" * program.bytes)
+    golden = bundle.manifest.goldens[0].file
+    (paper / golden.path).write_bytes(bytes(golden.bytes))
+
+    with raises(IntegrityError):
+        bundle.read(program)
+    with raises(IntegrityError):
+        bundle.map(golden)
+
+
+def test_damaged_header_with_the_right_digest_is_refused(paper, redigest):
+    """
+    A safetensors header that lies is caught even where someone recomputed the digests.
+    """
+    path = paper / "params.safetensors"
+    data = bytearray(path.read_bytes())
+    data[:8] = (2**62).to_bytes(8, "little")
+    path.write_bytes(data)
+    redigest(paper)
+
+    assert refusal(paper).startswith("params.safetensors: expected safetensors, got ")
+
+
+def test_mapping_outlives_the_bundle_directory(paper):
+    """
+    Params stay readable after their bundle is replaced or removed.
+    """
+    bundle = open_bundle(paper)
+    tensors = bundle.map(bundle.manifest.params.files[0])
+    shutil.rmtree(paper)
+
+    assert np.array_equal(tensors["weights"], PARAMS["weights"])

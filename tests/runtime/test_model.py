@@ -1,0 +1,526 @@
+"""A loaded model: what it answers, what it refuses, and that it never compiles again."""
+
+import concurrent.futures
+import json
+import math
+import threading
+
+import jax
+import numpy as np
+from jax import monitoring
+from pytest import fixture, mark, param, raises
+
+from runtime import (
+    DeviceUnavailable,
+    IncompatibleProgram,
+    IntegrityError,
+    SignatureMismatch,
+    load,
+    open_bundle,
+)
+from runtime.model import _nearest_to_zero
+from runtime.program import platform_of
+from runtime.signature import TensorSpec
+from runtime.tensors import read_tensors, write_tensors
+
+COMPILE = "/jax/core/compile/backend_compile_duration"
+
+
+def params_of(bundle):
+    """Read a bundle's params by the model's own names, as the format says they lie."""
+    opened = open_bundle(bundle)
+    params = opened.manifest.params
+    arguments = opened.map(params.files[0])
+    return {
+        entry.name: arguments[entry.argument]
+        .reshape(-1)[entry.offset : entry.offset + math.prod(entry.shape)]
+        .reshape(entry.shape)
+        for entry in params.entries
+    }
+
+
+@fixture(scope="module")
+def classify(classifier_bundle):
+    """The classifier in NumPy."""
+    p = params_of(classifier_bundle)
+
+    def classify(x):
+        hidden = np.maximum(x @ p["params/Dense_1/kernel"] + p["params/Dense_1/bias"], 0)
+        return hidden @ p["params/Dense_0/kernel"] + p["params/Dense_0/bias"]
+
+    return classify
+
+
+@fixture(scope="module")
+def tag(tagger_bundle):
+    """The tagger in NumPy."""
+    p = params_of(tagger_bundle)
+
+    def tag(ids, mask):
+        tokens = p["params/Embed_0/embedding"][ids]
+        mean = (tokens * mask[..., None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
+        return {
+            "mean": mean,
+            "scores": tokens @ p["params/Dense_0/kernel"] + p["params/Dense_0/bias"],
+        }
+
+    return tag
+
+
+@fixture
+def compilations():
+    """The compilations that JAX reports from now on."""
+    seen = []
+
+    def listen(event, _seconds, **_):
+        if event == COMPILE:
+            seen.append(event)
+
+    monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    monitoring.unregister_event_duration_listener(listen)
+
+
+def some_rows(count, seed=0):
+    return np.random.default_rng(seed).standard_normal((count, 4)).astype(np.float32)
+
+
+def assert_close(actual, expected):
+    """Compare what float32 programs answer with what NumPy does."""
+    assert actual.dtype == np.float32
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=1e-4)
+
+
+@mark.parametrize("count", [0, 1, 2, 3, 4, 5, 7, 8, 11, 40])
+def test_rows_of_any_number_are_answered_in_order(classifier, classify, count):
+    """
+    No rows, one, a full bucket, between buckets and beyond the largest: each gets its answer.
+    """
+    rows = some_rows(count)
+
+    answers = classifier.predict({"x": rows})
+
+    assert list(answers) == ["output"]
+    assert_close(answers["output"], classify(rows))
+
+
+@mark.parametrize("length", [1, 2, 3, 4, 5, 7, 8])
+@mark.parametrize("count", [1, 3, 6])
+def test_sequences_of_any_length_are_answered(tagger, tag, count, length):
+    """
+    Outputs with the bucketed axis have the request's length, and padding means nothing to them.
+    """
+    ids = np.random.default_rng(0).integers(0, 10, (count, length)).astype(np.int32)
+
+    answers = tagger.predict({"ids": ids})
+
+    expected = tag(ids, np.ones((count, length)))
+    assert sorted(answers) == ["mean", "scores"]
+    for name in answers:
+        assert_close(answers[name], expected[name])
+
+
+def test_mask_left_out_is_all_ones(tagger):
+    """
+    Leaving the mask out gives bit for bit the answer of a mask of ones.
+    """
+    ids = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
+
+    left_out = tagger.predict({"ids": ids})
+    given = tagger.predict({"ids": ids, "mask": np.ones((2, 3), np.int32)})
+
+    assert all(left_out[name].tobytes() == given[name].tobytes() for name in given)
+
+
+def test_mask_of_the_caller_is_honoured(tagger, tag):
+    """
+    A mask marks what is real within the caller's own rows.
+    """
+    ids = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
+    mask = np.array([[1, 1, 0], [1, 0, 0]], np.int32)
+
+    answers = tagger.predict({"ids": ids, "mask": mask})
+
+    assert_close(answers["mean"], tag(ids, mask)["mean"])
+
+
+def test_no_rows_have_the_outputs_of_some(tagger):
+    """
+    An empty answer has each output's dtype and the request's length.
+    """
+    answers = tagger.predict({"ids": np.zeros((0, 3), np.int32)})
+
+    assert {n: (a.dtype.name, a.shape) for n, a in answers.items()} == {
+        "mean": ("float32", (0, 6)),
+        "scores": ("float32", (0, 3, 2)),
+    }
+
+
+def test_answer_does_not_depend_on_the_request(classifier):
+    """
+    Within a bucket a row's answer is bit for bit the same whoever shares the batch.
+    """
+    rows = some_rows(4)
+    alone = classifier.predict({"x": np.stack([rows[0], *some_rows(3, seed=1)])})["output"][0]
+    moved = classifier.predict({"x": np.stack([*some_rows(3, seed=2), rows[0]])})["output"][3]
+
+    assert alone.tobytes() == moved.tobytes()
+
+
+def test_answers_are_the_callers_own(classifier, classify):
+    """
+    Writing to the inputs afterwards changes no answer, and inputs are never written to.
+    """
+    rows = some_rows(4)
+    before = rows.copy()
+    answers = classifier.predict({"x": rows})
+    assert (rows == before).all()
+    rows[:] = 0
+
+    assert_close(answers["output"], classify(before))
+
+
+@mark.parametrize(
+    "arrange",
+    [
+        param(lambda rows: rows[::2], id="every-other"),
+        param(np.asfortranarray, id="fortran-order"),
+        param(lambda rows: np.broadcast_to(rows[:1], (4, 4)), id="read-only"),
+        param(jax.numpy.asarray, id="jax-array"),
+    ],
+)
+def test_arrays_of_any_layout_are_answered(classifier, classify, arrange):
+    """
+    How an array lies in memory does not matter, nor whether it is a jax array.
+    """
+    rows = arrange(some_rows(8))
+
+    assert_close(classifier.predict({"x": rows})["output"], classify(np.asarray(rows)))
+
+
+@mark.parametrize(
+    ("inputs", "message"),
+    [
+        param(
+            {"x": np.zeros((1, 4))},
+            "input 'x': expected float32[_, 4], got float64[1, 4]",
+            id="dtype",
+        ),
+        param(
+            {"x": np.zeros((1, 5), np.float32)},
+            "input 'x': expected float32[_, 4], got float32[1, 5]",
+            id="shape",
+        ),
+        param(
+            {"x": np.zeros(4, np.float32)},
+            "input 'x': expected float32[_, 4], got float32[4]",
+            id="row-without-batch",
+        ),
+        param(
+            {"y": np.zeros((1, 4), np.float32)},
+            "inputs: expected ['x'], got 'y' as well",
+            id="name",
+        ),
+        param({}, "input 'x': expected float32[_, 4], got nothing", id="nothing"),
+    ],
+)
+def test_wrong_inputs_are_refused(classifier, inputs, message):
+    """
+    Nothing is cast, reshaped or guessed: the caller is told what was expected.
+    """
+    with raises(SignatureMismatch) as caught:
+        classifier.predict(inputs)
+
+    assert str(caught.value) == message
+
+
+def test_index_out_of_range_is_refused(tagger):
+    """
+    A token beyond the table is an error, where XLA would clamp it silently.
+    """
+    with raises(SignatureMismatch) as caught:
+        tagger.predict({"ids": np.array([[10]], np.int32)})
+
+    assert str(caught.value) == "input 'ids': expected values <= 9, got 10"
+
+
+def test_sequence_beyond_the_longest_bucket_is_refused(tagger):
+    """
+    A sequence is never cut to fit.
+    """
+    with raises(SignatureMismatch) as caught:
+        tagger.predict({"ids": np.zeros((1, 9), np.int32)})
+
+    assert str(caught.value) == "axis 'seq': expected at most 8, got 9"
+
+
+def test_nothing_is_compiled_after_loading(tagger_bundle, compilations):
+    """
+    Loading compiles every program once; no request of any size compiles anything.
+    """
+    model = load(tagger_bundle, "cpu")
+    loading = len(compilations)
+    for count in (0, 1, 2, 4, 5, 9):
+        for length in (1, 4, 6, 8):
+            model.predict({"ids": np.zeros((count, length), np.int32)})
+
+    assert loading >= len(model.manifest.programs)
+    assert len(compilations) == loading
+
+
+def test_wrong_shape_raises_instead_of_compiling(classifier, compilations):
+    """
+    A program called with another shape raises: it is compiled ahead of time.
+    """
+    program = classifier.groups[()].programs[2]
+
+    with raises(TypeError):
+        program.call(classifier.params, (some_rows(3),))
+
+    assert compilations == []
+
+
+@mark.e2e
+def test_threads_get_their_own_rows(classifier, classify):
+    """
+    Sixteen threads that predict at once each get the answers to their own rows.
+    """
+    ready = threading.Barrier(16, timeout=60)
+
+    def ask(seed):
+        ready.wait()
+        for turn in range(20):
+            rows = some_rows(1 + (seed + turn) % 9, seed=seed * 100 + turn)
+            assert_close(classifier.predict({"x": rows})["output"], classify(rows))
+        return seed
+
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        answered = list(pool.map(ask, range(16), timeout=120))
+
+    assert answered == list(range(16))
+
+
+def test_64_bits_are_kept_in_a_32_bit_process(wide_bundle):
+    """
+    A bundle with 64-bit types answers in them, though this process has them switched off.
+    """
+    assert not jax.config.jax_enable_x64
+    model = load(wide_bundle, "cpu")
+
+    answers = model.predict({"x": np.array([[2**40 + 5, -1], [2**62, 0], [1, 2]], np.int64)})
+
+    assert answers["output"].dtype == np.int64
+    assert answers["output"].tolist() == [[2**40 + 12, 6], [2**62 + 7, 7], [8, 9]]
+    assert not jax.config.jax_enable_x64
+
+
+def test_64_bits_are_kept_in_every_thread(wide_bundle):
+    """
+    The switch to 64-bit types is thrown in whatever thread predicts.
+    """
+    model = load(wide_bundle, "cpu")
+    rows = np.array([[2**40 + 5, 0]], np.int64)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda _: model.predict({"x": rows})["output"], range(4)))
+
+    assert [a.tolist() for a in answers] == [[[2**40 + 12, 7]]] * 4
+
+
+def test_32_bits_do_not_pass_for_64(wide_bundle):
+    """
+    An int32 array is not widened for a program that takes int64.
+    """
+    with raises(SignatureMismatch) as caught:
+        load(wide_bundle, "cpu").predict({"x": np.zeros((1, 2), np.int32)})
+
+    assert str(caught.value) == "input 'x': expected int64[_, 2], got int32[1, 2]"
+
+
+def test_params_are_put_on_the_device_once(classifier):
+    """
+    All programs share one copy of the params.
+    """
+    assert [(p.shape, p.dtype) for p in classifier.params] == [((80,), np.float32)]
+    assert all(p.device == classifier.device for p in classifier.params)
+
+
+def test_plans_follow_measured_times(classifier):
+    """
+    After loading, every bucket's cost is the time that it took on this device.
+    """
+    costs = classifier.groups[()].planner._costs
+
+    assert sorted(costs) == [1, 2, 4]
+    assert all(0 < cost < math.inf for cost in costs.values())
+
+
+def test_open_bundle_can_be_loaded(classifier_bundle):
+    """
+    A bundle that was opened to look at is loaded as it is, and tells its progress.
+    """
+    bundle = open_bundle(classifier_bundle)
+    steps = []
+
+    model = load(bundle, jax.local_devices(backend="cpu")[0], progress=steps.append)
+
+    assert model.bundle is bundle
+    assert steps == [
+        "compiling programs/b1.exported (1/3)",
+        "compiling programs/b2.exported (2/3)",
+        "compiling programs/b4.exported (3/3)",
+        "loading params",
+        "warming up",
+    ]
+
+
+@mark.parametrize(
+    ("device", "reason"),
+    [
+        ("cpu:7", "no such index)"),
+        ("cpu:-1", "no such index)"),
+        ("cpu:x", "no such index)"),
+        ("abacus", ""),
+        ("rocm", ""),
+    ],
+)
+def test_absent_device_is_named(classifier_bundle, device, reason):
+    """
+    A device that is not there is an error that lists those that are; nothing else is taken.
+    """
+    there = [f"{platform_of(d)}:{d.id}" for d in jax.local_devices()]
+
+    with raises(DeviceUnavailable) as caught:
+        load(classifier_bundle, device)
+
+    assert str(caught.value).startswith(
+        f"device {device!r}: expected one of {there}, got none ({reason}"
+    )
+
+
+def test_platform_mismatch_names_both_sides(cuda_bundle):
+    """
+    A bundle for CUDA on a CPU says what it needs, what this is, and what to do.
+    """
+    with raises(IncompatibleProgram) as caught:
+        load(cuda_bundle, "cpu")
+
+    assert str(caught.value) == (
+        f"bundle {cuda_bundle}: needs platform cuda, this device is cpu; export with "
+        "--platforms cpu, or name another device"
+    )
+
+
+def test_swapped_programs_are_refused(classifier_bundle, copy_of, redigest):
+    """
+    A program for another bucket is refused at loading, even with the digests recomputed.
+    """
+    bundle = copy_of(classifier_bundle)
+    (bundle / "programs/b2.exported").write_bytes((bundle / "programs/b4.exported").read_bytes())
+    redigest(bundle)
+
+    with raises(IncompatibleProgram) as caught:
+        load(bundle, "cpu")
+
+    version = jax.__version__
+    assert str(caught.value) == (
+        f"programs/b2.exported: exported by jax {version}, this is jax {version} on cpu: its "
+        "arguments are not those the manifest describes; re-export the model with a jax near "
+        "this one"
+    )
+
+
+def test_signature_that_lies_about_outputs_is_refused(classifier_bundle, copy_of):
+    """
+    Outputs are held against the signature too, so that answers are what callers were promised.
+    """
+    bundle = copy_of(classifier_bundle)
+    manifest = bundle / "manifest.json"
+    manifest.write_text(
+        manifest.read_text().replace(
+            '"name": "output", "dtype": "float32"', '"name": "output", "dtype": "float16"'
+        )
+    )
+
+    with raises(IncompatibleProgram) as caught:
+        load(bundle, "cpu")
+
+    assert "its outputs are not those the manifest describes" in str(caught.value)
+
+
+def test_bytes_that_are_no_program_are_refused(classifier_bundle, copy_of, redigest):
+    """
+    What jax cannot deserialize is refused with both versions of jax in the message.
+    """
+    bundle = copy_of(classifier_bundle)
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    manifest["exporter"]["jax"] = "0.4.30"
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    (bundle / "programs/b1.exported").write_bytes(b"")
+    redigest(bundle)
+
+    with raises(IncompatibleProgram) as caught:
+        load(bundle, "cpu")
+
+    assert str(caught.value).startswith(
+        f"programs/b1.exported: exported by jax 0.4.30, this is jax {jax.__version__} on cpu: "
+    )
+
+
+@mark.parametrize(
+    ("change", "message"),
+    [
+        param(
+            lambda tensors: tensors.pop("packed/float32"),
+            "params.safetensors: expected a tensor 'packed/float32', got none",
+            id="missing",
+        ),
+        param(
+            lambda tensors: tensors.update({"packed/float32": np.zeros(79, np.float32)}),
+            "params.safetensors: 'packed/float32': expected float32[80], got float32[79]",
+            id="other-shape",
+        ),
+        param(
+            lambda tensors: tensors.update({"packed/float32": np.zeros(80, np.int32)}),
+            "params.safetensors: 'packed/float32': expected float32[80], got int32[80]",
+            id="other-dtype",
+        ),
+        param(
+            lambda tensors: tensors.update({"more": np.zeros(1)}),
+            "params: expected no tensor 'more', got one",
+            id="extra",
+        ),
+    ],
+)
+def test_params_are_held_against_the_manifest(
+    classifier_bundle, copy_of, redigest, change, message
+):
+    """
+    Params of other names, shapes or dtypes are refused, even with the digests recomputed.
+    """
+    bundle = copy_of(classifier_bundle)
+    path = bundle / "params.safetensors"
+    tensors = read_tensors(path, path.read_bytes())
+    change(tensors)
+    with path.open("wb") as f:
+        write_tensors(f, tensors)
+    redigest(bundle)
+
+    with raises(IntegrityError) as caught:
+        load(bundle, "cpu")
+
+    assert str(caught.value) == message
+
+
+@mark.parametrize(
+    ("minimum", "maximum", "value"),
+    [(None, None, 0), (3, 9, 3), (-9, -3, -3), (-1, 1, 0), (None, -2, -2)],
+)
+def test_warm_up_uses_legal_values(minimum, maximum, value):
+    """
+    Programs are timed with zeros, or the legal value nearest to zero.
+    """
+    spec = TensorSpec(name="x", dtype="int32", shape=("_",), minimum=minimum, maximum=maximum)
+
+    assert _nearest_to_zero(spec) == value
