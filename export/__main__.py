@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 # Training machines print pages of XLA and absl chatter; errors still come through.
@@ -17,10 +18,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from export.cli import parser, spec_from
     from export.errors import ExportError
-    from export.exporting import export_model
     from runtime.errors import BundleError
 
     arguments = parser().parse_args(argv)
+    begin = time.monotonic()
     console = Console(stderr=True, soft_wrap=True)
 
     try:
@@ -30,7 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if console.is_terminal:
                     status.update(sentence)
                 else:
-                    print(sentence, file=sys.stderr, flush=True)
+                    elapsed = time.monotonic() - begin
+                    print(f"[{elapsed:5.1f} s] {sentence}", file=sys.stderr, flush=True)
+
+            from export.exporting import export_model
 
             spec, notes = spec_from(arguments)
             for note in notes:

@@ -17,7 +17,7 @@ from export.spec import nearest
 from runtime.tensors import read_tensors
 
 Tree = Any
-_ORBAX_MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "checkpoint", "_sharding")
+_ORBAX_MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "_sharding")
 
 
 def read_params(

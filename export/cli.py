@@ -273,7 +273,8 @@ def _resolve(found: Any, config: Mapping[str, Any] | None) -> tuple[ExportSpec, 
 
     if not is_factory(found):
         if config is not None:
-            raise ExportError("--config: expected a class or factory to pass it to, got neither")
+            kind = type(found).__name__
+            raise ExportError(f"--config: expected a class or factory, got MODEL of type {kind}")
         return (found if isinstance(found, ExportSpec) else ExportSpec(model=found)), []
     known, ignored = known_arguments(found, config or {})
     notes = [f"--config: ignored {', '.join(ignored)}, which the model does not take"]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from export import verification
 from export.lowering import (
@@ -27,9 +28,10 @@ from export.outputs import Key
 from export.plan import Plan, bucket_name, precision, prepare
 from export.report import ProgramReport, Progress, Report
 from export.spec import ExportSpec
-from export.writing import write
+from export.writing import tolerances, write
 from runtime.manifest import Manifest
 from runtime.program import wide_types
+from runtime.report import describe_format
 from runtime.writer import BundleWriter
 
 
@@ -141,6 +143,17 @@ def _report(
         version=plan.spec.version,
         inputs=tuple(f"{s.name}: {s}" for s in plan.signature.inputs),
         outputs=tuple(f"{s.name}: {s}" for s in plan.signature.outputs),
+        output_format=describe_format(plan.output_format),
+        accepted={
+            name: f"{t.atol:.2g} + {t.rtol:.2g}·|expected|"
+            for name, t in tolerances(plan)[plan.spec.platforms[0]].items()
+        },
+        scale={
+            spec.name: max(
+                float(np.abs(np.float64(e[i])).max(initial=0.0)) for _, _, e in plan.goldens
+            )
+            for i, spec in enumerate(plan.signature.outputs)
+        },
         platforms=tuple(plan.spec.platforms),
         verified=manifest.verified if manifest else (),
         params_bytes=sum(a.nbytes for a in plan.arguments.values()),

@@ -16,7 +16,7 @@ import numpy as np
 from export.errors import ExportError, first_line
 from export.lowering import describe
 from runtime.errors import SignatureMismatch
-from runtime.inputs import check
+from runtime.inputs import Checker
 from runtime.manifest import Tolerance
 from runtime.rows import draw
 from runtime.signature import Axis, Signature, TensorSpec
@@ -72,7 +72,7 @@ def read_inputs(path: str | os.PathLike[str]) -> dict[str, Array]:
     source = Path(path)
     try:
         if source.suffix == ".npz":
-            with np.load(source, allow_pickle=False) as file:
+            with source.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 return dict(file)
         return {
             n.removeprefix("input/"): a
@@ -99,7 +99,7 @@ def check_inputs(
     """
     signature = Signature(inputs=tuple(inputs), outputs=(), axes=tuple(axes))
     try:
-        checked = check(signature, given)
+        checked = Checker(signature).check(given)
     except SignatureMismatch as error:
         raise ExportError(f"golden: {error}") from None
     if checked.rows == 0:

@@ -8,6 +8,7 @@ is lowered and, run op by op, the reference that goldens come from.
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ PIN_A_KEY = (
     "inference needs a random key, and a program has none; pin one by exporting a function: {}"
 )
 PIN_LINEN = PIN_A_KEY.format(
-    "def apply(params, x): return model.apply(params, x, rngs={'sample': jax.random.key(0)})"
+    "def apply(params, x): return model.apply(params, x, rngs={{'{}': jax.random.key(0)}})"
 )
 PIN_NNX = PIN_A_KEY.format(
     "graph, rngs, params = nnx.split(model, nnx.RngState, ...); "
@@ -140,7 +141,8 @@ def _parameters(factory: Any) -> dict[str, inspect.Parameter]:
         return {name: p for name, p in rest if name not in factory.keywords}
     if not isinstance(factory, type):
         return dict(inspect.signature(factory).parameters)
-    parameters = dict(list(inspect.signature(factory.__init__).parameters.items())[1:])
+    initialize = factory.__init__  # type: ignore[misc]
+    parameters = dict(list(inspect.signature(initialize).parameters.items())[1:])
     if issubclass(factory, linen.Module):
         return {n: p for n, p in parameters.items() if n not in ("parent", "name")}
     return parameters
@@ -196,9 +198,9 @@ def _adapt_linen(model: linen.Module, params: Any, inputs: Inputs) -> Adapted:
         try:
             return model.apply(variables, *args, **kwargs, **modes)
         except flax_errors.InvalidRngError as error:
-            raise ExportError(
-                f"{type(model).__name__}: {PIN_LINEN} ({first_line(error)})"
-            ) from error
+            stream = re.search(r'PRNG for "(\w+)"', str(error))
+            pin = PIN_LINEN.format(stream[1] if stream else "params")
+            raise ExportError(f"{type(model).__name__}: {pin}") from error
         except flax_errors.ModifyScopeVariableError as error:
             raise ExportError(
                 f"{type(model).__name__}: expected inference to leave its variables alone, got "
@@ -286,7 +288,8 @@ def _fixed_key(leaf: Any) -> Any:
     """Stand in for a random state that inference must not use; it only completes the module."""
     if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.key(0)
-    return np.zeros(leaf.shape, leaf.dtype)
+    # Not NumPy's: nnx counts in place, and nobody would see it.
+    return jax.numpy.zeros(leaf.shape, leaf.dtype)
 
 
 def _without_rngs(got: dict[Path, Any], own: Mapping[Path, Any]) -> dict[Path, Any]:
@@ -305,12 +308,17 @@ def _adapt_function(function: Callable[..., Any], params: Any, inputs: Inputs) -
         n for n, a in leaves.items() if floating(a) and "batch_stats" not in n.split("/")
     )
 
+    parameters = list(inspect.signature(function).parameters.values())
+    if len(parameters) < 2 and not any(p.kind == p.VAR_POSITIONAL for p in parameters):
+        names = ", ".join(p.name for p in parameters)
+        raise ExportError(f"model: expected a function apply(params, inputs), got one of ({names})")
+    modes = _modes(function)
+
     def with_form(form: Callable[[Inputs], tuple[tuple[Any, ...], dict[str, Any]]]) -> Any:
         def apply(named: Params, given: Inputs) -> Any:
             args, kwargs = form(given)
-            return function(
-                jax.tree.unflatten(treedef, [named[n] for n in leaves]), *args, **kwargs
-            )
+            tree = jax.tree.unflatten(treedef, [named[n] for n in leaves])
+            return function(tree, *args, **kwargs, **modes)
 
         return apply
 
@@ -320,18 +328,11 @@ def _adapt_function(function: Callable[..., Any], params: Any, inputs: Inputs) -
     def whole(given: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (dict(given),), {}
 
-    free = [
-        p
-        for p in inspect.signature(function).parameters.values()
-        if p.kind <= p.POSITIONAL_OR_KEYWORD
-    ][1:]
-    if len(free) != 1 or free[0].name in inputs:
-        return Adapted(with_form(spread), leaves, castable)
-    if len(inputs) > 1:
-        return Adapted(with_form(whole), leaves, castable)
-    return Adapted(
-        _first_that_traces(with_form(spread), with_form(whole), leaves, inputs), leaves, castable
-    )
+    required = [p.name for p in parameters[1:] if _required(p) and p.name not in _MODES]
+    apply = with_form(spread)
+    if len(inputs) == len(required) == 1 and required[0] not in inputs:
+        apply = _first_that_traces(apply, with_form(whole), leaves, inputs)
+    return Adapted(apply, leaves, castable)
 
 
 def _first_that_traces(
@@ -372,14 +373,15 @@ def _bind(
     free = [p for p in parameters if p.name not in _MODES]
     names = [p.name for p in free if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     needed = {p.name for p in free if _required(p)}
-    takes_any = any(p.kind == p.VAR_KEYWORD for p in free)
-    if (takes_any or set(given) <= set(names)) and needed <= set(given):
+    any_place = any(p.kind == p.VAR_POSITIONAL for p in free)
+    any_name = any(p.kind == p.VAR_KEYWORD for p in free) and not any_place
+    if (any_name or set(given) <= set(names)) and needed <= set(given):
         return (), dict(given)
     positional = [p for p in free if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = [p for p in positional if p.default is p.empty]
     if len(given) > 1 and len(required) == 1 and len(positional) < len(given):
         return (dict(given),), {}
-    if any(p.kind == p.VAR_POSITIONAL for p in free):
+    if any_place:
         return tuple(given.values()), {}
     # Some by name and some by position would be a guess, and perhaps a swap.
     strangers = [name for name in given if name not in names]
@@ -459,4 +461,5 @@ def _array(leaf: Any) -> Array:
     array = np.asarray(leaf)
     if array.dtype == np.dtype(object):
         raise ParamsError(f"params: expected arrays, got {type(leaf).__name__}")
-    return array
+    # A checkpoint of another machine can hold its bytes the other way round.
+    return array.astype(array.dtype.newbyteorder("="), copy=False)

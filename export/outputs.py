@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from export.errors import ExportError
-from runtime.signature import BATCH, Dim, TensorSpec, notation
+from runtime.signature import BATCH, DTYPE_BYTES, Dim, TensorSpec, notation
 
 Shapes = Sequence[jax.ShapeDtypeStruct]
 Key = tuple[int, tuple[int, ...]]  # (batch, sizes of the axes)
@@ -52,8 +52,8 @@ def output_specs(
       axes: names of the bucketed axes, in the order of the sizes.
 
     Raises:
-      ExportError: an output's leading axis is not the batch, or another of its axes
-        follows none of the declared ones.
+      ExportError: an output's leading axis is not the batch, another of its axes
+        follows none of the declared ones, or its dtype is none that bundles have.
     """
     specs = []
     for i, name in enumerate(names):
@@ -71,6 +71,10 @@ def output_specs(
             )
         dims: list[Dim] = [BATCH, *(_dim(name, d, seen, axes) for d in range(1, len(first)))]
         dtype = shapes[first_key][i].dtype.name
+        if dtype not in DTYPE_BYTES:
+            raise ExportError(
+                f"output {name!r}: expected a dtype of {', '.join(DTYPE_BYTES)}, got {dtype}"
+            )
         specs.append(TensorSpec(name=name, dtype=dtype, shape=tuple(dims)))
     return tuple(specs)
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from export.errors import ExportError
 from runtime.manifest import Param
 from runtime.tensors import ALIGNMENT, Array
 
@@ -70,12 +71,18 @@ def plan_packing(params: Mapping[str, Array], small_bytes: int = SMALL_BYTES) ->
     Args:
       params: by name, in the model's order.
       small_bytes: the largest array that is packed.
+
+    Raises:
+      ExportError: a param has the name that packed ones would share.
     """
     small: dict[str, list[str]] = {}
     for name, array in params.items():
         if array.nbytes <= small_bytes:
             small.setdefault(array.dtype.name, []).append(name)
     packed = {n: dtype for dtype, names in small.items() if len(names) > 1 for n in names}
+    clash = sorted({f"packed/{dtype}" for dtype in packed.values()} & set(params))
+    if clash:
+        raise ExportError(f"params: expected no param named 'packed/…', got {clash[0]!r}")
     ends: dict[str, int] = {}
     entries = []
     for name, array in params.items():

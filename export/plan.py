@@ -25,7 +25,7 @@ from export.packing import Packing, plan_packing
 from export.spec import ExportSpec, nearest, parse_output
 from runtime.compare import largest_difference
 from runtime.manifest import OutputFormat
-from runtime.signature import Axis, Signature, TensorSpec
+from runtime.signature import DTYPE_BYTES, Axis, Signature, TensorSpec
 from runtime.tensors import Array, numpy_dtype
 
 
@@ -83,6 +83,7 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
         [a.name for a in axes],
     )
     signature = Signature(inputs=inputs, outputs=outputs, axes=axes)
+    output_format = _output_format(spec, signature)
     tell("running the un-exported model op by op")
     goldens = _goldens(spec, signature, flat, cast)
     drift: dict[str, float] = {}
@@ -103,7 +104,7 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
         arguments=arguments,
         traced=traced,
         goldens=goldens,
-        output_format=_output_format(spec, signature),
+        output_format=output_format,
         notes=tuple(notes),
         cast_drift=drift,
     )
@@ -131,11 +132,11 @@ def _as_jax_keeps(params: Mapping[str, Array], x64: bool) -> tuple[dict[str, Arr
     kept: dict[str, Array] = {}
     narrowed = []
     for name, array in params.items():
-        dtype = (
-            jax.dtypes.canonicalize_dtype(array.dtype)
-            if array.dtype != jax.dtypes.float0
-            else array.dtype
-        )
+        if array.dtype.name not in DTYPE_BYTES:
+            raise ExportError(
+                f"params: {name!r}: expected a dtype of {', '.join(DTYPE_BYTES)}, got {array.dtype}"
+            )
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
         if x64 or dtype == array.dtype:
             kept[name] = array
             continue
@@ -215,11 +216,12 @@ def _trace_all(
         return traced, packing, arguments, stuck
     order = {digest: i for i, digest in enumerate(constants)}
     hoisted = {f"constant/{order[digest]}": array for digest, array in constants.items()}
-    count = len(arguments)
+    if set(hoisted) & set(params):
+        raise ExportError("params: expected no param named 'constant/…', got one")
+    # Behind the params: they are large, so what is packed stays as it is.
     wider = plan_packing({**params, **hoisted})
     wide_arguments = wider.pack({**params, **hoisted})
-    if list(wide_arguments)[:count] != list(arguments):
-        raise ExportError("params: expected no param named 'constant/…'")
+    count = len(arguments)
     for key, one in traced.items():
         tell(f"hoisting constants of {bucket_name(key, names)}")
         function = with_constants(one.jaxpr, order, count)

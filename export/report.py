@@ -41,6 +41,9 @@ class Report:
       version: of the model.
       inputs: each as `name: dtype[shape]`.
       outputs: each as `name: dtype[shape]`.
+      output_format: how predictions are written.
+      accepted: on the first platform, output to the accepted difference from a golden.
+      scale: output to its largest value in the goldens, to judge differences by.
       platforms: what the programs were lowered for.
       verified: where the goldens were reproduced.
       params_bytes: all weights.
@@ -56,6 +59,9 @@ class Report:
     version: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    output_format: str
+    accepted: dict[str, str]
+    scale: dict[str, float]
     platforms: tuple[str, ...]
     verified: tuple[str, ...]
     params_bytes: int
@@ -90,22 +96,30 @@ class Report:
 
     def _lines(self) -> list[str]:
         lines = [f"inputs   {', '.join(self.inputs)}", f"outputs  {', '.join(self.outputs)}"]
+        lines.append(f"format   {self.output_format}")
         lines.append(f"params   {size(self.params_bytes)}, one copy for all programs")
         lines.append(
             f"lowered for {', '.join(self.platforms)}; verified on {', '.join(self.verified) or 'nothing'}"
         )
+        accepted = ", ".join(f"{name} {text}" for name, text in self.accepted.items())
+        lines.append(f"accepted difference from goldens, on {self.platforms[0]}: {accepted}")
         if self.drift:
-            lines.append(f"drift between buckets: {_figures(self.drift)}")
+            lines.append(f"drift between buckets: {self._judged(self.drift)}")
         if self.cast_drift:
-            lines.append(f"drift from casting params: {_figures(self.cast_drift)}")
+            lines.append(f"drift from casting params: {self._judged(self.cast_drift)}")
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"warning: rows are mixed: {text}" for text in self.row_mixing]
-        lines.append(f"bundle   {self.bundle}" if self.bundle else "dry run: nothing was written")
+        if self.bundle:
+            lines.append(f"bundle   {self.bundle}; next: python -m server --bundle {self.bundle}")
+        else:
+            lines.append("dry run: nothing was written")
         return lines
 
-
-def _figures(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.2g}" for name, value in values.items())
+    def _judged(self, values: dict[str, float]) -> str:
+        """Write differences beside the largest value that they are differences of."""
+        return ", ".join(
+            f"{n} {v:.2g} (of values up to {self.scale[n]:.2g})" for n, v in values.items()
+        )
 
 
 def size(value: float | None) -> str:

@@ -194,6 +194,8 @@ def _check_input(spec: TensorSpec) -> None:
         raise ExportError(
             f"input {spec.name!r}: expected a range, got {spec.minimum}:{spec.maximum}"
         )
+    if not floating and not float(spec.pad).is_integer():
+        raise ExportError(f"input {spec.name!r}: expected a pad of {spec.dtype}, got {spec.pad}")
     if spec.dtype != "bool" and not floating:
         info = np.iinfo(spec.dtype)
         for bound in (spec.minimum, spec.maximum, int(spec.pad)):

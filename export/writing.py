@@ -57,7 +57,7 @@ def write(writer: BundleWriter, plan: Plan, programs: Mapping[Key, Lowered]) -> 
         signature=signature,
         buckets=tuple(spec.buckets),
         output_format=plan.output_format,
-        tolerances=_tolerances(plan),
+        tolerances=tolerances(plan),
         drift={},
         row_mixing=_MAYBE_MIXED if spec.allow_row_mixing else (),
         params=_write_params(writer, plan),
@@ -98,7 +98,8 @@ def _write_goldens(writer: BundleWriter, plan: Plan) -> tuple[Golden, ...]:
     return tuple(found)
 
 
-def _tolerances(plan: Plan) -> dict[str, Any]:
+def tolerances(plan: Plan) -> dict[str, Any]:
+    """Give the accepted difference for each platform and output."""
     dtypes = floating_dtypes(next(iter(plan.traced.values())).jaxpr)
     precision = plan.spec.matmul_precision
     return {

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,10 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BundleError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BUNDLE
-    except BrokenPipeError:
-        return EXIT_OK
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}", file=sys.stderr)
         return EXIT_USAGE
 
 
@@ -84,13 +84,15 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(json.dumps(verification(model, report)))
     else:
         found = verification(model, report)
-        for line in [*found["mismatches"], *found["row_mixing"]]:
+        recorded = "recorded" if model.manifest.row_mixing else "FAILED"
+        for line in found["mismatches"]:
             print(f"FAILED {line}")
+        for line in found["row_mixing"]:
+            print(f"{recorded} {line}")
         print(
             f"{'ok' if found['ok'] else 'FAILED'}: {len(report.goldens)} golden checks, "
             f"{len(report.mismatches)} failed; {len(report.mixing)} signs of rows that depend on "
-            f"each other{' (recorded in the manifest)' if report.mixing and model.manifest.row_mixing else ''}; "
-            f"on {found['device']}"
+            f"each other; on {found['device']}"
         )
     return EXIT_OK if verification(model, report)["ok"] else EXIT_GOLDEN
 
@@ -126,4 +128,5 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends quietly before `head`, as tools do
     sys.exit(main())

@@ -1,14 +1,16 @@
 """Which buckets cover how many rows, and how rows become a bucket's. Pure functions."""
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from runtime.tensors import Array
 
-Cost = Callable[[int], float]
+# Run times of one program differ by as much from one measurement to the next.
+NOISE = 1.15
 
 
 def pick(size: int, sizes: Sequence[int]) -> int | None:
@@ -21,7 +23,8 @@ class Planner:
 
     The cost of a plan is the sum of its buckets' costs. With measured run times that
     is the time the device needs; 12 rows become 8+4 or one 16, whichever is faster here.
-    Of equally cheap plans the one with fewer programs wins.
+    Of equally cheap plans the one with fewer programs wins, then the one with less padding.
+    A bucket that seems slower than a larger one by less than `NOISE` counts as equal to it.
 
     Args:
       costs: bucket to the cost of running it once, in any unit; all positive.
@@ -30,10 +33,21 @@ class Planner:
     def __init__(self, costs: Mapping[int, float]) -> None:
         self.buckets = tuple(sorted(costs))
         self._costs = dict(costs)
+        for smaller, larger in reversed(tuple(itertools.pairwise(self.buckets))):
+            if self._costs[larger] < self._costs[smaller] <= NOISE * self._costs[larger]:
+                self._costs[smaller] = self._costs[larger]
         # The bucket that is cheapest for each row when it runs full; the rest of a long
         # request is covered by it until the remainder is small enough to be planned.
         self._bulk = min(self.buckets, key=lambda b: (self._costs[b] / b, -b))
         self.plan = functools.lru_cache(maxsize=1024)(self._plan)
+
+    def cost(self, rows: int) -> float:
+        """Give the cost of covering rows by the cheapest plan."""
+        return sum(self._costs[bucket] for bucket in self.plan(rows))
+
+    def single(self, rows: int) -> int:
+        """Give the cheapest bucket that holds all rows, which the largest must."""
+        return min((b for b in self.buckets if b >= rows), key=lambda b: (self._costs[b], b))
 
     def _plan(self, rows: int) -> tuple[int, ...]:
         """Give the buckets that cover `rows` >= 0 rows, the largest first.

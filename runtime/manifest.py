@@ -480,6 +480,12 @@ class Manifest:
                     )
         if not any(all(g.axes[a.name] <= a.sizes[0] for a in axes) for g in self.goldens):
             raise ManifestError("expected a golden that the shortest buckets hold", "$.goldens")
+        rows = sorted({golden.rows for golden in self.goldens})
+        if self.row_mixing and not set(self.buckets) <= set(rows):
+            raise ManifestError(
+                f"expected goldens of {list(self.buckets)} rows where rows are mixed, got {rows}",
+                "$.goldens",
+            )
 
     def to_bytes(self) -> bytes:
         """Write what `from_bytes` reads, the same bytes for equal manifests."""

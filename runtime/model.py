@@ -11,7 +11,7 @@ import numpy as np
 from runtime.buckets import Planner, pad, pad_axes, pick, unpad
 from runtime.bundle import Bundle, open_bundle
 from runtime.errors import IncompatibleProgram, IntegrityError
-from runtime.inputs import check
+from runtime.inputs import Checker
 from runtime.manifest import Manifest
 from runtime.program import (
     Device,
@@ -141,6 +141,7 @@ class Model:
         self.bundle = bundle
         self.device = device
         self.params = params
+        self._checker = Checker(bundle.manifest.signature)
         self.groups = _groups(bundle.manifest, programs)
 
     @property
@@ -174,7 +175,7 @@ class Model:
           ExecutionError: the device failed.
         """
         signature = self.signature
-        checked = check(signature, inputs)
+        checked = self._checker.check(inputs)
         group = self.group(checked.sizes)
         arrays = self.fit(group, checked.arrays, checked.rows, checked.sizes)
         outputs = self._crop(self._cover(group, arrays, checked.rows), checked.sizes)

@@ -5,7 +5,7 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 from runtime.bundle import Bundle
-from runtime.manifest import Manifest
+from runtime.manifest import Manifest, OutputFormat
 from runtime.model import Model
 from runtime.program import device_kind
 from runtime.verify import Report, bucket_name
@@ -89,7 +89,7 @@ def description(bundle: Bundle) -> str:
             ("axis", f"{axis.name} = {', '.join(map(str, axis.sizes))}")
             for axis in m.signature.axes
         ),
-        ("format", _format(m)),
+        ("format", describe_format(m.output_format)),
         ("64-bit types", "on" if m.x64 else "off"),
         ("matmul precision", m.matmul_precision or "default"),
         ("params", _params(m)),
@@ -138,8 +138,8 @@ def _tensor(spec: Any) -> str:
     return f"{spec.name}: {spec}" + (f" ({', '.join(extra)})" if extra else "")
 
 
-def _format(m: Manifest) -> str:
-    f = m.output_format
+def describe_format(f: OutputFormat) -> str:
+    """Write an output format for a person."""
     if f.kind == "raw":
         return "raw"
     labels = f", labels {', '.join(f.labels)}" if f.labels else ""

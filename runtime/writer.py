@@ -199,7 +199,10 @@ def _words(array: Array) -> Array:
 
 def _abandoned(folder: Path) -> bool:
     """Say whether the writer of a staging directory is gone: it holds a lock while alive."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # it has just ended, and removed what it made
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -56,6 +56,8 @@ class MiniLM(nn.Module):
         Returns:
           `embedding`, float32[_, 384], each of length one.
         """
+        if input_ids.shape[1] > POSITIONS:
+            raise ValueError(f"expected at most {POSITIONS} tokens, got {input_ids.shape[1]}")
         positions = jnp.arange(input_ids.shape[1])
         x = nn.Embed(VOCABULARY, HIDDEN, name="words")(input_ids)
         x = x + nn.Embed(POSITIONS, HIDDEN, name="positions")(positions)

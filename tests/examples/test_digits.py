@@ -2,9 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,25 +15,17 @@ from runtime.tensors import read_tensors
 from server.instances import arrays_from
 from server.predictions import formatted
 
-ROOT = Path(__file__).parents[2]
-
-
-def run(*arguments):
-    """Run a module from the top of the repository and give what it printed."""
-    command = [sys.executable, "-m", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True).stdout
-
 
 @fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(run, tmp_path_factory):
     """Train once; the output directory, with what was printed in `printed.txt`."""
     out = tmp_path_factory.mktemp("digits")
-    (out / "printed.txt").write_text(run("examples.digits.train", "--out", out))
+    (out / "printed.txt").write_text(run("examples.digits.train", "--out", out).stdout)
     return out
 
 
 @fixture(scope="module")
-def model(trained):
+def model(run, trained):
     """Export with the public command line, and load."""
     run(
         *("export", "examples/digits/model.py:spec", "--params", trained / "checkpoint"),

@@ -19,14 +19,13 @@ pytestmark = mark.e2e
 
 
 @fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(run, tmp_path_factory):
     """Export with the public command line, with fewer and smaller buckets than usual."""
     out = tmp_path_factory.mktemp("minilm") / "bundle"
-    command = [
-        *(sys.executable, "-m", "export", "examples/minilm/model.py:spec"),
-        *("--buckets", "4", "--axis", "seq=16,32", "--out", str(out)),
-    ]
-    subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True)
+    run(
+        *("export", "examples/minilm/model.py:spec", "--out", out),
+        *("--buckets", "4", "--axis", "seq=16,32"),
+    )
     return out
 
 

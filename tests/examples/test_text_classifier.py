@@ -1,9 +1,6 @@
 """The text classifier: saved in two ways, exported from each, equal to its plain server."""
 
 import hashlib
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,29 +8,23 @@ from pytest import approx, fixture, mark, raises
 
 import export
 from examples.text_classifier.model import TextClassifier
-from examples.text_classifier.reference import LABELS, pad, predict
+from examples.text_classifier.reference import pad, predict
 from examples.text_classifier.save import CONFIG, initial_params
 from export import VerificationError
 from export.__main__ import main
 from runtime import load
 from server.predictions import formatted
 
-ROOT = Path(__file__).parents[2]
-MODEL = f"{ROOT}/examples/text_classifier/model.py:TextClassifier"
+MODEL = "examples.text_classifier.model:TextClassifier"
+LABELS = ("very_negative", "negative", "neutral", "positive", "very_positive")
 TENSORS = (
     *("--input", "x:int32[_,128]", "--range", "x=0:49999", "--buckets", "1,32"),
     *("--output", "classification:probabilities", "--labels", ",".join(LABELS)),
 )
 
 
-def run(*arguments):
-    """Run a module from the top of the repository."""
-    command = [sys.executable, "-m", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True)
-
-
 @fixture(scope="module")
-def saved(tmp_path_factory):
+def saved(run, tmp_path_factory):
     """Save the model in both ways."""
     out = tmp_path_factory.mktemp("text_classifier")
     run("examples.text_classifier.save", "--out", out)
@@ -41,14 +32,14 @@ def saved(tmp_path_factory):
 
 
 @fixture(scope="module")
-def from_checkpoint(saved):
+def from_checkpoint(run, saved):
     """Export the Flax checkpoint; the bundle's directory."""
     run("export", MODEL, "--params", saved / "checkpoint", *TENSORS, "--out", saved / "one")
     return saved / "one"
 
 
 @fixture(scope="module")
-def from_pickle(saved):
+def from_pickle(run, saved):
     """Export the pickle and its configuration; the bundle's directory and what was said."""
     done = run(
         *("export", MODEL, "--params", saved / "model.pkl", "--allow-pickle"),
@@ -138,6 +129,13 @@ def test_the_model_is_the_published_one(params):
         "Dense_1": {"kernel": (512, 5), "bias": (5,)},
     }
     assert CONFIG["max_seq_length"] == 128
+
+
+def test_the_weights_are_those_of_the_published_seed(params):
+    """They are drawn with PRNGKey(42)."""
+    expected = TextClassifier().init(jax.random.PRNGKey(42), np.ones((1, 128), np.int32))
+
+    jax.tree.map(np.testing.assert_array_equal, params, expected["params"])
 
 
 def test_the_plain_server_cuts_and_fills_to_one_length():

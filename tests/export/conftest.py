@@ -1,7 +1,6 @@
 """Exports that are quick to make, and the command line run in this process."""
 
 import dataclasses
-import itertools
 import json
 import sys
 
@@ -63,17 +62,16 @@ def quick(request, monkeypatch):
         monkeypatch.setattr(verification, "_run", verify_here)
 
 
-@pytest.fixture
-def export(tmp_path):
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
     """Export a model for the CPU, load the bundle and give both."""
-    count = itertools.count()
 
     def run(model, params=None, *, inputs=(X,), **options):
-        out = tmp_path / f"bundle{next(count)}"
+        out = tmp_path_factory.mktemp("export") / "bundle"
         given = {"buckets": (1, 2, 4), "platforms": ("cpu",), **options}
-        if not isinstance(model, ExportSpec):
-            given["inputs"] = inputs
-        report = export_model(model, params, out=out, **given)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(verification, "_run", verify_here)
+            report = export_model(model, params, inputs=inputs, out=out, **given)
         return Exported(report, load(out, "cpu"))
 
     return run

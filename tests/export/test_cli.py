@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from export import export_model
 from export.cli import parser
 from export.spec import ExportSpec
 from runtime import load
+from runtime.manifest import OutputFormat
 from runtime.signature import TensorSpec
 
 MODELS = """
@@ -205,7 +207,7 @@ def test_config_values_reach_the_model(command):
 @pytest.mark.parametrize(
     ("model", "text", "message"),
     [
-        ("dense", "{}", "--config: expected a class or factory to pass it to, got neither"),
+        ("dense", "{}", "--config: expected a class or factory, got MODEL of type Dense"),
         ("Dense", "[1]", "--config c.json: expected a JSON object, got list"),
         (
             "Dense",
@@ -284,6 +286,55 @@ def test_a_spec_has_all_that_flags_have(field):
     assert field in flags
     assert flags - {f.name for f in dataclasses.fields(ExportSpec)} == of_running | set(of_inputs)
     assert set(of_inputs.values()) <= known
+
+
+def test_a_spec_has_defaults_for_serving_anywhere():
+    """Unless told otherwise an export is for CPU and CUDA, at the usual batch sizes."""
+    spec = ExportSpec(model=None)
+    assert (tuple(spec.platforms), tuple(spec.buckets)) == (("cpu", "cuda"), (1, 4, 8, 16, 32, 64))
+    assert (spec.output, spec.seed, spec.name, spec.version) == ("raw", 0, "model", "1")
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("raw", OutputFormat()),
+        ("softmax:b", OutputFormat(kind="softmax", output="b")),
+        (
+            "classification:logits:a",
+            OutputFormat(kind="classification", output="a", scores="logits"),
+        ),
+        (
+            "classification:probabilities:b",
+            OutputFormat(kind="classification", output="b", scores="probabilities"),
+        ),
+    ],
+)
+def test_output_formats_name_their_output(plan, output, expected):
+    """A format says what it makes of which output, and whether it gets probabilities."""
+    made = plan(lambda _params, x: {"a": x, "b": -x, "n": x > 0}, output=output)
+    assert made.output_format == expected
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("softmax", "output: expected softmax:NAME with a NAME of a, n, got no name"),
+        ("softmax:n", "output 'n': expected floats [_, classes] for softmax, got bool[_, 3]"),
+        ("softmax:x", "output: expected one of a, n, got 'x'"),
+    ],
+)
+def test_output_formats_that_do_not_fit_are_refused(refusal, output, message):
+    """A format needs one output of floats per class."""
+    assert refusal(lambda _params, x: {"a": x, "n": x > 0}, output=output) == message
+
+
+def test_options_win_over_a_specs_fields(tmp_path):
+    """export_model takes a spec, and keywords replace its fields."""
+    spec = ExportSpec(model=lambda p, x: x * p, params=np.float32(2), inputs=[X], name="spec")
+    report = export_model(spec, np.float32(3), buckets=(1,), out=tmp_path / "x", dry_run=True)
+
+    assert (report.name, [p.bucket for p in report.programs]) == ("spec", ["b1"])
 
 
 def test_labels_come_from_a_file_or_the_command_line(command):
@@ -616,10 +667,10 @@ def test_json_is_all_that_stdout_gets(command):
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(command):
-    """Each slow step is a line of its own, without colours or cursor movements."""
+    """Each slow step is a line of its own with the time so far, without cursor movements."""
     ran = command("models.py:spec", "--out", "b", "--dry-run")
 
-    assert ran.err.splitlines() == [
+    assert [line.partition(" s] ")[2] for line in ran.err.splitlines()] == [
         "reading params",
         "tracing b1",
         "tracing b2",
@@ -643,7 +694,7 @@ def test_the_table_has_a_row_for_each_bucket(command):
     figures = ["inputs   x: float32[_, 3]", "outputs  output: float32[_, 2]"]
     figures += ["params   64 B, one copy for all programs", "lowered for cpu; verified on cpu"]
     assert [line for line in lines if line in figures] == figures
-    assert lines[-1] == "bundle   b"
+    assert lines[-1] == "bundle   b; next: python -m server --bundle b"
 
 
 def test_help_shows_how_it_is_used(command):
@@ -670,7 +721,7 @@ def test_a_real_process_exports_from_any_folder(folder):
 
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["verified"] == ["cpu"]
-    assert "verifying: checking rows of b2" in ran.stderr.splitlines()
+    assert ran.stderr.endswith("verifying: checking rows of b2\n")
     assert [p.name for p in elsewhere.iterdir()] == ["b"]
     np.testing.assert_allclose(
         load(elsewhere / "b", "cpu").predict({"x": ROWS})["output"], ROWS @ W + B

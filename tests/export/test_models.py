@@ -176,11 +176,22 @@ def test_a_linen_model_that_needs_a_key_says_how_to_pin_it(refusal):
     )
     message = refusal(Sampler(), variables)
 
-    assert message.startswith(
+    assert message == (
         "Sampler: inference needs a random key, and a program has none; pin one by exporting a "
         "function: def apply(params, x): return model.apply(params, x, "
-        "rngs={'sample': jax.random.key(0)}) ("
+        "rngs={'sample': jax.random.key(0)})"
     )
+
+
+def test_dropout_that_stays_on_names_its_key(refusal):
+    """Dropout that no argument switches off needs a key too, of its own name."""
+
+    class On(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return linen.Dropout(0.5, deterministic=False)(x)
+
+    assert refusal(On(), {}).endswith("rngs={'dropout': jax.random.key(0)})")
 
 
 def test_a_linen_model_with_a_pinned_key_is_exported(export, rows):
@@ -478,6 +489,93 @@ def test_keyword_and_variadic_models_get_their_inputs(plan):
         made = plan(function, inputs=inputs)
         a, b = made.goldens[0][1]
         assert close(made.goldens[0][2][0], a - b)
+
+
+def test_containers_get_their_input_by_place(plan):
+    """Modules that pass on whatever they get, such as Sequential, get places."""
+    parts = nnx.Sequential(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(1)))
+    made = plan(parts)
+    parts.eval()
+    assert close(made.goldens[0][2][0], parts(made.goldens[0][1][0]))
+
+
+def test_functions_infer(plan):
+    """A plain function with an argument that switches training is called for inference."""
+
+    def apply(_params, x, train=True, scale=2.0):
+        return x * (0 if train else scale)
+
+    def apply_dict(_params, inputs, *, deterministic=False, scale=2.0):
+        return inputs["x"] * (scale if deterministic else 0)
+
+    for function in (apply, apply_dict):
+        made = plan(function)
+        assert close(made.goldens[0][2][0], made.goldens[0][1][0] * 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "params", "message"),
+    [
+        (lambda x: x, None, "model: expected a function apply(params, inputs), got one of (x)"),
+        (
+            lambda _params, x: x * 1j,
+            None,
+            (
+                "output 'output': expected a dtype of bool, int8, int16, int32, int64, uint8, uint16, "
+                "uint32, uint64, float16, bfloat16, float32, float64, float8_e4m3fn, float8_e5m2, got "
+                "complex64"
+            ),
+        ),
+        (
+            lambda params, x: x + params["c"].real,
+            {"c": np.ones(3, np.complex64)},
+            (
+                "params: 'c': expected a dtype of bool, int8, int16, int32, int64, uint8, uint16, "
+                "uint32, uint64, float16, bfloat16, float32, float64, float8_e4m3fn, float8_e5m2, got "
+                "complex64"
+            ),
+        ),
+        (
+            lambda _params, x: x,
+            {"key": jax.random.key(0)},
+            (
+                "the model cannot be traced: TypeError: JAX array with PRNGKey dtype cannot be "
+                "converted to a NumPy array. Use jax.random.key_data(arr) if you wish to extract the "
+                "underlying integer array."
+            ),
+        ),
+    ],
+    ids=["one argument", "complex output", "complex param", "key"],
+)
+def test_what_a_bundle_cannot_hold_is_refused(refusal, model, params, message):
+    """Functions of one argument, and arrays that no bundle has, are refused by name."""
+    assert refusal(model, params) == message
+
+
+def test_odd_arrays_are_kept_as_they_are(export):
+    """Empty, transposed, scalar and boxed params come through."""
+
+    class Boxed(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            boxed = linen.with_partitioning(linen.initializers.ones, (None, "model"))
+            return linen.Dense(2, kernel_init=boxed)(x)
+
+    x = np.ones((2, 3), np.float32)
+    params = {
+        "empty": np.ones((0, 3), np.float32),
+        "transposed": np.arange(9, dtype=np.float32).reshape(3, 3).T,
+        "number": 2.0,
+        "none": None,
+        "ein Name mit Lücken": np.arange(3, dtype=np.float32),
+    }
+
+    def apply(p, x):
+        return p["number"] * x @ p["transposed"] + p["empty"].sum() + p["ein Name mit Lücken"]
+
+    assert close(export(apply, params).answer(x=x), apply(params, x))
+    variables = Boxed().init(jax.random.key(0), x)
+    assert close(export(Boxed(), variables).answer(x=x), np.full((2, 2), 3))
 
 
 @pytest.mark.parametrize(

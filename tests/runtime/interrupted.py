@@ -21,7 +21,8 @@ from typing import Any
 from runtime.errors import BundleError
 from tests.runtime.paper import write_bundle
 
-FINE, REFUSED, NO_SPACE = 0, 3, 28
+FINE, REFUSED, NO_SPACE, BROKEN = 0, 3, 28, 70
+FULL = {errno.ENOSPC, errno.EFBIG}
 OTHER_STEPS = {"open", "os.mkdir", "os.remove", "os.rmdir", "os.scandir", "fcntl.flock"}
 
 
@@ -84,8 +85,8 @@ def attempt(target: Path, prepare: Callable[[], None], version: str, *, overwrit
     except BundleError as error:
         status = REFUSED
         os.write(2, f"{error}\n".encode())
-    except OSError:
-        status = NO_SPACE
+    except OSError as error:
+        status = NO_SPACE if error.errno in FULL else BROKEN
     os._exit(status)
 
 

@@ -165,16 +165,19 @@ def test_missing_file_is_refused_at_opening(paper):
 
 
 def as_symlink(path):
+    """Put a symbolic link to a file in its place."""
     shutil.move(path, path.parent.parent / "elsewhere")
     path.symlink_to(path.parent.parent / "elsewhere")
 
 
 def as_fifo(path):
+    """Put a FIFO, which blocks whoever opens it, in a file's place."""
     path.unlink()
     os.mkfifo(path)
 
 
 def as_directory(path):
+    """Put a directory in a file's place."""
     path.unlink()
     path.mkdir()
 

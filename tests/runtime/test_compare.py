@@ -14,6 +14,7 @@ LOOSE = Tolerance(atol=1e300, rtol=1e300)
 
 
 def floats(*values):
+    """Make a float32 vector."""
     return np.array(values, np.float32)
 
 

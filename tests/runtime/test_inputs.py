@@ -5,7 +5,7 @@ import numpy as np
 from pytest import mark, param, raises
 
 from runtime.errors import SignatureMismatch
-from runtime.inputs import check
+from runtime.inputs import Checker
 from runtime.signature import Axis, Signature, TensorSpec
 
 IDS = TensorSpec(name="ids", dtype="int32", shape=("_", "seq"), minimum=0, maximum=9)
@@ -27,7 +27,7 @@ def legal(**changes):
 def refusal(inputs):
     """Check inputs that must be refused; return the message."""
     with raises(SignatureMismatch) as caught:
-        check(SIGNATURE, inputs)
+        Checker(SIGNATURE).check(inputs)
     return str(caught.value)
 
 
@@ -37,7 +37,7 @@ def test_legal_inputs_pass_as_they_are():
     """
     inputs = legal()
 
-    checked = check(SIGNATURE, dict(reversed(inputs.items())))
+    checked = Checker(SIGNATURE).check(dict(reversed(inputs.items())))
 
     assert (checked.rows, checked.sizes) == (2, (5,))
     assert all(a is b for a, b in zip(checked.arrays, inputs.values(), strict=True))
@@ -48,15 +48,15 @@ def test_mask_may_be_left_out(inputs):
     """
     A mask that is absent or None stays None, to be made when the bucket is known.
     """
-    assert check(SIGNATURE, inputs).arrays[1] is None
+    assert Checker(SIGNATURE).check(inputs).arrays[1] is None
 
 
 def test_no_rows_are_legal():
     """
     Zero rows fit every signature.
     """
-    checked = check(
-        SIGNATURE, {"ids": np.zeros((0, 4), np.int32), "image": np.zeros((0, 2, 2, 1), np.float32)}
+    checked = Checker(SIGNATURE).check(
+        {"ids": np.zeros((0, 4), np.int32), "image": np.zeros((0, 2, 2, 1), np.float32)}
     )
 
     assert checked.rows == 0
@@ -181,9 +181,9 @@ def test_ranges_are_exact_for_64_bits(dtype):
     spec = TensorSpec(name="x", dtype=dtype, shape=("_",), maximum=bound)
     signature = Signature(inputs=(spec,), outputs=())
 
-    check(signature, {"x": np.array([bound], dtype)})
+    Checker(signature).check({"x": np.array([bound], dtype)})
     with raises(SignatureMismatch) as caught:
-        check(signature, {"x": np.array([bound + 1], dtype)})
+        Checker(signature).check({"x": np.array([bound + 1], dtype)})
 
     assert str(caught.value) == f"input 'x': expected values <= {bound}, got {bound + 1}"
 
@@ -192,4 +192,4 @@ def test_empty_inputs_are_in_every_range():
     """
     No values are out of no range.
     """
-    check(SIGNATURE, legal(ids=np.zeros((2, 0), np.int32), mask=None))
+    Checker(SIGNATURE).check(legal(ids=np.zeros((2, 0), np.int32), mask=None))

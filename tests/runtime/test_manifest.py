@@ -326,6 +326,12 @@ def test_wrong_kind_is_refused_at_its_place(value, place, new, message):
             id="shortest-bucket-without-golden",
         ),
         param(
+            ("row_mixing",),
+            ["the last row counts"],
+            "expected goldens of [1, 2] rows where rows are mixed, got [1] at $.goldens",
+            id="mixed-bucket-without-golden",
+        ),
+        param(
             ("output_format", "kind"),
             "label",
             "expected 'raw' or 'softmax' or 'classification', got 'label' at $.output_format.kind",
@@ -668,12 +674,13 @@ def manifests(draw):
             for batch in buckets
             for sizes in combinations
         ),
-        goldens=(
+        goldens=tuple(
             Golden(
                 axes={axis.name: draw(st.integers(1, axis.sizes[0])) for axis in axes},
-                rows=draw(st.integers(1, 100)),
+                rows=batch,
                 file=file(),
-            ),
+            )
+            for batch in buckets
         ),
     )
 

@@ -62,6 +62,7 @@ def probe(function, batch=8, **options):
 
 
 def causes(found):
+    """List the causes that were found, with repetitions."""
     return sorted(mixing.cause for mixing in found)
 
 

@@ -4,14 +4,17 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 from pytest import fixture, mark, param, raises
 
 from runtime.bundle import open_bundle
 from runtime.errors import BundleError, ManifestError
-from runtime.writer import BundleWriter
+from runtime.writer import BundleWriter, _abandoned
 from tests.runtime.paper import FILES, stage, write_bundle
+
+ROOT = Path(__file__).parents[2]
 
 
 @fixture
@@ -163,29 +166,35 @@ def test_bundle_of_another_format_is_replaced(target):
 
 
 def a_file(path):
+    """Put someone's file where the bundle is to be."""
     path.write_text("mine")
 
 
 def a_directory_of_files(path):
+    """Put someone's directory there."""
     path.mkdir()
     (path / "thesis.tex").write_text("mine")
 
 
 def another_manifest(path):
+    """Put a directory there whose manifest.json is of another kind."""
     path.mkdir()
     (path / "manifest.json").write_text('{"manifest_version": 3, "name": "a browser extension"}')
 
 
 def a_link_to_a_bundle(path):
+    """Put a symbolic link to a bundle there."""
     write_bundle(path.parent.parent / "elsewhere")
     path.symlink_to(path.parent.parent / "elsewhere")
 
 
 def a_broken_link(path):
+    """Put a symbolic link to nothing there."""
     path.symlink_to("nowhere")
 
 
 def a_manifest_that_is_a_fifo(path):
+    """Put a directory there whose manifest would block a reader."""
     path.mkdir()
     os.mkfifo(path / "manifest.json")
 
@@ -244,6 +253,13 @@ def test_last_of_two_replacing_writers_wins(target):
         slow.commit()
 
     assert (version_at(target), beside(target)) == ("1", ["bundle"])
+
+
+def test_writer_that_ended_a_moment_ago_is_no_error(target):
+    """
+    A staging directory may be gone between being seen and being looked at.
+    """
+    assert not _abandoned(target.parent / ".bundle.staging-0a1b2c3d")
 
 
 def test_writers_of_other_bundles_are_left_alone(target):
@@ -371,7 +387,7 @@ def test_file_is_written_once(target):
 def tried(root, mode, *flags):
     """Let writers come to grief in processes of their own; return their exit statuses."""
     command = [sys.executable, "-m", "tests.runtime.interrupted", mode, str(root), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     return [int(line) for line in done.stdout.split()], done.stderr.splitlines()
 
 

@@ -1,0 +1,222 @@
+"""A second bucketed axis: declared, padded, masked, cropped, and proven not to matter."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from export import TensorSpec, VerificationError
+
+IDS = TensorSpec(name="ids", dtype="int32", shape=("_", "seq"), minimum=0, maximum=9)
+MASK = TensorSpec(name="mask", dtype="int32", shape=("_", "seq"), mask=True)
+TABLE = np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)
+
+
+def mean(params, ids):
+    """Average over all positions, the padded ones too."""
+    return params[ids].mean(1)
+
+
+def masked(params, ids, mask):
+    """Average over real positions; also give each position's own vector and the ids."""
+    weight = mask[..., None].astype(jnp.float32)
+    vectors = params[ids]
+    return {
+        "mean": (vectors * weight).sum(1) / weight.sum(1),
+        "vectors": vectors,
+        "last": ids[:, ::-1],
+    }
+
+
+@pytest.fixture(scope="module")
+def lengths():
+    """Requests of every length up to the longest bucket."""
+    rng = np.random.default_rng(1)
+    return [rng.integers(0, 10, (3, n), dtype=np.int32) for n in range(1, 9)]
+
+
+@pytest.fixture(scope="module")
+def bundle(export):
+    """The masked model with sizes 4 and 8."""
+
+    def apply(params, ids, mask):
+        found = masked(params, ids, mask)
+        return {"mean": found["mean"], "vectors": found["vectors"]}
+
+    return export(apply, TABLE, inputs=[IDS, MASK], axes={"seq": (4, 8)}, buckets=(1, 2))
+
+
+def test_a_masked_model_answers_every_length(bundle, lengths):
+    """
+    A request of any length up to the longest gets the model's own answer for exactly that
+    length, whether it brings a mask or not, and outputs with the axis are cropped to it.
+    """
+    for ids in lengths:
+        mask = np.ones_like(ids)
+        for inputs in ({"ids": ids}, {"ids": ids, "mask": mask}):
+            got = bundle.predict(**inputs)
+            expected = masked(TABLE, ids, mask)
+            assert got["vectors"].shape == (3, ids.shape[1], 4)
+            np.testing.assert_allclose(got["mean"], expected["mean"], rtol=1e-5)
+            np.testing.assert_array_equal(got["vectors"], expected["vectors"])
+
+
+def test_a_callers_mask_is_used(bundle, lengths):
+    """A mask that hides real positions is the one the model sees."""
+    ids = lengths[5]
+    mask = np.array([[1, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]], np.int32)
+    expected = masked(TABLE, ids, mask)["mean"]
+    np.testing.assert_allclose(bundle.predict(ids=ids, mask=mask)["mean"], expected, rtol=1e-5)
+
+
+def test_the_axis_is_declared(bundle):
+    """Sizes, mask, pad and the outputs that carry the axis stand in the manifest."""
+    m = bundle.manifest
+
+    assert m.signature.inputs == (IDS, MASK)
+    assert [(axis.name, axis.sizes) for axis in m.signature.axes] == [("seq", (4, 8))]
+    assert {o.name: str(o) for o in m.signature.outputs} == {
+        "mean": "float32[_, 4]",
+        "vectors": "float32[_, seq, 4]",
+    }
+    assert [p.exported.path for p in m.programs] == [
+        f"programs/b{batch}-seq{size}.exported" for size in (4, 8) for batch in (1, 2)
+    ]
+
+
+def test_goldens_lie_at_and_between_the_sizes(bundle):
+    """Goldens have each size of the axis and one between it and the next smaller."""
+    assert [dict(g.axes) for g in bundle.manifest.goldens] == [
+        {"seq": 4},
+        {"seq": 8},
+        {"seq": 2},
+        {"seq": 6},
+    ]
+
+
+def test_goldens_are_the_models_answers_at_their_own_length(bundle):
+    """What a golden expects was computed without padding."""
+    for golden in bundle.manifest.goldens:
+        tensors = bundle.model.bundle.map(golden.file)
+        ids = tensors["input/ids"]
+        assert ids.shape == (4, golden.axes["seq"])
+        np.testing.assert_allclose(tensors["output/mean"], TABLE[ids].mean(1), rtol=1e-5)
+
+
+def test_an_unmasked_mean_is_refused(refusal):
+    """A model whose answer changes with padding is refused, saying where and by how much."""
+    message = refusal(
+        mean, TABLE, inputs=[IDS], axes={"seq": (4, 8)}, buckets=(1, 2), kind=VerificationError
+    )
+    assert message.startswith(
+        "the programs do not answer as the model does, on cpu: b1-seq8, output 'output'["
+    )
+    assert "; max |Δ| " in message
+    assert message.endswith(
+        "does padding of a bucketed axis mean something to the model? Give it a mask, or one size"
+    )
+
+
+def test_a_model_that_reads_from_the_end_is_refused(refusal):
+    """Where padding moves what a position means, that output is named."""
+    message = refusal(masked, TABLE, inputs=[IDS, MASK], axes={"seq": (4, 8)}, buckets=(1,))
+    assert "b1-seq8, output 'last'[" in message
+
+
+def test_padding_is_caught_below_the_smallest_size_too(refusal):
+    """With one size there are still shorter requests, and they are proven as well."""
+    message = refusal(mean, TABLE, inputs=[IDS], axes={"seq": (4,)}, buckets=(1,))
+    assert "b1-seq4, output 'output'" in message
+    assert message.count("(golden/1.safetensors)") == 1
+
+
+def skipping_nines(params, ids):
+    """Average over all positions but those whose id is 9."""
+    weight = (ids != 9)[..., None].astype(jnp.float32)
+    return (params[ids] * weight).sum(1) / jnp.maximum(weight.sum(1), 1)
+
+
+def test_a_pad_value_that_the_model_skips_needs_no_mask(export, refusal, lengths):
+    """Padded with the id that it ignores, a model may have the axis; with another not."""
+    options = {"axes": {"seq": (4, 8)}, "buckets": (1, 2)}
+    made = export(skipping_nines, TABLE, inputs=[dataclasses.replace(IDS, pad=9)], **options)
+
+    assert made.manifest.signature.inputs[0].pad == 9
+    for ids in lengths:
+        np.testing.assert_allclose(
+            made.answer(ids=ids), skipping_nines(TABLE, ids), rtol=1e-5, atol=1e-6
+        )
+    assert "max |Δ|" in refusal(skipping_nines, TABLE, inputs=[IDS], **options)
+
+
+def test_two_axes_make_programs_for_every_pair(export):
+    """Two bucketed axes with several inputs: each pair of sizes has its programs."""
+
+    def attend(_params, query, key, mask):
+        weight = jnp.exp(jnp.einsum("bqd,bkd->bqk", query, key)) * mask[:, None, :]
+        return weight @ key / weight.sum(-1, keepdims=True)
+
+    inputs = ["query:float32[_,q,2]", "key:float32[_,k,2]"]
+    mask = TensorSpec(name="mask", dtype="float32", shape=("_", "k"), mask=True)
+    made = export(attend, inputs=[*inputs, mask], axes={"q": (2, 4), "k": (3, 6)}, buckets=(2,))
+
+    rng = np.random.default_rng(0)
+    for q, k in [(1, 1), (2, 3), (3, 5), (4, 6), (4, 2)]:
+        query = rng.standard_normal((3, q, 2)).astype(np.float32)
+        key = rng.standard_normal((3, k, 2)).astype(np.float32)
+        expected = attend(None, query, key, np.ones((3, k), np.float32))
+        np.testing.assert_allclose(
+            made.answer(query=query, key=key), expected, rtol=1e-4, atol=1e-5
+        )
+    assert len(made.manifest.programs) == 4
+    assert str(made.manifest.signature.outputs[0]) == "float32[_, q, 2]"
+    assert {tuple(g.axes.values()) for g in made.manifest.goldens} == {
+        *((q, k) for q in (2, 4) for k in (3, 6)),
+        *((q, k) for q in (1, 3) for k in (2, 5)),
+    }
+
+
+def test_an_output_axis_that_follows_none_is_refused(refusal):
+    """An output whose size moves with the axis but is not the axis is refused."""
+    message = refusal(
+        lambda _params, ids: jnp.pad(ids, ((0, 0), (0, 1))),
+        inputs=[IDS],
+        axes={"seq": (4, 8)},
+        buckets=(1, 2),
+    )
+    assert message == (
+        "output 'output': expected axis 1 to be fixed or one of seq, got [1, 5], [2, 5], [1, 9] in "
+        "different buckets"
+    )
+
+
+def test_an_output_of_the_only_size_is_told_from_a_fixed_one(plan):
+    """With one size an output of that width is still found to be fixed, or to follow it."""
+
+    def both(_params, ids):
+        return {"follows": ids, "fixed": jax.nn.one_hot(ids[:, 0], 6)}
+
+    made = plan(both, inputs=[IDS], axes={"seq": (6,)})
+    assert {o.name: o.shape for o in made.signature.outputs} == {
+        "fixed": ("_", 6),
+        "follows": ("_", "seq"),
+    }
+
+
+def test_given_goldens_stand_beside_seeded_ones(plan):
+    """With a bucketed axis, goldens of one length are not enough: seeded ones are added."""
+    ids = np.full((2, 3), 7, np.int32)
+    made = plan(masked, TABLE, inputs=[IDS, MASK], axes={"seq": (4, 8)}, golden={"ids": ids})
+
+    assert [sizes for sizes, _, _ in made.goldens] == [
+        {"seq": 3},
+        {"seq": 4},
+        {"seq": 8},
+        {"seq": 2},
+        {"seq": 6},
+    ]
+    _, inputs, _ = made.goldens[0]
+    np.testing.assert_array_equal(inputs[0], ids)
+    np.testing.assert_array_equal(inputs[1], np.ones_like(ids))

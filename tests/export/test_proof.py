@@ -1,0 +1,379 @@
+"""What is written is proven before it is put in place, and refused where it fails."""
+
+import dataclasses
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from export import ExportError, RowMixing, VerificationError, export_model, exporting, verification
+from export.lowering import lower, trace
+from runtime import BundleError, IncompatibleProgram, load, open_bundle
+from runtime.verify import verify
+
+X = "x:float32[_,3]"
+ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+WEIGHTS = {"w": np.arange(6, dtype=np.float32).reshape(3, 2), "b": np.ones(2, np.float32)}
+
+
+def affine(params, x):
+    return x @ params["w"] + params["b"]
+
+
+def training_norm(_params, x):
+    """Normalize by the statistics of the batch, as BatchNorm does when it trains."""
+    return (x - x.mean(0)) / (x.std(0) + 1e-3)
+
+
+def softmax_across_rows(_params, x):
+    return {"fine": x * 2, "mixed": jax.nn.softmax(x, axis=0)}
+
+
+def capacity_routing(_params, x):
+    """
+    Each row goes to the expert of its own value, which takes two rows and drops the rest,
+    so only copies of a row can push it out.
+    """
+    same = (x[:, None, 0] == x[None, :, 0]) & jnp.tri(len(x), k=-1, dtype=bool)
+    return jnp.where(same.sum(1, keepdims=True) < 2, x, 0)
+
+
+@pytest.mark.parametrize(
+    ("model", "bucket", "output", "cause"),
+    [
+        (training_norm, "b2", "output", "became random"),
+        (softmax_across_rows, "b2", "mixed", "became random"),
+        (capacity_routing, "b4", "output", "became copies of it"),
+    ],
+)
+def test_row_mixing_is_refused(refusal, model, bucket, output, cause):
+    """
+    A model whose rows depend on each other is refused, naming bucket, output, what was
+    changed and by how much the answer moved.
+    """
+    message = refusal(model, kind=RowMixing)
+
+    assert message.startswith(
+        f"a row's answer depends on the rows beside it: {bucket}, output '{output}': row "
+    )
+    assert f" when the other rows {cause}" in message
+    change = float(message.split("changed by ")[1].split(" ")[0])
+    assert change > 0.01
+    assert "'fine'" not in message
+    assert message.endswith(
+        "Is BatchNorm in training mode, or does something normalize or route across the batch? "
+        "--allow-row-mixing exports it all the same, and a server then runs every request alone"
+    )
+
+
+def test_only_copies_show_capacity_routing(refusal):
+    """The routing model passes every other change of its batch-mates."""
+    message = refusal(capacity_routing, buckets=(1, 2, 4))
+    assert message.count("when the other rows") == 1
+
+
+@pytest.mark.parametrize("model", [training_norm, softmax_across_rows, capacity_routing])
+def test_row_mixing_is_recorded_where_it_is_allowed(export, model):
+    """--allow-row-mixing exports the model, with goldens of each bucket and the reasons."""
+    made = export(model, allow_row_mixing=True)
+    m = made.manifest
+
+    assert m.row_mixing
+    assert m.row_mixing == made.report.row_mixing
+    assert all(" changed by " in reason for reason in m.row_mixing)
+    assert sorted(g.rows for g in m.goldens) == [1, 2, 4]
+    assert verify(made.model).mismatches == ()
+
+    x = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    expected = model(None, x)
+    for name, got in made.predict(x=x).items():
+        want = expected[name] if isinstance(expected, dict) else expected
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_goldens_of_a_file_become_each_buckets_where_rows_mix(export):
+    """Given golden rows are repeated or cut to each bucket of a row-mixing model."""
+    golden = {"x": np.arange(9, dtype=np.float32).reshape(3, 3)}
+    made = export(training_norm, allow_row_mixing=True, golden=golden)
+
+    found = {g.rows: made.model.bundle.map(g.file)["input/x"] for g in made.manifest.goldens}
+    assert sorted(found) == [1, 2, 4]
+    np.testing.assert_array_equal(found[4], golden["x"][[0, 1, 2, 0]])
+
+
+def test_a_model_that_does_not_mix_records_nothing(export):
+    """Allowing row mixing does not make a model one that mixes."""
+    made = export(affine, WEIGHTS, allow_row_mixing=True)
+    assert made.manifest.row_mixing == ()
+
+
+def test_cuda_alone_is_refused_where_there_is_none(refusal):
+    """What cannot be verified here is refused, naming both sides."""
+    assert refusal(affine, WEIGHTS, platforms=("cuda",)) == (
+        "platforms: expected one that this machine has, to verify the bundle on, got cuda and a "
+        "machine with cpu; add cpu, or pass --unverified"
+    )
+
+
+def test_an_unverified_bundle_says_so(tmp_path):
+    """--unverified exports for absent platforms, and the manifest says nothing verified it."""
+    report = export_model(
+        affine,
+        WEIGHTS,
+        inputs=[X],
+        buckets=(1,),
+        platforms=("cuda",),
+        unverified=True,
+        out=tmp_path / "b",
+    )
+    m = open_bundle(tmp_path / "b").manifest
+
+    assert (m.platforms, m.verified, m.drift, m.row_mixing) == (("cuda",), (), {}, ())
+    assert (report.verified, report.programs[0].max_error) == ((), None)
+    with pytest.raises(IncompatibleProgram, match="needs platform cuda, this device is cpu"):
+        load(tmp_path / "b", "cpu")
+
+
+def test_an_unverified_bundle_that_may_mix_rows_says_so(tmp_path):
+    """Where nobody looked, rows that are allowed to mix are taken to do so."""
+    options = {"allow_row_mixing": True, "unverified": True, "platforms": ("cuda",)}
+    export_model(training_norm, inputs=[X], buckets=(1, 2), out=tmp_path / "b", **options)
+    assert open_bundle(tmp_path / "b").manifest.row_mixing == (
+        "rows may depend on each other: it was allowed, and nothing has looked yet",
+    )
+
+
+def test_unverified_still_verifies_what_it_can(export):
+    """--unverified is no reason to skip a platform that is here."""
+    made = export(affine, WEIGHTS, unverified=True, platforms=("cpu", "cuda"))
+    assert made.manifest.verified == ("cpu",)
+
+
+def something_else(platforms):
+    """Lower a program of the right shapes that answers something else."""
+
+    def program(params, inputs):
+        return (inputs[0] @ params[0] + 1,)
+
+    def run(traced, _platforms):
+        return lower(trace(program, *traced.arguments), platforms)
+
+    return run
+
+
+def test_programs_that_answer_wrongly_are_refused(refusal, monkeypatch):
+    """A program that is not the model is caught, and the difference is shown."""
+    monkeypatch.setattr(exporting, "lower", something_else(["cpu"]))
+    message = refusal(lambda params, x: x @ params, WEIGHTS["w"], kind=VerificationError)
+
+    assert message.startswith(
+        "the programs do not answer as the model does, on cpu: b1, output 'output'["
+    )
+    assert "; max |Δ| 1, accepted " in message
+    assert message.endswith("(golden/0.safetensors)")
+
+
+def test_programs_that_do_not_load_are_refused(refusal, monkeypatch):
+    """A program that cannot be loaded again is refused with what the loader says."""
+
+    def broken(traced, platforms):
+        return dataclasses.replace(lower(traced, platforms), exported=b"no program")
+
+    monkeypatch.setattr(exporting, "lower", broken)
+    monkeypatch.setattr(verification, "_run", _RUN)
+    message = refusal(affine, WEIGHTS, buckets=(1,), kind=VerificationError)
+    assert message.startswith(
+        "the written bundle does not load: error: programs/b1.exported: exported by jax "
+    )
+
+
+_RUN = verification._run
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
+            "the bundle ends the process that loads it: SIGSEGV",
+        ),
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+            "the bundle ends the process that loads it: SIGKILL",
+        ),
+        (
+            "import sys; sys.exit('no such thing')",
+            "the written bundle does not load: no such thing",
+        ),
+        ("import sys; sys.exit(3)", "the written bundle does not load: exit status 3"),
+        ("print('not JSON')", "the written bundle does not load: exit status 0"),
+    ],
+)
+def test_a_process_that_fails_to_verify_is_reported(tmp_path, monkeypatch, code, message):
+    """However the verifying process ends, the export says how, and leaves nothing behind."""
+    monkeypatch.setattr(verification, "_CHILD", code)
+    with pytest.raises(VerificationError) as caught:
+        export_model(
+            affine, WEIGHTS, inputs=[X], buckets=(1,), platforms=("cpu",), out=tmp_path / "x" / "b"
+        )
+    assert str(caught.value) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", ["flax", "orbax", "optax", "tensorflow", "export"])
+def test_the_verifying_process_cannot_import_flax(name):
+    """What verifies a bundle has nothing of what made it."""
+    prefix = verification._CHILD.split("from runtime")[0]
+    ran = subprocess.run(
+        [sys.executable, "-c", f"{prefix}import {name}", str(verification._ROOT)],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 1
+    assert f"import of {name} halted" in ran.stderr
+
+
+def test_goldens_run_through_every_bucket(export):
+    """Every program has answered every golden row, and the report shows the largest error."""
+    made = export(affine, WEIGHTS, buckets=(1, 2, 4))
+    report = verify(made.model)
+
+    assert [check.bucket for check in report.goldens] == ["b1", "b2", "b4"]
+    assert [p.bucket for p in made.report.programs] == ["b1", "b2", "b4"]
+    assert all(p.max_error < 1e-5 for p in made.report.programs)
+
+
+def test_a_full_disk_leaves_nothing(command, tmp_path, monkeypatch):
+    """A write that the disk refuses is one line, and what was written is removed."""
+    monkeypatch.chdir(tmp_path)
+    Path("m.py").write_text("def apply(params, x):\n    return x @ params['w']\n")
+    save_file({"w": np.ones((3, 300_000), np.float32)}, "w.safetensors")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        ran = command(
+            *("m.py:apply", "--params", "w.safetensors", "--input", X, "--buckets", "1"),
+            *("--platforms", "cpu", "--out", "deep/b"),
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert (ran.status, ran.error) == (1, "deep/b: File too large")
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "__pycache__") == before
+
+
+def test_of_two_exports_to_one_place_one_wins(tmp_path):
+    """An export that finds another in its place when it is done is refused, and leaves it be."""
+    out = tmp_path / "b"
+    options = {"inputs": [X], "buckets": (1,), "platforms": ("cpu",), "out": out}
+
+    def meanwhile(sentence):
+        if sentence == "writing the bundle":
+            export_model(affine, WEIGHTS, name="faster", **options)
+
+    with pytest.raises(BundleError) as caught:
+        export_model(affine, WEIGHTS, name="slower", progress=meanwhile, **options)
+    assert str(caught.value) == f"bundle {out}: exists; pass --overwrite to replace it"
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+    assert load(out, "cpu").manifest.name == "faster"
+
+
+def test_an_export_that_overwrites_wins_over_one_that_was_faster(tmp_path):
+    """With --overwrite the later one replaces the earlier one, whole."""
+    out = tmp_path / "b"
+    options = {"inputs": [X], "buckets": (1,), "platforms": ("cpu",), "out": out}
+
+    def meanwhile(sentence):
+        if sentence == "writing the bundle":
+            export_model(affine, WEIGHTS, name="faster", **options)
+
+    export_model(affine, WEIGHTS, name="slower", progress=meanwhile, overwrite=True, **options)
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+    assert load(out, "cpu").manifest.name == "slower"
+
+
+STUCK = """
+import os, signal
+
+def apply(params, x):
+    if os.environ.get("STUCK"):
+        signal.pause()
+    return x * 2
+"""
+
+
+@pytest.mark.e2e
+def test_a_killed_export_does_not_block_the_next(tmp_path, command, monkeypatch):
+    """After kill -9 in the middle the next export to the same place cleans up and succeeds."""
+    monkeypatch.chdir(tmp_path)
+    Path("m.py").write_text(STUCK)
+    words = ["m.py:apply", "--input", X, "--buckets", "1", "--platforms", "cpu", "--out", "b"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "export", *words],
+        env={**ENV, "STUCK": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr.readline().endswith("reading params\n")
+        process.kill()
+    left = [p.name for p in tmp_path.iterdir() if p.name.startswith(".b.staging-")]
+
+    assert process.returncode == -signal.SIGKILL
+    assert len(left) == 1
+    assert command(*words).status == 0
+    assert {p.name for p in tmp_path.iterdir()} - {"__pycache__"} == {"b", "m.py"}
+
+
+@pytest.mark.e2e
+def test_two_processes_at_once_make_one_bundle(tmp_path):
+    """Started together, exactly one export puts its bundle in place; the other says why not."""
+    (tmp_path / "m.py").write_text("def apply(params, x):\n    return x * 2\n")
+    words = ["m.py:apply", "--input", X, "--buckets", "1", "--platforms", "cpu", "--out", "b"]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "export", *words, "--name", name],
+            cwd=tmp_path,
+            env=ENV,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("one", "two")
+    ]
+    said = [process.communicate() for process in running]
+    statuses = [process.returncode for process in running]
+
+    assert sorted(statuses) == [0, 1]
+    winner = "one" if statuses[0] == 0 else "two"
+    assert load(tmp_path / "b", "cpu").manifest.name == winner
+    assert said[statuses.index(1)][1].splitlines()[-1] == (
+        f"error: bundle {tmp_path / 'b'}: exists; pass --overwrite to replace it"
+    )
+    assert {p.name for p in tmp_path.iterdir()} - {"__pycache__"} == {"b", "m.py"}
+
+
+def test_an_interrupted_export_leaves_nothing(command, tmp_path, monkeypatch):
+    """Ctrl-C ends with status 130, one line and a clean disk."""
+    monkeypatch.chdir(tmp_path)
+    Path("m.py").write_text("def apply(params, x):\n    raise KeyboardInterrupt\n")
+    ran = command("m.py:apply", "--input", X, "--out", "deep/b")
+
+    assert (ran.status, ran.error) == (130, "interrupted; nothing was left behind")
+    assert not Path("deep").exists()
+
+
+def test_refusals_are_of_one_kind():
+    """Everything that an export refuses can be caught as ExportError."""
+    assert issubclass(RowMixing, ExportError)
+    assert issubclass(VerificationError, ExportError)

@@ -1,0 +1,133 @@
+"""Bundles of earlier dates: read for ever, run for as long as jax promises it.
+
+See tests/data/freeze.py. A frozen bundle is never regenerated in place.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from pytest import fixture
+
+from runtime import assert_bundle_matches_goldens, load, open_bundle
+from runtime.__main__ import main
+
+BUNDLES = Path(__file__).parent.parent / "data" / "bundles"
+
+DESCRIPTION = """\
+model             mood version 7, exported 2026-11-22T00:00:00Z
+digest            070d1a82a5319598573eecc9f61556a826526c76221bc9085cd16b4a8b1a19f5
+made with         hloserve 0.1.0, jax 0.12.0.1, jaxlib 0.12.0.1, flax 0.12.12, stablehlo 1.18.0, calling_convention 10, serialization 12
+platforms         cpu, cuda; verified on cpu
+input             ids: int32[_, seq] (values 0..15, padded with 15)
+input             mask: int32[_, seq] (a mask)
+output            mood: float32[_, 3]
+output            scores: float32[_, seq, 2]
+axis              seq = 4, 8
+format            classification of mood (probabilities), labels negative, neutral, positive
+64-bit types      off
+matmul precision  highest
+params            7 in 2 arguments, 0.0 MB
+drift             mood: 3e-08 between buckets
+drift             scores: 6e-08 between buckets
+tolerance         cpu mood: 0.0135 + 0.03·|expected|
+tolerance         cpu scores: 0.0227 + 0.03·|expected|
+tolerance         cuda mood: 0.0135 + 0.03·|expected|
+tolerance         cuda scores: 0.0227 + 0.03·|expected|
+goldens           4 (16 rows)
+
+program  exported  stablehlo  custom calls
+b1-seq4   4,736 B    3,655 B             -
+b4-seq4   4,764 B    3,683 B             -
+b1-seq8   4,736 B    3,655 B             -
+b4-seq8   4,764 B    3,683 B             -
+"""
+ENTRIES = [
+    ("params/Dense_0/bias", "float32", (8,), "packed/float32", 0),
+    ("params/Dense_0/kernel", "float32", (8, 8), "packed/float32", 8),
+    ("params/Dense_1/bias", "float32", (3,), "packed/float32", 72),
+    ("params/Dense_1/kernel", "float32", (8, 3), "packed/float32", 75),
+    ("params/Dense_2/bias", "float32", (2,), "packed/float32", 99),
+    ("params/Dense_2/kernel", "float32", (8, 2), "packed/float32", 101),
+    ("params/Embed_0/embedding", "bfloat16", (16, 8), "params/Embed_0/embedding", 0),
+]
+MOOD = [0.33208, 0.3388, 0.32912]
+
+
+@fixture
+def frozen():
+    """The first bundle of format 1, of 2026-11-22."""
+    return BUNDLES / "format-1_2026-11-22"
+
+
+def test_frozen_bundle_is_as_it_was(frozen):
+    """
+    Not a byte of the frozen bundle has changed since its date.
+    """
+    digest = hashlib.sha256((frozen / "manifest.json").read_bytes()).hexdigest()
+    bundle = open_bundle(frozen)
+    for file in bundle.manifest.files:
+        bundle.read(file)
+
+    assert (
+        digest
+        == bundle.digest
+        == "070d1a82a5319598573eecc9f61556a826526c76221bc9085cd16b4a8b1a19f5"
+    )
+
+
+def test_frozen_manifest_is_read(frozen, capsys):
+    """
+    Its manifest says today what it said then.
+    """
+    assert main(["inspect", str(frozen)]) == 0
+
+    assert capsys.readouterr().out == DESCRIPTION
+
+
+def test_frozen_manifest_is_written_the_same(frozen):
+    """
+    Today's writer gives the bytes of then: format 1 has not drifted.
+    """
+    assert open_bundle(frozen).manifest.to_bytes() == (frozen / "manifest.json").read_bytes()
+
+
+def test_frozen_params_are_found(frozen):
+    """
+    Its params lie where the manifest says, with the dtypes of then.
+    """
+    bundle = open_bundle(frozen)
+    tensors = bundle.map(bundle.manifest.params.files[0])
+    params = bundle.manifest.params
+
+    assert [(e.name, e.dtype, e.shape, e.argument, e.offset) for e in params.entries] == ENTRIES
+    assert {name: (t.dtype.name, t.shape) for name, t in tensors.items()} == {
+        a.name: (a.dtype, a.shape) for a in params.arguments
+    }
+
+
+def test_frozen_bundle_reproduces_its_goldens(frozen):
+    """
+    Its programs answer as they did. To be retired six months after its date, see freeze.py.
+    """
+    assert_bundle_matches_goldens(frozen, "cpu")
+
+
+def test_frozen_bundle_verifies(frozen, capsys):
+    """
+    Verification finds nothing wrong. To be retired six months after its date, see freeze.py.
+    """
+    assert main(["verify", str(frozen), "--device", "cpu"]) == 0
+
+    assert capsys.readouterr().out.startswith("ok: 24 golden checks, 0 failed; ")
+
+
+def test_frozen_bundle_predicts(frozen):
+    """
+    A sequence between two buckets gets the answer of then. To be retired six months after its
+    date, see freeze.py.
+    """
+    answers = load(frozen, "cpu").predict({"ids": np.array([[1, 2, 3, 5, 8]], np.int32)})
+
+    np.testing.assert_allclose(answers["mood"], [MOOD], atol=1e-4)
+    assert answers["scores"].shape == (1, 5, 2)

@@ -1,0 +1,178 @@
+"""Verification: goldens and rows, checked on this device through the production path."""
+
+import json
+
+import numpy as np
+from pytest import fixture, mark, param, raises
+
+from runtime import (
+    GoldenMismatch,
+    IncompatibleProgram,
+    IntegrityError,
+    assert_bundle_matches_goldens,
+    load,
+)
+from runtime.tensors import read_tensors, write_tensors
+from runtime.verify import verify
+from tests.forging import with_other_golden
+
+
+@fixture
+def altered(classifier_bundle, tmp_path):
+    """The classifier with other expected outputs, digests and all."""
+    return with_other_golden(classifier_bundle, tmp_path / "altered")
+
+
+def unrecorded(bundle):
+    """Take the record that rows are mixed out of a bundle's manifest."""
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    manifest["row_mixing"] = []
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    return bundle
+
+
+def test_every_golden_runs_through_every_program_that_holds_it(tagger):
+    """
+    Goldens run in the longer buckets too, which proves that padding means nothing to the model.
+    """
+    report = verify(tagger)
+
+    sizes = {golden.file.path: golden.axes["seq"] for golden in tagger.manifest.goldens}
+    assert sorted(sizes.values()) == [2, 4, 6, 8]
+    assert sorted((check.bucket, check.golden, check.output) for check in report.goldens) == sorted(
+        (f"b{batch}-seq{seq}", path, output)
+        for path, size in sizes.items()
+        for seq in (4, 8)
+        if size <= seq
+        for batch in (1, 4)
+        for output in ("mean", "scores")
+    )
+
+
+def test_right_bundle_is_found_right(tagger):
+    """
+    A bundle on the machine that made it has no mismatch, no mixing and little drift.
+    """
+    report = verify(tagger)
+
+    assert report.mismatches == ()
+    assert report.mixing == ()
+    assert set(report.drift) == {"mean", "scores"}
+    assert max(report.drift.values()) <= 1e-5
+
+
+def test_progress_is_told(classifier):
+    """
+    Whoever waits hears what is being checked.
+    """
+    steps = []
+
+    verify(classifier, progress=steps.append)
+
+    assert steps == [
+        "checking goldens",
+        "checking rows of b1",
+        "checking rows of b2",
+        "checking rows of b4",
+    ]
+
+
+def test_altered_golden_is_found_in_every_program(altered):
+    """
+    Other expected outputs fail in each program, with place, size and tolerance in the message.
+    """
+    model = load(altered, "cpu")
+    report = verify(model)
+    tolerance = model.manifest.tolerances["cpu"]["output"]
+
+    assert [check.bucket for check in report.mismatches] == ["b1", "b2", "b4"]
+    for check in report.mismatches:
+        comparison = check.comparison
+        assert abs(comparison.max_error - 1) < 1e-5
+        assert str(check) == (
+            f"{check.bucket}, output 'output'{list(comparison.where)}: expected "
+            f"{comparison.expected!r}, got {comparison.got!r}; max |Δ| 1, accepted "
+            f"{tolerance.atol:.3g} + 0.0001·|expected| (golden/0.safetensors)"
+        )
+
+
+def test_mixed_rows_are_found_by_verification(mixing_bundle):
+    """
+    A model that mixes rows is seen to do so again on this device, and its goldens hold.
+    """
+    report = verify(load(mixing_bundle, "cpu"))
+
+    assert {mixing.bucket for mixing in report.mixing} == {"b4"}
+    assert {"random", "copies"} <= {mixing.cause for mixing in report.mixing}
+    assert {check.bucket for check in report.goldens} == {"b1", "b4"}
+    assert report.mismatches == ()
+
+
+def test_mixed_rows_that_nobody_recorded_fail(mixing_bundle, copy_of):
+    """
+    The same bundle without the record is wrong here: its answers depend on the batch.
+    """
+    report = verify(load(unrecorded(copy_of(mixing_bundle)), "cpu"))
+
+    assert report.mismatches != ()
+    assert report.mixing != ()
+
+
+@mark.parametrize(
+    ("change", "message"),
+    [
+        param(
+            lambda tensors: tensors.pop("output/output"),
+            "golden/0.safetensors: output/output: expected float32[4, 3], got none",
+            id="missing",
+        ),
+        param(
+            lambda tensors: tensors.update({"input/x": np.zeros((3, 4), np.float32)}),
+            "golden/0.safetensors: input/x: expected float32[4, 4], got float32[3, 4]",
+            id="other-rows",
+        ),
+    ],
+)
+def test_golden_that_does_not_fit_is_refused(classifier_bundle, copy_of, redigest, change, message):
+    """
+    A golden file of other tensors than the signature's is refused, not compared.
+    """
+    bundle = copy_of(classifier_bundle)
+    path = bundle / "golden/0.safetensors"
+    tensors = read_tensors(path, path.read_bytes())
+    change(tensors)
+    with path.open("wb") as f:
+        write_tensors(f, tensors)
+    redigest(bundle)
+
+    with raises(IntegrityError) as caught:
+        verify(load(bundle, "cpu"))
+
+    assert str(caught.value) == message
+
+
+def test_assertion_passes_for_a_right_bundle(tagger_bundle):
+    """
+    A regression test of a user's own is one line.
+    """
+    assert_bundle_matches_goldens(tagger_bundle, "cpu")
+
+
+def test_assertion_lists_what_fails(altered):
+    """
+    A failing regression test says which programs are off, and by how much.
+    """
+    with raises(GoldenMismatch) as caught:
+        assert_bundle_matches_goldens(str(altered), "cpu")
+
+    first, *rest = str(caught.value).splitlines()
+    assert first == "3 golden checks failed on cpu:"
+    assert [line.split(",")[0] for line in rest] == ["b1", "b2", "b4"]
+
+
+def test_assertion_cannot_pass_where_the_bundle_does_not_run(cuda_bundle):
+    """
+    A bundle that this device cannot run is an error, never a quiet pass.
+    """
+    with raises(IncompatibleProgram):
+        assert_bundle_matches_goldens(cuda_bundle, "cpu")

@@ -1,0 +1,94 @@
+"""What imports what: the serving half stays lean, the manifest needs nothing at all.
+
+import-linter reads the sources; these look at what a process really loads.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from pytest import mark
+
+ROOT = Path(__file__).parents[1]
+TRAINING = {"flax", "orbax", "optax", "tensorflow", "chex", "export"}
+REACHING_OUT = {
+    *("socket.connect", "socket.bind", "socket.getaddrinfo", "pickle.find_class"),
+    *("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork"),
+}
+ARRAYS = {"numpy", "jax", "jaxlib", "ml_dtypes", "safetensors"}
+
+
+def loaded_after(code, *arguments):
+    """Run code in a process of its own; return the top-level modules it has then."""
+    tail = "; import sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    command = [sys.executable, "-c", code + tail, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@mark.e2e
+@mark.parametrize("module", ["runtime", "runtime.errors", "runtime.signature", "runtime.manifest"])
+def test_manifest_needs_the_standard_library_alone(module):
+    """
+    Tools that have neither NumPy nor JAX can read what a bundle says about itself.
+    """
+    assert loaded_after(f"import {module}") & (ARRAYS | TRAINING) == set()
+
+
+@mark.e2e
+def test_manifest_is_read_without_arrays(classifier_bundle):
+    """
+    Reading a real manifest pulls in no more than importing the reader.
+    """
+    code = (
+        "import sys; from runtime.manifest import Manifest; "
+        "data = open(sys.argv[1] + '/manifest.json', 'rb').read(); "
+        "assert Manifest.from_bytes(data).name == 'classifier'"
+    )
+
+    assert loaded_after(code, classifier_bundle) & (ARRAYS | TRAINING) == set()
+
+
+@mark.e2e
+@mark.parametrize(
+    "module", ["runtime.model", "runtime.verify", "runtime.writer", "server.__main__"]
+)
+def test_serving_half_loads_nothing_of_training(module):
+    """
+    The runtime and the server never pull in Flax, Orbax, Optax, TensorFlow or the exporter.
+    """
+    assert loaded_after(f"import {module}") & TRAINING == set()
+
+
+@mark.e2e
+def test_prediction_stays_by_itself(classifier_bundle):
+    """
+    Loading and predicting imports nothing of training, and needs no network, pickle or process.
+    """
+    code = (
+        "import sys; seen = []; "
+        "sys.addaudithook(lambda event, _: seen.append(event)); "
+        "import numpy as np; from runtime import load; "
+        "model = load(sys.argv[1], 'cpu'); "
+        "answers = model.predict({'x': np.zeros((3, 4), np.float32)}); "
+        "assert answers['output'].shape == (3, 3); "
+        f"strange = set(seen) & {REACHING_OUT}; assert not strange, strange"
+    )
+
+    assert loaded_after(code, classifier_bundle) & TRAINING == set()
+
+
+@mark.e2e
+def test_runtime_works_without_the_server_and_export_extras(classifier_bundle):
+    """
+    With every module of the other halves made unimportable, a bundle still loads and runs.
+    """
+    absent = sorted(TRAINING | {"server", "flask", "granian", "orjson", "rich", "matplotlib"})
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent})); import numpy as np; "
+        "from runtime import load; "
+        "load(sys.argv[1], 'cpu').predict({'x': np.zeros((1, 4), np.float32)}); "
+        f"[sys.modules.pop(name) for name in {absent}]"
+    )
+
+    assert loaded_after(code, classifier_bundle) & set(absent) == set()
