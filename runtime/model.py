@@ -242,7 +242,7 @@ class Model:
         if len(parts) == 1:
             return parts[0]
         if not parts:
-            return tuple(self._no_rows(spec, group.sizes) for spec in self.signature.outputs)
+            return tuple(self.no_rows(group.sizes).values())
         return tuple(np.concatenate(pieces) for pieces in zip(*parts, strict=True))
 
     def _run_padded(
@@ -263,8 +263,13 @@ class Model:
     def _named(self, sizes: tuple[int, ...]) -> dict[str, int]:
         return dict(zip((axis.name for axis in self.signature.axes), sizes, strict=True))
 
-    def _no_rows(self, spec: TensorSpec, sizes: tuple[int, ...]) -> Array:
-        return np.empty(spec.concrete(0, self._named(sizes)), numpy_dtype(spec.dtype))
+    def no_rows(self, sizes: tuple[int, ...]) -> dict[str, Array]:
+        """Give the answer to zero rows, at these sizes of the bucketed axes."""
+        named = self._named(sizes)
+        return {
+            spec.name: np.empty(spec.concrete(0, named), numpy_dtype(spec.dtype))
+            for spec in self.signature.outputs
+        }
 
     def measure(self) -> None:
         """Run every program until its time is known, and plan by these times from now on.

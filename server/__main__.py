@@ -9,6 +9,7 @@ Exit statuses: 0 stopped, 2 configuration, 3 bundle, 4 golden mismatch, 5 device
 """
 
 import asyncio
+import functools
 import logging
 import os
 import signal
@@ -20,10 +21,11 @@ from collections.abc import Mapping, Sequence
 from runtime.errors import BundleError, DeviceUnavailable, ExecutionError, GoldenMismatch
 from runtime.model import Model, load
 from runtime.verify import check_goldens
+from server import vertex
 from server.config import ConfigError, ServerConfig, parse
 from server.http_app import create_app
 from server.http_front import Front, make_server
-from server.service import Service
+from server.service import Limits, Service
 
 log = logging.getLogger("server")
 
@@ -44,29 +46,54 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 async def _serve(config: ServerConfig) -> int:
-    service = Service()
-    front = Front(create_app(service, config), config.max_body_bytes, threads=8)
-    server = make_server(front, config.host, config.port)
     loop = asyncio.get_running_loop()
+    ended: asyncio.Future[int] = loop.create_future()
+
+    def end(status: int) -> None:
+        if not ended.done():
+            ended.set_result(status)
+
+    service = Service(_limits(config), fatal=lambda _: end(EXIT_DEVICE))
+    app = create_app(
+        service, config, lambda call: asyncio.run_coroutine_threadsafe(call, loop).result()
+    )
+    hot = {config.predict_route: functools.partial(vertex.predict, service)}
+    server = make_server(
+        Front(app, hot, config.max_body_bytes, threads=8), config.host, config.port
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.stop)
+        loop.add_signal_handler(number, end, 0)
     serving = loop.create_task(server.serve())
-    loading = loop.run_in_executor(None, _open, service, config)
-    await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
-    if loading.done() and (status := loading.result()):
-        server.stop()
-        await serving
-        return status
+    loading = loop.create_task(_open(service, config))
+
+    def loaded(task: asyncio.Task[int]) -> None:
+        if task.cancelled() or task.result():
+            end(EXIT_BUNDLE if task.cancelled() else task.result())
+
+    loading.add_done_callback(loaded)
+    status = await ended
+    service.drain()
+    await service.drained()
+    server.stop()
     await serving
-    return 0
+    service.close()
+    return status
 
 
-def _open(service: Service, config: ServerConfig) -> int:
+def _limits(config: ServerConfig) -> Limits:
+    return Limits(
+        queue_rows=config.max_queue_rows,
+        request_rows=config.max_request_rows,
+        queue_delay_s=config.max_queue_delay_ms / 1e3,
+        timeout_s=config.request_timeout_ms / 1e3,
+    )
+
+
+async def _open(service: Service, config: ServerConfig) -> int:
     """Load the bundle and prove it; returns 0, or the exit status of what is wrong."""
     begin = time.monotonic()
     try:
-        model = load(config.bundle, config.device or None, progress=log.info)
-        _check(model)
+        model = await asyncio.to_thread(_load, config)
     except GoldenMismatch as error:
         return _failed(error, EXIT_GOLDEN)
     except (DeviceUnavailable, ExecutionError) as error:
@@ -86,6 +113,12 @@ def _open(service: Service, config: ServerConfig) -> int:
         time.monotonic() - begin,
     )
     return 0
+
+
+def _load(config: ServerConfig) -> Model:
+    model = load(config.bundle, config.device or None, progress=log.info)
+    _check(model)
+    return model
 
 
 def _check(model: Model) -> None:

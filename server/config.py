@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -11,8 +12,8 @@ class ConfigError(Exception):
     """A flag or environment variable does not read; the message names it."""
 
 
-def _option(default: Any, help_: str, *, env: str, flag: str | None = None) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help_, "env": env, "flag": flag})
+def _option(default: Any, help_: str, *, env: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help_, "env": env})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,16 @@ class ServerConfig:
     predict_route: str = _option("/predict", "Path of predictions.", env="AIP_PREDICT_ROUTE")
     health_route: str = _option("/health", "Path of the health check.", env="AIP_HEALTH_ROUTE")
     device: str = _option("", "cpu, cuda, cuda:1; empty for JAX's default.", env="HLOSERVE_DEVICE")
+    max_queue_delay_ms: float = _option(
+        0.0,
+        "Longest a task waits for company while the device is free.",
+        env="HLOSERVE_MAX_QUEUE_DELAY_MS",
+    )
+    max_queue_rows: int = _option(4096, "Rows that may wait.", env="HLOSERVE_MAX_QUEUE_ROWS")
+    max_request_rows: int = _option(1024, "Rows of one request.", env="HLOSERVE_MAX_REQUEST_ROWS")
+    request_timeout_ms: float = _option(
+        60_000.0, "Longest a request takes.", env="HLOSERVE_REQUEST_TIMEOUT_MS"
+    )
     max_body_bytes: int = _option(
         16 * 1024 * 1024, "Largest accepted body.", env="HLOSERVE_MAX_BODY_BYTES"
     )
@@ -39,8 +50,17 @@ class ServerConfig:
             raise ConfigError("bundle: expected a directory, got none; pass --bundle DIR")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port: expected 0 to 65535, got {self.port}")
-        if self.max_body_bytes < 1:
-            raise ConfigError(f"max_body_bytes: expected at least 1, got {self.max_body_bytes}")
+        for name in ("max_body_bytes", "max_queue_rows", "max_request_rows"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.max_queue_delay_ms < math.inf:
+            raise ConfigError(
+                f"max_queue_delay_ms: expected 0 or more, got {self.max_queue_delay_ms}"
+            )
+        if not 0 < self.request_timeout_ms < math.inf:
+            raise ConfigError(
+                f"request_timeout_ms: expected more than 0, got {self.request_timeout_ms}"
+            )
         for name in ("predict_route", "health_route"):
             route = getattr(self, name)
             if not route.startswith("/") or any(c in route for c in "<>?# "):
@@ -97,8 +117,10 @@ def _flag(field: dataclasses.Field[Any]) -> str:
 
 
 def _convert(text: str, kind: type, source: str) -> Any:
-    if kind is not int:
+    if kind is str:
         return text
-    if not text.strip().isdecimal():
-        raise ConfigError(f"{source}: expected a whole number, got {text!r}")
-    return int(text)
+    try:
+        return kind(text)
+    except ValueError:
+        expected = "a whole number" if kind is int else "a number"
+        raise ConfigError(f"{source}: expected {expected}, got {text!r}") from None

@@ -1,16 +1,21 @@
 """What the server refuses, beside the runtime's own errors.
 
-* MalformedRequest         not the JSON that the route takes
-* UnsupportedMedia         a content type that the route does not read
-* TooLarge                 more bytes than a request may have
-* NotReady                 the model is still being loaded
+* MalformedRequest         not what the route takes
+* UnsupportedMedia         a content type or encoding that the route does not read
+* TooLarge                 more bytes or rows than a request may have
+* Unavailable              not now; another try may work
+  - NotReady               the model is still being loaded, or has failed
+  - Overloaded             the queue is full
+  - Draining               the server is stopping
+  - OutOfMemory            the device had no memory for this batch
+* DeadlineExceeded         no answer within the request's time
 """
 
 from runtime.errors import InvalidInput
 
 
 class MalformedRequest(InvalidInput):
-    """The body is not what the route takes."""
+    """The request is not what the route takes."""
 
 
 class UnsupportedMedia(InvalidInput):
@@ -18,8 +23,28 @@ class UnsupportedMedia(InvalidInput):
 
 
 class TooLarge(Exception):
-    """The request has more bytes than are accepted."""
+    """The request has more bytes or rows than are accepted."""
 
 
-class NotReady(Exception):
-    """The model is still being loaded."""
+class Unavailable(Exception):
+    """The server cannot answer now; another try may work."""
+
+
+class NotReady(Unavailable):
+    """The model is still being loaded, or has failed."""
+
+
+class Overloaded(Unavailable):
+    """The queue is full."""
+
+
+class Draining(Unavailable):
+    """The server is stopping."""
+
+
+class OutOfMemory(Unavailable):
+    """The device had no memory for this batch."""
+
+
+class DeadlineExceeded(Exception):
+    """There was no answer within the request's time."""

@@ -1,13 +1,13 @@
 """The entrance that `python -m server` runs: granian's embedded server in front of Flask.
 
-granian reads connections in Rust threads and calls `Front` on the event loop; each
-request's body is read there and the application is run on a worker thread.
+granian reads connections in Rust threads and calls `Front` on the event loop. Predictions
+are answered right there; every other route is the application's, on a worker thread.
 """
 
 import asyncio
 import io
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +16,11 @@ from granian.http import HTTP1Settings
 from granian.rsgi import ProtocolClosed, ProtocolError
 from granian.server.embed import Server
 
+from server.body import check_headers, check_length
+from server.reply import Reply, failure
+
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+Hot = Callable[[bytes], Awaitable[Reply]]
 Answer = tuple[int, list[tuple[str, str]], bytes]
 
 # Above what a load balancer opens; the kernel queues the rest.
@@ -27,35 +31,52 @@ KEEP_ALIVE_MS = 620_000
 
 
 class Front:
-    """Answers requests with a WSGI application.
+    """Answers predictions on the event loop, and everything else with the application.
 
     Args:
       app: the application.
+      hot: paths to the coroutines that answer a POST there, given the body.
       limit: largest body that is read.
-      threads: how many requests run at once.
+      threads: how many requests of the application run at once.
     """
 
-    def __init__(self, app: Wsgi, limit: int, threads: int) -> None:
+    def __init__(self, app: Wsgi, hot: Mapping[str, Hot], limit: int, threads: int) -> None:
         self._app = app
+        self._hot = hot
         self._limit = limit
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="http")
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         """Answer one request; granian calls this on the event loop."""
+        hot = self._hot.get(scope.path) if scope.method == "POST" else None
+        if hot is None:
+            await self._cold(scope, protocol)
+            return
+        try:
+            get = scope.headers.get
+            announced = check_headers(
+                get("content-type"), get("content-encoding"), get("content-length"), self._limit
+            )
+            body = check_length(await protocol(), announced, self._limit)
+            made = await hot(body)
+        except (ProtocolClosed, ProtocolError):
+            return
+        except Exception as error:  # noqa: BLE001 (every error has an answer)
+            made = failure(error)
+        protocol.response_bytes(made.status, list(made.headers), made.body)
+
+    async def _cold(self, scope: Any, protocol: Any) -> None:
         environ = _environ(scope)
         length = environ.get("CONTENT_LENGTH", "0")
         if not length.isdecimal() or int(length) <= self._limit:
             try:
                 # The length is within the limit, or the body is chunked and ends at it.
-                environ["wsgi.input"] = io.BytesIO(await self._body(protocol))
+                environ["wsgi.input"] = io.BytesIO(await protocol())
             except (ProtocolClosed, ProtocolError):
                 return
         loop = asyncio.get_running_loop()
         status, headers, body = await loop.run_in_executor(self._pool, _call, self._app, environ)
         protocol.response_bytes(status, headers, body)
-
-    async def _body(self, protocol: Any) -> bytes:
-        return await protocol()  # type: ignore[no-any-return]
 
 
 def make_server(front: Front, host: str, port: int) -> Server:

@@ -3,7 +3,16 @@
 import dataclasses
 
 from runtime.errors import BatchTooLarge, InvalidInput
-from server.errors import MalformedRequest, NotReady, TooLarge, UnsupportedMedia
+from server.errors import (
+    DeadlineExceeded,
+    Draining,
+    MalformedRequest,
+    NotReady,
+    OutOfMemory,
+    Overloaded,
+    TooLarge,
+    UnsupportedMedia,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,6 +37,10 @@ _TABLE: dict[type[BaseException], Status] = {
     InvalidInput: Status(400, "invalid_argument"),
     TooLarge: Status(413, "too_large"),
     NotReady: Status(503, "not_ready"),
+    Overloaded: Status(503, "queue_full"),
+    Draining: Status(503, "draining"),
+    OutOfMemory: Status(503, "out_of_memory"),
+    DeadlineExceeded: Status(504, "deadline"),
 }
 INTERNAL = Status(500, "internal", public=False)
 INTERNAL_TEXT = "internal error; the server's log says more"

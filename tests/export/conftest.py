@@ -34,13 +34,16 @@ class Exported:
 
     @property
     def manifest(self):
+        """Give what the bundle says about itself."""
         return self.model.manifest
 
     @property
     def path(self):
+        """Give where the bundle is."""
         return self.model.bundle.path
 
     def predict(self, **inputs):
+        """Predict; outputs by name."""
         return self.model.predict(inputs)
 
     def answer(self, **inputs):
@@ -128,6 +131,7 @@ class Ran:
 
     @property
     def json(self):
+        """Read what was printed for machines."""
         return json.loads(self.out)
 
     @property

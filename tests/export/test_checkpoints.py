@@ -505,6 +505,7 @@ class Net(nnx.Module):
     """Twelve layers, so that list places have one and two digits, with states of all kinds."""
 
     def __init__(self, rngs: nnx.Rngs):
+        """Make the layers, each with its own values."""
         self.layers = nnx.List([nnx.Linear(3, 3, rngs=rngs) for _ in range(12)])
         self.drop = nnx.Dropout(0.5, rngs=rngs)
         self.norm = nnx.BatchNorm(3, rngs=rngs)
@@ -524,25 +525,30 @@ def net():
 
 
 def save_state(path, net):
+    """Save the whole state, randomness included."""
     return orbax(path, nnx.state(net))
 
 
 def save_pure(path, net):
+    """Save the whole state as plain dicts, places as numbers."""
     return orbax(path, nnx.to_pure_dict(nnx.state(net)))
 
 
 def save_without_randomness(path, net):
+    """Save what a user keeps who splits the randomness off."""
     _, _, rest = nnx.split(net, nnx.RngState, ...)
     return orbax(path, nnx.to_pure_dict(rest))
 
 
 def save_msgpack(path, net):
+    """Save plain dicts as Flax msgpack, which has only string keys."""
     _, _, rest = nnx.split(net, nnx.RngState, ...)
     path.write_bytes(serialization.to_bytes(_with_string_keys(nnx.to_pure_dict(rest))))
     return path
 
 
 def _with_string_keys(tree):
+    """Give a tree whose keys are strings."""
     if not isinstance(tree, dict):
         return tree
     return {str(key): _with_string_keys(value) for key, value in tree.items()}

@@ -15,6 +15,7 @@ IDS = TensorSpec(name="ids", dtype="int32", shape=("_", 6), minimum=3, maximum=4
 
 
 def affine(params, x):
+    """Stand for any model."""
     return x @ params["w"] + params["b"]
 
 
@@ -118,6 +119,7 @@ def test_goldens_fill_a_bucket_within_a_size(shape, most, rows):
 
 
 def lookup(params, ids):
+    """Average rows of a table, NaN for ids that it does not have."""
     return params.at[ids].get(mode="fill", fill_value=jnp.nan).mean(1)
 
 
@@ -158,6 +160,7 @@ INPUTS = [IDS, "x:float32[_,3]"]
 
 
 def golden_file(folder, name, arrays):
+    """Write golden inputs in the form that a name asks for."""
     path = folder / name
     if name.endswith(".npz"):
         np.savez(path, **arrays)
@@ -167,6 +170,7 @@ def golden_file(folder, name, arrays):
 
 
 def both(_params, ids, x):
+    """Take two inputs and give two outputs."""
     return {"x": jnp.log(x), "ids": ids}
 
 

@@ -33,6 +33,7 @@ def text_of(lowered):
 
 @jax.custom_jvp
 def with_jvp(x):
+    """Multiply by the large constant, with a derivative of its own."""
     return x @ BIG
 
 
@@ -41,6 +42,7 @@ with_jvp.defjvp(lambda primals, tangents: (with_jvp(*primals), tangents[0] @ BIG
 
 @jax.custom_vjp
 def with_vjp(x):
+    """Multiply by the large constant, with a transpose of its own."""
     return x @ BIG
 
 
@@ -125,9 +127,12 @@ def test_a_constant_that_cannot_be_hoisted_is_said(plan):
         step = jax.jit(lambda c: jnp.tanh(c @ BIG))
         return jax.lax.scan(lambda c, _: (step(c), None), x, None, length=2)[0]
 
-    assert plan(apply, inputs=INPUT).notes == (
-        "a constant float32[550, 550] (1.2 MiB) of the model's code stays inside every program",
-    )
+    def beside_another(params, x):
+        return apply(params, x @ (BIG + 1))
+
+    stays = "a constant float32[550, 550] (1.2 MiB) of the model's code stays inside every program"
+    assert plan(apply, inputs=INPUT).notes == (stays,)
+    assert plan(beside_another, inputs=INPUT).notes == (NOTE, stays)
 
 
 def test_a_param_with_a_constants_name_is_refused(refusal):
@@ -182,24 +187,30 @@ def test_matmul_precision_survives_hoisting_and_is_recorded(export):
 
 
 def debug_print(x):
+    """Print while running."""
     jax.debug.print("{}", x)
     return x
 
 
 def debug_callback(x):
+    """Call a function while running."""
     jax.debug.callback(lambda _: None, x)
     return x
 
 
 def pure_callback(x):
+    """Compute in Python."""
     return jax.pure_callback(lambda a: a, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
 
 
 def ordered_callback(x):
+    """Compute in Python, in order."""
     return io_callback(lambda a: a, jax.ShapeDtypeStruct(x.shape, x.dtype), x, ordered=True)
 
 
 def deep_inside(x):
+    """Compute in Python in a branch of a loop."""
+
     def step(carry, _):
         return jax.lax.cond(carry[0, 0] > 0, jax.jit(pure_callback), lambda y: y, carry), None
 
@@ -275,11 +286,14 @@ def test_ordinary_operations_lower_for_cuda_without_one(operation):
 
 
 def cudnn_attention(x):
+    """Attend with a kernel of NVIDIA GPUs."""
     q = x.reshape(len(x), 4, 2, 8).astype(jnp.bfloat16)
     return jax.nn.dot_product_attention(q, q, q, implementation="cudnn")
 
 
 def pallas_kernel(x):
+    """Double with a kernel that has no CPU form."""
+
     def double(i, o):
         o[...] = i[...] * 2
 
@@ -287,6 +301,7 @@ def pallas_kernel(x):
 
 
 def unknown_kernel(x):
+    """Call a kernel that nobody registered."""
     return jax.ffi.ffi_call("nowhere", jax.ShapeDtypeStruct(x.shape, x.dtype))(x)
 
 

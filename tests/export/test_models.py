@@ -14,6 +14,7 @@ X = "x:float32[_,3]"
 
 
 def close(got, expected, rtol=1e-5, atol=1e-6):
+    """Compare answers; true, so that it can be asserted."""
     np.testing.assert_allclose(got, np.asarray(expected), rtol=rtol, atol=atol)
     return True
 
@@ -31,24 +32,32 @@ class Noisy(linen.Module):
 
 
 class Training(Noisy):
+    """Calls its switch `training`, without a default."""
+
     @linen.compact
     def __call__(self, x, training: bool):
         return Noisy()(x, train=training)
 
 
 class IsTraining(Noisy):
+    """Calls its switch `is_training`, by keyword only."""
+
     @linen.compact
     def __call__(self, x, *, is_training: bool = True):
         return Noisy()(x, train=is_training)
 
 
 class Deterministic(Noisy):
+    """Has the switch the other way round."""
+
     @linen.compact
     def __call__(self, x, deterministic: bool = False):
         return Noisy()(x, train=not deterministic)
 
 
 class UseRunningAverage(Noisy):
+    """Calls its switch as BatchNorm does."""
+
     @linen.compact
     def __call__(self, x, use_running_average: bool = False):
         return Noisy()(x, train=not use_running_average)
@@ -103,6 +112,7 @@ class NetOfAll(nnx.Module):
     """Dropout and batch statistics."""
 
     def __init__(self, rngs: nnx.Rngs):
+        """Make the layers."""
         self.norm = nnx.BatchNorm(3, rngs=rngs)
         self.drop = nnx.Dropout(0.5, rngs=rngs)
         self.out = nnx.Linear(3, 2, rngs=rngs)
@@ -187,6 +197,8 @@ def test_dropout_that_stays_on_names_its_key(refusal):
     """Dropout that no argument switches off needs a key too, of its own name."""
 
     class On(linen.Module):
+        """Drops out whenever it is called."""
+
         @linen.compact
         def __call__(self, x):
             return linen.Dropout(0.5, deterministic=False)(x)
@@ -212,6 +224,7 @@ class NoisyNet(nnx.Module):
     """Draws noise when it answers."""
 
     def __init__(self, rngs: nnx.Rngs):
+        """Keep the streams to draw from."""
         self.out = nnx.Linear(3, 2, rngs=rngs)
         self.rngs = rngs
 
@@ -246,6 +259,8 @@ def test_a_model_left_in_training_mode_is_recognized(refusal):
     """A linen model that would update its statistics is refused with a guess at why."""
 
     class Stuck(linen.Module):
+        """Updates its statistics whenever it is called."""
+
         @linen.compact
         def __call__(self, x):
             return linen.BatchNorm(use_running_average=False)(x)
@@ -556,6 +571,8 @@ def test_odd_arrays_are_kept_as_they_are(export):
     """Empty, transposed, scalar and boxed params come through."""
 
     class Boxed(linen.Module):
+        """Has a param with a partitioning."""
+
         @linen.compact
         def __call__(self, x):
             boxed = linen.with_partitioning(linen.initializers.ones, (None, "model"))

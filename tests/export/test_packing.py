@@ -16,6 +16,7 @@ DTYPES.append(np.dtype(ml_dtypes.bfloat16))
 
 
 def array(seed, shape, dtype):
+    """Draw zeros and ones, which every dtype has."""
     return np.random.default_rng(seed).integers(0, 2, shape).astype(dtype)
 
 

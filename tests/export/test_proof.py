@@ -25,6 +25,7 @@ WEIGHTS = {"w": np.arange(6, dtype=np.float32).reshape(3, 2), "b": np.ones(2, np
 
 
 def affine(params, x):
+    """Stand for any model."""
     return x @ params["w"] + params["b"]
 
 
@@ -34,6 +35,7 @@ def training_norm(_params, x):
 
 
 def softmax_across_rows(_params, x):
+    """Give one output that is row by row and one that is not."""
     return {"fine": x * 2, "mixed": jax.nn.softmax(x, axis=0)}
 
 

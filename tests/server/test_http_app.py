@@ -2,36 +2,13 @@
 
 import io
 import json
-import types
 
-import numpy as np
 from pytest import fixture, mark, param
 
 from runtime.errors import ExecutionError
-from runtime.manifest import OutputFormat
-from runtime.signature import Signature, TensorSpec
 from server.config import ServerConfig
 from server.http_app import create_app
-from server.service import Service
-
-SIGNATURE = Signature(
-    inputs=(TensorSpec(name="x", dtype="float32", shape=("_", 2)),),
-    outputs=(TensorSpec(name="y", dtype="float32", shape=("_",)),),
-)
-
-
-class FakeModel:
-    """Sums rows; raises what it is told to."""
-
-    signature = SIGNATURE
-    manifest = types.SimpleNamespace(output_format=OutputFormat())
-    error: Exception | None = None
-
-    def predict(self, inputs):
-        """Answer as `Model.predict` does."""
-        if self.error:
-            raise self.error
-        return {"y": inputs["x"].sum(axis=1, dtype=np.float32)}
+from tests.server.fakes import FakeModel, Running
 
 
 @fixture
@@ -41,11 +18,11 @@ def model():
 
 
 @fixture
-def service(model):
-    """A service that is ready."""
-    service = Service()
-    service.open(model)
-    return service
+def running():
+    """A service that is still loading."""
+    running = Running()
+    yield running
+    running.close()
 
 
 @fixture
@@ -55,9 +32,10 @@ def config():
 
 
 @fixture
-def client(service, config):
-    """Flask's test client."""
-    return create_app(service, config).test_client()
+def client(running, model, config):
+    """Flask's test client, in front of a service that is ready."""
+    running.open(model)
+    return create_app(running.service, config, running.wait).test_client()
 
 
 def refused(answer, status, slug):
@@ -78,14 +56,13 @@ def test_instances_become_predictions(client):
     assert answer.get_data() == b'{"predictions":[3.0,7.0]}'
 
 
-def test_health_says_ready_only_when_a_model_is_open(config, model):
+def test_health_says_ready_only_when_a_model_is_open(running, config, model):
     """The health route answers 503 until the model is open, then 200."""
-    service = Service()
-    client = create_app(service, config).test_client()
+    client = create_app(running.service, config, running.wait).test_client()
 
     before = client.get("/health")
     predicted = client.post("/predict", json={"instances": []})
-    service.open(model)
+    running.open(model)
     after = client.get("/health")
 
     assert (before.status_code, before.get_json()) == (503, {"status": "loading"})
@@ -94,10 +71,22 @@ def test_health_says_ready_only_when_a_model_is_open(config, model):
     assert (after.status_code, after.get_json()) == (200, {"status": "ready"})
 
 
-def test_routes_are_those_of_the_configuration(service):
+def test_a_draining_server_says_so(client, running):
+    """While it stops, the health route and new predictions answer 503."""
+    running.service.drain()
+
+    health = client.get("/health")
+    predicted = client.post("/predict", json={"instances": [[1, 2]]})
+
+    assert (health.status_code, health.get_json()) == (503, {"status": "draining"})
+    assert refused(predicted, 503, "draining") == "the server is stopping"
+
+
+def test_routes_are_those_of_the_configuration(running, model):
     """Vertex AI's routes, colons and all, are served as configured."""
+    running.open(model)
     config = ServerConfig(bundle="unused", predict_route="/v1/e/1:predict", health_route="/v1/e/1")
-    client = create_app(service, config).test_client()
+    client = create_app(running.service, config, running.wait).test_client()
 
     assert client.post("/v1/e/1:predict", json={"instances": [[1, 2]]}).status_code == 200
     assert client.get("/v1/e/1").status_code == 200
@@ -190,7 +179,11 @@ def test_a_body_shorter_than_announced_is_refused(client):
 
 def test_an_internal_error_tells_nothing(client, model, caplog):
     """A device error is a 500 with a fixed text; the log has the reason and the id."""
-    model.error = ExecutionError("secret /path/of/bundle")
+
+    def fail(_):
+        raise ExecutionError("secret /path/of/bundle")
+
+    model.before = fail
 
     answer = client.post("/predict", json={"instances": [[1, 2]]})
 

@@ -1,0 +1,193 @@
+"""Which tasks run together, when, and in which bucket. No thread, no clock, no lock, no jax.
+
+The queue is owned by whoever calls it, one caller at a time: the event loop in the server,
+a test in the tests.
+"""
+
+import dataclasses
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from runtime.buckets import Planner
+from server.errors import Overloaded
+
+Sizes = tuple[int, ...]
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Task:
+    """A request's unit in the queue: rows that are never split.
+
+    Attributes:
+      rows: its size, at least 1 and at most the largest bucket.
+      sizes: the real size of each bucketed axis.
+      payload: what is run; the queue does not look at it.
+      arrived: the instant it was offered, in the caller's clock.
+    """
+
+    rows: int
+    sizes: Sizes
+    payload: Any
+    arrived: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batch:
+    """Tasks that run together.
+
+    Attributes:
+      sizes: axis sizes of the program.
+      bucket: its batch size.
+      tasks: in order of arrival.
+      rows: of all tasks; the rest of the bucket is padding.
+    """
+
+    sizes: Sizes
+    bucket: int
+    tasks: tuple[Task, ...]
+    rows: int
+
+
+class BatchQueue:
+    """A first-in-first-out queue that knows when a batch is due and what is in it.
+
+    A batch is due when its largest bucket is full, or when the oldest task has waited
+    `max_delay_s`. While the device is busy the next batch fills for free, so a delay of 0
+    batches under load and costs a lone task nothing.
+
+    A batch follows run times: of k queued rows it takes as many as the cheapest plan's
+    largest bucket, and it takes in tasks of other axis sizes where that is cheaper than
+    running them apart. Tasks that share a program are never overtaken.
+
+    Args:
+      planners: axis sizes to the planner of their programs.
+      capacity_rows: rows that may wait.
+      max_delay_s: longest that a task waits for company while the device is free.
+      alone: run every task by itself: the model's rows depend on each other.
+    """
+
+    def __init__(
+        self,
+        planners: Mapping[Sizes, Planner],
+        *,
+        capacity_rows: int,
+        max_delay_s: float = 0.0,
+        alone: bool = False,
+    ) -> None:
+        self._planners = dict(planners)
+        self._waiting: dict[Sizes, dict[Task, None]] = {sizes: {} for sizes in self._planners}
+        self._rows = dict.fromkeys(self._planners, 0)
+        self._capacity = capacity_rows
+        self._max_delay_s = max_delay_s
+        self._alone = alone
+        self.max_rows = min(planner.buckets[-1] for planner in self._planners.values())
+
+    @property
+    def rows(self) -> int:
+        """Give the rows that wait."""
+        return sum(self._rows.values())
+
+    def __len__(self) -> int:
+        """Give the number of tasks that wait."""
+        return sum(map(len, self._waiting.values()))
+
+    def group(self, sizes: Sizes) -> Sizes:
+        """Give the smallest axis sizes that hold these."""
+        fitting = (g for g in self._planners if all(a >= b for a, b in zip(g, sizes, strict=True)))
+        return min(fitting)
+
+    def offer(self, tasks: Sequence[Task]) -> None:
+        """Take tasks in, all or none.
+
+        Raises:
+          Overloaded: their rows do not fit in the queue.
+        """
+        if self.rows + sum(task.rows for task in tasks) > self._capacity:
+            raise Overloaded(f"the queue is full: {self.rows} of {self._capacity} rows wait")
+        for task in tasks:
+            group = self.group(task.sizes)
+            self._waiting[group][task] = None
+            self._rows[group] += task.rows
+
+    def discard(self, task: Task) -> bool:
+        """Take a task out, whose deadline passed or whose client went; False if it is not in."""
+        group = self.group(task.sizes)
+        if task not in self._waiting[group]:
+            return False
+        del self._waiting[group][task]
+        self._rows[group] -= task.rows
+        return True
+
+    def due_in(self, now: float) -> float | None:
+        """Give the seconds until a batch is due: 0.0 for now, None if nothing waits."""
+        if not self.rows:
+            return None
+        if self._max_delay_s == 0.0 or self._alone:
+            return 0.0
+        if any(rows >= self._planners[g].buckets[-1] for g, rows in self._rows.items()):
+            return 0.0
+        oldest = min(task.arrived for task in self._firsts())
+        return max(0.0, oldest + self._max_delay_s - now)
+
+    def take(self) -> Batch | None:
+        """Take the next batch out, the oldest task in it; None if nothing waits."""
+        if not self.rows:
+            return None
+        oldest = min(self._firsts(), key=lambda task: task.arrived)
+        own = self.group(oldest.sizes)
+        if self._alone:
+            return self._remove(own, [oldest])
+        sizes, groups = self._merged(own)
+        waiting = [self._waiting[g] for g in groups]
+        rows = min(sum(self._rows[g] for g in groups), self._planners[sizes].buckets[-1])
+        most = max(self._planners[sizes].plan(rows)[0], oldest.rows)
+        return self._remove(sizes, _prefix(_by_arrival(waiting), most))
+
+    def _firsts(self) -> Iterator[Task]:
+        return (next(iter(waiting)) for waiting in self._waiting.values() if waiting)
+
+    def _merged(self, own: Sizes) -> tuple[Sizes, list[Sizes]]:
+        """Decide which other axis sizes join, and the sizes that hold them all."""
+        sizes, groups, rows = own, [own], self._rows_of(own)
+        others = [g for g, waiting in self._waiting.items() if waiting and g != own]
+        for other in sorted(others, key=lambda g: _distance(g, own)):
+            both = tuple(map(max, sizes, other))
+            more = self._rows_of(other)
+            if rows + more > self._planners[both].buckets[-1]:
+                continue
+            apart = self._planners[sizes].cost(rows) + self._planners[other].cost(more)
+            if self._planners[both].cost(rows + more) < apart:
+                sizes, rows = both, rows + more
+                groups.append(other)
+        return sizes, groups
+
+    def _rows_of(self, sizes: Sizes) -> int:
+        return min(self._rows[sizes], self._planners[sizes].buckets[-1])
+
+    def _remove(self, sizes: Sizes, tasks: Iterable[Task]) -> Batch:
+        taken = tuple(tasks)
+        for task in taken:
+            self.discard(task)
+        rows = sum(task.rows for task in taken)
+        return Batch(sizes, self._planners[sizes].single(rows), taken, rows)
+
+
+def _by_arrival(waiting: list[dict[Task, None]]) -> Iterator[Task]:
+    if len(waiting) == 1:
+        return iter(waiting[0])
+    return heapq.merge(*waiting, key=lambda task: task.arrived)
+
+
+def _prefix(tasks: Iterable[Task], most: int) -> Iterator[Task]:
+    """Give the longest prefix of whole tasks with at most so many rows."""
+    rows = 0
+    for task in list(tasks):
+        rows += task.rows
+        if rows > most:
+            return
+        yield task
+
+
+def _distance(a: Sizes, b: Sizes) -> int:
+    return sum(abs(x - y) for x, y in zip(a, b, strict=True))

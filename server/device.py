@@ -1,0 +1,125 @@
+"""The thread that owns the device: it runs batches one after the other.
+
+Batches come in through a queue and outcomes go out through a callback, called on this
+thread. Nothing else is shared, so there is no lock. The thread exists for liveness: while a
+program runs the event loop goes on taking requests and keeping deadlines.
+"""
+
+import dataclasses
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from runtime.errors import ExecutionError
+from runtime.signature import Signature
+from runtime.tensors import Array
+from server.batching import Batch, Task
+from server.errors import OutOfMemory
+from server.staging import stage, unstage
+
+log = logging.getLogger(__name__)
+
+Answer = tuple[Array, ...] | Exception
+Run = Callable[[Batch, tuple[Array, ...]], tuple[Array, ...]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a batch.
+
+    Attributes:
+      batch: the batch.
+      answers: for each task its outputs, or why there are none.
+      started: the instant it was begun, monotonic.
+      seconds: it took, staging and copies included.
+      failed: whether the device failed on the batch as a whole, retried or not.
+    """
+
+    batch: Batch
+    answers: tuple[Answer, ...]
+    started: float
+    seconds: float
+    failed: bool
+
+
+class Device:
+    """Runs batches on a thread of its own.
+
+    Args:
+      run: calls the program of a batch; may raise ExecutionError.
+      signature: of the model.
+      deliver: called with each outcome, on the device's thread.
+      died: called once if the thread ends by anything but `close`.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        signature: Signature,
+        deliver: Callable[[Outcome], object],
+        died: Callable[[], object],
+    ) -> None:
+        self._run = run
+        self._signature = signature
+        self._deliver = deliver
+        self._died = died
+        self._inbox: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._loop, name="device", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def submit(self, batch: Batch) -> None:
+        """Run a batch after those before it."""
+        self._inbox.put(batch)
+
+    def close(self) -> None:
+        """End the thread after the batches that it has."""
+        self._inbox.put(None)
+
+    def _loop(self) -> None:
+        try:
+            while (batch := self._inbox.get()) is not None:
+                self._deliver(self.execute(batch))
+        except BaseException:
+            log.critical("the device thread died", exc_info=True)
+            self._died()
+            raise
+
+    def execute(self, batch: Batch) -> Outcome:
+        """Run one batch; on a device error each of its tasks once more, alone.
+
+        A request whose values upset the device thereby fails by itself.
+        """
+        started = time.monotonic()
+        answers: tuple[Answer, ...]
+        failed = False
+        try:
+            answers = tuple(self._attempt(batch))
+        except Exception as error:  # whatever it is, its tasks must hear of it
+            failed = True
+            log.exception("a batch of %d tasks failed", len(batch.tasks))
+            answers = tuple(self._alone(batch, task, error) for task in batch.tasks)
+        return Outcome(batch, answers, started, time.monotonic() - started, failed)
+
+    def _attempt(self, batch: Batch) -> list[tuple[Array, ...]]:
+        inputs = stage(self._signature, batch)
+        return unstage(self._signature, batch, self._run(batch, inputs))
+
+    def _alone(self, batch: Batch, task: Task, error: Exception) -> Answer:
+        if len(batch.tasks) == 1 or not isinstance(error, ExecutionError):
+            return as_answer(error)
+        try:
+            return self._attempt(Batch(batch.sizes, batch.bucket, (task,), task.rows))[0]
+        except Exception as again:  # noqa: BLE001 (likewise)
+            return as_answer(again)
+
+
+def as_answer(error: Exception) -> Exception:
+    """Tell a device that was out of memory from one that failed: the former may work again."""
+    if isinstance(error, ExecutionError) and "RESOURCE_EXHAUSTED" in str(error):
+        return OutOfMemory("the device has no memory for this batch now")
+    return error
