@@ -1,7 +1,6 @@
 """Vertex AI's `instances` to arrays, typed by the signature.
 
-Values are never coerced. NumPy would turn null into NaN, "1.5" into 1.5, true into 1 and
-1.9 into 1; here each of them is an error that names the instance and the input.
+Values are never coerced; one that does not fit is an error that names its instance.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +12,7 @@ from runtime.errors import SignatureMismatch
 from runtime.signature import Signature, TensorSpec, notation
 from runtime.tensors import Array, numpy_dtype
 from server.errors import MalformedRequest
-
-# Whole numbers beyond this may have lost bits on their way through a JSON double.
-_EXACT = 2**53
+from server.typed import convert, kind_of, refuse
 
 
 def arrays_from(instances: Sequence[Any], signature: Signature) -> dict[str, Array]:
@@ -43,7 +40,7 @@ def _columns(instances: Sequence[Any], signature: Signature) -> dict[str, list[A
         if len(required) != 1 and instances:
             raise MalformedRequest(
                 f"instances[0]: expected an object with {', '.join(map(repr, required))}, got "
-                f"{_kind(instances[0])}"
+                f"{kind_of(instances[0])}"
             )
         return {name: list(instances) if name in required else [] for name in names}
     columns: dict[str, list[Any]] = {name: [] for name in names}
@@ -61,7 +58,7 @@ def _check_keys(instance: Any, index: int, names: list[str], required: list[str]
     where = f"instances[{index}]"
     if not isinstance(instance, dict):
         raise MalformedRequest(
-            f"{where}: expected an object like the others, got {_kind(instance)}"
+            f"{where}: expected an object like the others, got {kind_of(instance)}"
         )
     unknown = next((key for key in instance if key not in names), None)
     if unknown is not None:
@@ -74,8 +71,8 @@ def _check_keys(instance: Any, index: int, names: list[str], required: list[str]
 def _stack(spec: TensorSpec, values: list[Any]) -> Array:
     """Read rows of one shape, all at once where they are plain."""
     shape = spec.concrete(len(values), {})
-    array = _plain(spec, values, shape) if values else np.empty(shape, numpy_dtype(spec.dtype))
-    if array is not None:
+    array = convert(spec.dtype, values) if values else np.empty(shape, numpy_dtype(spec.dtype))
+    if array is not None and array.shape == shape:
         return array
     rows = [_row(spec, value, i) for i, value in enumerate(values)]
     return np.stack(rows)
@@ -142,100 +139,13 @@ def _row(spec: TensorSpec, value: Any, index: int) -> Array:
     """Read one row, or say what is wrong with it."""
     where = f"instances[{index}]: input {spec.name!r}"
     shape = spec.shape[1:]
-    _check_elements(spec, value, where)
-    try:
-        got = np.shape(value)
-        fits = len(got) == len(shape) and all(
-            isinstance(d, str) or d == g for d, g in zip(shape, got, strict=True)
-        )
-    except ValueError:
-        raise SignatureMismatch(
-            f"{where}: expected {notation(spec.dtype, shape)}, got rows of different lengths"
-        ) from None
-    if not fits:
-        raise SignatureMismatch(f"{where}: expected {notation(spec.dtype, shape)}, got {list(got)}")
-    array = _plain(spec, value, got)
+    array = convert(spec.dtype, value)
     if array is None:
-        raise SignatureMismatch(f"{where}: expected values of {spec.dtype}, got one out of range")
-    return array
-
-
-def _plain(spec: TensorSpec, values: Any, shape: tuple[int, ...]) -> Array | None:
-    """Convert nested lists of numbers if every element is legal as it stands, else None."""
-    try:
-        array = np.array(values)
-    except (ValueError, OverflowError):
-        return None
-    if spec.dtype == "uint64" and array.dtype.kind in "fO":
-        array = _as_uint64(values, array)
-    if array.shape != shape:
-        return None
-    if not array.size:
-        return array.astype(numpy_dtype(spec.dtype))
-    if spec.dtype == "bool":
-        return array if array.dtype.kind == "b" else None
-    if array.dtype.kind not in "iuf" or _has_bools(values):
-        return None
-    return _as_float(spec, array) if "float" in spec.dtype else _as_integer(spec, array)
-
-
-def _as_uint64(values: Any, array: Array) -> Array:
-    """Read integers beyond int64 exactly, where NumPy alone would make them floats."""
-    if not all(type(value) is int for value in np.array(values, object).ravel()):
-        return array
-    try:
-        return np.array(values, np.uint64)
-    except OverflowError:
-        return array
-
-
-def _as_float(spec: TensorSpec, array: Array) -> Array | None:
-    with np.errstate(over="ignore"):
-        narrow = array.astype(numpy_dtype(spec.dtype))
-    return narrow if np.isfinite(narrow.astype(np.float64)).all() else None
-
-
-def _as_integer(spec: TensorSpec, array: Array) -> Array | None:
-    if array.dtype.kind == "f":
-        whole = (np.abs(array) <= _EXACT) & (array == np.floor(array))
-        if not whole.all():
-            return None
-    info = np.iinfo(spec.dtype)
-    if int(array.min()) < info.min or int(array.max()) > info.max:
-        return None
-    return array.astype(spec.dtype)
-
-
-def _has_bools(values: Any) -> bool:
-    """Say whether true or false hides among numbers, which NumPy takes for 1 and 0."""
-    if isinstance(values, list):
-        if values and isinstance(values[0], list):
-            return any(map(_has_bools, values))
-        return any(type(value) is bool for value in values)
-    return type(values) is bool
-
-
-def _check_elements(spec: TensorSpec, value: Any, where: str) -> None:
-    """Raise for the first element that is not of the tensor's kind."""
-    if isinstance(value, list):
-        for inner in value:
-            _check_elements(spec, inner, where)
-        return
-    kind = "bool" if spec.dtype == "bool" else "number"
-    legal = type(value) is bool if kind == "bool" else type(value) in (int, float)
-    if not legal:
-        raise SignatureMismatch(f"{where}: expected {spec.dtype}, got {_kind(value)}")
-    if (
-        "int" in spec.dtype
-        and type(value) is float
-        and (not value.is_integer() or abs(value) > _EXACT)
-    ):
-        raise SignatureMismatch(f"{where}: expected {spec.dtype}, got {value!r}")
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, str):
-        return "a string"
-    return {type(None): "null", bool: "a boolean", dict: "an object", list: "an array"}.get(
-        type(value), "a number"
+        raise refuse(spec.dtype, value, where)
+    fits = array.ndim == len(shape) and all(
+        isinstance(dim, str) or dim == size for dim, size in zip(shape, array.shape, strict=True)
     )
+    if not fits:
+        got = list(array.shape)
+        raise SignatureMismatch(f"{where}: expected {notation(spec.dtype, shape)}, got {got}")
+    return array

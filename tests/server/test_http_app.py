@@ -10,6 +10,8 @@ from server.config import ServerConfig
 from server.http_app import create_app
 from tests.server.fakes import FakeModel, Running
 
+LIMIT = 5000
+
 
 @fixture
 def model():
@@ -28,7 +30,7 @@ def running():
 @fixture
 def config():
     """Small limits."""
-    return ServerConfig(bundle="unused", max_body_bytes=100)
+    return ServerConfig(bundle="unused", max_body_bytes=LIMIT)
 
 
 @fixture
@@ -105,6 +107,9 @@ def test_routes_are_those_of_the_configuration(running, model):
         param(b'{"instances": 1}', "instances: expected an array, got something else", id="number"),
         param(b'{"instances": [], "parameters": 1}', "parameters: expected an object", id="parameters"),
         param(b'{"instances": [], "signature_name": "x"}', "body: expected instances and", id="unknown"),
+        param(b'{"instances": ' + b"[" * 1000 + b"]" * 1000 + b"}", "instances[0]: input 'x': expected float32", id="deep"),
+        param(b'{"instances": ' + b"[" * 900 + b"1" + b"]" * 900 + b"}", "instances[0]: input 'x': expected float32", id="deep-number"),
+        param(b'{"instances": ' + b"[" * 2000 + b"]" * 2000 + b"}", "body: expected JSON, got ", id="too-deep"),
         param(b'{"instances": [[1]]}', "instances[0]: input 'x': expected float32[2], got [1]", id="shape"),
     ],
 )  # fmt: skip
@@ -145,25 +150,28 @@ def body_of(length):
 
 def test_the_body_limit_is_exact(client):
     """A body of exactly the limit is read; one byte more is 413."""
-    fits = client.post("/predict", data=body_of(100))
-    too_large = client.post("/predict", data=body_of(101))
+    fits = client.post("/predict", data=body_of(LIMIT))
+    too_large = client.post("/predict", data=body_of(LIMIT + 1))
 
     assert fits.status_code == 200
-    assert refused(too_large, 413, "too_large") == "body: expected at most 100 bytes, got 101"
+    assert (
+        refused(too_large, 413, "too_large")
+        == f"body: expected at most {LIMIT} bytes, got {LIMIT + 1}"
+    )
 
 
 def test_a_chunked_body_beyond_the_limit_is_refused_not_cut(client):
     """A body of unknown length is read to one byte beyond the limit, then refused."""
-    chunked = {"wsgi.input": io.BytesIO(body_of(101)), "wsgi.input_terminated": True}
+    chunked = {"wsgi.input": io.BytesIO(body_of(LIMIT + 1)), "wsgi.input_terminated": True}
 
     answer = client.post("/predict", environ_overrides=chunked)
 
-    assert refused(answer, 413, "too_large") == "body: expected at most 100 bytes, got more"
+    assert refused(answer, 413, "too_large") == f"body: expected at most {LIMIT} bytes, got more"
 
 
 def test_a_chunked_body_within_the_limit_is_read_whole(client):
     """A body of unknown length is read to its end."""
-    chunked = {"wsgi.input": io.BytesIO(body_of(100)), "wsgi.input_terminated": True}
+    chunked = {"wsgi.input": io.BytesIO(body_of(LIMIT)), "wsgi.input_terminated": True}
 
     assert client.post("/predict", environ_overrides=chunked).status_code == 200
 

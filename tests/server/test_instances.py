@@ -96,7 +96,7 @@ def test_unsigned_integers_use_their_whole_range():
         param("float32", [[1, 1e300]], "instances[0]: input 'x': expected values of float32, got one out of range", id="overflow"),
         param("float32", [[1, 2, 3]], "instances[0]: input 'x': expected float32[2], got [3]", id="length"),
         param("float32", [[1, 2], [[1], [2]]], "instances[1]: input 'x': expected float32[2], got [2, 1]", id="depth"),
-        param("float32", [[1, [2]]], "instances[0]: input 'x': expected float32[2], got rows of different lengths", id="ragged"),
+        param("float32", [[1, [2]]], "instances[0]: input 'x': expected float32, got lists of different lengths", id="ragged"),
         param("float32", [7], "instances[0]: input 'x': expected float32[2], got []", id="scalar"),
         param("float32", [[1, {}]], "instances[0]: input 'x': expected float32, got an object", id="object"),
         param("float32", [{"y": [1, 2]}], "instances[0]: expected 'x', got 'y'", id="unknown-name"),
