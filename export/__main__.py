@@ -3,9 +3,11 @@
 import dataclasses
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 # Training machines print pages of XLA and absl chatter; errors still come through.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -22,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments = parser().parse_args(argv)
     begin = time.monotonic()
+    # What CI, containers and closed terminals send ends as Ctrl-C does: nothing stays behind.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     console = Console(stderr=True, soft_wrap=True)
 
     try:
@@ -52,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error.filename or arguments.out}: {error.strerror}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("error: interrupted; nothing was left behind", file=sys.stderr)
-        return 130
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     if arguments.json:
         print(dataclasses.replace(report, notes=(*notes, *report.notes)).to_json())
     else:
@@ -67,6 +72,10 @@ def _quiet() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
     # Orbax's readers outlive a failed read, and report to an event loop that is gone.
     sys.unraisablehook = lambda _: None
+
+
+def _interrupt(number: int, _: object) -> NoReturn:
+    raise KeyboardInterrupt(number)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def trace(function: Flat, params: Sequence[Any], inputs: Sequence[Any]) -> Trace
         traced = jitted.trace(*arguments)
     except ExportError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ExportError(f"the model cannot be traced: {describe(error)}") from error
     jaxpr = traced.jaxpr
     refuse_callbacks(jaxpr)

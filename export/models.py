@@ -92,7 +92,7 @@ def adapt(
         return _adapt(model, params, inputs, sizes)
     except ExportError:
         raise
-    except Exception as error:  # whatever the user's model raises
+    except (Exception, SystemExit) as error:  # whatever the user's model raises
         raise ExportError(f"the model cannot be traced: {describe(error)}") from error
 
 
@@ -342,10 +342,10 @@ def _first_that_traces(
     params = {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in leaves.items()}
     try:
         jax.eval_shape(array, params, inputs)
-    except Exception:  # noqa: BLE001 (whatever the user's function raises; lowering reports it)
+    except (Exception, SystemExit):  # noqa: BLE001 (the user's function; lowering reports it)
         try:
             jax.eval_shape(mapping, params, inputs)
-        except Exception:  # noqa: BLE001 (neither works: the array form's error is the one shown)
+        except (Exception, SystemExit):  # noqa: BLE001 (neither: the array form's error is shown)
             return array
         return mapping
     return array

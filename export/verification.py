@@ -113,9 +113,13 @@ def _run(bundle: Path, platform: str, tell: Callable[[str], None]) -> dict:  # t
         lines = []
         with subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True) as child:  # noqa: S603
             assert child.stderr is not None  # noqa: S101 (a pipe was asked for)
-            for line in child.stderr:
-                lines.append(line.rstrip())
-                tell(f"verifying: {line.strip()}")
+            try:
+                for line in child.stderr:
+                    lines.append(line.rstrip())
+                    tell(f"verifying: {line.strip()}")
+            except BaseException:
+                child.kill()  # or leaving this block would wait for it
+                raise
         out.seek(0)
         text = out.read()
     if child.returncode < 0:

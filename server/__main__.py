@@ -140,7 +140,8 @@ def _refuse_taken_port(config: ServerConfig) -> None:
         with socket.create_server((config.host, config.port)):
             pass
     except OSError as error:
-        raise ConfigError(f"port {config.port}: {error.strerror}") from None
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise ConfigError(f"listen on {config.host}:{config.port}: {reason}") from None
 
 
 if __name__ == "__main__":

@@ -121,31 +121,30 @@ class BatchQueue:
 
     def due_in(self, now: float) -> float | None:
         """Give the seconds until a batch is due: 0.0 for now, None if nothing waits."""
-        if not self.rows:
-            return None
-        if self._max_delay_s == 0.0 or self._alone:
-            return 0.0
-        if any(rows >= self._planners[g].buckets[-1] for g, rows in self._rows.items()):
-            return 0.0
-        oldest = min(task.arrived for task in self._firsts())
-        return max(0.0, oldest + self._max_delay_s - now)
+        return min((wait for wait, _ in self._firsts(now)), default=None)
 
-    def take(self) -> Batch | None:
-        """Take the next batch out, the oldest task in it; None if nothing waits."""
-        if not self.rows:
+    def take(self, now: float) -> Batch | None:
+        """Take a batch out, the oldest task of those that are due in it; None if none is."""
+        due = (first for wait, first in self._firsts(now) if wait == 0.0)
+        oldest = min(due, key=lambda task: task.arrived, default=None)
+        if oldest is None:
             return None
-        oldest = min(self._firsts(), key=lambda task: task.arrived)
-        own = self.group(oldest.sizes)
         if self._alone:
-            return self._remove(own, [oldest])
-        sizes, groups = self._merged(own)
+            return self._remove([oldest])
+        sizes, groups = self._merged(self.group(oldest.sizes))
         waiting = [self._waiting[g] for g in groups]
         rows = min(sum(self._rows[g] for g in groups), self._planners[sizes].buckets[-1])
         most = max(self._planners[sizes].plan(rows)[0], oldest.rows)
-        return self._remove(sizes, _prefix(_by_arrival(waiting), most))
+        return self._remove(_prefix(_by_arrival(waiting), most))
 
-    def _firsts(self) -> Iterator[Task]:
-        return (next(iter(waiting)) for waiting in self._waiting.values() if waiting)
+    def _firsts(self, now: float) -> Iterator[tuple[float, Task]]:
+        """Give each group's oldest task, and before it the seconds until a batch of it is due."""
+        for group, waiting in self._waiting.items():
+            if waiting:
+                first = next(iter(waiting))
+                full = self._rows[group] >= self._planners[group].buckets[-1]
+                left = first.arrived + self._max_delay_s - now
+                yield (0.0 if full or self._alone else max(0.0, left)), first
 
     def _merged(self, own: Sizes) -> tuple[Sizes, list[Sizes]]:
         """Decide which other axis sizes join, and the sizes that hold them all."""
@@ -165,11 +164,14 @@ class BatchQueue:
     def _rows_of(self, sizes: Sizes) -> int:
         return min(self._rows[sizes], self._planners[sizes].buckets[-1])
 
-    def _remove(self, sizes: Sizes, tasks: Iterable[Task]) -> Batch:
+    def _remove(self, tasks: Iterable[Task]) -> Batch:
         taken = tuple(tasks)
         for task in taken:
             self.discard(task)
         rows = sum(task.rows for task in taken)
+        # Of the groups that were to join, tasks may not have fitted: only those in it count.
+        groups = (self.group(task.sizes) for task in taken)
+        sizes = tuple(max(axis) for axis in zip(*groups, strict=True))
         return Batch(sizes, self._planners[sizes].single(rows), taken, rows)
 
 
@@ -182,7 +184,7 @@ def _by_arrival(waiting: list[dict[Task, None]]) -> Iterator[Task]:
 def _prefix(tasks: Iterable[Task], most: int) -> Iterator[Task]:
     """Give the longest prefix of whole tasks with at most so many rows."""
     rows = 0
-    for task in list(tasks):
+    for task in tasks:
         rows += task.rows
         if rows > most:
             return

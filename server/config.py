@@ -48,6 +48,8 @@ class ServerConfig:
         """
         if not self.bundle:
             raise ConfigError("bundle: expected a directory, got none; pass --bundle DIR")
+        if "://" in self.bundle:
+            raise ConfigError(f"bundle: expected a local directory, got {self.bundle!r}")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port: expected 0 to 65535, got {self.port}")
         for name in ("max_body_bytes", "max_queue_rows", "max_request_rows"):
@@ -61,6 +63,9 @@ class ServerConfig:
             raise ConfigError(
                 f"request_timeout_ms: expected more than 0, got {self.request_timeout_ms}"
             )
+        self._check_routes()
+
+    def _check_routes(self) -> None:
         for name in ("predict_route", "health_route"):
             route = getattr(self, name)
             if not route.startswith("/") or any(c in route for c in "<>?# "):

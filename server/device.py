@@ -34,7 +34,7 @@ class Outcome:
       answers: for each task its outputs, or why there are none.
       started: the instant it was begun, monotonic.
       seconds: it took, staging and copies included.
-      failed: whether the device failed on the batch as a whole, retried or not.
+      failed: whether the device failed on every task, and not for want of memory.
     """
 
     batch: Batch
@@ -84,10 +84,9 @@ class Device:
         try:
             while (batch := self._inbox.get()) is not None:
                 self._deliver(self.execute(batch))
-        except BaseException:
+        except BaseException:  # whatever it is, the thread ends with it
             log.critical("the device thread died", exc_info=True)
             self._died()
-            raise
 
     def execute(self, batch: Batch) -> Outcome:
         """Run one batch; on a device error each of its tasks once more, alone.
@@ -96,13 +95,12 @@ class Device:
         """
         started = time.monotonic()
         answers: tuple[Answer, ...]
-        failed = False
         try:
             answers = tuple(self._attempt(batch))
         except Exception as error:  # whatever it is, its tasks must hear of it
-            failed = True
             log.exception("a batch of %d tasks failed", len(batch.tasks))
             answers = tuple(self._alone(batch, task, error) for task in batch.tasks)
+        failed = all(isinstance(a, Exception) and not isinstance(a, OutOfMemory) for a in answers)
         return Outcome(batch, answers, started, time.monotonic() - started, failed)
 
     def _attempt(self, batch: Batch) -> list[tuple[Array, ...]]:
@@ -110,7 +108,8 @@ class Device:
         return unstage(self._signature, batch, self._run(batch, inputs))
 
     def _alone(self, batch: Batch, task: Task, error: Exception) -> Answer:
-        if len(batch.tasks) == 1 or not isinstance(error, ExecutionError):
+        # Memory that a program lacked it lacks for one task as well: its shapes are the same.
+        if len(batch.tasks) == 1 or not isinstance(error, ExecutionError) or _no_memory(error):
             return as_answer(error)
         try:
             return self._attempt(Batch(batch.sizes, batch.bucket, (task,), task.rows))[0]
@@ -120,6 +119,10 @@ class Device:
 
 def as_answer(error: Exception) -> Exception:
     """Tell a device that was out of memory from one that failed: the former may work again."""
-    if isinstance(error, ExecutionError) and "RESOURCE_EXHAUSTED" in str(error):
+    if _no_memory(error):
         return OutOfMemory("the device has no memory for this batch now")
     return error
+
+
+def _no_memory(error: Exception) -> bool:
+    return isinstance(error, ExecutionError) and "RESOURCE_EXHAUSTED" in str(error)

@@ -12,8 +12,10 @@ The loop owns the queue, the device's thread owns the device; nothing needs a lo
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import enum
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -70,7 +72,7 @@ class Limits:
 
     Attributes:
       queue_rows: rows that may wait.
-      request_rows: rows of one request.
+      request_rows: rows of one request, which has to fit in the queue as well.
       queue_delay_s: longest that a task waits for company while the device is free.
       timeout_s: longest that a request takes, its own deadline apart.
       stall_s: longest that a batch takes before the device is given up.
@@ -91,10 +93,12 @@ class Limits:
 class _Request:
     """A request on its way: its tasks, what they have given so far, and its future.
 
-    The payload of each of its tasks is (arrays, request, index).
+    The payload of each of its tasks is (arrays, request, index). Once it has ended, no
+    matter how, none of its tasks is left in the queue.
     """
 
     future: asyncio.Future[None]
+    queue: BatchQueue
     tasks: list[Task]
     parts: list[tuple[Array, ...]]
     left: int
@@ -117,6 +121,12 @@ class _Request:
         """End with an error, unless it ended already."""
         if not self.future.done():
             self.future.set_exception(error)
+        self.withdraw()
+
+    def withdraw(self) -> None:
+        """Take what still waits out of the queue."""
+        for task in self.tasks:
+            self.queue.discard(task)
 
 
 class Service:
@@ -136,6 +146,7 @@ class Service:
         self._flying: dict[Batch, asyncio.TimerHandle] = {}
         self._wake: asyncio.TimerHandle | None = None
         self._failures = 0
+        self._requests: set[_Request] = set()
         self._quiet = asyncio.Event()
         self._quiet.set()
         self.state = State.LOADING
@@ -155,11 +166,10 @@ class Service:
         """Begin to answer with this model."""
         loop = asyncio.get_running_loop()
 
-        def deliver(outcome: Outcome) -> None:
-            loop.call_soon_threadsafe(self._deliver, outcome)
-
-        def died() -> None:
-            loop.call_soon_threadsafe(self._give_up, "the device thread died")
+        def tell(call: Callable[..., None], what: object) -> None:
+            # A loop that is closed has nobody left who waits.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(call, what)
 
         queue = BatchQueue(
             {sizes: group.planner for sizes, group in model.groups.items()},
@@ -172,12 +182,13 @@ class Service:
                 model.groups[batch.sizes].programs[batch.bucket], arrays
             ),
             model.signature,
-            deliver,
-            died,
+            deliver=functools.partial(tell, self._deliver),
+            died=functools.partial(tell, self._give_up, "the device thread died"),
         )
         device.start()
         self._open = _Open(model, Checker(model.signature), queue, device)
-        self.state = State.READY
+        if self.state is State.LOADING:
+            self.state = State.READY
 
     async def answer(self, inputs: Mapping[str, object], timeout_s: float | None = None) -> Answer:
         """Answer rows; any number of calls may be under way. Cancelling gives its rows up.
@@ -195,10 +206,9 @@ class Service:
         """
         opened = self._admit()
         checked = opened.checker.check(inputs)
-        if checked.rows > self._limits.request_rows:
-            raise TooLarge(
-                f"rows: expected at most {self._limits.request_rows} in a request, got {checked.rows}"
-            )
+        most = min(self._limits.request_rows, self._limits.queue_rows)
+        if checked.rows > most:
+            raise TooLarge(f"rows: expected at most {most} in a request, got {checked.rows}")
         limit = self._limits.timeout_s
         limit = limit if timeout_s is None else min(limit, timeout_s)
         if limit <= 0:
@@ -206,15 +216,19 @@ class Service:
         loop = asyncio.get_running_loop()
         request = self._queue(opened, checked, loop)
         timer = loop.call_later(limit, _expire, request, limit)
-        self._pump()
+        self._requests.add(request)
+        self._quiet.clear()
         try:
+            self._pump()
             if request.left:
                 await request.future
         finally:
             timer.cancel()
             if request.left:
-                for task in request.tasks:
-                    opened.queue.discard(task)
+                request.withdraw()
+            self._requests.discard(request)
+            if not self._requests:
+                self._quiet.set()
         return Answer(_joined(opened.model, checked, request.parts), request.evidence)
 
     def drain(self) -> None:
@@ -244,7 +258,7 @@ class Service:
         """Split a request into tasks of at most the largest bucket, and queue all or none."""
         most = opened.queue.max_rows
         starts = range(0, checked.rows, most)
-        request = _Request(loop.create_future(), [], [()] * len(starts), len(starts))
+        request = _Request(loop.create_future(), opened.queue, [], [()] * len(starts), len(starts))
         now = time.monotonic()
         for index, start in enumerate(starts):
             rows = min(most, checked.rows - start)
@@ -262,19 +276,19 @@ class Service:
             return
         loop = asyncio.get_running_loop()
         while len(self._flying) < self._limits.in_flight:
-            due = opened.queue.due_in(time.monotonic())
+            now = time.monotonic()
+            due = opened.queue.due_in(now)
             if due is None:
                 break
             if due > 0.0:
                 if self._wake is None:
                     self._wake = loop.call_later(due, self._woken)
                 return
-            batch = opened.queue.take()
+            batch = opened.queue.take(now)
             if batch is None:
                 break
             stall = loop.call_later(self._limits.stall_s, self._give_up, "the device hangs")
             self._flying[batch] = stall
-            self._quiet.clear()
             opened.device.submit(batch)
 
     def _woken(self) -> None:
@@ -297,14 +311,14 @@ class Service:
         if self._failures >= self._limits.failures:
             self._give_up(f"{self._failures} batches failed one after the other")
         self._pump()
-        if not self._flying:
-            self._quiet.set()
 
     def _give_up(self, reason: str) -> None:
-        """Fail: answer nothing more, and have the process ended."""
+        """Fail: refuse every request, those that are in too, and have the process ended."""
         if self.state is not State.FAILED:
             self.state = State.FAILED
             log.critical("giving up: %s", reason)
+            for request in self._requests:
+                request.fail(NotReady("the device has failed"))
             self._fatal(reason)
 
 

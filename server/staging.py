@@ -39,7 +39,11 @@ def _input(
     if not bucketed:
         arrays = [array for array, _ in parts if array is not None]
         return pad(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), batch.bucket)
-    out = np.full(spec.concrete(batch.bucket, sizes), spec.pad, numpy_dtype(spec.dtype))
+    shape = spec.concrete(batch.bucket, sizes)
+    first = parts[0][0]
+    if first is not None and first.shape == shape:
+        return first
+    out = np.full(shape, spec.pad, numpy_dtype(spec.dtype))
     start = 0
     for task, (array, real) in zip(batch.tasks, parts, strict=True):
         end = start + task.rows

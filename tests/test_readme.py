@@ -50,3 +50,20 @@ def test_the_first_run_goes_as_the_readme_shows(tmp_path):
     assert float(accuracy[1]) > 0.97
     label = re.search(r"It is a (\d)\.", output)[1]
     assert f'{{"predictions":[{{"label":"{label}","confidence":0.9' in output
+
+
+@mark.e2e
+def test_a_taken_port_ends_the_first_run_before_it_begins(tmp_path):
+    """Another server's answer is never shown as ours."""
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        ran = subprocess.run(
+            [sys.executable, "-m", "examples.digits.run", "--port", str(port), "--out", tmp_path],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+
+    assert ran.returncode == 1
+    assert ran.stderr == f"error: port {port}: Address already in use; pass --port\n"
+    assert list(tmp_path.iterdir()) == []

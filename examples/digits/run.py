@@ -6,8 +6,10 @@ python -m examples.digits.run --port 8080
 import argparse
 import contextlib
 import json
+import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +24,14 @@ def run(*command: str) -> None:
     """Run `python -m …` and show it as a person would type it."""
     print(f"\n$ python {shlex.join(command)}", flush=True)
     subprocess.run([sys.executable, *command], check=True)
+
+
+def refuse_taken_port(port: int) -> None:
+    """End here if the port is taken, before another server's answer passes for ours."""
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        sys.exit(f"error: port {port}: {os.strerror(error.errno or 0)}; pass --port")
 
 
 def wait_until_ready(server: subprocess.Popen[bytes], url: str) -> None:
@@ -59,6 +69,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--out", type=Path, default=Path("build/digits"), metavar="DIR")
     arguments = parser.parse_args()
+    refuse_taken_port(arguments.port)
     out = arguments.out
     bundle = str(out / "bundle")
     run("-m", "examples.digits.train", "--out", str(out))

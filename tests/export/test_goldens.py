@@ -8,7 +8,7 @@ import pytest
 from flax import linen, nnx
 from safetensors.numpy import save_file
 
-from export import TensorSpec
+from export import ExportError, TensorSpec, export_model
 from export.goldens import golden_rows, seeded_inputs, tolerance
 
 IDS = TensorSpec(name="ids", dtype="int32", shape=("_", 6), minimum=3, maximum=49)
@@ -367,3 +367,26 @@ def test_without_a_cast_there_is_no_cast_drift(plan):
     params = {"w": np.ones((3, 2), np.float32), "b": np.zeros(2, np.float32)}
     assert plan(affine, params).cast_drift == {}
     assert plan(affine, params, dtype="float32").cast_drift == {"output": 0.0}
+
+
+def test_sentinels_do_not_loosen_the_tolerance():
+    """Places filled with -1e9 leave the tolerance of the other values as it was."""
+    values = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
+    filled = np.where(np.arange(8) < 3, np.float32(-1e9), values)
+    spec = TensorSpec(name="y", dtype="float32", shape=("_", 8))
+
+    plain = tolerance("cpu", {"float32"}, spec, [values], None)
+    masked = tolerance("cpu", {"float32"}, spec, [filled], None)
+
+    assert plain.atol < 1e-4
+    assert masked.atol < 30 * plain.atol
+
+
+def test_a_model_that_exits_is_one_error(tmp_path):
+    """A model that calls sys.exit while it is traced is refused like one that raises."""
+
+    def apply(_, __):
+        raise SystemExit(0)
+
+    with pytest.raises(ExportError, match="cannot be traced: SystemExit: 0"):
+        export_model(apply, inputs=["x:float32[_,3]"], buckets=(1,), out=tmp_path / "b")

@@ -338,6 +338,28 @@ def test_a_killed_export_does_not_block_the_next(tmp_path, command, monkeypatch)
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_stopped_export_leaves_nothing(tmp_path, monkeypatch, number):
+    """What CI, containers, closed terminals and Ctrl-C send ends in one line, with nothing left."""
+    monkeypatch.chdir(tmp_path)
+    Path("m.py").write_text(STUCK)
+    words = ["m.py:apply", "--input", X, "--buckets", "1", "--platforms", "cpu", "--out", "b"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "export", *words],
+        env={**ENV, "STUCK": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr.readline().endswith("reading params\n")
+        process.send_signal(number)
+        last = process.stderr.read().splitlines()[-1]
+
+    assert last == "error: interrupted; nothing was left behind"
+    assert process.returncode == 128 + number
+    assert {p.name for p in tmp_path.iterdir()} - {"__pycache__"} == {"m.py"}
+
+
+@pytest.mark.e2e
 def test_two_processes_at_once_make_one_bundle(tmp_path):
     """Started together, exactly one export puts its bundle in place; the other says why not."""
     (tmp_path / "m.py").write_text("def apply(params, x):\n    return x * 2\n")

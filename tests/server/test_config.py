@@ -47,6 +47,12 @@ def test_an_empty_variable_counts_as_absent():
         param([], {}, "bundle: expected a directory, got none; pass --bundle DIR", id="no-bundle"),
         param(["--bundel", "b"], {}, "--bundel: no such option; did you mean --bundle?", id="typo"),
         param(
+            [],
+            {"AIP_STORAGE_URI": "gs://bucket/model"},
+            "bundle: expected a local directory, got 'gs://bucket/model'",
+            id="uri",
+        ),
+        param(
             ["--bundle", "b"],
             {"AIP_HTTP_PORT": "http"},
             "AIP_HTTP_PORT: expected a whole number, got 'http'",

@@ -1,0 +1,285 @@
+"""The device's thread, its work done on the test's own wherever that tells as much."""
+
+import logging
+import threading
+
+import numpy as np
+from pytest import fixture, mark
+
+from runtime.errors import ExecutionError
+from server.batching import Batch, Task
+from server.device import Device, as_answer
+from server.errors import OutOfMemory
+from tests.server.fakes import ECHO, SUM, FakeModel
+
+
+@fixture
+def model():
+    """A model without jax, with a bucket of 1 and one of 4."""
+    return FakeModel()
+
+
+@fixture
+def outcomes():
+    """What the device delivered."""
+    return []
+
+
+@fixture
+def deaths():
+    """A line for every time that the device's thread died."""
+    return []
+
+
+@fixture
+def device(model, outcomes, deaths):
+    """A device whose thread is not started."""
+    return Device(
+        lambda batch, arrays: model.run(batch.bucket, arrays),
+        SUM,
+        outcomes.append,
+        lambda: deaths.append("died"),
+    )
+
+
+def batch_of(*numbers, bucket=4):
+    """Make a batch with a task of one row for each number."""
+    tasks = tuple(Task(1, (), ((np.full((1, 2), n, np.float32),),), 0.0) for n in numbers)
+    return Batch((), bucket, tasks, len(tasks))
+
+
+def refusing(number, error):
+    """Make a model's `before` raise wherever a number is in the batch."""
+
+    def before(rows):
+        if number in rows:
+            raise error
+
+    return before
+
+
+def sums(outcome):
+    """Give the answers as plain numbers, and errors as they are."""
+    return [a if isinstance(a, Exception) else a[0].tolist() for a in outcome.answers]
+
+
+def test_every_task_of_a_batch_gets_its_rows(device, model):
+    """One run answers all tasks, and what became of the batch comes with its times."""
+    batch = batch_of(1, 2, 3)
+
+    outcome = device.execute(batch)
+
+    assert sums(outcome) == [[2.0], [4.0], [6.0]]
+    assert outcome.batch is batch
+    assert not outcome.failed
+    assert outcome.seconds >= 0.0
+    assert [bucket for bucket, _ in model.ran] == [4]
+
+
+def test_only_the_task_that_upsets_the_device_fails(device, model, caplog):
+    """After a device error each task runs once more by itself, and the good ones are answered."""
+    error = ExecutionError("program b4: no 13")
+    model.before = refusing(13, error)
+
+    outcome = device.execute(batch_of(1, 13, 3))
+
+    assert sums(outcome) == [[2.0], error, [6.0]]
+    assert not outcome.failed
+    assert [rows for _, rows in model.ran[1:]] == [[[n, n]] * 4 for n in (1, 13, 3)]
+    assert caplog.messages == ["a batch of 3 tasks failed"]
+
+
+def test_a_lone_task_that_fails_is_not_run_again(device, model):
+    """A task that was alone already has had its try."""
+    error = ExecutionError("program b1: no 13")
+    model.before = refusing(13, error)
+
+    outcome = device.execute(batch_of(13, bucket=1))
+
+    assert sums(outcome) == [error]
+    assert outcome.failed
+    assert len(model.ran) == 1
+
+
+def test_a_device_that_fails_every_task_has_failed(device, model):
+    """Where no task is answered, alone or not, it is the device that failed."""
+    error = ExecutionError("program b4: gone")
+    model.before = refusing(1, error)
+
+    outcome = device.execute(batch_of(1, 1))
+
+    assert sums(outcome) == [error, error]
+    assert outcome.failed
+    assert len(model.ran) == 1 + 2
+
+
+def test_a_batch_that_lacks_memory_may_be_tried_again_by_its_callers(device, model):
+    """Out of memory is told apart: it is not run again here, and the device has not failed."""
+    model.before = refusing(1, ExecutionError("program b4: RESOURCE_EXHAUSTED: 4 GiB at 0x7f"))
+
+    outcome = device.execute(batch_of(1, 2))
+    after = device.execute(batch_of(2, 3))
+
+    assert [type(answer) for answer in outcome.answers] == [OutOfMemory, OutOfMemory]
+    assert [str(a) for a in outcome.answers] == ["the device has no memory for this batch now"] * 2
+    assert not outcome.failed
+    assert sums(after) == [[4.0], [6.0]]
+    assert len(model.ran) == 2
+
+
+def test_memory_that_lacks_in_the_second_try_is_told_apart_too(device, model):
+    """A task that runs again and finds no memory says so; its batch-mate keeps its answer."""
+    errors = [ExecutionError("program b4: upset"), ExecutionError("b4: RESOURCE_EXHAUSTED")]
+
+    def before(rows):
+        if 13 in rows:
+            raise errors.pop(0)
+
+    model.before = before
+
+    outcome = device.execute(batch_of(13, 2))
+
+    assert isinstance(outcome.answers[0], OutOfMemory)
+    assert sums(outcome)[1] == [4.0]
+
+
+@mark.parametrize("error", [ValueError("a bug"), MemoryError("the host's")], ids=repr)
+def test_an_error_that_is_not_the_devices_fails_the_batch_at_once(device, model, error):
+    """What is no device error will not go away: nothing runs again, and every task hears of it."""
+    model.before = refusing(1, error)
+
+    outcome = device.execute(batch_of(1, 2))
+
+    assert sums(outcome) == [error, error]
+    assert outcome.failed
+    assert len(model.ran) == 1
+
+
+def test_a_batch_that_cannot_be_staged_fails_by_itself(device, model, caplog):
+    """An array that fits no program fails its batch on the way in; the next one is answered."""
+    odd = Task(1, (), ((np.zeros((1, 3), np.float32),),), 0.0)
+    fine = batch_of(1).tasks[0]
+
+    outcome = device.execute(Batch((), 4, (odd, fine), 2))
+    after = device.execute(batch_of(1))
+
+    assert all(isinstance(answer, ValueError) for answer in outcome.answers)
+    assert model.ran[0][1] == [[1.0, 1.0]] * 4
+    assert sums(after) == [[2.0]]
+    assert caplog.messages == ["a batch of 2 tasks failed"]
+
+
+def test_tasks_of_several_lengths_are_answered_in_their_own(outcomes):
+    """A device stages and unstages bucketed axes around every run, a second try included."""
+    model = FakeModel(signature=ECHO)
+    device = Device(
+        lambda b, arrays: model.run(b.bucket, arrays), ECHO, outcomes.append, lambda: None
+    )
+    model.before = refusing(13, ExecutionError("b4: no 13"))
+    tasks = [
+        Task(1, (len(row),), ((np.array([row], np.int32), None),), 0.0)
+        for row in ([1, 2], [13], [3, 4, 5])
+    ]
+
+    outcome = device.execute(Batch((4,), 4, tuple(tasks), 3))
+
+    first, poisoned, third = outcome.answers
+    assert [part.tolist() for part in first] == [[[1, 2]], [3]]
+    assert isinstance(poisoned, ExecutionError)
+    assert [part.tolist() for part in third] == [[[3, 4, 5]], [12]]
+
+
+def test_errors_that_are_no_want_of_memory_stay_what_they_are():
+    """Only the device's own words for a lack of memory count."""
+    other, foreign = ExecutionError("INTERNAL: oops"), ValueError("RESOURCE_EXHAUSTED")
+
+    assert as_answer(other) is other
+    assert as_answer(foreign) is foreign
+
+
+def test_closing_drains_the_inbox(device, outcomes, deaths):
+    """Batches that the device has are run, in order, before its thread ends; later ones are not."""
+    batches = [batch_of(1), batch_of(2), batch_of(3)]
+    for batch in batches[:2]:
+        device.submit(batch)
+    device.close()
+    device.submit(batches[2])
+
+    device._loop()
+
+    assert [outcome.batch for outcome in outcomes] == batches[:2]
+    assert deaths == []
+
+
+def test_a_failing_batch_does_not_end_the_thread(device, model, outcomes, deaths):
+    """After a batch that fails whole the next one is answered."""
+    model.before = refusing(1, ExecutionError("b1: no"))
+    for number in (1, 2):
+        device.submit(batch_of(number, bucket=1))
+    device.close()
+
+    device._loop()
+
+    assert [outcome.failed for outcome in outcomes] == [True, False]
+    assert deaths == []
+
+
+def test_a_thread_that_dies_says_so(device, model, outcomes, deaths, caplog):
+    """Whatever ends the thread but its closing is reported, once, and logged."""
+    model.before = refusing(1, SystemExit(1))
+    for number in (1, 2):
+        device.submit(batch_of(number))
+
+    device._loop()
+
+    assert deaths == ["died"]
+    assert outcomes == []
+    assert caplog.record_tuples == [
+        ("server.device", logging.CRITICAL, "the device thread died"),
+    ]
+
+
+def test_an_outcome_that_cannot_be_delivered_ends_the_thread(model, deaths):
+    """A failure outside any batch is a bug that nobody may sleep over."""
+
+    def deliver(_):
+        raise KeyError("nobody waits for this batch")
+
+    device = Device(
+        lambda batch, arrays: model.run(batch.bucket, arrays),
+        SUM,
+        deliver,
+        lambda: deaths.append("died"),
+    )
+    device.submit(batch_of(1))
+
+    device._loop()
+
+    assert deaths == ["died"]
+
+
+def test_batches_run_on_a_thread_of_their_own(model, deaths):
+    """A started device runs and delivers on its own thread, which does not keep the process."""
+    delivered = threading.Event()
+    threads = []
+
+    def deliver(_):
+        threads.append(threading.current_thread())
+        delivered.set()
+
+    device = Device(
+        lambda batch, arrays: model.run(batch.bucket, arrays),
+        SUM,
+        deliver,
+        lambda: deaths.append("died"),
+    )
+    device.start()
+    device.submit(batch_of(1))
+    assert delivered.wait(30)
+    device.close()
+    device._thread.join(30)
+
+    assert [thread.name for thread in threads] == ["device"]
+    assert threads[0].daemon
+    assert not threads[0].is_alive()
+    assert deaths == []
