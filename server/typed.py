@@ -10,7 +10,7 @@ import numpy as np
 from runtime.errors import SignatureMismatch
 from runtime.tensors import Array, numpy_dtype
 
-# Whole numbers beyond this may have lost bits on their way through a JSON double.
+# Whole numbers from here on may have lost bits on their way through a JSON double.
 _EXACT = 2**53
 
 
@@ -78,7 +78,7 @@ def _as_float(dtype: str, array: Array) -> Array | None:
 
 def _as_integer(dtype: str, array: Array) -> Array | None:
     if array.dtype.kind == "f":
-        whole = (np.abs(array) <= _EXACT) & (array == np.floor(array))
+        whole = (np.abs(array) < _EXACT) & (array == np.floor(array))
         if not whole.all():
             return None
     info = np.iinfo(dtype)
@@ -104,5 +104,5 @@ def _first_illegal(dtype: str, value: Any) -> str | None:
     legal = type(value) is bool if dtype == "bool" else type(value) in (int, float)
     if not legal:
         return kind_of(value)
-    fraction = type(value) is float and (not value.is_integer() or abs(value) > _EXACT)
+    fraction = type(value) is float and (not value.is_integer() or abs(value) >= _EXACT)
     return repr(value) if "int" in dtype and fraction else None

@@ -92,6 +92,7 @@ def test_unsigned_integers_use_their_whole_range():
         param("int32", [[1, 1.9]], "instances[0]: input 'x': expected int32, got 1.9", id="fraction"),
         param("int32", [[1, 2**40]], "instances[0]: input 'x': expected values of int32, got one out of range", id="range"),
         param("uint8", [[1, 2], [1, -1]], "instances[1]: input 'x': expected values of uint8, got one out of range", id="negative"),
+        param("int64", [[1, 9007199254740993.0]], "instances[0]: input 'x': expected int64, got 9007199254740992.0", id="double-that-lost-a-bit"),
         param("int64", [[1, 2.0**60]], "instances[0]: input 'x': expected int64, got 1.152921504606847e+18", id="double-too-large"),
         param("float32", [[1, 1e300]], "instances[0]: input 'x': expected values of float32, got one out of range", id="overflow"),
         param("float32", [[1, 2, 3]], "instances[0]: input 'x': expected float32[2], got [3]", id="length"),
