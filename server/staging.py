@@ -82,15 +82,3 @@ def _slices(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[slice, ...]:
     return tuple(
         slice(sizes[dim]) if isinstance(dim, str) else slice(None) for dim in spec.shape[1:]
     )
-
-
-def padding(signature: Signature, batch: Batch) -> int:
-    """Count the elements of padding in a batch's inputs, rows and bucketed axes alike."""
-    names = [axis.name for axis in signature.axes]
-    sizes = dict(zip(names, batch.sizes, strict=True))
-    total = 0
-    for spec in signature.inputs:
-        total += int(np.prod(spec.concrete(batch.bucket, sizes)))
-        for task in batch.tasks:
-            total -= int(np.prod(spec.concrete(task.rows, _real(names, task))))
-    return total

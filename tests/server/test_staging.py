@@ -7,7 +7,7 @@ from pytest import mark
 
 from runtime.signature import Axis, Signature, TensorSpec
 from server.batching import Batch, Task
-from server.staging import padding, stage, unstage
+from server.staging import stage, unstage
 from tests.server.fakes import ECHO, SUM
 
 
@@ -120,18 +120,6 @@ def test_each_task_gets_its_rows_cut_to_its_own_length():
 
     assert [part.tolist() for part in first] == [[[0, 1]], [0]]
     assert [part.tolist() for part in second] == [[[4, 5, 6], [8, 9, 10]], [1, 2]]
-
-
-def test_wasted_elements_are_counted():
-    """Padding is what a program gets beyond the tasks' own elements, on every axis."""
-    half = batch_of(4, rows_task([[1, 2]]))
-    full = batch_of(1, ids_task([[1, 2, 3, 4]]), sizes=(4,))
-    mixed = batch_of(4, ids_task([[1, 2]]), ids_task([[3, 4, 5]]), sizes=(4,))
-
-    assert padding(SUM, half) == 3 * 2
-    assert padding(ECHO, full) == 0
-    # The mask is an input as the ids are.
-    assert padding(ECHO, mixed) == 2 * (16 - 2 - 3)
 
 
 tasks = st.lists(
