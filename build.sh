@@ -61,7 +61,8 @@ find_uv() {
 setup() {
   local jax="${1:-}" python uv wanted
   venv=".venv${jax:+-jax-$jax}"
-  wanted="$(cat uv.lock pyproject.toml | cksum) $jax"
+  # An environment knows where its sources are: a copied one is made anew.
+  wanted="$(cat uv.lock pyproject.toml | cksum) $jax $PWD"
   if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/.synced" 2>/dev/null)" = "$wanted" ]; then return; fi
   python="$(find_python)"
   # shellcheck disable=SC2086

@@ -41,7 +41,7 @@ def small_model(width: int):
 def minilm():
     """Read MiniLM, 8 sentences of 32 tokens."""
     from examples.minilm.model import spec
-    from export.models import flatten
+    from export.matching import flatten
 
     wanted = spec()
     params = {"/".join(path): leaf for path, leaf in flatten(wanted.params).items()}

@@ -11,7 +11,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 from export.errors import CheckpointError, ExportError, ParamsError, RowMixing, VerificationError
-from export.spec import ExportSpec, parse_input
+from export.fields import parse_input
+from export.spec import ExportSpec
 from runtime.signature import TensorSpec
 
 if TYPE_CHECKING:

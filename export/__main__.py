@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.console import Console
 
     from export.cli import parser, spec_from
-    from export.errors import ExportError
+    from export.errors import ExportError, UsageError
     from runtime.errors import BundleError
 
     arguments = parser().parse_args(argv)
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
     except (ExportError, BundleError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except OSError as error:
         print(f"error: {error.filename or arguments.out}: {error.strerror}", file=sys.stderr)
         return 1

@@ -3,40 +3,52 @@
 To add a format, write a function from a path to a tree and name it in `_reader`.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from export.errors import CheckpointError, first_line
-from export.spec import nearest
+from export.errors import CheckpointError, first_line, nearest
 from runtime.tensors import read_tensors
 
 Tree = Any
 _ORBAX_MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "_sharding")
 
 
-def read_params(
-    path: str | os.PathLike[str], *, subtree: str | None = None, allow_pickle: bool = False
-) -> Tree:
+# How files that are no params begin.
+_OTHERS = {
+    b"PK\x03\x04": "a zip file",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUM": "a NumPy file",
+    b"\x1f\x8b": "a gzip file",
+    b"GGUF": "a GGUF file",
+}
+ACCEPTED = (
+    "an Orbax or Flax checkpoint directory, a Flax msgpack file, a safetensors file, or a pickle "
+    "(with --allow-pickle)"
+)
+
+
+def read_params(path: str | os.PathLike[str], *, allow_pickle: bool = False) -> Tree:
     """Read params from a file or directory.
 
     Args:
       path: an Orbax checkpoint (a step, or a directory of steps: the newest is taken), a
         `flax.training.checkpoints` directory or file, a Flax msgpack file, a
         safetensors file, or a pickle.
-      subtree: the part to take, keys joined by `.` or `/`, such as `ema_params`.
       allow_pickle: read a pickle, which can run any code.
 
     Returns:
       A tree of NumPy arrays.
 
     Raises:
-      CheckpointError: nothing there, damaged, of no known form, or without the subtree.
+      CheckpointError: nothing there, damaged, or of no known form.
     """
     source = Path(path)
     if "orbax-checkpoint-tmp" in str(source):
@@ -49,21 +61,24 @@ def read_params(
         )
     reader = _reader(source, allow_pickle=allow_pickle)
     try:
-        tree = reader(source)
+        return reader(source)
     except CheckpointError:
         raise
     except Exception as error:
         raise CheckpointError(f"params {source}: cannot be read: {first_line(error)}") from error
-    return take_subtree(tree, subtree) if subtree else tree
 
 
-def take_subtree(tree: Tree, subtree: str) -> Tree:
-    """Take a part of a tree by its keys, joined by `.` or `/`.
+def take_subtree(tree: Tree, subtree: str) -> tuple[Tree, tuple[Mapping[str, Any], ...]]:
+    """Take a part of a tree by its keys, joined by `.` or `/`, such as `ema_params`.
+
+    Returns:
+      The part, and the mappings that it was taken out of, the innermost first.
 
     Raises:
       CheckpointError: there is no such part; names what there is.
     """
     here = as_tree(tree)
+    around: list[Mapping[str, Any]] = []
     for word in re.split(r"[./]", subtree):
         keys: Mapping[str, Any] = (
             {str(k): v for k, v in here.items()}
@@ -77,8 +92,9 @@ def take_subtree(tree: Tree, subtree: str) -> Tree:
                 f"params path {subtree!r}: expected one of {', '.join(sorted(keys)) or 'nothing'}, "
                 f"got {word!r}{nearest(word, keys)}"
             )
+        around.insert(0, keys)
         here = keys[word]
-    return here
+    return here, tuple(around)
 
 
 def as_tree(params: Tree) -> Tree:
@@ -93,6 +109,8 @@ def _reader(source: Path, *, allow_pickle: bool) -> Callable[[Path], Tree]:
         return _read_directory
     with source.open("rb") as f:
         head = f.read(10)
+    if not head:
+        return _read_msgpack  # which says so
     header = int.from_bytes(head[:8], "little")
     if source.suffix == ".safetensors" or (head[8:9] == b"{" and header < source.stat().st_size):
         return _read_safetensors
@@ -119,7 +137,7 @@ def _read_directory(source: Path) -> Tree:
         chosen = steps[newest]
         return _read_orbax_step(chosen) if chosen.is_dir() else _read_msgpack(chosen)
     raise CheckpointError(
-        f"params {source}: expected an Orbax or Flax checkpoint directory, got one with "
+        f"params {source}: expected {ACCEPTED}, got a directory with "
         f"{', '.join(sorted(p.name for p in source.iterdir())[:5]) or 'nothing in it'}"
     )
 
@@ -193,12 +211,28 @@ def _restore(source: Path) -> Tree:
 def _read_msgpack(source: Path) -> Tree:
     from flax import serialization
 
-    tree = serialization.msgpack_restore(source.read_bytes())
-    if not isinstance(tree, Mapping):
-        raise CheckpointError(
-            f"params {source}: expected a checkpoint of a known form, got something else"
-        )
-    return tree
+    data = source.read_bytes()
+    other = _other_form(source, data)
+    if other:
+        raise CheckpointError(f"params {source}: expected {ACCEPTED}, got {other}")
+    return serialization.msgpack_restore(data)
+
+
+def _other_form(source: Path, data: bytes) -> str:
+    """Say what a file is that is no params in msgpack, or nothing if it may be."""
+    if not data:
+        return "an empty file"
+    known = next((what for mark, what in _OTHERS.items() if data.startswith(mark)), "")
+    if known == "a zip file":
+        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(source) as file:
+            names = file.namelist()
+            if any(name.endswith("data.pkl") for name in names):
+                return "a PyTorch file"
+            if names and all(name.endswith(".npy") for name in names):
+                return "a NumPy .npz file"
+    # Params are a map: one of up to 15 keys, or with a count of 16 or 32 bits.
+    is_map = 0x80 <= data[0] <= 0x8F or data[0] in (0xDE, 0xDF)
+    return known if known or is_map else "a file of another form"
 
 
 def _read_safetensors(source: Path) -> Tree:

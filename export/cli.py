@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from export.errors import ExportError, first_line
-from export.spec import CAST_DTYPES, PRECISIONS, ExportSpec, nearest, parse_input, unique
+from export.errors import ExportError, UsageError, first_line, nearest
+from export.fields import CAST_DTYPES, PRECISIONS, read_field
+from export.spec import ExportSpec
 from runtime.signature import TensorSpec
 
 _EXAMPLES = """\
@@ -28,6 +29,11 @@ examples:
   python -m export bert.py:Encoder --params ckpt/ --input 'input_ids:int32[_,seq]' \\
       --input 'attention_mask:int32[_,seq]' --axis seq=32,64,128 --mask attention_mask \\
       --range input_ids=0:30521 --out bundle/
+
+exit status:
+  0  exported
+  1  refused: the model, its files and what is asked for do not fit; or the disk does not
+  2  the command line is wrong by itself
 """
 
 
@@ -35,6 +41,7 @@ examples:
 _DIRECT = (
     *("params", "params_path", "allow_pickle", "dtype", "matmul_precision", "output"),
     *("golden", "seed", "name", "version", "allow_row_mixing", "unverified"),
+    *("buckets", "platforms"),
 )
 
 
@@ -131,8 +138,8 @@ def parser() -> Parser:
         "--axis",
         action="append",
         dest="axes",
-        metavar="NAME=SIZE,…",
-        help="sizes of a bucketed axis that --input names",
+        metavar="NAME=[MIN..]SIZE,…",
+        help="sizes of a bucketed axis that --input names; 3..32,64 where the model takes no fewer than 3",
     )
     tensors.add_argument(
         "--pad",
@@ -203,22 +210,28 @@ def spec_from(arguments: argparse.Namespace) -> tuple[ExportSpec, list[str]]:
       The spec, and notes for the user.
 
     Raises:
-      ExportError: a flag does not read, or the model is not there.
+      UsageError: a flag does not read.
+      ExportError: the model is not there, or the configuration is not for it.
     """
     config = _read_config(arguments.config)
     found = find_attribute(arguments.model)
     spec, notes = _resolve(found, config)
+    try:
+        changes = _changes(spec, arguments)
+    except ExportError as error:
+        raise UsageError(str(error)) from None
+    return dataclasses.replace(spec, **changes), notes
+
+
+def _changes(spec: ExportSpec, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Give the fields that flags set, each in its one form."""
     named: dict[str, Any] = {name: getattr(arguments, name) for name in _DIRECT}
-    named["buckets"] = _sizes("--buckets", arguments.buckets)
-    named["platforms"] = arguments.platforms and tuple(arguments.platforms.split(","))
     named["labels"] = _labels(arguments.labels)
     if arguments.axes:
-        named["axes"] = dict(_axis(text) for text in arguments.axes)
-    inputs = arguments.inputs or list(spec.inputs)
-    if inputs:
-        named["inputs"] = _inputs(inputs, arguments)
-    changes = {name: value for name, value in named.items() if value is not None}
-    return dataclasses.replace(spec, **changes), notes
+        named["axes"] = dict(_pair("--axis", text, "seq=32,64,128") for text in arguments.axes)
+    if arguments.inputs or arguments.ranges or arguments.pads or arguments.masks:
+        named["inputs"] = _inputs(read_field("inputs", arguments.inputs or spec.inputs), arguments)
+    return {name: read_field(name, value) for name, value in named.items() if value is not None}
 
 
 def find_attribute(text: str) -> Any:
@@ -229,7 +242,7 @@ def find_attribute(text: str) -> Any:
     """
     where, _, attribute = text.rpartition(":")
     if not where or not attribute:
-        raise ExportError(f"model {text!r}: expected pkg.mod:attr or path/to/file.py:attr")
+        raise UsageError(f"model {text!r}: expected pkg.mod:attr or path/to/file.py:attr")
     try:
         module = (
             _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
@@ -304,20 +317,6 @@ def _read_config(path: Path | None) -> dict[str, Any] | None:
     return value
 
 
-def _sizes(what: str, text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdigit() for word in words):
-        raise ExportError(f"{what}: expected sizes such as 1,8,32, got {text!r}")
-    return tuple(int(word) for word in words)
-
-
-def _axis(text: str) -> tuple[str, tuple[int, ...]]:
-    name, value = _pair("--axis", text, "seq=32,64,128")
-    return name, _sizes(f"--axis {name}", value) or ()
-
-
 def _pair(what: str, text: str, example: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name or not value:
@@ -333,9 +332,7 @@ def _labels(text: str | None) -> tuple[str, ...] | None:
     return tuple(word.strip() for word in text.split(","))
 
 
-def _inputs(texts: Sequence[TensorSpec | str], arguments: argparse.Namespace) -> list[TensorSpec]:
-    given = [parse_input(t) if isinstance(t, str) else t for t in texts]
-    unique("inputs", [spec.name for spec in given])
+def _inputs(given: Sequence[TensorSpec], arguments: argparse.Namespace) -> list[TensorSpec]:
     specs = {spec.name: spec for spec in given}
 
     def change(flag: str, name: str, **values: Any) -> None:

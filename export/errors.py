@@ -1,15 +1,23 @@
 """What an export refuses, in one tree.
 
 * ExportError              this model cannot be exported as asked; one readable line
+  - UsageError             the command line is wrong by itself
   - CheckpointError        the params file is not what it should be
   - ParamsError            the params do not fit the model
   - RowMixing              a row's answer depends on the other rows
   - VerificationError      the written bundle does not answer as the model does
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class ExportError(Exception):
     """This model cannot be exported as asked."""
+
+
+class UsageError(ExportError):
+    """The command line is wrong by itself."""
 
 
 class CheckpointError(ExportError):
@@ -32,3 +40,9 @@ def first_line(error: BaseException) -> str:
     """Give the first line of what an exception says, or its name if it says nothing."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)[:400]
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """Write "; did you mean 'x'?" for the option nearest to a word, or nothing."""
+    close = difflib.get_close_matches(word, list(options), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -19,19 +19,16 @@ import jax
 import numpy as np
 
 from export import verification
-from export.lowering import (
-    Lowered,
-    lower,
-    reproducible,
-)
+from export.errors import ExportError, nearest
+from export.lowering import Lowered, lower, reproducible
 from export.outputs import Key
 from export.plan import Plan, bucket_name, precision, prepare
 from export.report import ProgramReport, Progress, Report
 from export.spec import ExportSpec
 from export.writing import tolerances, write
+from runtime.description import describe_format
 from runtime.manifest import Manifest
 from runtime.program import wide_types
-from runtime.report import describe_format
 from runtime.writer import BundleWriter
 
 
@@ -64,6 +61,8 @@ def export_model(
       BundleError: the target exists, or another export was faster.
       OSError: the disk is full, or the target cannot be written.
     """
+    if not isinstance(out, str | os.PathLike):
+        raise ExportError(f"out: expected a path, got {out!r}")
     spec = _as_spec(model, params, options).checked()
     tell = progress or (lambda _: None)
     x64 = _needs_wide_types(spec)
@@ -93,6 +92,10 @@ def export_model(
 
 
 def _as_spec(model: Any, params: Any, options: Mapping[str, Any]) -> ExportSpec:
+    fields = [field.name for field in dataclasses.fields(ExportSpec)]
+    unknown = [name for name in options if name not in fields]
+    if unknown:
+        raise ExportError(f"{unknown[0]}: no such option{nearest(unknown[0], fields)}")
     if params is not None:
         options = {**options, "params": params}
     if isinstance(model, ExportSpec):

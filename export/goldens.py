@@ -1,32 +1,21 @@
-"""Goldens: inputs, and the answers of the un-exported model run op by op.
+"""Goldens: the answers of the un-exported model run op by op, and how far they bind.
 
 The reference must not be made by what is being tested. XLA's CPU compiler has returned
 NaN for whole bfloat16 programs whose operations are right one by one, so the model
 runs under `jax.disable_jit`, each operation on its own, on the CPU.
 """
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from export.errors import ExportError, first_line
+from export.errors import ExportError
 from export.lowering import describe
-from runtime.errors import SignatureMismatch
-from runtime.inputs import Checker
 from runtime.manifest import Tolerance
-from runtime.rows import draw
-from runtime.signature import Axis, Signature, TensorSpec
-from runtime.tensors import Array, numpy_dtype, read_tensors
-
-# Bytes that one golden's seeded inputs may take; the rows are at least 4.
-GOLDEN_BYTES = 256 * 1024
-# Every program answers every row, and every row is stored. Larger buckets repeat them;
-# that a row's place in a batch does not matter is probed apart.
-MOST_ROWS = 16
+from runtime.signature import TensorSpec
+from runtime.tensors import Array
 
 # Relative to the output's largest value, and to each value. Float32 on a GPU may be
 # multiplied in TF32, which keeps 10 bits of mantissa, unless the precision is pinned.
@@ -41,77 +30,6 @@ _CPU = {
 _TF32 = Tolerance(atol=5e-3, rtol=5e-3)
 _EXACT = Tolerance(atol=0.0, rtol=0.0)
 _PINNED = ("highest", "float32")
-
-
-def seeded_inputs(
-    inputs: Sequence[TensorSpec], sizes: Mapping[str, int], rows: int, seed: int
-) -> dict[str, Array]:
-    """Draw legal inputs; the same ones for the same seed. Masks are all ones."""
-    rng = np.random.default_rng([seed, rows, *sizes.values()])
-    out = {}
-    for spec in inputs:
-        shape = spec.concrete(rows, sizes)
-        out[spec.name] = (
-            np.ones(shape, numpy_dtype(spec.dtype)) if spec.mask else draw(spec, shape, rng)
-        )
-    return out
-
-
-def golden_rows(inputs: Sequence[TensorSpec], sizes: Mapping[str, int], most: int) -> int:
-    """Say how many rows a seeded golden gets: enough to fill a bucket, within a size."""
-    row = sum(spec.row_bytes(sizes) for spec in inputs)
-    return min(most, MOST_ROWS, max(4, GOLDEN_BYTES // max(1, row)))
-
-
-def read_inputs(path: str | os.PathLike[str]) -> dict[str, Array]:
-    """Read golden inputs from a .safetensors or .npz file, by name.
-
-    Raises:
-      ExportError: it cannot be read.
-    """
-    source = Path(path)
-    try:
-        if source.suffix == ".npz":
-            with source.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                return dict(file)
-        return {
-            n.removeprefix("input/"): a
-            for n, a in read_tensors(source, source.read_bytes()).items()
-            if not n.startswith("output/")
-        }
-    except Exception as error:  # NumPy raises a zoo of them for a damaged .npz
-        raise ExportError(
-            f"golden {source}: expected .safetensors or .npz of inputs by name, got "
-            f"{first_line(error)}"
-        ) from error
-
-
-def check_inputs(
-    inputs: Sequence[TensorSpec], axes: Sequence[Axis], given: Mapping[str, Any]
-) -> tuple[dict[str, Array], dict[str, int]]:
-    """Hold given golden inputs against the declared ones; masks may be left out.
-
-    Returns:
-      Inputs by name, and the size of each bucketed axis.
-
-    Raises:
-      ExportError: they do not fit.
-    """
-    signature = Signature(inputs=tuple(inputs), outputs=(), axes=tuple(axes))
-    try:
-        checked = Checker(signature).check(given)
-    except SignatureMismatch as error:
-        raise ExportError(f"golden: {error}") from None
-    if checked.rows == 0:
-        raise ExportError("golden: expected at least one row, got none")
-    sizes = dict(zip((axis.name for axis in axes), checked.sizes, strict=True))
-    arrays = {
-        spec.name: np.ones(spec.concrete(checked.rows, sizes), numpy_dtype(spec.dtype))
-        if a is None
-        else a
-        for spec, a in zip(inputs, checked.arrays, strict=True)
-    }
-    return arrays, sizes
 
 
 def reference(
@@ -168,19 +86,19 @@ def refuse_non_finite(
 
 def tolerance(
     platform: str,
-    dtypes: set[str],
+    dtypes: Collection[str],
     output: TensorSpec,
     expected: Sequence[Array],
     precision: str | None,
 ) -> Tolerance:
     """Decide how far an output may be off on a platform.
 
-    The coarsest floating dtype that the computation passes through decides; the
+    The coarsest floating dtype that its computation passes through decides; the
     absolute part is relative to the output's largest expected value.
 
     Args:
       platform: cpu, cuda, …
-      dtypes: floating dtypes of the computation.
+      dtypes: floating dtypes of its computation.
       output: the output; integers and booleans must be equal.
       expected: its expected values, in every golden.
       precision: what dots were lowered with.

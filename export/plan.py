@@ -10,19 +10,17 @@ import jax
 import numpy as np
 
 from export import goldens as golden_rules
+from export.calling import Adapted
 from export.checkpoints import read_params, take_subtree
-from export.errors import ExportError
-from export.lowering import (
-    Traced,
-    large_constants,
-    stuck_constants,
-    trace,
-    with_constants,
-)
-from export.models import Adapted, abstract, adapt
+from export.constants import large_constants, stuck_constants, with_constants
+from export.errors import ExportError, nearest
+from export.fields import parse_output
+from export.golden_inputs import golden_inputs
+from export.lowering import Traced, trace
+from export.models import abstract, adapt
 from export.outputs import Key, name_outputs, output_specs
 from export.packing import Packing, plan_packing
-from export.spec import ExportSpec, nearest, parse_output
+from export.spec import ExportSpec
 from runtime.compare import largest_difference
 from runtime.manifest import OutputFormat
 from runtime.signature import DTYPE_BYTES, Axis, Signature, TensorSpec
@@ -65,24 +63,22 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
       ExportError: the model cannot be exported as asked.
     """
     inputs: tuple[TensorSpec, ...] = tuple(spec.inputs)  # type: ignore[arg-type]
-    axes = tuple(Axis(name=name, sizes=tuple(sizes)) for name, sizes in spec.axes.items())
+    axes: tuple[Axis, ...] = tuple(spec.axes.values())  # type: ignore[arg-type]
     tell("reading params")
-    params = _read(spec)
+    params, around = _read(spec)
     first = {axis.name: axis.sizes[0] for axis in axes}
-    adapted = adapt(spec.model, params, inputs, first)
-    notes = [*adapted.notes, *_wide_notes(inputs, x64)]
+    adapted = adapt(spec.model, params, inputs, first, around)
     given, narrowed = _as_jax_keeps(adapted.params, x64)
-    notes += narrowed
     cast = _cast(given, adapted, spec.dtype)
     flat = _Flat(adapted, [s.name for s in inputs])
     traced, packing, arguments, hoisted = _trace_all(spec, flat, cast, inputs, axes, tell)
-    notes += hoisted
     outputs = output_specs(
         flat.names,
         _shapes(spec, flat, packing, arguments, traced, inputs, axes),
         [a.name for a in axes],
     )
     signature = Signature(inputs=inputs, outputs=outputs, axes=axes)
+    notes = (*adapted.notes, *_wide_notes(signature, x64), *narrowed, *hoisted)
     output_format = _output_format(spec, signature)
     tell("running the un-exported model op by op")
     goldens = _goldens(spec, signature, flat, cast)
@@ -105,26 +101,36 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
         traced=traced,
         goldens=goldens,
         output_format=output_format,
-        notes=tuple(notes),
+        notes=notes,
         cast_drift=drift,
     )
 
 
-def _read(spec: ExportSpec) -> Any:
-    if isinstance(spec.params, str | os.PathLike):
-        return read_params(spec.params, subtree=spec.params_path, allow_pickle=spec.allow_pickle)
-    if spec.params is not None and spec.params_path:
-        return take_subtree(spec.params, spec.params_path)
-    return spec.params
+def _read(spec: ExportSpec) -> tuple[Any, tuple[Mapping[str, Any], ...]]:
+    """Give the params, and what `params_path` took them out of, the innermost first."""
+    tree = spec.params
+    if isinstance(tree, str | os.PathLike):
+        tree = read_params(tree, allow_pickle=spec.allow_pickle)
+    if tree is None or spec.params_path is None:
+        return tree, ()
+    return take_subtree(tree, spec.params_path)
 
 
-def _wide_notes(inputs: Sequence[TensorSpec], x64: bool) -> list[str]:
-    wide = [s for s in inputs if s.dtype.endswith("64")]
+def _wide_notes(signature: Signature, x64: bool) -> list[str]:
+    wide = [s for s in signature.inputs if s.dtype.endswith("64")]
     if not x64 or not wide:
         return []
-    names = ", ".join(f"{s.name!r} ({s.dtype})" for s in wide)
-    narrow = ", ".join(sorted({s.dtype.replace("64", "32") for s in wide}))
-    return [f"64-bit types are on for {names}; 32-bit mode would have turned them into {narrow}"]
+    note = (
+        f"64-bit types are on for {_with_dtypes(wide)}; 32-bit mode would have turned them into "
+        f"{', '.join(sorted({s.dtype.replace('64', '32') for s in wide}))}"
+    )
+    outputs = [s for s in signature.outputs if s.dtype.endswith("64")]
+    widened = f", and so it would the outputs {_with_dtypes(outputs)}" if outputs else ""
+    return [note + widened]
+
+
+def _with_dtypes(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{s.name!r} ({s.dtype})" for s in specs)
 
 
 def _as_jax_keeps(params: Mapping[str, Array], x64: bool) -> tuple[dict[str, Array], list[str]]:
@@ -284,8 +290,9 @@ def _shapes(
     if len(spec.buckets) == 1:
         extra.append((batch + 1, sizes))
     for i, axis in enumerate(axes):
-        if len(axis.sizes) == 1 and axis.sizes[0] > 1:
-            extra.append((batch, (*sizes[:i], sizes[i] // 2, *sizes[i + 1 :])))
+        if len(axis.sizes) == 1 and axis.sizes[0] > axis.minimum:
+            shorter = max(axis.minimum, sizes[i] // 2)
+            extra.append((batch, (*sizes[:i], shorter, *sizes[i + 1 :])))
     for key in extra:
         named = dict(zip((axis.name for axis in axes), key[1], strict=True))
         given = list(abstract(inputs, key[0], named).values())
@@ -302,67 +309,40 @@ def _goldens(
     found = []
     names = [output.name for output in signature.outputs]
     with precision(spec):
-        for arrays, sizes in _golden_inputs(spec, signature):
+        for arrays, sizes in golden_inputs(spec, signature):
             ordered = tuple(arrays[s.name] for s in signature.inputs)
-            expected = flat.reference(params, ordered)
-            golden_rules.refuse_non_finite(names, expected, signature.inputs)
-            for output, array in zip(signature.outputs, expected, strict=True):
-                shape = output.concrete(len(ordered[0]), sizes)
-                if (array.dtype.name, array.shape) != (output.dtype, shape):
-                    raise ExportError(
-                        f"output {output.name!r}: expected {output} of the un-exported model, got "
-                        f"{array.dtype.name}{list(array.shape)}"
-                    )
+            try:
+                expected = flat.reference(params, ordered)
+                golden_rules.refuse_non_finite(names, expected, signature.inputs)
+                _check_shapes(signature, expected, len(ordered[0]), sizes)
+            except ExportError as error:
+                raise ExportError(f"{error}{_if_too_short(sizes, signature.axes)}") from error
             found.append((sizes, ordered, expected))
     return tuple(found)
 
 
-def _golden_inputs(
-    spec: ExportSpec, signature: Signature
-) -> list[tuple[dict[str, Array], dict[str, int]]]:
-    """Give golden inputs: those given, and seeded ones at and between the axis sizes."""
-    found = []
-    if spec.golden is not None:
-        given = (
-            spec.golden
-            if isinstance(spec.golden, Mapping)
-            else golden_rules.read_inputs(spec.golden)
-        )
-        found.append(golden_rules.check_inputs(signature.inputs, signature.axes, given))
-    if not found or signature.axes:
-        found += _seeded(spec, signature)
-    if not spec.allow_row_mixing:
-        return found
-    # What such a model answers depends on how many rows it gets: each bucket has its own.
-    return [
-        ({n: np.take(a, range(rows), axis=0, mode="wrap") for n, a in arrays.items()}, sizes)
-        for arrays, sizes in found
-        for rows in spec.buckets
-    ]
+def _check_shapes(
+    signature: Signature, expected: Sequence[Array], rows: int, sizes: Mapping[str, int]
+) -> None:
+    for output, array in zip(signature.outputs, expected, strict=True):
+        if (array.dtype.name, array.shape) != (output.dtype, output.concrete(rows, sizes)):
+            raise ExportError(
+                f"output {output.name!r}: expected {output} of the un-exported model, got "
+                f"{array.dtype.name}{list(array.shape)}"
+            )
 
 
-def _seeded(
-    spec: ExportSpec, signature: Signature
-) -> list[tuple[dict[str, Array], dict[str, int]]]:
-    found = []
-    most = max(4, spec.buckets[-1])
-    for between, values in _axis_points(signature.axes):
-        named = dict(zip((a.name for a in signature.axes), values, strict=True))
-        rows = golden_rules.golden_rows(signature.inputs, named, 4 if between else most)
-        found.append((golden_rules.seeded_inputs(signature.inputs, named, rows, spec.seed), named))
-    return found
-
-
-def _axis_points(axes: Sequence[Axis]) -> list[tuple[bool, tuple[int, ...]]]:
-    """Give axis sizes to try: each bucket's, and one between it and the next smaller one."""
-    exact = [(False, values) for values in itertools.product(*(axis.sizes for axis in axes))]
-    halves = []
-    for axis in axes:
-        below = (0, *axis.sizes[:-1])
-        halves.append([(low + high + 1) // 2 for low, high in zip(below, axis.sizes, strict=True)])
-    known = {values for _, values in exact}
-    between = [(True, v) for v in itertools.product(*halves) if axes and v not in known]
-    return exact + between
+def _if_too_short(sizes: Mapping[str, int], axes: Sequence[Axis]) -> str:
+    """Say where a model failed that may need longer inputs, and how to declare that."""
+    if not any(sizes[axis.name] < axis.sizes[0] for axis in axes):
+        return ""
+    shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    flags = " ".join(
+        f"--axis {axis.name}=MIN..{','.join(map(str, axis.sizes))}"
+        for axis in axes
+        if sizes[axis.name] < axis.sizes[0]
+    )
+    return f"; this was at {shown}: if the model needs more than that, pass {flags}"
 
 
 def _output_format(spec: ExportSpec, signature: Signature) -> OutputFormat:

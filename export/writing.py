@@ -8,10 +8,8 @@ from typing import Any
 
 from export import goldens as golden_rules
 from export.errors import ExportError
-from export.lowering import (
-    Lowered,
-    floating_dtypes,
-)
+from export.jaxprs import floating_dtypes
+from export.lowering import Lowered
 from export.outputs import Key
 from export.plan import Plan, bucket_name
 from runtime import __version__
@@ -106,7 +104,7 @@ def tolerances(plan: Plan) -> dict[str, Any]:
         platform: {
             output.name: golden_rules.tolerance(
                 platform,
-                dtypes,
+                dtypes[i],
                 output,
                 [expected[i] for _, _, expected in plan.goldens],
                 precision,

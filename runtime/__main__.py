@@ -3,14 +3,20 @@
 import argparse
 import importlib.util
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from runtime.commandline import Parser
 from runtime.errors import BundleError, DeviceUnavailable, ExecutionError
 
 EXIT_OK, EXIT_USAGE, EXIT_BUNDLE, EXIT_GOLDEN, EXIT_DEVICE = 0, 2, 3, 4, 5
+
+
+class UsageError(Exception):
+    """A flag cannot be what it is; nothing was done yet."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,19 +34,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BundleError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BUNDLE
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror}", file=sys.stderr)
         return EXIT_USAGE
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m runtime",
         description="Verify, inspect and bench a bundle.",
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="verify|inspect|bench")
     verify = commands.add_parser(
         "verify", help="run goldens and row-independence probes on this device", allow_abbrev=False
     )
@@ -49,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true", help="print a report for machines")
     verify.add_argument("--junit", type=Path, metavar="FILE", help="write a JUnit XML report")
     verify.set_defaults(run=_verify)
-    inspect = commands.add_parser("inspect", help="show what a bundle holds", allow_abbrev=False)
+    inspect = commands.add_parser(
+        "inspect", help="check every file and show what a bundle holds", allow_abbrev=False
+    )
     inspect.add_argument("bundle", type=Path, metavar="BUNDLE")
     inspect.add_argument("--json", action="store_true", help="print it for machines")
     inspect.set_defaults(run=_inspect)
@@ -67,6 +78,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check_writable(flag: str, file: Path) -> None:
+    """Refuse a file that could not be written once the work is done."""
+    if file.is_dir():
+        raise UsageError(f"{flag}: expected a file, got the directory {file}")
+    if not file.parent.is_dir():
+        raise UsageError(f"{flag}: expected a file in a directory that exists, got {file}")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise UsageError(f"{flag}: expected a file that may be written, got {file}")
+
+
 def _say(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
@@ -76,6 +97,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     from runtime.report import junit, verification
     from runtime.verify import verify
 
+    if arguments.junit:
+        _check_writable("--junit", arguments.junit)
     model = load(arguments.bundle, arguments.device, progress=_say)
     report = verify(model, progress=_say)
     if arguments.junit:
@@ -99,9 +122,11 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from runtime.bundle import open_bundle
-    from runtime.report import description
+    from runtime.description import description
 
     bundle = open_bundle(arguments.bundle)
+    # One pass over the files, at the speed of SHA-256: cheap enough to be always sure.
+    bundle.check()
     if arguments.json:
         sys.stdout.write(bundle.manifest.to_bytes().decode())
     else:
@@ -113,18 +138,22 @@ def _bench(arguments: argparse.Namespace) -> int:
     from runtime.bench import bench, chart, table
     from runtime.model import load
 
-    if arguments.plot and arguments.plot.suffix not in (".svg", ".png"):
-        print(f"error: --plot: expected a .svg or .png file, got {arguments.plot}", file=sys.stderr)
-        return EXIT_USAGE
-    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
-        print("error: --plot: needs matplotlib, which is not installed", file=sys.stderr)
-        return EXIT_USAGE
+    if arguments.plot:
+        _check_plot(arguments.plot)
     model = load(arguments.bundle, arguments.device, progress=_say)
     figures = bench(model, arguments.seconds, progress=_say)
     print(json.dumps(figures) if arguments.json else table(figures))
     if arguments.plot:
         chart(figures, arguments.plot)
     return EXIT_OK
+
+
+def _check_plot(file: Path) -> None:
+    if file.suffix not in (".svg", ".png"):
+        raise UsageError(f"--plot: expected a .svg or .png file, got {file}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("--plot: needs matplotlib, which is not installed")
+    _check_writable("--plot", file)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from runtime.description import columns
 from runtime.model import Group, Model
 from runtime.program import device_kind, jax_version
-from runtime.report import columns
-from runtime.verify import bucket_name
+from runtime.signature import bucket_name
 
 Progress = Callable[[str], None]
 Figures = dict[str, Any]
@@ -32,7 +32,7 @@ def bench(model: Model, seconds: float, *, progress: Progress | None = None) -> 
     rows = []
     for group in model.groups.values():
         for batch in group.programs:
-            name = bucket_name(model, group, batch)
+            name = bucket_name(model.signature, group.sizes, batch)
             tell(f"timing {name}")
             rows.append({"bucket": name, "rows": batch, **_time(model, group, batch, seconds)})
     return {

@@ -49,6 +49,17 @@ class Bundle:
         _compare(file, len(data), hashlib.sha256(data).hexdigest())
         return data
 
+    def check(self) -> None:
+        """Read every file and hold it against its digest; nothing is parsed.
+
+        Raises:
+          IntegrityError: a file is not the one that the manifest describes.
+        """
+        for file in self.manifest.files:
+            with _opened(self.path, file) as descriptor, open(descriptor, "rb", closefd=False) as f:
+                digest = hashlib.file_digest(f, "sha256").hexdigest()
+            _compare(file, file.bytes, digest)
+
     def map(self, file: File) -> dict[str, Array]:
         """View the tensors of a safetensors file through mmap.
 
@@ -77,9 +88,14 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     Raises:
       BundleError: not a bundle, or one this runtime does not read.
     """
-    root = Path(path)
+    try:
+        root = Path(path)
+    except TypeError:
+        kind = type(path).__name__
+        raise BundleError(f"bundle: expected the path of a directory, got {kind}") from None
     if not root.is_dir():
-        raise BundleError(f"bundle {root}: expected a directory, got {_what(root)}")
+        hint = "; name the directory that holds it" if root.name == MANIFEST_NAME else ""
+        raise BundleError(f"bundle {root}: expected a directory, got {_what(root)}{hint}")
     try:
         manifest_path = root / MANIFEST_NAME
         if manifest_path.is_symlink() or not manifest_path.is_file():

@@ -15,6 +15,9 @@
 Messages follow one grammar: *what, where: expected X, got Y[; do Z]*.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class BundleError(Exception):
     """This directory cannot be served here."""
@@ -66,3 +69,9 @@ class BatchTooLarge(InvalidInput):
 
 class ExecutionError(Exception):
     """The device failed while running a program."""
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """Write "; did you mean 'x'?" for the option nearest to a word, or nothing."""
+    close = difflib.get_close_matches(word, list(options), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

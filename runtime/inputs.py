@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from runtime.errors import SignatureMismatch
-from runtime.signature import BATCH, Signature, TensorSpec, notation
+from runtime.errors import SignatureMismatch, nearest
+from runtime.signature import BATCH, Axis, Signature, TensorSpec, notation
 from runtime.tensors import Array, numpy_dtype
 
 
@@ -82,11 +82,31 @@ class Checker:
 
     def _sizes(self, dims: Mapping[str, int]) -> tuple[int, ...]:
         for axis in self._signature.axes:
-            if dims.get(axis.name, 0) > axis.sizes[-1]:
-                raise SignatureMismatch(
-                    f"axis {axis.name!r}: expected at most {axis.sizes[-1]}, got {dims[axis.name]}"
-                )
+            if axis.name in dims:
+                check_size(axis, dims[axis.name])
         return tuple(dims.get(axis.name, axis.sizes[0]) for axis in self._signature.axes)
+
+
+def check_size(axis: Axis, size: int, where: str = "") -> None:
+    """Refuse a size of a bucketed axis that no program takes.
+
+    Args:
+      axis: of the signature.
+      size: of an input, or of one row of it.
+      where: what to call it in the message, such as `instances[3]: `.
+
+    Raises:
+      SignatureMismatch: it is longer than the largest bucket, or shorter than the model was
+        proven for.
+    """
+    if size > axis.sizes[-1]:
+        raise SignatureMismatch(
+            f"{where}axis {axis.name!r}: expected at most {axis.sizes[-1]}, got {size}"
+        )
+    if size < axis.minimum:
+        raise SignatureMismatch(
+            f"{where}axis {axis.name!r}: expected at least {axis.minimum}, got {size}"
+        )
 
 
 def _fixed(spec: TensorSpec) -> tuple[int, ...] | None:
@@ -106,9 +126,14 @@ def _as_array(spec: TensorSpec, value: object) -> Array:
 
 def _refuse_unknown(signature: Signature, inputs: Mapping[str, object]) -> None:
     expected = sorted(spec.name for spec in signature.inputs)
-    unknown = ", ".join(repr(name) for name in sorted(set(inputs) - set(expected)))
-    if unknown:
-        raise SignatureMismatch(f"inputs: expected {expected}, got {unknown} as well")
+    unknown = sorted({str(name) for name in inputs} - set(expected))
+    if not unknown:
+        return
+    missing = [s.name for s in signature.inputs if s.name not in inputs and not s.mask]
+    got = ", ".join(map(repr, unknown))
+    got += f" and no {', '.join(map(repr, missing))}" if missing else " as well"
+    hint = nearest(unknown[0], expected)
+    raise SignatureMismatch(f"inputs: expected {expected}, got {got}{hint}")
 
 
 def _check_shape(spec: TensorSpec, array: Array, dims: dict[str, int]) -> None:

@@ -473,9 +473,9 @@ class Manifest:
                 raise ManifestError(f"expected axes {names}, got {list(golden.axes)}", where)
             for axis in axes:
                 size = golden.axes[axis.name]
-                if not 1 <= size <= axis.sizes[-1]:
+                if not axis.minimum <= size <= axis.sizes[-1]:
                     raise ManifestError(
-                        f"expected a size up to {axis.sizes[-1]}, got {size}",
+                        f"expected a size from {axis.minimum} to {axis.sizes[-1]}, got {size}",
                         f"{where}.{axis.name}",
                     )
         if not any(all(g.axes[a.name] <= a.sizes[0] for a in axes) for g in self.goldens):

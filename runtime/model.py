@@ -10,7 +10,7 @@ import numpy as np
 
 from runtime.buckets import Planner, pad, pad_axes, pick, unpad
 from runtime.bundle import Bundle, open_bundle
-from runtime.errors import IncompatibleProgram, IntegrityError
+from runtime.errors import IncompatibleProgram, IntegrityError, SignatureMismatch
 from runtime.inputs import Checker
 from runtime.manifest import Manifest
 from runtime.program import (
@@ -141,7 +141,7 @@ class Model:
         self.bundle = bundle
         self.device = device
         self.params = params
-        self._checker = Checker(bundle.manifest.signature)
+        self.checker = Checker(bundle.manifest.signature)
         self.groups = _groups(bundle.manifest, programs)
 
     @property
@@ -175,7 +175,9 @@ class Model:
           ExecutionError: the device failed.
         """
         signature = self.signature
-        checked = self._checker.check(inputs)
+        if not isinstance(inputs, Mapping):
+            raise _no_mapping(signature, inputs)
+        checked = self.checker.check(inputs)
         group = self.group(checked.sizes)
         arrays = self.fit(group, checked.arrays, checked.rows, checked.sizes)
         outputs = self._crop(self._cover(group, arrays, checked.rows), checked.sizes)
@@ -284,6 +286,16 @@ class Model:
             }
             self.groups[sizes] = dataclasses.replace(group, planner=Planner(costs))
 
+    def canary(self) -> None:
+        """Run the smallest program on inputs that cannot be at fault.
+
+        Raises:
+          ExecutionError: the device does not work.
+        """
+        sizes, group = next(iter(self.groups.items()))
+        batch = min(group.programs)
+        self.run(group.programs[batch], self.blank(batch, sizes))
+
     def blank(self, rows: int, sizes: tuple[int, ...]) -> tuple[Array, ...]:
         """Make legal inputs that mean nothing: zeros, or the legal value nearest to zero.
 
@@ -296,6 +308,11 @@ class Model:
             np.full(spec.concrete(rows, named), _nearest_to_zero(spec), numpy_dtype(spec.dtype))
             for spec in self.signature.inputs
         )
+
+
+def _no_mapping(signature: Signature, inputs: object) -> SignatureMismatch:
+    expected = ", ".join(f"{spec.name!r}: {spec}" for spec in signature.inputs)
+    return SignatureMismatch(f"inputs: expected a dict {{{expected}}}, got {type(inputs).__name__}")
 
 
 def _groups(manifest: Manifest, programs: tuple[Program, ...]) -> dict[tuple[int, ...], Group]:

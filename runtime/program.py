@@ -6,7 +6,8 @@ it breaks this file alone.
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,8 +31,13 @@ def find_device(wanted: object | None) -> Device:
     Raises:
       DeviceUnavailable: it is not there. There is no fall-back to another platform.
     """
-    if wanted is not None and not isinstance(wanted, str):
+    if isinstance(wanted, jax.Device):
         return wanted
+    if wanted is not None and not isinstance(wanted, str):
+        raise DeviceUnavailable(
+            "device: expected None, a name such as 'cpu' or 'cuda:1', or a jax device, got "
+            f"{type(wanted).__name__}"
+        )
     platform, _, index = (wanted or "").partition(":")
     reason = "no such index"
     try:
@@ -67,6 +73,31 @@ def _available() -> list[str]:
         return [f"{platform_of(d)}:{d.id}" for d in jax.local_devices()]
     except RuntimeError:
         return []
+
+
+def count_compiles() -> Callable[[], int]:
+    """Count the programs that XLA compiles in this process from now on.
+
+    JAX tells of each compilation, of those too that its cache on disk answers.
+
+    Returns:
+      Gives the number so far.
+    """
+    count = itertools.count()
+    latest = [next(count)]
+
+    def compiled(event: str, _: float, **__: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            latest[0] = next(count)
+
+    jax.monitoring.register_event_duration_secs_listener(compiled)
+    return lambda: latest[0]
+
+
+def memory_in_use(device: Device) -> int | None:
+    """Give the bytes in use on a device, None where it does not say."""
+    statistics = device.memory_stats()
+    return None if statistics is None else int(statistics["bytes_in_use"])
 
 
 def wide_types(enabled: bool) -> contextlib.AbstractContextManager[Any]:

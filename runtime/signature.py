@@ -6,7 +6,7 @@ Read with the standard library alone, as part of the manifest.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from runtime.errors import ManifestError
 from runtime.node import Node
@@ -152,21 +152,39 @@ class TensorSpec:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """A bucketed axis beside the batch: its name and its sizes, increasing."""
+    """A bucketed axis beside the batch.
+
+    Attributes:
+      name: as shapes name it.
+      sizes: of its buckets, increasing.
+      minimum: the smallest size that inputs may have.
+    """
 
     name: str
     sizes: tuple[int, ...]
+    minimum: int = 1
 
     @classmethod
     def from_node(cls, node: Node) -> "Axis":
         """Read one entry of `$.signature.axes`."""
-        axis = cls(name=node.take("name", str), sizes=node.items("sizes", int))
+        minimum = node.optional("minimum", int)
+        axis = cls(
+            name=node.take("name", str),
+            sizes=node.items("sizes", int),
+            minimum=1 if minimum is None else minimum,
+        )
         increasing(axis.sizes, f"{node.where}.sizes")
+        if not 0 <= axis.minimum <= axis.sizes[0]:
+            raise ManifestError(
+                f"expected a size up to {axis.sizes[0]}, got {axis.minimum}",
+                f"{node.where}.minimum",
+            )
         return axis
 
     def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads."""
-        return {"name": self.name, "sizes": list(self.sizes)}
+        """Write what `from_node` reads; what is default is left out."""
+        minimum = {} if self.minimum == 1 else {"minimum": self.minimum}
+        return {"name": self.name, "sizes": list(self.sizes), **minimum}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +225,18 @@ class Signature:
             "outputs": [spec.to_json() for spec in self.outputs],
             "axes": [axis.to_json() for axis in self.axes],
         }
+
+
+def bucket_name(signature: Signature, sizes: Sequence[int], batch: int) -> str:
+    """Name a program as people see it: `b8`, `b8-seq32`.
+
+    Args:
+      signature: whose axes name the sizes.
+      sizes: of the bucketed axes.
+      batch: rows that it takes.
+    """
+    axes = zip(signature.axes, sizes, strict=True)
+    return "-".join([f"b{batch}", *(f"{axis.name}{size}" for axis, size in axes)])
 
 
 def increasing(sizes: tuple[int, ...], where: str) -> None:

@@ -15,6 +15,7 @@ from runtime.errors import GoldenMismatch, IntegrityError
 from runtime.manifest import Golden
 from runtime.model import Group, Model, load
 from runtime.rows import KINDS, Mixing, find_mixing
+from runtime.signature import bucket_name
 from runtime.tensors import Array
 
 Progress = Callable[[str], None]
@@ -89,7 +90,7 @@ def verify(model: Model, *, progress: Progress | None = None) -> Report:
     mixing: list[Mixing] = []
     for group in model.groups.values():
         for batch in group.programs:
-            tell(f"checking rows of {bucket_name(model, group, batch)}")
+            tell(f"checking rows of {bucket_name(model.signature, group.sizes, batch)}")
             mixing += check_rows(model, group, batch)
     return Report(tuple(checks), drift, tuple(mixing))
 
@@ -113,7 +114,9 @@ def check_goldens(model: Model) -> tuple[list[GoldenCheck], dict[str, float]]:
                     continue
                 got = _answer(model, group, batch, golden, inputs)
                 answers.append(got)
-                checks += _compare(model, bucket_name(model, group, batch), golden, got, expected)
+                checks += _compare(
+                    model, bucket_name(model.signature, group.sizes, batch), golden, got, expected
+                )
         for i, spec in enumerate(model.signature.outputs):
             changes = (largest_difference(a[i], answers[0][i]) for a in answers[1:])
             drift[spec.name] = max([drift[spec.name], *changes])
@@ -138,15 +141,9 @@ def check_rows(
         model.signature.inputs,
         [spec.name for spec in model.signature.outputs],
         rows,
-        bucket_name(model, group, batch),
+        bucket_name(model.signature, group.sizes, batch),
         kinds=kinds,
     )
-
-
-def bucket_name(model: Model, group: Group, batch: int) -> str:
-    """Name a program as people see it: `b8`, `b8-seq32`."""
-    axes = zip(model.signature.axes, group.sizes, strict=True)
-    return "-".join([f"b{batch}", *(f"{axis.name}{size}" for axis, size in axes)])
 
 
 def read_golden(model: Model, golden: Golden) -> tuple[Rows, Rows]:

@@ -34,98 +34,93 @@ class Tagger(nn.Module):
 
 
 @fixture(scope="session")
-def classifier_bundle(tmp_path_factory):
+def exported(tmp_path_factory):
+    """Exports a model under a name; gives the bundle."""
+
+    def run(name, model, params, **options):
+        out = tmp_path_factory.mktemp("bundles") / name
+        export.export_model(model, params, name=name, out=out, **options)
+        return out
+
+    return run
+
+
+@fixture(scope="session")
+def classifier_bundle(exported):
     """x float32[_, 4] to logits of three labels; buckets 1, 2, 4."""
-    out = tmp_path_factory.mktemp("bundles") / "classifier"
     model = Classifier()
-    export.export_model(
+    return exported(
+        "classifier",
         model,
         model.init(jax.random.key(0), np.zeros((1, 4), np.float32)),
         inputs=["x:float32[_,4]"],
         buckets=(1, 2, 4),
         output="classification:logits",
         labels=("red", "green", "blue"),
-        name="classifier",
-        out=out,
     )
-    return out
 
 
 @fixture(scope="session")
-def tagger_bundle(tmp_path_factory):
+def tagger_bundle(exported):
     """ids int32[_, seq] in 0..9 and a mask, to scores and a mean; buckets 1, 4; seq 4, 8."""
-    out = tmp_path_factory.mktemp("bundles") / "tagger"
     model = Tagger()
     ids = TensorSpec(name="ids", dtype="int32", shape=("_", "seq"), minimum=0, maximum=9)
     mask = TensorSpec(name="mask", dtype="int32", shape=("_", "seq"), mask=True)
     zeros = np.zeros((1, 4), np.int32)
-    export.export_model(
+    return exported(
+        "tagger",
         model,
         model.init(jax.random.key(1), zeros, zeros + 1),
         inputs=[ids, mask],
         axes={"seq": (4, 8)},
         buckets=(1, 4),
-        name="tagger",
-        out=out,
     )
-    return out
+
+
+def add(params, x):
+    """Add a param of 64 bits."""
+    return x + params["seven"]
 
 
 @fixture(scope="session")
-def wide_bundle(tmp_path_factory):
+def wide_bundle(exported):
     """x int64[_, 2] plus an int64 param of 7; needs 64-bit types; buckets 1, 2."""
-    out = tmp_path_factory.mktemp("bundles") / "wide"
+    seven = {"seven": np.array([7], np.int64)}
+    return exported("wide", add, seven, inputs=["x:int64[_,2]"], buckets=(1, 2))
 
-    def add(params, x):
-        return x + params["seven"]
 
-    export.export_model(
-        add,
-        {"seven": np.array([7], np.int64)},
-        inputs=["x:int64[_,2]"],
-        buckets=(1, 2),
-        name="wide",
-        out=out,
-    )
-    return out
+def center(params, x):
+    """Subtract the batch's mean."""
+    return x - x.mean(axis=0) + params["bias"]
 
 
 @fixture(scope="session")
-def mixing_bundle(tmp_path_factory):
+def mixing_bundle(exported):
     """x float32[_, 2] less its mean over the batch, exported all the same; buckets 1, 4."""
-    out = tmp_path_factory.mktemp("bundles") / "mixing"
-
-    def center(params, x):
-        return x - x.mean(axis=0) + params["bias"]
-
-    export.export_model(
+    return exported(
+        "mixing",
         center,
         {"bias": np.zeros(2, np.float32)},
         inputs=["x:float32[_,2]"],
         buckets=(1, 4),
-        name="mixing",
         allow_row_mixing=True,
-        out=out,
     )
-    return out
+
+
+def scale(params, x):
+    """Multiply by a param."""
+    return x * params["factor"]
 
 
 @fixture(scope="session")
-def cuda_bundle(tmp_path_factory):
+def cuda_bundle(exported):
     """x float32[_, 2] doubled, for CUDA only and never verified; bucket 1."""
-    out = tmp_path_factory.mktemp("bundles") / "cuda"
-
-    def scale(params, x):
-        return x * params["factor"]
-
-    export.export_model(
+    return exported(
+        "cuda",
         scale,
         {"factor": np.full(2, 2.0, np.float32)},
         inputs=["x:float32[_,2]"],
         buckets=(1,),
         platforms=("cuda",),
-        name="cuda",
         unverified=True,
-        out=out,
     )
-    return out

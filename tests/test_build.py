@@ -139,6 +139,16 @@ def test_a_second_setup_does_nothing(project):
     assert len(project.calls()) == 2
 
 
+def test_a_copied_environment_is_set_up_again(project, tmp_path_factory):
+    """An environment knows where its sources are, so a copy of the project gets its own."""
+    project.setup()
+    copy = tmp_path_factory.mktemp("copy") / "project"
+    project.folder = shutil.copytree(project.folder, copy, symlinks=True)
+    project.setup()
+
+    assert len(project.calls()) == 2
+
+
 def test_another_jax_gets_an_environment_of_its_own(project):
     """`test --jax V` installs that jax beside the locked environment."""
     project.setup("test", "--jax", "0.11.2")

@@ -1,21 +1,46 @@
 """What the README shows is what happens."""
 
+import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
-from pytest import mark
+from pytest import fixture, mark
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.serving import ROOT, free_port
+
+# Stands in for uv: setting up gives the Python that runs the tests.
+UV = """#!/bin/bash
+mkdir -p "$UV_PROJECT_ENVIRONMENT/bin"
+printf '#!/bin/bash\\nexec {python} "$@"\\n' > "$UV_PROJECT_ENVIRONMENT/bin/python"
+chmod +x "$UV_PROJECT_ENVIRONMENT/bin/python"
+"""
 
 
-def free_port():
-    """Find a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+def git(folder, *arguments):
+    """Run git in a repository, with no settings of a person's own; give what it prints."""
+    nobody = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    command = ["git", "-c", "user.name=n", "-c", "user.email=e", *arguments]
+    env = {**os.environ, **nobody}
+    return subprocess.check_output(command, env=env, cwd=folder, text=True)
+
+
+@fixture
+def checkout(tmp_path):
+    """A repository with the files of this one as they are now, all committed."""
+    folder = tmp_path / "checkout"
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.check_output(command, cwd=ROOT, text=True).rstrip("\0").split("\0"):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    git(folder, "init", "-q")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "all of it")
+    return folder
 
 
 def transcript():
@@ -25,12 +50,18 @@ def transcript():
 
 
 @mark.e2e
-def test_the_first_run_goes_as_the_readme_shows(tmp_path):
-    """Training, export, server and answer come out as in the README's transcript."""
-    command = [sys.executable, "-m", "examples.digits.run"]
+def test_the_first_run_goes_as_the_readme_shows(checkout, tmp_path):
+    """
+    Training, export, server and answer come out as in the README's transcript, and leave
+    nothing behind that git would show.
+    """
+    uv = tmp_path / "uv"
+    uv.write_text(UV.format(python=sys.executable))
+    uv.chmod(0o755)
     with subprocess.Popen(
-        [*command, "--port", str(free_port()), "--out", str(tmp_path)],
-        cwd=ROOT,
+        ["./build.sh", "run", "--port", str(free_port())],
+        cwd=checkout,
+        env={**os.environ, "PATH": f"{uv.parent}:{os.environ['PATH']}"},
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
@@ -50,6 +81,8 @@ def test_the_first_run_goes_as_the_readme_shows(tmp_path):
     assert float(accuracy[1]) > 0.97
     label = re.search(r"It is a (\d)\.", output)[1]
     assert f'{{"predictions":[{{"label":"{label}","confidence":0.9' in output
+    assert (checkout / "build" / "digits" / "bundle" / "manifest.json").is_file()
+    assert git(checkout, "status", "--porcelain") == ""
 
 
 @mark.e2e

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from export import ExportError, Report, __main__, export_model, verification
 from export.exporting import _lower_all, _needs_wide_types
@@ -18,6 +19,86 @@ from runtime.report import verification as verification_report
 from runtime.verify import verify
 
 X = "x:float32[_,3]"
+
+
+# What the command line exports in the tests: each kind that a MODEL can be.
+MODELS = """
+import numpy as np
+from flax import linen, nnx
+from export import ExportSpec
+
+W = np.arange(6, dtype=np.float32).reshape(3, 2)
+B = np.float32([10, 20])
+
+def affine(params, x):
+    return x @ params["w"] + params["b"]
+
+def affine_of_dict(params, inputs):
+    return inputs["x"] @ params["w"] + params["b"]
+
+def difference(params, a, b):
+    return (a - b) @ params["w"]
+
+def difference_of_dict(params, inputs):
+    return (inputs["a"] - inputs["b"]) @ params["w"]
+
+class Dense(linen.Module):
+    features: int = 2
+    scale: float = 1.0
+
+    @linen.compact
+    def __call__(self, x):
+        return self.scale * linen.Dense(self.features)(x)
+
+class Needy(linen.Module):
+    features: int
+
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(self.features)(x)
+
+dense = Dense()
+
+class Net(nnx.Module):
+    def __init__(self, features: int = 2, *, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(3, features, rngs=rngs)
+
+    def __call__(self, x):
+        return self.linear(x)
+
+net = Net(rngs=nnx.Rngs(1))
+
+def make_net(rngs):
+    return Net(rngs=rngs)
+
+def trained_net():
+    model = Net(rngs=nnx.Rngs(0))
+    model.linear.kernel[...] = W
+    model.linear.bias[...] = B
+    return model
+
+def make_dense(features=2):
+    return Dense(features)
+
+def broken(rngs):
+    raise RuntimeError("no such thing\\nat all")
+
+def broken_spec():
+    raise RuntimeError("no such thing\\nat all")
+
+spec = ExportSpec(
+    model=affine, params={"w": W, "b": B}, inputs=["x:float32[_,3]"], buckets=(1, 2),
+    platforms=("cpu",), name="from-spec",
+)
+
+def make_spec(name="made"):
+    return ExportSpec(
+        model=affine, params={"w": W, "b": B}, inputs=["x:float32[_,3]"], buckets=(1, 2),
+        platforms=("cpu",), name=name,
+    )
+
+number = 7
+"""
 
 
 def affine(params, x):
@@ -157,6 +238,20 @@ def command(capsys, monkeypatch):
         return Ran(status, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with models, weights and a configuration, which is the current one."""
+    w, b = np.arange(6, dtype=np.float32).reshape(3, 2), np.array([10, 20], np.float32)
+    (tmp_path / "models.py").write_text(MODELS)
+    save_file({"w": w, "b": b}, tmp_path / "affine.safetensors")
+    save_file({"Dense_0.kernel": w, "Dense_0.bias": b}, tmp_path / "dense.safetensors")
+    save_file({"linear/kernel": w, "linear/bias": b}, tmp_path / "net.safetensors")
+    save_file({"params.linear.kernel": w, "params.linear.bias": b}, tmp_path / "state.safetensors")
+    (tmp_path / "config.json").write_text('{"features": 2, "max_seq_length": 128, "alpha": 1}')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 
 from export import TensorSpec, VerificationError
+from runtime import SignatureMismatch
+from runtime.description import description
+from runtime.signature import Axis
 
 IDS = TensorSpec(name="ids", dtype="int32", shape=("_", "seq"), minimum=0, maximum=9)
 MASK = TensorSpec(name="mask", dtype="int32", shape=("_", "seq"), mask=True)
+RANGED = dataclasses.replace(MASK, minimum=0, maximum=1)
 TABLE = np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)
 
 
@@ -75,7 +79,7 @@ def test_the_axis_is_declared(bundle):
     """Sizes, mask, pad and the outputs that carry the axis stand in the manifest."""
     m = bundle.manifest
 
-    assert m.signature.inputs == (IDS, MASK)
+    assert m.signature.inputs == (IDS, RANGED)
     assert [(axis.name, axis.sizes) for axis in m.signature.axes] == [("seq", (4, 8))]
     assert {o.name: str(o) for o in m.signature.outputs} == {
         "mean": "float32[_, 4]",
@@ -87,12 +91,13 @@ def test_the_axis_is_declared(bundle):
 
 
 def test_goldens_lie_at_and_between_the_sizes(bundle):
-    """Goldens have each size of the axis and one between it and the next smaller."""
+    """Goldens have each size of the axis, one between it and the next smaller, and the least."""
     assert [dict(g.axes) for g in bundle.manifest.goldens] == [
         {"seq": 4},
         {"seq": 8},
         {"seq": 2},
         {"seq": 6},
+        {"seq": 1},
     ]
 
 
@@ -175,6 +180,7 @@ def test_two_axes_make_programs_for_every_pair(export):
     assert {tuple(g.axes.values()) for g in made.manifest.goldens} == {
         *((q, k) for q in (2, 4) for k in (3, 6)),
         *((q, k) for q in (1, 3) for k in (2, 5)),
+        (1, 1),
     }
 
 
@@ -216,7 +222,145 @@ def test_given_goldens_stand_beside_seeded_ones(plan):
         {"seq": 8},
         {"seq": 2},
         {"seq": 6},
+        {"seq": 1},
     ]
     _, inputs, _ = made.goldens[0]
     np.testing.assert_array_equal(inputs[0], ids)
     np.testing.assert_array_equal(inputs[1], np.ones_like(ids))
+
+
+def top_three(_params, scores, mask):
+    """Give the three best places, which needs three."""
+    best, at = jax.lax.top_k(jnp.where(mask > 0, scores, -1e9), 3)
+    return {"best": best, "at": at}
+
+
+SCORES = "scores:float32[_,seq]"
+NEEDS_THREE = "this was at seq=2: if the model needs more than that, pass --axis seq=MIN..4,8"
+
+
+def test_a_model_that_needs_more_says_how_to_declare_it(refusal):
+    """A model that fails at a length below its first size is refused with what to declare."""
+    message = refusal(top_three, inputs=[SCORES, MASK], axes={"seq": (4, 8)}, buckets=(1,))
+    assert message.startswith("the model cannot be run op by op: ValueError: ")
+    assert message.endswith(f"; {NEEDS_THREE}")
+
+
+def test_answers_that_are_not_finite_at_the_least_length_say_so(refusal):
+    """A model without a finite answer for one position is found, and told what to declare."""
+
+    def spread(_params, scores, mask):
+        mean = (scores * mask).sum(1) / mask.sum(1)
+        square = ((scores - mean[:, None]) ** 2 * mask).sum(1)
+        return square / (mask.sum(1) - 1)
+
+    options = {"inputs": [SCORES, MASK], "buckets": (1,)}
+    message = refusal(spread, axes={"seq": (4,)}, **options)
+    assert message.startswith("golden: output 'output': expected finite values, got 4 of 4")
+    assert message.endswith("at seq=1: if the model needs more than that, pass --axis seq=MIN..4")
+
+
+def test_a_failure_at_a_buckets_own_size_has_nothing_to_do_with_it(refusal):
+    """Where a model fails at the first size itself, no minimum is offered."""
+
+    def picky(_params, scores, mask):
+        assert isinstance(scores, jax.core.Tracer), "no"
+        return (scores * mask).sum(1)
+
+    message = refusal(picky, inputs=[SCORES, MASK], axes={"seq": (4,)}, buckets=(1,))
+    assert message == "the model cannot be run op by op: AssertionError: no"
+
+
+def test_an_output_of_another_shape_at_the_least_length_says_so(refusal):
+    """A model that pads what is too short by itself gives another shape there, and is found."""
+
+    def windows(_params, scores, mask):
+        wide = jnp.pad(scores, ((0, 0), (0, max(0, 3 - scores.shape[1])))) * mask.max()
+        return {"same": wide}
+
+    message = refusal(windows, inputs=[SCORES, MASK], axes={"seq": (4, 8)}, buckets=(1,))
+    assert message == (
+        "output 'same': expected float32[_, seq] of the un-exported model, got float32[4, 3]; "
+        + NEEDS_THREE
+    )
+
+
+@pytest.mark.parametrize(
+    "declared", ["3..4,8", " 3 .. 4, 8 ", Axis(name="seq", sizes=(4, 8), minimum=3)]
+)
+def test_a_minimum_is_declared_in_one_way_or_another(plan, declared):
+    """As on the command line or as an Axis; goldens lie at the minimum and above it."""
+    made = plan(top_three, inputs=[SCORES, MASK], axes={"seq": declared}, buckets=(1,))
+
+    assert made.signature.axes == (Axis(name="seq", sizes=(4, 8), minimum=3),)
+    assert [sizes["seq"] for sizes, _, _ in made.goldens] == [4, 8, 3, 6]
+
+
+def test_inputs_below_the_minimum_are_refused(export):
+    """The minimum is in the manifest, shorter inputs are refused and the least is answered."""
+    made = export(top_three, inputs=[SCORES, MASK], axes={"seq": "3..4,8"}, buckets=(1, 2))
+    scores = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
+
+    assert made.manifest.signature.axes[0].to_json() == {
+        "name": "seq",
+        "sizes": [4, 8],
+        "minimum": 3,
+    }
+    assert "seq = 4, 8 (at least 3)\n" in description(made.model.bundle)
+    for length in (3, 4, 7):
+        best, _ = jax.lax.top_k(scores[:, :length], 3)
+        np.testing.assert_array_equal(made.predict(scores=scores[:, :length])["best"], best)
+    with pytest.raises(SignatureMismatch, match=r"^axis 'seq': expected at least 3, got 2$"):
+        made.predict(scores=scores[:, :2])
+
+
+def test_an_empty_sequence_is_refused(bundle):
+    """Unless a model was proven for it, an input of no elements is no input."""
+    with pytest.raises(SignatureMismatch, match=r"^axis 'seq': expected at least 1, got 0$"):
+        bundle.predict(ids=np.zeros((2, 0), np.int32))
+
+
+def test_a_model_can_be_proven_for_empty_sequences(export):
+    """With a minimum of 0 there is a golden of no elements, and such a request is answered."""
+
+    def total(_params, scores):
+        return scores.sum(1)
+
+    made = export(total, inputs=[SCORES], axes={"seq": "0..4"}, buckets=(1, 2))
+
+    assert [dict(g.axes) for g in made.manifest.goldens] == [{"seq": 4}, {"seq": 2}, {"seq": 0}]
+    assert made.answer(scores=np.zeros((3, 0), np.float32)).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64"])
+def test_a_mask_of_integers_is_0_or_1(plan, dtype):
+    """The range of an integer mask is recorded, so that whoever sends a 2 is told."""
+    mask = dataclasses.replace(MASK, dtype=dtype)
+    made = plan(masked, TABLE, inputs=[IDS, mask], axes={"seq": (4,)}, buckets=(1,))
+    recorded = made.signature.inputs[1]
+    assert (recorded.minimum, recorded.maximum) == (0, 1)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "float32"])
+def test_other_masks_have_no_range(plan, dtype):
+    """A mask of booleans can be nothing else, and one of floats has no range."""
+    mask = dataclasses.replace(MASK, dtype=dtype)
+    made = plan(masked, TABLE, inputs=[IDS, mask], axes={"seq": (4,)}, buckets=(1,))
+    assert made.signature.inputs[1] == mask
+
+
+def test_a_mask_of_other_values_is_refused(bundle, lengths):
+    """What is neither 0 nor 1 is refused."""
+    ids = lengths[4]
+    with pytest.raises(SignatureMismatch, match=r"^input 'mask': expected values <= 1, got 2$"):
+        bundle.predict(ids=ids, mask=np.full_like(ids, 2))
+    with pytest.raises(SignatureMismatch, match=r"^input 'mask': expected values >= 0, got -1$"):
+        bundle.predict(ids=ids, mask=np.full_like(ids, -1))
+
+
+def test_a_masks_own_range_stands(plan):
+    """A range that the user gave a mask is kept."""
+    mask = dataclasses.replace(MASK, maximum=3)
+    made = plan(masked, TABLE, inputs=[IDS, mask], axes={"seq": (4,)}, buckets=(1,))
+    recorded = made.signature.inputs[1]
+    assert (recorded.minimum, recorded.maximum) == (0, 3)

@@ -9,7 +9,8 @@ from flax import linen, nnx
 from safetensors.numpy import save_file
 
 from export import ExportError, TensorSpec, export_model
-from export.goldens import golden_rows, seeded_inputs, tolerance
+from export.golden_inputs import golden_rows, seeded_inputs
+from export.goldens import tolerance
 
 IDS = TensorSpec(name="ids", dtype="int32", shape=("_", 6), minimum=3, maximum=49)
 

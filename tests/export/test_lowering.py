@@ -120,12 +120,46 @@ def test_small_constants_stay(plan, lowered):
     assert all(len(p.stablehlo) > SMALL.nbytes for p in lowered(made).values())
 
 
+STEP = jax.jit(lambda c: jnp.tanh(c @ BIG))
+
+
+def scanned(x):
+    """Carry the rows through a scan whose body is under jit; keep what each step made."""
+    last, each = jax.lax.scan(lambda c, n: (STEP(c) + n, STEP(c)), x, jnp.arange(3.0), reverse=True)
+    return last + each.sum(0)
+
+
+def looped(x):
+    """Go on three times, by a test that has the constant in it as well, and is always true."""
+    more = jax.jit(lambda c: ~((c @ BIG).sum() > jnp.inf))
+    return jax.lax.while_loop(
+        lambda c: more(c[1]) & (c[0] < 3), lambda c: (c[0] + 1, STEP(c[1])), (0, x)
+    )[1]
+
+
+def branched(x):
+    """Take one of three ways, two of which have the constant, at each step of a loop."""
+    ways = [STEP, lambda c: c + 1, lambda c: STEP(c) * 2]
+    return jax.lax.fori_loop(0, 4, lambda i, c: jax.lax.switch(i, ways, c), x)
+
+
+@pytest.mark.parametrize("form", [scanned, looped, branched])
+def test_constants_under_jit_inside_of_control_flow_are_hoisted(export, form):
+    """What a jitted function inside of loops and branches closes over is a param as well."""
+    made = export(lambda _params, x: form(x), inputs=INPUT, buckets=(1, 2))
+    x = np.random.default_rng(3).standard_normal((2, 550)).astype(np.float32)
+
+    assert made.report.notes == (NOTE,)
+    assert all(p.exported.bytes + p.stablehlo.bytes < 20_000 for p in made.manifest.programs)
+    np.testing.assert_allclose(made.answer(x=x), form(x), rtol=1e-4, atol=1e-4)
+
+
 def test_a_constant_that_cannot_be_hoisted_is_said(plan):
-    """A large array in a jitted function inside a loop stays, and a note says so."""
+    """A large array inside of an operation that stays as it is stays too, and a note says so."""
 
     def apply(_params, x):
-        step = jax.jit(lambda c: jnp.tanh(c @ BIG))
-        return jax.lax.scan(lambda c, _: (step(c), None), x, None, length=2)[0]
+        times = jax.jit(lambda b: b @ BIG)
+        return jax.lax.custom_linear_solve(lambda c: c, x, lambda _, b: times(b), symmetric=True)
 
     def beside_another(params, x):
         return apply(params, x @ (BIG + 1))

@@ -420,7 +420,28 @@ def test_64_bit_values_are_not_narrowed(export):
 
     assert made.answer(x=np.array([[5], [2**41]])).tolist() == [[2**40 + 5], [2**40 + 2**41]]
     assert made.report.notes == (
-        "64-bit types are on for 'x' (int64); 32-bit mode would have turned them into int32",
+        (
+            "64-bit types are on for 'x' (int64); 32-bit mode would have turned them into int32, "
+            "and so it would the outputs 'output' (int64)"
+        ),
+    )
+
+
+def test_outputs_that_a_64_bit_input_widens_are_named(plan):
+    """An int64 input makes other values 64 bits wide as well: the outputs that are, are said."""
+
+    def apply(_params, ids, x):
+        mean = jnp.zeros(3).sum() + x.astype(float)  # both are float64 in 64-bit mode
+        return {"mean": mean, "same": x * 2.5, "count": (x > 0).sum(1), "small": ids.astype("int8")}
+
+    (note,) = plan(apply, inputs=["ids:int64[_,3]", "x:float32[_,3]"]).notes
+    assert note == (
+        "64-bit types are on for 'ids' (int64); 32-bit mode would have turned them into int32, and "
+        "so it would the outputs 'count' (int64), 'mean' (float64)"
+    )
+    (quiet,) = plan(lambda _params, ids: ids > 0, inputs=["ids:uint64[_,3]"]).notes
+    assert quiet == (
+        "64-bit types are on for 'ids' (uint64); 32-bit mode would have turned them into uint32"
     )
 
 

@@ -344,12 +344,15 @@ def test_a_stopped_export_leaves_nothing(tmp_path, monkeypatch, number):
     monkeypatch.chdir(tmp_path)
     Path("m.py").write_text(STUCK)
     words = ["m.py:apply", "--input", X, "--buckets", "1", "--platforms", "cpu", "--out", "b"]
+    # Where these tests run in the background SIGINT is ignored, and a child would ignore it too.
+    before = signal.signal(number, signal.default_int_handler)
     with subprocess.Popen(
         [sys.executable, "-m", "export", *words],
         env={**ENV, "STUCK": "1"},
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
+        signal.signal(number, before)
         assert process.stderr.readline().endswith("reading params\n")
         process.send_signal(number)
         last = process.stderr.read().splitlines()[-1]

@@ -5,7 +5,8 @@
 
 It is a program of its own because it forks, which a process with JAX's threads must not.
 Each try gets a directory ROOT/N; what it leaves there is for a test to look at. Prints the
-exit status of each try, or `-9` for one that was killed.
+exit status of each try, or `-9` for one that was killed, and what refused writers say; on
+stdout, since anything that is imported may write to stderr.
 """
 
 import errno
@@ -84,7 +85,7 @@ def attempt(target: Path, prepare: Callable[[], None], version: str, *, overwrit
         write_bundle(target, overwrite=overwrite, version=version)
     except BundleError as error:
         status = REFUSED
-        os.write(2, f"{error}\n".encode())
+        os.write(1, f"{error}\n".encode())
     except OSError as error:
         status = NO_SPACE if error.errno in FULL else BROKEN
     os._exit(status)
@@ -108,7 +109,7 @@ def tries(mode: str, root: Path, *, overwrite: bool) -> None:
         prepare = functools.partial(PREPARE[mode], number)
         child = attempt(target, prepare, "2", overwrite=overwrite)
         status = status_of(child)
-        print(status)
+        print(status, flush=True)
 
 
 def race(root: Path) -> None:
@@ -124,7 +125,7 @@ def race(root: Path) -> None:
     ]
     os.close(start)
     for child in children:
-        print(status_of(child))
+        print(status_of(child), flush=True)
 
 
 if __name__ == "__main__":

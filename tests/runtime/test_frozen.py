@@ -35,6 +35,7 @@ tolerance         cpu scores: 0.0227 + 0.03·|expected|
 tolerance         cuda mood: 0.0135 + 0.03·|expected|
 tolerance         cuda scores: 0.0227 + 0.03·|expected|
 goldens           4 (16 rows)
+files             13, 37,388 B, all as recorded
 
 program  exported  stablehlo  custom calls
 b1-seq4   4,736 B    3,655 B             -

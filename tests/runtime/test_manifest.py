@@ -23,6 +23,7 @@ from runtime.manifest import (
     ProgramEntry,
     Tolerance,
 )
+from runtime.node import Node
 from runtime.signature import DTYPE_BYTES, Axis, Signature, TensorSpec, limits
 
 ABSENT = object()
@@ -282,6 +283,30 @@ def test_wrong_kind_is_refused_at_its_place(value, place, new, message):
             id="axis-sizes",
         ),
         param(
+            ("signature", "axes", 0, "minimum"),
+            3,
+            "expected a size up to 2, got 3 at $.signature.axes[0].minimum",
+            id="minimum-beyond-a-bucket",
+        ),
+        param(
+            ("signature", "axes", 0, "minimum"),
+            -1,
+            "expected a size up to 2, got -1 at $.signature.axes[0].minimum",
+            id="negative-minimum",
+        ),
+        param(
+            ("signature", "axes", 0, "minimum"),
+            "1",
+            "expected int, got string at $.signature.axes[0].minimum",
+            id="minimum-in-words",
+        ),
+        param(
+            ("goldens", 0, "axes", "seq"),
+            0,
+            "expected a size from 1 to 4, got 0 at $.goldens[0].axes.seq",
+            id="golden-too-short",
+        ),
+        param(
             ("programs", 0, "batch"),
             0,
             "expected at least 1, got 0 at $.programs[0].batch",
@@ -316,7 +341,7 @@ def test_wrong_kind_is_refused_at_its_place(value, place, new, message):
         param(
             ("goldens", 0, "axes", "seq"),
             5,
-            "expected a size up to 4, got 5 at $.goldens[0].axes.seq",
+            "expected a size from 1 to 4, got 5 at $.goldens[0].axes.seq",
             id="golden-too-long",
         ),
         param(
@@ -540,6 +565,18 @@ def test_sizes_that_multiply_are_refused_at_once(value):
     )
 
 
+@mark.parametrize("minimum", [0, 1, 2])
+def test_an_axis_says_its_minimum_where_it_is_not_1(minimum):
+    """
+    A minimum of 1 is not written, as bundles of before have none.
+    """
+    axis = Axis(name="seq", sizes=(2, 4), minimum=minimum)
+    written = {"name": "seq", "sizes": [2, 4]} | ({} if minimum == 1 else {"minimum": minimum})
+
+    assert axis.to_json() == written
+    assert Node(written).whole(Axis.from_node) == axis
+
+
 def test_absent_and_null_options_are_defaults(value):
     """
     What is optional in a tensor may be left out or null.
@@ -622,7 +659,9 @@ def manifests(draw):
         mask = TensorSpec(name="\0", dtype="bool", shape=("_", axis_names[0]), mask=True)
         inputs = (*inputs, mask)
     buckets = draw(increasing)[:2]
-    axes = tuple(Axis(name=axis.name, sizes=axis.sizes[:2]) for axis in axes)
+    axes = tuple(
+        Axis(name=a.name, sizes=a.sizes[:2], minimum=draw(st.integers(0, a.sizes[0]))) for a in axes
+    )
     combinations = [{}]
     for axis in axes:
         combinations = [c | {axis.name: size} for c in combinations for size in axis.sizes]
@@ -676,7 +715,7 @@ def manifests(draw):
         ),
         goldens=tuple(
             Golden(
-                axes={axis.name: draw(st.integers(1, axis.sizes[0])) for axis in axes},
+                axes={axis.name: draw(st.integers(axis.minimum, axis.sizes[0])) for axis in axes},
                 rows=batch,
                 file=file(),
             )

@@ -1,27 +1,18 @@
 """A loaded model: what it answers, what it refuses, and that it never compiles again."""
 
 import concurrent.futures
-import json
 import math
 import threading
+import types
 
 import jax
 import numpy as np
 from jax import monitoring
 from pytest import fixture, mark, param, raises
 
-from runtime import (
-    DeviceUnavailable,
-    IncompatibleProgram,
-    IntegrityError,
-    SignatureMismatch,
-    load,
-    open_bundle,
-)
+from runtime import SignatureMismatch, load, open_bundle
 from runtime.model import _nearest_to_zero
-from runtime.program import platform_of
 from runtime.signature import TensorSpec
-from runtime.tensors import read_tensors, write_tensors
 
 COMPILE = "/jax/core/compile/backend_compile_duration"
 
@@ -220,7 +211,7 @@ def test_arrays_of_any_layout_are_answered(classifier, classify, arrange):
         ),
         param(
             {"y": np.zeros((1, 4), np.float32)},
-            "inputs: expected ['x'], got 'y' as well",
+            "inputs: expected ['x'], got 'y' and no 'x'",
             id="name",
         ),
         param({}, "input 'x': expected float32[_, 4], got nothing", id="nothing"),
@@ -234,6 +225,56 @@ def test_wrong_inputs_are_refused(classifier, inputs, message):
         classifier.predict(inputs)
 
     assert str(caught.value) == message
+
+
+@mark.parametrize(
+    ("names", "got"),
+    [
+        (["idz"], "'idz' and no 'ids'; did you mean 'ids'?"),
+        (["ids", "maks"], "'maks' as well; did you mean 'mask'?"),
+        ([0, None, "b"], "'0', 'None', 'b' and no 'ids'"),
+    ],
+)
+def test_unknown_names_are_answered_with_the_nearest(tagger, names, got):
+    """
+    A misspelt name is told which was meant, and which inputs are missing.
+    """
+    with raises(SignatureMismatch) as caught:
+        tagger.predict(dict.fromkeys(names, np.zeros((1, 4), np.int32)))
+
+    assert str(caught.value) == f"inputs: expected ['ids', 'mask'], got {got}"
+
+
+@mark.parametrize(
+    ("inputs", "kind"),
+    [
+        param(None, "NoneType", id="nothing"),
+        param([np.zeros((1, 4), np.int32)], "list", id="list"),
+        param(np.zeros((1, 4), np.int32), "ndarray", id="array"),
+        param("ids", "str", id="text"),
+    ],
+)
+def test_inputs_that_are_no_dict_are_refused(tagger, inputs, kind):
+    """
+    Arrays come by name: anything else is told which names and tensors the model takes.
+    """
+    with raises(SignatureMismatch) as caught:
+        tagger.predict(inputs)
+
+    assert str(caught.value) == (
+        "inputs: expected a dict {'ids': int32[_, seq], 'mask': int32[_, seq]}, got " + kind
+    )
+
+
+def test_any_mapping_will_do(classifier):
+    """
+    Inputs may come in any mapping, as NumPy's own archives do.
+    """
+    x = np.ones((2, 4), np.float32)
+
+    answers = classifier.predict(types.MappingProxyType({"x": x}))
+
+    assert answers["output"].tolist() == classifier.predict({"x": x})["output"].tolist()
 
 
 def test_index_out_of_range_is_refused(tagger):
@@ -354,175 +395,6 @@ def test_plans_follow_measured_times(classifier):
 
     assert sorted(costs) == [1, 2, 4]
     assert all(0 < cost < math.inf for cost in costs.values())
-
-
-def test_open_bundle_can_be_loaded(classifier_bundle):
-    """
-    A bundle that was opened to look at is loaded as it is, and tells its progress.
-    """
-    bundle = open_bundle(classifier_bundle)
-    steps = []
-
-    model = load(bundle, jax.local_devices(backend="cpu")[0], progress=steps.append)
-
-    assert model.bundle is bundle
-    assert steps == [
-        "compiling programs/b1.exported (1/3)",
-        "compiling programs/b2.exported (2/3)",
-        "compiling programs/b4.exported (3/3)",
-        "loading params",
-        "warming up",
-    ]
-
-
-@mark.parametrize(
-    ("device", "reason"),
-    [
-        ("cpu:7", "no such index)"),
-        ("cpu:-1", "no such index)"),
-        ("cpu:x", "no such index)"),
-        ("abacus", ""),
-        ("rocm", ""),
-    ],
-)
-def test_absent_device_is_named(classifier_bundle, device, reason):
-    """
-    A device that is not there is an error that lists those that are; nothing else is taken.
-    """
-    there = [f"{platform_of(d)}:{d.id}" for d in jax.local_devices()]
-
-    with raises(DeviceUnavailable) as caught:
-        load(classifier_bundle, device)
-
-    assert str(caught.value).startswith(
-        f"device {device!r}: expected one of {there}, got none ({reason}"
-    )
-
-
-def test_platform_mismatch_names_both_sides(cuda_bundle):
-    """
-    A bundle for CUDA on a CPU says what it needs, what this is, and what to do.
-    """
-    with raises(IncompatibleProgram) as caught:
-        load(cuda_bundle, "cpu")
-
-    assert str(caught.value) == (
-        f"bundle {cuda_bundle}: needs platform cuda, this device is cpu; export with "
-        "--platforms cpu, or name another device"
-    )
-
-
-def test_swapped_programs_are_refused(classifier_bundle, copy_of, redigest):
-    """
-    A program for another bucket is refused at loading, even with the digests recomputed.
-    """
-    bundle = copy_of(classifier_bundle)
-    (bundle / "programs/b2.exported").write_bytes((bundle / "programs/b4.exported").read_bytes())
-    redigest(bundle)
-
-    with raises(IncompatibleProgram) as caught:
-        load(bundle, "cpu")
-
-    version = jax.__version__
-    assert str(caught.value) == (
-        f"programs/b2.exported: exported by jax {version}, this is jax {version} on cpu: its "
-        "arguments are not those the manifest describes; re-export the model with a jax near "
-        "this one"
-    )
-
-
-def test_signature_that_lies_about_outputs_is_refused(classifier_bundle, copy_of):
-    """
-    Outputs are held against the signature too, so that answers are what callers were promised.
-    """
-    bundle = copy_of(classifier_bundle)
-    manifest = bundle / "manifest.json"
-    manifest.write_text(
-        manifest.read_text().replace(
-            '"name": "output", "dtype": "float32"', '"name": "output", "dtype": "float16"'
-        )
-    )
-
-    with raises(IncompatibleProgram) as caught:
-        load(bundle, "cpu")
-
-    assert "its outputs are not those the manifest describes" in str(caught.value)
-
-
-def of_later_bytecode(program):
-    """Raise the version of the MLIR bytecode inside a program, as a later jax would."""
-    place = program.index(b"ML\xefR") + 4
-    return program[:place] + bytes([60 << 1 | 1]) + program[place + 1 :]
-
-
-@mark.parametrize(
-    "replace",
-    [param(of_later_bytecode, id="later-jax"), param(lambda program: program[:0], id="empty")],
-)
-def test_program_outside_of_jaxs_window_is_refused(classifier_bundle, copy_of, redigest, replace):
-    """
-    What this jax cannot read is refused with both versions of jax in the message.
-    """
-    bundle = copy_of(classifier_bundle)
-    manifest = json.loads((bundle / "manifest.json").read_bytes())
-    manifest["exporter"]["jax"] = "99.0.0"
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
-    program = bundle / "programs/b1.exported"
-    program.write_bytes(replace(program.read_bytes()))
-    redigest(bundle)
-
-    with raises(IncompatibleProgram) as caught:
-        load(bundle, "cpu")
-
-    message = str(caught.value)
-    both = f"programs/b1.exported: exported by jax 99.0.0, this is jax {jax.__version__} on cpu: "
-    assert message.startswith(both)
-    assert message.endswith("; re-export the model with a jax near this one")
-
-
-@mark.parametrize(
-    ("change", "message"),
-    [
-        param(
-            lambda tensors: tensors.pop("packed/float32"),
-            "params.safetensors: expected a tensor 'packed/float32', got none",
-            id="missing",
-        ),
-        param(
-            lambda tensors: tensors.update({"packed/float32": np.zeros(79, np.float32)}),
-            "params.safetensors: 'packed/float32': expected float32[80], got float32[79]",
-            id="other-shape",
-        ),
-        param(
-            lambda tensors: tensors.update({"packed/float32": np.zeros(80, np.int32)}),
-            "params.safetensors: 'packed/float32': expected float32[80], got int32[80]",
-            id="other-dtype",
-        ),
-        param(
-            lambda tensors: tensors.update({"more": np.zeros(1)}),
-            "params: expected no tensor 'more', got one",
-            id="extra",
-        ),
-    ],
-)
-def test_params_are_held_against_the_manifest(
-    classifier_bundle, copy_of, redigest, change, message
-):
-    """
-    Params of other names, shapes or dtypes are refused, even with the digests recomputed.
-    """
-    bundle = copy_of(classifier_bundle)
-    path = bundle / "params.safetensors"
-    tensors = read_tensors(path, path.read_bytes())
-    change(tensors)
-    with path.open("wb") as f:
-        write_tensors(f, tensors)
-    redigest(bundle)
-
-    with raises(IntegrityError) as caught:
-        load(bundle, "cpu")
-
-    assert str(caught.value) == message
 
 
 @mark.parametrize(

@@ -4,13 +4,16 @@ import itertools
 
 import ml_dtypes
 import numpy as np
-from pytest import mark, param
+from hypothesis import given
+from hypothesis import strategies as st
+from pytest import MonkeyPatch, mark, param
 
+from runtime import rows
 from runtime.rows import KINDS, Mixing, bounds, draw, find_mixing
 from runtime.signature import DTYPE_BYTES, TensorSpec
 
 X = TensorSpec(name="x", dtype="float32", shape=("_", 3))
-ROWS = np.random.default_rng(0).standard_normal((16, 3)).astype(np.float32)
+ROWS = np.random.default_rng(0).standard_normal((24, 3)).astype(np.float32)
 
 
 def row_by_row(x):
@@ -107,6 +110,83 @@ def test_only_copies_show_routing_with_a_capacity(batch):
 
     assert probe(routed_to_two, batch=4, kinds=others) == []
     assert "copies" in causes(probe(routed_to_two, batch))
+
+
+def weighted(weights):
+    """Add to row i some others: weights[i] lists which, each with a factor."""
+
+    def function(x):
+        with np.errstate(all="ignore"):
+            return np.stack(
+                [sum((w * x[j] for j, w in row), x[i]) for i, row in enumerate(weights)]
+            )
+
+    return function
+
+
+def within_blocks(size):
+    """Subtract from each row the mean of its block, as ghost batch norm does."""
+
+    def function(x):
+        with np.errstate(all="ignore"):
+            parts = [x[i : i + size] for i in range(0, len(x), size)]
+            return np.concatenate([part - part.mean(axis=0) for part in parts])
+
+    return function
+
+
+def beside(distance):
+    """Subtract from each row the one that stands some places before it."""
+
+    def function(x):
+        with np.errstate(all="ignore"):
+            return x - np.roll(x, distance, axis=0) if distance else x
+
+    return function
+
+
+def routed(room):
+    """Give nothing to a row that has as many like it before it as there is room for."""
+
+    def function(x):
+        seen: dict[bytes, int] = {}
+        kept = []
+        for row in x:
+            key = row.tobytes()
+            seen[key] = seen.get(key, 0) + 1
+            kept.append(row if seen[key] <= room else np.zeros_like(row))
+        return np.stack(kept)
+
+    return function
+
+
+@st.composite
+def programs(draw):
+    """Draw a batch of more than one-by-one size, and a function that may mix its rows."""
+    batch = draw(st.integers(rows.ONE_BY_ONE + 1, len(ROWS)))
+    size = st.integers(0, batch - 1)
+    terms = st.lists(st.tuples(size, st.sampled_from([-2.0, 0.5])), max_size=1)
+    weights = st.lists(terms, min_size=batch, max_size=batch).map(weighted)
+    sizes = size.map(lambda n: n + 1)
+    kinds = [weights, size.map(beside), sizes.map(within_blocks), sizes.map(routed)]
+    return batch, draw(st.one_of(*kinds))
+
+
+@mark.property
+@given(programs())
+def test_row_in_all_places_at_once_shows_what_one_place_at_a_time_does(program):
+    """
+    In a large batch the quick probe finds a cause wherever the plain one does, and no more.
+    """
+    batch, function = program
+
+    quick = set(causes(probe(function, batch)))
+    with MonkeyPatch.context() as patch:
+        patch.setattr(rows, "ONE_BY_ONE", batch)
+        plain = set(causes(probe(function, batch)))
+
+    assert plain <= quick
+    assert bool(plain) == bool(quick)
 
 
 def test_largest_change_is_reported():

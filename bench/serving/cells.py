@@ -1,0 +1,182 @@
+"""What is measured: each server at its best setting, and what is hoped for.
+
+A cell is a server at a number of connections. The settings were found by trying, on two cores,
+the sizes, waits and processes around them. Add a server here to measure it (gRPC's too).
+"""
+
+import dataclasses
+from pathlib import Path
+
+from bench.serving import prepare
+
+ONE_THREAD = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A server and how it is started.
+
+    Attributes:
+      name: what it is compared as.
+      setting: how it was set, for people.
+      model: text_classifier or minilm.
+      connections: where this setting is its best; 0 stands for no server, the bare programs.
+      command: with {port}.
+      path: of its predict route.
+      dialect: vertex or oip.
+      cwd: directory to start it in.
+      env: beside this process's own environment.
+    """
+
+    name: str
+    setting: str
+    model: str
+    connections: tuple[int, ...]
+    command: tuple[str, ...]
+    path: str = "/predict"
+    dialect: str = "vertex"
+    cwd: Path = prepare.ROOT
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Goal:
+    """Ours divided by another's: throughput at least, or latency at most, so many times."""
+
+    model: str
+    other: str
+    figure: str  # per_second or p50_us
+    connections: int
+    times: float
+    ours: str = "hloserve"
+
+
+GOALS = (
+    Goal("text_classifier", "mosec", "per_second", 16, 1.0),
+    Goal("text_classifier", "mosec", "per_second", 64, 1.0),
+    Goal("text_classifier", "triton", "per_second", 16, 1.0),
+    Goal("text_classifier", "triton", "per_second", 64, 1.0),
+    Goal("text_classifier", "litserve", "per_second", 16, 8.0),
+    Goal("text_classifier", "litserve", "per_second", 64, 8.0),
+    Goal("text_classifier", "article", "per_second", 16, 12.0),
+    Goal("text_classifier", "article", "per_second", 64, 12.0),
+    Goal("text_classifier", "mosec", "p50_us", 1, 1.0),
+    Goal("minilm", "bare programs", "per_second", 64, 0.95),
+    Goal("minilm", "padded to 128", "per_second", 64, 2.0),
+)
+
+
+def hloserve(name: str, model: str, bundle: Path, connections, cwd: Path = prepare.ROOT) -> Server:
+    """Our server, as it is started by default."""
+    return Server(
+        name=name,
+        setting="as it comes",
+        model=model,
+        connections=connections,
+        command=(prepare.PYTHON, "-m", "server", "--bundle", str(bundle)),
+        cwd=cwd,
+        env={"AIP_HTTP_PORT": "{port}"},
+    )
+
+
+def _mosec(setting: str, connections, **env: str) -> Server:
+    command = ("-m", "bench.serving.servers.mosec_server", "--log-level", "error", "--port")
+    return Server(
+        name="mosec",
+        setting=setting,
+        model="text_classifier",
+        connections=connections,
+        command=(str(prepare.PEERS_PYTHON), *command, "{port}"),
+        env={**ONE_THREAD, **env},
+    )
+
+
+def _triton(setting: str, connections, batching: str, instances: int) -> Server:
+    folder = prepare.triton_repository(connections[0], batching, instances)
+    return Server(
+        name="triton",
+        setting=setting,
+        model="text_classifier",
+        connections=connections,
+        command=prepare.triton_command(folder),
+        path="/v2/models/text_classifier/infer",
+        dialect="oip",
+        env={**ONE_THREAD, **prepare.triton_env()},
+    )
+
+
+def peers() -> list[Server]:
+    """The peers on the article's classifier."""
+    python = str(prepare.PEERS_PYTHON)
+    found = [
+        _mosec("unbatched, one worker", (1,), BENCH_BATCH="1"),
+        _mosec("one worker, batches of 16 within 1 ms", (16,), BENCH_BATCH="16"),
+        _mosec(
+            "two workers, batches of 16 within 1 ms", (64,), BENCH_BATCH="16", BENCH_WORKERS="2"
+        ),
+        Server(
+            name="litserve",
+            setting="one API process, one worker, batches of 16 within 1 ms, fast_queue",
+            model="text_classifier",
+            connections=(16, 64),
+            command=(python, "-m", "bench.serving.servers.litserve_server", "{port}"),
+            env={**ONE_THREAD, "BENCH_BATCH": "16"},
+        ),
+        Server(
+            name="litserve",
+            setting="unbatched",
+            model="text_classifier",
+            connections=(1,),
+            command=(python, "-m", "bench.serving.servers.litserve_server", "{port}"),
+            env={**ONE_THREAD, "BENCH_BATCH": "1"},
+        ),
+        Server(
+            name="article",
+            setting="gunicorn, 4 sync workers",
+            model="text_classifier",
+            connections=(1, 16, 64),
+            # Without a timeout, since a worker that was paused between cells looks like one that hangs.
+            command=(
+                *(python, "-m", "gunicorn", "--workers=4", "--timeout=0"),
+                *("--bind=127.0.0.1:{port}", "bench.serving.servers.article:app"),
+            ),
+        ),
+    ]
+    if prepare.has_triton():
+        found += [
+            _triton("unbatched, one instance", (1,), "", 1),
+            _triton(
+                "dynamic batching without delay, one instance", (16, 64), "dynamic_batching { }", 1
+            ),
+        ]
+    return found
+
+
+def bare(model: str, bundle: Path, name: str = "bare programs") -> Server:
+    """The programs of a bundle without a server."""
+    return Server(
+        name=name,
+        setting="no server",
+        model=model,
+        connections=(0,),
+        command=(prepare.PYTHON, "-m", "bench.serving.bare", str(bundle), "{bodies}"),
+    )
+
+
+def servers(against: Path | None) -> list[Server]:
+    """All that is measured, ours first."""
+    classifier = prepare.BUNDLES["text_classifier"]
+    minilm, padded = prepare.BUNDLES["minilm"], prepare.BUNDLES["minilm128"]
+    found = [
+        hloserve("hloserve", "text_classifier", classifier, (1, 16, 64)),
+        *peers(),
+        bare("text_classifier", classifier),
+        hloserve("hloserve", "minilm", minilm, (1, 64)),
+        hloserve("padded to 128", "minilm", padded, (64,)),
+        bare("minilm", minilm),
+    ]
+    if against is not None:
+        name = f"hloserve in {against.name}"
+        found.append(hloserve(name, "text_classifier", classifier, (1, 16, 64), against))
+        found.append(hloserve(name, "minilm", minilm, (1, 64), against))
+    return found

@@ -1,0 +1,143 @@
+"""Inputs for goldens: the user's own, and seeded ones at and between the sizes of each axis."""
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.errors import ExportError, first_line
+from export.spec import ExportSpec
+from runtime.errors import SignatureMismatch
+from runtime.inputs import Checker
+from runtime.rows import draw
+from runtime.signature import Axis, Signature, TensorSpec
+from runtime.tensors import Array, numpy_dtype, read_tensors
+
+# Bytes that one golden's seeded inputs may take; the rows are at least 4.
+GOLDEN_BYTES = 256 * 1024
+# Every program answers every row, and every row is stored. Larger buckets repeat them;
+# that a row's place in a batch does not matter is probed apart.
+MOST_ROWS = 16
+
+
+def golden_inputs(
+    spec: ExportSpec, signature: Signature
+) -> list[tuple[dict[str, Array], dict[str, int]]]:
+    """Give golden inputs and their axis sizes: those given, and seeded ones.
+
+    Raises:
+      ExportError: those given cannot be read, or do not fit.
+    """
+    found = []
+    if spec.golden is not None:
+        given = spec.golden if isinstance(spec.golden, Mapping) else read_inputs(spec.golden)
+        found.append(check_inputs(signature.inputs, signature.axes, given))
+    if not found or signature.axes:
+        found += _seeded(spec, signature)
+    if not spec.allow_row_mixing:
+        return found
+    # What such a model answers depends on how many rows it gets: each bucket has its own.
+    return [
+        ({n: np.take(a, range(rows), axis=0, mode="wrap") for n, a in arrays.items()}, sizes)
+        for arrays, sizes in found
+        for rows in spec.buckets
+    ]
+
+
+def _seeded(
+    spec: ExportSpec, signature: Signature
+) -> list[tuple[dict[str, Array], dict[str, int]]]:
+    found = []
+    most = max(4, spec.buckets[-1])
+    for between, values in _axis_points(signature.axes):
+        named = dict(zip((a.name for a in signature.axes), values, strict=True))
+        rows = golden_rows(signature.inputs, named, 4 if between else most)
+        found.append((seeded_inputs(signature.inputs, named, rows, spec.seed), named))
+    return found
+
+
+def _axis_points(axes: Sequence[Axis]) -> list[tuple[bool, tuple[int, ...]]]:
+    """Give axis sizes to try: each bucket's, those halfway to the next smaller one, and the least."""
+    exact = [(False, values) for values in itertools.product(*(axis.sizes for axis in axes))]
+    halves = []
+    for axis in axes:
+        below = (axis.minimum - 1, *axis.sizes[:-1])
+        halves.append([(low + high + 1) // 2 for low, high in zip(below, axis.sizes, strict=True)])
+    least = tuple(axis.minimum for axis in axes)
+    points = dict.fromkeys([*itertools.product(*halves), least] if axes else [])
+    known = {values for _, values in exact}
+    return exact + [(True, values) for values in points if values not in known]
+
+
+def seeded_inputs(
+    inputs: Sequence[TensorSpec], sizes: Mapping[str, int], rows: int, seed: int
+) -> dict[str, Array]:
+    """Draw legal inputs; the same ones for the same seed. Masks are all ones."""
+    rng = np.random.default_rng([seed, rows, *sizes.values()])
+    out = {}
+    for spec in inputs:
+        shape = spec.concrete(rows, sizes)
+        out[spec.name] = (
+            np.ones(shape, numpy_dtype(spec.dtype)) if spec.mask else draw(spec, shape, rng)
+        )
+    return out
+
+
+def golden_rows(inputs: Sequence[TensorSpec], sizes: Mapping[str, int], most: int) -> int:
+    """Say how many rows a seeded golden gets: enough to fill a bucket, within a size."""
+    row = sum(spec.row_bytes(sizes) for spec in inputs)
+    return min(most, MOST_ROWS, max(4, GOLDEN_BYTES // max(1, row)))
+
+
+def read_inputs(path: str | os.PathLike[str]) -> dict[str, Array]:
+    """Read golden inputs from a .safetensors or .npz file, by name.
+
+    Raises:
+      ExportError: it cannot be read.
+    """
+    source = Path(path)
+    try:
+        if source.suffix == ".npz":
+            with source.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                return dict(file)
+        return {
+            n.removeprefix("input/"): a
+            for n, a in read_tensors(source, source.read_bytes()).items()
+            if not n.startswith("output/")
+        }
+    except Exception as error:  # NumPy raises a zoo of them for a damaged .npz
+        raise ExportError(
+            f"golden {source}: expected .safetensors or .npz of inputs by name, got "
+            f"{first_line(error)}"
+        ) from error
+
+
+def check_inputs(
+    inputs: Sequence[TensorSpec], axes: Sequence[Axis], given: Mapping[str, Any]
+) -> tuple[dict[str, Array], dict[str, int]]:
+    """Hold given golden inputs against the declared ones; masks may be left out.
+
+    Returns:
+      Inputs by name, and the size of each bucketed axis.
+
+    Raises:
+      ExportError: they do not fit.
+    """
+    signature = Signature(inputs=tuple(inputs), outputs=(), axes=tuple(axes))
+    try:
+        checked = Checker(signature).check(given)
+    except SignatureMismatch as error:
+        raise ExportError(f"golden: {error}") from None
+    if checked.rows == 0:
+        raise ExportError("golden: expected at least one row, got none")
+    sizes = dict(zip((axis.name for axis in axes), checked.sizes, strict=True))
+    arrays = {
+        spec.name: np.ones(spec.concrete(checked.rows, sizes), numpy_dtype(spec.dtype))
+        if a is None
+        else a
+        for spec, a in zip(inputs, checked.arrays, strict=True)
+    }
+    return arrays, sizes

@@ -1,0 +1,111 @@
+"""Reading jaxprs: what is inside of an equation, and what an output depends on."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.extend import core
+
+# Primitives that call a function and do no more, once nothing is differentiated.
+CALLS = (
+    *("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"),
+    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+)
+
+Names = frozenset[str]
+_NONE: Names = frozenset()
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Yield the equations of a jaxpr, those inside of others too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for one in inner(equation):
+            yield from equations(one.jaxpr)
+
+
+def inner(equation: Any) -> Iterator[Any]:
+    """Yield the closed jaxprs inside an equation: jit, scan, while, cond, custom derivatives."""
+    for value in equation.params.values():
+        for item in value if isinstance(value, list | tuple) else (value,):
+            if hasattr(item, "eqns") or hasattr(getattr(item, "jaxpr", None), "eqns"):
+                yield item if hasattr(item, "consts") else core.ClosedJaxpr(item, ())  # type: ignore[attr-defined]
+
+
+def scan_counts(equation: Any) -> tuple[int, int]:
+    """Give how many operands of a scan are constants, and how many it carries."""
+    params = equation.params
+    if "ft_in" in params:  # from jax 0.12 on
+        constants, carried, _ = map(len, params["ft_in"].unpack())
+        return constants, carried
+    return params["num_consts"], params["num_carry"]
+
+
+def floating_dtypes(jaxpr: Any) -> list[Names]:
+    """Give, for each output, the floating dtypes that its computation passes through.
+
+    What an output does not depend on does not count for it: a model may have one output in
+    bfloat16 and another in float32.
+    """
+    inputs = [_own(v) for v in jaxpr.jaxpr.invars]
+    outputs = _outputs(jaxpr, inputs)
+    if any(equation.effects for equation in equations(jaxpr.jaxpr)):
+        # Through references, values go ways that no equation's outputs show.
+        every = _NONE.union(*inputs, *(_own(v) for e in equations(jaxpr.jaxpr) for v in e.outvars))
+        return [every for _ in outputs]
+    return outputs
+
+
+def _own(variable: Any) -> Names:
+    dtype = getattr(variable.aval, "dtype", None)
+    if dtype is None or not jax.numpy.issubdtype(dtype, jax.numpy.floating):
+        return _NONE
+    return frozenset({dtype.name})
+
+
+def _outputs(jaxpr: Any, inputs: Sequence[Names]) -> list[Names]:
+    """Follow dtypes from a jaxpr's inputs to its outputs."""
+    known = {v: _own(v) for v in jaxpr.jaxpr.constvars}
+    known |= {v: _own(v) | names for v, names in zip(jaxpr.jaxpr.invars, inputs, strict=True)}
+
+    def read(variable: Any) -> Names:
+        return _own(variable) if isinstance(variable, core.Literal) else known[variable]
+
+    for equation in jaxpr.jaxpr.eqns:
+        results = _of_equation(equation, [read(v) for v in equation.invars])
+        for variable, names in zip(equation.outvars, results, strict=True):
+            known[variable] = names | _own(variable)
+    return [read(v) for v in jaxpr.jaxpr.outvars]
+
+
+def _of_equation(equation: Any, given: list[Names]) -> list[Names]:
+    name, params, inside = equation.primitive.name, equation.params, list(inner(equation))
+    if name == "scan":
+        fixed, carried = scan_counts(equation)
+        return _of_loop(inside[0], given, fixed, fixed + carried)
+    if name == "while":
+        tested, looped = params["cond_nconsts"], params["body_nconsts"]
+        carry = _of_loop(params["body_jaxpr"], given[tested:], looped, len(given) - tested)
+        (test,) = _outputs(params["cond_jaxpr"], [*given[:tested], *carry])
+        # How often the body ran shows in all that it made.
+        return [names | test for names in carry]
+    if name == "cond":
+        branches = zip(*(_outputs(branch, given[1:]) for branch in inside), strict=True)
+        return [given[0].union(*names) for names in branches]
+    if name in CALLS and inside and len(inside[0].jaxpr.invars) == len(given):
+        return _outputs(inside[0], given)
+    # An ordinary operation; or one whose inside is a kernel's, and then all of it counts.
+    every = _NONE.union(
+        *given, *(_own(v) for one in inside for e in equations(one.jaxpr) for v in e.outvars)
+    )
+    return [every for _ in equation.outvars]
+
+
+def _of_loop(body: Any, given: list[Names], begin: int, end: int) -> list[Names]:
+    """Follow a body whose inputs from `begin` to `end` are its own first outputs, until it settles."""
+    while True:
+        results = _outputs(body, given)
+        carry = [a | b for a, b in zip(given[begin:end], results, strict=False)]
+        if carry == given[begin:end]:
+            return [*carry, *results[len(carry) :]]
+        given = [*given[:begin], *carry, *given[end:]]

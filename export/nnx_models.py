@@ -1,0 +1,113 @@
+"""A flax.nnx Module as one pure function."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from export.calling import NO_PARAMS, PIN_A_KEY, Adapted, Inputs, Params, bind, modes
+from export.errors import ExportError, ParamsError
+from export.matching import Path, flatten, floating, match
+
+_PIN = PIN_A_KEY.format(
+    "graph, rngs, params = nnx.split(model, nnx.RngState, ...); "
+    "def apply(params, x): return nnx.merge(graph, rngs, params, copy=True)(x)"
+)
+
+
+def adapt_nnx(model: nnx.Module, params: Any, fixed: Collection[Path] | None = None) -> Adapted:
+    """Make an nnx Module one pure function.
+
+    Args:
+      model: the module; it is changed.
+      params: its state, or None for what it holds.
+      fixed: paths of its plain arrays that do not depend on its random key, and stand for
+        those that `params` lacks; None for all.
+    """
+    model.eval()
+    graphdef, randomness, state = nnx.split(model, nnx.RngState, ...)
+    flat = {tuple(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
+    own = {path: _value(leaf) for path, leaf in flat.items()}
+    notes: tuple[str, ...] = ()
+    if params is None:
+        if any(isinstance(v, jax.ShapeDtypeStruct) for v in own.values()):
+            raise ParamsError(NO_PARAMS.format("nnx.Module"))
+        leaves = {"/".join(path): np.asarray(value) for path, value in own.items()}
+    else:
+        got = _as_own(flatten(params), own)
+        added = {
+            path: own[path]
+            for path, leaf in flat.items()
+            if path not in got and not isinstance(leaf, nnx.Variable)
+            if fixed is None or path in fixed
+        }
+        leaves = match(own, {**got, **added})
+        if added:
+            names = ", ".join("/".join(path) for path in added)
+            notes = (f"the checkpoint has no {names}: what the model's code makes is taken",)
+    treedef = jax.tree.structure(state)
+    # What the model holds as a plain array is no param that training moves: it keeps its dtype.
+    params_alone = {
+        "/".join(path)
+        for path, leaf in flat.items()
+        if isinstance(leaf, nnx.Variable) and not isinstance(leaf, nnx.BatchStat)
+    }
+    castable = frozenset(n for n, a in leaves.items() if floating(a) and n in params_alone)
+    switches = modes(type(model).__call__)
+
+    def apply(named: Params, given: Inputs) -> Any:
+        keys = jax.tree.map(_fixed_key, randomness)  # made anew: only this trace may change them
+        merged = nnx.merge(graphdef, keys, jax.tree.unflatten(treedef, [named[n] for n in leaves]))
+        before = _counts(merged)
+        args, kwargs = bind(type(merged).__call__, given)
+        outputs = merged(*args, **kwargs, **switches)
+        if any(a is not b for a, b in zip(before, _counts(merged), strict=True)):
+            raise ExportError(f"{type(model).__name__}: {_PIN}")
+        return outputs
+
+    return Adapted(apply, leaves, castable, notes)
+
+
+def plain_arrays(model: nnx.Module) -> dict[Path, Any]:
+    """Give the arrays that a module holds as they are, in no nnx.Variable."""
+    return {
+        tuple(map(str, path)): value
+        for path, value in nnx.iter_graph(model)
+        if isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+    }
+
+
+def _value(leaf: Any) -> Any:
+    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+
+
+def _counts(model: nnx.Module) -> list[Any]:
+    return jax.tree.leaves(nnx.state(model, nnx.RngCount))
+
+
+def _fixed_key(leaf: Any) -> Any:
+    """Stand in for a random state that inference must not use; it only completes the module."""
+    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.key(0)
+    # Not NumPy's: nnx counts in place, and nobody would see it.
+    return jax.numpy.zeros(leaf.shape, leaf.dtype)
+
+
+def _as_own(got: Mapping[Path, Any], own: Mapping[Path, Any]) -> dict[Path, Any]:
+    """Give a checkpoint's leaves the model's paths, and drop its random states.
+
+    A Variable that was saved whole has its array under `value`. Random states are the keys
+    and counts that the model does not list.
+    """
+    found = {
+        path[:-1] if path[-1:] == ("value",) and path[:-1] in own else path: leaf
+        for path, leaf in got.items()
+    }
+    return {path: leaf for path, leaf in found.items() if path in own or not _is_random(path)}
+
+
+def _is_random(path: Path) -> bool:
+    name = path[:-1] if path[-1:] == ("value",) else path
+    return name[-1:] in (("key",), ("count",))

@@ -1,0 +1,34 @@
+"""Command lines that name the nearest valid word for a typo, in one line."""
+
+import argparse
+import difflib
+import itertools
+import re
+import sys
+from typing import Any, NoReturn
+
+from runtime.errors import nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line and name the nearest valid word."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Look at unknown options first: a typo of a required one is both unknown and missing."""
+        words = sys.argv[1:] if args is None else list(args)
+        # What follows a command is for the command's own parser.
+        commands = any(action.nargs == argparse.PARSER for action in self._actions)
+        known = [option for action in self._actions for option in action.option_strings]
+        for word in itertools.takewhile(lambda w: w != "--", words[:1] if commands else words):
+            name = word.partition("=")[0]
+            if re.match(r"--?[A-Za-z]", name) and name not in known:
+                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                self.error(f"{name}: no such option{hint}")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2 and one line."""
+        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        hint = nearest(choice[1], re.findall(r"\w+", choice[2])) if choice else ""
+        self.exit(2, f"error: {message}{hint}\n")

@@ -1,0 +1,312 @@
+"""`python -m export` refused: wrong usage, status 2, and what does not fit, status 1."""
+
+from pathlib import Path
+
+import pytest
+
+X = "x:float32[_,3]"
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ot", "b"], "--ot: no such option; did you mean --out?"),
+        (["models.py:spec", "--ot=b"], "--ot: no such option; did you mean --out?"),
+        (["models.py:spec", "--outt", "b"], "--outt: no such option; did you mean --out?"),
+        (
+            ["models.py:spec", "--out", "b", "--bucket", "1"],
+            "--bucket: no such option; did you mean --buckets?",
+        ),
+        (
+            ["models.py:spec", "--out", "b", "--matmul_precision", "high"],
+            "--matmul_precision: no such option; did you mean --matmul-precision?",
+        ),
+        (["--out", "b", "--zzzzzz"], "--zzzzzz: no such option"),
+        (["-o", "b"], "-o: no such option; did you mean --out?"),
+        ([], "the following arguments are required: MODEL, --out"),
+        (["models.py:spec"], "the following arguments are required: --out"),
+        (
+            ["models.py:spec", "--out", "b", "--dtype", "bfloat61"],
+            (
+                "argument --dtype: invalid choice: 'bfloat61' (choose from 'bfloat16', 'float16', "
+                "'float32'); did you mean 'bfloat16'?"
+            ),
+        ),
+        (
+            ["models.py:spec", "--out", "b", "--matmul-precision", "higest"],
+            (
+                "argument --matmul-precision: invalid choice: 'higest' (choose from 'default', 'high', "
+                "'highest', 'bfloat16', 'tensorfloat32', 'float32'); did you mean 'highest'?"
+            ),
+        ),
+        (
+            ["models.py:spec", "--out", "b", "--seed", "x"],
+            "argument --seed: invalid int value: 'x'",
+        ),
+        (["models.py:spec", "more", "--out", "b"], "unrecognized arguments: more"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(command, words, message):
+    """A typo of an option names the nearest one, whatever else is missing."""
+    ran = command(*words)
+
+    assert (ran.status, ran.out, ran.err.replace('"', "'")) == (2, "", f"error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["models.py"],
+            "model 'models.py': expected pkg.mod:attr or path/to/file.py:attr",
+        ),
+        (
+            ["models.py:affine", "--input", "x:float23[_,3]"],
+            (
+                "input 'x': expected a dtype of bool, int8, int16, int32, int64, uint8, uint16, uint32, "
+                "uint64, float16, bfloat16, float32, float64, float8_e4m3fn, float8_e5m2, got "
+                "'float23'; did you mean 'float32'?"
+            ),
+        ),
+        (
+            ["models.py:affine", "--input", "x=float32[_,3]"],
+            "input 'x=float32[_,3]': expected NAME:DTYPE[_, SIZE, …] such as x:float32[_,28,28,1]",
+        ),
+        (
+            ["models.py:affine", "--input", "x:float32[3]"],
+            (
+                "input 'x': expected [_, …] with sizes or axis names after the batch, got '3' in "
+                "'x:float32[3]'"
+            ),
+        ),
+        (
+            ["models.py:affine", "--input", X, "--input", X],
+            "inputs: expected each name once, got 'x' twice",
+        ),
+        (
+            ["models.py:affine", "--input", "ids:int32[_,4]", "--range", "idz=0:9"],
+            "--range: expected an input of ids, got 'idz'; did you mean 'ids'?",
+        ),
+        (
+            ["models.py:affine", "--input", "ids:int32[_,4]", "--range", "ids=0-9"],
+            "--range: expected NAME=LOW:HIGH such as ids=0:30521, got 'ids=0-9'",
+        ),
+        (
+            ["models.py:affine", "--input", "ids:int32[_,4]", "--range", "ids=9:0"],
+            "input 'ids': expected a range, got 9:0",
+        ),
+        (
+            ["models.py:affine", "--input", "ids:uint8[_,4]", "--range", "ids=0:256"],
+            "input 'ids': expected values of uint8, got 256",
+        ),
+        (
+            ["models.py:affine", "--input", X, "--range", "x=0:1"],
+            "input 'x': expected an integer dtype for a range, got float32",
+        ),
+        (
+            ["models.py:affine", "--input", "ids:int32[_,seq]", "--mask", "idss"],
+            "--mask: expected an input of ids, got 'idss'; did you mean 'ids'?",
+        ),
+        (
+            ["models.py:affine", "--input", X, "--mask", "x"],
+            "input 'x': expected a bucketed axis for a mask, got float32[_, 3]",
+        ),
+        (
+            ["models.py:affine", "--input", "ids:int32[_,seq]", "--pad", "ids=none"],
+            "--pad: expected NAME=NUMBER, got 'ids=none'",
+        ),
+        (
+            ["models.py:affine", "--input", "ids:int32[_,seq]", "--axis", "seq=8,4"],
+            "axis 'seq': expected increasing sizes from 1 on, got [8, 4]",
+        ),
+        (
+            ["models.py:affine", "--input", "ids:int32[_,seq]", "--axis", "seq"],
+            "--axis: expected seq=32,64,128, got 'seq'",
+        ),
+        (
+            ["models.py:spec", "--buckets", "1,x"],
+            "buckets: expected sizes such as 1,8,32, got '1,x'",
+        ),
+        (
+            ["models.py:spec", "--buckets", "0,4"],
+            "buckets: expected increasing sizes from 1 on, got [0, 4]",
+        ),
+        (
+            ["models.py:spec", "--platforms", "cpu,cude"],
+            "platforms: expected cpu, cuda, rocm, tpu, got 'cude'; did you mean 'cuda'?",
+        ),
+        (
+            ["models.py:spec", "--platforms", "cpu,cpu"],
+            "platforms: expected each name once, got 'cpu' twice",
+        ),
+        (
+            ["models.py:spec", "--output", "classification:logit"],
+            (
+                "output: expected raw, softmax, classification:logits, classification:probabilities, "
+                "got 'classification:logit'; did you mean 'classification:logits'?"
+            ),
+        ),
+        (
+            ["models.py:spec", "--name", "a/b"],
+            "name: expected letters, digits, '_.-', got 'a/b'",
+        ),
+        (["models.py:spec", "--version", "1.2"], "version: expected digits, got '1.2'"),
+        (
+            ["models.py:affine", "--input", "ids:int32[_,seq]", "--axis", "seq=5..4,8"],
+            "axis 'seq': expected a minimum up to its first size 4, got 5",
+        ),
+        (
+            ["models.py:affine", "--input", "ids:int32[_,seq]", "--axis", "seq=..4"],
+            (
+                "axis 'seq': expected sizes such as 32,64, or 3..32,64 for lengths from 3 on, got "
+                "'..4'"
+            ),
+        ),
+        (["models.py:spec", "--seed", "-3"], "seed: expected 0 or more, got -3"),
+        (
+            ["models.py:spec", "--params-path", ""],
+            "params_path: expected keys joined by '.' such as 'ema_params', got ''",
+        ),
+    ],
+)
+def test_a_value_that_does_not_read_is_one_line_and_status_2(command, words, message):
+    """A value that is wrong by itself is wrong usage, whichever option it is of."""
+    ran = command(*words, "--out", "b")
+
+    assert (ran.status, ran.error, ran.out) == (2, message, "")
+    assert not Path("b").exists()
+
+
+def test_values_that_look_like_options_are_none(command):
+    """A negative number is a value, not an option that does not exist."""
+    ran = command("models.py:spec", "--out", "b", "--dry-run", "--seed", "-3")
+    assert ran.error == "seed: expected 0 or more, got -3"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["modles.py:spec"],
+            (
+                "model file modles.py: expected a Python file, got nothing there; did you mean "
+                "'models.py'?"
+            ),
+        ),
+        (
+            ["models.py:Dens"],
+            (
+                "model 'models.py:Dens': expected an attribute of models.py, got 'Dens'; did you mean "
+                "'Dense'?"
+            ),
+        ),
+        (
+            ["no_such_module:spec"],
+            (
+                "model 'no_such_module:spec': no_such_module cannot be imported: ModuleNotFoundError: "
+                "No module named 'no_such_module'"
+            ),
+        ),
+        (
+            ["models.py:number", "--input", X],
+            (
+                "model: expected an ExportSpec, a flax Module or factory, or apply(params, inputs), "
+                "got int"
+            ),
+        ),
+        (["models.py:broken_spec"], "broken_spec: RuntimeError: no such thing"),
+        (
+            ["models.py:broken", "--input", X, "--params", "net.safetensors"],
+            "the model cannot be traced: RuntimeError: no such thing",
+        ),
+        (
+            ["models.py:Net", "--input", X],
+            "params: expected the weights of the nnx.Module, got none; pass --params",
+        ),
+        (
+            ["models.py:make_net", "--input", X],
+            "params: expected the weights of the nnx.Module, got none; pass --params",
+        ),
+        (
+            ["models.py:Dense", "--input", X],
+            "params: expected the weights of the linen Module, got none; pass --params",
+        ),
+        (
+            ["models.py:affine"],
+            "inputs: expected at least one, got none; pass --input 'x:float32[_,28,28,1]'",
+        ),
+        (
+            ["models.py:affine", "--input", "ids:int32[_,seq]"],
+            "axis 'seq': expected its sizes, got none; pass --axis seq=32,64,128",
+        ),
+        (
+            ["models.py:affine", "--input", "ids:int32[_,seq]", "--axis", "sec=4,8"],
+            "axis 'seq': expected its sizes, got none; did you mean 'sec'?",
+        ),
+        (
+            ["models.py:affine", "--input", X, "--axis", "seq=4,8"],
+            "axis 'seq': expected an input that has it, got none",
+        ),
+        (
+            ["models.py:spec", "--output", "softmax:outptu"],
+            "output: expected one of output, got 'outptu'; did you mean 'output'?",
+        ),
+        (
+            ["models.py:spec", "--output", "softmax", "--labels", "a,b,c"],
+            "labels: expected 2 for float32[_, 2], got 3",
+        ),
+        (
+            ["models.py:spec", "--labels", "a,b"],
+            "labels: expected --output classification:logits or :probabilities with them, got raw",
+        ),
+        (
+            ["models.py:affine", "--params", "affine.safetensor", "--input", X],
+            (
+                "params affine.safetensor: expected a file or directory, got nothing there; did you "
+                "mean 'affine.safetensors'?"
+            ),
+        ),
+        (
+            [
+                "models.py:net",
+                "--params",
+                "state.safetensors",
+                "--params-path",
+                "parms",
+                "--input",
+                X,
+            ],
+            "params path 'parms': expected one of params, got 'parms'; did you mean 'params'?",
+        ),
+        (
+            ["models.py:difference", "--input", "a:float32[_,3]", "--input", "bb:float32[_,3]"],
+            "inputs: expected a, b as the model has them, got a, bb; did you mean 'b'?",
+        ),
+        (
+            ["models.py:spec", "--golden", "golden.npz"],
+            (
+                "golden golden.npz: expected .safetensors or .npz of inputs by name, got [Errno 2] No "
+                "such file or directory: 'golden.npz'"
+            ),
+        ),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line_and_status_1(command, words, message):
+    """A refusal names what was expected, what was got and the nearest valid name."""
+    ran = command(*words, "--out", "b")
+
+    assert (ran.status, ran.error, ran.out) == (1, message, "")
+    assert not Path("b").exists()
+
+
+def test_a_script_that_exits_is_no_model(command):
+    """A file that ends the process when imported is refused, not obeyed."""
+    Path("script.py").write_text("import sys\nsys.exit('usage: script.py')\n")
+    ran = command("script.py:spec", "--out", "b")
+
+    assert ran.status == 1
+    assert ran.error == (
+        "model 'script.py:spec': script.py cannot be imported: SystemExit: usage: script.py"
+    )
