@@ -5,6 +5,7 @@ a test in the tests.
 """
 
 import dataclasses
+import functools
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -65,6 +66,11 @@ class BatchQueue:
       capacity_rows: rows that may wait.
       max_delay_s: longest that a task waits for company while the device is free.
       alone: run every task by itself: the model's rows depend on each other.
+
+    Attributes:
+      max_rows: the most that a task may have.
+      rows: that wait.
+      group: gives the smallest axis sizes of a program that hold these.
     """
 
     def __init__(
@@ -82,17 +88,15 @@ class BatchQueue:
         self._max_delay_s = max_delay_s
         self._alone = alone
         self.max_rows = min(planner.buckets[-1] for planner in self._planners.values())
-
-    @property
-    def rows(self) -> int:
-        """Give the rows that wait."""
-        return sum(self._rows.values())
+        self.rows = 0
+        # There are as many sizes as lengths; looking a group up is on every task's way.
+        self.group = functools.lru_cache(maxsize=4096)(self._group)
 
     def __len__(self) -> int:
         """Give the number of tasks that wait."""
         return sum(map(len, self._waiting.values()))
 
-    def group(self, sizes: Sizes) -> Sizes:
+    def _group(self, sizes: Sizes) -> Sizes:
         """Give the smallest axis sizes that hold these."""
         fitting = (g for g in self._planners if all(a >= b for a, b in zip(g, sizes, strict=True)))
         return min(fitting)
@@ -103,8 +107,10 @@ class BatchQueue:
         Raises:
           Overloaded: their rows do not fit in the queue.
         """
-        if self.rows + sum(task.rows for task in tasks) > self._capacity:
+        rows = sum([task.rows for task in tasks])
+        if self.rows + rows > self._capacity:
             raise Overloaded(f"the queue is full: {self.rows} of {self._capacity} rows wait")
+        self.rows += rows
         for task in tasks:
             group = self.group(task.sizes)
             self._waiting[group][task] = None
@@ -117,6 +123,7 @@ class BatchQueue:
             return False
         del self._waiting[group][task]
         self._rows[group] -= task.rows
+        self.rows -= task.rows
         return True
 
     def due_in(self, now: float) -> float | None:

@@ -1,5 +1,9 @@
-"""Which bodies are read, and how much of them."""
+"""Which bodies are read, how much of them, and what they say they are."""
 
+import dataclasses
+import re
+import zlib
+from collections.abc import Callable
 from typing import BinaryIO
 
 from server.errors import MalformedRequest, TooLarge, UnsupportedMedia
@@ -7,64 +11,146 @@ from server.errors import MalformedRequest, TooLarge, UnsupportedMedia
 _CHUNK = 1 << 16
 # Without a type, and with the one that `curl -d` sends unasked, a body is taken for JSON.
 _JSON_TYPES = ("", "application/json", "application/x-www-form-urlencoded")
+_BINARY = "application/octet-stream"
+# The type of Triton's binary requests on Vertex AI, which passes no header of a client's on.
+_VERTEX_BINARY = "application/vnd.vertex-ai-triton.binary+json"
+_WINDOW_BITS = {"gzip": 31, "deflate": 15}
+
+# Gives the first header of a (lower case) name, or None.
+Header = Callable[[str], str | None]
 
 
-def check_headers(
-    content_type: str | None, encoding: str | None, length: str | None, limit: int
-) -> int | None:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """The largest bodies that are read, in bytes after decompression."""
+
+    json_bytes: int
+    binary_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Announced:
+    """What the headers say of a body.
+
+    Attributes:
+      length: its bytes on the wire; None where it comes in chunks.
+      limit: the most that is read.
+      json_bytes: of JSON that it begins with, binary tensors behind them; None if it is
+        JSON as a whole.
+      encoding: gzip, deflate, or empty.
+    """
+
+    length: int | None
+    limit: int
+    json_bytes: int | None
+    encoding: str
+
+
+def check_headers(header: Header, limits: Limits) -> Announced:
     """Refuse a body by its headers, before it is read.
 
-    Returns:
-      Its announced length, None where it comes in chunks.
+    Args:
+      header: gives a header by its lower-case name.
+      limits: by the kind of body.
 
     Raises:
-      UnsupportedMedia: not JSON in UTF-8, or compressed.
-      MalformedRequest: the length is no number.
-      TooLarge: more than `limit` bytes.
+      UnsupportedMedia: a type or an encoding that is not read.
+      MalformedRequest: a length is no number.
+      TooLarge: more bytes than are read.
     """
-    if content_type not in (None, "application/json"):
-        _check_type(content_type)
-    if encoding not in (None, "", "identity"):
-        raise UnsupportedMedia("content-encoding: expected none, got a compressed body")
+    encoding = header("content-encoding") or ""
+    if encoding and (encoding := encoding.strip().lower()) not in _WINDOW_BITS:
+        if encoding != "identity":
+            raise UnsupportedMedia(
+                f"content-encoding: expected gzip or deflate, got {encoding[:100]!r}"
+            )
+        encoding = ""
+    json_bytes = _json_bytes(header)
+    limit = limits.json_bytes if json_bytes is None else limits.binary_bytes
+    length = header("content-length")
+    if header("transfer-encoding") is not None:
+        if length is not None:
+            raise MalformedRequest("content-length: expected none beside transfer-encoding")
+        return Announced(None, limit, json_bytes, encoding)
     if not length:
+        return Announced(0, limit, json_bytes, encoding)
+    announced = _number("content-length", length)
+    if announced > limit:
+        raise TooLarge(f"body: expected at most {limit} bytes, got {announced}")
+    return Announced(announced, limit, json_bytes, encoding)
+
+
+def _json_bytes(header: Header) -> int | None:
+    """Tell JSON from binary tensors; see `Announced.json_bytes`."""
+    content_type = header("content-type")
+    json_bytes = header("inference-header-content-length")
+    if json_bytes is None and (content_type is None or content_type == "application/json"):
         return None
-    if not (length.isascii() and length.isdecimal()):
-        raise MalformedRequest("content-length: expected a number, got something else")
-    if int(length) > limit:
-        raise TooLarge(f"body: expected at most {limit} bytes, got {int(length)}")
-    return int(length)
-
-
-def _check_type(content_type: str | None) -> None:
-    media, *parameters = (part.strip().lower() for part in (content_type or "").split(";"))
+    media, *parameters = (part.strip() for part in (content_type or "").split(";"))
+    media = media.lower()
+    if json_bytes is not None:
+        if media not in (_BINARY, *_JSON_TYPES):
+            raise UnsupportedMedia(f"content-type: expected {_BINARY}, got {media[:100]!r}")
+        return _number("inference-header-content-length", json_bytes)
+    named = dict(_pair(parameter) for parameter in parameters)
+    if media == _VERTEX_BINARY:
+        return _number("json-header-size", named.get("json-header-size", ""))
+    if media == _BINARY:
+        raise UnsupportedMedia(
+            f"content-type: expected inference-header-content-length with {_BINARY}, got none"
+        )
     if media not in _JSON_TYPES:
         raise UnsupportedMedia(f"content-type: expected application/json, got {media[:100]!r}")
-    for parameter in parameters:
-        name, _, value = parameter.partition("=")
-        if name.strip() == "charset" and value.strip(' "') not in ("utf-8", "utf8"):
-            raise UnsupportedMedia(f"content-type: expected charset utf-8, got {value[:100]!r}")
+    charset = named.get("charset", "utf-8").lower()
+    if charset not in ("utf-8", "utf8"):
+        raise UnsupportedMedia(f"content-type: expected charset utf-8, got {charset[:100]!r}")
+    return None
 
 
-def check_length(body: bytes, announced: int | None, limit: int) -> bytes:
-    """Refuse a body that is shorter than announced, or longer than the limit.
+def _pair(parameter: str) -> tuple[str, str]:
+    name, _, value = parameter.partition("=")
+    return name.strip().lower(), value.strip(' "')
+
+
+def _number(name: str, text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise MalformedRequest(f"{name}: expected a number of bytes, got {text[:100]!r}")
+    return int(text)
+
+
+def check_length(body: bytes, announced: Announced) -> bytes:
+    """Refuse a body that is shorter than announced or longer than the limit; decompress it.
 
     Several servers hand a short body over as if it were whole.
     """
-    if announced is not None and len(body) < announced:
-        raise MalformedRequest(f"body: expected {announced} bytes, got {len(body)}")
-    if len(body) > limit:
-        raise TooLarge(f"body: expected at most {limit} bytes, got more")
-    return body
+    if announced.length is not None and len(body) < announced.length:
+        raise MalformedRequest(f"body: expected {announced.length} bytes, got {len(body)}")
+    if len(body) > announced.limit:
+        raise TooLarge(f"body: expected at most {announced.limit} bytes, got more")
+    return _inflate(body, announced) if announced.encoding else body
 
 
-def read(stream: BinaryIO, announced: int | None, limit: int) -> bytes:
+def _inflate(body: bytes, announced: Announced) -> bytes:
+    stream = zlib.decompressobj(_WINDOW_BITS[announced.encoding])
+    try:
+        whole = stream.decompress(body, announced.limit + 1)
+    except zlib.error as error:
+        raise MalformedRequest(f"body: expected {announced.encoding}, got {error}") from None
+    if len(whole) > announced.limit:
+        raise TooLarge(f"body: expected at most {announced.limit} bytes decompressed, got more")
+    if not stream.eof or stream.unused_data:
+        raise MalformedRequest(f"body: expected one whole {announced.encoding} stream")
+    return whole
+
+
+def read(stream: BinaryIO, announced: Announced) -> bytes:
     """Read a body whole; one of unknown length up to one byte beyond the limit, to tell.
 
     Werkzeug's own reading cuts a chunked body at its limit without a word.
     """
     parts: list[bytes] = []
-    left = limit + 1 if announced is None else announced
+    left = announced.limit + 1 if announced.length is None else announced.length
     while left > 0 and (part := stream.read(min(left, _CHUNK))):
         parts.append(part)
         left -= len(part)
-    return check_length(b"".join(parts), announced, limit)
+    return check_length(b"".join(parts), announced)

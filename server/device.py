@@ -12,6 +12,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import numpy as np
+
 from runtime.errors import ExecutionError
 from runtime.signature import Signature
 from runtime.tensors import Array
@@ -32,16 +34,23 @@ class Outcome:
     Attributes:
       batch: the batch.
       answers: for each task its outputs, or why there are none.
-      started: the instant it was begun, monotonic.
-      seconds: it took, staging and copies included.
-      failed: whether the device failed on every task, and not for want of memory.
+      times: instants at which it was begun, staged, run and unstaged, monotonic; of the
+        batch as a whole, not of the tasks that were tried again alone.
+      finite: whether no output holds NaN or infinity.
+      failed: whether the device failed on every task, not for want of memory, and then on
+        inputs that cannot be at fault.
     """
 
     batch: Batch
     answers: tuple[Answer, ...]
-    started: float
-    seconds: float
+    times: tuple[float, float, float, float]
+    finite: bool
     failed: bool
+
+    @property
+    def seconds(self) -> float:
+        """Give the time it took."""
+        return self.times[3] - self.times[0]
 
 
 class Device:
@@ -50,6 +59,7 @@ class Device:
     Args:
       run: calls the program of a batch; may raise ExecutionError.
       signature: of the model.
+      canary: runs what cannot fail on a device that works.
       deliver: called with each outcome, on the device's thread.
       died: called once if the thread ends by anything but `close`.
     """
@@ -58,11 +68,13 @@ class Device:
         self,
         run: Run,
         signature: Signature,
+        canary: Callable[[], object],
         deliver: Callable[[Outcome], object],
         died: Callable[[], object],
     ) -> None:
         self._run = run
         self._signature = signature
+        self._canary = canary
         self._deliver = deliver
         self._died = died
         self._inbox: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
@@ -93,15 +105,33 @@ class Device:
 
         A request whose values upset the device thereby fails by itself.
         """
-        started = time.monotonic()
-        answers: tuple[Answer, ...]
+        clock = time.monotonic
+        begun = staged = run = clock()
         try:
-            answers = tuple(self._attempt(batch))
+            inputs = stage(self._signature, batch)
+            staged = clock()
+            outputs = self._run(batch, inputs)
+            run = clock()
+            answers: tuple[Answer, ...] = tuple(unstage(self._signature, batch, outputs))
+            finite = all(map(_finite, outputs))
         except Exception as error:  # whatever it is, its tasks must hear of it
             log.exception("a batch of %d tasks failed", len(batch.tasks))
             answers = tuple(self._alone(batch, task, error) for task in batch.tasks)
-        failed = all(isinstance(a, Exception) and not isinstance(a, OutOfMemory) for a in answers)
-        return Outcome(batch, answers, started, time.monotonic() - started, failed)
+            finite = False
+            failed = self._is_broken(answers)
+        else:
+            failed = False
+        return Outcome(batch, answers, (begun, staged, run, clock()), finite, failed)
+
+    def _is_broken(self, answers: tuple[Answer, ...]) -> bool:
+        """Tell a device that is broken from requests that upset it."""
+        if any(not isinstance(a, Exception) or isinstance(a, OutOfMemory) for a in answers):
+            return False
+        try:
+            self._canary()
+        except Exception as error:  # noqa: BLE001 (whatever it is, the device failed)
+            return not isinstance(as_answer(error), OutOfMemory)
+        return False
 
     def _attempt(self, batch: Batch) -> list[tuple[Array, ...]]:
         inputs = stage(self._signature, batch)
@@ -115,6 +145,10 @@ class Device:
             return self._attempt(Batch(batch.sizes, batch.bucket, (task,), task.rows))[0]
         except Exception as again:  # noqa: BLE001 (likewise)
             return as_answer(again)
+
+
+def _finite(output: Array) -> bool:
+    return output.dtype.kind in "biu" or bool(np.isfinite(output).all())
 
 
 def as_answer(error: Exception) -> Exception:

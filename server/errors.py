@@ -2,6 +2,8 @@
 
 * MalformedRequest         not what the route takes
 * UnsupportedMedia         a content type or encoding that the route does not read
+* NotFound                 no such model, version or path
+* Unsupported              a part of a protocol that is not served
 * TooLarge                 more bytes or rows than a request may have
 * Unavailable              not now; another try may work
   - NotReady               the model is still being loaded, or has failed
@@ -9,6 +11,7 @@
   - Draining               the server is stopping
   - OutOfMemory            the device had no memory for this batch
 * DeadlineExceeded         no answer within the request's time
+* NonFiniteOutput          the answer holds NaN or infinity, which JSON has no way to write
 """
 
 from runtime.errors import InvalidInput
@@ -20,6 +23,14 @@ class MalformedRequest(InvalidInput):
 
 class UnsupportedMedia(InvalidInput):
     """The route does not read this content type or encoding."""
+
+
+class NotFound(Exception):
+    """There is no such model, version or path."""
+
+
+class Unsupported(Exception):
+    """This part of a protocol is not served."""
 
 
 class TooLarge(Exception):
@@ -48,3 +59,7 @@ class OutOfMemory(Unavailable):
 
 class DeadlineExceeded(Exception):
     """There was no answer within the request's time."""
+
+
+class NonFiniteOutput(Exception):
+    """The answer holds NaN or infinity, which JSON has no way to write."""

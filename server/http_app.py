@@ -6,54 +6,84 @@ from typing import Any
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
-from server import body, vertex
-from server.config import ServerConfig
-from server.reply import Headers, Reply, failure, refusal, reply
-from server.service import Service, State
+from server import body
+from server.body import Limits
+from server.reply import Headers, Reply, failure, refusal
+from server.request import Request, make_request, request_id
+from server.routes import Route
+from server.service import Service
 
 # Runs a coroutine on the service's event loop, and waits for it on the calling thread.
 Wait = Callable[[Coroutine[Any, Any, Reply]], Reply]
 
 
-def create_app(service: Service, config: ServerConfig, wait: Wait) -> Flask:
+def create_app(service: Service, routes: tuple[Route, ...], limits: Limits, wait: Wait) -> Flask:
     """Make the application.
 
     Args:
-      service: answers; it may still be loading.
-      config: routes and limits.
+      service: counts the requests.
+      routes: what is served.
+      limits: of bodies.
       wait: runs a coroutine on the service's loop.
     """
     app = Flask("hloserve", static_folder=None)
+    app.response_class = _Plain
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False  # it answers by redirecting, with a page of HTML
 
-    @app.post(config.predict_route)
-    def predict() -> Response:
-        return _response(wait(vertex.predict(service, _read_body(config.max_body_bytes))))
+    def view(route: Route) -> Callable[..., Response]:
+        def answer(**parts: str) -> Response:
+            try:
+                made = route.answer(service.metrics, _read(route, limits), parts)
+            except Exception as error:  # noqa: BLE001 (every error has an answer)
+                made = route.refuse(service.metrics, error, request_id(_header))
+            return _response(wait(made))
 
-    @app.get(config.health_route)
-    def health() -> Response:
-        status = 200 if service.state is State.READY else 503
-        return _response(reply({"status": service.state.value}, status))
+        return answer
+
+    for route in routes:
+        endpoint = f"{route.method} {route.rule}"
+        app.add_url_rule(route.rule, endpoint, view(route), methods=[route.method])
 
     @app.errorhandler(Exception)
     def fail(error: Exception) -> Response:
-        return _response(_refused(error) if isinstance(error, HTTPException) else failure(error))
+        if isinstance(error, HTTPException):
+            made = _refused(error)
+        else:
+            made = failure(error, request_id(_header))
+        return _response(wait(_counted(service, made)))
 
     return app
 
 
-def _read_body(limit: int) -> bytes:
-    headers = request.headers
-    announced = body.check_headers(
-        headers.get("Content-Type"),
-        headers.get("Content-Encoding"),
-        headers.get("Content-Length"),
-        limit,
-    )
-    return body.read(request.environ["wsgi.input"], announced, limit)
+class _Plain(Response):
+    """An answer that has no type unless it is given one: to OPTIONS there is no body."""
+
+    default_mimetype = None
+
+
+async def _counted(service: Service, made: Reply) -> Reply:
+    service.metrics.other("none", str(made.status))
+    return made
+
+
+def _header(name: str) -> str | None:
+    found = request.headers.get(name)
+    if name == "transfer-encoding" and found is None and request.content_length is None:
+        return "chunked" if request.environ.get("wsgi.input_terminated") else None
+    return found
+
+
+def _read(route: Route, limits: Limits) -> Request:
+    if not route.infers:
+        return Request(id=request_id(_header))
+    announced = body.check_headers(_header, limits)
+    whole = body.read(request.environ["wsgi.input"], announced)
+    return make_request(_header, whole, announced.json_bytes)
 
 
 def _response(made: Reply) -> Response:
-    return Response(made.body, made.status, list(made.headers))
+    return _Plain(made.body, made.status, list(made.headers))
 
 
 def _refused(error: HTTPException) -> Reply:
@@ -62,4 +92,5 @@ def _refused(error: HTTPException) -> Reply:
     allowed = getattr(error, "valid_methods", None)
     headers: Headers = (("allow", ", ".join(sorted(allowed))),) if allowed else ()
     text = f"{request.method} {request.path[:100]}: {name}"
-    return refusal(error.code or 500, name.lower().replace(" ", "_"), text, headers=headers)
+    slug = name.lower().replace(" ", "_")
+    return refusal(error.code or 500, slug, text, request_id(_header), headers)

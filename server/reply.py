@@ -1,14 +1,13 @@
 """What goes back to a client, whatever entrance it came through."""
 
 import dataclasses
-import logging
 import uuid
+from typing import Any
 
+import numpy as np
 import orjson
 
-from server.status import INTERNAL_TEXT, status_of
-
-log = logging.getLogger(__name__)
+from server.status import explain
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -18,30 +17,55 @@ RETRY_AFTER_S = "1"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reply:
-    """A status, headers in lower case, and a body."""
+    """What goes back.
+
+    Attributes:
+      status: of HTTP.
+      headers: names in lower case.
+      body: all of it.
+      slug: why the request failed, if it did; see `status`.
+    """
 
     status: int
     headers: Headers
     body: bytes
+    slug: str | None = None
+
+
+def to_json(value: object) -> bytes:
+    """Write a value as JSON, NumPy arrays and scalars in it or not; NaN becomes null."""
+    return orjson.dumps(value, _elements, orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _elements(value: Any) -> Any:
+    """Give what orjson cannot write itself: arrays of objects, or such as are not contiguous."""
+    if isinstance(value, np.ndarray):
+        return value.tolist() if value.dtype == object else value.copy()
+    raise TypeError(type(value).__name__)
 
 
 def reply(value: object, status: int = 200, headers: Headers = ()) -> Reply:
-    """Write a value, NumPy arrays in it or not, as JSON."""
-    return Reply(status, _JSON + headers, orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
+    """Write a value as JSON."""
+    return Reply(status, _JSON + headers, to_json(value))
 
 
-def refusal(status: int, slug: str, text: str, identity: str = "", headers: Headers = ()) -> Reply:
+def refusal(
+    status: int, slug: str, text: str, identity: str | None = None, headers: Headers = ()
+) -> Reply:
     """Write an error the way all errors are written."""
     request_id = identity or uuid.uuid4().hex
-    return reply({"error": text, "code": slug, "request_id": request_id}, status, headers)
+    body = to_json({"error": text, "code": slug, "request_id": request_id})
+    return Reply(status, _JSON + headers, body, slug)
 
 
-def failure(error: BaseException) -> Reply:
-    """Write an exception; of an internal one only the log learns more."""
-    status = status_of(error)
-    identity = uuid.uuid4().hex
-    if not status.public:
-        log.error("request %s failed", identity, exc_info=error)
-    text = str(error) if status.public else INTERNAL_TEXT
+def failure(error: BaseException, identity: str | None = None) -> Reply:
+    """Write an exception; of an internal one only the log learns more.
+
+    Args:
+      error: what happened.
+      identity: the caller's name for the request.
+    """
+    identity = identity or uuid.uuid4().hex
+    status, text = explain(error, identity)
     headers: Headers = (("retry-after", RETRY_AFTER_S),) if status.http == 503 else ()
     return refusal(status.http, status.slug, text, identity, headers)

@@ -18,26 +18,40 @@ import enum
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
-from runtime.inputs import Checked, Checker
+from runtime.inputs import Checked
 from runtime.model import Model
+from runtime.program import count_compiles
+from runtime.signature import bucket_name
 from runtime.tensors import Array
 from server.batching import Batch, BatchQueue, Task
 from server.device import Device, Outcome
 from server.errors import DeadlineExceeded, Draining, NotReady, TooLarge
+from server.metrics import Metrics
+from server.staging import count_elements
 
 log = logging.getLogger(__name__)
 
 
+# What JSON, which has no NaN and no infinity, is given for them.
+Nonfinite = Literal["null", "error", "string"]
+
+
 class State(enum.Enum):
-    """Where the server is in its life."""
+    """Where the server is in its life.
+
+    A draining one answers on, but asks to be sent nothing more; a stopping one answers
+    only what it has.
+    """
 
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
+    STOPPING = "stopping"
     FAILED = "failed"
 
 
@@ -60,10 +74,17 @@ class Evidence:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """Outputs by name, row for row, and how they came about."""
+    """What came of a request.
+
+    Attributes:
+      outputs: by name, row for row.
+      evidence: how they came about.
+      nonfinite: what JSON is to have for NaN and infinity; None if there is neither.
+    """
 
     outputs: dict[str, Array]
     evidence: Evidence
+    nonfinite: Nonfinite | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +99,7 @@ class Limits:
       stall_s: longest that a batch takes before the device is given up.
       in_flight: batches that the device's thread has at once.
       failures: batches that fail whole, one after the other, before it is given up.
+      nonfinite: what JSON is given for NaN and infinity.
     """
 
     queue_rows: int = 4096
@@ -87,6 +109,7 @@ class Limits:
     stall_s: float = 120.0
     in_flight: int = 1
     failures: int = 3
+    nonfinite: Nonfinite = "null"
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -102,20 +125,37 @@ class _Request:
     tasks: list[Task]
     parts: list[tuple[Array, ...]]
     left: int
-    evidence: Evidence = Evidence(0, 0, 0.0, 0.0)
+    bucket: int = 0
+    padded_rows: int = 0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+    finite: bool = True
 
-    def give(self, index: int, outputs: tuple[Array, ...], evidence: Evidence) -> None:
-        """Take one task's outputs; the last one completes the request."""
+    def give(
+        self, index: int, outputs: tuple[Array, ...], outcome: Outcome, queue_s: float
+    ) -> None:
+        """Take one task's outputs; the last one completes the request.
+
+        Args:
+          index: of the task.
+          outputs: its own.
+          outcome: of the batch that it was in.
+          queue_s: for which it waited.
+        """
         self.parts[index] = outputs
+        self.bucket = outcome.batch.bucket
+        self.padded_rows = outcome.batch.bucket - outcome.batch.rows
+        self.queue_s = max(self.queue_s, queue_s)
+        self.compute_s += outcome.seconds
+        self.finite = self.finite and outcome.finite
         self.left -= 1
-        self.evidence = Evidence(
-            evidence.bucket,
-            evidence.padded_rows,
-            max(self.evidence.queue_s, evidence.queue_s),
-            self.evidence.compute_s + evidence.compute_s,
-        )
         if not self.left and not self.future.done():
             self.future.set_result(None)
+
+    @property
+    def evidence(self) -> Evidence:
+        """Say how the answer came about."""
+        return Evidence(self.bucket, self.padded_rows, self.queue_s, self.compute_s)
 
     def fail(self, error: Exception) -> None:
         """End with an error, unless it ended already."""
@@ -137,11 +177,20 @@ class Service:
     Args:
       limits: what it takes on.
       fatal: called once when the device is given up; the process has to end then.
+      metrics: what it counts.
+
+    Attributes:
+      most_rows: that a request may have.
+      listeners: called at every change of the state.
     """
 
-    def __init__(self, limits: Limits, fatal: Callable[[str], None]) -> None:
+    def __init__(
+        self, limits: Limits, fatal: Callable[[str], None], metrics: Metrics | None = None
+    ) -> None:
         self._limits = limits
         self._fatal = fatal
+        self.most_rows = min(limits.request_rows, limits.queue_rows)
+        self.metrics = metrics or Metrics()
         self._open: _Open | None = None
         self._flying: dict[Batch, asyncio.TimerHandle] = {}
         self._wake: asyncio.TimerHandle | None = None
@@ -149,7 +198,19 @@ class Service:
         self._requests: set[_Request] = set()
         self._quiet = asyncio.Event()
         self._quiet.set()
-        self.state = State.LOADING
+        self._state = State.LOADING
+        self.listeners: list[Callable[[], object]] = []
+
+    @property
+    def state(self) -> State:
+        """Give where the server is in its life."""
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._state = state
+        for listener in self.listeners:
+            listener()
 
     @property
     def model(self) -> Model:
@@ -162,8 +223,34 @@ class Service:
             raise NotReady("the model is still being loaded; try again shortly")
         return self._open.model
 
-    def open(self, model: Model) -> None:
-        """Begin to answer with this model."""
+    @property
+    def loaded(self) -> bool:
+        """Say whether there is a model."""
+        return self._open is not None
+
+    @property
+    def queued_rows(self) -> int:
+        """Give the rows that wait."""
+        return 0 if self._open is None else self._open.queue.rows
+
+    @property
+    def alone(self) -> bool:
+        """Say whether batches hold one task, since rows depend on each other."""
+        return self._open is not None and self._open.alone
+
+    @property
+    def compiles(self) -> int:
+        """Give the number of programs compiled since the model was opened."""
+        return 0 if self._open is None else self._open.compiles()
+
+    def open(self, model: Model, *, alone: bool = False) -> None:
+        """Begin to answer with this model.
+
+        Args:
+          model: measured and proven.
+          alone: run every task by itself, since rows were seen to depend on each other
+            here; a bundle that says so itself needs no telling.
+        """
         loop = asyncio.get_running_loop()
 
         def tell(call: Callable[..., None], what: object) -> None:
@@ -171,48 +258,56 @@ class Service:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(call, what)
 
+        alone = alone or bool(model.manifest.row_mixing)
         queue = BatchQueue(
             {sizes: group.planner for sizes, group in model.groups.items()},
             capacity_rows=self._limits.queue_rows,
             max_delay_s=self._limits.queue_delay_s,
-            alone=bool(model.manifest.row_mixing),
+            alone=alone,
         )
         device = Device(
             lambda batch, arrays: model.run(
                 model.groups[batch.sizes].programs[batch.bucket], arrays
             ),
             model.signature,
+            canary=model.canary,
             deliver=functools.partial(tell, self._deliver),
             died=functools.partial(tell, self._give_up, "the device thread died"),
         )
         device.start()
-        self._open = _Open(model, Checker(model.signature), queue, device)
+        fastest_s = min(group.planner.cost(1) for group in model.groups.values())
+        self._open = _Open(model, queue, device, alone, fastest_s, count_compiles())
         if self.state is State.LOADING:
             self.state = State.READY
 
-    async def answer(self, inputs: Mapping[str, object], timeout_s: float | None = None) -> Answer:
+    async def answer(self, checked: Checked, timeout_s: float | None = None) -> Answer:
         """Answer rows; any number of calls may be under way. Cancelling gives its rows up.
 
         Args:
-          inputs: name to array, as `Model.predict` takes them.
+          checked: inputs that `model.checker` let pass.
           timeout_s: the caller's own; the service's limit holds beside it.
 
         Raises:
-          InvalidInput: the inputs do not fit.
           TooLarge: more rows than a request may have.
           Unavailable: not ready, stopping, the queue is full, or no memory.
           DeadlineExceeded: the time is over; rows that still waited are not run.
           ExecutionError: the device failed.
         """
         opened = self._admit()
-        checked = opened.checker.check(inputs)
-        most = min(self._limits.request_rows, self._limits.queue_rows)
-        if checked.rows > most:
-            raise TooLarge(f"rows: expected at most {most} in a request, got {checked.rows}")
+        if checked.rows > self.most_rows:
+            raise TooLarge(
+                f"rows: expected at most {self.most_rows} in a request, got {checked.rows}"
+            )
         limit = self._limits.timeout_s
         limit = limit if timeout_s is None else min(limit, timeout_s)
         if limit <= 0:
             raise DeadlineExceeded("the request's time was over before it was queued")
+        needed = opened.fastest_s if checked.rows else 0.0
+        if limit < needed:
+            raise DeadlineExceeded(
+                f"the request's time, {limit * 1e3:.3g} ms, is less than a batch takes here, "
+                f"{needed * 1e3:.3g} ms"
+            )
         loop = asyncio.get_running_loop()
         request = self._queue(opened, checked, loop)
         timer = loop.call_later(limit, _expire, request, limit)
@@ -229,12 +324,28 @@ class Service:
             self._requests.discard(request)
             if not self._requests:
                 self._quiet.set()
-        return Answer(_joined(opened.model, checked, request.parts), request.evidence)
+        outputs = _joined(opened.model, checked, request.parts)
+        if request.finite:
+            return Answer(outputs, request.evidence)
+        self.metrics.nonfinite += any(not np.isfinite(o).all() for o in outputs.values())
+        return Answer(outputs, request.evidence, self._limits.nonfinite)
 
     def drain(self) -> None:
-        """Take no more requests; those that are in are answered."""
-        if self.state in (State.LOADING, State.READY):
+        """Be ready no more, and answer on: whoever sends requests needs time to notice."""
+        if self.state is not State.FAILED:
             self.state = State.DRAINING
+
+    def stop(self) -> None:
+        """Take no more requests; those that are in are answered."""
+        if self.state is not State.FAILED:
+            self.state = State.STOPPING
+
+    def abandon(self) -> int:
+        """Refuse the requests that are still in; returns how many there were."""
+        left = list(self._requests)
+        for request in left:
+            request.fail(Draining("the server stopped before there was an answer"))
+        return len(left)
 
     async def drained(self) -> None:
         """Wait until every request that was taken in is answered."""
@@ -246,7 +357,7 @@ class Service:
             self._open.device.close()
 
     def _admit(self) -> "_Open":
-        if self.state is State.DRAINING:
+        if self.state is State.STOPPING:
             raise Draining("the server is stopping")
         if self.state is State.FAILED or self._open is None:
             raise NotReady("the model is not ready")
@@ -257,15 +368,19 @@ class Service:
     ) -> _Request:
         """Split a request into tasks of at most the largest bucket, and queue all or none."""
         most = opened.queue.max_rows
-        starts = range(0, checked.rows, most)
-        request = _Request(loop.create_future(), opened.queue, [], [()] * len(starts), len(starts))
+        count = -(-checked.rows // most)
+        request = _Request(loop.create_future(), opened.queue, [], [()] * count, count)
         now = time.monotonic()
-        for index, start in enumerate(starts):
-            rows = min(most, checked.rows - start)
-            arrays = checked.arrays
-            if len(starts) > 1:
-                arrays = tuple(None if a is None else a[start : start + rows] for a in arrays)
-            request.tasks.append(Task(rows, checked.sizes, (arrays, request, index), now))
+        if count == 1:
+            payload = (checked.arrays, request, 0)
+            request.tasks.append(Task(checked.rows, checked.sizes, payload, now))
+        else:
+            for index, start in enumerate(range(0, checked.rows, most)):
+                rows = min(most, checked.rows - start)
+                arrays = tuple(
+                    None if a is None else a[start : start + rows] for a in checked.arrays
+                )
+                request.tasks.append(Task(rows, checked.sizes, (arrays, request, index), now))
         opened.queue.offer(request.tasks)
         return request
 
@@ -299,18 +414,25 @@ class Service:
         """Give each request its rows; called on the loop for every batch."""
         self._flying.pop(outcome.batch).cancel()
         batch = outcome.batch
+        begun = outcome.times[0]
         for task, answer in zip(batch.tasks, outcome.answers, strict=True):
             _, request, index = task.payload
+            self.metrics.queued.observe(begun - task.arrived)
             if isinstance(answer, Exception):
                 request.fail(answer)
             else:
-                padded = batch.bucket - batch.rows
-                waited = outcome.started - task.arrived
-                request.give(index, answer, Evidence(batch.bucket, padded, waited, outcome.seconds))
+                request.give(index, answer, outcome, begun - task.arrived)
+        self._count(outcome)
         self._failures = self._failures + 1 if outcome.failed else 0
         if self._failures >= self._limits.failures:
             self._give_up(f"{self._failures} batches failed one after the other")
         self._pump()
+
+    def _count(self, outcome: Outcome) -> None:
+        batch, signature = outcome.batch, self.model.signature
+        name = bucket_name(signature, batch.sizes, batch.bucket)
+        self.metrics.batch(name, batch.bucket, batch.rows, outcome.times)
+        self.metrics.padding(*count_elements(signature, batch))
 
     def _give_up(self, reason: str) -> None:
         """Fail: refuse every request, those that are in too, and have the process ended."""
@@ -327,9 +449,11 @@ class _Open:
     """What there is once a model is open."""
 
     model: Model
-    checker: Checker
     queue: BatchQueue
     device: Device
+    alone: bool
+    fastest_s: float
+    compiles: Callable[[], int]
 
 
 def _expire(request: _Request, seconds: float) -> None:
@@ -337,7 +461,7 @@ def _expire(request: _Request, seconds: float) -> None:
 
 
 def _joined(model: Model, checked: Checked, parts: list[tuple[Array, ...]]) -> dict[str, Array]:
-    names = (spec.name for spec in model.signature.outputs)
+    names = [spec.name for spec in model.signature.outputs]
     if len(parts) == 1:
         return dict(zip(names, parts[0], strict=True))
     if not parts:

@@ -1,5 +1,6 @@
 """Tasks to a program's arrays, and its outputs back to each task. Pure functions."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -72,6 +73,29 @@ def unstage(
             )
         )
     return answers
+
+
+def count_elements(signature: Signature, batch: Batch) -> tuple[int, int]:
+    """Count the input elements of a batch's program, masks apart.
+
+    Returns:
+      All of them, and those among them that are padding.
+    """
+    names = [axis.name for axis in signature.axes]
+    sizes = dict(zip(names, batch.sizes, strict=True))
+    run = real = 0
+    for spec in signature.inputs:
+        if spec.mask:
+            continue
+        row = math.prod(spec.concrete(1, sizes))
+        run += batch.bucket * row
+        if any(dim in sizes for dim in spec.shape):
+            real += sum(
+                math.prod(spec.concrete(task.rows, _real(names, task))) for task in batch.tasks
+            )
+        else:
+            real += batch.rows * row
+    return run, run - real
 
 
 def _real(names: Sequence[str], task: Task) -> dict[str, int]:

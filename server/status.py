@@ -1,18 +1,28 @@
-"""Errors to what a client sees: the one table of codes."""
+"""Errors to what a client sees: the one table of codes, for HTTP and for gRPC.
+
+The gRPC codes are those of https://grpc.github.io/grpc/core/md_doc_statuscodes.html; where a
+code has several uses, TensorFlow Serving's pairing of the two protocols is followed.
+"""
 
 import dataclasses
+import logging
 
 from runtime.errors import BatchTooLarge, InvalidInput
 from server.errors import (
     DeadlineExceeded,
     Draining,
     MalformedRequest,
+    NonFiniteOutput,
+    NotFound,
     NotReady,
     OutOfMemory,
     Overloaded,
     TooLarge,
+    Unsupported,
     UnsupportedMedia,
 )
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -21,28 +31,33 @@ class Status:
 
     Attributes:
       http: the HTTP status.
+      grpc: the name of the gRPC status.
       slug: a stable word for programs.
       public: whether the message is shown; otherwise a fixed sentence is.
     """
 
     http: int
+    grpc: str
     slug: str
     public: bool = True
 
 
 _TABLE: dict[type[BaseException], Status] = {
-    UnsupportedMedia: Status(415, "unsupported_media"),
-    MalformedRequest: Status(400, "invalid_argument"),
-    BatchTooLarge: Status(413, "too_large"),
-    InvalidInput: Status(400, "invalid_argument"),
-    TooLarge: Status(413, "too_large"),
-    NotReady: Status(503, "not_ready"),
-    Overloaded: Status(503, "queue_full"),
-    Draining: Status(503, "draining"),
-    OutOfMemory: Status(503, "out_of_memory"),
-    DeadlineExceeded: Status(504, "deadline"),
+    UnsupportedMedia: Status(415, "UNIMPLEMENTED", "unsupported_media"),
+    MalformedRequest: Status(400, "INVALID_ARGUMENT", "invalid_argument"),
+    BatchTooLarge: Status(413, "RESOURCE_EXHAUSTED", "too_large"),
+    InvalidInput: Status(400, "INVALID_ARGUMENT", "invalid_argument"),
+    NotFound: Status(404, "NOT_FOUND", "not_found"),
+    Unsupported: Status(501, "UNIMPLEMENTED", "unsupported"),
+    TooLarge: Status(413, "RESOURCE_EXHAUSTED", "too_large"),
+    NotReady: Status(503, "UNAVAILABLE", "not_ready"),
+    Overloaded: Status(503, "UNAVAILABLE", "queue_full"),
+    Draining: Status(503, "UNAVAILABLE", "draining"),
+    OutOfMemory: Status(503, "UNAVAILABLE", "out_of_memory"),
+    DeadlineExceeded: Status(504, "DEADLINE_EXCEEDED", "deadline"),
+    NonFiniteOutput: Status(500, "INTERNAL", "non_finite_output"),
 }
-INTERNAL = Status(500, "internal", public=False)
+INTERNAL = Status(500, "INTERNAL", "internal", public=False)
 INTERNAL_TEXT = "internal error; the server's log says more"
 
 
@@ -52,3 +67,17 @@ def status_of(error: BaseException) -> Status:
         if kind in _TABLE:
             return _TABLE[kind]
     return INTERNAL
+
+
+def explain(error: BaseException, identity: str) -> tuple[Status, str]:
+    """Give the status of an error and what the client is told; of an internal one only the log learns more.
+
+    Args:
+      error: what happened.
+      identity: the request's name in the log.
+    """
+    status = status_of(error)
+    if status.public:
+        return status, str(error)
+    log.error("request %s failed", identity, exc_info=error)
+    return status, INTERNAL_TEXT

@@ -1,50 +1,95 @@
-"""Vertex AI's dialect: `instances` in, `predictions` out."""
+"""Vertex AI's dialect: `instances` in, `predictions` out.
 
+https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements#prediction
+A rawPredict request comes on the same route, with whatever body the client made: the Open
+Inference Protocol's, in JSON or binary, is read there as well.
+"""
+
+import functools
+from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
-from server.errors import MalformedRequest
-from server.instances import arrays_from, row_sizes
+from runtime.model import Model
+from server import oip_http
+from server.dialect import Call
+from server.errors import MalformedRequest, TooLarge
+from server.instances import checked_instances, row_sizes
+from server.parse import parse_object
 from server.predictions import predictions_from
 from server.reply import Reply, reply
-from server.service import Service
+from server.request import Request
+from server.service import Answer
+from server.typed import kind_of
+
+Sizes = list[dict[str, int]]
 
 
-async def predict(service: Service, body: bytes) -> Reply:
-    """Answer a request body.
+def read(request: Request, model: Model, *, most_rows: int) -> Call[Reply]:
+    """Read a prediction request.
+
+    Args:
+      request: what came.
+      model: what it is for.
+      most_rows: that a request may have; see `read_instances`.
 
     Raises:
-      Exception: whatever `status.status_of` knows; see `Service.answer`.
+      MalformedRequest: not `{"instances": [...], "parameters": {...}}`, nor the Open
+        Inference Protocol's.
+      SignatureMismatch: an instance does not fit the signature.
+      TooLarge: more instances than that.
     """
-    model = service.model
-    instances = instances_of(body)
-    arrays = arrays_from(instances, model.signature)
-    answer = await service.answer(arrays)
-    sizes = row_sizes(instances, model.signature) if model.signature.axes else ()
+    if request.json_bytes is not None:
+        return oip_http.read(request, model)
+    value = parse_object(request.body)
+    if "inputs" in value and "instances" not in value:
+        return oip_http.read_object(value, b"", model)
+    if "instances" not in value:
+        raise MalformedRequest('body: expected {"instances": [...]}, got no instances')
+    unknown = next((key for key in value if key not in ("instances", "parameters")), None)
+    if unknown is not None:
+        raise MalformedRequest(f"body: expected instances and parameters, got {unknown[:100]!r}")
+    timeout_s = _timeout(value["parameters"]) if "parameters" in value else None
+    return read_instances(value["instances"], model, most_rows, timeout_s)
+
+
+def read_instances(
+    instances: Any, model: Model, most_rows: int, timeout_s: float | None = None
+) -> Call[Reply]:
+    """Read `instances`, to be answered by `predictions`.
+
+    Each is padded to the longest, so that a small body could make large arrays: too many
+    are refused before that.
+    """
+    if not isinstance(instances, list):
+        raise MalformedRequest(f"instances: expected an array, got {kind_of(instances)}")
+    if len(instances) > most_rows:
+        raise TooLarge(f"instances: expected at most {most_rows}, got {len(instances)}")
+    inputs = checked_instances(instances, model)
+    sizes = row_sizes(instances, model.signature) if model.signature.axes else []
+    return Call(inputs, functools.partial(write, model, sizes), timeout_s)
+
+
+def _timeout(parameters: Any) -> float | None:
+    """Read `{"timeout_ms": …}`, the only parameter there is."""
+    if parameters is None:
+        return None
+    if not isinstance(parameters, Mapping):
+        raise MalformedRequest(f"parameters: expected an object, got {kind_of(parameters)}")
+    unknown = next((key for key in parameters if key != "timeout_ms"), None)
+    if unknown is not None:
+        raise MalformedRequest(f"parameters: expected timeout_ms or none, got {unknown[:100]!r}")
+    found = parameters.get("timeout_ms")
+    if found is None:
+        return None
+    if type(found) not in (int, float) or found < 0:
+        raise MalformedRequest(
+            "parameters: expected timeout_ms in milliseconds, got something else"
+        )
+    return float(found) / 1e3
+
+
+def write(model: Model, sizes: Sizes, answer: Answer) -> Reply:
+    """Write an answer."""
     form = model.manifest.output_format
-    predictions = predictions_from(answer.outputs, model.signature, form, sizes)
+    predictions = predictions_from(answer.outputs, model.signature, form, sizes, answer.nonfinite)
     return reply({"predictions": predictions})
-
-
-def instances_of(body: bytes) -> list[Any]:
-    """Take `instances` out of a request body.
-
-    Raises:
-      MalformedRequest: not `{"instances": [...], "parameters": {...}}`.
-    """
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise MalformedRequest(f"body: expected JSON, got {error}") from None
-    if not isinstance(value, dict) or "instances" not in value:
-        raise MalformedRequest('body: expected {"instances": [...]}, got none')
-    unknown = sorted(set(value) - {"instances", "parameters"})
-    if unknown:
-        raise MalformedRequest(f"body: expected instances and parameters, got {unknown[0]!r}")
-    if not isinstance(value["instances"], list):
-        raise MalformedRequest("instances: expected an array, got something else")
-    if not isinstance(value.get("parameters"), dict | None):
-        raise MalformedRequest("parameters: expected an object, got something else")
-    instances: list[Any] = value["instances"]
-    return instances

@@ -1,14 +1,9 @@
 """The server as a process: real sockets, real signals, a real bundle."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-import urllib.error
 import urllib.request
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,11 +12,9 @@ from pytest import fixture, mark
 from export import export_model
 from runtime import load
 from tests.forging import with_other_golden
+from tests.serving import TIMEOUT_S, free_port, post, ready_line, start
 
 pytestmark = mark.e2e
-
-ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT_S = 120
 
 
 def classify(params, image, scale):
@@ -48,32 +41,6 @@ def bundle(tmp_path_factory):
     return out
 
 
-def free_port():
-    """Find a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
-def start(port, *arguments, **environ):
-    """Start a server process."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "server", "--host", "127.0.0.1", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "AIP_HTTP_PORT": str(port), **environ},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def ready_line(process):
-    """Read the log until the server says that it is ready."""
-    for line in process.stdout:
-        if " ready: " in line:
-            return line
-    raise AssertionError(process.stderr.read())
-
-
 @fixture(scope="module")
 def server(bundle):
     """A running server, as Vertex AI would configure it; its address."""
@@ -90,16 +57,6 @@ def server(bundle):
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0
-
-
-def post(url, body):
-    """Post a body; give the status and the answer."""
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
-            return answer.status, json.loads(answer.read())
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
 
 
 def test_an_answer_over_http_matches_the_model(server, bundle):

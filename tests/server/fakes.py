@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import re
 import threading
 import types
 
 import numpy as np
 
 from runtime.buckets import Planner
+from runtime.inputs import Checker
 from runtime.manifest import OutputFormat
-from runtime.signature import Axis, Signature, TensorSpec
+from runtime.signature import DTYPE_BYTES, Axis, Signature, TensorSpec
+from runtime.tensors import numpy_dtype
 from server.service import Limits, Service
 
 SUM = Signature(
@@ -29,23 +32,70 @@ ECHO = Signature(
 )
 
 
+# An input of each dtype, and an output that is the same.
+EVERY = Signature(
+    inputs=tuple(TensorSpec(name=d, dtype=d, shape=("_", 2)) for d in DTYPE_BYTES),
+    outputs=tuple(TensorSpec(name=f"{d}_out", dtype=d, shape=("_", 2)) for d in DTYPE_BYTES),
+)
+
+
+def signature(inputs, outputs, **axes):
+    """Make a signature of tensors as messages write them: `x:float32[_, 2]`."""
+
+    def spec(text):
+        name, dtype, dims = re.fullmatch(r"(\w+):(\w+)\[(.+)\]", text).groups()
+        shape = (int(dim) if dim.isdecimal() else dim for dim in dims.split(", "))
+        return TensorSpec(name=name, dtype=dtype, shape=tuple(shape))
+
+    return Signature(
+        inputs=tuple(map(spec, inputs)),
+        outputs=tuple(map(spec, outputs)),
+        axes=tuple(Axis(name=name, sizes=sizes) for name, sizes in axes.items()),
+    )
+
+
 class FakeModel:
-    """Sums rows, or echoes tokens and sums them; raises, or waits, as `before` tells it to.
+    """Sums rows, or echoes tokens and sums them, or does what it is given to do.
+
+    Raises, or waits, as `before` tells it to.
 
     Attributes:
       ran: the (bucket, rows as lists) of each call.
+      broken: the error that the device answers everything with, if it is broken.
     """
 
-    def __init__(self, buckets=(1, 4), costs=None, row_mixing=(), signature=SUM):
+    def __init__(
+        self,
+        buckets=(1, 4),
+        costs=None,
+        row_mixing=(),
+        signature=SUM,
+        function=None,
+        output_format=None,
+    ):
+        self.function = function
         self.signature = signature
-        self.manifest = types.SimpleNamespace(output_format=OutputFormat(), row_mixing=row_mixing)
-        planner = Planner(costs or {b: 1.0 + b / 8 for b in buckets})
+        self.checker = Checker(signature)
+        self.manifest = types.SimpleNamespace(
+            name="fake",
+            version="1",
+            signature=signature,
+            output_format=output_format or OutputFormat(),
+            row_mixing=row_mixing,
+            buckets=buckets,
+        )
+        self.bundle = types.SimpleNamespace(digest="0" * 64)
+        self.device = types.SimpleNamespace(memory_stats=lambda: None)
+        self.platform = "cpu"
+        costs = costs or {b: 1.0 + b / 8 for b in buckets}
+        planner = Planner({b: cost * 1e-6 for b, cost in costs.items()})
         sizes = [(size,) for axis in signature.axes for size in axis.sizes] or [()]
         self.groups = {
             s: types.SimpleNamespace(planner=planner, programs={b: b for b in buckets})
             for s in sizes
         }
         self.ran = []
+        self.broken = None
         self.before = lambda _: None
 
     def run(self, program, arrays):
@@ -53,19 +103,32 @@ class FakeModel:
         rows = arrays[0]
         assert all(len(array) == program for array in arrays)
         self.ran.append((program, rows.tolist()))
+        self.canary()
         self.before(rows)
+        if self.function is not None:
+            return self.function(*arrays)
         if self.signature is SUM:
             return (rows.sum(axis=1, dtype=np.float32),)
         ids, mask = arrays
         return ids, (ids * mask).sum(axis=1, dtype=np.int32)
 
+    def canary(self):
+        """Run what cannot fail on a device that works."""
+        if self.broken is not None:
+            raise self.broken
+
     def no_rows(self, sizes):
         """Answer no rows."""
         named = dict(zip((axis.name for axis in self.signature.axes), sizes, strict=True))
         return {
-            spec.name: np.empty(spec.concrete(0, named), spec.dtype)
+            spec.name: np.empty(spec.concrete(0, named), numpy_dtype(spec.dtype))
             for spec in self.signature.outputs
         }
+
+
+def ask(service, inputs, timeout_s=None):
+    """Ask a service for the answer to arrays by name."""
+    return service.answer(service.model.checker.check(inputs), timeout_s)
 
 
 class Gate:
@@ -110,7 +173,7 @@ class Running:
 
     def __init__(self, **limits):
         self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever)
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
         self.gave_up = []
         self.service = Service(Limits(**limits), self.gave_up.append)

@@ -65,6 +65,12 @@ def test_an_empty_variable_counts_as_absent():
             id="port-range",
         ),
         param(
+            ["--bundle", "b"],
+            {"HLOSERVE_GRPC_PORT": "-2"},
+            "grpc_port: expected -1 to 65535, got -2",
+            id="grpc-port-range",
+        ),
+        param(
             ["--bundle", "b", "--predict-route", "predict"],
             {},
             "predict_route: expected a path that begins with '/', got 'predict'",
@@ -99,5 +105,30 @@ def test_help_shows_each_variable_and_default(capsys):
 
     text = " ".join(capsys.readouterr().out.split())
     assert "[AIP_HTTP_PORT; default: 8080]" in text
-    for field in ServerConfig.__dataclass_fields__:
-        assert "--" + field.replace("_", "-") in text
+    for name, field in ServerConfig.__dataclass_fields__.items():
+        prefix = "--no-" if field.default is True else "--"
+        assert f"{prefix}{name.replace('_', '-')} " in text
+    assert "[HLOSERVE_PAGE=0]" in text
+
+
+@mark.parametrize(
+    ("argv", "environ", "page"),
+    [
+        ([], {}, True),
+        (["--no-page"], {}, False),
+        ([], {"HLOSERVE_PAGE": "0"}, False),
+        ([], {"HLOSERVE_PAGE": "1"}, True),
+        (["--no-page"], {"HLOSERVE_PAGE": "1"}, False),
+    ],
+)
+def test_what_is_on_is_switched_off(argv, environ, page):
+    """An option that is on has a flag to switch it off, and a variable that is 0 or 1."""
+    assert parse(["--bundle", "b", *argv], environ).page == page
+
+
+def test_a_switch_that_is_neither_is_refused():
+    """A variable that is neither 0 nor 1 is named."""
+    with raises(ConfigError) as caught:
+        parse(["--bundle", "b"], {"HLOSERVE_PAGE": "off"})
+
+    assert str(caught.value) == "HLOSERVE_PAGE: expected 0 or 1, got 'off'"

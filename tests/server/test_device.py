@@ -37,6 +37,7 @@ def device(model, outcomes, deaths):
     return Device(
         lambda batch, arrays: model.run(batch.bucket, arrays),
         SUM,
+        model.canary,
         outcomes.append,
         lambda: deaths.append("died"),
     )
@@ -97,14 +98,20 @@ def test_a_lone_task_that_fails_is_not_run_again(device, model):
     outcome = device.execute(batch_of(13, bucket=1))
 
     assert sums(outcome) == [error]
-    assert outcome.failed
     assert len(model.ran) == 1
 
 
+def test_requests_that_upset_a_device_that_works_are_not_held_against_it(device, model):
+    """Where every task fails but a canary does not, it is the tasks that are at fault."""
+    model.before = refusing(13, ExecutionError("program b1: no 13"))
+
+    assert not device.execute(batch_of(13)).failed
+    assert not device.execute(batch_of(13, 13)).failed
+
+
 def test_a_device_that_fails_every_task_has_failed(device, model):
-    """Where no task is answered, alone or not, it is the device that failed."""
-    error = ExecutionError("program b4: gone")
-    model.before = refusing(1, error)
+    """Where no task is answered, alone or not, nor the canary, it is the device that failed."""
+    error = model.broken = ExecutionError("program b4: gone")
 
     outcome = device.execute(batch_of(1, 1))
 
@@ -151,7 +158,7 @@ def test_an_error_that_is_not_the_devices_fails_the_batch_at_once(device, model,
     outcome = device.execute(batch_of(1, 2))
 
     assert sums(outcome) == [error, error]
-    assert outcome.failed
+    assert not outcome.failed
     assert len(model.ran) == 1
 
 
@@ -173,7 +180,11 @@ def test_tasks_of_several_lengths_are_answered_in_their_own(outcomes):
     """A device stages and unstages bucketed axes around every run, a second try included."""
     model = FakeModel(signature=ECHO)
     device = Device(
-        lambda b, arrays: model.run(b.bucket, arrays), ECHO, outcomes.append, lambda: None
+        lambda b, arrays: model.run(b.bucket, arrays),
+        ECHO,
+        model.canary,
+        outcomes.append,
+        lambda: None,
     )
     model.before = refusing(13, ExecutionError("b4: no 13"))
     tasks = [
@@ -220,7 +231,7 @@ def test_a_failing_batch_does_not_end_the_thread(device, model, outcomes, deaths
 
     device._loop()
 
-    assert [outcome.failed for outcome in outcomes] == [True, False]
+    assert [isinstance(sums(outcome)[0], Exception) for outcome in outcomes] == [True, False]
     assert deaths == []
 
 
@@ -248,6 +259,7 @@ def test_an_outcome_that_cannot_be_delivered_ends_the_thread(model, deaths):
     device = Device(
         lambda batch, arrays: model.run(batch.bucket, arrays),
         SUM,
+        model.canary,
         deliver,
         lambda: deaths.append("died"),
     )
@@ -270,6 +282,7 @@ def test_batches_run_on_a_thread_of_their_own(model, deaths):
     device = Device(
         lambda batch, arrays: model.run(batch.bucket, arrays),
         SUM,
+        model.canary,
         deliver,
         lambda: deaths.append("died"),
     )

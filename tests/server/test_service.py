@@ -10,6 +10,8 @@ import numpy as np
 from pytest import fixture, mark, param, raises
 
 from runtime.errors import ExecutionError, SignatureMismatch
+from server.batching import Batch
+from server.device import Outcome
 from server.errors import (
     DeadlineExceeded,
     Draining,
@@ -19,7 +21,7 @@ from server.errors import (
     TooLarge,
 )
 from server.service import Evidence, Limits, Service, State, _Request
-from tests.server.fakes import ECHO, FakeModel, Gate, serving
+from tests.server.fakes import ECHO, FakeModel, Gate, ask, serving
 
 
 def on_a_loop(test):
@@ -52,7 +54,7 @@ def rows(*numbers):
 
 def asked(service, *numbers, timeout_s=None):
     """Begin a request."""
-    return asyncio.ensure_future(service.answer(rows(*numbers), timeout_s))
+    return asyncio.ensure_future(ask(service, rows(*numbers), timeout_s))
 
 
 async def sums(request):
@@ -160,7 +162,7 @@ async def test_a_request_larger_than_the_largest_bucket_is_split_and_joined(mode
 async def test_no_rows_are_answered_without_the_device(model):
     """A request of zero rows gets outputs of zero rows, of the right dtype."""
     async with serving(model) as service:
-        answer = await service.answer(rows())
+        answer = await ask(service, rows())
 
     assert answer.outputs["y"].dtype == np.float32
     assert answer.outputs["y"].shape == (0,)
@@ -178,10 +180,10 @@ async def test_requests_of_several_lengths_share_a_batch_where_that_is_cheaper()
         return {"ids": np.array([row], np.int32)}
 
     async with serving(model) as service:
-        first = asyncio.ensure_future(service.answer(ids(1)))
+        first = asyncio.ensure_future(ask(service, ids(1)))
         await gate.reached()
-        short = asyncio.ensure_future(service.answer(ids(1, 2)))
-        long = asyncio.ensure_future(service.answer(ids(1, 2, 3, 4, 5)))
+        short = asyncio.ensure_future(ask(service, ids(1, 2)))
+        long = asyncio.ensure_future(ask(service, ids(1, 2, 3, 4, 5)))
         await begun()
         gate.open(runs=2)
         answers = [(await each).outputs for each in (first, short, long)]
@@ -197,8 +199,8 @@ async def test_a_request_larger_than_a_bucket_may_leave_its_mask_out():
     model = FakeModel(signature=ECHO)
     ids = np.arange(15, dtype=np.int32).reshape(5, 3)
     async with serving(model) as service:
-        answer = await service.answer({"ids": ids})
-        nothing = await service.answer({"ids": ids[:0]})
+        answer = await ask(service, {"ids": ids})
+        nothing = await ask(service, {"ids": ids[:0]})
 
     assert answer.outputs["echo"].tolist() == ids.tolist()
     assert answer.outputs["total"].tolist() == ids.sum(axis=1).tolist()
@@ -260,15 +262,20 @@ async def test_an_answer_says_how_it_came_about(model, gate):
     assert first.queue_s >= 0.0
 
 
+def outcome_of(bucket, rows, seconds):
+    """Make the outcome of a batch that took so long."""
+    return Outcome(Batch((), bucket, (), rows), (), (0.0, 0.0, 0.0, seconds), True, False)
+
+
 @on_a_loop
 async def test_evidence_of_a_split_request_covers_all_its_batches():
     """Where several batches answered, the longest wait and the whole time on the device count."""
     future = asyncio.get_running_loop().create_future()
     request = _Request(future, queue=None, tasks=[], parts=[(), ()], left=2)
 
-    request.give(1, ("second",), Evidence(4, 1, queue_s=0.5, compute_s=1.0))
+    request.give(1, ("second",), outcome_of(4, 3, seconds=1.0), queue_s=0.5)
     before = future.done()
-    request.give(0, ("first",), Evidence(1, 0, queue_s=0.25, compute_s=2.0))
+    request.give(0, ("first",), outcome_of(1, 1, seconds=2.0), queue_s=0.25)
 
     assert not before
     assert future.done()
@@ -281,7 +288,7 @@ async def test_inputs_that_do_not_fit_never_reach_the_queue(model):
     """A request is held against the signature before it joins anybody."""
     async with serving(model) as service:
         with raises(SignatureMismatch):
-            await service.answer({"x": np.zeros((1, 3), np.float32)})
+            await ask(service, {"x": np.zeros((1, 3), np.float32)})
 
         assert await sums(asked(service, 1)) == [1.0]
 
@@ -301,7 +308,7 @@ async def test_the_row_limit_is_exact(model, limits):
     async with serving(model, **limits) as service:
         assert await sums(asked(service, 1, 2, 3)) == [1.0, 2.0, 3.0]
         with raises(TooLarge) as refusal:
-            await service.answer(rows(1, 2, 3, 4))
+            await ask(service, rows(1, 2, 3, 4))
 
     assert str(refusal.value) == "rows: expected at most 3 in a request, got 4"
 
@@ -315,7 +322,7 @@ async def test_a_full_queue_refuses_at_once(model, gate):
         second = asked(service, 2, 3, 4)
         await begun()
         with raises(Overloaded) as refusal:
-            await service.answer(rows(5, 6, 7, 8, 9))
+            await ask(service, rows(5, 6, 7, 8, 9))
         gate.open(runs=3)
 
         assert [await sums(each) for each in (first, second)] == [[1.0], [2.0, 3.0, 4.0]]
@@ -360,9 +367,9 @@ async def test_the_services_own_limit_holds_beside_the_callers(model, gate):
     """The shorter of the two times counts."""
     async with serving(model, timeout_s=0.01) as service:
         with raises(DeadlineExceeded) as own:
-            await service.answer(rows(1))
+            await ask(service, rows(1))
         with raises(DeadlineExceeded) as generous:
-            await service.answer(rows(1), 60.0)
+            await ask(service, rows(1), 60.0)
         gate.open()
 
     assert str(own.value) == str(generous.value) == "no answer within 10 ms"
@@ -390,7 +397,7 @@ async def test_a_deadline_that_is_over_is_refused_at_once(model, timeout_s):
     """A request that comes too late does not join the queue."""
     async with serving(model) as service:
         with raises(DeadlineExceeded) as refusal:
-            await service.answer(rows(1), timeout_s)
+            await ask(service, rows(1), timeout_s)
 
     assert str(refusal.value) == "the request's time was over before it was queued"
     assert model.ran == []
@@ -496,7 +503,7 @@ async def test_a_lack_of_memory_passes(model):
         model.before = failing(ExecutionError("b1: RESOURCE_EXHAUSTED: out of memory"))
         for _ in range(5):
             with raises(OutOfMemory):
-                await service.answer(rows(1))
+                await ask(service, rows(1))
         model.before = failing(None, 13)
 
         assert await sums(asked(service, 2)) == [2.0]
@@ -512,7 +519,7 @@ async def test_a_request_that_failed_in_part_is_not_run_further(model):
     model.before = failing(error, 1)
     async with serving(model) as service:
         with raises(ExecutionError):
-            await service.answer(rows(1, 2, 3, 4, 5, 6))
+            await ask(service, rows(1, 2, 3, 4, 5, 6))
 
         assert await sums(asked(service, 7)) == [7.0]
 
@@ -523,16 +530,16 @@ async def test_a_request_that_failed_in_part_is_not_run_further(model):
 async def test_a_device_that_keeps_failing_is_given_up_once(model, caplog):
     """After so many failing batches in a row the service fails for good, and says so once."""
     gave_up = []
-    model.before = failing(ExecutionError("b1: gone"))
+    model.broken = ExecutionError("b1: gone")
     async with serving(model, gave_up.append, failures=3) as service:
         for _ in range(2):
             with raises(ExecutionError):
-                await service.answer(rows(1))
+                await ask(service, rows(1))
         assert (service.state, gave_up) == (State.READY, [])
         with raises(ExecutionError):
-            await service.answer(rows(1))
+            await ask(service, rows(1))
         with raises(NotReady) as refusal:
-            await service.answer(rows(1))
+            await ask(service, rows(1))
 
     assert service.state is State.FAILED
     assert gave_up == ["3 batches failed one after the other"]
@@ -548,7 +555,7 @@ async def test_success_in_between_keeps_the_device(model):
     async with serving(model, gave_up.append, failures=2, queue_delay_s=3600.0) as service:
         for _ in range(3):
             with raises(ExecutionError):
-                await service.answer(rows(13, 1, 1, 1))
+                await ask(service, rows(13, 1, 1, 1))
             assert await sums(asked(service, 1, 2, 3, 4)) == [1.0, 2.0, 3.0, 4.0]
         for _ in range(3):
             poisonous, fine = asked(service, 13), asked(service, 1, 2, 3)
@@ -618,7 +625,7 @@ async def test_nothing_is_answered_before_a_model_is_open(model):
     """A service without a model says that it is loading, then answers."""
     service = Service(Limits(), print)
     with raises(NotReady) as refusal:
-        await service.answer(rows(1))
+        await ask(service, rows(1))
     with raises(NotReady) as loading:
         assert service.model
     before = service.state
@@ -627,7 +634,7 @@ async def test_nothing_is_answered_before_a_model_is_open(model):
     answer = await sums(asked(service, 1))
     service.close()
 
-    assert str(refusal.value) == "the model is not ready"
+    assert str(refusal.value) == "the model is still being loaded; try again shortly"
     assert str(loading.value) == "the model is still being loaded; try again shortly"
     assert (before, service.state) == (State.LOADING, State.READY)
     assert service.model is model
@@ -642,10 +649,10 @@ async def test_draining_refuses_the_new_and_answers_what_is_in(model, gate):
         await gate.reached()
         queued = [asked(service, n) for n in (2, 3, 4, 5, 6)]
         await begun()
-        service.drain()
+        service.stop()
         drained = asyncio.ensure_future(service.drained())
         with raises(Draining) as refusal:
-            await service.answer(rows(7))
+            await ask(service, rows(7))
         await begun()
         still = drained.done()
         gate.open(runs=3)
@@ -656,7 +663,7 @@ async def test_draining_refuses_the_new_and_answers_what_is_in(model, gate):
 
     assert not still
     assert str(refusal.value) == "the server is stopping"
-    assert service.state is State.DRAINING
+    assert service.state is State.STOPPING
 
 
 @on_a_loop
@@ -665,7 +672,7 @@ async def test_draining_waits_for_requests_that_wait_for_company(model):
     async with serving(model, queue_delay_s=0.01) as service:
         request = asked(service, 1)
         await begun()
-        service.drain()
+        service.stop()
         await service.drained()
 
         assert request.done()
@@ -680,7 +687,7 @@ async def test_a_service_without_requests_is_drained(model):
     async with serving(model) as service:
         await service.drained()
         await asked(service, 1)
-        service.drain()
+        service.stop()
         await service.drained()
 
 
@@ -688,23 +695,23 @@ async def test_a_service_without_requests_is_drained(model):
 async def test_a_service_that_was_stopped_while_loading_stays_so(model):
     """A model that is open only after the stop answers nobody."""
     service = Service(Limits(), print)
-    service.drain()
+    service.stop()
     service.open(model)
     with raises(Draining):
-        await service.answer(rows(1))
+        await ask(service, rows(1))
     service.close()
 
-    assert service.state is State.DRAINING
+    assert service.state is State.STOPPING
 
 
 @on_a_loop
 async def test_a_service_that_failed_does_not_become_one_that_stops(model):
     """A failed service stays failed when it is drained, so that the process ends as one."""
-    model.before = failing(ExecutionError("b1: gone"))
+    model.broken = ExecutionError("b1: gone")
     async with serving(model, failures=1) as service:
         with raises(ExecutionError):
-            await service.answer(rows(1))
-        service.drain()
+            await ask(service, rows(1))
+        service.stop()
         await service.drained()
 
     assert service.state is State.FAILED

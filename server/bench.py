@@ -1,0 +1,165 @@
+"""`python -m server bench`: how many requests a bundle answers here, and how soon.
+
+A server is started as a process of its own, with whatever options follow, and asked with
+the inputs of the bundle's goldens, as JSON, over more and more connections.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+
+from runtime.bundle import Bundle, open_bundle
+from runtime.commandline import Parser
+from runtime.description import columns
+from runtime.errors import BundleError
+from runtime.signature import Signature
+from server.load import Figures, post, send
+
+_MOST_REQUESTS = 64
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run the bench; returns the exit status."""
+    arguments, options = _split(argv)
+    try:
+        requests = requests_of(open_bundle(arguments.bundle), arguments.rows)
+        with _server(arguments.bundle, options, environ) as port:
+            figures = [
+                asyncio.run(send("127.0.0.1", port, requests, connections, arguments.seconds))
+                for connections in arguments.connections
+            ]
+    except (BundleError, ConnectionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    if arguments.json:
+        print(json.dumps([_as_json(f, arguments.rows) for f in figures]))
+    else:
+        print(table(figures, arguments.rows))
+    return 1 if any(f.failed for f in figures) else 0
+
+
+def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = Parser(
+        prog="python -m server bench",
+        description="Load a server of this bundle and say how many requests it answers.",
+        epilog="Options behind -- are the server's: python -m server bench --bundle DIR -- "
+        "--max-queue-delay-ms 2",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--bundle", required=True, metavar="DIR", help="bundle directory")
+    parser.add_argument(
+        "--connections",
+        type=lambda text: [int(part) for part in text.split(",")],
+        default=[1, 16, 64],
+        metavar="N,…",
+        help="connections at once, each with one request under way (default: 1,16,64)",
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each (default: 5)")
+    parser.add_argument("--rows", type=int, default=1, help="instances of a request (default: 1)")
+    parser.add_argument("--json", action="store_true", help="print figures for machines")
+    words = list(argv)
+    options = words[words.index("--") + 1 :] if "--" in words else []
+    return parser.parse_args(words[: len(words) - len(options) - bool("--" in words)]), options
+
+
+def requests_of(bundle: Bundle, rows: int) -> list[bytes]:
+    """Write requests with the rows of the bundle's goldens as instances.
+
+    Args:
+      bundle: whose goldens are read.
+      rows: of each request.
+    """
+    signature = bundle.manifest.signature
+    instances = [
+        instance
+        for golden in bundle.manifest.goldens
+        for instance in _instances(signature, bundle.map(golden.file), golden.rows)
+    ]
+    requests = []
+    for start in range(min(len(instances), _MOST_REQUESTS)):
+        some = [instances[(start + i) % len(instances)] for i in range(rows)]
+        body = orjson.dumps({"instances": some}, option=orjson.OPT_SERIALIZE_NUMPY)
+        requests.append(post("/predict", body))
+    return requests
+
+
+def _instances(
+    signature: Signature, tensors: Mapping[str, Any], rows: int
+) -> Iterator[dict[str, Any]]:
+    arrays = {spec.name: tensors[f"input/{spec.name}"] for spec in signature.inputs}
+    for i in range(rows):
+        yield {
+            name: array[i].astype(np.float32) if array.dtype.kind == "V" else array[i]
+            for name, array in arrays.items()
+        }
+
+
+@contextlib.contextmanager
+def _server(bundle: str, options: Sequence[str], environ: Mapping[str, str]) -> Iterator[int]:
+    """Run a server until it is no longer needed; gives its port once it is ready.
+
+    Raises:
+      ConnectionError: it never was.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = int(listener.getsockname()[1])
+    command = [sys.executable, "-m", "server", "--bundle", bundle, "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--predict-route", "/predict", *options]
+    process = subprocess.Popen(
+        command,
+        env={**environ, "HLOSERVE_GRPC_PORT": "-1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    lines = process.stdout or ()
+    with process:
+        try:
+            for line in lines:
+                print(line, end="", file=sys.stderr)
+                if "ready: http" in line:
+                    break
+            else:
+                raise ConnectionError("the server did not become ready")
+            yield port
+        finally:
+            process.send_signal(signal.SIGINT)
+            for _ in lines:  # until it has said its last
+                pass
+
+
+def _as_json(figures: Figures, rows: int) -> dict[str, float]:
+    return {
+        "connections": figures.connections,
+        "requests_per_s": figures.per_second,
+        "rows_per_s": figures.per_second * rows,
+        "p50_ms": figures.quantile(0.5) * 1e3,
+        "p99_ms": figures.quantile(0.99) * 1e3,
+        "failed": figures.failed,
+    }
+
+
+def table(figures: Sequence[Figures], rows: int) -> str:
+    """Write the figures for people."""
+    header = ("connections", "requests/s", "rows/s", "p50", "p99", "failed")
+    lines = [
+        (
+            str(f.connections),
+            f"{f.per_second:,.0f}",
+            f"{f.per_second * rows:,.0f}",
+            f"{f.quantile(0.5) * 1e3:.2f} ms",
+            f"{f.quantile(0.99) * 1e3:.2f} ms",
+            str(f.failed),
+        )
+        for f in figures
+    ]
+    return columns([header, *lines])

@@ -1,0 +1,172 @@
+"""The counts as pages: Prometheus's text, and the statistics extension's JSON.
+
+https://prometheus.io/docs/instrumenting/exposition_formats/
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_statistics.md
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+from runtime.model import Model
+from runtime.program import memory_in_use
+from server.metrics import Histogram, Metrics, Spent
+from server.reply import Reply
+from server.service import Service, State
+
+
+class MetricsPage(Collector):
+    """Prometheus's page. Built by prometheus-client, whose reading of the format is everybody's.
+
+    Args:
+      service: whose counts, state and queue are shown.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def reply(self) -> Reply:
+        """Write the page; called on the event loop, which owns the counts."""
+        body = generate_latest(self._registry)
+        return Reply(200, (("content-type", CONTENT_TYPE_LATEST),), body)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family."""
+        m = self._service.metrics
+        yield from self._of_requests(m)
+        yield _counter("inferences", "Rows answered.", m.rows)
+        executions = sum(bucket.run.count for bucket in m.buckets.values())
+        yield _counter("executions", "Batches run.", executions)
+        buckets = CounterMetricFamily(
+            "hloserve_bucket_executions", "Batches run, by bucket.", labels=["bucket"]
+        )
+        for name, bucket in m.buckets.items():
+            buckets.add_metric([name], bucket.run.count)
+        yield buckets
+        yield _histogram("batch_rows", "Rows of each batch, without padding.", m.batch_rows)
+        yield _counter("padding_rows", "Rows run only to fill a bucket.", m.padding_rows)
+        yield _counter("elements", "Input elements run, padding included.", m.elements)
+        yield _counter("padding_elements", "Input elements that were padding.", m.padding_elements)
+        yield _histogram("queue_duration_seconds", "Wait of each task for its batch.", m.queued)
+        yield _histogram("compute_duration_seconds", "Time of each batch.", m.computed)
+        yield _counter("nonfinite_outputs", "Answers with NaN or infinity.", m.nonfinite)
+        yield from self._of_service()
+
+    def _of_requests(self, m: Metrics) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "hloserve_requests",
+            "Requests answered.",
+            labels=["model", "version", "protocol", "code"],
+        )
+        model = self._model_labels()
+        for labels, count in m.requests.items():
+            requests.add_metric([*model, *labels], count)
+        yield requests
+        failures = CounterMetricFamily(
+            "hloserve_request_failures", "Inferences that failed.", labels=["reason"]
+        )
+        for reason in ("rejected", "canceled", "backend", "other"):
+            failures.add_metric([reason], m.failures[reason])
+        yield failures
+        durations = HistogramMetricFamily(
+            "hloserve_request_duration_seconds", "Time of an inference.", labels=["protocol"]
+        )
+        for protocol, histogram in m.durations.items():
+            durations.add_metric([protocol], histogram.buckets(), histogram.sum)
+        yield durations
+
+    def _model_labels(self) -> tuple[str, str]:
+        """Give name and version of the one model there is, whatever clients asked for."""
+        if not self._service.loaded:
+            return "", ""
+        manifest = self._service.model.manifest
+        return manifest.name, manifest.version
+
+    def _of_service(self) -> Iterator[Metric]:
+        service = self._service
+        yield _gauge("ready", "1 while requests are answered.", service.state is State.READY)
+        yield _gauge("queue_depth", "Rows that wait.", service.queued_rows)
+        yield _gauge("runs_alone", "1 where batches hold one task, since rows mix.", service.alone)
+        yield _counter("compiles_after_ready", "Programs compiled after ready.", service.compiles)
+        if service.loaded:
+            yield from _of_model(service.model)
+
+
+def _of_model(model: Model) -> Iterator[Metric]:
+    info = GaugeMetricFamily(
+        "hloserve_bundle_info",
+        "What is served.",
+        labels=["model", "version", "digest", "platform"],
+    )
+    manifest = model.manifest
+    info.add_metric([manifest.name, manifest.version, model.bundle.digest, model.platform], 1)
+    yield info
+    memory = memory_in_use(model.device)
+    if memory is not None:
+        yield _gauge("device_memory_bytes", "Device memory in use.", memory)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(f"hloserve_{name}", text, value=value)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"hloserve_{name}", text, value=float(value))
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+    return HistogramMetricFamily(
+        f"hloserve_{name}", text, buckets=histogram.buckets(), sum_value=histogram.sum
+    )
+
+
+def statistics(metrics: Metrics, name: str, version: str) -> dict[str, Any]:
+    """Give the statistics extension's answer, times in nanoseconds."""
+    buckets = metrics.buckets.values()
+    parts = {
+        "compute_input": [bucket.stage for bucket in buckets],
+        "compute_infer": [bucket.run for bucket in buckets],
+        "compute_output": [bucket.unstage for bucket in buckets],
+    }
+    queue = Spent(metrics.queued.count, metrics.queued.sum)
+    model = {
+        "name": name,
+        "version": version,
+        "inference_count": metrics.rows,
+        "execution_count": sum(bucket.run.count for bucket in buckets),
+        "inference_stats": {
+            "success": _spent(metrics.succeeded),
+            "fail": _spent(metrics.failed),
+            "queue": _spent(queue),
+            **{part: _spent(*spent) for part, spent in parts.items()},
+        },
+        "batch_stats": [
+            {
+                "batch_size": bucket.batch,
+                "compute_input": _spent(bucket.stage),
+                "compute_infer": _spent(bucket.run),
+                "compute_output": _spent(bucket.unstage),
+            }
+            for bucket in buckets
+        ],
+    }
+    return {"model_stats": [model]}
+
+
+def _spent(*parts: Spent) -> dict[str, int]:
+    return {
+        "count": sum(part.count for part in parts),
+        "ns": round(sum(part.seconds for part in parts) * 1e9),
+    }

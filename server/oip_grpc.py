@@ -1,0 +1,198 @@
+"""The Open Inference Protocol v2 over gRPC: messages to arrays, and answers to messages."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from runtime.errors import SignatureMismatch
+from runtime.model import Model
+from runtime.signature import TensorSpec
+from runtime.tensors import Array, numpy_dtype
+from server import oip
+from server.dialect import Call, evidence_of
+from server.errors import MalformedRequest, Unsupported
+from server.protos.inference_pb2 import (
+    InferParameter,
+    ModelInferRequest,
+    ModelInferResponse,
+    ModelStreamInferResponse,
+)
+from server.service import Answer
+
+Parameters = Mapping[str, InferParameter]
+
+# Where a message has the elements of a dtype, if not as bytes. The other dtypes have no field.
+_FIELDS = {
+    "bool": "bool_contents",
+    "int8": "int_contents",
+    "int16": "int_contents",
+    "int32": "int_contents",
+    "int64": "int64_contents",
+    "uint8": "uint_contents",
+    "uint16": "uint_contents",
+    "uint32": "uint_contents",
+    "uint64": "uint64_contents",
+    "float32": "fp32_contents",
+    "float64": "fp64_contents",
+}
+
+
+def parse[M](kind: type[M], data: bytes) -> M:
+    """Read a message.
+
+    Raises:
+      MalformedRequest: the bytes are none.
+    """
+    try:
+        return kind.FromString(data)  # type: ignore[attr-defined, no-any-return]
+    except DecodeError:
+        raise MalformedRequest(f"message: expected a {kind.__name__}, got other bytes") from None
+
+
+def read(request: ModelInferRequest, model: Model, *, stream: bool = False) -> Call[bytes]:
+    """Read a request, to be answered by a ModelInferResponse.
+
+    Args:
+      request: the message.
+      model: that is asked.
+      stream: whether a ModelStreamInferResponse is to hold the answer.
+
+    Raises:
+      NotFound: it asks another model.
+      MalformedRequest: the message is not what the protocol says.
+      SignatureMismatch: a tensor does not fit the signature.
+      Unsupported: it asks for an extension that is not served.
+    """
+    oip.check_names(model.manifest, request.model_name, request.model_version)
+    inputs = _raw(request, model) if request.raw_input_contents else _typed(request, model)
+    outputs = oip.requested(model.signature, _names(request))
+    evidence = _parameter(request.parameters, "evidence", default=False)
+    if type(evidence) is not bool:
+        raise MalformedRequest("parameters: expected true or false for evidence")
+    timeout = _parameter(request.parameters, "timeout", default=0)
+    return Call(
+        model.checker.check(inputs),
+        functools.partial(_write, model, request.id, outputs, evidence, stream),
+        oip.read_timeout(timeout),
+    )
+
+
+def _raw(request: ModelInferRequest, model: Model) -> dict[str, Array]:
+    found: dict[str, Array] = {}
+    contents = request.raw_input_contents
+    if len(contents) != len(request.inputs):
+        raise MalformedRequest(
+            f"raw_input_contents: expected {len(request.inputs)} as there are inputs, "
+            f"got {len(contents)}"
+        )
+    for tensor, data in zip(request.inputs, contents, strict=True):
+        head = _head(tensor, model, found)
+        if tensor.HasField("contents"):
+            raise MalformedRequest(
+                f"{head.where}: expected contents or raw_input_contents, got both"
+            )
+        found[head.spec.name] = oip.from_raw(head, data)
+    return found
+
+
+def _typed(request: ModelInferRequest, model: Model) -> dict[str, Array]:
+    found: dict[str, Array] = {}
+    for tensor in request.inputs:
+        head = _head(tensor, model, found)
+        dtype = head.spec.dtype
+        if dtype not in _FIELDS:
+            raise MalformedRequest(
+                f"{head.where}: expected raw_input_contents for {tensor.datatype}, got none"
+            )
+        values = getattr(tensor.contents, _FIELDS[dtype])
+        if len(values) != head.elements:
+            raise SignatureMismatch(
+                f"{head.where}: expected {head.elements} values in {_FIELDS[dtype]} for shape "
+                f"{list(head.shape)}, got {len(values)}"
+            )
+        try:
+            array = np.fromiter(values, numpy_dtype(dtype), len(values))
+        except OverflowError:
+            raise SignatureMismatch(
+                f"{head.where}: expected {dtype}, got a value beyond it"
+            ) from None
+        found[head.spec.name] = array.reshape(head.shape)
+    return found
+
+
+def _head(
+    tensor: ModelInferRequest.InferInputTensor, model: Model, found: Mapping[str, Array]
+) -> oip.Head:
+    head = oip.read_head(model.signature, tensor.name, tensor.datatype, tuple(tensor.shape))
+    if head.spec.name in found:
+        raise MalformedRequest(f"{head.where}: expected once, got it twice")
+    if tensor.parameters:
+        _refuse_shared_memory(tensor.parameters, head.where)
+    return head
+
+
+def _names(request: ModelInferRequest) -> list[str]:
+    names = []
+    for output in request.outputs:
+        if output.parameters:
+            _refuse_shared_memory(output.parameters, f"output {output.name[:100]!r}")
+            if "classification" in output.parameters:
+                raise Unsupported(
+                    "outputs: the classification extension is not served; see the labels"
+                )
+        names.append(output.name)
+    return names
+
+
+def _refuse_shared_memory(parameters: Parameters, where: str) -> None:
+    if "shared_memory_region" in parameters:
+        raise Unsupported(f"{where}: shared memory is not served; send and take the bytes")
+
+
+def _parameter(parameters: Parameters, name: str, *, default: Any) -> Any:
+    # A map of messages makes an entry of whatever key it is asked for.
+    if name not in parameters:
+        return default
+    choice = parameters[name].WhichOneof("parameter_choice")
+    return None if choice is None else getattr(parameters[name], choice)
+
+
+def _write(
+    model: Model,
+    identity: str,
+    outputs: list[TensorSpec],
+    evidence: bool,
+    stream: bool,
+    answer: Answer,
+) -> bytes:
+    """Write an answer; NaN and infinity go as they are."""
+    whole: ModelInferResponse | ModelStreamInferResponse
+    if stream:
+        whole = ModelStreamInferResponse()
+        response = whole.infer_response
+    else:
+        whole = response = ModelInferResponse()
+    response.model_name = model.manifest.name
+    response.model_version = model.manifest.version
+    response.id = identity
+    for spec in outputs:
+        array = answer.outputs[spec.name]
+        response.outputs.add(name=spec.name, datatype=oip.DATATYPES[spec.dtype], shape=array.shape)
+        response.raw_output_contents.append(oip.to_bytes(array))
+    if evidence:
+        for name, value in evidence_of(model, answer.evidence).items():
+            if isinstance(value, str):
+                response.parameters[name].string_param = value
+            else:
+                response.parameters[name].int64_param = value
+    return whole.SerializeToString()  # type: ignore[no-any-return]
+
+
+def refusal(identity: str, text: str) -> bytes:
+    """Write the error that answers one request of a stream."""
+    response = ModelStreamInferResponse(error_message=text)
+    response.infer_response.id = identity
+    return response.SerializeToString()  # type: ignore[no-any-return]

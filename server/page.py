@@ -1,0 +1,196 @@
+"""The page at `/`: what is served, how to ask it, and how it is doing.
+
+One HTML document without any resource from elsewhere. It reads without JavaScript; with it
+the figures are renewed, by asking for the page again, and an instance can be tried.
+"""
+
+import base64
+import hashlib
+import importlib.resources
+import json
+import math
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from runtime.description import describe_axis, describe_format, describe_tensor
+from runtime.model import Model
+from runtime.signature import Signature, TensorSpec
+from server.metrics import Metrics, quantile
+from server.oip import DATATYPES
+from server.reply import Headers, Reply
+from server.service import Service
+
+# An example of more elements would be most of the page.
+_MOST_ELEMENTS = 4096
+_MOST_LABELS = 50
+
+Rule = tuple[str, str, str]
+
+
+class Page:
+    """The page.
+
+    Args:
+      service: whose model, state and counts are shown.
+      rules: protocol, method and rule of each route that is shown.
+      predict_route: where the form sends its instance.
+      port: of curl's lines, for readers without JavaScript.
+    """
+
+    def __init__(
+        self, service: Service, rules: Iterable[Rule], predict_route: str, port: int
+    ) -> None:
+        self._service = service
+        self._rules = list(rules)
+        self._predict_route = predict_route
+        self._origin = f"http://localhost:{port}"
+        files = importlib.resources.files("server")
+        style, script = (files.joinpath(f"page.{kind}").read_text() for kind in ("css", "js"))
+        environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+        environment.globals |= {"style": Markup(style), "script": Markup(script)}  # noqa: S704 (our own)
+        self._template = environment.from_string(files.joinpath("page.html").read_text())
+        self._headers: Headers = (
+            ("content-type", "text/html; charset=utf-8"),
+            ("content-security-policy", _policy(script, style)),
+            ("x-content-type-options", "nosniff"),
+            ("referrer-policy", "no-referrer"),
+            ("cache-control", "no-store"),
+        )
+
+    def reply(self) -> Reply:
+        """Write the page; called on the event loop, which owns the counts."""
+        service = self._service
+        text = self._template.render(
+            state=service.state.value,
+            model=_about(service.model) if service.loaded else None,
+            predict_route=self._predict_route,
+            curls=list(self._curls()) if service.loaded else [],
+            figures=_figures(service.metrics, service.queued_rows),
+            **(_example_of(service.model.signature) if service.loaded else {"example": None}),
+        )
+        return Reply(200, self._headers, text.encode())
+
+    def _curls(self) -> Iterator[tuple[str, str]]:
+        """Give the protocol of each route, and the line that asks it."""
+        manifest = self._service.model.manifest
+        bodies = example_bodies(manifest.signature)
+        for protocol, method, rule in self._rules:
+            path = rule.replace("<model>", manifest.name).replace("<version>", manifest.version)
+            line = f"curl {shlex.quote(self._origin + path)}"
+            if method == "POST":
+                body = bodies.get(protocol)
+                line += f" -d {shlex.quote(json.dumps(body)) if body else '@request.json'}"
+            yield protocol, line
+
+
+def _policy(script: str, style: str) -> str:
+    """Allow this script and this style, asking this server, and nothing else."""
+
+    def digest(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    return (
+        f"default-src 'none'; script-src {digest(script)}; style-src {digest(style)}; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+
+
+def _about(model: Model) -> dict[str, Any]:
+    manifest = model.manifest
+    labels = manifest.output_format.labels
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "digest": model.bundle.digest,
+        "device": model.platform,
+        "inputs": [describe_tensor(spec) for spec in model.signature.inputs],
+        "outputs": [describe_tensor(spec) for spec in model.signature.outputs],
+        "axes": [describe_axis(axis) for axis in model.signature.axes],
+        "buckets": ", ".join(map(str, manifest.buckets)),
+        "format": describe_format(manifest.output_format, labels=False),
+        "labels": labels[:_MOST_LABELS],
+        "more_labels": max(0, len(labels) - _MOST_LABELS),
+    }
+
+
+def _figures(metrics: Metrics, queued_rows: int) -> list[tuple[str, str]]:
+    """Give what was counted since the start, named."""
+    batches = sum(bucket.run.count for bucket in metrics.buckets.values())
+    run = metrics.rows + metrics.padding_rows
+
+    def milliseconds(share: float) -> str:
+        seconds = quantile(metrics.durations.values(), share)
+        return "-" if seconds is None else f"{seconds * 1e3:.3g} ms"
+
+    return [
+        ("requests answered", f"{metrics.succeeded.count:,}"),
+        ("requests failed", f"{metrics.failed.count:,}"),
+        ("rows", f"{metrics.rows:,}"),
+        ("rows a batch", f"{metrics.rows / batches:.1f}" if batches else "-"),
+        ("rows of padding", f"{metrics.padding_rows / run:.0%}" if run else "-"),
+        ("rows waiting", f"{queued_rows:,}"),
+        ("half answered within", milliseconds(0.5)),
+        ("99 % answered within", milliseconds(0.99)),
+    ]
+
+
+def _example_of(signature: Signature) -> dict[str, Any]:
+    instance = example_instance(signature)
+    return {"example": instance and json.dumps({"instances": [instance]})}
+
+
+def example_instance(signature: Signature) -> dict[str, Any] | None:
+    """Make a legal instance, masks left out; None if it would be too large to show."""
+    sizes = _sizes(signature)
+    specs = [spec for spec in signature.inputs if not spec.mask]
+    if sum(math.prod(spec.concrete(1, sizes)) for spec in specs) > _MOST_ELEMENTS:
+        return None
+    return {spec.name: _nested(spec.concrete(1, sizes)[1:], _value(spec)) for spec in specs}
+
+
+def example_bodies(signature: Signature) -> Mapping[str, Any]:
+    """Make a legal body of each protocol that has one; none if they would be too large."""
+    instance = example_instance(signature)
+    if instance is None:
+        return {}
+    sizes = _sizes(signature)
+    inputs = [
+        {
+            "name": spec.name,
+            "shape": list(spec.concrete(1, sizes)),
+            "datatype": DATATYPES[spec.dtype],
+            "data": [instance[spec.name]],
+        }
+        for spec in signature.inputs
+        if not spec.mask
+    ]
+    rows = {"instances": [instance]}
+    return {"vertex": rows, "tfserving": rows, "oip": {"inputs": inputs}}
+
+
+def _sizes(signature: Signature) -> dict[str, int]:
+    """Give a small legal size of each bucketed axis."""
+    return {
+        axis.name: max(axis.minimum, min(4, axis.sizes[0])) if axis.sizes[0] else 0
+        for axis in signature.axes
+    }
+
+
+def _value(spec: TensorSpec) -> bool | int | float:
+    if spec.dtype == "bool":
+        return False
+    if "float" in spec.dtype:
+        return 0.0
+    low = 0 if spec.minimum is None else max(0, spec.minimum)
+    return low if spec.maximum is None else min(low, spec.maximum)
+
+
+def _nested(shape: tuple[int, ...], value: Any) -> Any:
+    for size in reversed(shape):
+        value = [value] * size
+    return value

@@ -1,0 +1,158 @@
+"""TensorFlow Serving's REST dialect, and with it KServe's v1.
+
+https://github.com/tensorflow/serving/blob/master/tensorflow_serving/g3doc/api_rest.md
+https://kserve.github.io/website/latest/modelserving/data_plane/v1_protocol/
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import SignatureMismatch
+from runtime.manifest import Manifest
+from runtime.model import Model
+from runtime.signature import TensorSpec
+from runtime.tensors import Array, numpy_dtype
+from server import vertex
+from server.dialect import Call
+from server.errors import MalformedRequest, UnsupportedMedia
+from server.parse import parse_object
+from server.predictions import writable
+from server.reply import Reply, reply
+from server.request import Request
+from server.service import Answer, State
+from server.typed import convert, kind_of, refuse
+
+SIGNATURE_NAME = "serving_default"
+# tensorflow/core/framework/types.proto
+_DTYPES = {
+    "bool": "DT_BOOL",
+    "int8": "DT_INT8",
+    "int16": "DT_INT16",
+    "int32": "DT_INT32",
+    "int64": "DT_INT64",
+    "uint8": "DT_UINT8",
+    "uint16": "DT_UINT16",
+    "uint32": "DT_UINT32",
+    "uint64": "DT_UINT64",
+    "float16": "DT_HALF",
+    "bfloat16": "DT_BFLOAT16",
+    "float32": "DT_FLOAT",
+    "float64": "DT_DOUBLE",
+    "float8_e4m3fn": "DT_FLOAT8_E4M3FN",
+    "float8_e5m2": "DT_FLOAT8_E5M2",
+}
+# tensorflow_serving/apis/get_model_status.proto
+_STATES = {
+    State.LOADING: "LOADING",
+    State.READY: "AVAILABLE",
+    State.DRAINING: "UNLOADING",
+    State.STOPPING: "UNLOADING",
+    State.FAILED: "END",
+}
+
+
+def read(request: Request, model: Model, *, most_rows: int) -> Call[Reply]:
+    """Read a predict request, in the row form or the columnar one.
+
+    Args:
+      request: what came.
+      model: what it is for.
+      most_rows: that a request may have.
+
+    Raises:
+      MalformedRequest: neither `instances` nor `inputs`, or both.
+      SignatureMismatch: a tensor does not fit the signature.
+    """
+    if request.json_bytes is not None:
+        raise UnsupportedMedia("content-type: expected application/json, got binary tensors")
+    value = parse_object(request.body)
+    unknown = next((key for key in value if key not in _KEYS), None)
+    if unknown is not None:
+        raise MalformedRequest(f"body: expected {', '.join(_KEYS)}, got {unknown[:100]!r}")
+    name = value.get("signature_name", SIGNATURE_NAME)
+    if name not in ("", SIGNATURE_NAME):
+        raise MalformedRequest(
+            f"signature_name: expected {SIGNATURE_NAME!r}, got {str(name)[:100]!r}"
+        )
+    if ("instances" in value) == ("inputs" in value):
+        got = "both" if "inputs" in value else "neither"
+        raise MalformedRequest(f"body: expected instances or inputs, got {got}")
+    if "instances" in value:
+        return vertex.read_instances(value["instances"], model, most_rows)
+    arrays = _columns(value["inputs"], model)
+    return Call(model.checker.check(arrays), _write_columns)
+
+
+_KEYS = ("signature_name", "instances", "inputs")
+
+
+def _columns(inputs: Any, model: Model) -> dict[str, Array]:
+    """Read whole tensors by name; the only input's may stand alone."""
+    specs = {spec.name: spec for spec in model.signature.inputs}
+    required = [spec.name for spec in specs.values() if not spec.mask]
+    if not isinstance(inputs, dict):
+        if len(required) > 1:
+            raise MalformedRequest(f"inputs: expected an object, got {kind_of(inputs)}")
+        inputs = {required[0]: inputs}
+    unknown = next((name for name in inputs if name not in specs), None)
+    if unknown is not None:
+        expected = ", ".join(map(repr, specs))
+        raise SignatureMismatch(f"inputs: expected {expected}, got {unknown[:100]!r}")
+    smallest = {axis.name: axis.sizes[0] for axis in model.signature.axes}
+    return {name: _tensor(specs[name], values, smallest) for name, values in inputs.items()}
+
+
+def _tensor(spec: TensorSpec, values: Any, smallest: Mapping[str, int]) -> Array:
+    if values == []:  # no rows: lists cannot say of what shape
+        return np.empty(spec.concrete(0, smallest), numpy_dtype(spec.dtype))
+    array = convert(spec.dtype, values)
+    if array is None:
+        raise refuse(spec.dtype, values, f"input {spec.name!r}")
+    return array
+
+
+def _write_columns(answer: Answer) -> Reply:
+    outputs = {name: writable(array, answer.nonfinite) for name, array in answer.outputs.items()}
+    only = next(iter(outputs.values())) if len(outputs) == 1 else outputs
+    return reply({"outputs": only})
+
+
+def status(manifest: Manifest, state: State) -> dict[str, Any]:
+    """Describe the model's state, in TensorFlow Serving's words and in KServe's."""
+    version = {
+        "version": manifest.version,
+        "state": _STATES[state],
+        "status": {"error_code": "OK", "error_message": ""},
+    }
+    ready = state is State.READY
+    return {"name": manifest.name, "ready": ready, "model_version_status": [version]}
+
+
+def metadata(manifest: Manifest) -> dict[str, Any]:
+    """Describe the signature as TensorFlow Serving does."""
+    signature = {
+        "inputs": {spec.name: _info(spec) for spec in manifest.signature.inputs},
+        "outputs": {spec.name: _info(spec) for spec in manifest.signature.outputs},
+        "method_name": "tensorflow/serving/predict",
+        "defaults": {},
+    }
+    return {
+        "model_spec": {
+            "name": manifest.name,
+            "signature_name": "",
+            "version": manifest.version,
+        },
+        "metadata": {"signature_def": {"signature_def": {SIGNATURE_NAME: signature}}},
+    }
+
+
+def _info(spec: TensorSpec) -> dict[str, Any]:
+    sizes = (dim if isinstance(dim, int) else -1 for dim in spec.shape)
+    dims = [{"size": str(size), "name": ""} for size in sizes]
+    return {
+        "dtype": _DTYPES[spec.dtype],
+        "tensor_shape": {"dim": dims, "unknown_rank": False},
+        "name": spec.name,
+    }

@@ -1,0 +1,77 @@
+"""The gRPC port of the server as a process: taken, drained, and shut."""
+
+import signal
+import socket
+
+import grpc
+import numpy as np
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from pytest import mark, raises
+
+from server.grpc_api import HEALTH, INFERENCE
+from server.protos import inference_pb2 as pb
+from tests.serving import TIMEOUT_S, free_port, ready_line, start
+
+pytestmark = mark.e2e
+
+
+def test_a_taken_grpc_port_ends_the_process(classifier_bundle):
+    """A gRPC port that is taken is exit status 2 and one line, before anything is loaded."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = start(
+            free_port(), "--bundle", str(classifier_bundle), HLOSERVE_GRPC_PORT=str(port)
+        )
+        _, errors = process.communicate(timeout=TIMEOUT_S)
+
+    assert process.returncode == 2
+    assert errors == f"error: listen on 127.0.0.1:{port}: Address already in use\n"
+
+
+def test_sigterm_answers_a_stream_and_ends_it(classifier_bundle):
+    """A stream and a watch that clients keep open end with the process, which exits with 0."""
+    port = free_port()
+    process = start(
+        free_port(),
+        "--bundle",
+        str(classifier_bundle),
+        HLOSERVE_GRPC_PORT=str(port),
+        HLOSERVE_DRAIN_DELAY_S="1",
+    )
+    request = pb.ModelInferRequest(model_name="classifier", id="a")
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+    request.raw_input_contents.append(np.zeros(4, np.float32).tobytes())
+    with process, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        ready_line(process)
+        watch = channel.unary_stream(
+            f"/{HEALTH}/Watch",
+            HealthCheckRequest.SerializeToString,
+            HealthCheckResponse.FromString,
+        )(HealthCheckRequest(service="classifier"))
+        stream = channel.stream_stream(
+            f"/{INFERENCE}/ModelStreamInfer",
+            pb.ModelInferRequest.SerializeToString,
+            pb.ModelStreamInferResponse.FromString,
+        )
+        watched = [next(watch).status]
+        answers = stream(until_drained(request, watch, watched))
+        found = [next(answers).infer_response.id]
+
+        process.send_signal(signal.SIGTERM)
+        found.append(next(answers).infer_response.id)
+        with raises(grpc.RpcError) as ended:
+            next(answers)
+        _, errors = process.communicate(timeout=TIMEOUT_S)
+
+    assert watched == [HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING]
+    assert found == ["a", "a"]
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert (process.returncode, errors) == (0, "")
+
+
+def until_drained(request, watch, watched):
+    """Send a request, and another one once the server drains; never end."""
+    yield request
+    watched.append(next(watch).status)
+    yield request
+    list(watch)

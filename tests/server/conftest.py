@@ -1,0 +1,20 @@
+"""A service on a loop of its own, for every test that asks one over HTTP."""
+
+from pytest import fixture
+
+from server.config import ServerConfig
+from tests.server.fakes import Running
+
+
+@fixture
+def running():
+    """A service that is still loading."""
+    running = Running()
+    yield running
+    running.close()
+
+
+@fixture
+def config():
+    """Defaults."""
+    return ServerConfig(bundle="unused")

@@ -1,0 +1,201 @@
+"""Which bodies are read, how much of them, and what they are taken for."""
+
+import gzip
+import io
+import tracemalloc
+import zlib
+
+from pytest import mark, param, raises
+
+from server.body import Announced, Limits, check_headers, check_length, read
+from server.errors import MalformedRequest, TooLarge, UnsupportedMedia
+
+LIMITS = Limits(json_bytes=100, binary_bytes=1000)
+VERTEX = "application/vnd.vertex-ai-triton.binary+json"
+
+
+def announced(**headers):
+    """Check headers, named with underscores."""
+    return check_headers({k.replace("_", "-"): v for k, v in headers.items()}.get, LIMITS)
+
+
+@mark.parametrize(
+    ("headers", "expected"),
+    [
+        param({}, Announced(0, 100, None, ""), id="nothing"),
+        param({"content_length": ""}, Announced(0, 100, None, ""), id="empty-length"),
+        param({"content_length": "100"}, Announced(100, 100, None, ""), id="json"),
+        param({"transfer_encoding": "chunked"}, Announced(None, 100, None, ""), id="chunked"),
+        param({"content_encoding": "identity"}, Announced(0, 100, None, ""), id="identity"),
+        param({"content_encoding": " GZip "}, Announced(0, 100, None, "gzip"), id="gzip"),
+        param(
+            {"content_length": "1000", "inference_header_content_length": "7"},
+            Announced(1000, 1000, 7, ""),
+            id="binary",
+        ),
+        param(
+            {"content_type": f"{VERTEX};json-header-size=7"},
+            Announced(0, 1000, 7, ""),
+            id="binary-on-vertex",
+        ),
+        param(
+            {"content_type": f'{VERTEX.upper()} ; JSON-Header-Size="0"'},
+            Announced(0, 1000, 0, ""),
+            id="binary-on-vertex-quoted",
+        ),
+        param(
+            {
+                "content_type": "application/octet-stream",
+                "inference_header_content_length": "7",
+            },
+            Announced(0, 1000, 7, ""),
+            id="octets",
+        ),
+    ],
+)
+def test_headers_say_what_a_body_is(headers, expected):
+    """Length, kind and encoding follow from the headers, and the limit from the kind."""
+    assert announced(**headers) == expected
+
+
+@mark.parametrize(
+    ("headers", "error", "text"),
+    [
+        param({"content_length": "101"}, TooLarge, "body: expected at most 100 bytes, got 101", id="json-limit"),
+        param({"content_length": "1001", "inference_header_content_length": "1"}, TooLarge, "body: expected at most 1000 bytes, got 1001", id="binary-limit"),
+        param({"content_length": "9" * 18}, TooLarge, f"body: expected at most 100 bytes, got {'9' * 18}", id="huge-length"),
+        param({"content_length": "9" * 5000}, MalformedRequest, "content-length: expected a number of bytes, got '999", id="endless-length"),
+        param({"content_length": "-1"}, MalformedRequest, "content-length: expected a number of bytes, got '-1'", id="negative"),
+        param({"content_length": "1_0"}, MalformedRequest, "content-length: expected a number of bytes, got '1_0'", id="underscore"),
+        param({"content_length": "\u0661"}, MalformedRequest, "content-length: expected a number of bytes", id="other-digits"),
+        param({"content_length": "10, 10"}, MalformedRequest, "content-length: expected a number of bytes", id="twice"),
+        param({"content_length": "1", "transfer_encoding": "chunked"}, MalformedRequest, "content-length: expected none beside transfer-encoding", id="both"),
+        param({"content_encoding": "br"}, UnsupportedMedia, "content-encoding: expected gzip or deflate, got 'br'", id="brotli"),
+        param({"content_encoding": "gzip, gzip"}, UnsupportedMedia, "content-encoding: expected gzip or deflate, got 'gzip, gzip'", id="gzip-twice"),
+        param({"content_type": "text/plain"}, UnsupportedMedia, "content-type: expected application/json, got 'text/plain'", id="text"),
+        param({"content_type": "multipart/form-data; boundary=x"}, UnsupportedMedia, "content-type: expected application/json, got 'multipart/form-data'", id="multipart"),
+        param({"content_type": "application/x-pickle"}, UnsupportedMedia, "content-type: expected application/json, got 'application/x-pickle'", id="pickle"),
+        param({"content_type": "multipart/form-data", "inference_header_content_length": "1"}, UnsupportedMedia, "content-type: expected application/octet-stream", id="binary-multipart"),
+        param({"content_type": "application/json; charset=utf-16"}, UnsupportedMedia, "content-type: expected charset utf-8, got 'utf-16'", id="charset"),
+        param({"content_type": "application/octet-stream"}, UnsupportedMedia, "content-type: expected inference-header-content-length with application/octet-stream, got none", id="octets-alone"),
+        param({"content_type": VERTEX}, MalformedRequest, "json-header-size: expected a number of bytes, got ''", id="no-size"),
+        param({"content_type": f"{VERTEX};json-header-size=-1"}, MalformedRequest, "json-header-size: expected a number of bytes, got '-1'", id="negative-size"),
+        *(param({"inference_header_content_length": text}, MalformedRequest, f"inference-header-content-length: expected a number of bytes, got {text[:100]!r}", id=f"header-length-{text[:6]}")
+          for text in ("", "-1", "NaN", "1.0", "1e2", "0x1", "1, 1", " 1", "9" * 19, "9" * 5000)),
+    ],
+)  # fmt: skip
+def test_headers_that_do_not_fit_are_refused_unread(headers, error, text):
+    """A type, a length or an encoding that is not read is refused before any byte is."""
+    with raises(error) as caught:
+        announced(**headers)
+
+    assert type(caught.value) is error
+    assert str(caught.value).startswith(text)
+    assert len(str(caught.value)) < 250
+
+
+@mark.parametrize("length", [0, 1, 100])
+def test_an_announced_body_is_read_to_its_end_and_no_further(length):
+    """What lies behind a body belongs to the next request."""
+    stream = io.BytesIO(b"a" * length + b"next")
+
+    assert read(stream, Announced(length, 100, None, "")) == b"a" * length
+    assert stream.read() == b"next"
+
+
+@mark.parametrize("length", [0, 99, 100])
+def test_a_chunked_body_is_read_to_its_end(length):
+    """A body of unknown length is read whole, up to exactly the limit."""
+    assert read(io.BytesIO(b"a" * length), Announced(None, 100, None, "")) == b"a" * length
+
+
+def test_a_chunked_body_beyond_the_limit_is_read_one_byte_beyond_it():
+    """No more is read than shows that it is too much."""
+    stream = io.BytesIO(b"a" * 1000)
+
+    with raises(TooLarge) as caught:
+        read(stream, Announced(None, 100, None, ""))
+
+    assert str(caught.value) == "body: expected at most 100 bytes, got more"
+    assert stream.tell() == 101
+
+
+def test_a_body_that_ends_early_is_refused():
+    """A client that went away in the middle sent nothing that counts."""
+    with raises(MalformedRequest) as caught:
+        read(io.BytesIO(b"a" * 9), Announced(10, 100, None, ""))
+
+    assert str(caught.value) == "body: expected 10 bytes, got 9"
+
+
+class Drops:
+    """A stream that gives one byte at a time."""
+
+    def __init__(self, data):
+        self._data = io.BytesIO(data)
+
+    def read(self, _):
+        """Give the next byte."""
+        return self._data.read(1)
+
+
+def test_a_body_in_many_small_pieces_is_read():
+    """How a body is cut into pieces on its way does not matter."""
+    assert read(Drops(b"a" * 90), Announced(None, 100, None, "")) == b"a" * 90
+
+
+PACKERS = {"gzip": gzip.compress, "deflate": zlib.compress}
+
+
+@mark.parametrize("encoding", PACKERS)
+def test_a_compressed_body_is_opened(encoding):
+    """The limit is that of the opened body, exactly."""
+    fits = PACKERS[encoding](b"a" * 100)
+    too_large = PACKERS[encoding](b"a" * 101)
+
+    assert check_length(fits, Announced(len(fits), 100, None, encoding)) == b"a" * 100
+    with raises(TooLarge) as caught:
+        check_length(too_large, Announced(len(too_large), 100, None, encoding))
+    assert str(caught.value) == "body: expected at most 100 bytes decompressed, got more"
+
+
+@mark.parametrize("encoding", PACKERS)
+def test_a_bomb_is_opened_no_further_than_the_limit(encoding):
+    """A small body that would be a gigabyte takes no more memory than the limit."""
+    bomb = PACKERS[encoding](bytes(1 << 24))
+    tracemalloc.start()
+
+    with raises(TooLarge):
+        check_length(bomb, Announced(len(bomb), 1 << 16, None, encoding))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 1 << 20
+
+
+@mark.parametrize("encoding", PACKERS)
+@mark.parametrize(
+    "spoil",
+    [
+        param(lambda _: b"", id="nothing"),
+        param(lambda packed: packed[:-1], id="cut"),
+        param(lambda packed: packed + b"x", id="junk-behind"),
+        param(lambda packed: packed + packed, id="two"),
+        param(lambda _: b"plain text", id="not-compressed"),
+        param(lambda packed: packed[:-4] + bytes(4), id="checksum"),
+    ],
+)
+def test_a_stream_that_is_not_one_whole_is_refused(encoding, spoil):
+    """What is cut, goes on, or is not compressed at all is refused."""
+    packed = spoil(PACKERS[encoding](b"text"))
+
+    with raises(MalformedRequest, match=r"^body: expected "):
+        check_length(packed, Announced(len(packed), 100, None, encoding))
+
+
+def test_one_encoding_is_not_taken_for_another():
+    """Gzip is not deflate."""
+    packed = gzip.compress(b"text")
+
+    with raises(MalformedRequest, match="body: expected deflate, got "):
+        check_length(packed, Announced(len(packed), 100, None, "deflate"))

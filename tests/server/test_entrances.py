@@ -1,0 +1,265 @@
+"""Both entrances give the same bytes for the same bytes, route by route.
+
+The front is granian's embedded server on a real socket, as `python -m server` runs it; the
+application is Flask's, as any WSGI server runs it. One service stands behind the two.
+"""
+
+import contextlib
+import gzip
+import http.client
+import io
+import json
+import re
+
+from pytest import fixture, mark
+
+from server.config import ServerConfig
+from server.routes import make_routes
+from tests.server.fakes import ECHO, SUM, FakeModel, Running
+from tests.server.front import Entrance
+
+pytestmark = mark.e2e
+
+LIMITS = {"max_json_bytes": 2000, "max_body_bytes": 4000}
+COMPARED = ("content-type", "allow", "retry-after", "inference-header-content-length")
+LENGTH = "inference-header-content-length"
+
+
+class Entrances(Entrance):
+    """A service with both its entrances."""
+
+    def at_front(self, method, path, body, headers, *, chunked=False):
+        """Ask the front, over a connection of its own, all in one piece."""
+        framing = ("transfer-encoding", "chunked") if chunked else ("content-length", len(body))
+        fields = [("host", "t"), *headers.items(), framing]
+        head = "".join(f"{name}: {value}\r\n" for name, value in fields)
+        if chunked:
+            parts = [part for part in (body[:3], body[3:]) if part]
+            body = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (*parts, b""))
+        with self.connect() as connection:
+            connection.sendall(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
+            answer = http.client.HTTPResponse(connection, method=method)
+            answer.begin()
+            return answer.status, answer.getheaders(), answer.read()
+
+    def at_application(self, method, path, body, headers, *, chunked=False):
+        """Ask the application, without a socket."""
+        if chunked:
+            environ = {"wsgi.input": io.BytesIO(body), "wsgi.input_terminated": True}
+            headers = {**headers, "transfer-encoding": "chunked"}
+            answer = self.app.test_client().open(
+                path, method=method, headers=headers, environ_overrides=environ
+            )
+        else:
+            answer = self.app.test_client().open(path, method=method, data=body, headers=headers)
+        return answer.status_code, list(answer.headers), answer.get_data()
+
+
+MODELS = {"sum": SUM, "echo": ECHO}
+
+
+@fixture(scope="module", params=[*MODELS, "loading", "stopping"])
+def entrances(request):
+    """A ready server with one input or with several, one that loads, and one that stops."""
+    name = request.param
+    signature = MODELS.get(name, SUM)
+    entrances = Entrances(FakeModel(signature=signature), load=name != "loading", **LIMITS)
+    if name == "stopping":
+        entrances.service.stop()
+    yield entrances
+    entrances.close()
+
+
+def same(entrances, *request, **how):
+    """Ask both entrances and compare; gives the status."""
+    front = comparable(*entrances.at_front(*request, **how))
+    application = comparable(*entrances.at_application(*request, **how))
+    assert front == application
+    return front["status"]
+
+
+def comparable(status, headers, body):
+    """Give what must not differ of an answer."""
+    found = {name.lower(): value for name, value in headers}
+    found.pop("connection", None)
+    if "allow" in found:
+        found["allow"] = sorted(found["allow"].split(", "))
+    with contextlib.suppress(ValueError):
+        value = json.loads(body)
+        if isinstance(value, dict) and "request_id" in value:
+            assert re.fullmatch(r"[0-9a-f]{32}|mine", value["request_id"])
+            body = json.dumps(value | {"request_id": "-"})
+    return {
+        "status": status,
+        "evidence": sorted(name for name in found if name.startswith("x-hloserve")),
+        "headers": {name: found.get(name) for name in COMPARED},
+        "length": found.get("content-length") if status == 200 else None,
+        "body": body,
+    }
+
+
+def rules():
+    """Give the method and rule of every route."""
+    config = ServerConfig(bundle="unused")
+    with contextlib.closing(Running()) as running:
+        return [(r.method, r.rule, r.infers) for r in make_routes(running.service, config)]
+
+
+ROUTES = rules()
+COUNTING = ("/metrics", "/stats")
+READ = [(m, r) for m, r, infers in ROUTES if not infers and not r.endswith(COUNTING)]
+COUNTS = [rule for _, rule, _ in ROUTES if rule.endswith(COUNTING)]
+INFER = [rule for _, rule, infers in ROUTES if infers]
+
+
+def filled(rule, model="fake", version="1"):
+    """Fill the parts of a rule in."""
+    parts = {"<model>": model, "<version>": version, "<path:rest>": "index"}
+    for part, value in parts.items():
+        rule = rule.replace(part, value)
+    return rule
+
+
+def test_every_route_is_here():
+    """Each route is one that reads, one that counts or one that infers."""
+    assert len(READ) + len(COUNTS) + len(INFER) == len(ROUTES)
+    assert len(INFER) == 5
+
+
+@mark.parametrize(("method", "rule"), READ)
+def test_routes_that_read_answer_the_same(entrances, method, rule):
+    """Whatever the method, the name, the query and the body, the bytes are the same."""
+    path = filled(rule)
+    for verb in (method, "GET", "POST", "OPTIONS", "DELETE", "PATCH", "BREW"):
+        same(entrances, verb, path, b"", {})
+    same(entrances, "HEAD", path, b"", {})
+    same(entrances, method, f"{path}/", b"", {})
+    same(entrances, method, f"{path}?x=%e2%82%ac&y", b"", {})
+    same(entrances, method, path, b"{not json", {"content-type": "text/plain"})
+    same(entrances, method, path, b"x" * 3000, {})
+    same(entrances, method, path, b"in pieces", {}, chunked=True)
+    for name in ("other", "%e2%82%ac", "%ff", "%00", "%2e%2e", "..", "a%2fb", "m" * 500):
+        same(entrances, method, filled(rule, name), b"", {"x-request-id": "mine"})
+        same(entrances, method, filled(rule, "fake", name), b"", {})
+
+
+@mark.parametrize("rule", COUNTS)
+def test_routes_that_count_have_the_same_form(entrances, rule):
+    """Counts go on between two looks; everything else of them is the same."""
+    path = filled(rule)
+    same(entrances, "POST", path, b"", {})
+    same(entrances, "OPTIONS", path, b"", {})
+    for _ in range(2):  # what is counted of the first look is there in the second
+        answers = [
+            ask("GET", path, b"", {}) for ask in (entrances.at_front, entrances.at_application)
+        ]
+    forms = [(status, re.sub(rb"[0-9.e+-]+", b"0", body)) for status, _, body in answers]
+
+    assert forms[0] == forms[1] or forms[0][0] == 503
+
+
+def bodies(ids):
+    """Give bodies with their headers: good ones of every dialect, and bad ones."""
+    name, datatype = ("ids", "INT32") if ids else ("x", "FP32")
+    raw = {"content-type": "application/vnd.vertex-ai-triton.binary+json; json-header-size=0"}
+    tensor = {"name": name, "shape": [2, 2], "datatype": datatype, "data": [1, 2, 3, 4]}
+    rows = [[1, 2], [3, 4]]
+    binary = {**tensor, "parameters": {"binary_data_size": 16}}
+    del binary["data"]
+    head = json.dumps({"inputs": [binary]}).encode()
+    good = [
+        {"instances": rows},
+        {"instances": [{name: row} for row in rows], "parameters": {"timeout_ms": 30_000}},
+        {"instances": []},
+        {"inputs": rows},
+        {"inputs": {name: rows}},
+        {"inputs": [tensor], "id": "seven", "parameters": {"timeout": 0}},
+        {"inputs": [tensor], "parameters": {"binary_data_output": True}},
+    ]
+    bad = [
+        {},
+        [],
+        {"instances": [[1, 2], [1, None]]},
+        {"instances": [[1, 2], {}]},
+        {"instances": [[1, 2]] * 200},
+        {"inputs": [tensor, tensor]},
+        {"inputs": [tensor | {"shape": [2**62, 2]}]},
+        {"inputs": [tensor | {"shape": [0, 2**70], "data": []}]},
+        {"inputs": [tensor], "outputs": [{"name": "z"}]},
+        {"inputs": [tensor | {"parameters": {"shared_memory_region": "r"}}]},
+        {"instances": rows, "parameters": {"timeout_ms": 0}},
+    ]
+    json_type = {"content-type": "application/json"}
+    packed = json.dumps({"instances": rows}).encode()
+    yield from ((json.dumps(value).encode(), json_type) for value in (*good, *bad))
+    yield from (
+        (packed, headers)
+        for headers in (
+            {"x-hloserve-evidence": "1"},
+            {"x-request-timeout": "0"},
+            {"x-request-timeout": "soon"},
+            {"x-request-id": "mine", "x-request-timeout": "-1"},
+            {"content-type": "text/plain"},
+            {"content-type": "multipart/form-data; boundary=x"},
+            {"content-type": "application/json; charset=utf-16"},
+            {"content-encoding": "br"},
+            {"content-encoding": "gzip"},
+            {LENGTH: "-1"},
+            {LENGTH: "99999999999"},
+            raw,
+        )
+    )
+    yield from (
+        (b"", json_type),
+        (b"{", json_type),
+        (b'{"instances": [NaN]}', json_type),
+        (b'{"instances": [], "instances": []}', json_type),
+        (b'\xef\xbb\xbf{"instances": []}', json_type),
+        (b"[" * 1500, json_type),
+        (packed + b" " * (2000 - len(packed)), json_type),
+        (packed + b" " * (2001 - len(packed)), json_type),
+        (gzip.compress(packed), {"content-encoding": "gzip"}),
+        (gzip.compress(packed + b" " * 10_000), {"content-encoding": "gzip"}),
+        (head + b"\0" * 16, {LENGTH: str(len(head))}),
+        (head + b"\0" * 15, {LENGTH: str(len(head))}),
+        (bytes(16), raw),
+        (bytes(4000), raw),
+        (bytes(4001), raw),
+    )
+
+
+@mark.parametrize("rule", INFER)
+def test_inferences_are_answered_the_same(entrances, rule):
+    """Good bodies and bad ones of every dialect get the same bytes, in one piece or in chunks."""
+    path = filled(rule)
+    model = entrances.service.loaded and entrances.service.model
+    statuses = []
+    for body, headers in bodies(ids=bool(model) and model.signature is ECHO):
+        statuses.append(same(entrances, "POST", path, body, headers))
+        same(entrances, "POST", path, body, headers, chunked=True)
+    if model and entrances.service.state.value == "ready":
+        assert {200, 400, 413, 415} <= set(statuses)
+    else:
+        assert 503 in statuses
+        assert 200 not in statuses
+
+
+@mark.parametrize("rule", INFER)
+def test_what_is_no_inference_is_refused_the_same(entrances, rule):
+    """Other methods, models, versions and spellings of a path are refused in the same words."""
+    good = b'{"instances": [[1, 2]]}'
+    path = filled(rule)
+    for method in ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "BREW"):
+        same(entrances, method, path, good if method in ("PUT", "BREW") else b"", {})
+    same(entrances, "POST", f"{path}/", good, {})
+    same(entrances, "POST", f"{path}?x=1", good, {})
+    for name in ("other", "%66ake", "%e2%82%ac", "%ff", "%2e%2e", "a%2fb", "m" * 500, "fake%20"):
+        same(entrances, "POST", filled(rule, name), good, {})
+        same(entrances, "POST", filled(rule, "fake", name), good, {})
+
+
+@mark.parametrize("path", ["/nothing", "/predict/more", "/v2//health/live", "/%e2%82%ac", "/%ff", "/.."])  # fmt: skip
+def test_unknown_paths_are_refused_the_same(entrances, path):
+    """What is not there is not there in the same words."""
+    for method in ("GET", "POST", "HEAD", "OPTIONS", "DELETE"):
+        assert same(entrances, method, path, b"", {}) == 404

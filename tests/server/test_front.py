@@ -1,0 +1,325 @@
+"""The front on raw sockets: what comes in crooked is refused, and what is good goes on."""
+
+import asyncio
+import gzip
+import json
+import socket
+import zlib
+
+from pytest import fixture, mark, param
+
+from server.watch import Watch
+from tests.server.fakes import Gate
+from tests.server.front import Entrance, read_answer, request
+
+LIMIT = 5000
+BODY = b'{"instances": [[1, 2]]}'
+
+
+@fixture(scope="module")
+def entrance():
+    """A front with small limits."""
+    entrance = Entrance(
+        watch=Watch(period_s=0.01, body_s=0.05), max_json_bytes=LIMIT, max_body_bytes=2 * LIMIT
+    )
+    yield entrance
+    entrance.close()
+
+
+@fixture(autouse=True)
+def _still_answers(entrance):
+    """After every test a good request gets its answer."""
+    yield
+    assert entrance.ask((3, 4)) == [7.0]
+
+
+def status_of(answer):
+    """Give the status of a raw answer; None where there is none."""
+    return int(answer.split()[1]) if answer else None
+
+
+def body_of(answer):
+    """Give the body of a raw answer that is not chunked."""
+    return json.loads(answer.partition(b"\r\n\r\n")[2])
+
+
+def head(*lines, path="/predict", method="POST"):
+    """Write the head of a request."""
+    return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode()
+
+
+def chunked(*chunks):
+    """Write a body in chunks, the last one included."""
+    parts = [b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in (*chunks, b"")]
+    return b"".join(parts)
+
+
+def test_a_prediction_is_answered_on_the_loop(entrance):
+    """A good request gets its prediction."""
+    status, headers, body = entrance.post({"instances": [[1, 2]]})
+
+    assert (status, body) == (200, {"predictions": [3.0]})
+    assert headers["content-type"] == "application/json"
+
+
+def test_several_requests_come_through_one_connection(entrance):
+    """A connection is kept, and pipelined requests are answered in order."""
+    with entrance.connect() as connection:
+        connection.sendall(request("/predict", BODY) * 3)
+        answers = [read_answer_unbuffered(connection) for _ in range(3)]
+
+    assert answers == [{"predictions": [3.0]}] * 3
+
+
+def read_answer_unbuffered(connection):
+    """Read exactly one answer."""
+    raw = b""
+    while b"\r\n\r\n" not in raw:
+        raw += connection.recv(1)
+    length = int(raw.lower().split(b"content-length:")[1].split()[0])
+    body = b""
+    while len(body) < length:
+        body += connection.recv(length - len(body))
+    return json.loads(body)
+
+
+def test_a_body_in_chunks_is_read(entrance):
+    """A body of unknown length is read to its end, single bytes and all."""
+    chunks = [BODY[i : i + 1] for i in range(len(BODY))]
+    lines = ("host: t", "transfer-encoding: chunked", "connection: close")
+
+    assert body_of(entrance.send(head(*lines), chunked(*chunks))) == {"predictions": [3.0]}
+
+
+def padded(length):
+    """Make a legal body of this many bytes."""
+    return BODY + b" " * (length - len(BODY))
+
+
+def test_the_limit_of_a_body_is_exact(entrance):
+    """A body of exactly the limit is read; one byte more is 413."""
+    close = "connection: close\r\n"
+    fits = entrance.send(request("/predict", padded(LIMIT), close))
+    too_large = entrance.send(request("/predict", padded(LIMIT + 1), close))
+
+    assert status_of(fits) == 200
+    assert status_of(too_large) == 413
+    assert body_of(too_large)["error"] == f"body: expected at most {LIMIT} bytes, got {LIMIT + 1}"
+
+
+def test_a_body_that_says_it_is_too_large_is_refused_unread(entrance):
+    """A content-length beyond the limit is 413 before a byte of the body has come."""
+    with entrance.connect() as connection:
+        connection.sendall(head("host: t", "content-length: 99999999999"))
+        status, _, body = read_answer(connection)
+
+    assert (status, body["code"]) == (413, "too_large")
+
+
+def test_chunks_beyond_the_limit_are_refused_not_cut(entrance):
+    """A body in chunks that grows too large is 413, however small its chunks."""
+    lines = ("host: t", "transfer-encoding: chunked", "connection: close")
+    answer = entrance.send(head(*lines), chunked(*[b" " * 100] * (LIMIT // 100 + 1)))
+
+    assert status_of(answer) == 413
+
+
+def test_a_compressed_body_is_read(entrance):
+    """gzip and deflate bodies are decompressed."""
+    for name, data in (("gzip", gzip.compress(BODY)), ("deflate", zlib.compress(BODY))):
+        answer = entrance.send(
+            request("/predict", data, f"content-encoding: {name}\r\nconnection: close\r\n")
+        )
+        assert body_of(answer) == {"predictions": [3.0]}
+
+
+def test_a_bomb_is_refused_by_what_it_becomes(entrance):
+    """A compressed body counts decompressed, and is decompressed no further than that."""
+    bomb = gzip.compress(b" " * 1_000_000)
+    assert len(bomb) < LIMIT
+
+    answer = entrance.send(
+        request("/predict", bomb, "content-encoding: gzip\r\nconnection: close\r\n")
+    )
+
+    assert status_of(answer) == 413
+    assert (
+        body_of(answer)["error"] == f"body: expected at most {LIMIT} bytes decompressed, got more"
+    )
+
+
+@mark.parametrize(
+    ("data", "text"),
+    [
+        param(b"not gzip", "body: expected gzip, got ", id="magic"),
+        param(gzip.compress(BODY)[:-4], "body: expected one whole gzip stream", id="cut"),
+        param(gzip.compress(BODY) + b"x", "body: expected one whole gzip stream", id="more"),
+    ],
+)
+def test_a_body_that_is_not_what_its_encoding_says_is_400(entrance, data, text):
+    """What does not decompress, or not whole, is refused."""
+    answer = entrance.send(
+        request("/predict", data, "content-encoding: gzip\r\nconnection: close\r\n")
+    )
+
+    assert status_of(answer) == 400
+    assert body_of(answer)["error"].startswith(text)
+
+
+CROOKED = [
+    param((head("host: t", "content-length: 10", "content-length: 23"), BODY), id="two-lengths"),
+    param((head("host: t", "content-length: -1"), BODY), id="negative-length"),
+    param((head("host: t", "content-length: abc"), BODY), id="length-of-letters"),
+    param((head("host: t", "host: u", "content-length: 23"), BODY), id="two-hosts"),
+    param(
+        (head("host: t", "content-type: application/json", "content-type: text/plain", "content-length: 23"), BODY),
+        id="two-types",
+    ),
+    param((head("host: t", "x-a: b\0c", "content-length: 23"), BODY), id="nul-in-a-header"),
+    param((head("host: t", "content-length : 23"), BODY), id="space-before-colon"),
+    param((b"NONSENSE\r\n\r\n",), id="no-request-line"),
+    param((b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",), id="tls"),
+    param((head("host: t", "transfer-encoding: chunked"), b"zz\r\n", BODY), id="chunk-size"),
+    param((head("host: t", "transfer-encoding: chunked"), b"ffffffffffffffffff\r\n"), id="huge-chunk"),
+]  # fmt: skip
+
+
+@mark.parametrize("parts", CROOKED)
+def test_crooked_requests_are_refused(entrance, parts):
+    """What could be read in two ways is read in none: 400, or no answer and a closed connection."""
+    answer = entrance.send(*parts)
+
+    assert status_of(answer) in (400, None)
+    assert answer.count(b"HTTP/1.1") <= 1
+
+
+def test_a_length_beside_chunks_smuggles_nothing(entrance):
+    """Where both are there the chunks count, and the connection ends with the answer."""
+    both = head("host: t", "content-length: 5", "transfer-encoding: chunked")
+
+    answer = entrance.send(both, chunked(BODY), request("/nothing", BODY))
+
+    assert answer.count(b"HTTP/1.1") == 1
+    assert status_of(answer) == 400 or b"connection: close" in answer
+
+
+def test_a_body_cut_short_is_not_run(entrance):
+    """A client that goes before its body is whole has not asked anything."""
+    ran = len(entrance.model.ran)
+
+    answer = entrance.send(head("host: t", "content-length: 100"), BODY, cut=True)
+    in_chunks = entrance.send(
+        head("host: t", "transfer-encoding: chunked"), b"%x\r\n%s\r\n" % (9, BODY[:9]), cut=True
+    )
+
+    assert body_of(answer)["code"] == "incomplete_body"
+    assert status_of(in_chunks) == 400
+    assert len(entrance.model.ran) == ran
+
+
+def test_a_body_that_does_not_come_is_given_up(entrance):
+    """A body that stalls is 408, and its connection is closed."""
+    with entrance.connect() as connection:
+        connection.sendall(head("host: t", "content-length: 100") + BODY)
+        status, headers, body = read_answer(connection)
+        rest = connection.recv(1)
+
+    assert (status, body["code"]) == (408, "body_timeout")
+    assert headers["connection"] == "close"
+    assert rest == b""
+
+
+def test_silent_connections_hold_nobody_up(entrance):
+    """Connections that send nothing, or half a request, leave the others be."""
+    silent = [entrance.connect() for _ in range(200)]
+    for connection in silent[::2]:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nhost:")
+
+    assert entrance.ask() == [3.0]
+
+    for connection in silent:
+        connection.close()
+
+
+def test_a_client_that_goes_takes_its_request_out_of_the_queue(entrance):
+    """What waits for a client that has gone is not run, and is counted as canceled."""
+    gate = Gate()
+    entrance.model.before = gate
+    first = entrance.connect()
+    first.sendall(request("/predict", BODY))
+    entrance.running.wait(gate.reached())
+    waiting = entrance.connect()
+    waiting.sendall(request("/predict", b'{"instances": [[13, 13]]}'))
+    entrance.running.wait(until(lambda: entrance.service.queued_rows == 1))
+
+    waiting.close()
+    entrance.running.wait(until(lambda: entrance.service.queued_rows == 0))
+    entrance.model.before = lambda _: None
+    gate.open()
+    answer = read_answer(first)
+    first.close()
+
+    assert answer[2] == {"predictions": [3.0]}
+    assert not any([13.0, 13.0] in rows for _, rows in entrance.model.ran)
+    assert entrance.service.metrics.failures["canceled"] == 1
+
+
+async def until(true):
+    """Let the loop run until something is true on it."""
+    while not true():
+        await asyncio.sleep(0)
+
+
+def test_a_client_that_goes_while_its_batch_runs_leaves_nothing_behind(entrance):
+    """The answer of a batch that nobody waits for any more is dropped."""
+    gate = Gate()
+    entrance.model.before = gate
+    gone = entrance.connect()
+    gone.sendall(request("/predict", BODY))
+    entrance.running.wait(gate.reached())
+
+    gone.close()
+    entrance.running.wait(until(lambda: not entrance.service._requests))
+    entrance.model.before = lambda _: None
+    gate.open()
+
+
+@mark.parametrize("method", ["HEAD", "OPTIONS", "PUT", "DELETE", "TRACE", "BREW"])
+def test_other_methods_are_refused_or_answered_without_a_body(entrance, method):
+    """A method that a route lacks is 405 with what is allowed; OPTIONS says the same."""
+    answer = entrance.send(request("/predict", b"", "connection: close\r\n", method))
+
+    assert status_of(answer) == (200 if method == "OPTIONS" else 405)
+    assert {b"OPTIONS", b"POST"} == set(allowed_of(answer))
+
+
+def allowed_of(answer):
+    """Give the methods that a raw answer says are allowed."""
+    line = next(line for line in answer.split(b"\r\n") if line.lower().startswith(b"allow:"))
+    return line.partition(b":")[2].replace(b" ", b"").split(b",")
+
+
+def test_connection_close_is_said_while_draining(entrance):
+    """Clients are told to connect anew, elsewhere, once the server drains."""
+
+    async def drain(to):
+        entrance.service.state = to
+
+    ready = entrance.service.state
+    entrance.service.drain()
+    status, headers, body = entrance.post({"instances": [[1, 2]]})
+    entrance.running.wait(drain(ready))
+
+    assert (status, body) == (200, {"predictions": [3.0]})
+    assert headers["connection"] == "close"
+
+
+def test_many_clients_that_go_leave_no_watcher_behind(entrance):
+    """After a storm of disconnects nothing is under way."""
+    for _ in range(100):
+        with entrance.connect() as connection:
+            connection.sendall(request("/predict", BODY))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    entrance.ask()
+    entrance.running.wait(until(lambda: not entrance.front._watch._entries))

@@ -1,0 +1,391 @@
+"""Inferences over gRPC: tensors in and out, and what is refused. The model is a fake."""
+
+import grpc
+import numpy as np
+from pytest import fixture, mark, param, raises
+
+from runtime.errors import ExecutionError
+from runtime.signature import DTYPE_BYTES, Signature, TensorSpec
+from runtime.tensors import numpy_dtype
+from server.errors import OutOfMemory
+from server.protos import inference_pb2 as pb
+from tests.server.calling import Called, array_of, refused, request, rows
+from tests.server.fakes import ECHO, EVERY, FakeModel, Gate
+
+LIMIT = 20_000
+ROW = np.array([[1, 2]], np.float32)
+
+
+@fixture(scope="module")
+def called():
+    """An entrance with small limits, before a model that sums rows."""
+    called = Called(max_body_bytes=LIMIT)
+    yield called
+    called.close()
+
+
+@fixture(autouse=True)
+def _still_answers(called):
+    """After every test a good request gets its answer."""
+    yield
+    assert called.ask(3) == [3.0]
+
+
+@fixture
+def calls():
+    """Makes entrances that end with the test."""
+    made = []
+
+    def make(*arguments, **options):
+        made.append(Called(*arguments, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def test_an_answer_carries_its_request_s_id_and_the_model(called):
+    """An answer says which model gave it, to which request, and what its outputs are."""
+    answer = called.infer(rows(1, 2, identity="a request"), timeout=30)
+
+    output = pb.ModelInferResponse.InferOutputTensor(name="y", datatype="FP32", shape=[2])
+    assert answer == pb.ModelInferResponse(
+        model_name="fake",
+        model_version="1",
+        id="a request",
+        outputs=[output],
+        raw_output_contents=[np.array([1, 2], np.float32).tobytes()],
+    )
+
+
+def identity(*arrays):
+    """Give back what came in."""
+    return arrays
+
+
+def test_every_dtype_goes_as_bytes(calls):
+    """Every dtype comes back bit for bit, NaN and infinity among them, as raw contents."""
+    called = calls(FakeModel(signature=EVERY, function=identity))
+    arrays = {
+        name: np.frombuffer(
+            bytes([0, 1]) if name == "bool" else bytes(range(249, 251)) * size, numpy_dtype(name)
+        ).reshape(1, 2)
+        for name, size in DTYPE_BYTES.items()
+    }
+
+    answer = called.infer(request(arrays), timeout=30)
+
+    assert [output.name for output in answer.outputs] == [f"{name}_out" for name in arrays]
+    assert list(answer.raw_output_contents) == [array.tobytes() for array in arrays.values()]
+
+
+TYPED = [
+    ("bool", "bool_contents", [True, False]),
+    ("int8", "int_contents", [-128, 127]),
+    ("int16", "int_contents", [-(2**15), 2**15 - 1]),
+    ("int32", "int_contents", [-(2**31), 2**31 - 1]),
+    ("int64", "int64_contents", [-(2**63), 2**63 - 1]),
+    ("uint8", "uint_contents", [0, 255]),
+    ("uint16", "uint_contents", [0, 2**16 - 1]),
+    ("uint32", "uint_contents", [0, 2**32 - 1]),
+    ("uint64", "uint64_contents", [0, 2**64 - 1]),
+    ("float32", "fp32_contents", [float(np.float32(0.1)), float("-inf")]),
+    ("float64", "fp64_contents", [0.1, -0.0]),
+]
+
+
+@fixture(scope="module")
+def passing_on():
+    """An entrance for each dtype, before a model that gives back what came in."""
+    made = {}
+
+    def make(dtype):
+        if dtype not in made:
+            signature = Signature(
+                inputs=(TensorSpec(name="x", dtype=dtype, shape=("_", 2)),),
+                outputs=(TensorSpec(name="y", dtype=dtype, shape=("_", 2)),),
+            )
+            made[dtype] = Called(FakeModel(signature=signature, function=identity))
+        return made[dtype]
+
+    yield make
+    for each in made.values():
+        each.close()
+
+
+def typed(dtype, field, values):
+    """Ask with typed contents."""
+    made = pb.ModelInferRequest(model_name="fake")
+    datatype = {"float32": "FP32", "float64": "FP64"}.get(dtype, dtype.upper())
+    tensor = made.inputs.add(name="x", datatype=datatype, shape=[1, 2])
+    getattr(tensor.contents, field).extend(values)
+    return made
+
+
+@mark.parametrize(("dtype", "field", "values"), TYPED, ids=[dtype for dtype, _, _ in TYPED])
+def test_typed_contents_are_read(passing_on, dtype, field, values):
+    """Typed contents give the same tensor as bytes do, their extremes included."""
+    answer = passing_on(dtype).infer(typed(dtype, field, values), timeout=30)
+
+    assert array_of(answer, "y", dtype).tolist() == [values]
+
+
+@mark.parametrize(
+    ("dtype", "field", "values", "text"),
+    [
+        ("int8", "int_contents", [0, 128], "input 'x': expected int8, got a value beyond it"),
+        (
+            "uint16",
+            "uint_contents",
+            [0, 65536],
+            "input 'x': expected uint16, got a value beyond it",
+        ),
+        (
+            "int64",
+            "int_contents",
+            [1, 2],
+            "input 'x': expected 2 values in int64_contents for shape [1, 2], got 0",
+        ),
+        (
+            "float32",
+            "fp32_contents",
+            [1.0],
+            "input 'x': expected 2 values in fp32_contents for shape [1, 2], got 1",
+        ),
+    ],
+)
+def test_typed_contents_that_do_not_fit_are_refused(passing_on, dtype, field, values, text):
+    """Values beyond the dtype, in another dtype's field, or too few of them are refused."""
+    called = passing_on(dtype)
+
+    assert refused(lambda: called.infer(typed(dtype, field, values), timeout=30)) == (
+        "INVALID_ARGUMENT",
+        text,
+    )
+
+
+def test_half_precision_has_no_typed_contents(passing_on):
+    """BF16 without raw contents is refused: the protocol has no field for it."""
+    made = pb.ModelInferRequest(model_name="fake")
+    made.inputs.add(name="x", datatype="BF16", shape=[1, 2]).contents.fp32_contents.extend([1, 2])
+
+    assert refused(lambda: passing_on("bfloat16").infer(made, timeout=30)) == (
+        "INVALID_ARGUMENT",
+        "input 'x': expected raw_input_contents for BF16, got none",
+    )
+
+
+def changed(**fields):
+    """Ask for one sum, but for what is changed."""
+    made = request({"x": ROW})
+    for name, value in fields.items():
+        if name in ("name", "datatype"):
+            setattr(made.inputs[0], name, value)
+        elif name == "shape":
+            made.inputs[0].shape[:] = value
+        elif name == "raw":
+            made.raw_input_contents[:] = value
+        else:
+            setattr(made, name, value)
+    return made
+
+
+def both_contents():
+    """Ask with bytes and with typed contents."""
+    made = request({"x": ROW})
+    made.inputs[0].contents.fp32_contents.extend([1, 2])
+    return made
+
+
+def doubled_input():
+    """Ask with the same input twice."""
+    made = request({"x": ROW})
+    made.inputs.append(made.inputs[0])
+    made.raw_input_contents.append(ROW.tobytes())
+    return made
+
+
+def parameter_of(part, name):
+    """Ask with a parameter on the input or on the output."""
+    made = request({"x": ROW}, outputs=["y"])
+    getattr(made, part)[0].parameters[name].string_param = "there"
+    return made
+
+
+BAD = [
+    param(b"\xff\xff", "INVALID_ARGUMENT", "message: expected a ModelInferRequest, got other bytes", id="garbage"),
+    param(changed(model_name="other"), "NOT_FOUND", "model: expected 'fake', got 'other'", id="model"),
+    param(changed(model_name="é" * 200), "NOT_FOUND", f"model: expected 'fake', got {'é' * 100!r}", id="long-model"),
+    param(changed(model_version="2"), "NOT_FOUND", "model version: expected '1', got '2'", id="version"),
+    param(changed(name="y"), "INVALID_ARGUMENT", "input: expected 'x', got 'y'", id="input"),
+    param(changed(datatype="FP64"), "INVALID_ARGUMENT", "input 'x': expected datatype FP32, got 'FP64'", id="datatype"),
+    param(changed(datatype="BYTES"), "INVALID_ARGUMENT", "input 'x': expected datatype FP32, got 'BYTES'", id="bytes"),
+    param(changed(shape=[1, -2]), "INVALID_ARGUMENT", "input 'x': expected sizes of 0 or more in its shape, got -2", id="negative"),
+    param(changed(shape=[2**62, 2]), "INVALID_ARGUMENT", f"input 'x': expected float32[_, 2], got {2**62} in its shape", id="overflow"),
+    param(changed(shape=[1] * 1000), "INVALID_ARGUMENT", "input 'x': expected float32[_, 2], got 1000 dimensions", id="dimensions"),
+    param(changed(shape=[2, 2]), "INVALID_ARGUMENT", "input 'x': expected 16 bytes for shape [2, 2], got 8", id="length"),
+    param(changed(shape=[2, 1]), "INVALID_ARGUMENT", "input 'x': expected float32[_, 2], got 1 in its shape", id="shape"),
+    param(changed(raw=[b"", b""]), "INVALID_ARGUMENT", "raw_input_contents: expected 1 as there are inputs, got 2", id="count"),
+    param(pb.ModelInferRequest(model_name="fake"), "INVALID_ARGUMENT", "input 'x': expected float32[_, 2], got nothing", id="nothing"),
+    param(both_contents(), "INVALID_ARGUMENT", "input 'x': expected contents or raw_input_contents, got both", id="both"),
+    param(doubled_input(), "INVALID_ARGUMENT", "input 'x': expected once, got it twice", id="input-twice"),
+    param(request({"x": ROW}, outputs=["z"]), "INVALID_ARGUMENT", "output: expected 'y', got 'z'", id="output"),
+    param(request({"x": ROW}, outputs=["y", "y"]), "INVALID_ARGUMENT", "output 'y': expected once, got it twice", id="output-twice"),
+    param(request({"x": ROW}, timeout=("int64", -1)), "INVALID_ARGUMENT", "parameters: expected timeout in microseconds, got something else", id="timeout"),
+    param(request({"x": ROW}, timeout=("string", "1")), "INVALID_ARGUMENT", "parameters: expected timeout in microseconds, got something else", id="timeout-text"),
+    param(request({"x": ROW}, evidence=("int64", 1)), "INVALID_ARGUMENT", "parameters: expected true or false for evidence", id="evidence"),
+    param(parameter_of("inputs", "shared_memory_region"), "UNIMPLEMENTED", "input 'x': shared memory is not served; send and take the bytes", id="memory-in"),
+    param(parameter_of("outputs", "shared_memory_region"), "UNIMPLEMENTED", "output 'y': shared memory is not served; send and take the bytes", id="memory-out"),
+    param(parameter_of("outputs", "classification"), "UNIMPLEMENTED", "outputs: the classification extension is not served; see the labels", id="classification"),
+    param(rows(*range(1025)), "RESOURCE_EXHAUSTED", "rows: expected at most 1024 in a request, got 1025", id="rows"),
+]  # fmt: skip
+
+
+@mark.parametrize(("message", "status", "text"), BAD)
+def test_what_is_not_a_request_is_refused(called, message, status, text):
+    """Everything that does not fit is refused, in words that say what was expected."""
+    assert refused(lambda: called.infer(message, timeout=30)) == (status, text)
+
+
+def test_outputs_come_as_they_are_asked_for(calls):
+    """Only the outputs that are named come back, in that order; masks may be left out."""
+    called = calls(FakeModel(signature=ECHO))
+    ids = np.array([[5, 6, 7]], np.int32)
+
+    one = called.infer(request({"ids": ids}, outputs=["total"]), timeout=30)
+    both = called.infer(request({"ids": ids}, outputs=["total", "echo"]), timeout=30)
+
+    assert array_of(one, "total", np.int32).tolist() == [18]
+    assert [output.name for output in one.outputs] == ["total"]
+    assert [output.name for output in both.outputs] == ["total", "echo"]
+    assert array_of(both, "echo", np.int32).tolist() == [[5, 6, 7]]
+
+
+def test_no_rows_are_answered_by_no_rows(called):
+    """A batch of 0 gives outputs of 0 rows."""
+    answer = called.infer(rows(), timeout=30)
+
+    assert list(answer.outputs[0].shape) == [0]
+    assert list(answer.raw_output_contents) == [b""]
+
+
+def test_an_answer_names_its_evidence_when_asked(called):
+    """With `evidence` an answer tells the bundle, the bucket, the padding and the times."""
+    answer = called.infer(rows(1, 2, 3, evidence=("bool", True)), timeout=30)
+
+    told = {
+        name: getattr(value, value.WhichOneof("parameter_choice"))
+        for name, value in answer.parameters.items()
+    }
+    assert set(told) == {"bundle", "bucket", "padded_rows", "queue_us", "compute_us"}
+    assert (told["bundle"], told["bucket"], told["padded_rows"]) == ("0" * 64, 4, 1)
+
+
+def padded(message, size):
+    """Make a message of exactly so many bytes, by its id."""
+    message.id = ""
+    message.id = "i" * (size - message.ByteSize() - 4)
+    message.id += "i" * (size - message.ByteSize())
+    return message
+
+
+def test_a_message_may_be_as_large_as_the_limit(called):
+    """A message of exactly the limit is read; one byte more is not."""
+    assert len(called.infer(padded(rows(1), LIMIT), timeout=30).id) > LIMIT - 100
+    status, _ = refused(lambda: called.infer(padded(rows(1), LIMIT + 1), timeout=30))
+    assert status == "RESOURCE_EXHAUSTED"
+
+
+def test_a_compressed_message_is_limited_by_what_it_holds(called):
+    """The limit is on what a compressed message inflates to; a smaller one is read."""
+    small = called.infer(rows(1, identity="i" * 9000), compression=grpc.Compression.Gzip)
+    status, _ = refused(
+        lambda: called.infer(rows(1, identity="i" * 10**7), compression=grpc.Compression.Gzip)
+    )
+
+    assert array_of(small, "y", np.float32).tolist() == [1.0]
+    assert status == "RESOURCE_EXHAUSTED"
+
+
+def test_large_tensors_are_read_and_written_on_another_thread(calls):
+    """A message beyond what is handled on the loop is answered all the same."""
+    wide = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("_", 100_000)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=("_", 100_000)),),
+    )
+    called = calls(FakeModel(signature=wide, function=identity), options=[("grpc.max_receive_message_length", -1)])  # fmt: skip
+    array = np.arange(400_000, dtype=np.float32).reshape(4, -1)
+
+    answer = called.infer(request({"x": array}), timeout=30)
+
+    assert (array_of(answer, "y", np.float32) == array).all()
+
+
+def failing(error):
+    """Make a model that raises."""
+    model = FakeModel()
+    model.broken = error
+    return model
+
+
+def test_an_internal_error_tells_nothing(calls, caplog):
+    """What goes wrong inside is told to the log, under the id that the client is given."""
+    called = calls(failing(ValueError("secret /etc/passwd")))
+
+    with raises(grpc.RpcError) as error:
+        called.infer(rows(1), timeout=30)
+
+    trailers = dict(error.value.trailing_metadata())
+    assert error.value.code() is grpc.StatusCode.INTERNAL
+    assert error.value.details() == "internal error; the server's log says more"
+    assert f"request {trailers['x-request-id']} failed" in caplog.text
+    assert "secret" in caplog.text
+
+
+def test_an_id_that_is_unfit_for_a_log_is_replaced(calls, caplog):
+    """An id with a line break in it does not get into the log or the trailers."""
+    called = calls(failing(ValueError("secret")))
+
+    status, _ = refused(lambda: called.infer(rows(1, identity="a\nCRITICAL b"), timeout=30))
+
+    assert status == "INTERNAL"
+    assert "CRITICAL b" not in caplog.text
+
+
+@mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (OutOfMemory("the device has no memory"), "UNAVAILABLE", "the device has no memory"),
+        (
+            ExecutionError("RESOURCE_EXHAUSTED: 3 GiB"),
+            "UNAVAILABLE",
+            "the device has no memory for this batch now",
+        ),
+        (ExecutionError("secret"), "INTERNAL", "internal error; the server's log says more"),
+    ],
+)
+def test_the_device_s_errors_have_their_status(calls, error, status, text):
+    """Want of memory may pass; any other failure of the device is internal."""
+    called = calls(failing(error))
+
+    assert refused(lambda: called.infer(rows(1), timeout=30)) == (status, text)
+
+
+def test_a_full_queue_refuses_before_grpc_does(calls):
+    """Beyond the rows that may wait a request is refused at once, and may be tried again."""
+    model = FakeModel(buckets=(1,))
+    model.before = gate = Gate()
+    called = calls(model, limits={"queue_rows": 2}, max_queue_rows=2)
+
+    first = called.infer.future(rows(1), timeout=30)
+    called.running.wait(gate.reached())
+    waiting = [called.infer.future(rows(n), timeout=30) for n in (2, 3)]
+    while called.on_loop(lambda: called.service.queued_rows) < 2:
+        pass
+    status, text = refused(lambda: called.ask(4))
+    gate.open(runs=3)
+
+    assert (status, text) == ("UNAVAILABLE", "the queue is full: 2 of 2 rows wait")
+    answers = [array_of(each.result(), "y", np.float32).tolist() for each in (first, *waiting)]
+    assert answers == [[1.0], [2.0], [3.0]]

@@ -1,0 +1,336 @@
+"""The gRPC entrance beside inferences: what it tells, health, deadlines, its beginning and end."""
+
+import asyncio
+
+import numpy as np
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_reflection.v1alpha import reflection_pb2
+from pytest import fixture, mark, raises
+
+from server.config import ConfigError, ServerConfig
+from server.grpc_api import HEALTH, INFERENCE, Entrance, address
+from server.protos import inference_pb2 as pb
+from server.routes import SERVER_NAME, SERVER_VERSION
+from tests.server.calling import Called, array_of, refused, rows
+from tests.server.fakes import FakeModel, Gate
+
+SERVING = HealthCheckResponse.SERVING
+NOT_SERVING = HealthCheckResponse.NOT_SERVING
+UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
+
+
+@fixture
+def model():
+    """A model with a bucket of 1 and one of 4."""
+    return FakeModel()
+
+
+@fixture
+def called(model):
+    """An entrance before it."""
+    called = Called(model)
+    yield called
+    called.close()
+
+
+@fixture
+def loading():
+    """An entrance whose model is still being loaded."""
+    called = Called(load=False)
+    yield called
+    called.close()
+
+
+def check(called, name=""):
+    """Ask for a service's health."""
+    return called.tell(
+        "Check", HealthCheckRequest(service=name), HealthCheckResponse, HEALTH
+    ).status
+
+
+def watch(called, name=""):
+    """Watch a service's health; gives the call."""
+    return called.channel.unary_stream(
+        f"/{HEALTH}/Watch",
+        HealthCheckRequest.SerializeToString,
+        HealthCheckResponse.FromString,
+    )(HealthCheckRequest(service=name), timeout=30)
+
+
+def is_ready(called):
+    """Ask whether the server and the model are ready."""
+    return (
+        called.tell("ServerReady", pb.ServerReadyRequest(), pb.ServerReadyResponse).ready,
+        called.tell("ModelReady", pb.ModelReadyRequest(name="fake"), pb.ModelReadyResponse).ready,
+    )
+
+
+def test_a_ready_server_says_so(called):
+    """Live, ready, and serving by every name."""
+    assert called.tell("ServerLive", pb.ServerLiveRequest(), pb.ServerLiveResponse).live
+    assert is_ready(called) == (True, True)
+    assert [check(called, name) for name in ("", INFERENCE, "fake")] == [SERVING] * 3
+
+
+def test_a_server_that_loads_is_live_but_not_ready(loading):
+    """Before there is a model the server lives, but refuses inferences for now."""
+    text = "the model is still being loaded; try again shortly"
+
+    assert loading.tell("ServerLive", pb.ServerLiveRequest(), pb.ServerLiveResponse).live
+    assert is_ready(loading) == (False, False)
+    assert check(loading) == NOT_SERVING
+    assert refused(lambda: check(loading, "fake"))[0] == "NOT_FOUND"
+    assert refused(lambda: loading.ask(1)) == ("UNAVAILABLE", text)
+    metadata = pb.ModelMetadataRequest(name="fake")
+    assert refused(lambda: loading.tell("ModelMetadata", metadata, pb.ModelMetadataResponse)) == (
+        "UNAVAILABLE",
+        text,
+    )
+
+
+def test_a_draining_server_answers_but_is_not_ready(called):
+    """While load balancers turn away, requests are answered; a stopping server refuses them."""
+    called.on_loop(called.service.drain)
+    assert is_ready(called) == (False, False)
+    assert check(called, "fake") == NOT_SERVING
+    assert called.ask(1) == [1.0]
+
+    called.on_loop(called.service.stop)
+    assert refused(lambda: called.ask(2)) == ("UNAVAILABLE", "the server is stopping")
+
+
+def test_a_watch_tells_every_change(loading):
+    """A watch begins with what is, and tells loading, ready and draining as they come."""
+    whole, named = watch(loading), watch(loading, "fake")
+    seen = [next(whole).status], [next(named).status]
+
+    loading.running.open(loading.model)
+    seen[0].append(next(whole).status)
+    seen[1].append(next(named).status)
+    loading.on_loop(loading.service.drain)
+    seen[0].append(next(whole).status)
+    seen[1].append(next(named).status)
+
+    assert seen == ([NOT_SERVING, SERVING, NOT_SERVING], [UNKNOWN, SERVING, NOT_SERVING])
+
+
+def test_a_watch_outlives_the_other_watches(called):
+    """A watcher that leaves takes nothing from those that stay."""
+    leaving, staying = watch(called), watch(called)
+    assert next(leaving).status == next(staying).status == SERVING
+
+    leaving.cancel()
+    called.on_loop(called.service.drain)
+
+    assert next(staying).status == NOT_SERVING
+
+
+def test_a_stop_ends_watches(called):
+    """A watch does not hold up the end of the server."""
+    watching = watch(called)
+    assert next(watching).status == SERVING
+
+    called.running.wait(called.entrance.stop(30))
+
+    assert list(watching) == []
+
+
+def test_the_server_and_the_model_describe_themselves(called):
+    """Metadata tell names, versions, extensions, and the tensors of the signature."""
+    server = called.tell("ServerMetadata", pb.ServerMetadataRequest(), pb.ServerMetadataResponse)
+    model = called.tell(
+        "ModelMetadata", pb.ModelMetadataRequest(name="fake"), pb.ModelMetadataResponse
+    )
+
+    assert (server.name, server.version) == (SERVER_NAME, SERVER_VERSION)
+    assert list(server.extensions) == ["binary_tensor_data", "statistics"]
+    tensor = pb.ModelMetadataResponse.TensorMetadata
+    assert model == pb.ModelMetadataResponse(
+        name="fake",
+        versions=["1"],
+        platform="jax_stablehlo",
+        inputs=[tensor(name="x", datatype="FP32", shape=[-1, 2])],
+        outputs=[tensor(name="y", datatype="FP32", shape=[-1])],
+    )
+
+
+def test_statistics_count_what_was_done(called):
+    """Statistics tell rows, batches and how long each part took."""
+    called.ask(1)
+    called.ask(1, 2, 3)
+
+    for name in ("", "fake"):
+        told = called.tell(
+            "ModelStatistics", pb.ModelStatisticsRequest(name=name), pb.ModelStatisticsResponse
+        )
+        (stats,) = told.model_stats
+        assert (stats.name, stats.version) == ("fake", "1")
+        assert (stats.inference_count, stats.execution_count) == (4, 2)
+        assert stats.inference_stats.success.count == 2
+        assert stats.inference_stats.success.ns > stats.inference_stats.compute_infer.ns > 0
+        assert [batch.batch_size for batch in stats.batch_stats] == [1, 4]
+
+
+@mark.parametrize("name", ["ModelReady", "ModelMetadata", "ModelStatistics"])
+def test_another_model_is_not_found(called, name):
+    """Whatever is asked of another model or version, it is not there."""
+    kind, answer = getattr(pb, f"{name}Request"), getattr(pb, f"{name}Response")
+
+    def ask(**model):
+        return refused(lambda: called.tell(name, kind(**model), answer))
+
+    assert ask(name="other") == ("NOT_FOUND", "model: expected 'fake', got 'other'")
+    assert ask(name="fake", version="2") == ("NOT_FOUND", "model version: expected '1', got '2'")
+
+
+@mark.parametrize("name", ["ModelConfig", "RepositoryIndex", "SystemSharedMemoryRegister", "No"])
+def test_other_methods_of_the_service_are_not_served(called, name):
+    """Triton's other extensions are told apart from a server that is not there."""
+    assert refused(lambda: called.tell(name, pb.ServerLiveRequest(), pb.ServerLiveResponse)) == (
+        "UNIMPLEMENTED",
+        "this method of the protocol is not served; ServerMetadata lists the extensions that are",
+    )
+    assert called.service.metrics.requests == {("grpc", "UNIMPLEMENTED"): 1}
+
+
+def test_another_service_is_not_there(called):
+    """A method of a service that nobody knows is unimplemented, too."""
+    status, _ = refused(
+        lambda: called.tell("Do", pb.ServerLiveRequest(), pb.ServerLiveResponse, "a.Service")
+    )
+
+    assert status == "UNIMPLEMENTED"
+
+
+def test_bytes_that_are_no_message_are_refused(called):
+    """Garbage for a method that tells something is the client's fault."""
+    call = called.channel.unary_unary(f"/{INFERENCE}/ModelReady")
+
+    assert refused(lambda: call(b"\xff\xff", timeout=30)) == (
+        "INVALID_ARGUMENT",
+        "message: expected a ModelReadyRequest, got other bytes",
+    )
+
+
+def test_reflection_tells_the_services_and_their_messages(called):
+    """A client without the .proto learns every service, and the file that declares it."""
+    ask = called.channel.stream_stream(
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        reflection_pb2.ServerReflectionRequest.SerializeToString,
+        reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    questions = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        *(
+            reflection_pb2.ServerReflectionRequest(file_containing_symbol=name)
+            for name in (INFERENCE, HEALTH)
+        ),
+    ]
+
+    listed, *files = ask(iter(questions))
+
+    assert [service.name for service in listed.list_services_response.service] == [
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "inference.GRPCInferenceService",
+    ]
+    packages = [
+        FileDescriptorProto.FromString(
+            file.file_descriptor_response.file_descriptor_proto[0]
+        ).package
+        for file in files
+    ]
+    assert packages == ["inference", "grpc.health.v1"]
+
+
+def waiting(called, count):
+    """Wait until so many rows are in the queue."""
+    while called.on_loop(lambda: called.service.queued_rows) != count:
+        pass
+
+
+def test_a_request_whose_client_cancels_leaves_the_queue(called, model):
+    """A cancelled request does not run, and is counted as canceled."""
+    model.before = gate = Gate()
+    first = called.infer.future(rows(1), timeout=30)
+    called.running.wait(gate.reached())
+    second = called.infer.future(rows(2), timeout=30)
+    waiting(called, 1)
+
+    second.cancel()
+    waiting(called, 0)
+    gate.open(runs=2)
+
+    assert array_of(first.result(), "y", np.float32).tolist() == [1.0]
+    assert called.ask(3) == [3.0]
+    assert [rows for _, rows in model.ran] == [[[1, 0]], [[3, 0]]]
+    assert called.service.metrics.failures == {"canceled": 1}
+    assert called.service.metrics.requests["grpc", "CANCELLED"] == 1
+
+
+@mark.parametrize(
+    ("request_", "deadline_s"),
+    [(rows(2), 0.1), (rows(2, timeout=("int64", 100_000)), 30), (rows(2, timeout=("uint64", 100_000)), 30)],
+    ids=["deadline", "parameter", "unsigned"],
+)  # fmt: skip
+def test_a_request_is_answered_at_its_deadline(called, model, request_, deadline_s):
+    """A request that waits beyond its time leaves the queue, and does not run."""
+    model.before = gate = Gate()
+    first = called.infer.future(rows(1), timeout=30)
+    called.running.wait(gate.reached())
+
+    status, _ = refused(lambda: called.infer(request_, timeout=deadline_s))
+    waiting(called, 0)
+    gate.open(runs=1)
+
+    assert status == "DEADLINE_EXCEEDED"
+    assert array_of(first.result(), "y", np.float32).tolist() == [1.0]
+    assert len(model.ran) == 1
+    assert called.service.metrics.failures == {"canceled": 1}
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once():
+    """Where a batch takes longer than the client waits, the request is not even queued."""
+    called = Called(FakeModel(costs={1: 60e6, 4: 60e6}))
+
+    status, text = refused(lambda: called.infer(rows(1), timeout=30))
+    called.close()
+
+    assert status == "DEADLINE_EXCEEDED"
+    assert text.endswith("is less than a batch takes here, 6e+04 ms")
+    assert called.model.ran == []
+
+
+def test_a_stop_answers_what_is_in(called, model):
+    """A server that is stopped answers the calls that it has, and takes no more."""
+    model.before = gate = Gate()
+    first = called.infer.future(rows(1), timeout=30)
+    called.running.wait(gate.reached())
+
+    stopping = asyncio.run_coroutine_threadsafe(called.entrance.stop(30), called.running.loop)
+    gate.open()
+
+    assert array_of(first.result(), "y", np.float32).tolist() == [1.0]
+    stopping.result(30)
+    assert refused(lambda: called.ask(2))[0] == "UNAVAILABLE"
+
+
+def test_a_port_that_is_taken_is_refused(called):
+    """Two servers do not share a port in silence, and the error says which one."""
+    config = ServerConfig(bundle="unused", host="127.0.0.1", grpc_port=called.port)
+
+    async def start():
+        await Entrance(called.service, config).start()
+
+    expected = f"^listen on 127.0.0.1:{called.port}: the address is not free$"
+    with raises(ConfigError, match=expected):
+        called.running.wait(start())
+
+
+@mark.parametrize(
+    ("host", "target"), [("10.0.0.1", "10.0.0.1:8001"), ("::", "[::]:8001"), ("a.b", "a.b:8001")]
+)
+def test_an_address_is_written_as_grpc_reads_it(host, target):
+    """A host with colons in it is an IPv6 address, which goes in brackets."""
+    assert address(host, 8001) == target

@@ -1,0 +1,255 @@
+"""Streams over gRPC: many requests under way, errors among the answers, and their end."""
+
+import asyncio
+import itertools
+import queue
+import random
+
+import grpc
+import numpy as np
+from pytest import fixture, raises
+
+from server.grpc_stream import UNDER_WAY, Stream
+from tests.server.calling import Called, array_of, rows
+from tests.server.fakes import FakeModel, Gate
+
+
+@fixture
+def model():
+    """A model with a bucket of 1 and one of 4."""
+    return FakeModel()
+
+
+@fixture
+def called(model):
+    """An entrance before it."""
+    called = Called(model)
+    yield called
+    called.close()
+
+
+def read(answer):
+    """Give an answer's id, and its sums or why there are none."""
+    response = answer.infer_response
+    if answer.error_message:
+        return response.id, answer.error_message
+    return response.id, array_of(response, "y", np.float32).tolist()
+
+
+class Requests:
+    """Requests of a stream, sent one by one until there are no more."""
+
+    def __init__(self):
+        self._queue = queue.SimpleQueue()
+
+    def send(self, *requests):
+        """Send requests; None ends the stream."""
+        for request in requests:
+            self._queue.put(request)
+
+    def __iter__(self):
+        """Give what is sent to gRPC."""
+        return iter(self._queue.get, None)
+
+
+def waiting(called, count):
+    """Wait until so many rows are in the queue."""
+    while called.on_loop(lambda: called.service.queued_rows) != count:
+        pass
+
+
+def test_a_stream_gives_each_request_its_answer(called):
+    """A thousand requests of random sizes on one stream get the sums that are theirs."""
+    sizes = random.Random(0)  # noqa: S311 (no secret)
+    numbers = itertools.count()
+    asked = {
+        str(i): [float(next(numbers)) for _ in range(sizes.randrange(1, 7))] for i in range(1000)
+    }
+
+    found = dict(map(read, called.stream(rows(*n, identity=i) for i, n in asked.items())))
+
+    assert found == asked
+
+
+def test_several_requests_of_a_stream_share_a_batch(called, model):
+    """Requests are read while others are under way, and run with them."""
+    model.before = gate = Gate()
+    answers = called.stream(rows(n, identity=str(n)) for n in (1, 2, 3))
+    called.running.wait(gate.reached())
+    waiting(called, 2)
+    gate.open(runs=2)
+
+    assert dict(map(read, answers)) == {"1": [1.0], "2": [2.0], "3": [3.0]}
+    assert [bucket for bucket, _ in model.ran] == [1, 4]
+
+
+def test_a_broken_request_does_not_end_a_stream(called):
+    """Errors come among the answers, with the request's id, and the stream goes on."""
+    bad = rows(2, identity="b")
+    bad.raw_input_contents[0] = b"short"
+    other = rows(3, identity="c")
+    other.model_name = "other"
+    sent = [rows(1, identity="a"), bad, b"\xff\xff", other, rows(4, identity="d")]
+
+    answers = sorted(map(read, called.stream(iter(sent))))
+
+    assert answers == [
+        ("", "message: expected a ModelInferRequest, got other bytes"),
+        ("a", [1.0]),
+        ("b", "input 'x': expected 8 bytes for shape [1, 2], got 5"),
+        ("c", "model: expected 'fake', got 'other'"),
+        ("d", [4.0]),
+    ]
+
+
+def test_messages_of_a_stream_are_counted(called):
+    """Every message is counted as an inference, and its failure too."""
+    bad = rows(2)
+    bad.model_name = "other"
+
+    list(called.stream(iter([rows(1), bad, rows(3)])))
+
+    metrics = called.service.metrics
+    assert metrics.requests == {("grpc", "OK"): 2, ("grpc", "NOT_FOUND"): 1}
+    assert (metrics.succeeded.count, metrics.failed.count) == (2, 1)
+    assert metrics.failures == {"other": 1}
+
+
+def test_cancelling_a_stream_gives_its_requests_up(called, model):
+    """What waits leaves the queue, and does not run."""
+    model.before = gate = Gate()
+    requests = Requests()
+    answers = called.stream(iter(requests))
+    requests.send(rows(1), rows(2), rows(3))
+    called.running.wait(gate.reached())
+    waiting(called, 2)
+
+    answers.cancel()
+    waiting(called, 0)
+    requests.send(None)
+    gate.open(runs=2)
+
+    assert called.ask(9) == [9.0]
+    assert [rows for _, rows in model.ran] == [[[1, 0]], [[9, 0]]]
+    assert called.service.metrics.failures == {"canceled": 3}
+
+
+def test_a_client_may_half_close_and_still_be_answered(called, model):
+    """A client that has no more requests gets the answers to those that it sent."""
+    model.before = gate = Gate()
+    requests = Requests()
+    answers = called.stream(iter(requests))
+    requests.send(rows(5, identity="last"), None)
+    called.running.wait(gate.reached())
+    gate.open()
+
+    assert list(map(read, answers)) == [("last", [5.0])]
+
+
+def test_a_stop_answers_what_was_read_and_ends_a_stream(called, model):
+    """A stream that its client keeps open ends when the server stops, after its answers."""
+    model.before = gate = Gate()
+    requests = Requests()
+    answers = called.stream(iter(requests))
+    requests.send(rows(1, identity="a"))
+    called.running.wait(gate.reached())
+
+    stopping = asyncio.run_coroutine_threadsafe(called.entrance.stop(30), called.running.loop)
+    called.on_loop(lambda: None)
+    gate.open()
+
+    assert read(next(answers)) == ("a", [1.0])
+    with raises(grpc.RpcError) as ended:
+        next(answers)
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert ended.value.details() == "the server is stopping"
+    stopping.result(30)
+    requests.send(None)
+
+
+def test_a_stream_s_deadline_ends_it(called, model):
+    """A stream that outlives its client's deadline gives its requests up."""
+    model.before = gate = Gate()
+    requests = Requests()
+    answers = called.stream(iter(requests), timeout=0.2)
+    requests.send(rows(1), rows(2))
+    called.running.wait(gate.reached())
+
+    with raises(grpc.RpcError) as ended:
+        list(answers)
+    waiting(called, 0)
+    requests.send(None)
+    gate.open(runs=2)
+
+    assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert called.ask(3) == [3.0]
+
+
+class Peer:
+    """A client that reads answers when it is told to."""
+
+    def __init__(self):
+        self.read = []
+        self._room = asyncio.Semaphore(0)
+
+    def take(self, count):
+        """Read so many answers."""
+        for _ in range(count):
+            self._room.release()
+
+    async def write(self, answer):
+        """Take an answer once it is read."""
+        await self._room.acquire()
+        self.read.append(answer)
+
+
+async def echo(request):
+    """Answer at once."""
+    return request
+
+
+async def numbered(sent, count):
+    """Give requests, and write down how many were taken."""
+    for number in range(count):
+        sent.append(number)
+        yield b"%d" % number
+
+
+async def settled():
+    """Let everything run that can."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
+def test_a_client_that_does_not_read_is_not_read_from():
+    """Answers that nobody takes hold up the requests behind them: memory is bounded."""
+
+    async def run():
+        peer, sent = Peer(), []
+        stream = Stream(echo, peer.write, under_way=3)
+        running = asyncio.ensure_future(stream.run(numbered(sent, 10)))
+        await settled()
+        held_up = len(sent)
+        peer.take(10)
+        assert await asyncio.wait_for(running, 30)
+        return held_up, peer.read
+
+    held_up, answers = asyncio.run(run())
+
+    assert held_up == 4
+    assert answers == [b"%d" % number for number in range(10)]
+    assert UNDER_WAY > 2 * 64
+
+
+def test_a_client_that_is_gone_ends_the_stream():
+    """Where an answer cannot be written the stream ends with that error, not in silence."""
+
+    async def gone(_):
+        raise ConnectionError("nobody is there")
+
+    async def run():
+        stream = Stream(echo, gone)
+        await asyncio.wait_for(stream.run(numbered([], 3)), 30)
+
+    with raises(ConnectionError, match="nobody is there"):
+        asyncio.run(run())

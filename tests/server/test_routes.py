@@ -1,0 +1,236 @@
+"""The routes: which there are, which one wins, and what is counted."""
+
+import asyncio
+import contextlib
+
+from pytest import fixture, mark, raises
+
+from server.config import ServerConfig
+from server.errors import TooLarge
+from server.metrics import Metrics
+from server.reply import reply
+from server.request import Request
+from server.routes import Route, hot_paths, make_routes
+from tests.server.asking import client_for, client_of, refused
+from tests.server.fakes import FakeModel, Running
+
+
+@fixture
+def client(running):
+    """Flask's test client, in front of a model that sums rows."""
+    return client_for(running, FakeModel())
+
+
+def configured(**options):
+    """Make a configuration."""
+    return ServerConfig(bundle="unused", **options)
+
+
+def test_a_configured_route_takes_a_fixed_ones_place(running):
+    """Where Vertex AI is told another protocol's path, its dialect is spoken there."""
+    config = configured(predict_route="/v1/models/fake:predict", health_route="/v1/models/fake")
+    running.open(FakeModel())
+    client = client_of(running, config)
+
+    body = {"instances": [[1, 2]], "parameters": {"timeout_ms": 5000}}
+
+    assert client.post("/v1/models/fake:predict", json=body).get_json() == {"predictions": [3.0]}
+    assert client.get("/v1/models/fake").get_json() == {"status": "ready"}
+    assert client.get("/v1/models/fake/versions/1").get_json()["name"] == "fake"
+
+
+def test_no_rule_is_there_twice(running):
+    """Each path and method has one route, even where a configured one is a fixed one."""
+    for config in (configured(), configured(predict_route="/v2", health_route="/metrics")):
+        routes = make_routes(running.service, config)
+        found = [(route.method, route.rule) for route in routes]
+
+        assert len(found) == len(set(found))
+
+
+def test_hot_paths_are_the_inferences_of_the_loaded_model(running):
+    """The paths that are answered without Flask name the model that is there."""
+    running.open(FakeModel())
+    config = configured(predict_route="/v1/e/1:predict")
+
+    found = hot_paths(running.service, make_routes(running.service, config))
+
+    assert {path: parts for path, (_, parts) in found.items()} == {
+        "/v1/e/1:predict": {},
+        "/v2/models/fake/infer": {"model": "fake"},
+        "/v2/models/fake/versions/1/infer": {"model": "fake", "version": "1"},
+        "/v1/models/fake:predict": {"model": "fake"},
+        "/v1/models/fake/versions/1:predict": {"model": "fake", "version": "1"},
+    }
+
+
+@mark.parametrize("method", ["GET", "POST"])
+@mark.parametrize(
+    "path",
+    [
+        "/v2/models/fake/config",
+        "/v2/models/fake/versions/1/config",
+        "/v2/models/fake/trace/setting",
+        "/v2/models/fake/generate",
+        "/v2/models/fake/generate_stream",
+        "/v2/repository/index",
+        "/v2/repository/models/fake/load",
+        "/v2/repository/models/fake/unload",
+        "/v2/systemsharedmemory/status",
+        "/v2/systemsharedmemory/region/r/register",
+        "/v2/cudasharedmemory/status",
+        "/v2/trace/setting",
+        "/v2/logging",
+    ],
+)
+def test_extensions_that_are_not_served_say_so(client, method, path):
+    """What a client of Triton may ask for is answered in JSON, and nothing is done."""
+    answer = client.open(path, method=method, data=b"[" * 250_000)
+
+    text = "this extension of the protocol is not served; GET /v2 lists those that are"
+    assert refused(answer, 501, "unsupported") == text
+    assert client.get("/v2/health/live").get_json() == {"live": True}
+
+
+@mark.parametrize(
+    "path",
+    ["/debug", "/console", "/?__debugger__=yes&cmd=resource&f=debugger.js", "/debug/pprof", "/admin"],
+)  # fmt: skip
+@mark.parametrize("method", ["POST", "DELETE", "PUT", "PATCH"])
+def test_there_is_no_console_and_nothing_to_administrate(client, path, method):
+    """No path of the data port debugs, loads or deletes anything."""
+    answer = client.open(path, method=method)
+
+    assert answer.status_code in (404, 405)
+    assert answer.mimetype == "application/json"
+    assert not client.application.debug
+
+
+def test_slashes_are_not_merged(client):
+    """A path with empty parts is no other path, nor a redirection to it."""
+    assert refused(client.get("/v2//health/live"), 404, "not_found")
+    assert refused(client.get("//v2/health/live"), 404, "not_found")
+
+
+def test_a_slash_at_the_end_makes_no_difference(client):
+    """Routes answer with and without a slash at their end, without a redirection."""
+    assert client.get("/v2/health/live/").get_json() == {"live": True}
+
+
+@mark.parametrize("path", ["/predict", "/health", "/v2", "/metrics"])
+def test_options_lists_the_methods_and_has_no_body(client, path):
+    """OPTIONS is answered by the methods alone: nothing in it is HTML."""
+    answer = client.options(path)
+
+    assert (answer.status_code, answer.get_data()) == (200, b"")
+    assert "Content-Type" not in answer.headers
+    allowed = {"POST"} if path == "/predict" else {"GET", "HEAD"}
+    assert set(answer.headers["Allow"].split(", ")) == {"OPTIONS"} | allowed
+
+
+@mark.parametrize("path", ["/health", "/v2", "/v2/models/fake", "/v1/models", "/metrics"])
+def test_head_is_get_without_a_body(client, path):
+    """HEAD is answered as GET is, without the body."""
+    get, head = client.get(path), client.head(path)
+
+    assert (head.status_code, head.get_data()) == (200, b"")
+    assert head.headers["Content-Type"] == get.headers["Content-Type"]
+
+
+def test_liveness_and_readiness_through_a_servers_life():
+    """Live from the start; ready once the model is open, until the server drains."""
+    paths = ("/v2/health/ready", "/v2/models/fake/ready", "/v2/models/fake/versions/1/ready", "/health")  # fmt: skip
+
+    def statuses():
+        assert client.get("/v2/health/live").status_code == 200
+        return {client.get(path).status_code for path in paths}
+
+    with contextlib.closing(Running()) as running:
+        client = client_of(running, configured())
+        assert statuses() == {503}
+        running.open(FakeModel())
+        assert statuses() == {200}
+        running.service.drain()
+        assert statuses() == {503}
+        running.service.stop()
+        assert statuses() == {503}
+
+
+@mark.parametrize("path", ["/v2/models/other/ready", "/v2/models/fake/versions/2/ready"])
+def test_another_model_is_not_found_rather_than_not_ready(client, path):
+    """A model that is not here will not become ready."""
+    assert refused(client.get(path), 404, "not_found")
+
+
+def test_the_server_says_what_it_is(client):
+    """Name, version and extensions are told, and the extensions are those that are served."""
+    answer = client.get("/v2").get_json()
+
+    assert answer["name"] == "hloserve"
+    assert answer["extensions"] == ["binary_tensor_data", "statistics"]
+
+
+def test_forwarding_headers_are_not_believed(client):
+    """Whoever claims to be forwarded, or sends traces and baggage, is answered as anybody."""
+    headers = {
+        "X-Forwarded-For": "10.0.0.1, evil",
+        "X-Forwarded-Host": "evil.example",
+        "X-Forwarded-Proto": "gopher",
+        "X-Forwarded-Prefix": "/../..",
+        "Traceparent": "x" * 10_000,
+        "Baggage": "x" * 10_000,
+        "X-Cloud-Trace-Context": "\x00;o=1".replace("\x00", "%00"),
+    }
+
+    answer = client.post("/predict", json={"instances": [[1, 2]]}, headers=headers)
+
+    assert answer.get_json() == {"predictions": [3.0]}
+    assert b"evil" not in client.get("/nothing", headers=headers).get_data()
+
+
+def run(route, metrics):
+    """Answer a request by a route, on a loop of its own."""
+    return asyncio.run(route.answer(metrics, Request(), {}))
+
+
+def test_a_request_whose_client_has_gone_is_counted_as_canceled():
+    """Nobody reads an answer, but the count says why there was none."""
+
+    async def gone(_):
+        raise asyncio.CancelledError
+
+    metrics = Metrics()
+
+    with raises(asyncio.CancelledError):
+        run(Route("POST", "/p", "vertex", gone, infers=True), metrics)
+
+    assert metrics.requests == {("vertex", "499"): 1}
+    assert metrics.failures == {"canceled": 1}
+
+
+def test_what_a_handler_raises_is_answered_and_counted():
+    """An error of any kind becomes an answer, and is counted as what it became."""
+
+    async def large(_):
+        raise TooLarge("too much")
+
+    metrics = Metrics()
+
+    made = run(Route("POST", "/p", "oip", large, infers=True), metrics)
+
+    assert (made.status, made.slug) == (413, "too_large")
+    assert metrics.requests == {("oip", "413"): 1}
+
+
+def test_only_inferences_have_durations():
+    """A health check says nothing of how long an inference takes."""
+
+    async def fine(_):
+        return reply({})
+
+    metrics = Metrics()
+
+    run(Route("GET", "/h", "health", fine), metrics)
+
+    assert metrics.requests == {("health", "200"): 1}
+    assert metrics.durations == {}
