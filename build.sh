@@ -14,6 +14,7 @@ usage: ./build.sh COMMAND
   test --jax V      the same on another jax, such as 0.11.2
   check             set up and run the linters and the type checker
   setup             make .venv with what uv.lock pins
+  protos            make server/protos/inference_pb2.py from inference.proto
 
 Python 3.12 or later is looked for in $PYTHON, on the PATH and among pyenv's versions;
 where there is none, uv provides it.
@@ -95,6 +96,15 @@ run_tests() {
   "$venv/bin/python" -m pytest "$@"
 }
 
+# Make the gRPC messages anew, in a pool of their own: clients register the same names.
+protos() {
+  setup
+  "$venv/bin/python" -m grpc_tools.protoc --proto_path=server/protos \
+    --python_out=server/protos --pyi_out=server/protos server/protos/inference.proto
+  sed -i -e 's/^from google.protobuf import descriptor_pool as _descriptor_pool$/from server.protos.pool import POOL as _pool/' \
+    -e 's/_descriptor_pool\.Default()/_pool/' server/protos/inference_pb2.py
+}
+
 run_example() {
   setup
   exec "$venv/bin/python" -m examples.digits.run "$@"
@@ -107,6 +117,7 @@ run) run_example "$@" ;;
 test) run_tests "$@" ;;
 check) check ;;
 setup) setup ;;
+protos) protos ;;
 -h | --help | help) usage ;;
 *)
   usage >&2

@@ -6,7 +6,6 @@ it breaks this file alone.
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -83,15 +82,14 @@ def count_compiles() -> Callable[[], int]:
     Returns:
       Gives the number so far.
     """
-    count = itertools.count()
-    latest = [next(count)]
+    compiled: list[float] = []
 
-    def compiled(event: str, _: float, **__: object) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            latest[0] = next(count)
+            compiled.append(duration_secs)
 
-    jax.monitoring.register_event_duration_secs_listener(compiled)
-    return lambda: latest[0]
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return lambda: len(compiled)
 
 
 def memory_in_use(device: Device) -> int | None:

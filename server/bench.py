@@ -115,7 +115,7 @@ def _server(bundle: str, options: Sequence[str], environ: Mapping[str, str]) -> 
         port = int(listener.getsockname()[1])
     command = [sys.executable, "-m", "server", "--bundle", bundle, "--host", "127.0.0.1"]
     command += ["--port", str(port), "--predict-route", "/predict", *options]
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603 (our own server)
         command,
         env={**environ, "HLOSERVE_GRPC_PORT": "-1"},
         stdout=subprocess.PIPE,

@@ -157,7 +157,7 @@ def _sizes(signature: Signature, rows: Mapping[str, Array], index: int) -> dict[
                 )
     for axis in signature.axes:  # now: one row of a million would be a million for all of them
         if axis.name in found:
-            pass
+            check_size(axis, found[axis.name], f"instances[{index}]: ")
     return found
 
 

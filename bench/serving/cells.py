@@ -75,7 +75,7 @@ def hloserve(name: str, model: str, bundle: Path, connections, cwd: Path = prepa
         connections=connections,
         command=(prepare.PYTHON, "-m", "server", "--bundle", str(bundle)),
         cwd=cwd,
-        env={"AIP_HTTP_PORT": "{port}"},
+        env={"AIP_HTTP_PORT": "{port}", "HLOSERVE_GRPC_PORT": "-1"},
     )
 
 
