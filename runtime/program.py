@@ -74,6 +74,16 @@ def _available() -> list[str]:
         return []
 
 
+def wait_in_place() -> None:
+    """Have CPU programs run on the thread that calls them, for all of this process.
+
+    JAX hands them to threads of its own by default, so that a caller can go on meanwhile. One
+    that waits for the outputs at once only pays for the way there and back: 70 to 110 µs a
+    call were seen. To be called before any device is used.
+    """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
 def count_compiles() -> Callable[[], int]:
     """Count the programs that XLA compiles in this process from now on.
 

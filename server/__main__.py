@@ -20,6 +20,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
+import uvloop
+
 from server import bench, logs
 from server.config import ConfigError, ServerConfig, parse
 from server.process import Process
@@ -39,7 +41,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> None:
         _exit(EXIT_CONFIG)
     logs.set_up(config.log_format)
     log.info("configuration: %s", config)
-    asyncio.run(_serve(config))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config))
 
 
 async def _serve(config: ServerConfig) -> None:

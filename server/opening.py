@@ -14,6 +14,7 @@ import time
 
 from runtime.errors import BundleError, DeviceUnavailable, ExecutionError, GoldenMismatch
 from runtime.model import Group, Model, load
+from runtime.program import wait_in_place
 from runtime.verify import check_goldens, check_rows
 from server.config import ServerConfig
 from server.service import Service
@@ -89,6 +90,7 @@ def open_model(config: ServerConfig) -> Opened:
         configuration says that a warning will do.
       ExecutionError: the device failed.
     """
+    wait_in_place()
     model = load(config.bundle, config.device or None, progress=log.info)
     log.info("checking goldens")
     failed = [str(check) for check in check_goldens(model)[0] if not check.ok]

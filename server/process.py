@@ -9,12 +9,12 @@ from typing import Any
 from server.config import ServerConfig
 from server.grpc_api import Entrance
 from server.http_app import create_app
-from server.http_front import Front, make_server
+from server.http_front import Front
+from server.http_server import HttpServer, listen
 from server.opening import EXIT_DEVICE, open_service
 from server.reply import Reply
 from server.routes import hot_paths, make_routes
 from server.service import Service
-from server.watch import Watch
 
 log = logging.getLogger("server")
 
@@ -42,8 +42,8 @@ class Process:
         self._service = Service(config.limits, fatal=lambda _: self._end(EXIT_DEVICE))
         self._routes = make_routes(self._service, config)
         app = create_app(self._service, self._routes, config.bodies, self._wait)
-        self._front = Front(app, self._service, config.bodies, threads=8, watch=Watch())
-        self._http = make_server(self._front, config.host, config.port)
+        self._front = Front(app, self._service, config.bodies, threads=8)
+        self._http = HttpServer(self._front, listen(config.host, config.port))
         self._grpc = Entrance(self._service, config) if config.grpc_port >= 0 else None
 
     async def serve(self) -> int:
@@ -53,7 +53,7 @@ class Process:
         if self._grpc is not None:
             await self._grpc.start()
         serving = self._loop.create_task(self._http.serve())
-        # It returns where its thread died.
+        # It returns only where it broke.
         serving.add_done_callback(lambda _: self._end(EXIT_DEVICE))
         opening = self._loop.create_task(self._open())
         status = await self._ended
@@ -78,8 +78,8 @@ class Process:
                 await self._service.drained()
                 if self._grpc is not None:
                     await self._grpc.stop(self._config.drain_timeout_s)
-                self._http.stop()
-                await serving
+                serving.cancel()
+                await self._http.stop()
         except TimeoutError:
             log.error("stopping with %d requests unanswered", self._service.abandon())  # noqa: TRY400
             await asyncio.sleep(0.1)  # their refusals go out

@@ -72,16 +72,17 @@ class Route:
             raise
         except Exception as error:  # noqa: BLE001 (every error has an answer)
             made = failure(error, request.id)
-        self._count(metrics, made, time.monotonic() - begun)
+        self.count(metrics, made, time.monotonic() - begun)
         return made
 
     async def refuse(self, metrics: Metrics, error: Exception, identity: str | None) -> Reply:
         """Answer a request that could not be read, and count it."""
         made = failure(error, identity)
-        self._count(metrics, made, 0.0)
+        self.count(metrics, made, 0.0)
         return made
 
-    def _count(self, metrics: Metrics, made: Reply, seconds: float) -> None:
+    def count(self, metrics: Metrics, made: Reply, seconds: float) -> None:
+        """Count a request that was answered, or refused."""
         if self.infers:
             metrics.inference(self.protocol, str(made.status), seconds, made.slug)
         else:

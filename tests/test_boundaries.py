@@ -83,7 +83,10 @@ def test_runtime_works_without_the_server_and_export_extras(classifier_bundle):
     """
     With every module of the other halves made unimportable, a bundle still loads and runs.
     """
-    absent = sorted(TRAINING | {"server", "flask", "granian", "orjson", "rich", "matplotlib"})
+    absent = sorted(
+        TRAINING
+        | {"server", "flask", "httptools", "grpc", "uvloop", "orjson", "rich", "matplotlib"}
+    )
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({absent})); import numpy as np; "
         "from runtime import load; "

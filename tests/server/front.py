@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import json
 import socket
+import time
 
 from server.config import ServerConfig
 from server.http_app import create_app
-from server.http_front import Front, make_server
+from server.http_front import Front
+from server.http_server import HttpServer, listen
 from server.routes import hot_paths, make_routes
-from server.watch import Watch
 from tests.server.fakes import FakeModel, Running
-from tests.serving import free_port
 
 
 class Entrance:
@@ -21,35 +21,34 @@ class Entrance:
       model: answers.
       running: the service's loop.
       port: where it listens.
+      server: its connections.
       app: the application behind the front.
     """
 
-    def __init__(self, model=None, watch=None, limits=None, *, load=True, **config):
+    def __init__(self, model=None, limits=None, *, load=True, **config):
         self.model = model or FakeModel()
         self.running = Running(**(limits or {}))
-        self.port = free_port()
+        listener = listen("127.0.0.1", 0)
+        self.port = listener.getsockname()[1]
         self.config = ServerConfig(bundle="unused", host="127.0.0.1", port=self.port, **config)
         self.service = self.running.service
         routes = make_routes(self.service, self.config)
         self.app = create_app(self.service, routes, self.config.bodies, self.running.wait)
-        self.front = Front(
-            self.app, self.service, self.config.bodies, threads=4, watch=watch or Watch()
-        )
+        self.front = Front(self.app, self.service, self.config.bodies, threads=4)
         if load:
             self.running.open(self.model)
             self.front.hot = hot_paths(self.service, routes)
-        self._served = asyncio.run_coroutine_threadsafe(self._serve(), self.running.loop)
-        self._listening()
+        self.server = HttpServer(self.front, listener)
+        self._served = asyncio.run_coroutine_threadsafe(self.server.serve(), self.running.loop)
 
-    async def _serve(self):
-        self._server = make_server(self.front, "127.0.0.1", self.port)
-        await self._server.serve()
+    def look(self, later_s):
+        """Have the server look at its connections as if it were so much later."""
 
-    def _listening(self):
-        """Connect until somebody is there; a refused connection answers at once."""
-        while True:
-            with contextlib.suppress(ConnectionRefusedError), self.connect():
-                return
+        async def look():
+            for connection in list(self.server.connections):
+                connection.look(time.monotonic() + later_s)
+
+        self.running.wait(look())
 
     def connect(self):
         """Open a connection."""
@@ -83,8 +82,8 @@ class Entrance:
 
     def close(self):
         """Stop listening, and end the loop."""
-        self.running.loop.call_soon_threadsafe(self._server.stop)
-        self._served.result(30)
+        self._served.cancel()
+        self.running.wait(self.server.stop())
         self.running.close()
 
 

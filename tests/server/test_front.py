@@ -1,6 +1,7 @@
 """The front on raw sockets: what comes in crooked is refused, and what is good goes on."""
 
 import asyncio
+import contextlib
 import gzip
 import json
 import socket
@@ -8,7 +9,7 @@ import zlib
 
 from pytest import fixture, mark, param
 
-from server.watch import Watch
+from server.http_connection import BODY_S, HEAD_BYTES, HEAD_S, IDLE_S, LINGER_S
 from tests.server.fakes import Gate
 from tests.server.front import Entrance, read_answer, request
 
@@ -19,9 +20,7 @@ BODY = b'{"instances": [[1, 2]]}'
 @fixture(scope="module")
 def entrance():
     """A front with small limits."""
-    entrance = Entrance(
-        watch=Watch(period_s=0.01, body_s=0.05), max_json_bytes=LIMIT, max_body_bytes=2 * LIMIT
-    )
+    entrance = Entrance(max_json_bytes=LIMIT, max_body_bytes=2 * LIMIT)
     yield entrance
     entrance.close()
 
@@ -178,6 +177,7 @@ CROOKED = [
     param((head("host: t", "x-a: b\0c", "content-length: 23"), BODY), id="nul-in-a-header"),
     param((head("host: t", "content-length : 23"), BODY), id="space-before-colon"),
     param((b"NONSENSE\r\n\r\n",), id="no-request-line"),
+    param((request("/predict", BODY, method="BREW"),), id="no-such-method"),
     param((b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",), id="tls"),
     param((head("host: t", "transfer-encoding: chunked"), b"zz\r\n", BODY), id="chunk-size"),
     param((head("host: t", "transfer-encoding: chunked"), b"ffffffffffffffffff\r\n"), id="huge-chunk"),
@@ -212,21 +212,124 @@ def test_a_body_cut_short_is_not_run(entrance):
         head("host: t", "transfer-encoding: chunked"), b"%x\r\n%s\r\n" % (9, BODY[:9]), cut=True
     )
 
-    assert body_of(answer)["code"] == "incomplete_body"
-    assert status_of(in_chunks) == 400
+    assert body_of(answer)["error"] == "body: expected all of it, got less"
+    assert body_of(in_chunks)["error"] == "body: expected all of it, got less"
     assert len(entrance.model.ran) == ran
 
 
-def test_a_body_that_does_not_come_is_given_up(entrance):
-    """A body that stalls is 408, and its connection is closed."""
+@mark.parametrize(
+    ("sent", "seconds", "slug"),
+    [
+        param(b"POST /pre", HEAD_S, "head_timeout", id="head"),
+        param(head("host: t", "content-length: 100") + BODY, BODY_S, "body_timeout", id="body"),
+    ],
+)
+def test_what_does_not_come_is_given_up(entrance, sent, seconds, slug):
+    """A head or a body that stalls is 408, once its time is over, and its connection is closed."""
     with entrance.connect() as connection:
-        connection.sendall(head("host: t", "content-length: 100") + BODY)
+        connection.sendall(sent)
+        entrance.running.wait(until(lambda: not all(c.idle for c in entrance.server.connections)))
+        entrance.look(seconds - 5)
+        still = len(entrance.server.connections)
+        entrance.look(seconds + 5)
         status, headers, body = read_answer(connection)
         rest = connection.recv(1)
 
-    assert (status, body["code"]) == (408, "body_timeout")
+    assert still == 1
+    assert (status, body["code"]) == (408, slug)
     assert headers["connection"] == "close"
     assert rest == b""
+
+
+def test_a_connection_that_idles_is_kept_longer_than_a_load_balancer_keeps_it(entrance):
+    """A connection without requests is closed only after more than ten minutes."""
+    with entrance.connect() as connection:
+        connection.sendall(request("/predict", BODY))
+        read_answer_unbuffered(connection)
+        entrance.look(600)
+        connection.sendall(request("/predict", BODY))
+        kept = read_answer_unbuffered(connection)
+        entrance.look(IDLE_S + 5)
+        closed = connection.recv(1)
+
+    assert kept == {"predictions": [3.0]}
+    assert closed == b""
+
+
+def test_a_refused_client_that_never_stops_sending_is_cut_off(entrance):
+    """After a refusal what still comes is thrown away, for a moment, so that it can be read."""
+    with entrance.connect() as connection:
+        connection.sendall(head("host: t", "content-length: 99999999999"))
+        status, _, _ = read_answer(connection)
+        connection.sendall(b" " * 100_000)
+        entrance.look(LINGER_S + 5)
+        with contextlib.suppress(ConnectionError):
+            assert connection.recv(1) == b""
+
+    assert status == 413
+
+
+def test_headers_without_end_are_refused(entrance):
+    """A head beyond its limit is 431, complete or not."""
+    answer = entrance.send(b"POST /predict HTTP/1.1\r\nx-a: " + b"a" * (HEAD_BYTES + 1000))
+
+    assert status_of(answer) == 431
+    assert body_of(answer)["code"] == "headers_too_large"
+
+
+def test_a_client_that_waits_to_be_asked_is(entrance):
+    """Expect: 100-continue is answered before the body, unless the body is refused."""
+    with entrance.connect() as connection:
+        connection.sendall(head("host: t", "expect: 100-continue", f"content-length: {len(BODY)}"))
+        asked = connection.recv(25)
+        connection.sendall(BODY)
+        answer = read_answer_unbuffered(connection)
+    refused = entrance.send(head("host: t", "expect: 100-continue", "content-length: 999999"))
+
+    assert asked == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert answer == {"predictions": [3.0]}
+    assert status_of(refused) == 413
+
+
+def test_an_offer_to_upgrade_is_passed_over(entrance):
+    """Clients that would rather speak HTTP/2 are answered in HTTP/1.1, on the same connection."""
+    upgrade = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
+    with entrance.connect() as connection:
+        connection.sendall(request("/predict", BODY, upgrade) + request("/predict", BODY))
+        answers = [read_answer_unbuffered(connection) for _ in range(2)]
+
+    assert answers == [{"predictions": [3.0]}] * 2
+
+
+def test_a_client_that_reads_nothing_is_given_nothing_more(entrance):
+    """Answers that are not read hold up the requests behind them, not the server."""
+    ran = len(entrance.model.ran)
+    with entrance.connect() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(0.2)
+        sent = 0
+        with contextlib.suppress(TimeoutError):
+            for _ in range(2000):
+                connection.sendall(request("/nothing", b"") * 50)
+                sent += 50
+        assert sent < 100_000
+    assert len(entrance.model.ran) == ran
+
+
+def test_connections_beyond_the_most_wait_in_the_kernel(entrance):
+    """A connection that is one too many is served once another has ended."""
+    entrance.server._most, most = 2, entrance.server._most
+    entrance.server._look_s, look_s = 0.01, entrance.server._look_s
+    try:
+        first, second = entrance.connect(), entrance.connect()
+        entrance.running.wait(until(lambda: len(entrance.server.connections) == 2))
+        with entrance.connect() as third:
+            third.sendall(request("/predict", BODY))
+            first.close()
+            assert read_answer(third)[2] == {"predictions": [3.0]}
+        second.close()
+    finally:
+        entrance.server._most, entrance.server._look_s = most, look_s
 
 
 def test_silent_connections_hold_nobody_up(entrance):
@@ -284,7 +387,7 @@ def test_a_client_that_goes_while_its_batch_runs_leaves_nothing_behind(entrance)
     gate.open()
 
 
-@mark.parametrize("method", ["HEAD", "OPTIONS", "PUT", "DELETE", "TRACE", "BREW"])
+@mark.parametrize("method", ["HEAD", "OPTIONS", "PUT", "DELETE", "TRACE", "PATCH"])
 def test_other_methods_are_refused_or_answered_without_a_body(entrance, method):
     """A method that a route lacks is 405 with what is allowed; OPTIONS says the same."""
     answer = entrance.send(request("/predict", b"", "connection: close\r\n", method))
@@ -314,7 +417,7 @@ def test_connection_close_is_said_while_draining(entrance):
     assert headers["connection"] == "close"
 
 
-def test_many_clients_that_go_leave_no_watcher_behind(entrance):
+def test_many_clients_that_go_leave_nothing_behind(entrance):
     """After a storm of disconnects nothing is under way."""
     for _ in range(100):
         with entrance.connect() as connection:
@@ -322,4 +425,4 @@ def test_many_clients_that_go_leave_no_watcher_behind(entrance):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
     entrance.ask()
-    entrance.running.wait(until(lambda: not entrance.front._watch._entries))
+    entrance.running.wait(until(lambda: not entrance.server.connections))

@@ -1,0 +1,300 @@
+"""One connection: bytes to requests, answers to bytes, in order.
+
+httptools reads HTTP/1 (it is llhttp, which reads strictly); what it has no say in is here:
+the order of pipelined requests, sizes, times, and how a connection ends.
+"""
+
+import asyncio
+import collections
+import enum
+import time
+from collections.abc import Awaitable
+from typing import Any, Protocol, override
+
+import httptools
+
+from server.errors import MalformedRequest, TooLarge
+from server.http_message import Message, write
+from server.reply import Reply, refusal
+
+# The request line and headers together; proxies allow 8 to 60 KiB.
+HEAD_BYTES = 1 << 16
+# Requests that wait behind the one that is being answered.
+PIPELINED = 32
+# Longer than the idle time of the load balancers in use (Google's: 600 s), so that none
+# of them sends a request into a connection that closes.
+IDLE_S = 620.0
+HEAD_S = 30.0
+BODY_S = 60.0
+WRITE_S = 60.0
+# For how long what still comes is thrown away after a refusal, so that it can be read.
+LINGER_S = 2.0
+
+
+class Phase(enum.Enum):
+    """What a connection waits for, and for how many seconds at most."""
+
+    IDLE = IDLE_S
+    HEAD = HEAD_S
+    BODY = BODY_S
+    LINGER = LINGER_S
+
+
+class Answers(Protocol):
+    """Whoever answers the requests of connections."""
+
+    def limit(self, message: Message) -> int:
+        """Give the most bytes that the body may have; raises what refuses the request."""
+
+    def answer(self, message: Message) -> Awaitable[Reply]:
+        """Answer a request; cancelled if its client goes."""
+
+    def refused(self, message: Message | None, error: Exception) -> Reply:
+        """Write the refusal of a request that was not read."""
+
+    def closing(self) -> bool:
+        """Say whether connections are to end with their answers."""
+
+
+class Connection(asyncio.Protocol):
+    """A connection. All on the event loop.
+
+    Args:
+      answers: answers its requests.
+      connections: of which it is one while it is open.
+    """
+
+    def __init__(self, answers: Answers, connections: "set[Connection]") -> None:
+        self._answers = answers
+        self._connections = connections
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: Any = None
+        self._client = ""
+        self._phase = Phase.IDLE
+        self._since = time.monotonic()
+        self._head_bytes = 0
+        self._target = b""
+        self._fields: list[tuple[str, bytes]] = []
+        self._headers: dict[str, str] = {}
+        self._doubled: set[str] = set()
+        self._message: Message | None = None
+        self._parts: list[bytes] = []
+        self._limit = self._left = 0
+        self._waiting: collections.deque[Message | Reply] = collections.deque()
+        self._task: asyncio.Task[None] | None = None
+        self._blocked_since: float | None = None
+
+    # Of asyncio.
+
+    @override
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        peer = transport.get_extra_info("peername")
+        self._client = str(peer[0]) if peer else ""
+        self._connections.add(self)
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.discard(self)
+        self._waiting.clear()
+        if self._task is not None:
+            self._task.cancel()
+
+    @override
+    def eof_received(self) -> bool:
+        """Take the end of what the client sends for its leaving, unless a body was under way."""
+        if self._phase is Phase.BODY:
+            self._refuse(MalformedRequest("body: expected all of it, got less"))
+        return False
+
+    @override
+    def pause_writing(self) -> None:
+        self._blocked_since = time.monotonic()
+
+    @override
+    def resume_writing(self) -> None:
+        self._blocked_since = None
+        self._next()
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        if self._phase is Phase.LINGER:
+            return
+        if self._phase is Phase.IDLE:
+            self._enter(Phase.HEAD)
+        if self._phase is Phase.HEAD:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(MalformedRequest("request: expected one of HTTP 1, got something else"))
+        else:
+            if self._phase is Phase.HEAD and self._head_bytes > HEAD_BYTES:
+                self._finish(
+                    refusal(
+                        431, "headers_too_large", f"headers: expected at most {HEAD_BYTES} bytes"
+                    )
+                )
+
+    # Of httptools, in this order for each request.
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._target = b""
+        self._fields = []
+        self._headers = {}
+        self._doubled = set()
+        self._message = None
+        self._parts = []
+
+    def on_url(self, part: bytes) -> None:
+        """Take a part of the target."""
+        self._target += part
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, or what follows a body in chunks, which nobody asked for."""
+        if self._message is None:
+            key = name.decode("latin-1").lower()
+            self._fields.append((key, value))
+            if key in self._headers:
+                self._doubled.add(key)
+            else:
+                self._headers[key] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        """Decide whether the body is read, before any of it is."""
+        parser = self._parser
+        if parser.should_upgrade():
+            return
+        self._message = message = Message(
+            parser.get_method().decode(),
+            self._target,
+            parser.get_http_version(),
+            self._headers,
+            self._doubled,
+            self._client,
+        )
+        self._enter(Phase.BODY)
+        try:
+            self._limit = self._left = self._answers.limit(message)
+        except Exception as error:  # noqa: BLE001 (every error has an answer)
+            self._refuse(error)
+            return
+        if message.expects_continue and self._task is None and not self._waiting:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, part: bytes) -> None:
+        """Take a part of the body; no more than there may be."""
+        if self._phase is not Phase.LINGER:
+            self._left -= len(part)
+            if self._left < 0:
+                self._refuse(TooLarge(f"body: expected at most {self._limit} bytes, got more"))
+            else:
+                self._parts.append(part)
+
+    def on_message_complete(self) -> None:
+        """Put the request behind those before it."""
+        message = self._message
+        if self._phase is Phase.LINGER or message is None:
+            return
+        message.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        message.keep_alive = self._parser.should_keep_alive()
+        self._parts = []
+        self._head_bytes = 0
+        self._enter(Phase.IDLE)
+        self._waiting.append(message)
+        if len(self._waiting) > PIPELINED:
+            self._transport.pause_reading()
+        self._next()
+
+    # Of our own.
+
+    @property
+    def idle(self) -> bool:
+        """Say whether nothing is asked of it."""
+        return self._phase is Phase.IDLE and self._task is None and not self._waiting
+
+    def look(self, now: float) -> None:
+        """End the connection if what it waits for does not come in time."""
+        if self._blocked_since is not None and now - self._blocked_since > WRITE_S:
+            self._transport.abort()
+        elif now - self._since <= self._phase.value or (
+            self._phase is Phase.IDLE and not self.idle
+        ):
+            return
+        elif self._phase is Phase.BODY or self._phase is Phase.HEAD:
+            what = self._phase.name.lower()
+            self._finish(refusal(408, f"{what}_timeout", f"{what}: expected all of it sooner"))
+        else:
+            self._transport.abort()
+
+    def close(self) -> None:
+        """Close once what was written is sent."""
+        self._transport.close()
+
+    def _decline(self, rest: bytes) -> None:
+        """Go on in HTTP/1 where a client offers to speak something else.
+
+        httptools ends a message with the head of such a request. So its head is read again,
+        without the offer, and then what came behind it.
+        """
+        method = self._parser.get_method()
+        lines = [b"%s %s HTTP/1.1" % (method, self._target)]
+        lines += [
+            b"%s: %s" % (name.encode("latin-1"), value)
+            for name, value in self._fields
+            if name not in ("upgrade", "connection")
+        ]
+        self._parser = httptools.HttpRequestParser(self)
+        self.data_received(b"\r\n".join([*lines, b"", b""]) + rest)
+
+    def _enter(self, phase: Phase) -> None:
+        self._phase = phase
+        self._since = time.monotonic()
+
+    def _next(self) -> None:
+        """Answer the next request, if none is being answered and the client reads."""
+        if self._task is not None or self._blocked_since is not None or not self._waiting:
+            return
+        if len(self._waiting) == PIPELINED:
+            self._transport.resume_reading()
+        item = self._waiting.popleft()
+        if isinstance(item, Reply):
+            self._send(item, None)
+        else:
+            self._task = self._loop.create_task(self._answer(item))
+
+    async def _answer(self, message: Message) -> None:
+        made = await self._answers.answer(message)
+        self._task = None
+        if not self._transport.is_closing():
+            self._send(made, message)
+            self._next()
+
+    def _send(self, made: Reply, message: Message | None) -> None:
+        """Write an answer; with None it is the last one."""
+        head_only = message is not None and message.method == "HEAD"
+        close = message is None or not message.keep_alive or self._answers.closing()
+        self._transport.write(write(made, head_only=head_only, close=close))
+        if not close:
+            return
+        self._waiting.clear()
+        if message is None and self._transport.can_write_eof():
+            # To close now would reset the connection, and lose the refusal, while the
+            # client is still sending.
+            self._transport.write_eof()
+            self._enter(Phase.LINGER)
+        else:
+            self._transport.close()
+
+    def _refuse(self, error: Exception) -> None:
+        self._finish(self._answers.refused(self._message, error))
+
+    def _finish(self, made: Reply) -> None:
+        """Answer what was not read behind all that was, and read no more."""
+        self._enter(Phase.LINGER)
+        self._waiting.append(made)
+        self._next()

@@ -1,0 +1,96 @@
+"""The listening socket and its connections."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+import time
+
+from server.http_connection import Answers, Connection
+
+log = logging.getLogger(__name__)
+
+# Above what a load balancer opens; the kernel keeps some more waiting.
+CONNECTIONS = 2048
+# How often connections are looked at for what does not come.
+LOOK_S = 1.0
+# Running out of these passes, once connections end.
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind a port of this process alone.
+
+    Raises:
+      OSError: it is taken, or not allowed.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=CONNECTIONS)
+    listener.setblocking(False)
+    return listener
+
+
+class HttpServer:
+    """Accepts connections until it is stopped.
+
+    Args:
+      answers: answers the requests.
+      listener: a socket that listens; see `listen`.
+      most: connections at once; the kernel keeps those beyond.
+      look_s: how often they are looked at for what does not come.
+    """
+
+    def __init__(
+        self,
+        answers: Answers,
+        listener: socket.socket,
+        most: int = CONNECTIONS,
+        look_s: float = LOOK_S,
+    ) -> None:
+        self._answers = answers
+        self._listener = listener
+        self._most = most
+        self._look_s = look_s
+        self.connections: set[Connection] = set()
+
+    async def serve(self) -> None:
+        """Accept connections; cancelled to end."""
+        loop = asyncio.get_running_loop()
+        looking = loop.create_task(self._look())
+        try:
+            with self._listener:
+                while True:
+                    await self._accept(loop)
+        finally:
+            looking.cancel()
+
+    async def stop(self) -> None:
+        """Close the connections as they get idle; all of them are closed then."""
+        while self.connections:
+            for connection in list(self.connections):
+                if connection.idle:
+                    connection.close()
+            await asyncio.sleep(0.01)
+
+    async def _accept(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            accepted, _ = await loop.sock_accept(self._listener)
+        except OSError as error:
+            if error.errno in _SHORTAGES:
+                log.warning("no more connections for now: %s", error.strerror)
+                await asyncio.sleep(self._look_s)
+            return
+        with contextlib.suppress(OSError):  # gone again
+            await loop.connect_accepted_socket(
+                lambda: Connection(self._answers, self.connections), accepted
+            )
+        while len(self.connections) >= self._most:  # noqa: ASYNC110 (at the limit a look now and then will do)
+            await asyncio.sleep(self._look_s)
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(self._look_s)
+            now = time.monotonic()
+            for connection in list(self.connections):
+                connection.look(now)
