@@ -3,8 +3,8 @@
 Nothing is converted: a wrong dtype is an error, never a silent cast.
 """
 
-import dataclasses
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,8 +13,7 @@ from runtime.signature import BATCH, Axis, Signature, TensorSpec, notation
 from runtime.tensors import Array, numpy_dtype
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Checked:
+class Checked(NamedTuple):
     """Inputs that fit the signature.
 
     Attributes:

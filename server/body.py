@@ -1,10 +1,9 @@
 """Which bodies are read, how much of them, and what they say they are."""
 
 import dataclasses
-import re
 import zlib
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from server.errors import MalformedRequest, TooLarge, UnsupportedMedia
 
@@ -14,6 +13,7 @@ _JSON_TYPES = ("", "application/json", "application/x-www-form-urlencoded")
 _BINARY = "application/octet-stream"
 # The type of Triton's binary requests on Vertex AI, which passes no header of a client's on.
 _VERTEX_BINARY = "application/vnd.vertex-ai-triton.binary+json"
+_MOST_DIGITS = 18
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
 
 # Gives the first header of a (lower case) name, or None.
@@ -28,8 +28,7 @@ class Limits:
     binary_bytes: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Announced:
+class Announced(NamedTuple):
     """What the headers say of a body.
 
     Attributes:
@@ -113,7 +112,7 @@ def _pair(parameter: str) -> tuple[str, str]:
 
 
 def _number(name: str, text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,18}", text):
+    if not (text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS):
         raise MalformedRequest(f"{name}: expected a number of bytes, got {text[:100]!r}")
     return int(text)
 

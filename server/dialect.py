@@ -4,8 +4,9 @@ Reading and writing are plain functions of bytes; `infer` brings them and the se
 """
 
 import asyncio
-import dataclasses
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 from runtime.inputs import Checked
 from runtime.model import Model
@@ -18,8 +19,7 @@ from server.service import Answer, Evidence, Service
 LARGE_BYTES = 1 << 18
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Call[T]:
+class Call[T](NamedTuple):
     """A request that was read.
 
     Attributes:
@@ -52,9 +52,10 @@ async def ask[T](
     """
     model = service.model
     call = await asyncio.to_thread(read, model) if size > LARGE_BYTES else read(model)
-    limits = [limit for limit in (call.timeout_s, timeout_s) if limit is not None]
-    answer = await service.answer(call.inputs, min(limits, default=None))
-    if sum(output.nbytes for output in answer.outputs.values()) > LARGE_BYTES:
+    if timeout_s is None or (call.timeout_s is not None and call.timeout_s < timeout_s):
+        timeout_s = call.timeout_s
+    answer = await service.answer(call.inputs, timeout_s)
+    if call.inputs.rows * service.output_row_bytes > LARGE_BYTES:
         return await asyncio.to_thread(call.write, answer), answer
     return call.write(answer), answer
 
@@ -66,12 +67,12 @@ async def infer(service: Service, request: Request, read: Read) -> Reply:
       Exception: whatever `status.status_of` knows; see `Service.answer`.
     """
     written, answer = await ask(
-        service, lambda model: read(request, model), len(request.body), request.timeout_s
+        service, functools.partial(read, request), len(request.body), request.timeout_s
     )
     if not request.evidence:
         return written
     headers = evidence_headers(service.model, answer.evidence)
-    return dataclasses.replace(written, headers=written.headers + headers)
+    return written._replace(headers=written.headers + headers)
 
 
 def evidence_of(model: Model, evidence: Evidence) -> dict[str, str | int]:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, override
 
 import httptools
 
+from server.body import Announced
 from server.errors import MalformedRequest, TooLarge
 from server.http_message import Message, write
 from server.reply import Reply, refusal
@@ -43,8 +44,8 @@ class Phase(enum.Enum):
 class Answers(Protocol):
     """Whoever answers the requests of connections."""
 
-    def limit(self, message: Message) -> int:
-        """Give the most bytes that the body may have; raises what refuses the request."""
+    def admit(self, message: Message) -> Announced:
+        """Give what the head says of the body; raises what refuses the request."""
 
     def answer(self, message: Message) -> Awaitable[Reply]:
         """Answer a request; cancelled if its client goes."""
@@ -179,10 +180,11 @@ class Connection(asyncio.Protocol):
         )
         self._enter(Phase.BODY)
         try:
-            self._limit = self._left = self._answers.limit(message)
+            message.announced = announced = self._answers.admit(message)
         except Exception as error:  # noqa: BLE001 (every error has an answer)
             self._refuse(error)
             return
+        self._limit = self._left = announced.limit
         if message.expects_continue and self._task is None and not self._waiting:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -265,7 +267,9 @@ class Connection(asyncio.Protocol):
         if isinstance(item, Reply):
             self._send(item, None)
         else:
-            self._task = self._loop.create_task(self._answer(item))
+            # Begun at once: most requests are queued before this returns.
+            task = asyncio.Task(self._answer(item), loop=self._loop, eager_start=True)
+            self._task = None if task.done() else task
 
     async def _answer(self, message: Message) -> None:
         made = await self._answers.answer(message)

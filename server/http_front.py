@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from server.body import Limits, check_headers, check_length
+from server.body import Announced, Limits, check_headers, check_length
 from server.errors import MalformedRequest, TooLarge
 from server.http_message import Message
 from server.reply import Reply, failure
@@ -46,30 +46,29 @@ class Front:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="http")
         self.hot: dict[str, tuple[Route, dict[str, str]]] = {}
 
-    def limit(self, message: Message) -> int:
-        """Give the most bytes that the body may have; raises what refuses the request."""
+    def admit(self, message: Message) -> Announced:
+        """Give what the head says of the body; raises what refuses the request."""
         if not message.doubled.isdisjoint(_SINGLE):
             name = min(message.doubled & _SINGLE)
             raise MalformedRequest(f"{name}: expected one header of that name, got several")
         if self._route(message) is not None:
-            return check_headers(message.headers.get, self._limits).limit
+            return check_headers(message.headers.get, self._limits)
         limit = self._limits.binary_bytes
         length = message.headers.get("content-length", "0")
         if length.isdecimal() and int(length) > limit:
             raise TooLarge(f"body: expected at most {limit} bytes, got {int(length)}")
-        return limit
+        return Announced(None, limit, None, "")
 
     async def answer(self, message: Message) -> Reply:
         """Answer a request; cancelled if its client goes."""
-        found = self._route(message)
-        if found is None:
+        found, announced = self._route(message), message.announced
+        if found is None or announced is None:
             environ = environ_of(message)
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._pool, _call, self._app, environ)
         route, parts = found
         header = message.headers.get
         try:
-            announced = check_headers(header, self._limits)
             body = check_length(message.body, announced)
             request = make_request(header, body, announced.json_bytes)
         except Exception as error:  # noqa: BLE001 (every error has an answer)

@@ -6,7 +6,8 @@ import http
 import time
 from email.utils import formatdate
 
-from server.reply import Reply
+from server.body import Announced
+from server.reply import Headers, Reply
 
 
 @dataclasses.dataclass(slots=True)
@@ -20,6 +21,7 @@ class Message:
       headers: by lower-case name; of several with one name the first.
       doubled: names that came more than once.
       client: the address that it came from.
+      announced: what its head says of its body, once that is accepted.
       body: all of it, as it came over the wire.
       keep_alive: whether the connection outlives the answer.
     """
@@ -30,6 +32,7 @@ class Message:
     headers: dict[str, str]
     doubled: set[str]
     client: str
+    announced: Announced | None = None
     body: bytes = b""
     keep_alive: bool = True
 
@@ -47,25 +50,22 @@ def write(made: Reply, *, head_only: bool, close: bool) -> bytes:
       head_only: for HEAD, which gets the head of what GET would get.
       close: whether the connection ends with it.
     """
-    lines = [_status_line(made.status)]
-    length: str | int = len(made.body)
-    for name, value in made.headers:
-        if name != "content-length":
-            lines.append(f"{name}: {value}\r\n")
-        elif head_only:
-            length = value
-    lines.append(f"content-length: {length}\r\ndate: {_date(int(time.monotonic()))}\r\n")
-    lines.append("connection: close\r\n\r\n" if close else "\r\n")
-    head = "".join(lines).encode("latin-1", "replace")
-    return head if head_only else head + made.body
+    head = _head(made.status, made.headers, close, int(time.monotonic()))
+    if head_only:
+        length = dict(made.headers).get("content-length", str(len(made.body)))
+        return b"%scontent-length: %s\r\n\r\n" % (head, length.encode())
+    return b"%scontent-length: %d\r\n\r\n%s" % (head, len(made.body), made.body)
 
 
-@functools.lru_cache(maxsize=64)
-def _status_line(status: int) -> str:
-    return f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\nserver: hloserve\r\n"
+@functools.lru_cache(maxsize=16)
+def _head(status: int, headers: Headers, close: bool, _second: int) -> bytes:
+    """Write a head but for its length; one of those that most answers of a second share.
 
-
-@functools.lru_cache(maxsize=1)
-def _date(_second: int) -> str:
-    """Write the date once a second; RFC 9110 section 6.6.1 asks for it."""
-    return formatdate(usegmt=True)
+    The date changes with the second; RFC 9110 section 6.6.1 asks for it.
+    """
+    lines = [f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}", "server: hloserve"]
+    lines += [f"{name}: {value}" for name, value in headers if name != "content-length"]
+    lines.append(f"date: {formatdate(usegmt=True)}")
+    if close:
+        lines.append("connection: close")
+    return "\r\n".join([*lines, ""]).encode("latin-1", "replace")

@@ -63,8 +63,7 @@ def arrays_from(instances: Sequence[Any], signature: Signature) -> dict[str, Arr
       MalformedRequest: instances are of different forms.
     """
     columns = _columns(instances, signature)
-    dims = {dim for spec in signature.inputs for dim in spec.shape[1:] if isinstance(dim, str)}
-    if dims:
+    if signature.axes:
         return _ragged(columns, signature)
     return {spec.name: _stack(spec, columns[spec.name]) for spec in signature.inputs}
 
@@ -72,6 +71,8 @@ def arrays_from(instances: Sequence[Any], signature: Signature) -> dict[str, Arr
 def _columns(instances: Sequence[Any], signature: Signature) -> dict[str, list[Any]]:
     required = [spec.name for spec in signature.inputs if not spec.mask]
     names = [spec.name for spec in signature.inputs]
+    if len(names) == 1 and dict not in set(map(type, instances)):
+        return {names[0]: list(instances)}
     if not any(map(_named, instances)):
         if len(required) != 1 and instances:
             raise MalformedRequest(
@@ -114,10 +115,11 @@ def _check_keys(instance: Any, index: int, names: list[str], required: list[str]
 
 def _stack(spec: TensorSpec, values: list[Any]) -> Array:
     """Read rows of one shape, all at once where they are plain."""
-    shape = spec.concrete(len(values), {})
-    array = convert(spec.dtype, values) if values else np.empty(shape, numpy_dtype(spec.dtype))
-    if array is not None and array.shape == shape:
+    array = convert(spec.dtype, values)
+    if array is not None and array.shape[1:] == spec.shape[1:] and values:
         return array
+    if not values:
+        return np.empty(spec.concrete(0, {}), numpy_dtype(spec.dtype))
     rows = [_row(spec, value, i) for i, value in enumerate(values)]
     return np.stack(rows)
 

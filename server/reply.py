@@ -1,8 +1,7 @@
 """What goes back to a client, whatever entrance it came through."""
 
-import dataclasses
 import uuid
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -15,8 +14,7 @@ _JSON: Headers = (("content-type", "application/json"),)
 RETRY_AFTER_S = "1"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """What goes back.
 
     Attributes:

@@ -1,8 +1,8 @@
 """A request, whatever entrance it came through: its headers are read here, its body in `body`."""
 
-import dataclasses
 import math
 import re
+from typing import NamedTuple
 
 from server.body import Header
 from server.errors import MalformedRequest
@@ -10,8 +10,7 @@ from server.errors import MalformedRequest
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What a route needs of a request.
 
     Attributes:

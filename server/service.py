@@ -19,7 +19,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -55,8 +55,7 @@ class State(enum.Enum):
     FAILED = "failed"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(NamedTuple):
     """How an answer came about.
 
     Attributes:
@@ -72,8 +71,7 @@ class Evidence:
     compute_s: float
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What came of a request.
 
     Attributes:
@@ -229,6 +227,11 @@ class Service:
         return self._open is not None
 
     @property
+    def output_row_bytes(self) -> int:
+        """Give the most bytes that a row's outputs have."""
+        return 0 if self._open is None else self._open.output_row_bytes
+
+    @property
     def queued_rows(self) -> int:
         """Give the rows that wait."""
         return 0 if self._open is None else self._open.queue.rows
@@ -276,7 +279,9 @@ class Service:
         )
         device.start()
         fastest_s = min(group.planner.cost(1) for group in model.groups.values())
-        self._open = _Open(model, queue, device, alone, fastest_s, count_compiles())
+        self._open = _Open(
+            model, queue, device, alone, fastest_s, _output_row_bytes(model), count_compiles()
+        )
         if self.state is State.LOADING:
             self.state = State.READY
 
@@ -453,7 +458,13 @@ class _Open:
     device: Device
     alone: bool
     fastest_s: float
+    output_row_bytes: int
     compiles: Callable[[], int]
+
+
+def _output_row_bytes(model: Model) -> int:
+    longest = {axis.name: axis.sizes[-1] for axis in model.signature.axes}
+    return sum(spec.row_bytes(longest) for spec in model.signature.outputs)
 
 
 def _expire(request: _Request, seconds: float) -> None:
