@@ -20,8 +20,9 @@ from server.reply import Reply, refusal
 
 # The request line and headers together; proxies allow 8 to 60 KiB.
 HEAD_BYTES = 1 << 16
-# Requests that wait behind the one that is being answered.
-PIPELINED = 32
+# Requests that wait behind the one that is being answered, or behind answers that the client
+# does not read. Clients that pipeline at all send a few.
+PIPELINED = 64
 # Longer than the idle time of the load balancers in use (Google's: 600 s), so that none
 # of them sends a request into a connection that closes.
 IDLE_S = 620.0
@@ -168,7 +169,7 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Decide whether the body is read, before any of it is."""
         parser = self._parser
-        if parser.should_upgrade():
+        if self._phase is Phase.LINGER or parser.should_upgrade():
             return
         self._message = message = Message(
             parser.get_method().decode(),
@@ -207,10 +208,11 @@ class Connection(asyncio.Protocol):
         self._parts = []
         self._head_bytes = 0
         self._enter(Phase.IDLE)
-        self._waiting.append(message)
-        if len(self._waiting) > PIPELINED:
-            self._transport.pause_reading()
-        self._next()
+        if len(self._waiting) == PIPELINED:
+            self._refuse(TooLarge(f"requests: expected at most {PIPELINED} ahead of their answers"))
+        else:
+            self._waiting.append(message)
+            self._next()
 
     # Of our own.
 
@@ -218,6 +220,11 @@ class Connection(asyncio.Protocol):
     def idle(self) -> bool:
         """Say whether nothing is asked of it."""
         return self._phase is Phase.IDLE and self._task is None and not self._waiting
+
+    @property
+    def reading(self) -> bool:
+        """Say whether what comes is read, and not thrown away."""
+        return self._phase is not Phase.LINGER
 
     def look(self, now: float) -> None:
         """End the connection if what it waits for does not come in time."""
@@ -261,8 +268,6 @@ class Connection(asyncio.Protocol):
         """Answer the next request, if none is being answered and the client reads."""
         if self._task is not None or self._blocked_since is not None or not self._waiting:
             return
-        if len(self._waiting) == PIPELINED:
-            self._transport.resume_reading()
         item = self._waiting.popleft()
         if isinstance(item, Reply):
             self._send(item, None)

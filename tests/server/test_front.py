@@ -9,9 +9,9 @@ import zlib
 
 from pytest import fixture, mark, param
 
-from server.http_connection import BODY_S, HEAD_BYTES, HEAD_S, IDLE_S, LINGER_S
+from server.http_connection import BODY_S, HEAD_BYTES, HEAD_S, IDLE_S, LINGER_S, PIPELINED
 from tests.server.fakes import Gate
-from tests.server.front import Entrance, read_answer, request
+from tests.server.front import Entrance, read_all, read_answer, request
 
 LIMIT = 5000
 BODY = b'{"instances": [[1, 2]]}'
@@ -301,19 +301,33 @@ def test_an_offer_to_upgrade_is_passed_over(entrance):
     assert answers == [{"predictions": [3.0]}] * 2
 
 
-def test_a_client_that_reads_nothing_is_given_nothing_more(entrance):
-    """Answers that are not read hold up the requests behind them, not the server."""
-    ran = len(entrance.model.ran)
+def test_more_requests_than_a_client_may_have_ahead_are_refused(entrance):
+    """Those within the limit are answered, in order, and then the refusal."""
+    gate = Gate()
+    entrance.model.before = gate
     with entrance.connect() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.settimeout(0.2)
-        sent = 0
-        with contextlib.suppress(TimeoutError):
-            for _ in range(2000):
-                connection.sendall(request("/nothing", b"") * 50)
-                sent += 50
-        assert sent < 100_000
-    assert len(entrance.model.ran) == ran
+        connection.sendall(request("/predict", BODY))
+        entrance.running.wait(gate.reached())
+        connection.sendall(request("/predict", BODY) * (PIPELINED + 1))
+        entrance.running.wait(
+            until(lambda: not any(c.reading for c in entrance.server.connections))
+        )
+        entrance.model.before = lambda _: None
+        gate.open()
+        answers = read_all(connection)
+
+    assert answers.count(b"HTTP/1.1 200") == 1 + PIPELINED
+    assert answers.count(b"HTTP/1.1 413") == 1
+
+
+def test_nothing_behind_a_refusal_is_read(entrance):
+    """Whatever comes in one piece with a request that is refused is thrown away with it."""
+    bad = request("/predict", BODY, "content-type: text/plain\r\n")
+
+    answers = entrance.send(bad + request("/predict", BODY) * 3)
+
+    assert answers.count(b"HTTP/1.1") == 1
+    assert status_of(answers) == 415
 
 
 def test_connections_beyond_the_most_wait_in_the_kernel(entrance):
