@@ -5,7 +5,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from export.errors import ExportError, nearest
+from export.errors import ExportError
+from runtime.errors import nearest
 from runtime.tensors import Array
 
 Params = Mapping[str, Any]

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import CheckpointError, first_line, nearest
+from export.errors import CheckpointError, first_line
+from runtime.errors import nearest
 from runtime.tensors import read_tensors
 
 Tree = Any

@@ -2,22 +2,22 @@
 
 import argparse
 import dataclasses
-import difflib
 import functools
 import importlib
 import importlib.util
-import itertools
 import json
 import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from export.errors import ExportError, UsageError, first_line, nearest
+from export.errors import ExportError, UsageError, first_line
 from export.fields import CAST_DTYPES, PRECISIONS, read_field
 from export.spec import ExportSpec
+from runtime.commandline import Parser
+from runtime.errors import nearest
 from runtime.signature import TensorSpec
 
 _EXAMPLES = """\
@@ -43,28 +43,6 @@ _DIRECT = (
     *("golden", "seed", "name", "version", "allow_row_mixing", "unverified"),
     *("buckets", "platforms"),
 )
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that names the nearest valid option for a typo."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Look at unknown options first: a typo of a required one is both unknown and missing."""
-        words = sys.argv[1:] if args is None else list(args)
-        known = [option for action in self._actions for option in action.option_strings]
-        for word in itertools.takewhile(lambda w: w != "--", words):
-            name = word.partition("=")[0]
-            if re.match(r"--?[A-Za-z]", name) and name not in known:
-                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"; did you mean {close[0]}?" if close else ""
-                self.error(f"{name}: no such option{hint}")
-        return super().parse_known_args(args, namespace)
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with status 2 and one line."""
-        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
-        hint = nearest(choice[1], re.findall(r"\w+", choice[2])) if choice else ""
-        self.exit(2, f"error: {message}{hint}\n")
 
 
 def parser() -> Parser:

@@ -8,9 +8,6 @@
   - VerificationError      the written bundle does not answer as the model does
 """
 
-import difflib
-from collections.abc import Iterable
-
 
 class ExportError(Exception):
     """This model cannot be exported as asked."""
@@ -40,9 +37,3 @@ def first_line(error: BaseException) -> str:
     """Give the first line of what an exception says, or its name if it says nothing."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)[:400]
-
-
-def nearest(word: str, options: Iterable[str]) -> str:
-    """Write "; did you mean 'x'?" for the option nearest to a word, or nothing."""
-    close = difflib.get_close_matches(word, list(options), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

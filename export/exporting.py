@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from export import verification
-from export.errors import ExportError, nearest
+from export.errors import ExportError
 from export.lowering import Lowered, lower, reproducible
 from export.outputs import Key
 from export.plan import Plan, bucket_name, precision, prepare
@@ -27,6 +27,7 @@ from export.report import ProgramReport, Progress, Report
 from export.spec import ExportSpec
 from export.writing import tolerances, write
 from runtime.description import describe_format
+from runtime.errors import nearest
 from runtime.manifest import Manifest
 from runtime.program import wide_types
 from runtime.writer import BundleWriter

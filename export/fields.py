@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import ExportError, nearest
+from export.errors import ExportError
+from runtime.errors import nearest
 from runtime.manifest import PLATFORMS, SCORES, OutputFormat
 from runtime.signature import BATCH, DTYPE_BYTES, Axis, Dim, TensorSpec
 

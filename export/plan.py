@@ -13,7 +13,7 @@ from export import goldens as golden_rules
 from export.calling import Adapted
 from export.checkpoints import read_params, take_subtree
 from export.constants import large_constants, stuck_constants, with_constants
-from export.errors import ExportError, nearest
+from export.errors import ExportError
 from export.fields import parse_output
 from export.golden_inputs import golden_inputs
 from export.lowering import Traced, trace
@@ -22,6 +22,7 @@ from export.outputs import Key, name_outputs, output_specs
 from export.packing import Packing, plan_packing
 from export.spec import ExportSpec
 from runtime.compare import largest_difference
+from runtime.errors import nearest
 from runtime.manifest import OutputFormat
 from runtime.signature import DTYPE_BYTES, Axis, Signature, TensorSpec
 from runtime.tensors import Array, numpy_dtype

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from export.errors import ExportError, nearest
+from export.errors import ExportError
 from export.fields import read_field
+from runtime.errors import nearest
 from runtime.signature import Axis, TensorSpec
 
 DEFAULT_BUCKETS = (1, 4, 8, 16, 32, 64)

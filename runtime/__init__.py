@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from runtime.bundle import Bundle, open_bundle
     from runtime.errors import (
-        BatchTooLarge,
         BundleError,
         DeviceUnavailable,
         ExecutionError,
@@ -35,7 +34,6 @@ __version__ = "0.1.0"
 _HOMES = {
     "runtime.bundle": ("Bundle", "open_bundle"),
     "runtime.errors": (
-        "BatchTooLarge",
         "BundleError",
         "DeviceUnavailable",
         "ExecutionError",
@@ -53,7 +51,6 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "BatchTooLarge",
     "Bundle",
     "BundleError",
     "DeviceUnavailable",

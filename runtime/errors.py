@@ -9,7 +9,6 @@
   - DeviceUnavailable      the device that was asked for is not there
 * InvalidInput             the caller's fault; the message is safe to show
   - SignatureMismatch      wrong name, dtype or shape
-  - BatchTooLarge          more rows than the caller allowed
 * ExecutionError           the device failed; the message belongs in the log
 
 Messages follow one grammar: *what, where: expected X, got Y[; do Z]*.
@@ -61,10 +60,6 @@ class InvalidInput(Exception):
 
 class SignatureMismatch(InvalidInput):
     """An input has the wrong name, dtype, shape or range."""
-
-
-class BatchTooLarge(InvalidInput):
-    """A request has more rows than the caller allowed."""
 
 
 class ExecutionError(Exception):

@@ -7,7 +7,7 @@ import base64
 import binascii
 import bisect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,16 +22,33 @@ from server.typed import convert, from_bytes, kind_of, refuse
 _B64 = {"b64"}
 
 
-def checked_instances(instances: Sequence[Any], model: Model) -> Checked:
+class Rows(NamedTuple):
+    """What instances hold.
+
+    Attributes:
+      arrays: one per input, a row for each instance.
+      sizes: real size of each bucketed axis for each instance; empty where there are no axes.
+    """
+
+    arrays: dict[str, Array]
+    sizes: list[dict[str, int]]
+
+
+def checked_instances(
+    instances: Sequence[Any], model: Model
+) -> tuple[Checked, list[dict[str, int]]]:
     """Read instances and hold them against the signature.
+
+    Returns:
+      The inputs, and the real sizes of each instance; see `Rows`.
 
     Raises:
       SignatureMismatch: names the first instance and input that do not fit.
       MalformedRequest: instances are of different forms.
     """
-    arrays = arrays_from(instances, model.signature)
+    arrays, sizes = rows_from(instances, model.signature)
     try:
-        return model.checker.check(arrays)
+        return model.checker.check(arrays), sizes
     except SignatureMismatch as error:
         raise _blame(arrays, len(instances), model.checker) or error from None
 
@@ -51,7 +68,7 @@ def _blame(arrays: Mapping[str, Array], rows: int, checker: Checker) -> Signatur
     return error and SignatureMismatch(f"instances[{count - 1}]: {error}")
 
 
-def arrays_from(instances: Sequence[Any], signature: Signature) -> dict[str, Array]:
+def rows_from(instances: Sequence[Any], signature: Signature) -> Rows:
     """Read instances into one array per input.
 
     An instance is an object of inputs by name; where there is one input only (masks
@@ -65,7 +82,7 @@ def arrays_from(instances: Sequence[Any], signature: Signature) -> dict[str, Arr
     columns = _columns(instances, signature)
     if signature.axes:
         return _ragged(columns, signature)
-    return {spec.name: _stack(spec, columns[spec.name]) for spec in signature.inputs}
+    return Rows({spec.name: _stack(spec, columns[spec.name]) for spec in signature.inputs}, [])
 
 
 def _columns(instances: Sequence[Any], signature: Signature) -> dict[str, list[Any]]:
@@ -124,7 +141,7 @@ def _stack(spec: TensorSpec, values: list[Any]) -> Array:
     return np.stack(rows)
 
 
-def _ragged(columns: Mapping[str, list[Any]], signature: Signature) -> dict[str, Array]:
+def _ragged(columns: Mapping[str, list[Any]], signature: Signature) -> Rows:
     """Read rows that may have different sizes along bucketed axes."""
     rows = {
         spec.name: [_row(spec, value, i) for i, value in enumerate(columns[spec.name])]
@@ -143,7 +160,7 @@ def _ragged(columns: Mapping[str, list[Any]], signature: Signature) -> dict[str,
             real: Any = (i, *(slice(size) for size in spec.concrete(1, sizes[i])[1:]))
             array[real] = rows[spec.name][i] if rows[spec.name] else 1
         out[spec.name] = array
-    return out
+    return Rows(out, sizes)
 
 
 def _sizes(signature: Signature, rows: Mapping[str, Array], index: int) -> dict[str, int]:
@@ -160,29 +177,6 @@ def _sizes(signature: Signature, rows: Mapping[str, Array], index: int) -> dict[
     for axis in signature.axes:  # now: one row of a million would be a million for all of them
         if axis.name in found:
             check_size(axis, found[axis.name], f"instances[{index}]: ")
-    return found
-
-
-def row_sizes(instances: Sequence[Any], signature: Signature) -> list[dict[str, int]]:
-    """Give the real size of each bucketed axis for each instance, to crop its answer."""
-    columns = _columns(instances, signature)
-    specs = [
-        s for s in signature.inputs if not s.mask and any(isinstance(d, str) for d in s.shape[1:])
-    ]
-    return [
-        {dim: size for spec in specs for dim, size in _measured(spec, columns[spec.name][i])}
-        for i in range(len(instances))
-    ]
-
-
-def _measured(spec: TensorSpec, value: Any) -> list[tuple[str, int]]:
-    found = []
-    if type(value) is dict:
-        value = _decoded(spec, value["b64"], "").tolist()
-    for dim in spec.shape[1:]:
-        if isinstance(dim, str):
-            found.append((dim, len(value)))
-        value = value[0] if isinstance(value, list) and value else []
     return found
 
 

@@ -143,11 +143,6 @@ def from_body(signature: Signature, data: bytes) -> dict[str, Array]:
     return {spec.name: from_raw(Head(spec, shape), data)}
 
 
-def to_bytes(array: Array) -> bytes:
-    """Write a tensor's elements, little-endian, in row-major order."""
-    return array.tobytes()
-
-
 def read_timeout(value: object) -> float | None:
     """Read the scheduling extension's `timeout`, in microseconds, as seconds; 0 is none.
 

@@ -181,7 +181,7 @@ def _write(
     for spec in outputs:
         array = answer.outputs[spec.name]
         response.outputs.add(name=spec.name, datatype=oip.DATATYPES[spec.dtype], shape=array.shape)
-        response.raw_output_contents.append(oip.to_bytes(array))
+        response.raw_output_contents.append(array.tobytes())
     if evidence:
         for name, value in evidence_of(model, answer.evidence).items():
             if isinstance(value, str):

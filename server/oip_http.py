@@ -148,7 +148,7 @@ def write(model: Model, wanted: Wanted, answer: Answer) -> Reply:
             "shape": list(array.shape),
         }
         if as_bytes:
-            binary.append(oip.to_bytes(array))
+            binary.append(array.tobytes())
             entry["parameters"] = {"binary_data_size": len(binary[-1])}
         else:
             entry["data"] = writable(array, answer.nonfinite).reshape(-1)

@@ -7,7 +7,7 @@ code has several uses, TensorFlow Serving's pairing of the two protocols is foll
 import dataclasses
 import logging
 
-from runtime.errors import BatchTooLarge, InvalidInput
+from runtime.errors import InvalidInput
 from server.errors import (
     DeadlineExceeded,
     Draining,
@@ -45,7 +45,6 @@ class Status:
 _TABLE: dict[type[BaseException], Status] = {
     UnsupportedMedia: Status(415, "UNIMPLEMENTED", "unsupported_media"),
     MalformedRequest: Status(400, "INVALID_ARGUMENT", "invalid_argument"),
-    BatchTooLarge: Status(413, "RESOURCE_EXHAUSTED", "too_large"),
     InvalidInput: Status(400, "INVALID_ARGUMENT", "invalid_argument"),
     NotFound: Status(404, "NOT_FOUND", "not_found"),
     Unsupported: Status(501, "UNIMPLEMENTED", "unsupported"),

@@ -13,7 +13,7 @@ from runtime.model import Model
 from server import oip_http
 from server.dialect import Call
 from server.errors import MalformedRequest, TooLarge
-from server.instances import checked_instances, row_sizes
+from server.instances import checked_instances
 from server.parse import parse_object
 from server.predictions import predictions_from
 from server.reply import Reply, reply
@@ -64,8 +64,7 @@ def read_instances(
         raise MalformedRequest(f"instances: expected an array, got {kind_of(instances)}")
     if len(instances) > most_rows:
         raise TooLarge(f"instances: expected at most {most_rows}, got {len(instances)}")
-    inputs = checked_instances(instances, model)
-    sizes = row_sizes(instances, model.signature) if model.signature.axes else []
+    inputs, sizes = checked_instances(instances, model)
     return Call(inputs, functools.partial(write, model, sizes), timeout_s)
 
 

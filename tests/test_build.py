@@ -112,8 +112,8 @@ def test_an_old_python_in_the_variable_is_an_error(project):
 
 def test_pyenv_versions_are_looked_at(project):
     """Where the PATH has none, pyenv's versions are looked at."""
-    project.python("home/.pyenv/versions/3.11.7/bin/python", fits=False)
-    wanted = project.python("home/.pyenv/versions/3.12.1/bin/python", fits=True)
+    project.python("home/.pyenv/versions/3.11.0/bin/python", fits=False)
+    wanted = project.python("home/.pyenv/versions/3.13.0/bin/python", fits=True)
 
     project.setup()
 
