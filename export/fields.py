@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from export.errors import ExportError
+from runtime.entries import PLATFORMS, SCORES, OutputFormat
 from runtime.errors import nearest
-from runtime.manifest import PLATFORMS, SCORES, OutputFormat
 from runtime.signature import BATCH, DTYPE_BYTES, Axis, Dim, TensorSpec
 
 PRECISIONS = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float32")

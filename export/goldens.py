@@ -13,7 +13,7 @@ import numpy as np
 
 from export.errors import ExportError
 from export.lowering import describe
-from runtime.manifest import Tolerance
+from runtime.entries import Tolerance
 from runtime.signature import TensorSpec
 from runtime.tensors import Array
 

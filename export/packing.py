@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from export.errors import ExportError
-from runtime.manifest import Param
+from runtime.entries import Param
 from runtime.tensors import ALIGNMENT, Array
 
 # Where copying an array costs as much as passing it: bench/packing.py.

@@ -22,8 +22,8 @@ from export.outputs import Key, name_outputs, output_specs
 from export.packing import Packing, plan_packing
 from export.spec import ExportSpec
 from runtime.compare import largest_difference
+from runtime.entries import OutputFormat
 from runtime.errors import nearest
-from runtime.manifest import OutputFormat
 from runtime.signature import DTYPE_BYTES, Axis, Signature, TensorSpec
 from runtime.tensors import Array, numpy_dtype
 

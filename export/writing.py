@@ -13,7 +13,8 @@ from export.lowering import Lowered
 from export.outputs import Key
 from export.plan import Plan, bucket_name
 from runtime import __version__
-from runtime.manifest import Argument, Golden, Manifest, Params, ProgramEntry
+from runtime.entries import Argument, Golden, Params, ProgramEntry
+from runtime.manifest import Manifest
 from runtime.tensors import Array
 from runtime.writer import BundleWriter
 

@@ -14,8 +14,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from runtime.entries import MANIFEST_NAME, File
 from runtime.errors import BundleError, IntegrityError
-from runtime.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, File, Manifest
+from runtime.manifest import MAX_MANIFEST_BYTES, Manifest
 from runtime.tensors import Array, read_tensors
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from runtime.manifest import Tolerance
+from runtime.entries import Tolerance
 from runtime.tensors import Array
 
 

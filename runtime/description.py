@@ -1,7 +1,8 @@
 """What a bundle holds, as people read it. Needs no jax and no device."""
 
 from runtime.bundle import Bundle
-from runtime.manifest import Manifest, OutputFormat
+from runtime.entries import OutputFormat
+from runtime.manifest import Manifest
 from runtime.signature import Axis, TensorSpec
 
 

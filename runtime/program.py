@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from jax import export
 
+from runtime.entries import ProgramEntry
 from runtime.errors import DeviceUnavailable, ExecutionError, IncompatibleProgram
-from runtime.manifest import Manifest, ProgramEntry
+from runtime.manifest import Manifest
 from runtime.tensors import Array, numpy_dtype
 
 Device = Any

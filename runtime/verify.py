@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from runtime.compare import Comparison, compare, largest_difference
+from runtime.entries import Golden
 from runtime.errors import GoldenMismatch, IntegrityError
-from runtime.manifest import Golden
 from runtime.model import Group, Model, load
 from runtime.rows import KINDS, Mixing, find_mixing
 from runtime.signature import bucket_name

@@ -22,8 +22,9 @@ from typing import BinaryIO, Self
 
 import numpy as np
 
+from runtime.entries import MANIFEST_NAME, File
 from runtime.errors import BundleError, ManifestError, UnsupportedFormat
-from runtime.manifest import MANIFEST_NAME, File, Manifest
+from runtime.manifest import Manifest
 from runtime.tensors import Array, read_tensors, write_tensors
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from server import body, service
+from server.pending import Nonfinite
 
 
 class ConfigError(Exception):
@@ -78,7 +79,7 @@ class ServerConfig:
         True, "Leave out the page at / that shows what is served.", env="HLOSERVE_PAGE"
     )
     log_format: str = _option("text", "Log lines: text or json.", env="HLOSERVE_LOG_FORMAT")
-    nonfinite: service.Nonfinite = _option(  # noqa: RUF009 (a field, as the others)
+    nonfinite: Nonfinite = _option(  # noqa: RUF009 (a field, as the others)
         "null", "What JSON has for NaN: null, error or string.", env="HLOSERVE_NONFINITE"
     )
 

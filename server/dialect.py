@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from runtime.inputs import Checked
 from runtime.model import Model
+from server.pending import Answer, Evidence
 from server.reply import Headers, Reply
 from server.request import Request
-from server.service import Answer, Evidence, Service
+from server.service import Service
 
 # Bodies above this are read, and answers above it written, on a worker thread, so that the
 # event loop goes on meanwhile: below it, changing threads costs more than it gives.

@@ -14,13 +14,13 @@ from runtime.tensors import Array, numpy_dtype
 from server import oip
 from server.dialect import Call, evidence_of
 from server.errors import MalformedRequest, Unsupported
+from server.pending import Answer
 from server.protos.inference_pb2 import (
     InferParameter,
     ModelInferRequest,
     ModelInferResponse,
     ModelStreamInferResponse,
 )
-from server.service import Answer
 
 Parameters = Mapping[str, InferParameter]
 

@@ -15,10 +15,10 @@ from server import oip
 from server.dialect import Call, evidence_of
 from server.errors import MalformedRequest, Unsupported
 from server.parse import parse_object
+from server.pending import Answer
 from server.predictions import writable
 from server.reply import Headers, Reply, reply, to_json
 from server.request import Request
-from server.service import Answer
 from server.typed import kind_of
 
 

@@ -1,6 +1,6 @@
 """Answers to Vertex AI's `predictions`: as they are, as probabilities, or as labels.
 
-To add a format, name it in `runtime.manifest.OUTPUT_KINDS` and write it in `formatted`.
+To add a format, name it in `runtime.entries.OUTPUT_KINDS` and write it in `formatted`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from runtime.manifest import OutputFormat
+from runtime.entries import OutputFormat
 from runtime.signature import Signature, TensorSpec
 from runtime.tensors import Array, numpy_dtype
 from server.errors import NonFiniteOutput
-from server.service import Nonfinite
+from server.pending import Nonfinite
 
 _NARROW = tuple(map(numpy_dtype, ("bfloat16", "float8_e4m3fn", "float8_e5m2")))
 _SMALL = 1000

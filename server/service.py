@@ -19,7 +19,6 @@ import functools
 import logging
 import time
 from collections.abc import Callable
-from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -27,18 +26,14 @@ from runtime.inputs import Checked
 from runtime.model import Model
 from runtime.program import count_compiles
 from runtime.signature import bucket_name
-from runtime.tensors import Array
 from server.batching import Batch, BatchQueue, Task
 from server.device import Device, Outcome
 from server.errors import DeadlineExceeded, Draining, NotReady, TooLarge
 from server.metrics import Metrics
+from server.pending import Answer, Nonfinite, Pending, joined
 from server.staging import count_elements
 
 log = logging.getLogger(__name__)
-
-
-# What JSON, which has no NaN and no infinity, is given for them.
-Nonfinite = Literal["null", "error", "string"]
 
 
 class State(enum.Enum):
@@ -53,36 +48,6 @@ class State(enum.Enum):
     DRAINING = "draining"
     STOPPING = "stopping"
     FAILED = "failed"
-
-
-class Evidence(NamedTuple):
-    """How an answer came about.
-
-    Attributes:
-      bucket: batch size of the program that answered (the last, if several did).
-      padded_rows: rows of padding in its batch.
-      queue_s: longest wait of the request's rows.
-      compute_s: time on the device's thread of the batches that answered.
-    """
-
-    bucket: int
-    padded_rows: int
-    queue_s: float
-    compute_s: float
-
-
-class Answer(NamedTuple):
-    """What came of a request.
-
-    Attributes:
-      outputs: by name, row for row.
-      evidence: how they came about.
-      nonfinite: what JSON is to have for NaN and infinity; None if there is neither.
-    """
-
-    outputs: dict[str, Array]
-    evidence: Evidence
-    nonfinite: Nonfinite | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,63 +73,6 @@ class Limits:
     in_flight: int = 1
     failures: int = 3
     nonfinite: Nonfinite = "null"
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class _Request:
-    """A request on its way: its tasks, what they have given so far, and its future.
-
-    The payload of each of its tasks is (arrays, request, index). Once it has ended, no
-    matter how, none of its tasks is left in the queue.
-    """
-
-    future: asyncio.Future[None]
-    queue: BatchQueue
-    tasks: list[Task]
-    parts: list[tuple[Array, ...]]
-    left: int
-    bucket: int = 0
-    padded_rows: int = 0
-    queue_s: float = 0.0
-    compute_s: float = 0.0
-    finite: bool = True
-
-    def give(
-        self, index: int, outputs: tuple[Array, ...], outcome: Outcome, queue_s: float
-    ) -> None:
-        """Take one task's outputs; the last one completes the request.
-
-        Args:
-          index: of the task.
-          outputs: its own.
-          outcome: of the batch that it was in.
-          queue_s: for which it waited.
-        """
-        self.parts[index] = outputs
-        self.bucket = outcome.batch.bucket
-        self.padded_rows = outcome.batch.bucket - outcome.batch.rows
-        self.queue_s = max(self.queue_s, queue_s)
-        self.compute_s += outcome.seconds
-        self.finite = self.finite and outcome.finite
-        self.left -= 1
-        if not self.left and not self.future.done():
-            self.future.set_result(None)
-
-    @property
-    def evidence(self) -> Evidence:
-        """Say how the answer came about."""
-        return Evidence(self.bucket, self.padded_rows, self.queue_s, self.compute_s)
-
-    def fail(self, error: Exception) -> None:
-        """End with an error, unless it ended already."""
-        if not self.future.done():
-            self.future.set_exception(error)
-        self.withdraw()
-
-    def withdraw(self) -> None:
-        """Take what still waits out of the queue."""
-        for task in self.tasks:
-            self.queue.discard(task)
 
 
 class Service:
@@ -193,7 +101,7 @@ class Service:
         self._flying: dict[Batch, asyncio.TimerHandle] = {}
         self._wake: asyncio.TimerHandle | None = None
         self._failures = 0
-        self._requests: set[_Request] = set()
+        self._requests: set[Pending] = set()
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._state = State.LOADING
@@ -329,7 +237,7 @@ class Service:
             self._requests.discard(request)
             if not self._requests:
                 self._quiet.set()
-        outputs = _joined(opened.model, checked, request.parts)
+        outputs = joined(opened.model, checked, request.parts)
         if request.finite:
             return Answer(outputs, request.evidence)
         self.metrics.nonfinite += any(not np.isfinite(o).all() for o in outputs.values())
@@ -368,13 +276,11 @@ class Service:
             raise NotReady("the model is not ready")
         return self._open
 
-    def _queue(
-        self, opened: "_Open", checked: Checked, loop: asyncio.AbstractEventLoop
-    ) -> _Request:
+    def _queue(self, opened: "_Open", checked: Checked, loop: asyncio.AbstractEventLoop) -> Pending:
         """Split a request into tasks of at most the largest bucket, and queue all or none."""
         most = opened.queue.max_rows
         count = -(-checked.rows // most)
-        request = _Request(loop.create_future(), opened.queue, [], [()] * count, count)
+        request = Pending(loop.create_future(), opened.queue, [], [()] * count, count)
         now = time.monotonic()
         if count == 1:
             payload = (checked.arrays, request, 0)
@@ -467,15 +373,5 @@ def _output_row_bytes(model: Model) -> int:
     return sum(spec.row_bytes(longest) for spec in model.signature.outputs)
 
 
-def _expire(request: _Request, seconds: float) -> None:
+def _expire(request: Pending, seconds: float) -> None:
     request.fail(DeadlineExceeded(f"no answer within {seconds * 1e3:.0f} ms"))
-
-
-def _joined(model: Model, checked: Checked, parts: list[tuple[Array, ...]]) -> dict[str, Array]:
-    names = [spec.name for spec in model.signature.outputs]
-    if len(parts) == 1:
-        return dict(zip(names, parts[0], strict=True))
-    if not parts:
-        return model.no_rows(checked.sizes)
-    joined = (np.concatenate(pieces) for pieces in zip(*parts, strict=True))
-    return dict(zip(names, joined, strict=True))

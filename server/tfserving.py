@@ -18,10 +18,11 @@ from server import vertex
 from server.dialect import Call
 from server.errors import MalformedRequest, UnsupportedMedia
 from server.parse import parse_object
+from server.pending import Answer
 from server.predictions import writable
 from server.reply import Reply, reply
 from server.request import Request
-from server.service import Answer, State
+from server.service import State
 from server.typed import convert, kind_of, refuse
 
 SIGNATURE_NAME = "serving_default"

@@ -15,10 +15,10 @@ from server.dialect import Call
 from server.errors import MalformedRequest, TooLarge
 from server.instances import checked_instances
 from server.parse import parse_object
+from server.pending import Answer
 from server.predictions import predictions_from
 from server.reply import Reply, reply
 from server.request import Request
-from server.service import Answer
 from server.typed import kind_of
 
 Sizes = list[dict[str, int]]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.bundle import open_bundle
-from runtime.manifest import MANIFEST_NAME, File
+from runtime.entries import MANIFEST_NAME, File
 from runtime.tensors import write_tensors
 
 

@@ -15,7 +15,7 @@ from export import export_model
 from export.cli import parser
 from export.spec import ExportSpec
 from runtime import load
-from runtime.manifest import OutputFormat
+from runtime.entries import OutputFormat
 from runtime.signature import Axis, TensorSpec
 
 W = np.arange(6, dtype=np.float32).reshape(3, 2)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.packing import SMALL_BYTES, plan_packing
-from runtime.manifest import Param
+from runtime.entries import Param
 from runtime.tensors import ALIGNMENT
 
 DTYPES = [np.dtype(d) for d in ("bool", "int8", "int32", "uint64", "float16", "float32")]

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.manifest import (
+from runtime.entries import (
     Argument,
     File,
     Golden,
-    Manifest,
     OutputFormat,
     Param,
     Params,
     ProgramEntry,
     Tolerance,
 )
+from runtime.manifest import Manifest
 from runtime.signature import Axis, Signature, TensorSpec
 from runtime.writer import BundleWriter
 

@@ -7,7 +7,7 @@ import numpy as np
 from pytest import approx, mark, param, raises
 
 from runtime.compare import compare, largest_difference
-from runtime.manifest import Tolerance
+from runtime.entries import Tolerance
 
 EXACT = Tolerance(atol=0.0, rtol=0.0)
 LOOSE = Tolerance(atol=1e300, rtol=1e300)

@@ -8,21 +8,20 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 from pytest import fixture, mark, param, raises
 
-from runtime.errors import ManifestError, UnsupportedFormat
-from runtime.manifest import (
-    MAX_MANIFEST_BYTES,
+from runtime.entries import (
     PLATFORMS,
     SCORES,
     Argument,
     File,
     Golden,
-    Manifest,
     OutputFormat,
     Param,
     Params,
     ProgramEntry,
     Tolerance,
 )
+from runtime.errors import ManifestError, UnsupportedFormat
+from runtime.manifest import MAX_MANIFEST_BYTES, Manifest
 from runtime.node import Node
 from runtime.signature import DTYPE_BYTES, Axis, Signature, TensorSpec, limits
 

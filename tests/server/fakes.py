@@ -9,8 +9,8 @@ import types
 import numpy as np
 
 from runtime.buckets import Planner
+from runtime.entries import OutputFormat
 from runtime.inputs import Checker
-from runtime.manifest import OutputFormat
 from runtime.signature import DTYPE_BYTES, Axis, Signature, TensorSpec
 from runtime.tensors import numpy_dtype
 from server.service import Limits, Service

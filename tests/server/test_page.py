@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest import approx, fixture, mark
 
+from runtime.entries import OutputFormat
 from runtime.inputs import Checker
-from runtime.manifest import OutputFormat
 from runtime.signature import DTYPE_BYTES, Axis, Signature, TensorSpec
 from server import oip
 from server.metrics import SECONDS, Histogram, quantile

@@ -5,7 +5,7 @@ import numpy as np
 import orjson
 from pytest import approx
 
-from runtime.manifest import OutputFormat
+from runtime.entries import OutputFormat
 from runtime.signature import Axis, Signature, TensorSpec
 from server.predictions import predictions_from, softmax
 

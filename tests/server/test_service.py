@@ -20,7 +20,8 @@ from server.errors import (
     Overloaded,
     TooLarge,
 )
-from server.service import Evidence, Limits, Service, State, _Request
+from server.pending import Evidence, Pending
+from server.service import Limits, Service, State
 from tests.server.fakes import ECHO, FakeModel, Gate, ask, serving
 
 
@@ -271,7 +272,7 @@ def outcome_of(bucket, rows, seconds):
 async def test_evidence_of_a_split_request_covers_all_its_batches():
     """Where several batches answered, the longest wait and the whole time on the device count."""
     future = asyncio.get_running_loop().create_future()
-    request = _Request(future, queue=None, tasks=[], parts=[(), ()], left=2)
+    request = Pending(future, queue=None, tasks=[], parts=[(), ()], left=2)
 
     request.give(1, ("second",), outcome_of(4, 3, seconds=1.0), queue_s=0.5)
     before = future.done()

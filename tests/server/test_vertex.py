@@ -7,7 +7,7 @@ import json
 import numpy as np
 from pytest import fixture, mark, param, raises
 
-from runtime.manifest import OutputFormat
+from runtime.entries import OutputFormat
 from server.errors import TooLarge
 from server.vertex import read_instances
 from tests.server.asking import client_for, refused

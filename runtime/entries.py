@@ -1,0 +1,301 @@
+"""The entries of a manifest: files, programs, params, goldens, tolerances, output formatting.
+
+Reading and writing live in the same classes so that they cannot drift.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+
+from runtime.errors import ManifestError
+from runtime.node import Node, typed
+from runtime.signature import DTYPE_BYTES, unique
+
+MANIFEST_NAME = "manifest.json"
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+OUTPUT_KINDS = ("raw", "softmax", "classification")
+SCORES = ("logits", "probabilities")
+
+_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A file of the bundle: its path below the bundle, size and SHA-256 in hex."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def from_node(cls, node: Node) -> "File":
+        """Read a file entry; a path can only point below the bundle."""
+        path = node.take("path", str)
+        if not _PATH.fullmatch(path) or path == MANIFEST_NAME:
+            raise ManifestError(
+                f"expected a plain relative path, got {path!r}", f"{node.where}.path"
+            )
+        size = node.take("bytes", int)
+        if size < 0:
+            raise ManifestError(f"expected a size, got {size}", f"{node.where}.bytes")
+        digest = node.take("sha256", str)
+        if not _SHA256.fullmatch(digest):
+            raise ManifestError("expected 64 hex digits", f"{node.where}.sha256")
+        return cls(path=path, bytes=size, sha256=digest)
+
+    def to_json(self) -> dict[str, object]:
+        """Write what `from_node` reads."""
+        return {"path": self.path, "bytes": self.bytes, "sha256": self.sha256}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramEntry:
+    """One program: the bucket it is for and the two forms it is stored in.
+
+    Attributes:
+      batch: rows it takes.
+      axes: size of each bucketed axis, in the signature's order.
+      exported: what `jax.export` wrote.
+      stablehlo: the StableHLO portable artifact inside it.
+      custom_calls: targets of the custom calls it contains, sorted.
+    """
+
+    batch: int
+    axes: Mapping[str, int]
+    exported: File
+    stablehlo: File
+    custom_calls: tuple[str, ...] = ()
+
+    @classmethod
+    def from_node(cls, node: Node) -> "ProgramEntry":
+        """Read one entry of `$.programs`."""
+        batch = node.take("batch", int)
+        if batch < 1:
+            raise ManifestError(f"expected at least 1, got {batch}", f"{node.where}.batch")
+        return cls(
+            batch=batch,
+            axes=_sizes(node),
+            exported=node.child("exported", File.from_node),
+            stablehlo=node.child("stablehlo", File.from_node),
+            custom_calls=node.items("custom_calls", str),
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Write what `from_node` reads."""
+        return {
+            "batch": self.batch,
+            "axes": dict(self.axes),
+            "exported": self.exported.to_json(),
+            "stablehlo": self.stablehlo.to_json(),
+            "custom_calls": list(self.custom_calls),
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Argument:
+    """One array that every program takes before its inputs, and the file it is in."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+
+    @classmethod
+    def from_node(cls, node: Node) -> "Argument":
+        """Read one entry of `$.params.arguments`."""
+        return cls(
+            name=node.take("name", str),
+            dtype=node.choice("dtype", DTYPE_BYTES),
+            shape=_shape(node),
+            file=node.take("file", str),
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Write what `from_node` reads."""
+        return {
+            "name": self.name,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "file": self.file,
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Param:
+    """A param of the model, and where it lies: `argument`, from element `offset` on."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    argument: str
+    offset: int = 0
+
+    @classmethod
+    def from_node(cls, node: Node) -> "Param":
+        """Read one entry of `$.params.entries`."""
+        return cls(
+            name=node.take("name", str),
+            dtype=node.choice("dtype", DTYPE_BYTES),
+            shape=_shape(node),
+            argument=node.take("argument", str),
+            offset=node.take("offset", int),
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Write what `from_node` reads."""
+        return {
+            "name": self.name,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "argument": self.argument,
+            "offset": self.offset,
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Params:
+    """The weights: files, the arguments in calling order, and the model's own names."""
+
+    files: tuple[File, ...]
+    arguments: tuple[Argument, ...]
+    entries: tuple[Param, ...]
+
+    @classmethod
+    def from_node(cls, node: Node) -> "Params":
+        """Read `$.params`."""
+        params = cls(
+            files=node.each("files", File.from_node),
+            arguments=node.each("arguments", Argument.from_node),
+            entries=node.each("entries", Param.from_node),
+        )
+        unique((a.name for a in params.arguments), f"{node.where}.arguments")
+        unique((p.name for p in params.entries), f"{node.where}.entries")
+        files = {file.path for file in params.files}
+        for i, argument in enumerate(params.arguments):
+            if argument.file not in files:
+                raise ManifestError(
+                    f"expected one of the params files, got {argument.file!r}",
+                    f"{node.where}.arguments[{i}].file",
+                )
+        arguments = {argument.name: argument for argument in params.arguments}
+        for i, entry in enumerate(params.entries):
+            if not _holds(arguments.get(entry.argument), entry):
+                raise ManifestError(
+                    f"expected a place in one of the arguments, got {entry.argument!r} from "
+                    f"element {entry.offset} on",
+                    f"{node.where}.entries[{i}]",
+                )
+        return params
+
+    def to_json(self) -> dict[str, object]:
+        """Write what `from_node` reads."""
+        return {
+            "files": [file.to_json() for file in self.files],
+            "arguments": [argument.to_json() for argument in self.arguments],
+            "entries": [entry.to_json() for entry in self.entries],
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Golden:
+    """Inputs at one set of axis sizes and the answers of the un-exported model.
+
+    Attributes:
+      axes: size of each bucketed axis that the inputs have; any up to the largest.
+      rows: how many rows; a bucket is filled with them in a cycle.
+      file: safetensors with `input/NAME` and `output/NAME`.
+    """
+
+    axes: Mapping[str, int]
+    rows: int
+    file: File
+
+    @classmethod
+    def from_node(cls, node: Node) -> "Golden":
+        """Read one entry of `$.goldens`."""
+        rows = node.take("rows", int)
+        if rows < 1:
+            raise ManifestError(f"expected at least 1, got {rows}", f"{node.where}.rows")
+        return cls(axes=_sizes(node), rows=rows, file=node.child("file", File.from_node))
+
+    def to_json(self) -> dict[str, object]:
+        """Write what `from_node` reads."""
+        return {"axes": dict(self.axes), "rows": self.rows, "file": self.file.to_json()}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """Largest accepted |got - expected|: `atol + rtol * |expected|`, element by element."""
+
+    atol: float
+    rtol: float
+
+    @classmethod
+    def from_node(cls, node: Node) -> "Tolerance":
+        """Read one tolerance."""
+        tolerance = cls(atol=node.take("atol", float), rtol=node.take("rtol", float))
+        if tolerance.atol < 0 or tolerance.rtol < 0:
+            raise ManifestError("expected no negative tolerance", node.where)
+        return tolerance
+
+    def to_json(self) -> dict[str, object]:
+        """Write what `from_node` reads."""
+        return {"atol": self.atol, "rtol": self.rtol}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OutputFormat:
+    """How a prediction is written for people: as is, as probabilities, or as a label.
+
+    Attributes:
+      kind: raw, softmax or classification.
+      output: the output that is formatted; None when raw.
+      scores: whether the model gives logits or probabilities there.
+      labels: names of the classes, in order; empty when there are none.
+    """
+
+    kind: str = "raw"
+    output: str | None = None
+    scores: str = "logits"
+    labels: tuple[str, ...] = ()
+
+    @classmethod
+    def from_node(cls, node: Node) -> "OutputFormat":
+        """Read `$.output_format`."""
+        return cls(
+            kind=node.choice("kind", OUTPUT_KINDS),
+            output=node.optional("output", str),
+            scores=node.choice("scores", SCORES),
+            labels=node.items("labels", str),
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Write what `from_node` reads."""
+        return {
+            "kind": self.kind,
+            "output": self.output,
+            "scores": self.scores,
+            "labels": list(self.labels),
+        }
+
+
+def _holds(argument: Argument | None, entry: Param) -> bool:
+    """Say whether a param lies inside an argument of its dtype."""
+    if argument is None or argument.dtype != entry.dtype:
+        return False
+    room = math.prod(argument.shape) - math.prod(entry.shape)
+    return 0 <= entry.offset <= room
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    shape = node.items("shape", int)
+    if any(dim < 0 for dim in shape):
+        raise ManifestError(f"expected sizes, got {list(shape)}", f"{node.where}.shape")
+    return shape
+
+
+def _sizes(node: Node) -> dict[str, int]:
+    sizes = node.take("axes", dict)
+    return {name: typed(size, int, f"{node.where}.axes.{name}") for name, size in sizes.items()}
