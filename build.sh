@@ -13,11 +13,16 @@ usage: ./build.sh COMMAND
   test [PYTEST…]    set up and run the test suite
   test --jax V      the same on another jax, such as 0.11.2
   check             set up and run the linters and the type checker
+  image [cpu|cuda12|cuda13] [--bundle DIR] [--tag T] [--push]
+                    build a container image of the server with docker, podman or buildah
   setup             make .venv with what uv.lock pins
   protos            make server/protos/inference_pb2.py from inference.proto
 
 Python 3.12 or later is looked for in $PYTHON, on the PATH and among pyenv's versions;
 where there is none, uv provides it.
+
+An image stands on $BASE_IMAGE, a slim Python. Packages come from $UV_DEFAULT_INDEX, $UV_INDEX_URL
+or $PIP_INDEX_URL, if one is set, through $HTTPS_PROXY, trusting $SSL_CERT_FILE or $PIP_CERT.
 TEXT
 }
 
@@ -105,6 +110,58 @@ protos() {
     -e 's/_descriptor_pool\.Default()/_pool/' server/protos/inference_pb2.py
 }
 
+# Print what builds images here. A docker without its engine is of no use.
+find_builder() {
+  local name
+  if docker info >/dev/null 2>&1; then echo docker; return; fi
+  for name in podman buildah; do
+    if command -v "$name" >/dev/null; then echo "$name"; return; fi
+  done
+  say "error: expected docker with its engine running, podman or buildah, found none"
+  return 1
+}
+
+image() {
+  local device=cpu bundle="" tag="" push="" builder name option
+  local options=() certificates="${SSL_CERT_FILE:-${PIP_CERT:-}}"
+  while [ $# -gt 0 ]; do
+    case "$1" in
+    cpu | cuda12 | cuda13) device="$1" ;;
+    --bundle | --tag)
+      [ $# -gt 1 ] || { say "error: $1: expected a value, got none"; return 2; }
+      if [ "$1" = --bundle ]; then bundle="$2"; else tag="$2"; fi
+      shift
+      ;;
+    --push) push=1 ;;
+    *)
+      say "error: image: expected cpu, cuda12, cuda13, --bundle DIR, --tag T or --push, got $1"
+      return 2
+      ;;
+    esac
+    shift
+  done
+  tag="${tag:-hloserve:$device}"
+  if [ -n "$bundle" ]; then
+    [ -f "$bundle/manifest.json" ] || { say "error: --bundle: no manifest.json in $bundle"; return 2; }
+    options+=(--build-context "bundle=$bundle")
+  fi
+  builder="$(find_builder)"
+  export INDEX_URL="${UV_DEFAULT_INDEX:-${UV_INDEX_URL:-${PIP_INDEX_URL:-}}}"
+  # By name alone, so that no password shows on the command line.
+  for name in BASE_IMAGE INDEX_URL {HTTP,HTTPS,NO}_PROXY {http,https,no}_proxy; do
+    if [ -n "${!name:-}" ]; then options+=(--build-arg "$name"); fi
+  done
+  if [ -n "$certificates" ]; then options+=(--secret "id=ca,src=$certificates"); fi
+  options+=(
+    --build-arg "VERSION=$(sed -n '/^version = /{s/.*"\(.*\)"/\1/p;q}' pyproject.toml)"
+    --build-arg "REVISION=$(git describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null || true)"
+    --build-arg "CREATED=$(date -u -d "@${SOURCE_DATE_EPOCH:-$(date +%s)}" +%Y-%m-%dT%H:%M:%SZ)"
+  )
+  say "building $tag with $builder"
+  DOCKER_BUILDKIT=1 "$builder" build --build-arg "DEVICE=$device" "${options[@]}" --tag "$tag" .
+  if [ -n "$push" ]; then "$builder" push "$tag"; fi
+}
+
 run_example() {
   setup
   exec "$venv/bin/python" -m examples.digits.run "$@"
@@ -116,6 +173,7 @@ case "$command" in
 run) run_example "$@" ;;
 test) run_tests "$@" ;;
 check) check ;;
+image) image "$@" ;;
 setup) setup ;;
 protos) protos ;;
 -h | --help | help) usage ;;

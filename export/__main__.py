@@ -16,13 +16,14 @@ os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "2")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run an export; returns the exit status: 0 fine, 1 refused, 2 wrong usage."""
-    from rich.console import Console
-
     from export.cli import parser, spec_from
     from export.errors import ExportError, UsageError
+    from runtime.commandline import needing
     from runtime.errors import BundleError
 
     arguments = parser().parse_args(argv)
+    with needing("export", "flax", "orbax.checkpoint"):
+        from rich.console import Console
     begin = time.monotonic()
     # What CI, containers and closed terminals send ends as Ctrl-C does: nothing stays behind.
     for number in (signal.SIGTERM, signal.SIGHUP):

@@ -9,6 +9,9 @@ from rich.table import Table
 
 Progress = Callable[[str], None]
 
+# What a batch prediction job of Vertex AI sends at a time, unless it is told otherwise.
+_VERTEX_BATCH = 64
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramReport:
@@ -29,6 +32,11 @@ class ProgramReport:
     bytes_accessed: float | None
     temp_bytes: float | None
     max_error: float | None
+
+    @property
+    def batch(self) -> int:
+        """Give the rows it takes."""
+        return int(self.bucket[1:].partition("-")[0])
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +116,12 @@ class Report:
         if self.cast_drift:
             lines.append(f"drift from casting params: {self._judged(self.cast_drift)}")
         lines += [f"note: {note}" for note in self.notes]
+        largest = max(program.batch for program in self.programs)
+        if largest < _VERTEX_BATCH:
+            lines.append(
+                f"for Vertex AI batch prediction add {_VERTEX_BATCH} to --buckets: it sends "
+                f"{_VERTEX_BATCH} instances a request, the largest bucket is {largest}"
+            )
         lines += [f"warning: rows are mixed: {text}" for text in self.row_mixing]
         if self.bundle:
             lines.append(f"bundle   {self.bundle}; next: python -m server --bundle {self.bundle}")

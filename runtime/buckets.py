@@ -28,26 +28,30 @@ class Planner:
 
     Args:
       costs: bucket to the cost of running it once, in any unit; all positive.
+
+    Attributes:
+      buckets: increasing.
+      costs: what each costs, as it is planned by.
     """
 
     def __init__(self, costs: Mapping[int, float]) -> None:
         self.buckets = tuple(sorted(costs))
-        self._costs = dict(costs)
+        self.costs = dict(costs)
         for smaller, larger in reversed(tuple(itertools.pairwise(self.buckets))):
-            if self._costs[larger] < self._costs[smaller] <= NOISE * self._costs[larger]:
-                self._costs[smaller] = self._costs[larger]
+            if self.costs[larger] < self.costs[smaller] <= NOISE * self.costs[larger]:
+                self.costs[smaller] = self.costs[larger]
         # The bucket that is cheapest for each row when it runs full; the rest of a long
         # request is covered by it until the remainder is small enough to be planned.
-        self._bulk = min(self.buckets, key=lambda b: (self._costs[b] / b, -b))
+        self._bulk = min(self.buckets, key=lambda b: (self.costs[b] / b, -b))
         self.plan = functools.lru_cache(maxsize=1024)(self._plan)
 
     def cost(self, rows: int) -> float:
         """Give the cost of covering rows by the cheapest plan."""
-        return sum(self._costs[bucket] for bucket in self.plan(rows))
+        return sum(self.costs[bucket] for bucket in self.plan(rows))
 
     def single(self, rows: int) -> int:
         """Give the cheapest bucket that holds all rows, which the largest must."""
-        return min((b for b in self.buckets if b >= rows), key=lambda b: (self._costs[b], b))
+        return min((b for b in self.buckets if b >= rows), key=lambda b: (self.costs[b], b))
 
     def _plan(self, rows: int) -> tuple[int, ...]:
         """Give the buckets that cover `rows` >= 0 rows, the largest first.
@@ -63,7 +67,7 @@ class Planner:
             options = []
             for bucket in self.buckets:
                 cost, programs = best[max(0, n - bucket)]
-                options.append((cost + self._costs[bucket], programs + 1, bucket))
+                options.append((cost + self.costs[bucket], programs + 1, bucket))
             cost, programs, bucket = min(options)
             best.append((cost, programs))
             choice.append(bucket)

@@ -11,7 +11,7 @@ import logging
 import mmap
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from runtime.entries import MANIFEST_NAME, File
@@ -33,11 +33,16 @@ class Bundle:
       manifest: its manifest, checked.
       digest: SHA-256 of manifest.json in hex; it covers every file, since the
         manifest holds their digests.
+      arrived: called before a file is opened; returns once it is there. For a bundle
+        whose files are still on their way to the directory.
     """
 
     path: Path
     manifest: Manifest
     digest: str
+    arrived: Callable[[File], None] = dataclasses.field(
+        default=lambda _: None, repr=False, compare=False
+    )
 
     def read(self, file: File) -> bytes:
         """Read a file whole.
@@ -45,7 +50,7 @@ class Bundle:
         Raises:
           IntegrityError: it is not the file that the manifest describes.
         """
-        with _opened(self.path, file) as descriptor, open(descriptor, "rb", closefd=False) as f:
+        with self._opened(file) as descriptor, open(descriptor, "rb", closefd=False) as f:
             data = f.read()
         _compare(file, len(data), hashlib.sha256(data).hexdigest())
         return data
@@ -57,7 +62,7 @@ class Bundle:
           IntegrityError: a file is not the one that the manifest describes.
         """
         for file in self.manifest.files:
-            with _opened(self.path, file) as descriptor, open(descriptor, "rb", closefd=False) as f:
+            with self._opened(file) as descriptor, open(descriptor, "rb", closefd=False) as f:
                 digest = hashlib.file_digest(f, "sha256").hexdigest()
             _compare(file, file.bytes, digest)
 
@@ -70,7 +75,7 @@ class Bundle:
         Raises:
           IntegrityError: it is not the file that the manifest describes.
         """
-        with _opened(self.path, file) as descriptor:
+        with self._opened(file) as descriptor:
             mapped = (
                 mmap.mmap(descriptor, file.bytes, access=mmap.ACCESS_READ) if file.bytes else b""
             )
@@ -79,6 +84,10 @@ class Bundle:
             digest.update(memoryview(mapped)[start : start + _CHUNK])
         _compare(file, len(mapped), digest.hexdigest())
         return read_tensors(self.path / file.path, mapped)
+
+    def _opened(self, file: File) -> contextlib.AbstractContextManager[int]:
+        self.arrived(file)
+        return _opened(self.path, file)
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:

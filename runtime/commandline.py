@@ -1,13 +1,44 @@
 """Command lines that name the nearest valid word for a typo, in one line."""
 
 import argparse
+import contextlib
 import difflib
+import importlib.util
 import itertools
 import re
 import sys
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from runtime.errors import nearest
+
+EXIT_USAGE = 2
+
+
+@contextlib.contextmanager
+def needing(extra: str, *packages: str) -> Iterator[None]:
+    """Import what an extra of this project brings; where it is missing, say so and exit.
+
+    Args:
+      extra: its name, which is that of the command as well.
+      packages: that are imported only later.
+    """
+    try:
+        for package in packages:
+            _expect(package)
+        yield
+    except ModuleNotFoundError as error:
+        print(
+            f"error: python -m {extra} needs {error.name}, which is not installed; "
+            f"pip install 'hloserve[{extra}]'",
+            file=sys.stderr,
+        )
+        sys.exit(EXIT_USAGE)
+
+
+def _expect(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ModuleNotFoundError(name=package)
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,4 +62,4 @@ class Parser(argparse.ArgumentParser):
         """Exit with status 2 and one line."""
         choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
         hint = nearest(choice[1], re.findall(r"\w+", choice[2])) if choice else ""
-        self.exit(2, f"error: {message}{hint}\n")
+        self.exit(EXIT_USAGE, f"error: {message}{hint}\n")

@@ -109,6 +109,11 @@ def memory_in_use(device: Device) -> int | None:
     return None if statistics is None else int(statistics["bytes_in_use"])
 
 
+def live_arrays(platform: str) -> int:
+    """Count the arrays on a platform's devices that this process still holds."""
+    return len(jax.live_arrays(platform))
+
+
 def wide_types(enabled: bool) -> contextlib.AbstractContextManager[Any]:
     """Switch 64-bit types on for lowering or calling, in this thread only."""
     return jax.enable_x64(True) if enabled else contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""`python -m server`: serve a bundle; `python -m server bench`: load one. See `--help`.
+"""`python -m server`: serve a bundle; `bench` behind it loads one, `doctor` examines it.
 
 1. the configuration is read
 2. the ports are bound and requests are accepted; the health route answers 503
@@ -6,27 +6,29 @@
 4. the health route answers 200
 5. a signal ends it: `process`
 
-Exit statuses: 0 stopped, 1 stopped before everything was answered, 2 configuration, 3 bundle,
-4 golden mismatch, 5 device.
+`--help` has the exit statuses.
 """
 
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-import uvloop
+from runtime.commandline import needing
 
-from server import bench, logs
-from server.config import ConfigError, ServerConfig, parse
-from server.process import Process
+with needing("server"):
+    import uvloop
 
-log = logging.getLogger("server")
+    from server import bench, doctor, logs
+    from server.config import ConfigError, ServerConfig
+    from server.http_server import listen
+    from server.options import parse
+    from server.process import Process
 
 EXIT_CONFIG = 2
 
@@ -39,8 +41,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         _exit(EXIT_CONFIG)
-    logs.set_up(config.log_format)
-    log.info("configuration: %s", config)
+    logs.set_up(config.log_format, config.trace_project)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config))
 
@@ -50,7 +51,7 @@ async def _serve(config: ServerConfig) -> None:
     try:
         status = await Process(config, _exit).serve()
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        logs.end(config.log_format, error)
         status = EXIT_CONFIG
     _exit(status)
 
@@ -64,29 +65,34 @@ def _exit(status: int) -> NoReturn:
 
 
 def _with_free_ports(config: ServerConfig) -> ServerConfig:
-    """Refuse ports that are taken; choose those that may be any.
+    """Refuse ports that are taken, before anything is loaded; choose those that may be any.
 
-    granian would share one silently (SO_REUSEPORT).
+    Raises:
+      ConfigError: names the address, what is wrong with it and the option that says another.
     """
     found = {}
     with contextlib.ExitStack() as stack:
-        for name in ("port", "grpc_port"):
+        for name, other in (("port", "--port"), ("grpc_port", "--grpc-port, or -1 for none")):
             port = getattr(config, name)
             if port >= 0:
-                listener = stack.enter_context(_listen(config.host, port))
+                try:
+                    listener = stack.enter_context(listen(config.host, port))
+                except OSError as error:
+                    raise ConfigError(_refused(config.host, port, other, error)) from None
                 found[name] = listener.getsockname()[1]
     return dataclasses.replace(config, **found)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port))
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise ConfigError(f"listen on {host}:{port}: {reason}") from None
+def _refused(host: str, port: int, other: str, error: OSError) -> str:
+    ports = error.errno in (errno.EADDRINUSE, errno.EACCES)
+    hint = f"pass another {other if ports else '--host'}"
+    reason = str(error.strerror).partition(" (while")[0]  # the rest repeats the address
+    return f"listen on {host} port {port}: {reason}; {hint}"
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["bench"]:
         sys.exit(bench.main(sys.argv[2:], os.environ))
+    if sys.argv[1:2] == ["doctor"]:
+        sys.exit(doctor.main(sys.argv[2:], os.environ))
     main(sys.argv[1:], os.environ)

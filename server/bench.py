@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import signal
 import socket
 import subprocess
@@ -48,28 +49,81 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return 1 if any(f.failed for f in figures) else 0
 
 
+_USAGE = "python -m server bench --bundle DIR [option …] [-- server option …]"
+_ABOUT = """\
+Start a server of this bundle, ask it with the inputs of the bundle's goldens, and say how many
+requests it answers, and how soon. The load comes from this machine, and takes its share of it.
+"""
+_EXAMPLES = """\
+examples:
+  python -m server bench --bundle bundle/
+  python -m server bench --bundle bundle/ --connections 64 --rows 8 -- --max-queue-delay-ms 2
+
+What follows -- are the server's options; see python -m server --help.
+
+exit status:
+  0  every request was answered
+  1  some were refused or failed
+  2  the command line is wrong, or a package is missing
+  3  the bundle cannot be served
+"""
+
+
 def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser(
-        prog="python -m server bench",
-        description="Load a server of this bundle and say how many requests it answers.",
-        epilog="Options behind -- are the server's: python -m server bench --bundle DIR -- "
-        "--max-queue-delay-ms 2",
+        usage=_USAGE,
+        description=_ABOUT,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--bundle", required=True, metavar="DIR", help="bundle directory")
     parser.add_argument(
+        "--bundle", required=True, metavar="DIR", help="directory that python -m export wrote"
+    )
+    load = parser.add_argument_group("load")
+    load.add_argument(
         "--connections",
-        type=lambda text: [int(part) for part in text.split(",")],
+        type=_counts,
         default=[1, 16, 64],
         metavar="N,…",
-        help="connections at once, each with one request under way (default: 1,16,64)",
+        help="connections at once, each with one request under way; one measurement for each "
+        "number (default: 1,16,64)",
     )
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each (default: 5)")
-    parser.add_argument("--rows", type=int, default=1, help="instances of a request (default: 1)")
-    parser.add_argument("--json", action="store_true", help="print figures for machines")
+    load.add_argument(
+        "--seconds",
+        type=_duration,
+        default=5.0,
+        metavar="SECONDS",
+        help="length of a measurement, after a fifth of it to warm up (default: 5)",
+    )
+    load.add_argument(
+        "--rows", type=_count, default=1, metavar="ROWS", help="instances a request (default: 1)"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print the figures for machines")
     words = list(argv)
     options = words[words.index("--") + 1 :] if "--" in words else []
     return parser.parse_args(words[: len(words) - len(options) - bool("--" in words)]), options
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of 1 or more, got {text!r}")
+    return int(text)
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(part) for part in text.split(",")]
+
+
+def _duration(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected seconds, got {text!r}")
+    return seconds
 
 
 def requests_of(bundle: Bundle, rows: int) -> list[bytes]:
@@ -79,18 +133,23 @@ def requests_of(bundle: Bundle, rows: int) -> list[bytes]:
       bundle: whose goldens are read.
       rows: of each request.
     """
-    signature = bundle.manifest.signature
-    instances = [
-        instance
-        for golden in bundle.manifest.goldens
-        for instance in _instances(signature, bundle.map(golden.file), golden.rows)
-    ]
+    instances = instances_of(bundle)
     requests = []
     for start in range(min(len(instances), _MOST_REQUESTS)):
         some = [instances[(start + i) % len(instances)] for i in range(rows)]
         body = orjson.dumps({"instances": some}, option=orjson.OPT_SERIALIZE_NUMPY)
         requests.append(post("/predict", body))
     return requests
+
+
+def instances_of(bundle: Bundle) -> list[dict[str, Any]]:
+    """Give the rows of a bundle's goldens: arrays by the names of the inputs."""
+    signature = bundle.manifest.signature
+    return [
+        instance
+        for golden in bundle.manifest.goldens
+        for instance in _instances(signature, bundle.map(golden.file), golden.rows)
+    ]
 
 
 def _instances(

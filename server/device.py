@@ -2,7 +2,8 @@
 
 Batches come in through a queue and outcomes go out through a callback, called on this
 thread. Nothing else is shared, so there is no lock. The thread exists for liveness: while a
-program runs the event loop goes on taking requests and keeping deadlines.
+program runs the event loop goes on taking requests and keeping deadlines. Quick batches the
+loop runs itself, while the thread has none; then the thread watches over the loop.
 """
 
 import dataclasses
@@ -34,6 +35,7 @@ class Outcome:
     Attributes:
       batch: the batch.
       answers: for each task its outputs, or why there are none.
+      outputs: of the batch as a whole; empty if it failed.
       times: instants at which it was begun, staged, run and unstaged, monotonic; of the
         batch as a whole, not of the tasks that were tried again alone.
       finite: whether no output holds NaN or infinity.
@@ -43,6 +45,7 @@ class Outcome:
 
     batch: Batch
     answers: tuple[Answer, ...]
+    outputs: tuple[Array, ...]
     times: tuple[float, float, float, float]
     finite: bool
     failed: bool
@@ -62,6 +65,8 @@ class Device:
       canary: runs what cannot fail on a device that works.
       deliver: called with each outcome, on the device's thread.
       died: called once if the thread ends by anything but `close`.
+      stall_s: longest that a batch takes in place before it is given up.
+      hung: called, on the device's thread, when one takes longer; has to end the process.
     """
 
     def __init__(
@@ -71,12 +76,17 @@ class Device:
         canary: Callable[[], object],
         deliver: Callable[[Outcome], object],
         died: Callable[[], object],
+        stall_s: float,
+        hung: Callable[[], object],
     ) -> None:
         self._run = run
         self._signature = signature
         self._canary = canary
         self._deliver = deliver
         self._died = died
+        self._stall_s = stall_s
+        self._hung = hung
+        self._here_since: float | None = None
         self._inbox: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="device", daemon=True)
 
@@ -88,17 +98,36 @@ class Device:
         """Run a batch after those before it."""
         self._inbox.put(batch)
 
+    def run_here(self, batch: Batch) -> Outcome:
+        """Run a batch on the calling thread; none may be with the device's thread."""
+        self._here_since = time.monotonic()
+        try:
+            return self.execute(batch)
+        finally:
+            self._here_since = None
+
     def close(self) -> None:
         """End the thread after the batches that it has."""
         self._inbox.put(None)
 
     def _loop(self) -> None:
         try:
-            while (batch := self._inbox.get()) is not None:
+            while (batch := self._next()) is not None:
                 self._deliver(self.execute(batch))
         except BaseException:  # whatever it is, the thread ends with it
             log.critical("the device thread died", exc_info=True)
             self._died()
+
+    def _next(self) -> Batch | None:
+        """Wait for a batch, and look now and then whether the other thread hangs in one."""
+        while True:
+            try:
+                return self._inbox.get(timeout=self._stall_s / 2)
+            except queue.Empty:
+                since = self._here_since
+                if since is not None and time.monotonic() - since > self._stall_s:
+                    log.critical("the device hangs")
+                    self._hung()
 
     def execute(self, batch: Batch) -> Outcome:
         """Run one batch; on a device error each of its tasks once more, alone.
@@ -113,15 +142,16 @@ class Device:
             outputs = self._run(batch, inputs)
             run = clock()
             answers: tuple[Answer, ...] = tuple(unstage(self._signature, batch, outputs))
-            finite = all(map(_finite, outputs))
+            finite = all(map(is_finite, outputs))
         except Exception as error:  # whatever it is, its tasks must hear of it
             log.exception("a batch of %d tasks failed", len(batch.tasks))
+            outputs = ()
             answers = tuple(self._alone(batch, task, error) for task in batch.tasks)
             finite = False
             failed = self._is_broken(answers)
         else:
             failed = False
-        return Outcome(batch, answers, (begun, staged, run, clock()), finite, failed)
+        return Outcome(batch, answers, outputs, (begun, staged, run, clock()), finite, failed)
 
     def _is_broken(self, answers: tuple[Answer, ...]) -> bool:
         """Tell a device that is broken from requests that upset it."""
@@ -147,7 +177,8 @@ class Device:
             return as_answer(again)
 
 
-def _finite(output: Array) -> bool:
+def is_finite(output: Array) -> bool:
+    """Say whether an array holds neither NaN nor infinity."""
     return output.dtype.kind in "biu" or bool(np.isfinite(output).all())
 
 

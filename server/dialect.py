@@ -1,16 +1,16 @@
 """What a dialect is: a way to read a request into arrays, and to write the answer.
 
-Reading and writing are plain functions of bytes; `infer` brings them and the service together.
+Reading and writing are plain functions of bytes; `Inference` brings them and the service together.
 """
 
+import abc
 import asyncio
-import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from runtime.inputs import Checked
 from runtime.model import Model
-from server.pending import Answer, Evidence
+from server.pending import Answer, Evidence, Pending
 from server.reply import Headers, Reply
 from server.request import Request
 from server.service import Service
@@ -24,12 +24,12 @@ class Call[T](NamedTuple):
     """A request that was read.
 
     Attributes:
-      inputs: held against the signature.
+      parts: what is asked, held against the signature; rows of the same sizes together.
       write: makes the answer's message.
       timeout_s: the caller's own time limit.
     """
 
-    inputs: Checked
+    parts: Sequence[Checked]
     write: Callable[[Answer], T]
     timeout_s: float | None = None
 
@@ -37,43 +37,103 @@ class Call[T](NamedTuple):
 Read = Callable[[Request, Model], Call[Reply]]
 
 
-async def ask[T](
-    service: Service, read: Callable[[Model], Call[T]], size: int, timeout_s: float | None
-) -> tuple[T, Answer]:
-    """Read a request, have it answered, and write the answer.
+class Inference[T](abc.ABC):
+    """A request on its way: it is read, answered, and the answer written. On the event loop.
+
+    Exactly one of `written` and `failed` is called, once, perhaps before `begin` returns;
+    neither after `withdraw`.
 
     Args:
       service: that answers.
-      read: reads the request for the service's model.
-      size: bytes that it reads.
       timeout_s: what the request's entrance allows it; the request may say less.
 
-    Raises:
-      Exception: whatever `status.status_of` knows; see `Service.answer`.
+    Attributes:
+      service: that answers.
+      evidence: how the answer came about, once it is written.
     """
-    model = service.model
-    call = await asyncio.to_thread(read, model) if size > LARGE_BYTES else read(model)
-    if timeout_s is None or (call.timeout_s is not None and call.timeout_s < timeout_s):
-        timeout_s = call.timeout_s
-    answer = await service.answer(call.inputs, timeout_s)
-    if call.inputs.rows * service.output_row_bytes > LARGE_BYTES:
-        return await asyncio.to_thread(call.write, answer), answer
-    return call.write(answer), answer
 
+    def __init__(self, service: Service, timeout_s: float | None) -> None:
+        self.service = service
+        self.evidence: Evidence
+        self._timeout_s = timeout_s
+        self._write: Callable[[Answer], T]
+        self._pending: Pending | None = None
+        self._withdrawn = False
 
-async def infer(service: Service, request: Request, read: Read) -> Reply:
-    """Answer a request in the dialect that `read` speaks.
+    @abc.abstractmethod
+    def read(self, model: Model) -> Call[T]:
+        """Read the request for a model; raises what is wrong with it."""
 
-    Raises:
-      Exception: whatever `status.status_of` knows; see `Service.answer`.
-    """
-    written, answer = await ask(
-        service, functools.partial(read, request), len(request.body), request.timeout_s
-    )
-    if not request.evidence:
-        return written
-    headers = evidence_headers(service.model, answer.evidence)
-    return written._replace(headers=written.headers + headers)
+    @abc.abstractmethod
+    def written(self, message: T) -> None:
+        """Take the answer."""
+
+    @abc.abstractmethod
+    def failed(self, error: Exception) -> None:
+        """Take what went wrong; `status.explain` knows what to say of it."""
+
+    def begin(self, size: int) -> None:
+        """Read the request and have it answered.
+
+        Args:
+          size: bytes that there are to read.
+        """
+        try:
+            model = self.service.model
+            if size > LARGE_BYTES:
+                self._aside(self._submit, self.read, model)
+                return
+            call = self.read(model)
+        except Exception as error:  # noqa: BLE001 (every error has an answer)
+            self.failed(error)
+        else:
+            self._submit(call)
+
+    def withdraw(self) -> None:
+        """Give the request up: its client has gone."""
+        self._withdrawn = True
+        if self._pending is not None:
+            self.service.withdraw(self._pending)
+
+    def _submit(self, call: Call[T]) -> None:
+        parts, self._write, own_s = call
+        timeout_s = self._timeout_s
+        if timeout_s is None or (own_s is not None and own_s < timeout_s):
+            timeout_s = own_s
+        try:
+            self._pending = self.service.submit(parts, self._answered, timeout_s)
+        except Exception as error:  # noqa: BLE001 (likewise)
+            self.failed(error)
+
+    def _answered(self, answer: Answer | Exception) -> None:
+        if isinstance(answer, Exception):
+            self.failed(answer)
+            return
+        self.evidence = answer.evidence
+        if answer.rows * self.service.output_row_bytes > LARGE_BYTES:
+            self._aside(self.written, self._write, answer)
+            return
+        try:
+            message = self._write(answer)
+        except Exception as error:  # noqa: BLE001 (likewise)
+            self.failed(error)
+        else:
+            self.written(message)
+
+    def _aside(self, then: Callable[[Any], object], work: Callable[..., Any], what: object) -> None:
+        """Do on a worker thread what takes long, and go on with what comes of it."""
+
+        def came(worked: asyncio.Future[Any]) -> None:
+            error = worked.exception()
+            if self._withdrawn:
+                return
+            if isinstance(error, Exception):
+                self.failed(error)
+            else:
+                then(worked.result())
+
+        loop = asyncio.get_running_loop()
+        loop.run_in_executor(None, work, what).add_done_callback(came)
 
 
 def evidence_of(model: Model, evidence: Evidence) -> dict[str, str | int]:

@@ -18,7 +18,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from runtime.model import Model
-from runtime.program import memory_in_use
+from runtime.program import live_arrays, memory_in_use
 from server.metrics import Histogram, Metrics, Spent
 from server.reply import Reply
 from server.service import Service, State
@@ -113,6 +113,8 @@ def _of_model(model: Model) -> Iterator[Metric]:
     manifest = model.manifest
     info.add_metric([manifest.name, manifest.version, model.bundle.digest, model.platform], 1)
     yield info
+    # Params and what programs under way hold: a number that grows is a leak.
+    yield _gauge("live_arrays", "Arrays held on the device.", live_arrays(model.platform))
     memory = memory_in_use(model.device)
     if memory is not None:
         yield _gauge("device_memory_bytes", "Device memory in use.", memory)

@@ -8,7 +8,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, override
 
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest
@@ -16,9 +16,10 @@ from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
 from grpc_reflection.v1alpha.reflection import aio as reflection
 from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
+from runtime.model import Model
 from server import oip, oip_grpc
 from server.config import ConfigError, ServerConfig
-from server.dialect import ask
+from server.dialect import Call, Inference
 from server.errors import Unsupported
 from server.exposition import statistics
 from server.grpc_health import Health
@@ -196,12 +197,8 @@ class Entrance:
         try:
             request = oip_grpc.parse(pb.ModelInferRequest, data)
             identity = request.id
-            made, _ = await ask(
-                self._service,
-                lambda model: oip_grpc.read(request, model, stream=stream),
-                len(data),
-                context.time_remaining(),
-            )
+            inference = _Inference(self._service, request, context.time_remaining(), stream=stream)
+            made = await inference.answer(len(data))
         except asyncio.CancelledError:
             count("grpc", "CANCELLED", time.monotonic() - begun, "canceled")
             raise
@@ -245,6 +242,46 @@ class Entrance:
             oip.check_names(manifest, request.name, request.version)
         told = statistics(self._service.metrics, manifest.name, manifest.version)
         return pb.ModelStatisticsResponse(**told)
+
+
+class _Inference(Inference[bytes]):
+    """A request for an inference, which a coroutine waits for."""
+
+    def __init__(
+        self,
+        service: Service,
+        request: pb.ModelInferRequest,
+        timeout_s: float | None,
+        *,
+        stream: bool,
+    ) -> None:
+        super().__init__(service, timeout_s)
+        self._request = request
+        self._stream = stream
+        self._answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def answer(self, size: int) -> bytes:
+        """Answer it; cancelling gives it up."""
+        self.begin(size)
+        try:
+            return await self._answer
+        except asyncio.CancelledError:
+            self.withdraw()
+            raise
+
+    @override
+    def read(self, model: Model) -> Call[bytes]:
+        return oip_grpc.read(self._request, model, stream=self._stream)
+
+    @override
+    def written(self, message: bytes) -> None:
+        if not self._answer.done():  # its coroutine may be about to hear that it is cancelled
+            self._answer.set_result(message)
+
+    @override
+    def failed(self, error: Exception) -> None:
+        if not self._answer.done():
+            self._answer.set_exception(error)
 
 
 class _Unserved(grpc.GenericRpcHandler):  # type: ignore[misc]

@@ -1,7 +1,8 @@
 """The Flask application: every HTTP route, under any WSGI server."""
 
-from collections.abc import Callable, Coroutine
-from typing import Any
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
@@ -10,11 +11,30 @@ from server import body
 from server.body import Limits
 from server.reply import Headers, Reply, failure, refusal
 from server.request import Request, make_request, request_id
-from server.routes import Route
+from server.routes import Done, Route
 from server.service import Service
 
-# Runs a coroutine on the service's event loop, and waits for it on the calling thread.
-Wait = Callable[[Coroutine[Any, Any, Reply]], Reply]
+# Begins something on the service's event loop, and waits for its reply on the calling thread.
+Wait = Callable[[Callable[[Done], object]], Reply]
+
+
+def make_wait(loop: asyncio.AbstractEventLoop) -> Wait:
+    """Make what an application waits with, for a service on this loop."""
+
+    def wait(begin: Callable[[Done], object]) -> Reply:
+        made: Future[Reply] = Future()
+
+        def run() -> None:
+            try:
+                begin(made.set_result)
+            except BaseException as error:
+                made.set_exception(error)
+                raise
+
+        loop.call_soon_threadsafe(run)
+        return made.result()
+
+    return wait
 
 
 def create_app(service: Service, routes: tuple[Route, ...], limits: Limits, wait: Wait) -> Flask:
@@ -24,7 +44,7 @@ def create_app(service: Service, routes: tuple[Route, ...], limits: Limits, wait
       service: counts the requests.
       routes: what is served.
       limits: of bodies.
-      wait: runs a coroutine on the service's loop.
+      wait: begins something on the service's loop, and waits for it.
     """
     app = Flask("hloserve", static_folder=None)
     app.response_class = _Plain
@@ -34,10 +54,13 @@ def create_app(service: Service, routes: tuple[Route, ...], limits: Limits, wait
     def view(route: Route) -> Callable[..., Response]:
         def answer(**parts: str) -> Response:
             try:
-                made = route.answer(service.metrics, _read(route, limits), parts)
+                asked = _read(route, limits)
             except Exception as error:  # noqa: BLE001 (every error has an answer)
-                made = route.refuse(service.metrics, error, request_id(_header))
-            return _response(wait(made))
+                identity, why = request_id(_header), error
+                return _response(
+                    wait(lambda done: done(route.refuse(service.metrics, why, identity)))
+                )
+            return _response(wait(lambda done: route.answer(service, asked, parts, done)))
 
         return answer
 
@@ -51,7 +74,7 @@ def create_app(service: Service, routes: tuple[Route, ...], limits: Limits, wait
             made = _refused(error)
         else:
             made = failure(error, request_id(_header))
-        return _response(wait(_counted(service, made)))
+        return _response(wait(lambda done: done(_counted(service, made))))
 
     return app
 
@@ -62,7 +85,7 @@ class _Plain(Response):
     default_mimetype = None
 
 
-async def _counted(service: Service, made: Reply) -> Reply:
+def _counted(service: Service, made: Reply) -> Reply:
     service.metrics.other("none", str(made.status))
     return made
 

@@ -8,14 +8,14 @@ import asyncio
 import collections
 import enum
 import time
-from collections.abc import Awaitable
+from collections.abc import Callable
 from typing import Any, Protocol, override
 
 import httptools
 
 from server.body import Announced
 from server.errors import MalformedRequest, TooLarge
-from server.http_message import Message, write
+from server.http_message import Heads, Message, write
 from server.reply import Reply, refusal
 
 # The request line and headers together; proxies allow 8 to 60 KiB.
@@ -42,14 +42,17 @@ class Phase(enum.Enum):
     LINGER = LINGER_S
 
 
+Withdraw = Callable[[], object]
+
+
 class Answers(Protocol):
     """Whoever answers the requests of connections."""
 
     def admit(self, message: Message) -> Announced:
         """Give what the head says of the body; raises what refuses the request."""
 
-    def answer(self, message: Message) -> Awaitable[Reply]:
-        """Answer a request; cancelled if its client goes."""
+    def answer(self, message: Message, done: Callable[[Reply], object]) -> Withdraw | None:
+        """Answer a request; what is returned is called if its client goes before it is done."""
 
     def refused(self, message: Message | None, error: Exception) -> Reply:
         """Write the refusal of a request that was not read."""
@@ -64,11 +67,13 @@ class Connection(asyncio.Protocol):
     Args:
       answers: answers its requests.
       connections: of which it is one while it is open.
+      heads: that were read before, on any connection.
     """
 
-    def __init__(self, answers: Answers, connections: "set[Connection]") -> None:
+    def __init__(self, answers: Answers, connections: "set[Connection]", heads: Heads) -> None:
         self._answers = answers
         self._connections = connections
+        self._heads = heads
         self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpRequestParser(self)
         self._transport: Any = None
@@ -76,6 +81,7 @@ class Connection(asyncio.Protocol):
         self._phase = Phase.IDLE
         self._since = time.monotonic()
         self._head_bytes = 0
+        self._whole = b""
         self._target = b""
         self._fields: list[tuple[str, bytes]] = []
         self._headers: dict[str, str] = {}
@@ -84,7 +90,8 @@ class Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._limit = self._left = 0
         self._waiting: collections.deque[Message | Reply] = collections.deque()
-        self._task: asyncio.Task[None] | None = None
+        self._answering: Message | None = None
+        self._withdraw: Withdraw | None = None
         self._blocked_since: float | None = None
 
     # Of asyncio.
@@ -100,8 +107,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
         self._waiting.clear()
-        if self._task is not None:
-            self._task.cancel()
+        if self._answering is not None and self._withdraw is not None:
+            self._withdraw()
 
     @override
     def eof_received(self) -> bool:
@@ -124,7 +131,14 @@ class Connection(asyncio.Protocol):
         if self._phase is Phase.LINGER:
             return
         if self._phase is Phase.IDLE:
+            known = self._heads.recall(data, self._client)
+            if known is not None:
+                self._take(known)
+                return
+            self._whole = data
             self._enter(Phase.HEAD)
+        else:
+            self._whole = b""
         if self._phase is Phase.HEAD:
             self._head_bytes += len(data)
         try:
@@ -186,7 +200,7 @@ class Connection(asyncio.Protocol):
             self._refuse(error)
             return
         self._limit = self._left = announced.limit
-        if message.expects_continue and self._task is None and not self._waiting:
+        if message.expects_continue and self._answering is None and not self._waiting:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, part: bytes) -> None:
@@ -208,18 +222,22 @@ class Connection(asyncio.Protocol):
         self._parts = []
         self._head_bytes = 0
         self._enter(Phase.IDLE)
+        self._heads.remember(self._whole, message)
+        self._take(message)
+
+    # Of our own.
+
+    def _take(self, message: Message) -> None:
         if len(self._waiting) == PIPELINED:
             self._refuse(TooLarge(f"requests: expected at most {PIPELINED} ahead of their answers"))
         else:
             self._waiting.append(message)
             self._next()
 
-    # Of our own.
-
     @property
     def idle(self) -> bool:
         """Say whether nothing is asked of it."""
-        return self._phase is Phase.IDLE and self._task is None and not self._waiting
+        return self._phase is Phase.IDLE and self._answering is None and not self._waiting
 
     @property
     def reading(self) -> bool:
@@ -266,19 +284,19 @@ class Connection(asyncio.Protocol):
 
     def _next(self) -> None:
         """Answer the next request, if none is being answered and the client reads."""
-        if self._task is not None or self._blocked_since is not None or not self._waiting:
+        if self._answering is not None or self._blocked_since is not None or not self._waiting:
             return
         item = self._waiting.popleft()
         if isinstance(item, Reply):
             self._send(item, None)
         else:
-            # Begun at once: most requests are queued before this returns.
-            task = asyncio.Task(self._answer(item), loop=self._loop, eager_start=True)
-            self._task = None if task.done() else task
+            self._answering = item
+            withdraw = self._answers.answer(item, self._answered)
+            if self._answering is item:
+                self._withdraw = withdraw
 
-    async def _answer(self, message: Message) -> None:
-        made = await self._answers.answer(message)
-        self._task = None
+    def _answered(self, made: Reply) -> None:
+        message, self._answering, self._withdraw = self._answering, None, None
         if not self._transport.is_closing():
             self._send(made, message)
             self._next()

@@ -14,6 +14,7 @@ from typing import Any
 
 from server.body import Announced, Limits, check_headers, check_length
 from server.errors import MalformedRequest, TooLarge
+from server.http_connection import Withdraw
 from server.http_message import Message
 from server.reply import Reply, failure
 from server.request import make_request, request_id
@@ -59,21 +60,30 @@ class Front:
             raise TooLarge(f"body: expected at most {limit} bytes, got {int(length)}")
         return Announced(None, limit, None, "")
 
-    async def answer(self, message: Message) -> Reply:
-        """Answer a request; cancelled if its client goes."""
+    def answer(self, message: Message, done: Callable[[Reply], object]) -> Withdraw | None:
+        """Answer a request; what is returned is called if its client goes before it is done."""
         found, announced = self._route(message), message.announced
         if found is None or announced is None:
-            environ = environ_of(message)
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._pool, _call, self._app, environ)
+            self._ask_app(message, done)
+            return None
         route, parts = found
         header = message.headers.get
         try:
             body = check_length(message.body, announced)
             request = make_request(header, body, announced.json_bytes)
         except Exception as error:  # noqa: BLE001 (every error has an answer)
-            return await route.refuse(self._service.metrics, error, request_id(header))
-        return await route.answer(self._service.metrics, request, parts)
+            done(route.refuse(self._service.metrics, error, request_id(header)))
+            return None
+        return route.answer(self._service, request, parts, done)
+
+    def _ask_app(self, message: Message, done: Callable[[Reply], object]) -> None:
+        def called(call: asyncio.Future[Reply]) -> None:
+            error = call.exception()
+            done(call.result() if error is None else failure(error))
+
+        loop = asyncio.get_running_loop()
+        call = loop.run_in_executor(self._pool, _call, self._app, environ_of(message))
+        call.add_done_callback(called)
 
     def refused(self, message: Message | None, error: Exception) -> Reply:
         """Write the refusal of a request that was not read."""

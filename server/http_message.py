@@ -9,6 +9,10 @@ from email.utils import formatdate
 from server.body import Announced
 from server.reply import Headers, Reply
 
+# A client's requests differ in their lengths if at all, so this is enough for many clients.
+_KNOWN = 1024
+_KNOWN_BYTES = 2048
+
 
 @dataclasses.dataclass(slots=True)
 class Message:
@@ -40,6 +44,56 @@ class Message:
     def expects_continue(self) -> bool:
         """Say whether the client waits to be told to send its body."""
         return self.headers.get("expect", "").lower() == "100-continue"
+
+
+class Heads:
+    """Heads that were read before, with what they said.
+
+    Clients that keep a connection send the same head again and again. One that httptools has
+    read means, byte for byte, what it meant then, and looking it up takes a fraction of the time.
+
+    Only requests that came whole in one piece, with a body of a stated length that was
+    accepted, and that leave the connection open are remembered.
+    """
+
+    def __init__(self) -> None:
+        self._messages: dict[bytes, Message] = {}
+
+    def recall(self, data: bytes, client: str) -> Message | None:
+        """Read a request whose head is known, if that and its body are all there is."""
+        end = data.find(b"\r\n\r\n") + 4
+        known = self._messages.get(data[:end])
+        if known is None or known.announced is None:
+            return None
+        if len(data) - end != known.announced.length:
+            return None
+        return Message(
+            known.method,
+            known.target,
+            known.version,
+            known.headers,
+            known.doubled,
+            client,
+            known.announced,
+            data[end:],
+        )
+
+    def remember(self, data: bytes, message: Message) -> None:
+        """Keep the head of a request that was read from exactly this."""
+        length = len(message.body)
+        end = len(data) - length
+        announced = message.announced
+        if (
+            length
+            and announced is not None
+            and announced.length == length
+            and message.keep_alive
+            and not message.expects_continue
+            and data.find(b"\r\n\r\n") + 4 == end <= _KNOWN_BYTES
+        ):
+            if len(self._messages) == _KNOWN:
+                self._messages.clear()
+            self._messages[data[:end]] = dataclasses.replace(message, body=b"", client="")
 
 
 def write(made: Reply, *, head_only: bool, close: bool) -> bytes:

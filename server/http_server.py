@@ -6,8 +6,10 @@ import errno
 import logging
 import socket
 import time
+from typing import Any
 
 from server.http_connection import Answers, Connection
+from server.http_message import Heads
 
 log = logging.getLogger(__name__)
 
@@ -15,6 +17,8 @@ log = logging.getLogger(__name__)
 CONNECTIONS = 2048
 # How often connections are looked at for what does not come.
 LOOK_S = 1.0
+# Connections that are taken in before the others have their turn.
+_AT_ONCE = 64
 # Running out of these passes, once connections end.
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -52,6 +56,8 @@ class HttpServer:
         self._listener = listener
         self._most = most
         self._look_s = look_s
+        self._heads = Heads()
+        self._beginning: set[asyncio.Task[Any]] = set()
         self.connections: set[Connection] = set()
 
     async def serve(self) -> None:
@@ -74,19 +80,36 @@ class HttpServer:
             await asyncio.sleep(0.01)
 
     async def _accept(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take in the connections that wait, several at a turn: a turn can be a batch long."""
         try:
-            accepted, _ = await loop.sock_accept(self._listener)
+            first, _ = await loop.sock_accept(self._listener)
+            self._begin(loop, first)
+            with contextlib.suppress(BlockingIOError):
+                for _ in range(min(_AT_ONCE, self._most - len(self.connections)) - 1):
+                    more, _ = self._listener.accept()
+                    self._begin(loop, more)
         except OSError as error:
             if error.errno in _SHORTAGES:
                 log.warning("no more connections for now: %s", error.strerror)
                 await asyncio.sleep(self._look_s)
             return
-        with contextlib.suppress(OSError):  # gone again
-            await loop.connect_accepted_socket(
-                lambda: Connection(self._answers, self.connections), accepted
-            )
         while len(self.connections) >= self._most:  # noqa: ASYNC110 (at the limit a look now and then will do)
             await asyncio.sleep(self._look_s)
+
+    def _begin(self, loop: asyncio.AbstractEventLoop, accepted: socket.socket) -> None:
+        accepted.setblocking(False)
+        begun = loop.create_task(
+            loop.connect_accepted_socket(
+                lambda: Connection(self._answers, self.connections, self._heads), accepted
+            )
+        )
+        self._beginning.add(begun)
+        begun.add_done_callback(self._begun)
+
+    def _begun(self, begun: "asyncio.Task[Any]") -> None:
+        self._beginning.discard(begun)
+        if not begun.cancelled() and isinstance(error := begun.exception(), OSError):
+            log.debug("a connection was gone again: %s", error)
 
     async def _look(self) -> None:
         while True:

@@ -6,13 +6,14 @@ Values are never coerced; one that does not fit is an error that names its insta
 import base64
 import binascii
 import bisect
+import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from runtime.errors import SignatureMismatch
-from runtime.inputs import Checked, Checker, check_size
+from runtime.inputs import Checked, Checker
 from runtime.model import Model
 from runtime.signature import Signature, TensorSpec, notation
 from runtime.tensors import Array, numpy_dtype
@@ -22,33 +23,34 @@ from server.typed import convert, from_bytes, kind_of, refuse
 _B64 = {"b64"}
 
 
-class Rows(NamedTuple):
-    """What instances hold.
-
-    Attributes:
-      arrays: one per input, a row for each instance.
-      sizes: real size of each bucketed axis for each instance; empty where there are no axes.
-    """
-
-    arrays: dict[str, Array]
-    sizes: list[dict[str, int]]
-
-
-def checked_instances(
-    instances: Sequence[Any], model: Model
-) -> tuple[Checked, list[dict[str, int]]]:
+def read_rows(instances: Sequence[Any], model: Model) -> list[Checked]:
     """Read instances and hold them against the signature.
 
+    An instance is an object of inputs by name; where there is one input only (masks
+    apart), it can be that input's value itself. Masks can be left out, by all or by none.
+
+    Args:
+      instances: as JSON has them.
+      model: with the signature.
+
     Returns:
-      The inputs, and the real sizes of each instance; see `Rows`.
+      All rows together if they have the same sizes, else each by itself.
 
     Raises:
       SignatureMismatch: names the first instance and input that do not fit.
       MalformedRequest: instances are of different forms.
     """
-    arrays, sizes = rows_from(instances, model.signature)
+    columns = _columns(instances, model.signature)
+    arrays: dict[str, Array] = {}
+    for spec in model.signature.inputs:
+        values = columns[spec.name]
+        if values or not instances:
+            array = _stack(spec, values, model.signature)
+            if array is None:
+                return _read_each(columns, len(instances), model)
+            arrays[spec.name] = array
     try:
-        return model.checker.check(arrays), sizes
+        return [model.checker.check(arrays)]
     except SignatureMismatch as error:
         raise _blame(arrays, len(instances), model.checker) or error from None
 
@@ -68,21 +70,33 @@ def _blame(arrays: Mapping[str, Array], rows: int, checker: Checker) -> Signatur
     return error and SignatureMismatch(f"instances[{count - 1}]: {error}")
 
 
-def rows_from(instances: Sequence[Any], signature: Signature) -> Rows:
-    """Read instances into one array per input.
+def _stack(spec: TensorSpec, values: list[Any], signature: Signature) -> Array | None:
+    """Read the rows of one input all at once; None if they must be looked at one by one."""
+    if not values:
+        sizes = {axis.name: axis.sizes[0] for axis in signature.axes}
+        return np.empty(spec.concrete(0, sizes), numpy_dtype(spec.dtype))
+    array = convert(spec.dtype, values)
+    return array if array is not None and _fits(spec, array.shape[1:]) else None
 
-    An instance is an object of inputs by name; where there is one input only (masks
-    apart), it can be that input's value itself. Rows that differ along a bucketed axis
-    are padded to the longest, and a mask that was left out is made to match.
 
-    Raises:
-      SignatureMismatch: names the first instance and input that do not fit.
-      MalformedRequest: instances are of different forms.
-    """
-    columns = _columns(instances, signature)
-    if signature.axes:
-        return _ragged(columns, signature)
-    return Rows({spec.name: _stack(spec, columns[spec.name]) for spec in signature.inputs}, [])
+def _read_each(columns: Mapping[str, list[Any]], count: int, model: Model) -> list[Checked]:
+    """Read rows one by one: they have several sizes, or are not plain lists, or wrong."""
+    rows = {
+        spec.name: [_row(spec, value, i) for i, value in enumerate(columns[spec.name])]
+        for spec in model.signature.inputs
+    }
+    given = {name: column for name, column in rows.items() if column}
+    if all(len({row.shape for row in column}) == 1 for column in given.values()):
+        together = {name: np.stack(column) for name, column in given.items()}
+        with contextlib.suppress(SignatureMismatch):
+            return [model.checker.check(together)]
+    checked = []
+    for i in range(count):
+        try:
+            checked.append(model.checker.check({n: column[i][None] for n, column in given.items()}))
+        except SignatureMismatch as error:
+            raise SignatureMismatch(f"instances[{i}]: {error}") from None
+    return checked
 
 
 def _columns(instances: Sequence[Any], signature: Signature) -> dict[str, list[Any]]:
@@ -130,56 +144,6 @@ def _check_keys(instance: Any, index: int, names: list[str], required: list[str]
         raise MalformedRequest(f"{where}: expected {missing!r}, got none")
 
 
-def _stack(spec: TensorSpec, values: list[Any]) -> Array:
-    """Read rows of one shape, all at once where they are plain."""
-    array = convert(spec.dtype, values)
-    if array is not None and array.shape[1:] == spec.shape[1:] and values:
-        return array
-    if not values:
-        return np.empty(spec.concrete(0, {}), numpy_dtype(spec.dtype))
-    rows = [_row(spec, value, i) for i, value in enumerate(values)]
-    return np.stack(rows)
-
-
-def _ragged(columns: Mapping[str, list[Any]], signature: Signature) -> Rows:
-    """Read rows that may have different sizes along bucketed axes."""
-    rows = {
-        spec.name: [_row(spec, value, i) for i, value in enumerate(columns[spec.name])]
-        for spec in signature.inputs
-    }
-    count = max(map(len, rows.values()))
-    sizes = [_sizes(signature, {n: r[i] for n, r in rows.items() if r}, i) for i in range(count)]
-    longest = {
-        axis.name: max((s.get(axis.name, 0) for s in sizes), default=axis.sizes[0])
-        for axis in signature.axes
-    }
-    out = {}
-    for spec in signature.inputs:
-        array = np.full(spec.concrete(count, longest), spec.pad, numpy_dtype(spec.dtype))
-        for i in range(count):
-            real: Any = (i, *(slice(size) for size in spec.concrete(1, sizes[i])[1:]))
-            array[real] = rows[spec.name][i] if rows[spec.name] else 1
-        out[spec.name] = array
-    return Rows(out, sizes)
-
-
-def _sizes(signature: Signature, rows: Mapping[str, Array], index: int) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for spec in signature.inputs:
-        if spec.name not in rows:
-            continue
-        for dim, size in zip(spec.shape[1:], rows[spec.name].shape, strict=True):
-            if isinstance(dim, str) and found.setdefault(dim, size) != size:
-                raise SignatureMismatch(
-                    f"instances[{index}]: input {spec.name!r}: expected {dim}={found[dim]} as in the "
-                    f"inputs before it, got {size}"
-                )
-    for axis in signature.axes:  # now: one row of a million would be a million for all of them
-        if axis.name in found:
-            check_size(axis, found[axis.name], f"instances[{index}]: ")
-    return found
-
-
 def _row(spec: TensorSpec, value: Any, index: int) -> Array:
     """Read one row, or say what is wrong with it."""
     where = f"instances[{index}]: input {spec.name!r}"
@@ -189,13 +153,19 @@ def _row(spec: TensorSpec, value: Any, index: int) -> Array:
     array = convert(spec.dtype, value)
     if array is None:
         raise refuse(spec.dtype, value, where)
-    fits = array.ndim == len(shape) and all(
-        isinstance(dim, str) or dim == size for dim, size in zip(shape, array.shape, strict=True)
-    )
-    if not fits:
+    if not _fits(spec, array.shape):
         got = list(array.shape)
         raise SignatureMismatch(f"{where}: expected {notation(spec.dtype, shape)}, got {got}")
     return array
+
+
+def _fits(spec: TensorSpec, shape: tuple[int, ...]) -> bool:
+    """Say whether a row has the shape, bucketed axes apart."""
+    wanted = spec.shape[1:]
+    return shape == wanted or (
+        len(shape) == len(wanted)
+        and all(isinstance(d, str) or d == s for d, s in zip(wanted, shape, strict=True))
+    )
 
 
 def _decoded(spec: TensorSpec, text: Any, where: str) -> Array:

@@ -28,7 +28,15 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """A JSON object on one line, with the keys that Cloud Logging knows."""
+    """A JSON object on one line, with the keys that Cloud Logging knows.
+
+    Args:
+      project: of the traces that requests belong to; Cloud Logging links to them by it.
+    """
+
+    def __init__(self, project: str = "") -> None:
+        super().__init__()
+        self._traces = f"projects/{project}/traces/" if project else ""
 
     @override
     def format(self, record: logging.LogRecord) -> str:
@@ -42,12 +50,24 @@ class JsonFormatter(logging.Formatter):
             "message": message,
             "logger": record.name,
         }
+        trace = getattr(record, "trace", None)
+        if trace is not None:
+            entry["logging.googleapis.com/trace"] = self._traces + trace
         return json.dumps(entry)
 
 
-def set_up(form: str) -> None:
-    """Send all logs to stdout, as `text` or as `json`."""
+def set_up(form: str, project: str = "") -> None:
+    """Send all logs to stdout, as `text` or as `json`; see `JsonFormatter` for the project."""
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    handler.setFormatter(JsonFormatter(project) if form == "json" else TextFormatter())
+    logging.captureWarnings(capture=True)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("jax").setLevel(logging.WARNING)  # it lists every absent backend
+
+
+def end(form: str, error: Exception) -> None:
+    """Say in one line why the process ends: to a person on stderr, else in the log's own form."""
+    if form == "json":
+        logging.getLogger("server").critical("%s", error)
+    else:
+        print(f"error: {error}", file=sys.stderr, flush=True)

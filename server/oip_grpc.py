@@ -74,7 +74,7 @@ def read(request: ModelInferRequest, model: Model, *, stream: bool = False) -> C
         raise MalformedRequest("parameters: expected true or false for evidence")
     timeout = _parameter(request.parameters, "timeout", default=0)
     return Call(
-        model.checker.check(inputs),
+        [model.checker.check(inputs)],
         functools.partial(_write, model, request.id, outputs, evidence, stream),
         oip.read_timeout(timeout),
     )

@@ -49,7 +49,7 @@ def read(request: Request, model: Model) -> Call[Reply]:
     if request.json_bytes == 0:
         inputs = oip.from_body(model.signature, request.body)
         wanted = Wanted(None, tuple((spec, True) for spec in model.signature.outputs), False)
-        return Call(model.checker.check(inputs), lambda answer: write(model, wanted, answer))
+        return Call([model.checker.check(inputs)], lambda answer: write(model, wanted, answer))
     if request.json_bytes > len(request.body):
         raise MalformedRequest(
             f"inference-header-content-length: expected at most {len(request.body)} as the body "
@@ -70,7 +70,7 @@ def read_object(value: Mapping[str, Any], binary: bytes | memoryview, model: Mod
     outputs = _outputs(value, model.signature, _flag(parameters, "binary_data_output"))
     wanted = Wanted(identity, outputs, _flag(parameters, "evidence"))
     return Call(
-        model.checker.check(inputs),
+        [model.checker.check(inputs)],
         lambda answer: write(model, wanted, answer),
         oip.read_timeout(parameters.get("timeout", 0)),
     )

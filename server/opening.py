@@ -9,14 +9,16 @@ import asyncio
 import dataclasses
 import gc
 import logging
-import sys
 import time
+from collections.abc import Iterable
 
 from runtime.errors import BundleError, DeviceUnavailable, ExecutionError, GoldenMismatch
 from runtime.model import Group, Model, load
 from runtime.program import wait_in_place
 from runtime.verify import check_goldens, check_rows
+from server import logs
 from server.config import ServerConfig
+from server.fetching import bundle_at
 from server.service import Service
 
 log = logging.getLogger(__name__)
@@ -48,12 +50,18 @@ class Opened:
     alone: bool
 
 
-async def open_service(service: Service, config: ServerConfig) -> int:
+async def open_service(service: Service, config: ServerConfig, *, listening: bool = False) -> int:
     """Load and prove a bundle on another thread, and begin to answer.
+
+    Args:
+      service: is to answer.
+      config: what is logged first, and says what to load.
+      listening: whether the configured addresses are this process's own, to be told.
 
     Returns:
       0, or the exit status of what is wrong, which has been said.
     """
+    log.info("configuration: %s", config)
     begin = time.monotonic()
     try:
         opened = await asyncio.to_thread(open_model, config)
@@ -62,24 +70,36 @@ async def open_service(service: Service, config: ServerConfig) -> int:
         if known is None:
             log.exception("opening the bundle failed")
         else:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            logs.end(config.log_format, error)
         return known or EXIT_BUNDLE
     # What stays for good need not be looked through for garbage again and again.
     gc.collect()
     gc.freeze()
     service.open(opened.model, alone=opened.alone)
-    log.info("%s", _ready(config, opened, time.monotonic() - begin))
+    http, grpc = _addresses(config) if listening else ("serving", "")
+    seconds = time.monotonic() - begin
+    log.info("ready: %s %s%s, after %.1f s", http, _served(opened.model), grpc, seconds)
     return 0
 
 
-def _ready(config: ServerConfig, opened: Opened, seconds: float) -> str:
-    model = opened.model
-    buckets = ",".join(map(str, model.manifest.buckets))
+def _served(model: Model) -> str:
+    manifest = model.manifest
+    sizes = [f"{axis.name} {_listed(axis.sizes)}" for axis in model.signature.axes]
     return (
-        f"ready: http://{config.host}:{config.port}{config.predict_route} serves "
-        f"{model.manifest.name} version {model.manifest.version}, buckets {buckets}, on "
-        f"{model.platform}, after {seconds:.1f} s"
+        f"{manifest.name} version {manifest.version}, "
+        f"{', '.join([f'buckets {_listed(manifest.buckets)}', *sizes])}, on {model.platform}"
     )
+
+
+def _listed(sizes: Iterable[int]) -> str:
+    return ",".join(map(str, sizes))
+
+
+def _addresses(config: ServerConfig) -> tuple[str, str]:
+    """Write where predictions are answered, and where gRPC is."""
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    grpc = f", gRPC on {host}:{config.grpc_port}" if config.grpc_port >= 0 else ""
+    return f"http://{host}:{config.port}{config.predict_route} serves", grpc
 
 
 def open_model(config: ServerConfig) -> Opened:
@@ -91,7 +111,11 @@ def open_model(config: ServerConfig) -> Opened:
       ExecutionError: the device failed.
     """
     wait_in_place()
-    model = load(config.bundle, config.device or None, progress=log.info)
+    with bundle_at(config.bundle, config.cache_dir) as bundle:
+        return _proven(load(bundle, config.device or None, progress=log.info), config)
+
+
+def _proven(model: Model, config: ServerConfig) -> Opened:
     log.info("checking goldens")
     failed = [str(check) for check in check_goldens(model)[0] if not check.ok]
     if failed:

@@ -1,16 +1,16 @@
-"""A request on its way through the service, and what comes of it. No loop but for its future."""
+"""A request on its way through the service, and what comes of it. No loop, no queue, no device."""
 
 import asyncio
 import dataclasses
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from runtime.inputs import Checked
 from runtime.model import Model
 from runtime.tensors import Array
-from server.batching import BatchQueue, Task
-from server.device import Outcome
+from server.batching import Task
 
 # What JSON, which has no NaN and no infinity, is given for them.
 Nonfinite = Literal["null", "error", "string"]
@@ -32,83 +32,159 @@ class Evidence(NamedTuple):
     compute_s: float
 
 
+class Whole:
+    """The outputs of a whole batch, for what is cheaper made of all rows at once.
+
+    Args:
+      outputs: rows of all of the batch's tasks, none of them NaN or infinite.
+    """
+
+    __slots__ = ("_made", "outputs")
+
+    def __init__(self, outputs: dict[str, Array]) -> None:
+        self.outputs = outputs
+        self._made: Any = None
+
+    def once(self, make: Callable[[dict[str, Array]], Any]) -> Any:
+        """Give what the first caller's `make` made of the outputs, row for row."""
+        if self._made is None:
+            self._made = make(self.outputs)
+        return self._made
+
+
+class Part(NamedTuple):
+    """The answer to rows that were asked together.
+
+    Attributes:
+      outputs: by name, row for row.
+      whole: the batch in which they are the rows from `start` on; None if there was not one.
+      start: see there.
+      rows: how many they are.
+    """
+
+    outputs: dict[str, Array]
+    whole: Whole | None
+    start: int
+    rows: int
+
+
 class Answer(NamedTuple):
     """What came of a request.
 
     Attributes:
-      outputs: by name, row for row.
+      parts: one for each that was asked.
       evidence: how they came about.
       nonfinite: what JSON is to have for NaN and infinity; None if there is neither.
     """
 
-    outputs: dict[str, Array]
+    parts: Sequence[Part]
     evidence: Evidence
     nonfinite: Nonfinite | None = None
+
+    @property
+    def rows(self) -> int:
+        """Give the rows of all parts."""
+        return sum([part.rows for part in self.parts])
+
+    @property
+    def outputs(self) -> dict[str, Array]:
+        """Give the outputs of a request of one part."""
+        (part,) = self.parts
+        return part.outputs
+
+
+class Given(NamedTuple):
+    """What a batch gave one task.
+
+    Attributes:
+      outputs: in the signature's order.
+      whole: of the batch, if what it gave can be read row for row.
+      start: the task's first row in it.
+    """
+
+    outputs: tuple[Array, ...]
+    whole: Whole | None
+    start: int
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Pending:
-    """A request on its way: its tasks, what they have given so far, and its future.
+    """A request on its way: its tasks, and what they were given so far.
 
-    The payload of each of its tasks is (arrays, request, index). Once it has ended, no
-    matter how, none of its tasks is left in the queue.
+    Attributes:
+      parts: what is asked; each part's rows have the same sizes.
+      most: rows that a task has at most.
+      arrived: the instant it was taken in, monotonic.
+      done: called with what comes of it.
+      timer: fires at its own deadline, if it has one.
+      tasks: each with (arrays, request, index) as payload.
+      given: for each task what it got.
+      left: tasks that have got nothing.
     """
 
-    future: asyncio.Future[None]
-    queue: BatchQueue
-    tasks: list[Task]
-    parts: list[tuple[Array, ...]]
-    left: int
+    parts: Sequence[Checked]
+    most: int
+    arrived: float
+    done: Callable[[Answer | Exception], object]
+    timer: asyncio.TimerHandle | None = None
+    tasks: list[Task] = dataclasses.field(init=False)
+    given: list[Given | None] = dataclasses.field(init=False)
+    left: int = dataclasses.field(init=False)
     bucket: int = 0
     padded_rows: int = 0
     queue_s: float = 0.0
     compute_s: float = 0.0
     finite: bool = True
 
+    def __post_init__(self) -> None:
+        self.tasks = []
+        for checked in self.parts:
+            for start in range(0, checked.rows, self.most):
+                rows = min(self.most, checked.rows - start)
+                arrays = checked.arrays
+                if rows < checked.rows:
+                    arrays = tuple([None if a is None else a[start : start + rows] for a in arrays])
+                payload = (arrays, self, len(self.tasks))
+                self.tasks.append(Task(rows, checked.sizes, payload, self.arrived))
+        self.left = len(self.tasks)
+        self.given = [None] * self.left
+
     def give(
-        self, index: int, outputs: tuple[Array, ...], outcome: Outcome, queue_s: float
+        self, index: int, given: Given, bucket: int, padded_rows: int, queue_s: float, run_s: float
     ) -> None:
-        """Take one task's outputs; the last one completes the request.
+        """Take what one task got.
 
         Args:
           index: of the task.
-          outputs: its own.
-          outcome: of the batch that it was in.
+          given: its own.
+          bucket: of the batch that it was in.
+          padded_rows: of that batch.
           queue_s: for which it waited.
+          run_s: for which the batch was on the device's thread.
         """
-        self.parts[index] = outputs
-        self.bucket = outcome.batch.bucket
-        self.padded_rows = outcome.batch.bucket - outcome.batch.rows
+        self.given[index] = given
+        self.bucket = bucket
+        self.padded_rows = padded_rows
         self.queue_s = max(self.queue_s, queue_s)
-        self.compute_s += outcome.seconds
-        self.finite = self.finite and outcome.finite
+        self.compute_s += run_s
         self.left -= 1
-        if not self.left and not self.future.done():
-            self.future.set_result(None)
 
-    @property
-    def evidence(self) -> Evidence:
-        """Say how the answer came about."""
-        return Evidence(self.bucket, self.padded_rows, self.queue_s, self.compute_s)
-
-    def fail(self, error: Exception) -> None:
-        """End with an error, unless it ended already."""
-        if not self.future.done():
-            self.future.set_exception(error)
-        self.withdraw()
-
-    def withdraw(self) -> None:
-        """Take what still waits out of the queue."""
-        for task in self.tasks:
-            self.queue.discard(task)
-
-
-def joined(model: Model, checked: Checked, parts: list[tuple[Array, ...]]) -> dict[str, Array]:
-    """Bring the outputs of a request's tasks together, by name, row for row."""
-    names = [spec.name for spec in model.signature.outputs]
-    if len(parts) == 1:
-        return dict(zip(names, parts[0], strict=True))
-    if not parts:
-        return model.no_rows(checked.sizes)
-    joined = (np.concatenate(pieces) for pieces in zip(*parts, strict=True))
-    return dict(zip(names, joined, strict=True))
+    def answer(self, model: Model) -> tuple[list[Part], Evidence]:
+        """Bring what the tasks were given together, part by part; none may be left."""
+        names = [spec.name for spec in model.signature.outputs]
+        given = iter(self.given)
+        parts = []
+        for checked in self.parts:
+            count = -(-checked.rows // self.most)
+            pieces: list[Any] = [next(given) for _ in range(count)]
+            if count == 1:
+                outputs, whole, start = pieces[0]
+                named = dict(zip(names, outputs, strict=True))
+                parts.append(Part(named, whole, start, checked.rows))
+            elif count:
+                joined = map(np.concatenate, zip(*[piece.outputs for piece in pieces], strict=True))
+                named = dict(zip(names, joined, strict=True))
+                parts.append(Part(named, None, 0, checked.rows))
+            else:
+                parts.append(Part(model.no_rows(checked.sizes), None, 0, 0))
+        return parts, Evidence(self.bucket, self.padded_rows, self.queue_s, self.compute_s)

@@ -3,13 +3,13 @@
 To add a format, name it in `runtime.entries.OUTPUT_KINDS` and write it in `formatted`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from runtime.entries import OutputFormat
-from runtime.signature import Signature, TensorSpec
+from runtime.signature import Signature
 from runtime.tensors import Array, numpy_dtype
 from server.errors import NonFiniteOutput
 from server.pending import Nonfinite
@@ -22,7 +22,6 @@ def predictions_from(
     outputs: Mapping[str, Array],
     signature: Signature,
     output_format: OutputFormat,
-    sizes: Sequence[Mapping[str, int]] = (),
     nonfinite: Nonfinite | None = None,
 ) -> Any:
     """Write answers as `predictions`, one for each instance.
@@ -31,7 +30,6 @@ def predictions_from(
       outputs: of the model, by name.
       signature: of the bundle.
       output_format: how they are written.
-      sizes: real sizes of bucketed axes for each row, where rows differ.
       nonfinite: what to write for NaN and infinity; None if there is neither.
 
     Returns:
@@ -46,21 +44,11 @@ def predictions_from(
         if spec.name == output_format.output and output_format.kind != "raw":
             columns[spec.name] = formatted(array, output_format, nonfinite)
         else:
-            columns[spec.name] = _cells(spec, writable(array, nonfinite), sizes)
+            columns[spec.name] = writable(array, nonfinite)
     if len(columns) == 1:
         return next(iter(columns.values()))
     names = list(columns)
     return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def _cells(spec: TensorSpec, rows: Any, sizes: Sequence[Mapping[str, int]]) -> Any:
-    """Cut each row to its real size along bucketed axes."""
-    if not sizes or not any(isinstance(dim, str) for dim in spec.shape[1:]):
-        return rows
-    crops: list[Any] = [
-        (i, *(slice(size) for size in spec.concrete(1, real)[1:])) for i, real in enumerate(sizes)
-    ]
-    return [rows[crop] for crop in crops]
 
 
 def writable(array: Array, nonfinite: Nonfinite | None) -> Array:

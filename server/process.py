@@ -3,16 +3,14 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 from server.config import ServerConfig
 from server.grpc_api import Entrance
-from server.http_app import create_app
+from server.http_app import create_app, make_wait
 from server.http_front import Front
 from server.http_server import HttpServer, listen
 from server.opening import EXIT_DEVICE, open_service
-from server.reply import Reply
 from server.routes import hot_paths, make_routes
 from server.service import Service
 
@@ -39,9 +37,13 @@ class Process:
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self._gently = False
-        self._service = Service(config.limits, fatal=lambda _: self._end(EXIT_DEVICE))
+        self._service = Service(
+            config.limits,
+            fatal=lambda _: self._end(EXIT_DEVICE),
+            hung=lambda: die(EXIT_DEVICE),
+        )
         self._routes = make_routes(self._service, config)
-        app = create_app(self._service, self._routes, config.bodies, self._wait)
+        app = create_app(self._service, self._routes, config.bodies, make_wait(self._loop))
         self._front = Front(app, self._service, config.bodies, threads=8)
         self._http = HttpServer(self._front, listen(config.host, config.port))
         self._grpc = Entrance(self._service, config) if config.grpc_port >= 0 else None
@@ -65,7 +67,7 @@ class Process:
         return await self._stop(status, serving)
 
     async def _open(self) -> None:
-        if failed := await open_service(self._service, self._config):
+        if failed := await open_service(self._service, self._config, listening=True):
             self._end(failed)
         else:
             self._front.hot = hot_paths(self._service, self._routes)
@@ -97,6 +99,3 @@ class Process:
         log.info("received %s", number.name)
         self._gently = number is signal.SIGTERM
         self._end(0)
-
-    def _wait(self, call: Coroutine[Any, Any, Reply]) -> Reply:
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result()

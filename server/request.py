@@ -2,12 +2,32 @@
 
 import math
 import re
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from server.body import Header
 from server.errors import MalformedRequest
 
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+# https://www.w3.org/TR/trace-context/#traceparent-header, and what Google had before it.
+_TRACE = re.compile(r"(?:[0-9a-f]{2}-)?(?!0{32})([0-9a-f]{32})(?:[-/;].{0,64})?")
+
+
+class RequestId(str):
+    """The name of a request in its answer and in the log.
+
+    Attributes:
+      trace: that it is part of, if any.
+    """
+
+    __slots__ = ("trace",)
+
+    trace: str | None
+
+    def __new__(cls, name: str, trace: str | None = None) -> Self:
+        """Make one."""
+        made = super().__new__(cls, name)
+        made.trace = trace
+        return made
 
 
 class Request(NamedTuple):
@@ -18,20 +38,27 @@ class Request(NamedTuple):
       json_bytes: of JSON that the body begins with; None if it is JSON as a whole.
       timeout_s: the caller's own time limit.
       evidence: whether the answer says how it came about.
-      id: the caller's name for it, to be given back.
+      id: the caller's name for it, to be given back, or its trace's.
     """
 
     body: bytes = b""
     json_bytes: int | None = None
     timeout_s: float | None = None
     evidence: bool = False
-    id: str | None = None
+    id: RequestId | None = None
 
 
-def request_id(header: Header) -> str | None:
-    """Give the caller's X-Request-Id; None if there is none, or one that is better not repeated."""
+def request_id(header: Header) -> RequestId | None:
+    """Give the caller's X-Request-Id, or its trace; None if there is none that can be repeated."""
     found = header("x-request-id")
-    return found if found is not None and REQUEST_ID.fullmatch(found) else None
+    trace = header("traceparent") or header("x-cloud-trace-context")
+    if found is None and trace is None:
+        return None
+    match = _TRACE.fullmatch(trace) if trace else None
+    name = found if found is not None and REQUEST_ID.fullmatch(found) else match and match[1]
+    if not name:
+        return None
+    return RequestId(name, match and match[1])
 
 
 def make_request(header: Header, body: bytes, json_bytes: int | None) -> Request:

@@ -1,18 +1,18 @@
-"""The routes of the data port: which coroutine answers what. No HTTP server is known here.
+"""The routes of the data port: what answers what. No HTTP server is known here.
 
 Both entrances serve these routes: `http_app` all of them, `http_front` the hot ones itself.
 """
 
-import asyncio
 import dataclasses
 import functools
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, override
 
+from runtime.model import Model
 from server import oip, oip_http, tfserving, vertex
 from server.config import ServerConfig
-from server.dialect import Read, infer
+from server.dialect import Call, Inference, Read, evidence_headers
 from server.errors import Unsupported
 from server.exposition import MetricsPage, statistics
 from server.metrics import Metrics
@@ -40,42 +40,62 @@ _UNSERVED = (
 # nginx's status for a client that has gone, as TensorFlow Serving counts it.
 _GONE = "499"
 
-Handler = Callable[..., Awaitable[Reply]]
+# Takes the named parts of the path, as keywords; gives what is told.
+Tell = Callable[..., Reply]
+Done = Callable[[Reply], object]
+Withdraw = Callable[[], object]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Route:
-    """One route.
+    """One route: it asks the model, or tells about the server.
 
     Attributes:
       method: GET or POST.
       rule: its path, names of parts in <>, as Flask writes them.
       protocol: what its requests are counted as.
-      handler: takes the request, and the named parts as keywords.
-      infers: whether it asks the model.
+      tell: tells about the server.
+      read: reads a request for the model; None if it asks nothing of it.
     """
 
     method: str
     rule: str
     protocol: str
-    handler: Handler
-    infers: bool = False
+    tell: Tell = Reply
+    read: Read | None = None
 
-    async def answer(self, metrics: Metrics, request: Request, parts: Mapping[str, str]) -> Reply:
-        """Answer a request, whatever happens, and count it."""
-        begun = time.monotonic()
+    @property
+    def infers(self) -> bool:
+        """Say whether it asks the model."""
+        return self.read is not None
+
+    def answer(
+        self, service: Service, request: Request, parts: Mapping[str, str], done: Done
+    ) -> Withdraw | None:
+        """Answer a request, whatever happens, and count it. On the event loop.
+
+        Args:
+          service: that answers.
+          request: what came.
+          parts: named parts of its path.
+          done: called once, perhaps before this returns.
+
+        Returns:
+          Gives the request up while it is not done; its client has gone.
+        """
+        if self.read is not None:
+            inference = _Inference(self, service, request, parts, done)
+            inference.begin(len(request.body))
+            return inference.withdraw
         try:
-            made = await self.handler(request, **parts)
-        except asyncio.CancelledError:  # its client has gone: nobody reads an answer
-            if self.infers:
-                metrics.inference(self.protocol, _GONE, time.monotonic() - begun, "canceled")
-            raise
+            made = self.tell(**parts)
         except Exception as error:  # noqa: BLE001 (every error has an answer)
             made = failure(error, request.id)
-        self.count(metrics, made, time.monotonic() - begun)
-        return made
+        self.count(service.metrics, made, 0.0)
+        done(made)
+        return None
 
-    async def refuse(self, metrics: Metrics, error: Exception, identity: str | None) -> Reply:
+    def refuse(self, metrics: Metrics, error: Exception, identity: str | None) -> Reply:
         """Answer a request that could not be read, and count it."""
         made = failure(error, identity)
         self.count(metrics, made, 0.0)
@@ -83,10 +103,57 @@ class Route:
 
     def count(self, metrics: Metrics, made: Reply, seconds: float) -> None:
         """Count a request that was answered, or refused."""
-        if self.infers:
+        if self.read is not None:
             metrics.inference(self.protocol, str(made.status), seconds, made.slug)
         else:
             metrics.other(self.protocol, str(made.status))
+
+
+class _Inference(Inference[Reply]):
+    """A request of a route that asks the model; it is counted with how it ended."""
+
+    def __init__(
+        self,
+        route: Route,
+        service: Service,
+        request: Request,
+        parts: Mapping[str, str],
+        done: Done,
+    ) -> None:
+        super().__init__(service, request.timeout_s)
+        self._route = route
+        self._request = request
+        self._parts = parts
+        self._done = done
+        self._begun = time.monotonic()
+
+    @override
+    def read(self, model: Model) -> Call[Reply]:
+        parts, read = self._parts, self._route.read
+        if parts:
+            oip.check_names(model.manifest, parts["model"], parts.get("version", ""))
+        return read(self._request, model)  # type: ignore[misc]
+
+    @override
+    def written(self, message: Reply) -> None:
+        if self._request.evidence:
+            headers = evidence_headers(self.service.model, self.evidence)
+            message = message._replace(headers=message.headers + headers)
+        self._end(message)
+
+    @override
+    def failed(self, error: Exception) -> None:
+        self._end(failure(error, self._request.id))
+
+    @override
+    def withdraw(self) -> None:
+        super().withdraw()
+        seconds = time.monotonic() - self._begun
+        self.service.metrics.inference(self._route.protocol, _GONE, seconds, "canceled")
+
+    def _end(self, made: Reply) -> None:
+        self._route.count(self.service.metrics, made, time.monotonic() - self._begun)
+        self._done(made)
 
 
 def make_routes(service: Service, config: ServerConfig) -> tuple[Route, ...]:
@@ -120,45 +187,32 @@ def hot_paths(
     return found
 
 
-def _inference(service: Service, read: Read) -> Handler:
-    async def handler(request: Request, model: str | None = None, version: str = "") -> Reply:
-        if model is not None:
-            oip.check_names(service.model.manifest, model, version)
-        return await infer(service, request, read)
-
-    return handler
+def _telling(tell: Callable[..., Any]) -> Tell:
+    """Write what a function gives as JSON."""
+    return lambda **parts: reply(tell(**parts))
 
 
-def _telling(tell: Callable[..., Any]) -> Handler:
-    """Make a handler of a function that gives what is written as JSON."""
+def _of_model(service: Service, tell: Callable[[], Any]) -> Tell:
+    """Write what a function gives about the model, named in the path or not."""
 
-    async def handler(_: Request, **parts: str) -> Reply:
-        return reply(tell(**parts))
-
-    return handler
-
-
-def _of_model(service: Service, tell: Callable[[], Any]) -> Handler:
-    """Make a handler of a function that tells about the model, named in the path or not."""
-
-    async def handler(_: Request, model: str | None = None, version: str = "") -> Reply:
+    def told(model: str | None = None, version: str = "") -> Reply:
         if model is not None:
             oip.check_names(service.model.manifest, model, version)
         return reply(tell())
 
-    return handler
+    return told
 
 
-def _health(service: Service) -> Handler:
-    async def handler(_: Request) -> Reply:
+def _health(service: Service) -> Tell:
+    def told() -> Reply:
         status = 200 if service.state is State.READY else 503
         return reply({"status": service.state.value}, status)
 
-    return handler
+    return told
 
 
-def _ready(service: Service) -> Handler:
-    async def handler(_: Request, model: str | None = None, version: str = "") -> Reply:
+def _ready(service: Service) -> Tell:
+    def told(model: str | None = None, version: str = "") -> Reply:
         ready = service.state is State.READY
         if model is None:
             return reply({"ready": ready}, 200 if ready else 503)
@@ -166,13 +220,12 @@ def _ready(service: Service) -> Handler:
         oip.check_names(manifest, model, version)
         return reply({"name": manifest.name, "ready": ready}, 200 if ready else 503)
 
-    return handler
+    return told
 
 
 def _vertex(service: Service, config: ServerConfig) -> Iterator[Route]:
     read = functools.partial(vertex.read, most_rows=service.most_rows)
-    predict = _inference(service, read)
-    yield Route("POST", config.predict_route, "vertex", predict, infers=True)
+    yield Route("POST", config.predict_route, "vertex", read=read)
     yield Route("GET", config.health_route, "health", _health(service))
 
 
@@ -197,14 +250,13 @@ def _oip(service: Service) -> Iterator[Route]:
         yield Route("GET", model, "oip", describe)
         yield Route("GET", f"{model}/ready", "health", _ready(service))
         yield Route("GET", f"{model}/stats", "oip", _of_model(service, stats))
-        infer_there = _inference(service, oip_http.read)
-        yield Route("POST", f"{model}/infer", "oip", infer_there, infers=True)
+        yield Route("POST", f"{model}/infer", "oip", read=oip_http.read)
     for rule in _UNSERVED:
         for method in ("GET", "POST"):
             yield Route(method, rule, "oip", _unserved)
 
 
-async def _unserved(_: Request, **__: str) -> Reply:
+def _unserved(**_: str) -> Reply:
     raise Unsupported("this extension of the protocol is not served; GET /v2 lists those that are")
 
 
@@ -221,24 +273,14 @@ def _tfserving(service: Service) -> Iterator[Route]:
         yield Route("GET", model, "tfserving", _of_model(service, status))
         yield Route("GET", f"{model}/metadata", "tfserving", describe)
         read = functools.partial(tfserving.read, most_rows=service.most_rows)
-        predict = _inference(service, read)
-        yield Route("POST", f"{model}:predict", "tfserving", predict, infers=True)
+        yield Route("POST", f"{model}:predict", "tfserving", read=read)
 
 
 def _counts(service: Service) -> Iterator[Route]:
-    metrics = MetricsPage(service)
-
-    async def scrape(_: Request) -> Reply:
-        return metrics.reply()
-
-    yield Route("GET", "/metrics", "metrics", scrape)
+    yield Route("GET", "/metrics", "metrics", MetricsPage(service).reply)
 
 
 def _page(service: Service, config: ServerConfig, routes: list[Route]) -> Route:
-    shown = ((r.protocol, r.method, r.rule) for r in routes if r.handler is not _unserved)
+    shown = ((r.protocol, r.method, r.rule) for r in routes if r.tell is not _unserved)
     page = Page(service, shown, config.predict_route, config.port)
-
-    async def show(_: Request) -> Reply:
-        return page.reply()
-
-    return Route("GET", "/", "page", show)
+    return Route("GET", "/", "page", page.reply)

@@ -2,11 +2,14 @@
 
 The way of a request, all on one event loop but for step 4:
 
-1. `answer` holds the inputs against the signature and splits them into tasks
+1. `submit` splits what is asked into tasks
 2. the tasks wait in the BatchQueue, until their deadline at most
 3. `_pump` takes a batch out whenever the device has room for one
 4. the device's thread stages, runs and unstages it
 5. `_deliver` gives each request its rows: one wake-up of the loop for the batch
+
+Callbacks and no coroutines: a task, a future and a timer for each request cost more than all
+else that is done for it here.
 
 The loop owns the queue, the device's thread owns the device; nothing needs a lock.
 """
@@ -16,21 +19,20 @@ import contextlib
 import dataclasses
 import enum
 import functools
+import itertools
 import logging
 import time
-from collections.abc import Callable
-
-import numpy as np
+from collections.abc import Callable, Sequence
 
 from runtime.inputs import Checked
 from runtime.model import Model
 from runtime.program import count_compiles
 from runtime.signature import bucket_name
-from server.batching import Batch, BatchQueue, Task
-from server.device import Device, Outcome
+from server.batching import Batch, BatchQueue
+from server.device import Device, Outcome, is_finite
 from server.errors import DeadlineExceeded, Draining, NotReady, TooLarge
 from server.metrics import Metrics
-from server.pending import Answer, Nonfinite, Pending, joined
+from server.pending import Answer, Given, Nonfinite, Pending, Whole
 from server.staging import count_elements
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class Limits:
       stall_s: longest that a batch takes before the device is given up.
       in_flight: batches that the device's thread has at once.
       failures: batches that fail whole, one after the other, before it is given up.
+      in_place_s: batches that take no longer run on the loop's own thread; see `_pump`.
       nonfinite: what JSON is given for NaN and infinity.
     """
 
@@ -72,6 +75,7 @@ class Limits:
     stall_s: float = 120.0
     in_flight: int = 1
     failures: int = 3
+    in_place_s: float = 0.001
     nonfinite: Nonfinite = "null"
 
 
@@ -83,6 +87,8 @@ class Service:
     Args:
       limits: what it takes on.
       fatal: called once when the device is given up; the process has to end then.
+      hung: called, on another thread, when the loop itself hangs in the device; has to end
+        the process at once.
       metrics: what it counts.
 
     Attributes:
@@ -91,19 +97,27 @@ class Service:
     """
 
     def __init__(
-        self, limits: Limits, fatal: Callable[[str], None], metrics: Metrics | None = None
+        self,
+        limits: Limits,
+        fatal: Callable[[str], None],
+        hung: Callable[[], object],
+        metrics: Metrics | None = None,
     ) -> None:
         self._limits = limits
         self._fatal = fatal
+        self._hung = hung
         self.most_rows = min(limits.request_rows, limits.queue_rows)
         self.metrics = metrics or Metrics()
         self._open: _Open | None = None
+        self._loop: asyncio.AbstractEventLoop  # of `open`
         self._flying: dict[Batch, asyncio.TimerHandle] = {}
         self._wake: asyncio.TimerHandle | None = None
         self._failures = 0
-        self._requests: set[Pending] = set()
+        # In order of arrival. A request that is not in it has ended.
+        self._requests: dict[Pending, None] = {}
         self._quiet = asyncio.Event()
-        self._quiet.set()
+        self._clock: asyncio.TimerHandle | None = None
+        self._coming = False
         self._state = State.LOADING
         self.listeners: list[Callable[[], object]] = []
 
@@ -162,7 +176,7 @@ class Service:
           alone: run every task by itself, since rows were seen to depend on each other
             here; a bundle that says so itself needs no telling.
         """
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
 
         def tell(call: Callable[..., None], what: object) -> None:
             # A loop that is closed has nobody left who waits.
@@ -182,8 +196,10 @@ class Service:
             ),
             model.signature,
             canary=model.canary,
-            deliver=functools.partial(tell, self._deliver),
+            deliver=functools.partial(tell, self._came),
             died=functools.partial(tell, self._give_up, "the device thread died"),
+            stall_s=self._limits.stall_s,
+            hung=self._hung,
         )
         device.start()
         fastest_s = min(group.planner.cost(1) for group in model.groups.values())
@@ -193,55 +209,55 @@ class Service:
         if self.state is State.LOADING:
             self.state = State.READY
 
-    async def answer(self, checked: Checked, timeout_s: float | None = None) -> Answer:
-        """Answer rows; any number of calls may be under way. Cancelling gives its rows up.
+    def submit(
+        self,
+        parts: Sequence[Checked],
+        done: Callable[[Answer | Exception], object],
+        timeout_s: float | None = None,
+    ) -> Pending:
+        """Take a request in; any number may be under way.
 
         Args:
-          checked: inputs that `model.checker` let pass.
+          parts: inputs that `model.checker` let pass, rows of the same sizes together.
+          done: called once, later, with the answer or with why there is none: DeadlineExceeded,
+            rows that still waited are not run then; ExecutionError, the device failed;
+            Unavailable, as below.
           timeout_s: the caller's own; the service's limit holds beside it.
+
+        Returns:
+          What `withdraw` takes.
 
         Raises:
           TooLarge: more rows than a request may have.
           Unavailable: not ready, stopping, the queue is full, or no memory.
-          DeadlineExceeded: the time is over; rows that still waited are not run.
-          ExecutionError: the device failed.
+          DeadlineExceeded: the time is over, or too short for any batch.
         """
         opened = self._admit()
-        if checked.rows > self.most_rows:
-            raise TooLarge(
-                f"rows: expected at most {self.most_rows} in a request, got {checked.rows}"
-            )
-        limit = self._limits.timeout_s
-        limit = limit if timeout_s is None else min(limit, timeout_s)
-        if limit <= 0:
-            raise DeadlineExceeded("the request's time was over before it was queued")
-        needed = opened.fastest_s if checked.rows else 0.0
-        if limit < needed:
-            raise DeadlineExceeded(
-                f"the request's time, {limit * 1e3:.3g} ms, is less than a batch takes here, "
-                f"{needed * 1e3:.3g} ms"
-            )
-        loop = asyncio.get_running_loop()
-        request = self._queue(opened, checked, loop)
-        timer = loop.call_later(limit, _expire, request, limit)
-        self._requests.add(request)
-        self._quiet.clear()
-        try:
-            self._pump()
-            if request.left:
-                await request.future
-        finally:
-            timer.cancel()
-            if request.left:
-                request.withdraw()
-            self._requests.discard(request)
-            if not self._requests:
-                self._quiet.set()
-        outputs = joined(opened.model, checked, request.parts)
-        if request.finite:
-            return Answer(outputs, request.evidence)
-        self.metrics.nonfinite += any(not np.isfinite(o).all() for o in outputs.values())
-        return Answer(outputs, request.evidence, self._limits.nonfinite)
+        rows = parts[0].rows if len(parts) == 1 else sum([part.rows for part in parts])
+        if rows > self.most_rows:
+            raise TooLarge(f"rows: expected at most {self.most_rows} in a request, got {rows}")
+        if timeout_s is not None and timeout_s < self._limits.timeout_s:
+            _expect_time(timeout_s, opened.fastest_s if rows else 0.0)
+        else:
+            timeout_s = None
+        request = Pending(parts, opened.queue.max_rows, time.monotonic(), done)
+        opened.queue.offer(request.tasks)
+        self._requests[request] = None
+        if timeout_s is not None:
+            late = DeadlineExceeded(f"no answer within {timeout_s * 1e3:.0f} ms")
+            request.timer = self._loop.call_later(timeout_s, self._end, request, late)
+        elif self._clock is None:
+            self._clock = self._loop.call_later(self._limits.timeout_s, self._expire)
+        if rows:
+            self._come_to_pump()
+        else:
+            self._loop.call_soon(self._complete, request)
+        return request
+
+    def withdraw(self, request: Pending) -> None:
+        """Give a request up, unless it has ended: its caller waits no longer."""
+        if request in self._requests:
+            self._forget(request)
 
     def drain(self) -> None:
         """Be ready no more, and answer on: whoever sends requests needs time to notice."""
@@ -257,12 +273,14 @@ class Service:
         """Refuse the requests that are still in; returns how many there were."""
         left = list(self._requests)
         for request in left:
-            request.fail(Draining("the server stopped before there was an answer"))
+            self._end(request, Draining("the server stopped before there was an answer"))
         return len(left)
 
     async def drained(self) -> None:
         """Wait until every request that was taken in is answered."""
-        await self._quiet.wait()
+        while self._requests:
+            self._quiet.clear()
+            await self._quiet.wait()
 
     def close(self) -> None:
         """End the device's thread after the batches that it has."""
@@ -276,31 +294,64 @@ class Service:
             raise NotReady("the model is not ready")
         return self._open
 
-    def _queue(self, opened: "_Open", checked: Checked, loop: asyncio.AbstractEventLoop) -> Pending:
-        """Split a request into tasks of at most the largest bucket, and queue all or none."""
-        most = opened.queue.max_rows
-        count = -(-checked.rows // most)
-        request = Pending(loop.create_future(), opened.queue, [], [()] * count, count)
-        now = time.monotonic()
-        if count == 1:
-            payload = (checked.arrays, request, 0)
-            request.tasks.append(Task(checked.rows, checked.sizes, payload, now))
+    def _end(self, request: Pending, result: Answer | Exception) -> None:
+        """Tell a request what comes of it, unless it has ended."""
+        if request in self._requests:
+            self._forget(request)
+            request.done(result)
+
+    def _forget(self, request: Pending) -> None:
+        """Count a request as ended; none of its tasks is left in the queue."""
+        del self._requests[request]
+        if request.timer is not None:
+            request.timer.cancel()
+        if request.left and self._open is not None:
+            for task in request.tasks:
+                self._open.queue.discard(task)
+        if not self._requests:
+            self._quiet.set()
+
+    def _complete(self, request: Pending) -> None:
+        """Answer a request whose tasks have all been run."""
+        if request not in self._requests:
+            return
+        parts, evidence = request.answer(self.model)
+        if request.finite:
+            answer = Answer(parts, evidence)
         else:
-            for index, start in enumerate(range(0, checked.rows, most)):
-                rows = min(most, checked.rows - start)
-                arrays = tuple(
-                    None if a is None else a[start : start + rows] for a in checked.arrays
-                )
-                request.tasks.append(Task(rows, checked.sizes, (arrays, request, index), now))
-        opened.queue.offer(request.tasks)
-        return request
+            answer = Answer(parts, evidence, self._limits.nonfinite)
+            arrays = (array for part in parts for array in part.outputs.values())
+            self.metrics.nonfinite += not all(map(is_finite, arrays))
+        self._end(request, answer)
+
+    def _expire(self) -> None:
+        """End what the service's own limit ends; a request came in before those behind it."""
+        limit_s = self._limits.timeout_s
+        now = time.monotonic()
+        late = list(itertools.takewhile(lambda r: r.arrived + limit_s <= now, self._requests))
+        for request in late:
+            self._end(request, DeadlineExceeded(f"no answer within {limit_s * 1e3:.0f} ms"))
+        first = next(iter(self._requests), None)
+        left_s = limit_s if first is None else first.arrived + limit_s - time.monotonic()
+        self._clock = None if first is None else self._loop.call_later(left_s, self._expire)
+
+    def _come_to_pump(self) -> None:
+        """Pump once the loop has taken in all that it has received, so that it shares a batch."""
+        if not self._coming and len(self._flying) < self._limits.in_flight:
+            self._coming = True
+            self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
-        """Launch what is due and fits; else come back when it is."""
+        """Launch what is due and fits; else come back when it is.
+
+        To hand a batch to the device's thread and back takes about as long as to read ten
+        requests, and the two threads then get in each other's way. So a batch that is known to
+        be quick runs right here, which keeps the loop from nothing that could not wait for it.
+        """
+        self._coming = False
         opened = self._open
         if opened is None:
             return
-        loop = asyncio.get_running_loop()
         while len(self._flying) < self._limits.in_flight:
             now = time.monotonic()
             due = opened.queue.due_in(now)
@@ -308,12 +359,16 @@ class Service:
                 break
             if due > 0.0:
                 if self._wake is None:
-                    self._wake = loop.call_later(due, self._woken)
+                    self._wake = self._loop.call_later(due, self._woken)
                 return
             batch = opened.queue.take(now)
             if batch is None:
                 break
-            stall = loop.call_later(self._limits.stall_s, self._give_up, "the device hangs")
+            if not self._flying and opened.seconds(batch) <= self._limits.in_place_s:
+                self._deliver(opened.device.run_here(batch))
+                self._come_to_pump()
+                return
+            stall = self._loop.call_later(self._limits.stall_s, self._give_up, "the device hangs")
             self._flying[batch] = stall
             opened.device.submit(batch)
 
@@ -321,23 +376,44 @@ class Service:
         self._wake = None
         self._pump()
 
-    def _deliver(self, outcome: Outcome) -> None:
-        """Give each request its rows; called on the loop for every batch."""
+    def _came(self, outcome: Outcome) -> None:
+        """Deliver what the device's thread has done; called on the loop."""
         self._flying.pop(outcome.batch).cancel()
+        self._deliver(outcome)
+        self._pump()
+
+    def _deliver(self, outcome: Outcome) -> None:
+        """Give each request of a batch its rows."""
         batch = outcome.batch
-        begun = outcome.times[0]
-        for task, answer in zip(batch.tasks, outcome.answers, strict=True):
+        begun, padded = outcome.times[0], batch.bucket - batch.rows
+        whole = self._whole(outcome)
+        start = 0
+        for task, outputs in zip(batch.tasks, outcome.answers, strict=True):
             _, request, index = task.payload
-            self.metrics.queued.observe(begun - task.arrived)
-            if isinstance(answer, Exception):
-                request.fail(answer)
+            waited = begun - task.arrived
+            self.metrics.queued.observe(waited)
+            if isinstance(outputs, Exception):
+                self._end(request, outputs)
             else:
-                request.give(index, answer, outcome, begun - task.arrived)
+                given = Given(outputs, whole, start)
+                request.give(index, given, batch.bucket, padded, waited, outcome.seconds)
+                request.finite = request.finite and outcome.finite
+                if not request.left:
+                    self._complete(request)
+            start += task.rows
         self._count(outcome)
         self._failures = self._failures + 1 if outcome.failed else 0
         if self._failures >= self._limits.failures:
             self._give_up(f"{self._failures} batches failed one after the other")
-        self._pump()
+
+    def _whole(self, outcome: Outcome) -> Whole | None:
+        """Give a batch's outputs for all of its tasks, if they can be read row for row."""
+        specs = self.model.signature.outputs
+        if not outcome.finite or any(isinstance(dim, str) for s in specs for dim in s.shape[1:]):
+            return None
+        rows = outcome.batch.rows
+        named = {s.name: o[:rows] for s, o in zip(specs, outcome.outputs, strict=True)}
+        return Whole(named)
 
     def _count(self, outcome: Outcome) -> None:
         batch, signature = outcome.batch, self.model.signature
@@ -350,8 +426,8 @@ class Service:
         if self.state is not State.FAILED:
             self.state = State.FAILED
             log.critical("giving up: %s", reason)
-            for request in self._requests:
-                request.fail(NotReady("the device has failed"))
+            for request in list(self._requests):
+                self._end(request, NotReady("the device has failed"))
             self._fatal(reason)
 
 
@@ -367,11 +443,21 @@ class _Open:
     output_row_bytes: int
     compiles: Callable[[], int]
 
+    def seconds(self, batch: Batch) -> float:
+        """Give the time that a batch's program took when it was measured."""
+        return self.model.groups[batch.sizes].planner.costs[batch.bucket]
+
 
 def _output_row_bytes(model: Model) -> int:
     longest = {axis.name: axis.sizes[-1] for axis in model.signature.axes}
     return sum(spec.row_bytes(longest) for spec in model.signature.outputs)
 
 
-def _expire(request: Pending, seconds: float) -> None:
-    request.fail(DeadlineExceeded(f"no answer within {seconds * 1e3:.0f} ms"))
+def _expect_time(timeout_s: float, needed_s: float) -> None:
+    if timeout_s <= 0:
+        raise DeadlineExceeded("the request's time was over before it was queued")
+    if timeout_s < needed_s:
+        raise DeadlineExceeded(
+            f"the request's time, {timeout_s * 1e3:.3g} ms, is less than a batch takes here, "
+            f"{needed_s * 1e3:.3g} ms"
+        )

@@ -21,6 +21,7 @@ from server.errors import (
     Unsupported,
     UnsupportedMedia,
 )
+from server.request import RequestId
 
 log = logging.getLogger(__name__)
 
@@ -78,5 +79,6 @@ def explain(error: BaseException, identity: str) -> tuple[Status, str]:
     status = status_of(error)
     if status.public:
         return status, str(error)
-    log.error("request %s failed", identity, exc_info=error)
+    trace = identity.trace if isinstance(identity, RequestId) else None
+    log.error("request %s failed", identity, exc_info=error, extra={"trace": trace})
     return status, INTERNAL_TEXT

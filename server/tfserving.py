@@ -83,7 +83,7 @@ def read(request: Request, model: Model, *, most_rows: int) -> Call[Reply]:
     if "instances" in value:
         return vertex.read_instances(value["instances"], model, most_rows)
     arrays = _columns(value["inputs"], model)
-    return Call(model.checker.check(arrays), _write_columns)
+    return Call([model.checker.check(arrays)], _write_columns)
 
 
 _KEYS = ("signature_name", "instances", "inputs")

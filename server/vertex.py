@@ -6,22 +6,22 @@ Inference Protocol's, in JSON or binary, is read there as well.
 """
 
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 from runtime.model import Model
+from runtime.tensors import Array
 from server import oip_http
 from server.dialect import Call
 from server.errors import MalformedRequest, TooLarge
-from server.instances import checked_instances
+from server.instances import read_rows
 from server.parse import parse_object
-from server.pending import Answer
+from server.pending import Answer, Nonfinite, Part
 from server.predictions import predictions_from
 from server.reply import Reply, reply
 from server.request import Request
 from server.typed import kind_of
-
-Sizes = list[dict[str, int]]
 
 
 def read(request: Request, model: Model, *, most_rows: int) -> Call[Reply]:
@@ -30,7 +30,7 @@ def read(request: Request, model: Model, *, most_rows: int) -> Call[Reply]:
     Args:
       request: what came.
       model: what it is for.
-      most_rows: that a request may have; see `read_instances`.
+      most_rows: that a request may have.
 
     Raises:
       MalformedRequest: not `{"instances": [...], "parameters": {...}}`, nor the Open
@@ -57,15 +57,18 @@ def read_instances(
 ) -> Call[Reply]:
     """Read `instances`, to be answered by `predictions`.
 
-    Each is padded to the longest, so that a small body could make large arrays: too many
-    are refused before that.
+    Args:
+      instances: as JSON has them.
+      model: what they are for.
+      most_rows: refused, before they are read, are more.
+      timeout_s: the caller's own time limit.
     """
     if not isinstance(instances, list):
         raise MalformedRequest(f"instances: expected an array, got {kind_of(instances)}")
     if len(instances) > most_rows:
         raise TooLarge(f"instances: expected at most {most_rows}, got {len(instances)}")
-    inputs, sizes = checked_instances(instances, model)
-    return Call(inputs, functools.partial(write, model, sizes), timeout_s)
+    parts = read_rows(instances, model)
+    return Call(parts, functools.partial(write, model), timeout_s)
 
 
 def _timeout(parameters: Any) -> float | None:
@@ -87,8 +90,21 @@ def _timeout(parameters: Any) -> float | None:
     return float(found) / 1e3
 
 
-def write(model: Model, sizes: Sizes, answer: Answer) -> Reply:
+def write(model: Model, answer: Answer) -> Reply:
     """Write an answer."""
-    form = model.manifest.output_format
-    predictions = predictions_from(answer.outputs, model.signature, form, sizes, answer.nonfinite)
-    return reply({"predictions": predictions})
+    if len(answer.parts) == 1:
+        return reply({"predictions": _predictions(model, answer.parts[0], answer.nonfinite)})
+    parts = (_predictions(model, part, answer.nonfinite) for part in answer.parts)
+    return reply({"predictions": list(itertools.chain.from_iterable(parts))})
+
+
+def _predictions(model: Model, part: Part, nonfinite: Nonfinite | None) -> Any:
+    """Give the predictions of some rows; whoever shares their batch may have made them already."""
+
+    def make(outputs: dict[str, Array]) -> Any:
+        form = model.manifest.output_format
+        return predictions_from(outputs, model.signature, form, nonfinite)
+
+    if part.whole is None or nonfinite is not None:
+        return make(part.outputs)
+    return part.whole.once(make)[part.start : part.start + part.rows]

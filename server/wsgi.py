@@ -10,16 +10,16 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from flask import Flask
 
 from server import logs
-from server.config import ServerConfig, parse
-from server.http_app import create_app
+from server.config import ServerConfig
+from server.http_app import create_app, make_wait
 from server.opening import EXIT_DEVICE, open_service
-from server.reply import Reply
+from server.options import parse
 from server.routes import make_routes
 from server.service import Service
 
@@ -57,20 +57,17 @@ class Application:
     def _begin(self) -> Flask:
         loop = asyncio.new_event_loop()
 
-        def wait(call: Coroutine[Any, Any, Reply]) -> Reply:
-            return asyncio.run_coroutine_threadsafe(call, loop).result()
-
-        def give_up(_: str) -> None:
+        def give_up(*_: str) -> None:
             self._die(EXIT_DEVICE)
 
-        service = Service(self._config.limits, give_up)
+        service = Service(self._config.limits, fatal=give_up, hung=give_up)
 
         async def open_() -> None:
             if failed := await open_service(service, self._config):
                 self._die(failed)
 
         routes = make_routes(service, self._config)
-        app = create_app(service, routes, self._config.bodies, wait)
+        app = create_app(service, routes, self._config.bodies, make_wait(loop))
         threading.Thread(target=loop.run_forever, name="loop", daemon=True).start()
         asyncio.run_coroutine_threadsafe(open_(), loop)
         return app
@@ -83,5 +80,5 @@ def create() -> Application:
       ConfigError: names the variable, what it takes and what it got.
     """
     config = parse([], os.environ)
-    logs.set_up(config.log_format)
+    logs.set_up(config.log_format, config.trace_project)
     return Application(config)

@@ -1,7 +1,10 @@
-"""The server as a process: started on a free port, asked over HTTP."""
+"""The server as a process: started on free ports, asked over HTTP, ended by a signal."""
 
+import contextlib
+import dataclasses
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,30 +22,109 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start(port, *arguments, **environ):
-    """Start a server process."""
+def start(port, *arguments, command=("-m", "server"), options=None, **environ):
+    """Start a server process.
+
+    Args:
+      port: of HTTP; there is no gRPC unless the environment names a port for it.
+      *arguments: of the command line.
+      command: what Python runs.
+      options: of the process; its `env` comes before `environ`.
+      **environ: variables.
+    """
+    options = {"cwd": ROOT, "env": os.environ} | (options or {})
+    options["env"] = {
+        **options["env"],
+        "AIP_HTTP_PORT": str(port),
+        "HLOSERVE_GRPC_PORT": "-1",
+        "HLOSERVE_DRAIN_DELAY_S": "0",
+        **environ,
+    }
     return subprocess.Popen(
-        [sys.executable, "-m", "server", "--host", "127.0.0.1", *arguments],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "AIP_HTTP_PORT": str(port),
-            "HLOSERVE_GRPC_PORT": "-1",
-            "HLOSERVE_DRAIN_DELAY_S": "0",
-            **environ,
-        },
+        [sys.executable, *command, "--host", "127.0.0.1", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **options,
     )
 
 
 def ready_line(process):
     """Read the log until the server says that it is ready."""
     for line in process.stdout:
-        if " ready: " in line:
+        if "ready: " in line:
             return line
     raise AssertionError(process.stderr.read())
+
+
+@dataclasses.dataclass
+class Served:
+    """A server that is ready.
+
+    Attributes:
+      process: runs it.
+      port: of HTTP.
+      grpc_port: of gRPC.
+      log: what it wrote after it was ready, once it has ended.
+    """
+
+    process: subprocess.Popen
+    port: int
+    grpc_port: int
+    log: str = ""
+
+    @property
+    def url(self):
+        """Give its address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def post(self, value, path="/predict"):
+        """Post a value as JSON; give the status and the answer."""
+        return post(f"{self.url}{path}", json.dumps(value).encode())
+
+    def get(self, path):
+        """Get a text."""
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=TIMEOUT_S) as answer:  # noqa: S310
+            return answer.read().decode()
+
+    def counts(self):
+        """Give every sample of the metrics, by its name and labels as they are written."""
+        lines = self.get("/metrics").splitlines()
+        pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, _, value in pairs}
+
+    def end(self, *signals):
+        """Send signals; give the exit status and what it wrote to stderr."""
+        for number in signals:
+            self.process.send_signal(number)
+        self.log, errors = self.process.communicate(timeout=TIMEOUT_S)
+        return self.process.returncode, errors
+
+
+@contextlib.contextmanager
+def started(*arguments, **more):
+    """Run a server that is ready; whoever asked for it ends it.
+
+    Args:
+      *arguments: of the command line.
+      **more: of `start`.
+    """
+    http, grpc = free_port(), free_port()
+    with start(http, *arguments, **{"HLOSERVE_GRPC_PORT": str(grpc), **more}) as process:
+        try:
+            ready_line(process)
+            yield Served(process, http, grpc)
+        finally:
+            process.kill()
+
+
+@contextlib.contextmanager
+def serving(*arguments, **more):
+    """Run a server until it is no longer needed; it has to end well, and silently."""
+    with started(*arguments, **more) as served:
+        yield served
+        ended = served.end(signal.SIGTERM)
+    assert ended == (0, "")
 
 
 def post(url, body):

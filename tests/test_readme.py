@@ -1,5 +1,6 @@
 """What the README shows is what happens."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -49,11 +50,21 @@ def transcript():
     return [line for line in blocks[1].splitlines() if line]
 
 
+@fixture
+def taken_grpc_port():
+    """Somebody else has gRPC's default port: this test, or whoever had it before."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            stack.enter_context(socket.create_server(("", 8001)))
+        yield
+
+
 @mark.e2e
+@mark.usefixtures("taken_grpc_port")
 def test_the_first_run_goes_as_the_readme_shows(checkout, tmp_path):
     """
-    Training, export, server and answer come out as in the README's transcript, and leave
-    nothing behind that git would show.
+    Training, export, server and answer come out as in the README's transcript, whoever has
+    gRPC's default port, and leave nothing behind that git would show.
     """
     uv = tmp_path / "uv"
     uv.write_text(UV.format(python=sys.executable))
@@ -77,6 +88,7 @@ def test_the_first_run_goes_as_the_readme_shows(checkout, tmp_path):
     assert process.returncode == 0
     commands = [line.split()[:4] for line in transcript() if line.startswith("$ python")]
     assert [line.split()[:4] for line in lines if line.startswith("$ python")] == commands
+    assert "--grpc-port 0" in output
     accuracy = re.search(r"held-out accuracy (0\.\d+) on 360 digits", output)
     assert float(accuracy[1]) > 0.97
     label = re.search(r"It is a (\d)\.", output)[1]

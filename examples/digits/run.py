@@ -18,6 +18,7 @@ import urllib.request
 from pathlib import Path
 
 START_TIMEOUT_S = 120
+GRPC_PORT = 8001  # the server's default
 
 
 def run(*command: str) -> None:
@@ -26,12 +27,13 @@ def run(*command: str) -> None:
     subprocess.run([sys.executable, *command], check=True)
 
 
-def refuse_taken_port(port: int) -> None:
-    """End here if the port is taken, before another server's answer passes for ours."""
+def trouble(port: int) -> str:
+    """Say why a port cannot be had; nothing if it can."""
     try:
         socket.create_server(("", port)).close()
     except OSError as error:
-        sys.exit(f"error: port {port}: {os.strerror(error.errno or 0)}; pass --port")
+        return os.strerror(error.errno or 0)
+    return ""
 
 
 def wait_until_ready(server: subprocess.Popen[bytes], url: str) -> None:
@@ -69,7 +71,9 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--out", type=Path, default=Path("build/digits"), metavar="DIR")
     arguments = parser.parse_args()
-    refuse_taken_port(arguments.port)
+    # Now, before another server's answer passes for ours.
+    if why := trouble(arguments.port):
+        sys.exit(f"error: port {arguments.port}: {why}; pass --port")
     out = arguments.out
     bundle = str(out / "bundle")
     run("-m", "examples.digits.train", "--out", str(out))
@@ -77,6 +81,8 @@ def main() -> int:
     golden = ("--golden", str(out / "golden.npz"))
     run("-m", "export", *model, *golden, "--out", bundle, "--overwrite")
     serve = ["-m", "server", "--bundle", bundle, "--port", str(arguments.port)]
+    if trouble(GRPC_PORT):  # any other will do, since nobody asks it here
+        serve += ["--grpc-port", "0"]
     print(f"\n$ python {shlex.join(serve)}", flush=True)
     with subprocess.Popen([sys.executable, *serve]) as server:
         # Ctrl-C reaches the server as well; it ends by itself, and so do we.

@@ -1,14 +1,13 @@
 """64-bit numbers keep every bit on their way through JSON, the server and the program."""
 
 import json
-import signal
 import sys
 
 import numpy as np
 from pytest import fixture, mark
 
 from export import export_model
-from tests.serving import TIMEOUT_S, free_port, post, ready_line, start
+from tests.serving import post, serving
 
 pytestmark = mark.e2e
 
@@ -35,13 +34,8 @@ def predict(tmp_path_factory):
         name="exact",
         out=bundle,
     )
-    port = free_port()
-    with start(port, "--bundle", str(bundle)) as process:
-        ready_line(process)
-        yield f"http://127.0.0.1:{port}/predict"
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 0
+    with serving("--bundle", str(bundle)) as served:
+        yield f"{served.url}/predict"
 
 
 def test_every_bit_comes_back(predict):

@@ -10,7 +10,7 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks
 
 from server.config import ServerConfig
-from server.http_app import create_app
+from server.http_app import create_app, make_wait
 from server.routes import make_routes
 from server.status import _TABLE, INTERNAL
 from tests.server.fakes import FakeModel, Running
@@ -78,7 +78,7 @@ def application():
     with contextlib.closing(Running()) as running:
         running.open(FakeModel())
         routes = make_routes(running.service, CONFIG)
-        yield create_app(running.service, routes, CONFIG.bodies, running.wait)
+        yield create_app(running.service, routes, CONFIG.bodies, make_wait(running.loop))
 
 
 def test_the_file_has_every_route_and_no_other():

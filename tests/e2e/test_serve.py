@@ -1,7 +1,6 @@
 """The server as a process: real sockets, real signals, a real bundle."""
 
 import json
-import signal
 import socket
 import urllib.request
 
@@ -12,7 +11,7 @@ from pytest import fixture, mark
 from export import export_model
 from runtime import load
 from tests.forging import with_other_golden
-from tests.serving import TIMEOUT_S, free_port, post, ready_line, start
+from tests.serving import TIMEOUT_S, free_port, post, serving, start
 
 pytestmark = mark.e2e
 
@@ -44,19 +43,13 @@ def bundle(tmp_path_factory):
 @fixture(scope="module")
 def server(bundle):
     """A running server, as Vertex AI would configure it; its address."""
-    port = free_port()
-    process = start(
-        port,
-        AIP_STORAGE_URI=str(bundle),
-        AIP_PREDICT_ROUTE="/v1/e/1/deployedModels/2:predict",
-        AIP_HEALTH_ROUTE="/v1/e/1/deployedModels/2",
-    )
-    with process:
-        ready_line(process)
-        yield f"http://127.0.0.1:{port}"
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 0
+    environ = {
+        "AIP_STORAGE_URI": str(bundle),
+        "AIP_PREDICT_ROUTE": "/v1/e/1/deployedModels/2:predict",
+        "AIP_HEALTH_ROUTE": "/v1/e/1/deployedModels/2",
+    }
+    with serving(**environ) as served:
+        yield served.url
 
 
 def test_an_answer_over_http_matches_the_model(server, bundle):

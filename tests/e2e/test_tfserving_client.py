@@ -1,14 +1,13 @@
 """A client of TensorFlow Serving against the server: rows, columns, status and metadata."""
 
 import json
-import signal
 import urllib.request
 
 import numpy as np
 from pytest import fixture, mark
 
 from runtime import load
-from tests.serving import TIMEOUT_S, free_port, post, ready_line, start
+from tests.serving import TIMEOUT_S, post, serving
 
 pytestmark = mark.e2e
 
@@ -18,13 +17,8 @@ ROWS = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
 @fixture(scope="module")
 def model_url(classifier_bundle):
     """The address of the model at a running server."""
-    port = free_port()
-    with start(port, "--bundle", str(classifier_bundle)) as process:
-        ready_line(process)
-        yield f"http://127.0.0.1:{port}/v1/models/classifier"
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 0
+    with serving("--bundle", str(classifier_bundle)) as served:
+        yield f"{served.url}/v1/models/classifier"
 
 
 def get(url):

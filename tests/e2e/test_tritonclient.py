@@ -1,7 +1,6 @@
 """Triton's own client against the server, over HTTP and over gRPC."""
 
 import queue
-import signal
 
 import ml_dtypes
 import numpy as np
@@ -12,7 +11,7 @@ from tritonclient.utils import InferenceServerException
 
 from export import export_model
 from server.routes import SERVER_NAME
-from tests.serving import TIMEOUT_S, free_port, ready_line, start
+from tests.serving import TIMEOUT_S, serving
 
 pytestmark = mark.e2e
 
@@ -65,14 +64,8 @@ def ports(tmp_path_factory):
         name="every",
         out=bundle,
     )
-    http, grpc = free_port(), free_port()
-    with start(http, "--bundle", str(bundle), HLOSERVE_GRPC_PORT=str(grpc)) as process:
-        ready_line(process)
-        yield http, grpc
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 0
-    assert errors == ""
+    with serving("--bundle", str(bundle)) as served:
+        yield served.port, served.grpc_port
 
 
 @fixture(scope="module")

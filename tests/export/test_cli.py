@@ -92,6 +92,19 @@ def test_a_flag_wins_over_the_spec(command):
     assert (whole["name"], whole["version"]) == ("from-spec", "7")
 
 
+@pytest.mark.parametrize(("buckets", "hints"), [("2,4", 1), ("1,64", 0), ("128", 0)])
+def test_a_bucket_for_batch_prediction_is_recommended(command, buckets, hints):
+    """Whoever leaves out buckets of 64 and more is told what Vertex AI's batch prediction sends."""
+    ran = command("models.py:spec", "--buckets", buckets, "--out", "b", "--dry-run")
+    hint = (
+        "for Vertex AI batch prediction add 64 to --buckets: it sends 64 instances a request, "
+        "the largest bucket is 4"
+    )
+
+    assert ran.out.splitlines().count(hint) == hints
+    assert ran.out.count("batch prediction") == hints
+
+
 @pytest.mark.parametrize(
     ("model", "params"), [("Dense", "dense"), ("Net", "net"), ("make_dense", "dense")]
 )

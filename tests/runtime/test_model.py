@@ -391,7 +391,7 @@ def test_plans_follow_measured_times(classifier):
     """
     After loading, every bucket's cost is the time that it took on this device.
     """
-    costs = classifier.groups[()].planner._costs
+    costs = classifier.groups[()].planner.costs
 
     assert sorted(costs) == [1, 2, 4]
     assert all(0 < cost < math.inf for cost in costs.values())

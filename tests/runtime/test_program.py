@@ -7,7 +7,14 @@ import numpy as np
 from pytest import mark, param, raises
 
 from runtime.errors import ExecutionError
-from runtime.program import Program, find_device, platform_of, put
+from runtime.program import (
+    Program,
+    count_compiles,
+    find_device,
+    live_arrays,
+    platform_of,
+    put,
+)
 
 
 @mark.parametrize("wanted", [None, "cpu", "cpu:0"])
@@ -83,3 +90,30 @@ def test_64_bit_params_stay_64_bits():
 
     assert placed.dtype == np.int64
     assert np.asarray(placed).tolist() == [2**40 + 5]
+
+
+def test_compiles_are_counted_from_now_on():
+    """
+    A program that XLA has not seen counts, one that is there already does not.
+    """
+    double = jax.jit(lambda x: x * 2)
+    double(np.zeros(3, np.float32))
+    compiles = count_compiles()
+
+    double(np.ones(3, np.float32))
+    seen = compiles()
+    double(np.zeros(5, np.float32))
+
+    assert (seen, compiles()) == (0, 1)
+
+
+def test_arrays_count_while_they_are_held():
+    """
+    What nobody holds any more is not there.
+    """
+    before = live_arrays("cpu")
+    placed = put([np.zeros(2), np.zeros(3)], jax.local_devices(backend="cpu")[0], x64=True)
+    during = live_arrays("cpu")
+    del placed
+
+    assert (during, live_arrays("cpu")) == (before + 2, before)

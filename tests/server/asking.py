@@ -1,14 +1,14 @@
 """A server without jax, asked through Flask's test client."""
 
 from server.config import ServerConfig
-from server.http_app import create_app
+from server.http_app import create_app, make_wait
 from server.routes import make_routes
 
 
 def client_of(running, config):
     """Give Flask's test client for a running service."""
     routes = make_routes(running.service, config)
-    return create_app(running.service, routes, config.bodies, running.wait).test_client()
+    return create_app(running.service, routes, config.bodies, make_wait(running.loop)).test_client()
 
 
 def client_for(running, model, **options):

@@ -126,9 +126,19 @@ class FakeModel:
         }
 
 
-def ask(service, inputs, timeout_s=None):
-    """Ask a service for the answer to arrays by name."""
-    return service.answer(service.model.checker.check(inputs), timeout_s)
+async def ask(service, inputs, timeout_s=None):
+    """Ask a service for the answer to arrays by name; cancelling gives the request up."""
+    result = asyncio.get_running_loop().create_future()
+    parts = [service.model.checker.check(inputs)]
+    request = service.submit(parts, result.set_result, timeout_s)
+    try:
+        answer = await result
+    except asyncio.CancelledError:
+        service.withdraw(request)
+        raise
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 class Gate:
@@ -153,9 +163,13 @@ class Gate:
 
 
 @contextlib.asynccontextmanager
-async def serving(model, fatal=None, **limits):
-    """Give a service on this loop, ready with a model; its device ends with it."""
-    service = Service(Limits(**limits), fatal or (lambda _: None))
+async def serving(model, fatal=None, hung=None, **limits):
+    """Give a service on this loop, ready with a model; its device ends with it.
+
+    Batches run on the device's thread unless the limits say otherwise, so that a model may wait.
+    """
+    limits = Limits(**{"in_place_s": 0.0, **limits})
+    service = Service(limits, fatal or (lambda _: None), hung or (lambda: None))
     service.open(model)
     try:
         yield service
@@ -176,7 +190,8 @@ class Running:
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
         self.gave_up = []
-        self.service = Service(Limits(**limits), self.gave_up.append)
+        limits = Limits(**{"in_place_s": 0.0, **limits})
+        self.service = Service(limits, self.gave_up.append, lambda: None)
 
     def wait(self, call):
         """Run a coroutine on the loop and give its result."""

@@ -7,7 +7,7 @@ import socket
 import time
 
 from server.config import ServerConfig
-from server.http_app import create_app
+from server.http_app import create_app, make_wait
 from server.http_front import Front
 from server.http_server import HttpServer, listen
 from server.routes import hot_paths, make_routes
@@ -33,7 +33,7 @@ class Entrance:
         self.config = ServerConfig(bundle="unused", host="127.0.0.1", port=self.port, **config)
         self.service = self.running.service
         routes = make_routes(self.service, self.config)
-        self.app = create_app(self.service, routes, self.config.bodies, self.running.wait)
+        self.app = create_app(self.service, routes, self.config.bodies, make_wait(self.running.loop))
         self.front = Front(self.app, self.service, self.config.bodies, threads=4)
         if load:
             self.running.open(self.model)

@@ -371,6 +371,6 @@ def test_single_rows_cost_what_the_plan_costs(planner, rows):
     queue = BatchQueue({(): planner}, capacity_rows=100)
     offered(queue, *(task() for _ in range(rows)))
 
-    spent = sum(planner._costs[batch.bucket] for batch in drained(queue))
+    spent = sum(planner.costs[batch.bucket] for batch in drained(queue))
 
     assert spent == approx(planner.cost(rows))

@@ -2,7 +2,8 @@
 
 from pytest import mark, param, raises
 
-from server.config import ConfigError, ServerConfig, parse
+from server.config import ConfigError
+from server.options import options, parse
 
 
 def test_flag_wins_over_environment_and_environment_over_default():
@@ -41,15 +42,41 @@ def test_an_empty_variable_counts_as_absent():
     assert config.port == 8080
 
 
+@mark.parametrize("uri", ["/mnt/models", "file:///mnt/models", "gs://bucket/folder"])
+def test_a_bundle_may_be_on_disk_or_in_a_bucket(uri):
+    """Local paths, KServe's mount among them, file:// and gs:// are taken."""
+    assert parse([], {"AIP_STORAGE_URI": uri}).bundle == uri
+
+
+def test_an_image_may_have_its_bundle_baked_in(tmp_path, monkeypatch):
+    """Where nothing is named, a bundle at the place for baked-in ones is served, if one is there."""
+    monkeypatch.setattr("server.options.BAKED_IN", str(tmp_path))
+    with raises(ConfigError, match="got none"):
+        parse([], {"AIP_STORAGE_URI": ""})
+    (tmp_path / "manifest.json").touch()
+
+    assert parse([], {"AIP_STORAGE_URI": ""}).bundle == str(tmp_path)
+    assert parse(["--bundle", "b"], {}).bundle == "b"
+
+
 @mark.parametrize(
     ("argv", "environ", "message"),
     [
         param([], {}, "bundle: expected a directory, got none; pass --bundle DIR", id="no-bundle"),
         param(["--bundel", "b"], {}, "--bundel: no such option; did you mean --bundle?", id="typo"),
+        param(["b"], {}, "'b': expected options alone; pass --bundle DIR", id="no-option"),
+        param(["--bundle"], {}, "argument --bundle: expected one argument", id="no-value"),
+        param(
+            ["--bundle", "b", "--port", "8001"],
+            {},
+            "port and grpc_port: expected two ports, got 8001 twice; pass another --grpc-port, "
+            "or -1 for none",
+            id="same-port",
+        ),
         param(
             [],
-            {"AIP_STORAGE_URI": "gs://bucket/model"},
-            "bundle: expected a local directory, got 'gs://bucket/model'",
+            {"AIP_STORAGE_URI": "s3://bucket/model"},
+            "bundle: expected a directory, gs:// or file://, got 's3://bucket/model'",
             id="uri",
         ),
         param(
@@ -98,17 +125,95 @@ def test_a_bad_value_names_its_source(argv, environ, message):
     assert str(caught.value) == message
 
 
-def test_help_shows_each_variable_and_default(capsys):
-    """`--help` shows the environment variable and the default of every option."""
-    with raises(SystemExit):
+def test_help_is_grouped_and_shows_each_variable_and_default(capsys, monkeypatch):
+    """`--help` has every option in its group, with its unit, default, variables and meaning."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    with raises(SystemExit) as ended:
         parse(["--help"], {})
 
-    text = " ".join(capsys.readouterr().out.split())
-    assert "[AIP_HTTP_PORT; default: 8080]" in text
-    for name, field in ServerConfig.__dataclass_fields__.items():
-        prefix = "--no-" if field.default is True else "--"
-        assert f"{prefix}{name.replace('_', '-')} " in text
-    assert "[HLOSERVE_PAGE=0]" in text
+    text = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "Serve a bundle over HTTP and gRPC" in text
+    groups = text.split("\n\n")
+    for option in options():
+        (group,) = [part for part in groups if part.startswith(f"{option.group}:\n")]
+        lines = [" ".join(line.split()) for line in group.splitlines()]
+        if option.switch:
+            about = [f"{option.flag} {option.help}", f"[{option.variables[0]}=0]"]
+        else:
+            variables = ", ".join(option.variables)
+            about = [f"{option.help} (default: {option.default})", f"[{variables}]"]
+            flag = f"{option.flag} {option.unit}"
+            # A long flag has a line of its own.
+            if flag in lines:
+                lines.remove(flag)
+            else:
+                about[0] = f"{flag} {about[0]}"
+        assert "\n".join(about) in "\n".join(lines)
+
+
+# For each option something else than its default.
+SOMETHING_ELSE = {
+    "bundle": "gs://bucket/folder",
+    "cache_dir": "/cache",
+    "device": "cuda:1",
+    "host": "::1",
+    "port": 9000,
+    "grpc_port": -1,
+    "predict_route": "/p",
+    "health_route": "/h",
+    "max_queue_delay_ms": 1.5,
+    "max_queue_rows": 1,
+    "max_request_rows": 2,
+    "request_timeout_ms": 0.5,
+    "max_body_bytes": 3,
+    "max_json_bytes": 4,
+    "golden": "warn",
+    "nonfinite": "string",
+    "device_timeout_s": 6.5,
+    "drain_delay_s": 7.0,
+    "drain_timeout_s": 8.0,
+    "log_format": "json",
+    "trace_project": "mine",
+    "page": False,
+}
+
+
+@mark.parametrize("option", list(options()), ids=lambda option: option.name)
+def test_every_option_is_a_flag_and_a_variable(option):
+    """Each option is set by its flag, and by each of its variables, the first before the second."""
+    value = SOMETHING_ELSE[option.name]
+    text = "0" if option.switch else str(value)
+    flag = [option.flag] if option.switch else [option.flag, text]
+
+    bundle = {} if option.name == "bundle" else {"HLOSERVE_BUNDLE": "b"}
+    own, *others = option.variables
+
+    found = [
+        parse(flag, bundle),
+        *(parse([], bundle | {name: text}) for name in option.variables),
+        parse([], bundle | {own: text} | dict.fromkeys(others, "never read")),
+    ]
+
+    assert [getattr(config, option.name) for config in found] == [value] * len(found)
+    assert own == f"HLOSERVE_{option.name.upper()}"
+
+
+def test_the_variables_of_a_kubernetes_service_are_not_ours():
+    """Beside a service that is called hloserve Kubernetes sets HLOSERVE_PORT to an address."""
+    environ = {"HLOSERVE_PORT": "tcp://10.0.0.1:80", "AIP_HTTP_PORT": "8081"}
+
+    assert parse(["--bundle", "b"], environ).port == 8081
+
+
+def test_the_configuration_is_written_in_full():
+    """What is logged at start has every option with its value."""
+    config = parse(["--bundle", "b", "--port", "0"], {})
+
+    text = str(config)
+
+    assert text.startswith("bundle='b', cache_dir='', device='', host='0.0.0.0', port=0, ")
+    assert [part.split("=")[0] for part in text.split(", ")] == [o.name for o in options()]
 
 
 @mark.parametrize(

@@ -31,16 +31,23 @@ def deaths():
     return []
 
 
+def device_of(model, deliver, deaths=(), signature=SUM, stall_s=60.0, hung=print):
+    """Make a device whose thread is not started."""
+    return Device(
+        lambda batch, arrays: model.run(batch.bucket, arrays),
+        signature,
+        model.canary,
+        deliver,
+        lambda: deaths.append("died"),
+        stall_s,
+        hung,
+    )
+
+
 @fixture
 def device(model, outcomes, deaths):
     """A device whose thread is not started."""
-    return Device(
-        lambda batch, arrays: model.run(batch.bucket, arrays),
-        SUM,
-        model.canary,
-        outcomes.append,
-        lambda: deaths.append("died"),
-    )
+    return device_of(model, outcomes.append, deaths)
 
 
 def batch_of(*numbers, bucket=4):
@@ -179,13 +186,7 @@ def test_a_batch_that_cannot_be_staged_fails_by_itself(device, model, caplog):
 def test_tasks_of_several_lengths_are_answered_in_their_own(outcomes):
     """A device stages and unstages bucketed axes around every run, a second try included."""
     model = FakeModel(signature=ECHO)
-    device = Device(
-        lambda b, arrays: model.run(b.bucket, arrays),
-        ECHO,
-        model.canary,
-        outcomes.append,
-        lambda: None,
-    )
+    device = device_of(model, outcomes.append, signature=ECHO)
     model.before = refusing(13, ExecutionError("b4: no 13"))
     tasks = [
         Task(1, (len(row),), ((np.array([row], np.int32), None),), 0.0)
@@ -256,13 +257,7 @@ def test_an_outcome_that_cannot_be_delivered_ends_the_thread(model, deaths):
     def deliver(_):
         raise KeyError("nobody waits for this batch")
 
-    device = Device(
-        lambda batch, arrays: model.run(batch.bucket, arrays),
-        SUM,
-        model.canary,
-        deliver,
-        lambda: deaths.append("died"),
-    )
+    device = device_of(model, deliver, deaths)
     device.submit(batch_of(1))
 
     device._loop()
@@ -279,13 +274,7 @@ def test_batches_run_on_a_thread_of_their_own(model, deaths):
         threads.append(threading.current_thread())
         delivered.set()
 
-    device = Device(
-        lambda batch, arrays: model.run(batch.bucket, arrays),
-        SUM,
-        model.canary,
-        deliver,
-        lambda: deaths.append("died"),
-    )
+    device = device_of(model, deliver, deaths)
     device.start()
     device.submit(batch_of(1))
     assert delivered.wait(30)
@@ -296,3 +285,63 @@ def test_batches_run_on_a_thread_of_their_own(model, deaths):
     assert threads[0].daemon
     assert not threads[0].is_alive()
     assert deaths == []
+
+
+def test_a_batch_can_be_run_where_it_is_called(device, outcomes):
+    """What runs on the caller's thread is returned, and not delivered."""
+    outcome = device.run_here(batch_of(1, 2))
+
+    assert [answer[0].tolist() for answer in outcome.answers] == [[2.0], [4.0]]
+    assert outcomes == []
+
+
+def test_a_caller_that_hangs_in_the_device_is_noticed(model, outcomes):
+    """The device's thread, idle meanwhile, tells when a batch in place takes too long."""
+    noticed = threading.Event()
+    device = device_of(model, outcomes.append, stall_s=0.01, hung=noticed.set)
+    device.start()
+    model.before = lambda _: noticed.wait(30)
+
+    device.run_here(batch_of(1))
+    device.close()
+    device._thread.join(30)
+
+    assert noticed.is_set()
+
+
+def test_a_caller_that_is_back_is_not_watched(model, outcomes):
+    """Only a batch that is still under way can be too late."""
+    hung = []
+    device = device_of(model, outcomes.append, stall_s=0.002, hung=lambda: hung.append("hung"))
+    device.start()
+    device.run_here(batch_of(1))
+    looked = threading.Event()
+    device._inbox = Looked(device._inbox, looks=3, seen=looked.set)
+    assert looked.wait(30)
+    device.close()
+    device._thread.join(30)
+
+    assert hung == []
+
+
+class Looked:
+    """An inbox that tells when it was looked into so many times.
+
+    Args:
+      inbox: the real one.
+      looks: that many.
+      seen: called then.
+    """
+
+    def __init__(self, inbox, looks, seen):
+        self._inbox = inbox
+        self._looks = looks
+        self._seen = seen
+        self.put = inbox.put
+
+    def get(self, timeout):
+        """Look once."""
+        self._looks -= 1
+        if not self._looks:
+            self._seen()
+        return self._inbox.get(timeout=timeout)

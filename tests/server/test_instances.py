@@ -1,11 +1,14 @@
 """Vertex AI's instances, typed by the signature and never coerced."""
 
+import types
+
 import numpy as np
 from pytest import mark, param, raises
 
 from runtime.errors import InvalidInput
+from runtime.inputs import Checker
 from runtime.signature import Axis, Signature, TensorSpec
-from server.instances import rows_from
+from server.instances import read_rows
 
 OUTPUTS = (TensorSpec(name="y", dtype="float32", shape=("_",)),)
 
@@ -13,6 +16,19 @@ OUTPUTS = (TensorSpec(name="y", dtype="float32", shape=("_",)),)
 def signature(*inputs, axes=()):
     """Make a signature of these inputs."""
     return Signature(inputs=inputs, outputs=OUTPUTS, axes=axes)
+
+
+def parts_of(instances, signature):
+    """Read instances, for a model of this signature, into its arrays by name: part by part."""
+    model = types.SimpleNamespace(signature=signature, checker=Checker(signature))
+    names = [spec.name for spec in signature.inputs]
+    return [dict(zip(names, part.arrays, strict=True)) for part in read_rows(instances, model)]
+
+
+def arrays_of(instances, signature):
+    """Read instances that make one part."""
+    (arrays,) = parts_of(instances, signature)
+    return arrays
 
 
 def tensor(name="x", dtype="float32", shape=("_", 2), **more):
@@ -27,7 +43,7 @@ MASK = tensor("mask", "int32", ("_", "seq"), mask=True)
 
 def test_rows_of_the_only_input_stand_alone():
     """Where there is one input an instance is its row."""
-    arrays = rows_from([[1, 2.5], [3, 4]], signature(tensor())).arrays
+    arrays = arrays_of([[1, 2.5], [3, 4]], signature(tensor()))
 
     assert arrays["x"].dtype == np.float32
     assert arrays["x"].tolist() == [[1.0, 2.5], [3.0, 4.0]]
@@ -35,10 +51,8 @@ def test_rows_of_the_only_input_stand_alone():
 
 def test_rows_by_name_read_the_same():
     """An instance may name its inputs, with one input and with several."""
-    one = rows_from([{"x": [1, 2]}], signature(tensor())).arrays
-    two = rows_from(
-        [{"x": [1, 2], "k": 3}], signature(tensor(), tensor("k", "int8", ("_",)))
-    ).arrays
+    one = arrays_of([{"x": [1, 2]}], signature(tensor()))
+    two = arrays_of([{"x": [1, 2], "k": 3}], signature(tensor(), tensor("k", "int8", ("_",))))
 
     assert one["x"].tolist() == [[1.0, 2.0]]
     assert two["k"].tolist() == [3]
@@ -48,14 +62,14 @@ def test_rows_by_name_read_the_same():
 @mark.parametrize("rows", [1, 3])
 def test_scalars_are_rows_of_a_vector_input(rows):
     """An input without axes of its own takes numbers."""
-    arrays = rows_from([5] * rows, signature(tensor(shape=("_",)))).arrays
+    arrays = arrays_of([5] * rows, signature(tensor(shape=("_",))))
 
     assert arrays["x"].shape == (rows,)
 
 
 def test_no_instances_are_no_rows():
     """An empty list gives arrays of no rows, in the right dtype and shape."""
-    arrays = rows_from([], signature(tensor(), tensor("k", "int8", ("_",)))).arrays
+    arrays = arrays_of([], signature(tensor(), tensor("k", "int8", ("_",))))
 
     assert arrays["x"].shape == (0, 2)
     assert arrays["k"].dtype == np.int8
@@ -63,21 +77,21 @@ def test_no_instances_are_no_rows():
 
 def test_whole_doubles_pass_for_integers():
     """Numbers come through gRPC as doubles, so 1.0 is a legal integer; 1.5 is not."""
-    arrays = rows_from([[1.0, -2]], signature(tensor(dtype="int16"))).arrays
+    arrays = arrays_of([[1.0, -2]], signature(tensor(dtype="int16")))
 
     assert arrays["x"].tolist() == [[1, -2]]
 
 
 def test_large_integers_keep_every_bit():
     """An integer beyond 2**53 that was written as one arrives exactly."""
-    arrays = rows_from([[2**62 + 1, 0]], signature(tensor(dtype="int64"))).arrays
+    arrays = arrays_of([[2**62 + 1, 0]], signature(tensor(dtype="int64")))
 
     assert arrays["x"].tolist() == [[2**62 + 1, 0]]
 
 
 def test_unsigned_integers_use_their_whole_range():
     """uint64 takes 2**64 - 1."""
-    arrays = rows_from([[2**64 - 1, 0]], signature(tensor(dtype="uint64"))).arrays
+    arrays = arrays_of([[2**64 - 1, 0]], signature(tensor(dtype="uint64")))
 
     assert arrays["x"].tolist() == [[2**64 - 1, 0]]
 
@@ -110,7 +124,7 @@ def test_unsigned_integers_use_their_whole_range():
 def test_nothing_is_coerced(dtype, instances, message):
     """A value that is not of the tensor's kind is an error that names its place."""
     with raises(InvalidInput) as caught:
-        rows_from(instances, signature(tensor(dtype=dtype)))
+        arrays_of(instances, signature(tensor(dtype=dtype)))
 
     assert str(caught.value) == message
 
@@ -118,33 +132,36 @@ def test_nothing_is_coerced(dtype, instances, message):
 def test_several_inputs_need_names():
     """A bare row cannot say which of several inputs it is."""
     with raises(InvalidInput) as caught:
-        rows_from([[1, 2]], signature(tensor(), tensor("k", "int8", ("_",))))
+        arrays_of([[1, 2]], signature(tensor(), tensor("k", "int8", ("_",))))
 
     assert str(caught.value) == "instances[0]: expected an object with 'x', 'k', got an array"
 
 
-def test_rows_of_different_lengths_are_padded_and_masked():
-    """Rows shorter than the longest are padded, and a mask that was left out says where."""
-    arrays = rows_from([{"ids": [1, 2, 3]}, {"ids": [4]}], signature(IDS, MASK, axes=(SEQ,))).arrays
+def test_rows_of_different_lengths_are_parts_of_their_own():
+    """Each row stays as long as it is: none is padded to the longest of its request."""
+    instances = [{"ids": [1, 2, 3]}, {"ids": [4]}]
 
-    assert arrays["ids"].tolist() == [[1, 2, 3], [4, 7, 7]]
-    assert arrays["mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    parts = parts_of(instances, signature(IDS, MASK, axes=(SEQ,)))
+
+    assert [part["ids"].tolist() for part in parts] == [[[1, 2, 3]], [[4]]]
+    assert [part["mask"] for part in parts] == [None, None]
 
 
-def test_a_mask_apart_the_only_input_stands_alone():
-    """A mask that may be left out does not count as a second input."""
-    arrays = rows_from([[1, 2], [3]], signature(IDS, MASK, axes=(SEQ,))).arrays
+def test_rows_of_one_length_are_one_part():
+    """Rows that need no padding stay together, and a mask may be left out of all."""
+    arrays = arrays_of([[1, 2], [3, 4]], signature(IDS, MASK, axes=(SEQ,)))
 
-    assert arrays["mask"].tolist() == [[1, 1], [1, 0]]
+    assert arrays["ids"].tolist() == [[1, 2], [3, 4]]
+    assert arrays["mask"] is None
 
 
 def test_a_mask_that_is_given_is_kept():
     """A caller's own mask is passed on."""
     instances = [{"ids": [1, 2, 3], "mask": [1, 0, 1]}, {"ids": [4], "mask": [1]}]
 
-    arrays = rows_from(instances, signature(IDS, MASK, axes=(SEQ,))).arrays
+    parts = parts_of(instances, signature(IDS, MASK, axes=(SEQ,)))
 
-    assert arrays["mask"].tolist() == [[1, 0, 1], [1, 0, 0]]
+    assert [part["mask"].tolist() for part in parts] == [[[1, 0, 1]], [[1]]]
 
 
 def test_a_mask_in_some_instances_only_is_refused():
@@ -152,7 +169,7 @@ def test_a_mask_in_some_instances_only_is_refused():
     instances = [{"ids": [1], "mask": [1]}, {"ids": [4]}]
 
     with raises(InvalidInput) as caught:
-        rows_from(instances, signature(IDS, MASK, axes=(SEQ,)))
+        arrays_of(instances, signature(IDS, MASK, axes=(SEQ,)))
 
     assert str(caught.value) == "instances[1]: expected 'mask' as in others, got none"
 
@@ -160,15 +177,9 @@ def test_a_mask_in_some_instances_only_is_refused():
 def test_inputs_of_one_row_agree_on_their_axis():
     """A mask of another length than its row is refused."""
     with raises(InvalidInput) as caught:
-        rows_from([{"ids": [1, 2], "mask": [1]}], signature(IDS, MASK, axes=(SEQ,)))
+        arrays_of([{"ids": [1, 2], "mask": [1]}], signature(IDS, MASK, axes=(SEQ,)))
 
     assert str(caught.value) == (
-        "instances[0]: input 'mask': expected seq=2 as in the inputs before it, got 1"
+        "instances[0]: input 'mask': expected int32[_, seq] with seq=2 as in the inputs before it, "
+        "got int32[1, 1]"
     )
-
-
-def test_row_sizes_are_what_each_instance_had():
-    """Each instance's own length is known, to crop its answer."""
-    instances = [{"ids": [1, 2, 3]}, {"ids": [4]}]
-
-    assert rows_from(instances, signature(IDS, MASK, axes=(SEQ,))).sizes == [{"seq": 3}, {"seq": 1}]

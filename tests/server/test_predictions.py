@@ -6,7 +6,7 @@ import orjson
 from pytest import approx
 
 from runtime.entries import OutputFormat
-from runtime.signature import Axis, Signature, TensorSpec
+from runtime.signature import Signature, TensorSpec
 from server.predictions import predictions_from, softmax
 
 RAW = OutputFormat()
@@ -90,17 +90,6 @@ def test_other_outputs_stay_beside_a_classification():
 def test_softmax_of_large_logits_is_finite():
     """The largest logit is subtracted first."""
     assert softmax(np.float32([[1000, 1000, -1000]])).tolist() == [[0.5, 0.5, 0.0]]
-
-
-def test_each_row_is_cropped_to_its_own_length():
-    """An output that carries a bucketed axis is cut to each instance's real size."""
-    axes = (Axis(name="seq", sizes=(4,)),)
-    outputs = {"y": np.float32([[1, 2, 3], [4, 0, 0]]), "n": np.float32([5, 6])}
-    both = signature(tensor("y", ("_", "seq")), tensor("n", ("_",)), axes=axes)
-
-    predictions = predictions_from(outputs, both, RAW, [{"seq": 3}, {"seq": 1}])
-
-    assert written(predictions) == [{"y": [1, 2, 3], "n": 5}, {"y": [4], "n": 6}]
 
 
 def test_no_rows_are_no_predictions():

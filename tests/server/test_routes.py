@@ -1,13 +1,14 @@
 """The routes: which there are, which one wins, and what is counted."""
 
-import asyncio
 import contextlib
 
-from pytest import fixture, mark, raises
+import numpy as np
+from pytest import fixture, mark
 
 from server.config import ServerConfig
+from server.dialect import Call
 from server.errors import TooLarge
-from server.metrics import Metrics
+from server.http_app import make_wait
 from server.reply import reply
 from server.request import Request
 from server.routes import Route, hot_paths, make_routes
@@ -188,49 +189,63 @@ def test_forwarding_headers_are_not_believed(client):
     assert b"evil" not in client.get("/nothing", headers=headers).get_data()
 
 
-def run(route, metrics):
-    """Answer a request by a route, on a loop of its own."""
-    return asyncio.run(route.answer(metrics, Request(), {}))
+def answered(running, route):
+    """Answer a request by a route."""
+    wait = make_wait(running.loop)
+    return wait(lambda done: route.answer(running.service, Request(), {}, done))
 
 
-def test_a_request_whose_client_has_gone_is_counted_as_canceled():
+def test_a_request_whose_client_has_gone_is_counted_as_canceled(running):
     """Nobody reads an answer, but the count says why there was none."""
+    running.open(FakeModel())
+    row = running.service.model.checker.check({"x": np.zeros((1, 2), np.float32)})
+    route = Route("POST", "/p", "vertex", read=lambda *_: Call([row], print))
+    metrics = running.service.metrics
 
-    async def gone(_):
-        raise asyncio.CancelledError
+    def leave(done):
+        withdraw = route.answer(running.service, Request(), {}, print)
+        withdraw()
+        done(reply({}))
 
-    metrics = Metrics()
-
-    with raises(asyncio.CancelledError):
-        run(Route("POST", "/p", "vertex", gone, infers=True), metrics)
+    make_wait(running.loop)(leave)
 
     assert metrics.requests == {("vertex", "499"): 1}
     assert metrics.failures == {"canceled": 1}
+    assert running.service.queued_rows == 0
 
 
-def test_what_a_handler_raises_is_answered_and_counted():
+def test_what_reading_raises_is_answered_and_counted(running):
     """An error of any kind becomes an answer, and is counted as what it became."""
 
-    async def large(_):
+    def large(*_):
         raise TooLarge("too much")
 
-    metrics = Metrics()
-
-    made = run(Route("POST", "/p", "oip", large, infers=True), metrics)
+    running.open(FakeModel())
+    made = answered(running, Route("POST", "/p", "oip", read=large))
 
     assert (made.status, made.slug) == (413, "too_large")
-    assert metrics.requests == {("oip", "413"): 1}
+    assert running.service.metrics.requests == {("oip", "413"): 1}
 
 
-def test_only_inferences_have_durations():
+def test_what_writing_raises_is_answered_and_counted(running):
+    """An answer that cannot be written is an error of the server, and says nothing more."""
+    running.open(FakeModel())
+    row = running.service.model.checker.check({"x": np.zeros((1, 2), np.float32)})
+
+    def break_(_):
+        raise ValueError("inside")
+
+    made = answered(running, Route("POST", "/p", "oip", read=lambda *_: Call([row], break_)))
+
+    assert (made.status, made.slug) == (500, "internal")
+    assert b"inside" not in made.body
+
+
+def test_only_inferences_have_durations(running):
     """A health check says nothing of how long an inference takes."""
+    metrics = running.service.metrics
 
-    async def fine(_):
-        return reply({})
-
-    metrics = Metrics()
-
-    run(Route("GET", "/h", "health", fine), metrics)
+    answered(running, Route("GET", "/h", "health", lambda: reply({})))
 
     assert metrics.requests == {("health", "200"): 1}
     assert metrics.durations == {}

@@ -4,14 +4,13 @@ import asyncio
 import functools
 import itertools
 import random
+import threading
 import time
 
 import numpy as np
 from pytest import fixture, mark, param, raises
 
 from runtime.errors import ExecutionError, SignatureMismatch
-from server.batching import Batch
-from server.device import Outcome
 from server.errors import (
     DeadlineExceeded,
     Draining,
@@ -20,7 +19,7 @@ from server.errors import (
     Overloaded,
     TooLarge,
 )
-from server.pending import Evidence, Pending
+from server.pending import Evidence, Given, Pending
 from server.service import Limits, Service, State
 from tests.server.fakes import ECHO, FakeModel, Gate, ask, serving
 
@@ -64,7 +63,8 @@ async def sums(request):
 
 
 async def begun():
-    """Let every request that was just made reach the queue."""
+    """Let every request that was just made reach the queue, or the device if it is free."""
+    await asyncio.sleep(0)
     await asyncio.sleep(0)
 
 
@@ -114,12 +114,54 @@ async def test_requests_that_wait_while_the_device_is_busy_share_a_batch(model, 
 
 
 @on_a_loop
+async def test_a_batch_that_is_known_to_be_quick_runs_on_the_loops_own_thread():
+    """Handing a batch over and back costs more than a quick one takes; a slow one is handed over."""
+    threads = []
+    model = FakeModel(costs={1: 400.0, 4: 900.0})  # µs
+    model.before = lambda _: threads.append(threading.current_thread())
+    async with serving(model, in_place_s=0.0005) as service:
+        assert await sums(asked(service, 1)) == [1.0]
+        assert await sums(asked(service, 1, 2, 3)) == [1.0, 2.0, 3.0]
+
+    assert threads[0] is threading.current_thread()
+    assert threads[1] is service._open.device._thread
+
+
+@on_a_loop
+async def test_requests_of_one_turn_of_the_loop_share_a_batch(model):
+    """A batch is launched once the loop has taken in all that it has received."""
+    async with serving(model, in_place_s=1.0) as service:
+        requests = [asked(service, n) for n in (1, 2, 3, 4, 5)]
+
+        assert [await sums(each) for each in requests] == [[1.0], [2.0], [3.0], [4.0], [5.0]]
+
+    assert ran(model) == [(4, [1.0, 2.0, 3.0, 4.0]), (1, [5.0])]
+
+
+@on_a_loop
+async def test_what_comes_while_the_device_is_busy_waits_for_it(gate, model):
+    """No batch runs in place while the device's thread has one."""
+    async with serving(model) as service:
+        first = asked(service, 1)
+        await gate.reached()
+        service._limits = Limits(in_place_s=1.0)
+        second = asked(service, 2)
+        await begun()
+
+        assert waiting(service) == 1
+        gate.open(runs=2)
+        assert [await sums(each) for each in (first, second)] == [[1.0], [2.0]]
+
+
+@on_a_loop
 async def test_a_device_may_have_several_batches_at_once(model, gate):
     """With two in flight the second batch is on its way while the first still runs."""
     async with serving(model, in_flight=2) as service:
         first = asked(service, 1)
         await gate.reached()
-        second, third = asked(service, 2), asked(service, 3)
+        second = asked(service, 2)
+        await begun()
+        third = asked(service, 3)
         await begun()
 
         assert waiting(service) == 1  # the second request's row is with the device
@@ -263,25 +305,20 @@ async def test_an_answer_says_how_it_came_about(model, gate):
     assert first.queue_s >= 0.0
 
 
-def outcome_of(bucket, rows, seconds):
-    """Make the outcome of a batch that took so long."""
-    return Outcome(Batch((), bucket, (), rows), (), (0.0, 0.0, 0.0, seconds), True, False)
-
-
-@on_a_loop
-async def test_evidence_of_a_split_request_covers_all_its_batches():
+def test_evidence_of_a_split_request_covers_all_its_batches(model):
     """Where several batches answered, the longest wait and the whole time on the device count."""
-    future = asyncio.get_running_loop().create_future()
-    request = Pending(future, queue=None, tasks=[], parts=[(), ()], left=2)
+    three = model.checker.check(rows(1, 2, 3))
+    request = Pending([three], most=2, arrived=0.0, done=print)
+    first, second = (Given((np.float32(sums),), None, 0) for sums in ([1, 2], [3]))
 
-    request.give(1, ("second",), outcome_of(4, 3, seconds=1.0), queue_s=0.5)
-    before = future.done()
-    request.give(0, ("first",), outcome_of(1, 1, seconds=2.0), queue_s=0.25)
+    request.give(1, second, 4, padded_rows=1, queue_s=0.5, run_s=1.0)
+    left = request.left
+    request.give(0, first, 2, padded_rows=0, queue_s=0.25, run_s=2.0)
+    (part,), evidence = request.answer(model)
 
-    assert not before
-    assert future.done()
-    assert request.parts == [("first",), ("second",)]
-    assert request.evidence == Evidence(1, 0, queue_s=0.5, compute_s=3.0)
+    assert (left, request.left) == (1, 0)
+    assert part.outputs["y"].tolist() == [1.0, 2.0, 3.0]
+    assert evidence == Evidence(2, 0, queue_s=0.5, compute_s=3.0)
 
 
 @on_a_loop
@@ -450,7 +487,7 @@ async def test_a_client_that_goes_while_the_device_runs_leaves_nothing_behind(mo
         gate.open()
 
         assert await sums(staying) == [2.0, 3.0, 4.0]
-        assert (service._requests, service._flying, waiting(service)) == (set(), {}, 0)
+        assert (service._requests, service._flying, waiting(service)) == ({}, {}, 0)
 
 
 @on_a_loop
@@ -470,7 +507,7 @@ async def test_ten_thousand_clients_that_go_leave_no_trace(model, gate):
 
         assert await sums(first) == [1.0]
         await service.drained()
-        assert (service._requests, service._flying) == (set(), {})
+        assert (service._requests, service._flying) == ({}, {})
 
     assert len(model.ran) == 1
 
@@ -624,7 +661,7 @@ async def test_a_device_whose_thread_dies_is_given_up(model):
 @on_a_loop
 async def test_nothing_is_answered_before_a_model_is_open(model):
     """A service without a model says that it is loading, then answers."""
-    service = Service(Limits(), print)
+    service = Service(Limits(), print, print)
     with raises(NotReady) as refusal:
         await ask(service, rows(1))
     with raises(NotReady) as loading:
@@ -675,6 +712,7 @@ async def test_draining_waits_for_requests_that_wait_for_company(model):
         await begun()
         service.stop()
         await service.drained()
+        await begun()
 
         assert request.done()
         assert await sums(request) == [1.0]
@@ -683,7 +721,7 @@ async def test_draining_waits_for_requests_that_wait_for_company(model):
 @on_a_loop
 async def test_a_service_without_requests_is_drained(model):
     """Where nobody waits there is nothing to wait for, before, between and after requests."""
-    loading = Service(Limits(), print)
+    loading = Service(Limits(), print, print)
     await loading.drained()
     async with serving(model) as service:
         await service.drained()
@@ -695,7 +733,7 @@ async def test_a_service_without_requests_is_drained(model):
 @on_a_loop
 async def test_a_service_that_was_stopped_while_loading_stays_so(model):
     """A model that is open only after the stop answers nobody."""
-    service = Service(Limits(), print)
+    service = Service(Limits(), print, print)
     service.stop()
     service.open(model)
     with raises(Draining):

@@ -188,15 +188,15 @@ def test_a_request_larger_than_any_bucket_is_split():
 
 
 def test_too_many_instances_are_refused_before_they_are_looked_at():
-    """Laid out to the longest, very many short rows would take more memory than there is."""
+    """Rows beyond what a request may have cost nothing."""
     with raises(TooLarge) as caught:
         read_instances(["not looked at"] * 1001, FakeModel(signature=ECHO), 1000)
 
     assert str(caught.value) == "instances: expected at most 1000, got 1001"
 
 
-def test_a_row_too_long_is_refused_before_the_others_are_padded_to_it(running):
-    """One long row does not make all the others as long."""
+def test_a_row_too_long_is_named(running):
+    """One row beyond the largest size is refused, and with it its request."""
     client = client_for(running, FakeModel(signature=ECHO))
 
     answer = ask(client, [[1]] * 1000 + [[1] * 100_000])

@@ -1,0 +1,121 @@
+"""Cloud Storage through Google's client; the one file that knows it. Needs the extra `gcs`.
+
+Credentials are the environment's (Application Default Credentials): on Google Cloud those of
+the service account that the container runs as.
+"""
+
+import contextlib
+import http
+from collections.abc import Iterator
+from typing import Any
+
+from server.artifacts import CloudFolder
+from server.fetching import Lost, NotFetched, Replaced, Sink, Stored
+
+# Longest waits for a connection and for the next bytes, in seconds.
+_TIMEOUT = (10, 60)
+
+
+class CloudStore:
+    """The objects of a folder. Retries nothing: `fetching` knows what is worth another try.
+
+    Raises:
+      NotFetched: there is no client, or there are no credentials.
+    """
+
+    def __init__(self, folder: CloudFolder) -> None:
+        self.folder = folder
+        try:
+            from google.auth.exceptions import DefaultCredentialsError
+            from google.cloud import storage
+        except ImportError:
+            raise NotFetched(
+                f"{folder}: expected google-cloud-storage, got none; pip install 'hloserve[gcs]'"
+            ) from None
+        try:
+            client = storage.Client(project=None)
+        except DefaultCredentialsError:
+            raise NotFetched(
+                f"{folder}: expected credentials, got none; run as a service account, or run "
+                "gcloud auth application-default login"
+            ) from None
+        self._bucket = client.bucket(folder.bucket)
+
+    def __str__(self) -> str:
+        """Write it as `gs://…`."""
+        return str(self.folder)
+
+    def look(self, path: str) -> Stored:
+        """Say what is stored under a path now; see `fetching.Store`."""
+        blob = self._bucket.blob(self.folder.name_of(path))
+        with self._explained(path):
+            blob.reload(timeout=_TIMEOUT, retry=None)
+        return Stored(int(blob.size), int(blob.generation))
+
+    def read(self, path: str, stored: Stored, start: int, sink: Sink) -> None:
+        """Stream an object from a byte on; see `fetching.Store`."""
+        name = self.folder.name_of(path)
+        blob = self._bucket.blob(name, generation=stored.generation)
+        with self._explained(path, stored):
+            # As stored: a transparently unpacked object could not be resumed.
+            blob.download_to_file(
+                sink,
+                start=start or None,
+                raw_download=True,
+                checksum=None,
+                timeout=_TIMEOUT,
+                retry=None,
+            )
+
+    @contextlib.contextmanager
+    def _explained(self, path: str, pinned: Stored | None = None) -> Iterator[None]:
+        """Turn what the client raises into what `fetching` knows."""
+        from google.api_core.exceptions import GoogleAPICallError
+        from google.auth.exceptions import GoogleAuthError, TransportError
+        from requests.exceptions import RequestException
+        from urllib3.exceptions import HTTPError
+
+        where = f"{self.folder}/{path}"
+        try:
+            yield
+        except GoogleAPICallError as error:
+            code = int(error.code or 0)
+            if code == 404 and pinned is not None:
+                raise Replaced(where) from None
+            if code in (401, 403, 404):
+                raise NotFetched(_refusal(where, code, error)) from None
+            if code not in (408, 429) and code < 500:
+                raise NotFetched(f"{where}: {code} {_reason(error)}") from None
+            raise Lost(f"{code} {_reason(error)}") from None
+        except (RequestException, HTTPError, TransportError, ConnectionError) as error:
+            raise Lost(_cause(error)) from None
+        except GoogleAuthError as error:
+            if error.retryable:
+                raise Lost(_first_line(error)) from None
+            raise NotFetched(f"{where}: credentials were refused: {_first_line(error)}") from None
+
+
+def _refusal(where: str, code: int, error: Any) -> str:
+    if code == 404:
+        return (
+            f"{where}: expected an object, got 404; is the folder right, and the upload finished?"
+        )
+    return (
+        f"{where}: {code} {_reason(error)}; give the account that the server runs as the role "
+        "Storage Object Viewer on the bucket"
+    )
+
+
+def _reason(error: Any) -> str:
+    """Give what the service said, without the request it repeats."""
+    _, _, reason = _first_line(error.message).partition(": ")
+    return reason or http.HTTPStatus(int(error.code)).phrase
+
+
+def _cause(error: object) -> str:
+    """Give what a connection died of, without the layers that pass it on."""
+    return _first_line(str(error).rpartition(": ")[2].rstrip("\"')"))
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -1,0 +1,184 @@
+"""The server's options: flag, else environment variable, else default."""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, override
+
+from runtime.commandline import Parser
+from runtime.entries import MANIFEST_NAME
+from server.config import BAKED_IN, CHOICES, ConfigError, ServerConfig
+
+# The field that each group of the help begins with.
+_GROUPS = {
+    "bundle": "bundle and device",
+    "host": "addresses",
+    "max_queue_delay_ms": "batching and limits",
+    "golden": "faults and proof",
+    "drain_delay_s": "shutdown",
+    "log_format": "logs and page",
+}
+
+
+class Option(NamedTuple):
+    """A field as a person sees it.
+
+    Attributes:
+      name: of the field.
+      group: under which it is listed.
+      flag: on the command line.
+      unit: what stands for its value there; none for a switch.
+      variables: in the environment; the first that is set counts.
+      default: if neither is there.
+      help: what it says or switches off.
+    """
+
+    name: str
+    group: str
+    flag: str
+    unit: str
+    variables: tuple[str, ...]
+    default: str
+    help: str
+
+    @property
+    def switch(self) -> bool:
+        """Say whether it takes no value: what is on is switched off."""
+        return self.flag.startswith("--no-")
+
+
+def options() -> Iterator[Option]:
+    """Give every option there is, in the order of the help."""
+    group = ""
+    for field in dataclasses.fields(ServerConfig):
+        group = _GROUPS.get(field.name, group)
+        about = field.metadata
+        flag = ("--no-" if field.default is True else "--") + field.name.replace("_", "-")
+        unit = about["unit"] or "|".join(CHOICES.get(field.name, ()))
+        variables = filter(None, (f"HLOSERVE_{field.name.upper()}", about["also"]))
+        default = about["shown"] or _shown(field.default, unit)
+        yield Option(field.name, group, flag, unit, tuple(variables), default, about["help"])
+
+
+def _shown(default: Any, unit: str) -> str:
+    if default is True:
+        return "on"
+    if isinstance(default, str):
+        return default
+    return f"{default:g}" if unit == "PORT" else f"{default:g} {unit.lower()}"
+
+
+class _Lines(argparse.RawDescriptionHelpFormatter):
+    """Wraps what an option is about, and has its variables on a line of their own."""
+
+    @override
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return [
+            line
+            for part in text.split("\n")
+            for line in super(_Lines, self)._split_lines(part, width)
+        ]
+
+
+class _Parser(Parser):
+    @override
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+_USAGE = """python -m server --bundle DIR [option …]
+       python -m server bench --bundle DIR [option …]
+       python -m server doctor --bundle DIR [-- CMD …]"""
+_ABOUT = """\
+Serve a bundle over HTTP and gRPC: Vertex AI's predictions, the Open Inference Protocol v2,
+TensorFlow Serving's REST API, Prometheus metrics. `bench` says how many requests it answers here,
+`doctor` what Vertex AI would make of it.
+
+Every option is also read from the environment, from the variables in [brackets]; a flag wins.
+"""
+_STATUSES = """\
+exit status:
+  0  stopped by a signal, everything answered
+  1  stopped by a signal, not everything answered
+  2  the configuration is wrong, a port is taken, or a package is missing
+  3  the bundle cannot be served
+  4  this device does not reproduce the bundle's goldens
+  5  the device is missing or failed
+"""
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        usage=_USAGE,
+        description=_ABOUT,
+        epilog=_STATUSES,
+        formatter_class=_Lines,
+        allow_abbrev=False,
+    )
+    for title, group in itertools.groupby(options(), lambda option: option.group):
+        section = parser.add_argument_group(title)
+        for option in group:
+            add = functools.partial(section.add_argument, option.flag, dest=option.name)
+            if option.switch:
+                add(
+                    action="store_const",
+                    const="0",
+                    help=f"{option.help}\n[{option.variables[0]}=0]",
+                )
+            else:
+                variables = ", ".join(option.variables)
+                text = f"{option.help} (default: {option.default})\n[{variables}]"
+                add(metavar=option.unit, help=text.replace("%", "%%"))
+    return parser
+
+
+def parse(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
+    """Read the command line and the environment.
+
+    Args:
+      argv: without the program's name.
+      environ: only the variables that `--help` names are looked at. An empty one counts
+        as absent: Vertex sets AIP_STORAGE_URI to "" for a model without artifacts.
+
+    Raises:
+      ConfigError: names the flag or variable, what it takes and what it got.
+    """
+    found, others = _parser().parse_known_args(argv)
+    if others:
+        raise ConfigError(f"{others[0]!r}: expected options alone; pass --bundle DIR")
+    kinds = {field.name: type(field.default) for field in dataclasses.fields(ServerConfig)}
+    values: dict[str, Any] = {}
+    for option in options():
+        text, source = getattr(found, option.name), option.flag
+        if text is None:
+            text, source = _from_environment(option, environ)
+        if text is not None:
+            values[option.name] = _convert(text, kinds[option.name], source)
+    if "bundle" not in values and Path(BAKED_IN, MANIFEST_NAME).is_file():
+        values["bundle"] = BAKED_IN
+    return ServerConfig(**values)
+
+
+def _from_environment(option: Option, environ: Mapping[str, str]) -> tuple[str | None, str]:
+    for name in option.variables:
+        # In a namespace with a service of the name X, Kubernetes sets X_PORT=tcp://…
+        if (text := environ.get(name)) and not text.startswith("tcp://"):
+            return text, name
+    return None, ""
+
+
+def _convert(text: str, kind: type, source: str) -> Any:
+    if kind is str:
+        return text
+    if kind is bool:
+        if text not in ("0", "1"):
+            raise ConfigError(f"{source}: expected 0 or 1, got {text!r}")
+        return text == "1"
+    try:
+        return kind(text)
+    except ValueError:
+        expected = "a whole number" if kind is int else "a number"
+        raise ConfigError(f"{source}: expected {expected}, got {text!r}") from None

@@ -1,0 +1,129 @@
+"""A Cloud Storage that does what it is told to, on a real socket, for the real client."""
+
+import http.server
+import json
+import threading
+import urllib.parse
+from collections import defaultdict
+from typing import NamedTuple
+
+BUCKET = "models"
+
+
+class Asked(NamedTuple):
+    """A request for an object's bytes: its name, which generation, and from which byte."""
+
+    name: str
+    generation: int
+    start: int
+
+
+class Cloud:
+    """A bucket.
+
+    Attributes:
+      url: for STORAGE_EMULATOR_HOST.
+      objects: name to bytes and generation.
+      looked: names whose metadata was asked for, in order.
+      asked: requests for bytes, in order.
+      before: name to functions; one is called before each request for the object's bytes, and
+        gives what to do instead of answering: a status, or how many bytes to send before the
+        connection is cut. None answers.
+    """
+
+    def __init__(self):
+        self.objects = {}
+        self.looked, self.asked = [], []
+        self.before = defaultdict(list)
+        cloud = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                cloud.answer(self)
+
+            def log_message(self, *_):
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    def put(self, name, data):
+        """Store an object, in place of one that is there."""
+        _, generation = self.objects.get(name, (b"", 1000))
+        self.objects[name] = data, generation + 1
+
+    def upload(self, folder, prefix):
+        """Store every file below a folder."""
+        for path in folder.rglob("*"):
+            if path.is_file():
+                self.put(f"{prefix}/{path.relative_to(folder)}", path.read_bytes())
+
+    def answer(self, request):
+        """Answer a request for metadata or for bytes."""
+        url = urllib.parse.urlsplit(request.path)
+        query = dict(urllib.parse.parse_qsl(url.query))
+        name = urllib.parse.unquote(url.path.rpartition("/")[2])
+        if "/o/" not in url.path:  # the client asks for the bucket behind our back, and may not
+            refuse(request, 403, "no storage.buckets.get")
+        elif "alt" in query:
+            self._send_bytes(request, name, int(query["generation"]))
+        else:
+            self.looked.append(name)
+            self._send_metadata(request, name)
+
+    def _send_metadata(self, request, name):
+        told = self.before[f"metadata of {name}"]
+        if status := told.pop(0)() if told else None:
+            refuse(request, status, "told to")
+        elif name not in self.objects:
+            refuse(request, 404, f"No such object: {BUCKET}/{name}")
+        else:
+            data, generation = self.objects[name]
+            about = {"name": name, "size": str(len(data)), "generation": str(generation)}
+            send(request, 200, json.dumps(about).encode())
+
+    def _send_bytes(self, request, name, generation):
+        start = int(request.headers.get("Range", "bytes=0-")[6:].partition("-")[0])
+        self.asked.append(Asked(name, generation, start))
+        told = self.before[name].pop(0)() if self.before[name] else None
+        data, current = self.objects[name]
+        if generation != current:
+            refuse(request, 404, f"No such object: {BUCKET}/{name}#{generation}")
+        elif told is None:
+            send(request, 206 if start else 200, data[start:])
+        elif told >= 400 and isinstance(told, Status):
+            refuse(request, told, "told to")
+        else:
+            send(request, 206 if start else 200, data[start:], only=told)
+
+    def close(self):
+        """Stop listening."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class Status(int):
+    """A status to answer with."""
+
+
+def refuse(request, status, message):
+    """Answer with an error, as Cloud Storage writes it."""
+    error = {"error": {"code": status, "message": message, "errors": []}}
+    send(request, status, json.dumps(error).encode())
+
+
+def send(request, status, body, only=None):
+    """Answer; with `only`, cut the connection after so many bytes of the body."""
+    request.send_response(status)
+    request.send_header("Content-Type", "application/json")
+    request.send_header("Content-Length", str(len(body)))
+    request.end_headers()
+    request.wfile.write(body[:only])
+    if only is not None:
+        request.close_connection = True

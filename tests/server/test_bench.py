@@ -1,0 +1,68 @@
+"""The command line of `python -m server bench`."""
+
+from pytest import mark, param, raises
+
+from server.bench import main
+
+
+def refused(capsys, *arguments):
+    """Run the bench with arguments that it refuses; give the exit status and stderr."""
+    with raises(SystemExit) as ended:
+        main(arguments, {})
+    return ended.value.code, capsys.readouterr().err
+
+
+def test_help_is_grouped_with_units_and_defaults(capsys):
+    """`--help` says what is measured, each option's unit and default, and the exit statuses."""
+    with raises(SystemExit) as ended:
+        main(["--help"], {})
+
+    text = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0
+    for part in (
+        "load: --connections N,… connections at once",
+        "(default: 1,16,64)",
+        "--seconds SECONDS length of a measurement, after a fifth of it to warm up (default: 5)",
+        "--rows ROWS instances a request (default: 1)",
+        "output: --json print the figures for machines",
+        "-- --max-queue-delay-ms 2",
+        "exit status: 0 every request was answered",
+    ):
+        assert part in text
+
+
+@mark.parametrize(
+    ("arguments", "message"),
+    [
+        param(["--connections", "1,0"], "--connections: expected a number of 1 or more, got '0'"),
+        param(
+            ["--connections", "many"], "--connections: expected a number of 1 or more, got 'many'"
+        ),
+        param(["--rows", "-1"], "--rows: expected a number of 1 or more, got '-1'"),
+        param(["--seconds", "0"], "--seconds: expected seconds, got '0'"),
+        param(["--seconds", "nan"], "--seconds: expected seconds, got 'nan'"),
+        param(["--seconds", "a while"], "--seconds: expected seconds, got 'a while'"),
+    ],
+)
+def test_a_bad_number_is_one_line(capsys, arguments, message):
+    """A number that makes no sense is one line that names the option."""
+    found = refused(capsys, "--bundle", "b", *arguments)
+
+    assert found == (2, f"error: argument {message}\n")
+
+
+def test_a_typo_is_one_line(capsys):
+    """An option that is not there names the nearest."""
+    found = refused(capsys, "--bundle", "b", "--conections", "1")
+
+    assert found == (2, "error: --conections: no such option; did you mean --connections?\n")
+
+
+def test_a_bundle_that_is_not_there_is_one_line(capsys, tmp_path):
+    """Without a bundle nothing is started: exit status 3."""
+    status = main(["--bundle", str(tmp_path / "none")], {})
+
+    assert status == 3
+    assert capsys.readouterr().err == (
+        f"error: bundle {tmp_path}/none: expected a directory, got nothing there\n"
+    )
