@@ -129,6 +129,7 @@ class Model:
       device: the jax device it runs on.
       params: the device's params, in calling order.
       groups: axis sizes to the programs of those sizes.
+      output_names: in the signature's order.
     """
 
     def __init__(
@@ -142,6 +143,7 @@ class Model:
         self.device = device
         self.params = params
         self.checker = Checker(bundle.manifest.signature)
+        self.output_names = tuple(spec.name for spec in bundle.manifest.signature.outputs)
         self.groups = _groups(bundle.manifest, programs)
 
     @property
@@ -181,8 +183,7 @@ class Model:
         group = self.group(checked.sizes)
         arrays = self.fit(group, checked.arrays, checked.rows, checked.sizes)
         outputs = self._crop(self._cover(group, arrays, checked.rows), checked.sizes)
-        names = (spec.name for spec in signature.outputs)
-        return dict(zip(names, outputs, strict=True))
+        return dict(zip(self.output_names, outputs, strict=True))
 
     def group(self, sizes: tuple[int, ...]) -> Group:
         """Give the programs with the shortest axes that hold these sizes."""

@@ -118,13 +118,17 @@ class BatchQueue:
 
     def discard(self, task: Task) -> bool:
         """Take a task out, whose deadline passed or whose client went; False if it is not in."""
-        group = self.group(task.sizes)
-        if task not in self._waiting[group]:
+        if task not in self._waiting[self.group(task.sizes)]:
             return False
+        self._discard(task)
+        return True
+
+    def _discard(self, task: Task) -> Sizes:
+        group = self.group(task.sizes)
         del self._waiting[group][task]
         self._rows[group] -= task.rows
         self.rows -= task.rows
-        return True
+        return group
 
     def due_in(self, now: float) -> float | None:
         """Give the seconds until a batch is due: 0.0 for now, None if nothing waits."""
@@ -173,12 +177,10 @@ class BatchQueue:
 
     def _remove(self, tasks: Iterable[Task]) -> Batch:
         taken = tuple(tasks)
-        for task in taken:
-            self.discard(task)
-        rows = sum(task.rows for task in taken)
+        rows = sum([task.rows for task in taken])
         # Of the groups that were to join, tasks may not have fitted: only those in it count.
-        groups = (self.group(task.sizes) for task in taken)
-        sizes = tuple(max(axis) for axis in zip(*groups, strict=True))
+        groups = [self._discard(task) for task in taken]
+        sizes = tuple([max(axis) for axis in zip(*set(groups), strict=True)])
         return Batch(sizes, self._planners[sizes].single(rows), taken, rows)
 
 

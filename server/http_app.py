@@ -10,7 +10,7 @@ from werkzeug.exceptions import HTTPException
 from server import body
 from server.body import Limits
 from server.reply import Headers, Reply, failure, refusal
-from server.request import Request, make_request, request_id
+from server.request import Fields, Request, read_fields, request_id
 from server.routes import Done, Route
 from server.service import Service
 
@@ -99,10 +99,10 @@ def _header(name: str) -> str | None:
 
 def _read(route: Route, limits: Limits) -> Request:
     if not route.infers:
-        return Request(id=request_id(_header))
+        return Request(fields=Fields(id=request_id(_header)))
     announced = body.check_headers(_header, limits)
     whole = body.read(request.environ["wsgi.input"], announced)
-    return make_request(_header, whole, announced.json_bytes)
+    return Request(whole, announced.json_bytes, read_fields(_header))
 
 
 def _response(made: Reply) -> Response:

@@ -15,7 +15,7 @@ import httptools
 
 from server.body import Announced
 from server.errors import MalformedRequest, TooLarge
-from server.http_message import Heads, Message, write
+from server.http_message import Head, Heads, Message, write
 from server.reply import Reply, refusal
 
 # The request line and headers together; proxies allow 8 to 60 KiB.
@@ -48,13 +48,13 @@ Withdraw = Callable[[], object]
 class Answers(Protocol):
     """Whoever answers the requests of connections."""
 
-    def admit(self, message: Message) -> Announced:
+    def admit(self, head: Head) -> Announced:
         """Give what the head says of the body; raises what refuses the request."""
 
     def answer(self, message: Message, done: Callable[[Reply], object]) -> Withdraw | None:
         """Answer a request; what is returned is called if its client goes before it is done."""
 
-    def refused(self, message: Message | None, error: Exception) -> Reply:
+    def refused(self, head: Head | None, error: Exception) -> Reply:
         """Write the refusal of a request that was not read."""
 
     def closing(self) -> bool:
@@ -86,7 +86,7 @@ class Connection(asyncio.Protocol):
         self._fields: list[tuple[str, bytes]] = []
         self._headers: dict[str, str] = {}
         self._doubled: set[str] = set()
-        self._message: Message | None = None
+        self._head: Head | None = None
         self._parts: list[bytes] = []
         self._limit = self._left = 0
         self._waiting: collections.deque[Message | Reply] = collections.deque()
@@ -163,7 +163,7 @@ class Connection(asyncio.Protocol):
         self._fields = []
         self._headers = {}
         self._doubled = set()
-        self._message = None
+        self._head = None
         self._parts = []
 
     def on_url(self, part: bytes) -> None:
@@ -172,7 +172,7 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header, or what follows a body in chunks, which nobody asked for."""
-        if self._message is None:
+        if self._head is None:
             key = name.decode("latin-1").lower()
             self._fields.append((key, value))
             if key in self._headers:
@@ -185,22 +185,21 @@ class Connection(asyncio.Protocol):
         parser = self._parser
         if self._phase is Phase.LINGER or parser.should_upgrade():
             return
-        self._message = message = Message(
+        self._head = head = Head(
             parser.get_method().decode(),
             self._target,
             parser.get_http_version(),
             self._headers,
             self._doubled,
-            self._client,
         )
         self._enter(Phase.BODY)
         try:
-            message.announced = announced = self._answers.admit(message)
+            head.announced = announced = self._answers.admit(head)
         except Exception as error:  # noqa: BLE001 (every error has an answer)
             self._refuse(error)
             return
         self._limit = self._left = announced.limit
-        if message.expects_continue and self._answering is None and not self._waiting:
+        if head.expects_continue and self._answering is None and not self._waiting:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, part: bytes) -> None:
@@ -214,11 +213,11 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Put the request behind those before it."""
-        message = self._message
-        if self._phase is Phase.LINGER or message is None:
+        head = self._head
+        if self._phase is Phase.LINGER or head is None:
             return
-        message.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        message.keep_alive = self._parser.should_keep_alive()
+        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        message = Message(head, self._client, body, self._parser.should_keep_alive())
         self._parts = []
         self._head_bytes = 0
         self._enter(Phase.IDLE)
@@ -229,6 +228,7 @@ class Connection(asyncio.Protocol):
 
     def _take(self, message: Message) -> None:
         if len(self._waiting) == PIPELINED:
+            self._head = message.head
             self._refuse(TooLarge(f"requests: expected at most {PIPELINED} ahead of their answers"))
         else:
             self._waiting.append(message)
@@ -303,7 +303,7 @@ class Connection(asyncio.Protocol):
 
     def _send(self, made: Reply, message: Message | None) -> None:
         """Write an answer; with None it is the last one."""
-        head_only = message is not None and message.method == "HEAD"
+        head_only = message is not None and message.head.method == "HEAD"
         close = message is None or not message.keep_alive or self._answers.closing()
         self._transport.write(write(made, head_only=head_only, close=close))
         if not close:
@@ -318,7 +318,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def _refuse(self, error: Exception) -> None:
-        self._finish(self._answers.refused(self._message, error))
+        self._finish(self._answers.refused(self._head, error))
 
     def _finish(self, made: Reply) -> None:
         """Answer what was not read behind all that was, and read no more."""

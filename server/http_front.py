@@ -15,9 +15,9 @@ from typing import Any
 from server.body import Announced, Limits, check_headers, check_length
 from server.errors import MalformedRequest, TooLarge
 from server.http_connection import Withdraw
-from server.http_message import Message
+from server.http_message import Head, Message
 from server.reply import Reply, failure
-from server.request import make_request, request_id
+from server.request import Request, read_fields, request_id
 from server.routes import Route
 from server.service import Service, State
 
@@ -45,34 +45,36 @@ class Front:
         self._service = service
         self._limits = limits
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="http")
-        self.hot: dict[str, tuple[Route, dict[str, str]]] = {}
+        self.hot: dict[bytes, tuple[Route, dict[str, str]]] = {}
 
-    def admit(self, message: Message) -> Announced:
+    def admit(self, head: Head) -> Announced:
         """Give what the head says of the body; raises what refuses the request."""
-        if not message.doubled.isdisjoint(_SINGLE):
-            name = min(message.doubled & _SINGLE)
+        if not head.doubled.isdisjoint(_SINGLE):
+            name = min(head.doubled & _SINGLE)
             raise MalformedRequest(f"{name}: expected one header of that name, got several")
-        if self._route(message) is not None:
-            return check_headers(message.headers.get, self._limits)
+        if self._route(head) is not None:
+            return check_headers(head.headers.get, self._limits)
         limit = self._limits.binary_bytes
-        length = message.headers.get("content-length", "0")
+        length = head.headers.get("content-length", "0")
         if length.isdecimal() and int(length) > limit:
             raise TooLarge(f"body: expected at most {limit} bytes, got {int(length)}")
         return Announced(None, limit, None, "")
 
     def answer(self, message: Message, done: Callable[[Reply], object]) -> Withdraw | None:
         """Answer a request; what is returned is called if its client goes before it is done."""
-        found, announced = self._route(message), message.announced
+        head = message.head
+        found, announced = self._route(head), head.announced
         if found is None or announced is None:
             self._ask_app(message, done)
             return None
         route, parts = found
-        header = message.headers.get
         try:
             body = check_length(message.body, announced)
-            request = make_request(header, body, announced.json_bytes)
+            if head.fields is None:
+                head.fields = read_fields(head.headers.get)
+            request = Request(body, announced.json_bytes, head.fields)
         except Exception as error:  # noqa: BLE001 (every error has an answer)
-            done(route.refuse(self._service.metrics, error, request_id(header)))
+            done(route.refuse(self._service.metrics, error, request_id(head.headers.get)))
             return None
         return route.answer(self._service, request, parts, done)
 
@@ -85,10 +87,10 @@ class Front:
         call = loop.run_in_executor(self._pool, _call, self._app, environ_of(message))
         call.add_done_callback(called)
 
-    def refused(self, message: Message | None, error: Exception) -> Reply:
+    def refused(self, head: Head | None, error: Exception) -> Reply:
         """Write the refusal of a request that was not read."""
-        made = failure(error, None if message is None else request_id(message.headers.get))
-        found = None if message is None else self._route(message)
+        made = failure(error, None if head is None else request_id(head.headers.get))
+        found = None if head is None else self._route(head)
         if found is None:
             self._service.metrics.other("none", str(made.status))
         else:
@@ -99,23 +101,22 @@ class Front:
         """Say whether connections are to end with their answers."""
         return self._service.state not in (State.LOADING, State.READY)
 
-    def _route(self, message: Message) -> tuple[Route, dict[str, str]] | None:
-        if message.method != "POST":
-            return None
-        return self.hot.get(message.target.decode("latin-1"))
+    def _route(self, head: Head) -> tuple[Route, dict[str, str]] | None:
+        return self.hot.get(head.target) if head.method == "POST" else None
 
 
 def environ_of(message: Message) -> dict[str, Any]:
     """Write a request as PEP 3333 says."""
-    path, _, query = message.target.partition(b"?")
+    head = message.head
+    path, _, query = head.target.partition(b"?")
     environ: dict[str, Any] = {
-        "REQUEST_METHOD": message.method,
+        "REQUEST_METHOD": head.method,
         "SCRIPT_NAME": "",
         "PATH_INFO": urllib.parse.unquote_to_bytes(path).decode("latin-1"),
         "QUERY_STRING": query.decode("latin-1"),
         "SERVER_NAME": "localhost",
         "SERVER_PORT": "80",
-        "SERVER_PROTOCOL": f"HTTP/{message.version}",
+        "SERVER_PROTOCOL": f"HTTP/{head.version}",
         "REMOTE_ADDR": message.client,
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": "http",
@@ -125,7 +126,7 @@ def environ_of(message: Message) -> dict[str, Any]:
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
     }
-    for name, value in message.headers.items():
+    for name, value in head.headers.items():
         key = name.upper().replace("-", "_")
         environ[key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"] = value
     return environ

@@ -8,6 +8,7 @@ from email.utils import formatdate
 
 from server.body import Announced
 from server.reply import Headers, Reply
+from server.request import Fields
 
 # A client's requests differ in their lengths if at all, so this is enough for many clients.
 _KNOWN = 1024
@@ -15,8 +16,8 @@ _KNOWN_BYTES = 2048
 
 
 @dataclasses.dataclass(slots=True)
-class Message:
-    """A request. Made when its head is complete; its body comes later.
+class Head:
+    """The head of a request.
 
     Attributes:
       method: as sent.
@@ -24,10 +25,8 @@ class Message:
       version: of HTTP, such as 1.1.
       headers: by lower-case name; of several with one name the first.
       doubled: names that came more than once.
-      client: the address that it came from.
-      announced: what its head says of its body, once that is accepted.
-      body: all of it, as it came over the wire.
-      keep_alive: whether the connection outlives the answer.
+      announced: what it says of the body, once that is accepted.
+      fields: what it asks of routes, once that was read.
     """
 
     method: str
@@ -35,10 +34,8 @@ class Message:
     version: str
     headers: dict[str, str]
     doubled: set[str]
-    client: str
     announced: Announced | None = None
-    body: bytes = b""
-    keep_alive: bool = True
+    fields: Fields | None = None
 
     @property
     def expects_continue(self) -> bool:
@@ -46,8 +43,25 @@ class Message:
         return self.headers.get("expect", "").lower() == "100-continue"
 
 
+@dataclasses.dataclass(slots=True)
+class Message:
+    """A request. Made when its head is complete; its body comes later.
+
+    Attributes:
+      head: of which other requests may have the same.
+      client: the address that it came from.
+      body: all of it, as it came over the wire.
+      keep_alive: whether the connection outlives the answer.
+    """
+
+    head: Head
+    client: str
+    body: bytes = b""
+    keep_alive: bool = True
+
+
 class Heads:
-    """Heads that were read before, with what they said.
+    """Heads that were read before.
 
     Clients that keep a connection send the same head again and again. One that httptools has
     read means, byte for byte, what it meant then, and looking it up takes a fraction of the time.
@@ -57,43 +71,31 @@ class Heads:
     """
 
     def __init__(self) -> None:
-        self._messages: dict[bytes, Message] = {}
+        self._heads: dict[bytes, tuple[Head, int]] = {}
 
     def recall(self, data: bytes, client: str) -> Message | None:
         """Read a request whose head is known, if that and its body are all there is."""
         end = data.find(b"\r\n\r\n") + 4
-        known = self._messages.get(data[:end])
-        if known is None or known.announced is None:
+        known = self._heads.get(data[:end])
+        if known is None or len(data) - end != known[1]:
             return None
-        if len(data) - end != known.announced.length:
-            return None
-        return Message(
-            known.method,
-            known.target,
-            known.version,
-            known.headers,
-            known.doubled,
-            client,
-            known.announced,
-            data[end:],
-        )
+        return Message(known[0], client, data[end:])
 
     def remember(self, data: bytes, message: Message) -> None:
         """Keep the head of a request that was read from exactly this."""
-        length = len(message.body)
+        head, length = message.head, len(message.body)
         end = len(data) - length
-        announced = message.announced
         if (
             length
-            and announced is not None
-            and announced.length == length
+            and head.announced is not None
+            and head.announced.length == length
             and message.keep_alive
-            and not message.expects_continue
+            and not head.expects_continue
             and data.find(b"\r\n\r\n") + 4 == end <= _KNOWN_BYTES
         ):
-            if len(self._messages) == _KNOWN:
-                self._messages.clear()
-            self._messages[data[:end]] = dataclasses.replace(message, body=b"", client="")
+            if len(self._heads) == _KNOWN:
+                self._heads.clear()
+            self._heads[data[:end]] = head, length
 
 
 def write(made: Reply, *, head_only: bool, close: bool) -> bytes:

@@ -23,7 +23,7 @@ from server.typed import convert, from_bytes, kind_of, refuse
 _B64 = {"b64"}
 
 
-def read_rows(instances: Sequence[Any], model: Model) -> list[Checked]:
+def read_rows(instances: Sequence[Any], model: Model, *, booleans: bool = True) -> list[Checked]:
     """Read instances and hold them against the signature.
 
     An instance is an object of inputs by name; where there is one input only (masks
@@ -32,6 +32,7 @@ def read_rows(instances: Sequence[Any], model: Model) -> list[Checked]:
     Args:
       instances: as JSON has them.
       model: with the signature.
+      booleans: whether there can be any among their elements; see `convert`.
 
     Returns:
       All rows together if they have the same sizes, else each by itself.
@@ -45,7 +46,7 @@ def read_rows(instances: Sequence[Any], model: Model) -> list[Checked]:
     for spec in model.signature.inputs:
         values = columns[spec.name]
         if values or not instances:
-            array = _stack(spec, values, model.signature)
+            array = _stack(spec, values, model.signature, booleans=booleans)
             if array is None:
                 return _read_each(columns, len(instances), model)
             arrays[spec.name] = array
@@ -70,12 +71,14 @@ def _blame(arrays: Mapping[str, Array], rows: int, checker: Checker) -> Signatur
     return error and SignatureMismatch(f"instances[{count - 1}]: {error}")
 
 
-def _stack(spec: TensorSpec, values: list[Any], signature: Signature) -> Array | None:
+def _stack(
+    spec: TensorSpec, values: list[Any], signature: Signature, *, booleans: bool
+) -> Array | None:
     """Read the rows of one input all at once; None if they must be looked at one by one."""
     if not values:
         sizes = {axis.name: axis.sizes[0] for axis in signature.axes}
         return np.empty(spec.concrete(0, sizes), numpy_dtype(spec.dtype))
-    array = convert(spec.dtype, values)
+    array = convert(spec.dtype, values, booleans=booleans)
     return array if array is not None and _fits(spec, array.shape[1:]) else None
 
 

@@ -30,22 +30,32 @@ class RequestId(str):
         return made
 
 
+class Fields(NamedTuple):
+    """What a request's headers ask of a route.
+
+    Attributes:
+      timeout_s: the caller's own time limit.
+      evidence: whether the answer says how it came about.
+      id: the caller's name for it, to be given back, or its trace's.
+    """
+
+    timeout_s: float | None = None
+    evidence: bool = False
+    id: RequestId | None = None
+
+
 class Request(NamedTuple):
     """What a route needs of a request.
 
     Attributes:
       body: all of it, decompressed.
       json_bytes: of JSON that the body begins with; None if it is JSON as a whole.
-      timeout_s: the caller's own time limit.
-      evidence: whether the answer says how it came about.
-      id: the caller's name for it, to be given back, or its trace's.
+      fields: what its headers ask.
     """
 
     body: bytes = b""
     json_bytes: int | None = None
-    timeout_s: float | None = None
-    evidence: bool = False
-    id: RequestId | None = None
+    fields: Fields = Fields()
 
 
 def request_id(header: Header) -> RequestId | None:
@@ -61,15 +71,13 @@ def request_id(header: Header) -> RequestId | None:
     return RequestId(name, match and match[1])
 
 
-def make_request(header: Header, body: bytes, json_bytes: int | None) -> Request:
+def read_fields(header: Header) -> Fields:
     """Read the headers that routes heed.
 
     Raises:
       MalformedRequest: one does not read.
     """
-    return Request(
-        body,
-        json_bytes,
+    return Fields(
         _timeout(header("x-request-timeout")),
         header("x-hloserve-evidence") in ("1", "true"),
         request_id(header),

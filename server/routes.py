@@ -90,7 +90,7 @@ class Route:
         try:
             made = self.tell(**parts)
         except Exception as error:  # noqa: BLE001 (every error has an answer)
-            made = failure(error, request.id)
+            made = failure(error, request.fields.id)
         self.count(service.metrics, made, 0.0)
         done(made)
         return None
@@ -120,7 +120,7 @@ class _Inference(Inference[Reply]):
         parts: Mapping[str, str],
         done: Done,
     ) -> None:
-        super().__init__(service, request.timeout_s)
+        super().__init__(service, request.fields.timeout_s)
         self._route = route
         self._request = request
         self._parts = parts
@@ -136,14 +136,14 @@ class _Inference(Inference[Reply]):
 
     @override
     def written(self, message: Reply) -> None:
-        if self._request.evidence:
+        if self._request.fields.evidence:
             headers = evidence_headers(self.service.model, self.evidence)
             message = message._replace(headers=message.headers + headers)
         self._end(message)
 
     @override
     def failed(self, error: Exception) -> None:
-        self._end(failure(error, self._request.id))
+        self._end(failure(error, self._request.fields.id))
 
     @override
     def withdraw(self) -> None:
@@ -174,8 +174,8 @@ def make_routes(service: Service, config: ServerConfig) -> tuple[Route, ...]:
 
 def hot_paths(
     service: Service, routes: tuple[Route, ...]
-) -> dict[str, tuple[Route, dict[str, str]]]:
-    """Give the paths of inferences, parts filled in with the loaded model's, to their routes."""
+) -> dict[bytes, tuple[Route, dict[str, str]]]:
+    """Give the paths of inferences, as they come over the wire, parts filled in with the loaded model's, to their routes."""
     manifest = service.model.manifest
     names = {"<model>": manifest.name, "<version>": manifest.version}
     found = {}
@@ -183,7 +183,7 @@ def hot_paths(
         if route.infers:
             path = functools.reduce(lambda p, part: p.replace(*part), names.items(), route.rule)
             parts = {part[1:-1]: name for part, name in names.items() if part in route.rule}
-            found[path] = route, parts
+            found[path.encode()] = route, parts
     return found
 
 

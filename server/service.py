@@ -204,7 +204,14 @@ class Service:
         device.start()
         fastest_s = min(group.planner.cost(1) for group in model.groups.values())
         self._open = _Open(
-            model, queue, device, alone, fastest_s, _output_row_bytes(model), count_compiles()
+            model,
+            queue,
+            device,
+            alone,
+            not any(isinstance(d, str) for s in model.signature.outputs for d in s.shape[1:]),
+            fastest_s,
+            _output_row_bytes(model),
+            count_compiles(),
         )
         if self.state is State.LOADING:
             self.state = State.READY
@@ -408,12 +415,11 @@ class Service:
 
     def _whole(self, outcome: Outcome) -> Whole | None:
         """Give a batch's outputs for all of its tasks, if they can be read row for row."""
-        specs = self.model.signature.outputs
-        if not outcome.finite or any(isinstance(dim, str) for s in specs for dim in s.shape[1:]):
+        opened = self._open
+        if opened is None or not outcome.finite or not opened.by_row:
             return None
-        rows = outcome.batch.rows
-        named = {s.name: o[:rows] for s, o in zip(specs, outcome.outputs, strict=True)}
-        return Whole(named)
+        rows = [output[: outcome.batch.rows] for output in outcome.outputs]
+        return Whole(dict(zip(opened.model.output_names, rows, strict=True)))
 
     def _count(self, outcome: Outcome) -> None:
         batch, signature = outcome.batch, self.model.signature
@@ -439,6 +445,7 @@ class _Open:
     queue: BatchQueue
     device: Device
     alone: bool
+    by_row: bool  # a row's outputs have the same shape, whatever batch it is in
     fastest_s: float
     output_row_bytes: int
     compiles: Callable[[], int]

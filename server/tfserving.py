@@ -81,7 +81,7 @@ def read(request: Request, model: Model, *, most_rows: int) -> Call[Reply]:
         got = "both" if "inputs" in value else "neither"
         raise MalformedRequest(f"body: expected instances or inputs, got {got}")
     if "instances" in value:
-        return vertex.read_instances(value["instances"], model, most_rows)
+        return vertex.read_instances(request.body, value["instances"], model, most_rows)
     arrays = _columns(value["inputs"], model)
     return Call([model.checker.check(arrays)], _write_columns)
 

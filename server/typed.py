@@ -3,7 +3,6 @@
 NumPy would turn null into NaN, "1.5" into 1.5, true into 1 and 1.9 into 1.
 """
 
-import contextlib
 import itertools
 import math
 import struct
@@ -19,10 +18,16 @@ from runtime.tensors import Array, numpy_dtype
 _EXACT = 2**53
 
 
-def convert(dtype: str, values: Any) -> Array | None:
+def convert(dtype: str, values: Any, *, booleans: bool = True) -> Array | None:
     """Convert nested lists, or one number, to an array of whatever shape they have.
 
     Whole doubles pass for integers, since every number is a double on some ways here.
+
+    Args:
+      dtype: of the array.
+      values: as JSON has them.
+      booleans: whether there can be any among them; to look for them takes longer than all
+        else that there is to do.
 
     Returns:
       The array; None if an element is not legal as it stands, or lists differ in length.
@@ -33,7 +38,7 @@ def convert(dtype: str, values: Any) -> Array | None:
         return None
     elements, shape = found
     try:
-        array = _pack(dtype, elements)
+        array = _pack(dtype, elements, booleans=booleans)
         return None if array is None else array.reshape(shape)
     except (ValueError, OverflowError):  # more dimensions than there can be, or out of range
         return None
@@ -56,21 +61,32 @@ def _flatten(values: Any) -> tuple[list[Any], tuple[int, ...]] | None:
     return values, tuple(shape)
 
 
-def _pack(dtype: str, elements: list[Any]) -> Array | None:
+def _pack(dtype: str, elements: list[Any], *, booleans: bool) -> Array | None:
     wanted = numpy_dtype(dtype)
-    kinds = set(map(type, elements))
-    if not kinds <= ({bool} if dtype == "bool" else {int, float}):
+    if booleans and not set(map(type, elements)) <= _kinds(dtype):
         return None
     if dtype in _FORMATS:
-        # It refuses what is beyond its kind of number, and takes half of NumPy's time.
-        with contextlib.suppress(struct.error):
+        # It refuses what is no number, or beyond its kind of number, but takes booleans for
+        # numbers. It needs half of NumPy's time.
+        try:
             packed = struct.pack(f"={len(elements)}{_FORMATS[dtype]}", *elements)
             return np.frombuffer(packed, wanted)
-    return _look(elements, kinds, wanted)
+        except struct.error:
+            pass
+    return _look(elements, wanted)
 
 
-def _look(elements: list[Any], kinds: set[type], wanted: np.dtype[Any]) -> Array | None:
+def _kinds(dtype: str) -> set[type]:
+    return {bool} if dtype == "bool" else {int, float}
+
+
+def _look(elements: list[Any], wanted: np.dtype[Any]) -> Array | None:
     """Read whole doubles as integers, or a dtype that only NumPy knows."""
+    kinds = set(map(type, elements))
+    if not kinds <= _kinds(wanted.name):
+        return None
+    if wanted == np.dtype(bool):
+        return np.array(elements, bool)
     doubles = np.array(elements, np.float64)
     if wanted.kind not in "iu":
         return _floats(doubles, wanted)
@@ -80,7 +96,6 @@ def _look(elements: list[Any], kinds: set[type], wanted: np.dtype[Any]) -> Array
 
 # Of the struct module.
 _FORMATS = {
-    "bool": "?",
     "int8": "b",
     "uint8": "B",
     "int16": "h",

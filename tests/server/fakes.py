@@ -76,6 +76,7 @@ class FakeModel:
         self.function = function
         self.signature = signature
         self.checker = Checker(signature)
+        self.output_names = tuple(spec.name for spec in signature.outputs)
         self.manifest = types.SimpleNamespace(
             name="fake",
             version="1",

@@ -57,11 +57,11 @@ def test_hot_paths_are_the_inferences_of_the_loaded_model(running):
     found = hot_paths(running.service, make_routes(running.service, config))
 
     assert {path: parts for path, (_, parts) in found.items()} == {
-        "/v1/e/1:predict": {},
-        "/v2/models/fake/infer": {"model": "fake"},
-        "/v2/models/fake/versions/1/infer": {"model": "fake", "version": "1"},
-        "/v1/models/fake:predict": {"model": "fake"},
-        "/v1/models/fake/versions/1:predict": {"model": "fake", "version": "1"},
+        b"/v1/e/1:predict": {},
+        b"/v2/models/fake/infer": {"model": "fake"},
+        b"/v2/models/fake/versions/1/infer": {"model": "fake", "version": "1"},
+        b"/v1/models/fake:predict": {"model": "fake"},
+        b"/v1/models/fake/versions/1:predict": {"model": "fake", "version": "1"},
     }
 
 

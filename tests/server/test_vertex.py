@@ -190,7 +190,7 @@ def test_a_request_larger_than_any_bucket_is_split():
 def test_too_many_instances_are_refused_before_they_are_looked_at():
     """Rows beyond what a request may have cost nothing."""
     with raises(TooLarge) as caught:
-        read_instances(["not looked at"] * 1001, FakeModel(signature=ECHO), 1000)
+        read_instances(b"", ["not looked at"] * 1001, FakeModel(signature=ECHO), 1000)
 
     assert str(caught.value) == "instances: expected at most 1000, got 1001"
 

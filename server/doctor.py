@@ -1,0 +1,111 @@
+"""`python -m server doctor`: play Vertex AI against a server, here and offline.
+
+Without a command it only says how many instances of a bundle fit into a request.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from runtime.bundle import Bundle, open_bundle
+from runtime.commandline import Parser
+from runtime.description import columns
+from runtime.errors import BundleError
+from server.bench import instances_of
+from server.checkup import Finding, Times, examine
+from server.payloads import SHARED_BYTES, encodings, table, to_json
+
+_EPILOG = """\
+The command behind -- starts the server: python -m server, or an image that is given the
+variables and the machine's network:
+
+  python -m server doctor --bundle bundle/ -- python -m server
+  python -m server doctor --bundle bundle/ -- docker run --rm --network host \\
+      -v $PWD/bundle:$PWD/bundle:ro -e AIP_HTTP_PORT -e AIP_HEALTH_ROUTE \\
+      -e AIP_PREDICT_ROUTE -e AIP_STORAGE_URI IMAGE
+
+exit status:
+  0  Vertex would be content
+  1  it would not
+  2  the command line is wrong
+  3  the bundle is wrong
+"""
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Examine a server; returns the exit status."""
+    arguments, command = _split(argv)
+    try:
+        bundle = open_bundle(arguments.bundle)
+        instances = instances_of(bundle)
+    except BundleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    weights = encodings(instances)
+    print(columns(table(weights)))
+    for note in _notes(bundle, weights[0].bytes):
+        print(f"note: {note}")
+    if not command:
+        return 0
+    print()
+    values = [json.loads(to_json(instance)) for instance in instances]
+    where = str(Path(arguments.bundle).resolve())
+    failed = 0
+    try:
+        for finding in examine(command, environ, where, values, Times(start=arguments.start_s)):
+            print(written(finding), flush=True)
+            failed += not finding.ok
+    except OSError as error:
+        print(f"error: {command[0]}: {error.strerror}", file=sys.stderr)
+        return 2
+    print(f"\n{failed} failed; Vertex would not be content" if failed else "\nall passed")
+    return 1 if failed else 0
+
+
+def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = Parser(
+        prog="python -m server doctor",
+        usage="python -m server doctor --bundle DIR [--start-s S] [-- CMD …]",
+        description="Start a server as Vertex AI would, and see whether it is content with it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--bundle", required=True, metavar="DIR", help="bundle directory; its goldens are asked for"
+    )
+    parser.add_argument(
+        "--start-s",
+        type=float,
+        default=Times().start,
+        metavar="S",
+        help="longest until the server is healthy, in seconds (default: 600)",
+    )
+    words = list(argv)
+    at = words.index("--") if "--" in words else len(words)
+    return parser.parse_args(words[:at]), words[at + 1 :]
+
+
+def _notes(bundle: Bundle, as_json: int) -> list[str]:
+    notes = []
+    if as_json > SHARED_BYTES:
+        notes.append(
+            "one instance as JSON does not pass a shared endpoint: use b64, or binary tensors "
+            "through rawPredict of a dedicated one"
+        )
+    if any(spec.dtype in ("int64", "uint64") for spec in bundle.manifest.signature.inputs):
+        notes.append("Vertex's gRPC clients send doubles: integers beyond 2^53 lose digits")
+    if max(bundle.manifest.buckets) < 64:
+        notes.append(
+            f"batch prediction sends 64 instances, the largest bucket is "
+            f"{max(bundle.manifest.buckets)}: add 64 to --buckets of python -m export"
+        )
+    return notes
+
+
+def written(finding: Finding) -> str:
+    """Write a finding for a person."""
+    line = f"{'pass' if finding.ok else 'FAIL'}  {finding.check:<22} {finding.seen}"
+    return line if finding.ok else f"{line}\n      Vertex {finding.vertex}"

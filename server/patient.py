@@ -1,0 +1,181 @@
+"""A server under examination: a command that is started as Vertex AI starts a container."""
+
+import collections
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+# Vertex's own routes, where a model names none.
+HEALTH_ROUTE = "/v1/endpoints/1/deployedModels/2"
+PREDICT_ROUTE = f"{HEALTH_ROUTE}:predict"
+
+
+class Answer(NamedTuple):
+    """What came back: status, body, and after how many seconds."""
+
+    status: int
+    body: bytes
+    seconds: float
+
+    def predictions(self) -> list[Any] | None:
+        """Give the predictions, None where the body has no list of them."""
+        try:
+            found = json.loads(self.body)["predictions"]
+        except (ValueError, KeyError, TypeError):
+            return None
+        return found if isinstance(found, list) else None
+
+    def __str__(self) -> str:
+        """Write it for a person: the status and how the body begins."""
+        return f"{self.status} {self.body[:100].decode(errors='replace').strip()}".strip()
+
+
+class Refused(Exception):
+    """Nobody listens."""
+
+
+class Broken(Exception):
+    """The connection ended, or time was up, before the answer was whole."""
+
+
+def vertex_environment(port: int, storage_uri: str) -> dict[str, str]:
+    """Give the variables that Vertex sets in a container."""
+    return {
+        "AIP_ACCELERATOR_TYPE": "",
+        "AIP_DEPLOYED_MODEL_ID": "2",
+        "AIP_ENDPOINT_ID": "1",
+        "AIP_FRAMEWORK": "CUSTOM_CONTAINER",
+        "AIP_HEALTH_ROUTE": HEALTH_ROUTE,
+        "AIP_HTTP_PORT": str(port),
+        "AIP_MACHINE_TYPE": "n1-standard-2",
+        "AIP_MODE": "PREDICTION",
+        "AIP_MODE_VERSION": "1.0.0",
+        "AIP_MODEL_NAME": "doctor",
+        "AIP_PREDICT_ROUTE": PREDICT_ROUTE,
+        "AIP_PROJECT_NUMBER": "0",
+        "AIP_STORAGE_URI": storage_uri,
+        "AIP_VERSION_NAME": "1",
+    }
+
+
+def free_port() -> int:
+    """Find a port that nobody listens on."""
+    with socket.create_server(("", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+class Patient:
+    """A server process; ends with the context, whatever it does.
+
+    Args:
+      command: starts it.
+      environ: its environment, to which Vertex's variables are added.
+      storage_uri: what AIP_STORAGE_URI says.
+    """
+
+    def __init__(
+        self, command: Sequence[str], environ: Mapping[str, str], storage_uri: str
+    ) -> None:
+        self.port = free_port()
+        self.errors: collections.deque[str] = collections.deque(maxlen=1000)
+        inherited = {k: v for k, v in environ.items() if not k.startswith("AIP_")}
+        self._process = subprocess.Popen(  # noqa: S603 (what the user asked for)
+            command,
+            env={**inherited, **vertex_environment(self.port, storage_uri)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self.began = time.monotonic()
+        self._readers = [
+            threading.Thread(target=self._read, args=(stream, lines), daemon=True)
+            for stream, lines in (
+                (self._process.stdout, collections.deque(maxlen=0)),
+                (self._process.stderr, self.errors),
+            )
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def __enter__(self) -> Self:
+        """Give the patient."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the command and all that it started."""
+        with self._process, contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        for reader in self._readers:
+            reader.join()
+
+    @staticmethod
+    def _read(stream: Any, lines: "collections.deque[str]") -> None:
+        for line in stream:
+            lines.append(line.rstrip())
+
+    @property
+    def status(self) -> int | None:
+        """Give the exit status; None while it runs."""
+        return self._process.poll()
+
+    def listens(self, host: str) -> bool:
+        """Say whether a connection is accepted."""
+        try:
+            socket.create_connection((host, self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    def ask(
+        self, path: str, body: bytes | None = None, timeout_s: float = 60.0, host: str = "127.0.0.1"
+    ) -> Answer:
+        """Send a request on a connection of its own: a GET, or a POST of JSON.
+
+        Raises:
+          Refused: there was no connection to be had.
+          Broken: there was one, but no whole answer.
+        """
+        begin = time.monotonic()
+        connection = http.client.HTTPConnection(host, self.port, timeout=timeout_s)
+        try:
+            try:
+                connection.connect()
+            except OSError as error:
+                raise Refused(str(error)) from None
+            headers = {} if body is None else {"Content-Type": "application/json"}
+            connection.request("GET" if body is None else "POST", path, body, headers)
+            answer = connection.getresponse()
+            return Answer(answer.status, answer.read(), time.monotonic() - begin)
+        except (OSError, http.client.HTTPException) as error:
+            raise Broken(str(error) or type(error).__name__) from None
+        finally:
+            connection.close()
+
+    def terminate(self) -> None:
+        """Send SIGTERM to the command, as to a container's first process."""
+        self._process.terminate()
+
+    def wait(self, seconds: float) -> int | None:
+        """Wait for the end; gives the exit status, None if it goes on."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def last_words(self) -> str:
+        """Give the last line on stderr."""
+        if self.status is not None:
+            for reader in self._readers:
+                reader.join()
+        return self.errors[-1] if self.errors else "nothing on stderr"

@@ -1,0 +1,75 @@
+"""How many instances fit into what Vertex AI lets through, by the way they are written."""
+
+import base64
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+# https://cloud.google.com/vertex-ai/docs/predictions/choose-endpoint-type
+SHARED_BYTES = 1_500_000
+DEDICATED_BYTES = 10_000_000
+
+_ENVELOPE = len('{"instances":[]}')
+
+Instance = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Encoding:
+    """A way to write instances.
+
+    Attributes:
+      name: for people.
+      bytes: of one instance.
+    """
+
+    name: str
+    bytes: int
+
+    def fit(self, limit: int) -> int:
+        """Say how many instances fit into a body."""
+        return (limit - _ENVELOPE) // self.bytes
+
+
+def encodings(instances: Sequence[Instance]) -> tuple[Encoding, ...]:
+    """Weigh instances, the largest that is among them: as JSON, as b64 inside JSON, as binary.
+
+    Args:
+      instances: each of arrays by the names of the inputs.
+    """
+
+    def largest(written: Any) -> int:
+        return max(len(written(instance)) for instance in instances)
+
+    return (
+        Encoding("JSON numbers", largest(to_json) + 1),
+        Encoding("JSON with b64", largest(_to_b64) + 1),
+        Encoding("binary (rawPredict)", largest(_to_binary)),
+    )
+
+
+def to_json(instance: Instance) -> bytes:
+    """Write an instance as lists of numbers."""
+    return orjson.dumps(instance, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _to_b64(instance: Instance) -> bytes:
+    return orjson.dumps(
+        {name: {"b64": base64.b64encode(a.tobytes()).decode()} for name, a in instance.items()}
+    )
+
+
+def _to_binary(instance: Instance) -> bytes:
+    return b"".join(array.tobytes() for array in instance.values())
+
+
+def table(found: Sequence[Encoding]) -> list[tuple[str, ...]]:
+    """Write what fits where, in rows for `columns`."""
+    header = ("instance", "bytes", "in 1.5 MB, shared endpoint", "in 10 MB, dedicated endpoint")
+    rows = [
+        (e.name, f"{e.bytes:,}", f"{e.fit(SHARED_BYTES):,}", f"{e.fit(DEDICATED_BYTES):,}")
+        for e in found
+    ]
+    return [header, *rows]

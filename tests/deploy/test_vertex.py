@@ -1,0 +1,318 @@
+"""deploy/vertex.py: what it prints, and the requests that Google's SDK sends for it."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import urllib.parse
+from pathlib import Path
+
+import google.auth
+import requests
+import yaml
+from google.auth.credentials import AnonymousCredentials
+from google.auth.transport.requests import AuthorizedSession
+from pytest import fixture, mark, raises
+
+from deploy import vertex
+from runtime.bundle import open_bundle
+from server.fetching import fetching
+from server.gcs import CloudStore
+from tests.serving import ROOT
+
+PLACE = "projects/p/locations/us-central1"
+IMAGE = "us-central1-docker.pkg.dev/p/r/hloserve:cpu"
+
+
+@fixture
+def argv(classifier_bundle):
+    """The least that has to be said."""
+    return [
+        *("--bundle", str(classifier_bundle), "--to", "gs://models/a"),
+        *("--image", IMAGE, "--project", "p", "--region", "us-central1"),
+    ]
+
+
+@fixture
+def digest(classifier_bundle):
+    """The name of the bundle's own folder."""
+    return open_bundle(classifier_bundle).digest[:12]
+
+
+class Vertex:
+    """Vertex AI's side of the SDK's HTTP transport.
+
+    Attributes:
+      sent: method, path and body of each request that changes something.
+    """
+
+    def __init__(self):
+        self.sent = []
+        self.status = 200
+
+    def request(self, method, url, data=None, **_):
+        """Answer a request; every operation is done at once."""
+        path = urllib.parse.unquote(urllib.parse.urlsplit(url).path).removeprefix("/v1/")
+        if method != "GET":
+            self.sent.append((method, path, json.loads(data)))
+        return response(method, url, self.status, self._answer(method, path))
+
+    def _answer(self, method, path):
+        if self.status != 200:
+            return {"error": {"code": self.status, "message": "not yours"}}
+        if path == f"{PLACE}/models:upload":
+            return done("UploadModelResponse", model=f"{PLACE}/models/11", modelVersionId="1")
+        if method == "POST" and path == f"{PLACE}/endpoints":
+            return done("Endpoint", name=f"{PLACE}/endpoints/22")
+        if path.endswith(":deployModel"):
+            return done("DeployModelResponse")
+        if path.startswith(f"{PLACE}/models/11"):
+            kinds = ["DEDICATED_RESOURCES"]
+            return {"name": path, "versionId": "1", "supportedDeploymentResourcesTypes": kinds}
+        return {"name": path, "displayName": "kept", "trafficSplit": {"7": 100}, **deployed(path)}
+
+
+def response(method, url, status, value):
+    """Make what an HTTP session gives."""
+    made = requests.Response()
+    made.status_code, made.url = status, url
+    made.headers["Content-Type"] = "application/json"
+    made.request = requests.Request(method, url).prepare()
+    made._content = json.dumps(value).encode()
+    return made
+
+
+def deployed(path):
+    """Say what an endpoint that was there before has."""
+    return {"deployedModels": [{"id": "7"}]} if path.endswith("/33") else {}
+
+
+def done(kind, **fields):
+    """Make an operation that is over."""
+    kind = f"type.googleapis.com/google.cloud.aiplatform.v1.{kind}"
+    return {"name": f"{PLACE}/operations/1", "done": True, "response": {"@type": kind, **fields}}
+
+
+@fixture
+def cloud(monkeypatch):
+    """Vertex AI, and a bucket in a storage emulator."""
+    from gcp_storage_emulator.server import create_server
+
+    from tests.serving import free_port
+
+    port = free_port()
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="models")
+    server.start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(google.auth, "default", lambda *_, **__: (AnonymousCredentials(), "p"))
+    fake, real, uploaded = Vertex(), AuthorizedSession.request, set()
+
+    def request(session, method, url, data=None, **named):
+        if "aiplatform.googleapis.com" in url:
+            return fake.request(method, url, data, **named)
+        if "/upload/" in url:
+            # The emulator would write over what is there, whatever it is told.
+            name = re.search(rb'"name": *"([^"]+)"', data)[1]
+            if name in uploaded and "ifGenerationMatch=0" in url:
+                return response(method, url, 412, {})
+            uploaded.add(name)
+        return real(session, method, url, data, **named)
+
+    monkeypatch.setattr(AuthorizedSession, "request", request)
+    yield fake
+    server.stop()
+
+
+def test_a_bundle_is_deployed(cloud, argv, digest, capsys):
+    """The bundle is uploaded to a folder of its own, and model, endpoint, deployment requested."""
+    options = ["--accelerator-type", "NVIDIA_L4", "--machine-type", "g2-standard-4", "--grpc"]
+    options += ["--max-replicas", "3", "--service-account", "s@p.iam.gserviceaccount.com"]
+
+    assert vertex.main([*argv, *options]) == 0
+
+    (_, upload, model), (_, create, endpoint), (_, deploy, deployment) = cloud.sent
+    assert upload == f"{PLACE}/models:upload"
+    assert model["model"]["artifactUri"] == f"gs://models/a/{digest}"
+    assert model["model"]["displayName"] == "classifier"
+    assert model["model"]["containerSpec"] == {
+        "imageUri": IMAGE,
+        "predictRoute": "/predict",
+        "healthRoute": "/health",
+        "ports": [{"containerPort": 8080}],
+        "grpcPorts": [{"containerPort": 8001}],
+        "env": [{"name": "HLOSERVE_LOG_FORMAT", "value": "json"}],
+        "deploymentTimeout": "1800s",
+    }
+    assert create == f"{PLACE}/endpoints"
+    assert endpoint["displayName"] == "classifier"
+    assert endpoint["dedicatedEndpointEnabled"] is True
+    assert deploy == f"{PLACE}/endpoints/22:deployModel"
+    assert deployment["trafficSplit"] == {"0": 100}
+    made = deployment["deployedModel"]
+    assert made["model"].startswith(f"{PLACE}/models/11")
+    assert made["serviceAccount"] == "s@p.iam.gserviceaccount.com"
+    resources = made["dedicatedResources"]
+    assert (resources["minReplicaCount"], resources["maxReplicaCount"]) == (1, 3)
+    assert resources["machineSpec"]["machineType"] == "g2-standard-4"
+    assert resources["machineSpec"]["acceleratorCount"] == 1
+    assert capsys.readouterr().out.endswith(f"deployed: {PLACE}/endpoints/22\n")
+
+
+@mark.usefixtures("cloud")
+def test_what_was_uploaded_is_what_a_server_fetches(argv, digest, capsys):
+    """The upload is a bundle to the server; a second one sends no file again."""
+    assert vertex.main(argv) == 0
+    folder = vertex.folder_of("gs://models/a", open_bundle(argv[1]))
+    with fetching(CloudStore(folder), None) as bundle:
+        bundle.check()
+    uploaded = re.findall(r"^uploaded (\S+)$", capsys.readouterr().out, re.MULTILINE)
+    assert vertex.main(argv) == 0
+    again = re.findall(r"^there already: (\S+)$", capsys.readouterr().out, re.MULTILINE)
+
+    assert uploaded[-1] == f"gs://models/a/{digest}/manifest.json"
+    assert len(uploaded) == 1 + len(bundle.manifest.files)
+    assert again == uploaded
+
+
+def test_a_canary_goes_to_an_endpoint_that_is_there(cloud, argv):
+    """A new version of a model takes a share of an endpoint's traffic; the others keep theirs."""
+    options = ["--endpoint", "33", "--traffic", "10", "--parent-model", "11", "--name", "next"]
+
+    assert vertex.main([*argv, *options]) == 0
+    (_, _, model), (_, deploy, deployment) = cloud.sent
+    assert model["parentModel"] == f"{PLACE}/models/11"
+    assert deploy == f"{PLACE}/endpoints/33:deployModel"
+    assert deployment["trafficSplit"] == {"0": 10, "7": 90}
+
+
+def test_probes_are_those_of_the_server(cloud, argv):
+    """Started is who lives, though it loads; healthy is who is ready."""
+    assert vertex.main([*argv, "--probes", "--shared"]) == 0
+
+    (_, _, model), (_, _, endpoint), _ = cloud.sent
+    spec = model["model"]["containerSpec"]
+    assert "/v2/health/live'" in spec["startupProbe"]["exec"]["command"][2]
+    assert "/health'" in spec["healthProbe"]["exec"]["command"][2]
+    assert spec["healthProbe"]["timeoutSeconds"] == 10
+    assert not endpoint.get("dedicatedEndpointEnabled")
+
+
+def test_a_refusal_is_one_line(cloud, argv, capsys):
+    """What Vertex refuses ends with its own words and status 1."""
+    cloud.status = 403
+
+    assert vertex.main(argv) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: 403 POST ")
+    assert error.endswith(": not yours")
+
+
+@mark.e2e
+def test_a_dry_run_needs_no_sdk(argv, digest):
+    """Calls and command lines are printed with nothing of Google installed."""
+    code = (
+        "import runpy, sys; sys.modules.update(dict.fromkeys(['google', 'google.cloud'])); "
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, "deploy/vertex.py", *argv, "--dry-run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr) == (
+        0,
+        "note: batch prediction sends 64 instances, the largest bucket is 4\n",
+    )
+    shell = [shlex.split(line[2:])[:4] for line in done.stdout.splitlines() if line[:2] == "$ "]
+    assert shell == [
+        ["gcloud", "storage", "rsync", "--recursive"],
+        ["gcloud", "storage", "cp", f"{argv[1]}/manifest.json"],
+        ["gcloud", "ai", "models", "upload"],
+        ["curl", "-X", "POST", "-H"],
+        ["gcloud", "ai", "endpoints", "deploy-model"],
+    ]
+    calls = re.findall(r"^\w+ = ([\w.]+)\($", done.stdout, re.MULTILINE)
+    assert calls == ["aiplatform.Model.upload", "aiplatform.Endpoint.create", "endpoint.deploy"]
+    assert f"    artifact_uri='gs://models/a/{digest}',\n" in done.stdout
+    assert "    model=model,\n" in done.stdout
+
+
+def test_the_calls_of_a_dry_run_are_the_ones_that_are_made(argv, capsys):
+    """What is printed as Python is Python, with the arguments of the real calls."""
+    assert vertex.main([*argv, "--dry-run", "--probes", "--grpc"]) == 0
+    printed = capsys.readouterr().out
+    python = "\n".join(line for line in printed.splitlines() if line[:2] not in ("$ ", "# "))
+    made = []
+
+    class Recorder:
+        """Takes every call down."""
+
+        def __getattr__(self, name):
+            return lambda **arguments: made.append((name, arguments)) or self
+
+    sdk = Recorder()
+    sdk.Model = sdk.Endpoint = sdk
+    exec(python, {"aiplatform": sdk})  # noqa: S102
+    printed_calls, made = made, []
+    options = vertex.parser().parse_args([*argv, "--probes", "--grpc"])
+    bundle = open_bundle(options.bundle)
+    steps = vertex.plan(options, bundle, vertex.folder_of(options.to, bundle))
+    results = vertex.perform(steps, sdk)
+
+    assert printed_calls[:2] == made[:2]
+    assert [name for name, _ in printed_calls] == ["upload", "create", "deploy"]
+    assert results["endpoint"] is sdk
+
+
+@mark.parametrize(
+    ("options", "message"),
+    [
+        (["--to", "/a"], "--to: expected gs://BUCKET/FOLDER, got '/a'"),
+        (["--to", "s3://a"], "--to: expected a directory, gs:// or file://, got 's3://a'"),
+        (["--traffic", "101"], "--traffic: expected 0 to 100, got 101"),
+        (["--shared", "--grpc"], "--grpc: expected a dedicated endpoint, got --shared"),
+        (
+            ["--min-replicas", "2"],
+            "replicas: expected 1 <= --min-replicas <= --max-replicas, got 2 to 1",
+        ),
+        (
+            ["--deployment-timeout-s", "7201"],
+            "--deployment-timeout-s: expected 1 to 7200, got 7201",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_done(argv, options, message, capsys):
+    """Contradictions are found without a request, and are one line."""
+    assert vertex.main([*argv, *options]) == 2
+
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_a_bundle_for_another_platform_is_refused(argv):
+    """A bundle that has no program for the machine is not uploaded."""
+    options = vertex.parser().parse_args([*argv, "--accelerator-type", "NVIDIA_L4"])
+    bundle = open_bundle(options.bundle)
+    manifest = type("Cpu", (), {"platforms": ("cpu",), "name": "m", "buckets": (1,)})
+    only_cpu = type("Bundle", (), {"path": "b", "manifest": manifest, "digest": bundle.digest})
+    with raises(vertex.Wrong, match="bundle b: expected platform cuda, got cpu"):
+        vertex.plan(options, only_cpu, vertex.folder_of(options.to, bundle))
+
+
+def test_a_damaged_bundle_is_not_uploaded(argv, tmp_path, capsys):
+    """A bundle that is not whole ends with status 3."""
+    argv[1] = str(tmp_path)
+
+    assert vertex.main(argv) == 3
+    assert "expected manifest.json" in capsys.readouterr().err
+
+
+def test_cloud_build_says_what_its_words_mean():
+    """Every substitution of cloudbuild.yaml is Cloud Build's own, or has a default there."""
+    text = (ROOT / "deploy" / "cloudbuild.yaml").read_text()
+    config = yaml.safe_load(text)
+    own = {"LOCATION", "PROJECT_ID"}
+
+    assert set(re.findall(r"\$\{(\w+)\}", text)) <= own | set(config["substitutions"])
+    assert config["images"] == ["${_IMAGE}"]
+    assert [step["id"] for step in config["steps"]] == ["build", "starts"]
+    dockerfile = Path(ROOT / "Dockerfile")
+    assert not dockerfile.exists() or "ARG DEVICE" in dockerfile.read_text()

@@ -1,0 +1,87 @@
+"""Serves sums of rows the way Vertex AI likes it, but for one fault: `bad_server.py FAULT`."""
+
+import http.server
+import json
+import os
+import signal
+import sys
+import threading
+
+FAULT = sys.argv[1]
+LIMITS = {"1 MB": 1 << 20, "5 MB": 5 << 20}
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers the routes that Vertex names."""
+
+    def do_GET(self):
+        """Answer the health route."""
+        if FAULT == "slow health":
+            threading.Event().wait(20)
+        unready = FAULT == "unready" or (
+            FAULT == "no default" and not os.environ["AIP_STORAGE_URI"]
+        )
+        known = self.path == os.environ["AIP_HEALTH_ROUTE"]
+        self.reply(503 if unready else 200 if known else 404, {})
+
+    def do_POST(self):
+        """Answer the predict route."""
+        size = int(self.headers["Content-Length"])
+        body = self.rfile.read(size)
+        if self.path != os.environ["AIP_PREDICT_ROUTE"] or FAULT == "broken":
+            return self.reply(500, {"error": "broken"})
+        if size > LIMITS.get(FAULT, 1 << 30):
+            return self.reply(413, {"error": "too large"})
+        rows = json.loads(body)["instances"]
+        doubles = isinstance(rows[0]["x"][0], float)
+        if FAULT == "small batch" and len(rows) > 32:
+            return self.reply(400, {"error": "at most 32 instances"})
+        if FAULT == "whole numbers" and doubles:
+            return self.reply(400, {"error": "expected whole numbers"})
+        if FAULT == "abrupt":
+            threading.Event().wait(0.1)
+        extra = 1 if FAULT == "other answers" and doubles else 0
+        return self.reply(200, {"predictions": [sum(row["x"]) + extra for row in rows]})
+
+    def reply(self, status, value):
+        """Send JSON."""
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        """Say nothing, or what is no error where errors go."""
+        if FAULT == "noisy":
+            print("INFO: answered", file=sys.stderr, flush=True)
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Waits, when it stops, for what is being answered."""
+
+    daemon_threads = False
+    request_queue_size = 128
+
+
+def main():
+    """Serve until SIGTERM."""
+    if FAULT == "dies":
+        sys.exit("no model here")
+    if FAULT == "silent":
+        threading.Event().wait(60)
+    host = "127.0.0.1" if FAULT == "local" else "0.0.0.0"  # noqa: S104
+    server = Server((host, int(os.environ["AIP_HTTP_PORT"])), Handler)
+
+    def stop(*_):
+        # It answers on for a while: who has connected may not have been accepted yet.
+        if FAULT != "stubborn":
+            threading.Timer(0.3, server.shutdown).start()
+
+    if FAULT != "abrupt":
+        signal.signal(signal.SIGTERM, stop)
+    server.serve_forever(0.01)
+    server.server_close()
+
+
+main()

@@ -1,0 +1,176 @@
+"""The doctor, on a good server and on small deliberately bad ones."""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+from pytest import fixture, mark, raises
+
+from server import doctor
+from server.checkup import Times, as_doubles, examine
+from server.payloads import DEDICATED_BYTES, SHARED_BYTES, encodings
+from tests.serving import ROOT
+
+pytestmark = mark.e2e
+
+BAD = Path(__file__).with_name("bad_server.py")
+TIMES = Times(liveness=30, health=5, start=60, predict=30, grace=30)
+CHECKS = [
+    *("TCP liveness", "address", "health", "predict", "64 instances", "numbers as doubles"),
+    *("1.5 MB body", "10 MB body", "stderr", "SIGTERM under load", "empty AIP_STORAGE_URI"),
+]
+
+
+def findings(fault, **times):
+    """Examine a server with a fault; give the findings by their checks."""
+    found = examine(
+        [sys.executable, str(BAD), fault],
+        os.environ,
+        "/some/bundle",
+        [{"x": [1, 2]}, {"x": [3, 4]}],
+        dataclasses.replace(TIMES, **times),
+    )
+    return {finding.check: finding for finding in found}
+
+
+def test_a_good_server_passes():
+    """Each check can be passed, by a server of a hundred lines too."""
+    found = findings("none")
+
+    assert list(found) == CHECKS
+    assert [f for f in found.values() if not f.ok] == []
+    assert found["64 instances"].seen.startswith("64 predictions, ")
+
+
+@mark.parametrize(
+    ("fault", "times", "check", "seen"),
+    [
+        ("dies", {}, "TCP liveness", "ended with status 1: no model here"),
+        ("silent", {"liveness": 0.5}, "TCP liveness", "no connection within 0.5 s"),
+        ("unready", {"start": 2}, "health", "no 200 within 2 s, last 503 {}"),
+        ("slow health", {"health": 0.5}, "health", "no answer within 0.5 s: timed out"),
+    ],
+)
+def test_a_server_that_never_gets_traffic_is_asked_nothing_more(fault, times, check, seen):
+    """Where Vertex would give up, so does the doctor, and says what it saw."""
+    found = list(findings(fault, **times).values())
+
+    assert (found[-1].check, found[-1].ok, found[-1].seen) == (check, False, seen)
+    assert all(finding.ok for finding in found[:-1])
+
+
+@mark.parametrize(
+    ("fault", "times", "check", "seen"),
+    [
+        ("local", {}, "address", "127.0.0.1 only"),
+        ("broken", {}, "predict", '500 {"error": "broken"}'),
+        ("small batch", {}, "64 instances", '400 {"error": "at most 32 instances"}'),
+        ("whole numbers", {}, "numbers as doubles", '400 {"error": "expected whole numbers"}'),
+        ("other answers", {}, "numbers as doubles", "another prediction"),
+        ("1 MB", {}, "1.5 MB body", '413 {"error": "too large"}'),
+        ("5 MB", {}, "10 MB body", '413 {"error": "too large"}'),
+        ("noisy", {}, "stderr", "lines, first: INFO: answered"),
+        ("abrupt", {}, "SIGTERM under load", "with status -15"),
+        ("stubborn", {"grace": 0.5}, "SIGTERM under load", "still running after 0.5 s"),
+        ("no default", {"start": 3}, "empty AIP_STORAGE_URI", "no 200 within 3 s"),
+    ],
+)
+def test_a_fault_is_found(fault, times, check, seen):
+    """Every check fails for a server that is wrong in just that, and only where it is wrong."""
+    found = findings(fault, **times)
+
+    assert seen in found[check].seen
+    assert found[check].vertex
+    failed = {name for name, finding in found.items() if not finding.ok}
+    follows = {
+        "broken": {*CHECKS[4:8], "SIGTERM under load"},
+        "1 MB": {"10 MB body"},
+    }
+    assert failed == {check, *follows.get(fault, ())}
+
+
+def test_every_number_becomes_a_double():
+    """What Vertex's gRPC clients do to numbers is done to nested values; booleans stay."""
+    value = {"a": [1, [2, True]], "b": 1.5, "c": "1", "d": None}
+
+    written = repr(as_doubles(value))
+    assert written == "{'a': [1.0, [2.0, True]], 'b': 1.5, 'c': '1', 'd': None}"
+
+
+def test_payloads_are_weighed_by_the_largest_instance():
+    """Bytes are those of JSON as it is sent, of b64 in JSON and of the bare numbers."""
+    small, large = (
+        {"x": np.array([1.5, 2], np.float32)},
+        {"x": np.array([10.25, 20.125], np.float32)},
+    )
+    as_json, b64, binary = encodings([small, large])
+
+    assert as_json.bytes == len('{"x":[10.25,20.125]},')
+    assert b64.bytes == len('{"x":{"b64":"AAAAAAAAAAA="}},')
+    assert binary.bytes == 8
+    assert as_json.fit(SHARED_BYTES) == (1_500_000 - 16) // 21
+    assert binary.fit(DEDICATED_BYTES) == (10_000_000 - 16) // 8
+
+
+def test_a_plan_needs_no_server(classifier_bundle, capsys):
+    """Without a command, what fits is said, and that batch prediction wants a bucket of 64."""
+    assert doctor.main(["--bundle", str(classifier_bundle)], {}) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split("  ")[0] == "instance"
+    assert [line.split("  ")[0] for line in lines[1:4]] == [
+        *("JSON numbers", "JSON with b64", "binary (rawPredict)"),
+    ]
+    note = "batch prediction sends 64 instances, the largest bucket is 4"
+    assert lines[4:] == [f"note: {note}: add 64 to --buckets of python -m export"]
+
+
+@fixture
+def ours(classifier_bundle, capsys, monkeypatch):
+    """Runs the doctor on our own server; gives the exit status and what was printed."""
+    monkeypatch.chdir(ROOT)
+
+    def run(*options):
+        server = [sys.executable, "-m", "server", "--grpc-port", "-1", "--drain-delay-s", "0.5"]
+        argv = ["--bundle", str(classifier_bundle), "--", *server, *options]
+        status = doctor.main(argv, os.environ)
+        return status, capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def test_our_own_server_passes(ours):
+    """What is written of the checks is true of the server that this project is."""
+    status, lines = ours()
+
+    assert [line for line in lines if line.startswith("FAIL")] == []
+    assert [line[6:28].strip() for line in lines if line.startswith("pass")] == CHECKS
+    assert lines[-1] == "all passed"
+    assert status == 0
+
+
+def test_a_failure_says_what_vertex_would_have_done(ours):
+    """A server that takes no large bodies fails that check, and the doctor's status says so."""
+    status, lines = ours("--max-json-bytes", "2000000")
+
+    at = next(i for i, line in enumerate(lines) if line.startswith("FAIL"))
+    assert lines[at].startswith("FAIL  10 MB body             413 ")
+    assert lines[at + 1] == (
+        "      Vertex passes the error on to the client: dedicated endpoints let 10 MB through"
+    )
+    assert lines[-1] == "1 failed; Vertex would not be content"
+    assert status == 1
+
+
+def test_a_wrong_bundle_and_a_wrong_command_are_one_line(classifier_bundle, tmp_path, capsys):
+    """What is wrong before any server runs has exit statuses of its own."""
+    assert doctor.main(["--bundle", str(tmp_path / "none")], {}) == 3
+    assert capsys.readouterr().err.startswith(f"error: bundle {tmp_path}/none: expected a dir")
+    assert doctor.main(["--bundle", str(classifier_bundle), "--", "no-such-command"], {}) == 2
+    assert capsys.readouterr().err == "error: no-such-command: No such file or directory\n"
+    with raises(SystemExit) as ended:
+        doctor.main(["--bundel", "b"], {})
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: --bundel: no such option; did you mean --bundle?\n"
