@@ -117,8 +117,8 @@ def _number(name: str, text: str) -> int:
     return int(text)
 
 
-def check_length(body: bytes, announced: Announced) -> bytes:
-    """Refuse a body that is shorter than announced or longer than the limit; decompress it.
+def check_length(body: bytes, announced: Announced) -> None:
+    """Refuse a body that is shorter than announced or longer than the limit.
 
     Several servers hand a short body over as if it were whole.
     """
@@ -126,10 +126,12 @@ def check_length(body: bytes, announced: Announced) -> bytes:
         raise MalformedRequest(f"body: expected {announced.length} bytes, got {len(body)}")
     if len(body) > announced.limit:
         raise TooLarge(f"body: expected at most {announced.limit} bytes, got more")
-    return _inflate(body, announced) if announced.encoding else body
 
 
-def _inflate(body: bytes, announced: Announced) -> bytes:
+def inflate(body: bytes, announced: Announced) -> bytes:
+    """Decompress a body, if it is compressed, to no more than its limit."""
+    if not announced.encoding:
+        return body
     stream = zlib.decompressobj(_WINDOW_BITS[announced.encoding])
     try:
         whole = stream.decompress(body, announced.limit + 1)
@@ -152,4 +154,6 @@ def read(stream: BinaryIO, announced: Announced) -> bytes:
     while left > 0 and (part := stream.read(min(left, _CHUNK))):
         parts.append(part)
         left -= len(part)
-    return check_length(b"".join(parts), announced)
+    body = b"".join(parts)
+    check_length(body, announced)
+    return inflate(body, announced)

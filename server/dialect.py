@@ -72,15 +72,15 @@ class Inference[T](abc.ABC):
     def failed(self, error: Exception) -> None:
         """Take what went wrong; `status.explain` knows what to say of it."""
 
-    def begin(self, size: int) -> None:
+    def begin(self, *, large: bool) -> None:
         """Read the request and have it answered.
 
         Args:
-          size: bytes that there are to read.
+          large: whether reading it takes long; see LARGE_BYTES.
         """
         try:
             model = self.service.model
-            if size > LARGE_BYTES:
+            if large:
                 self._aside(self._submit, self.read, model)
                 return
             call = self.read(model)

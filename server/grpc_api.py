@@ -19,14 +19,14 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServ
 from runtime.model import Model
 from server import oip, oip_grpc
 from server.config import ConfigError, ServerConfig
-from server.dialect import Call, Inference
+from server.dialect import LARGE_BYTES, Call, Inference
 from server.errors import Unsupported
 from server.exposition import statistics
 from server.grpc_health import Health
 from server.grpc_stream import Stream
 from server.protos import inference_pb2 as pb
 from server.protos.pool import POOL
-from server.request import REQUEST_ID
+from server.request import REQUEST_ID, RequestId, request_id
 from server.routes import SERVER_NAME, SERVER_VERSION
 from server.service import Service, State
 from server.status import explain
@@ -50,7 +50,8 @@ class Refused(Exception):
 
     Args:
       error: whatever went wrong.
-      identity: the client's name for the request, empty if it has none.
+      identity: the message's own name for itself, empty if it has none.
+      context: of the call, whose metadata may have a name for it and a trace.
 
     Attributes:
       identity: the same.
@@ -59,10 +60,13 @@ class Refused(Exception):
       text: what the client is told.
     """
 
-    def __init__(self, error: Exception, identity: str = "") -> None:
+    def __init__(self, error: Exception, context: Context, identity: str = "") -> None:
         super().__init__(identity)
         self.identity = identity
-        self.known = identity if REQUEST_ID.fullmatch(identity) else uuid.uuid4().hex
+        metadata = dict(context.invocation_metadata() or ())
+        found = request_id(metadata.get) or RequestId(uuid.uuid4().hex)
+        known = identity if REQUEST_ID.fullmatch(identity) else found
+        self.known = RequestId(known, found.trace)
         self.status, text = explain(error, self.known)
         self.text = text[:LONGEST_TEXT]
 
@@ -153,7 +157,7 @@ class Entrance:
             try:
                 made = tell(data)
             except Exception as error:  # noqa: BLE001 (every error has an answer)
-                refused = Refused(error)
+                refused = Refused(error, context)
                 self._service.metrics.other("grpc", refused.status.grpc)
                 await _abort(context, refused)
                 raise AssertionError from None
@@ -203,7 +207,7 @@ class Entrance:
             count("grpc", "CANCELLED", time.monotonic() - begun, "canceled")
             raise
         except Exception as error:  # noqa: BLE001 (every error has an answer)
-            refused = Refused(error, identity)
+            refused = Refused(error, context, identity)
             count("grpc", refused.status.grpc, time.monotonic() - begun, refused.status.slug)
             raise refused from None
         count("grpc", "OK", time.monotonic() - begun)
@@ -262,7 +266,7 @@ class _Inference(Inference[bytes]):
 
     async def answer(self, size: int) -> bytes:
         """Answer it; cancelling gives it up."""
-        self.begin(size)
+        self.begin(large=size > LARGE_BYTES)
         try:
             return await self._answer
         except asyncio.CancelledError:

@@ -69,10 +69,11 @@ class Front:
             return None
         route, parts = found
         try:
-            body = check_length(message.body, announced)
+            check_length(message.body, announced)
             if head.fields is None:
                 head.fields = read_fields(head.headers.get)
-            request = Request(body, announced.json_bytes, head.fields)
+            packed = announced if announced.encoding else None
+            request = Request(message.body, announced.json_bytes, head.fields, packed)
         except Exception as error:  # noqa: BLE001 (every error has an answer)
             done(route.refuse(self._service.metrics, error, request_id(head.headers.get)))
             return None

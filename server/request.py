@@ -4,7 +4,7 @@ import math
 import re
 from typing import NamedTuple, Self
 
-from server.body import Header
+from server.body import Announced, Header
 from server.errors import MalformedRequest
 
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -48,14 +48,16 @@ class Request(NamedTuple):
     """What a route needs of a request.
 
     Attributes:
-      body: all of it, decompressed.
+      body: all of it.
       json_bytes: of JSON that the body begins with; None if it is JSON as a whole.
       fields: what its headers ask.
+      packed: how the body is compressed; None if it is not, or not any more.
     """
 
     body: bytes = b""
     json_bytes: int | None = None
     fields: Fields = Fields()
+    packed: Announced | None = None
 
 
 def request_id(header: Header) -> RequestId | None:

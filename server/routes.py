@@ -11,8 +11,9 @@ from typing import Any, override
 
 from runtime.model import Model
 from server import oip, oip_http, tfserving, vertex
+from server.body import inflate
 from server.config import ServerConfig
-from server.dialect import Call, Inference, Read, evidence_headers
+from server.dialect import LARGE_BYTES, Call, Inference, Read, evidence_headers
 from server.errors import Unsupported
 from server.exposition import MetricsPage, statistics
 from server.metrics import Metrics
@@ -85,7 +86,7 @@ class Route:
         """
         if self.read is not None:
             inference = _Inference(self, service, request, parts, done)
-            inference.begin(len(request.body))
+            inference.begin(large=len(request.body) > LARGE_BYTES or request.packed is not None)
             return inference.withdraw
         try:
             made = self.tell(**parts)
@@ -132,7 +133,10 @@ class _Inference(Inference[Reply]):
         parts, read = self._parts, self._route.read
         if parts:
             oip.check_names(model.manifest, parts["model"], parts.get("version", ""))
-        return read(self._request, model)  # type: ignore[misc]
+        request = self._request
+        if request.packed is not None:
+            request = request._replace(body=inflate(request.body, request.packed), packed=None)
+        return read(request, model)  # type: ignore[misc]
 
     @override
     def written(self, message: Reply) -> None:

@@ -7,7 +7,7 @@ import zlib
 
 from pytest import mark, param, raises
 
-from server.body import Announced, Limits, check_headers, check_length, read
+from server.body import Announced, Limits, check_headers, inflate, read
 from server.errors import MalformedRequest, TooLarge, UnsupportedMedia
 
 LIMITS = Limits(json_bytes=100, binary_bytes=1000)
@@ -153,9 +153,9 @@ def test_a_compressed_body_is_opened(encoding):
     fits = PACKERS[encoding](b"a" * 100)
     too_large = PACKERS[encoding](b"a" * 101)
 
-    assert check_length(fits, Announced(len(fits), 100, None, encoding)) == b"a" * 100
+    assert inflate(fits, Announced(len(fits), 100, None, encoding)) == b"a" * 100
     with raises(TooLarge) as caught:
-        check_length(too_large, Announced(len(too_large), 100, None, encoding))
+        inflate(too_large, Announced(len(too_large), 100, None, encoding))
     assert str(caught.value) == "body: expected at most 100 bytes decompressed, got more"
 
 
@@ -166,7 +166,7 @@ def test_a_bomb_is_opened_no_further_than_the_limit(encoding):
     tracemalloc.start()
 
     with raises(TooLarge):
-        check_length(bomb, Announced(len(bomb), 1 << 16, None, encoding))
+        inflate(bomb, Announced(len(bomb), 1 << 16, None, encoding))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
@@ -190,7 +190,7 @@ def test_a_stream_that_is_not_one_whole_is_refused(encoding, spoil):
     packed = spoil(PACKERS[encoding](b"text"))
 
     with raises(MalformedRequest, match=r"^body: expected "):
-        check_length(packed, Announced(len(packed), 100, None, encoding))
+        inflate(packed, Announced(len(packed), 100, None, encoding))
 
 
 def test_one_encoding_is_not_taken_for_another():
@@ -198,4 +198,4 @@ def test_one_encoding_is_not_taken_for_another():
     packed = gzip.compress(b"text")
 
     with raises(MalformedRequest, match="body: expected deflate, got "):
-        check_length(packed, Announced(len(packed), 100, None, "deflate"))
+        inflate(packed, Announced(len(packed), 100, None, "deflate"))

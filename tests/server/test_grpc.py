@@ -343,6 +343,20 @@ def test_an_internal_error_tells_nothing(calls, caplog):
     assert "secret" in caplog.text
 
 
+def test_an_internal_error_is_logged_with_the_callers_trace(calls, caplog):
+    """A call's trace, or its own name for itself, comes in its metadata."""
+    called = calls(failing(ValueError("secret")))
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    metadata = (("traceparent", f"00-{trace}-00f067aa0ba902b7-01"), ("x-request-id", "mine"))
+
+    with raises(grpc.RpcError) as error:
+        called.infer(rows(1), timeout=30, metadata=metadata)
+
+    (logged,) = [record for record in caplog.records if "mine failed" in record.getMessage()]
+    assert dict(error.value.trailing_metadata())["x-request-id"] == "mine"
+    assert logged.trace == trace
+
+
 def test_an_id_that_is_unfit_for_a_log_is_replaced(calls, caplog):
     """An id with a line break in it does not get into the log or the trailers."""
     called = calls(failing(ValueError("secret")))

@@ -11,6 +11,7 @@ import numpy as np
 from pytest import fixture, mark, param, raises
 
 from runtime.errors import ExecutionError, SignatureMismatch
+from server import service as service_module
 from server.errors import (
     DeadlineExceeded,
     Draining,
@@ -136,6 +137,33 @@ async def test_requests_of_one_turn_of_the_loop_share_a_batch(model):
         assert [await sums(each) for each in requests] == [[1.0], [2.0], [3.0], [4.0], [5.0]]
 
     assert ran(model) == [(4, [1.0, 2.0, 3.0, 4.0]), (1, [5.0])]
+
+
+@on_a_loop
+async def test_a_quick_batch_waits_while_the_loop_is_busy(model, monkeypatch):
+    """What is read in the turns before a batch runs in place joins it, up to a full bucket."""
+    monkeypatch.setattr(service_module, "IDLE_TURN_S", 0.0)  # every turn counts as busy
+    monkeypatch.setattr(service_module, "LINGER_S", 3600.0)
+    async with serving(model, in_place_s=1.0) as service:
+        requests = []
+        for n in (1, 2, 3, 4):
+            await begun()
+            assert model.ran == []
+            requests.append(asked(service, n))
+
+        assert [await sums(each) for each in requests] == [[1.0], [2.0], [3.0], [4.0]]
+
+    assert ran(model) == [(4, [1.0, 2.0, 3.0, 4.0])]
+
+
+@on_a_loop
+async def test_a_loop_that_is_always_busy_holds_no_batch_up(model, monkeypatch):
+    """The wait for a quiet turn ends by itself."""
+    monkeypatch.setattr(service_module, "IDLE_TURN_S", 0.0)
+    monkeypatch.setattr(service_module, "LINGER_S", 0.0)
+    async with serving(model, in_place_s=1.0) as service:
+        assert await sums(asked(service, 1)) == [1.0]
+        assert await sums(asked(service, 2)) == [2.0]
 
 
 @on_a_loop
