@@ -11,6 +11,7 @@ usage: ./build.sh COMMAND
 
   run               set up, train a digit classifier, export it, serve it, ask it
   test [PYTEST…]    set up and run the test suite
+  test --all        that, and build the container image and run it; as root on Debian
   test --jax V      the same on another jax, such as 0.11.2
   check             set up and run the linters and the type checker
   image [cpu|cuda12|cuda13] [--bundle DIR] [--tag T] [--push]
@@ -89,6 +90,7 @@ check() {
   "$venv/bin/mypy"
   "$venv/bin/lint-imports"
   "$venv/bin/interrogate" -q tests
+  "$venv/bin/hadolint" Dockerfile
 }
 
 run_tests() {
@@ -96,6 +98,10 @@ run_tests() {
   if [ "${1:-}" = --jax ]; then
     jax="${2:?--jax: expected a version such as 0.11.2}"
     shift 2
+  fi
+  if [ "${1:-}" = --all ]; then
+    shift
+    set -- -m "" "$@"
   fi
   setup "$jax"
   "$venv/bin/python" -m pytest "$@"

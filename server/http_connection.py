@@ -29,6 +29,8 @@ IDLE_S = 620.0
 HEAD_S = 30.0
 BODY_S = 60.0
 WRITE_S = 60.0
+# Parts of a body that are not worth an object of their own.
+_SMALL_PART = 4096
 # For how long what still comes is thrown away after a refusal, so that it can be read.
 LINGER_S = 2.0
 
@@ -87,7 +89,7 @@ class Connection(asyncio.Protocol):
         self._headers: dict[str, str] = {}
         self._doubled: set[str] = set()
         self._head: Head | None = None
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | bytearray] = []
         self._limit = self._left = 0
         self._waiting: collections.deque[Message | Reply] = collections.deque()
         self._answering: Message | None = None
@@ -149,11 +151,7 @@ class Connection(asyncio.Protocol):
             self._refuse(MalformedRequest("request: expected one of HTTP 1, got something else"))
         else:
             if self._phase is Phase.HEAD and self._head_bytes > HEAD_BYTES:
-                self._finish(
-                    refusal(
-                        431, "headers_too_large", f"headers: expected at most {HEAD_BYTES} bytes"
-                    )
-                )
+                self._finish(_too_much_head())
 
     # Of httptools, in this order for each request.
 
@@ -193,6 +191,9 @@ class Connection(asyncio.Protocol):
             self._doubled,
         )
         self._enter(Phase.BODY)
+        if self._head_bytes > HEAD_BYTES and self._head_size() > HEAD_BYTES:
+            self._finish(_too_much_head())
+            return
         try:
             head.announced = announced = self._answers.admit(head)
         except Exception as error:  # noqa: BLE001 (every error has an answer)
@@ -208,6 +209,11 @@ class Connection(asyncio.Protocol):
             self._left -= len(part)
             if self._left < 0:
                 self._refuse(TooLarge(f"body: expected at most {self._limit} bytes, got more"))
+            elif len(part) < _SMALL_PART and self._parts:
+                # In tiny chunks a body of bytes objects would take 60 times its size.
+                if type(self._parts[-1]) is not bytearray:
+                    self._parts.append(bytearray())
+                self._parts[-1] += part
             else:
                 self._parts.append(part)
 
@@ -216,7 +222,8 @@ class Connection(asyncio.Protocol):
         head = self._head
         if self._phase is Phase.LINGER or head is None:
             return
-        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        only = self._parts[0] if len(self._parts) == 1 else None
+        body = only if isinstance(only, bytes) else b"".join(self._parts)
         message = Message(head, self._client, body, self._parser.should_keep_alive())
         self._parts = []
         self._head_bytes = 0
@@ -261,6 +268,10 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Close once what was written is sent."""
         self._transport.close()
+
+    def _head_size(self) -> int:
+        """Give the bytes of the head, whatever came with it."""
+        return len(self._target) + sum(len(name) + len(value) for name, value in self._fields)
 
     def _decline(self, rest: bytes) -> None:
         """Go on in HTTP/1 where a client offers to speak something else.
@@ -325,3 +336,7 @@ class Connection(asyncio.Protocol):
         self._enter(Phase.LINGER)
         self._waiting.append(made)
         self._next()
+
+
+def _too_much_head() -> Reply:
+    return refusal(431, "headers_too_large", f"headers: expected at most {HEAD_BYTES} bytes")

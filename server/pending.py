@@ -149,6 +149,14 @@ class Pending:
         self.left = len(self.tasks)
         self.given = [None] * self.left
 
+    def release(self) -> None:
+        """Let go of what was asked and given, once it has ended.
+
+        Tasks and requests know each other, so nothing else would free a body of megabytes
+        before the next look for garbage.
+        """
+        self.tasks, self.given, self.parts, self.done, self.timer = [], [], (), _nobody, None
+
     def give(
         self, index: int, given: Given, bucket: int, padded_rows: int, queue_s: float, run_s: float
     ) -> None:
@@ -188,3 +196,7 @@ class Pending:
             else:
                 parts.append(Part(model.no_rows(checked.sizes), None, 0, 0))
         return parts, Evidence(self.bucket, self.padded_rows, self.queue_s, self.compute_s)
+
+
+def _nobody(_: object) -> None:
+    """Nobody waits for it any more."""

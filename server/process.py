@@ -10,7 +10,7 @@ from server.grpc_api import Entrance
 from server.http_app import create_app, make_wait
 from server.http_front import Front
 from server.http_server import HttpServer, listen
-from server.opening import EXIT_DEVICE, open_service
+from server.opening import EXIT_BUNDLE, EXIT_DEVICE, open_service
 from server.routes import hot_paths, make_routes
 from server.service import Service
 
@@ -58,6 +58,7 @@ class Process:
         # It returns only where it broke.
         serving.add_done_callback(lambda _: self._end(EXIT_DEVICE))
         opening = self._loop.create_task(self._open())
+        opening.add_done_callback(self._opened)
         status = await self._ended
         opening.cancel()
         if self._gently and self._service.loaded:
@@ -71,6 +72,11 @@ class Process:
             self._end(failed)
         else:
             self._front.hot = hot_paths(self._service, self._routes)
+
+    def _opened(self, opening: "asyncio.Task[None]") -> None:
+        if not opening.cancelled() and (error := opening.exception()) is not None:
+            log.critical("the model could not be opened", exc_info=error)
+            self._end(EXIT_BUNDLE)
 
     async def _stop(self, status: int, serving: "asyncio.Task[None]") -> int:
         """Answer what there is, within its time; returns the exit status."""

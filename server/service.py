@@ -311,8 +311,12 @@ class Service:
     def _end(self, request: Pending, result: Answer | Exception) -> None:
         """Tell a request what comes of it, unless it has ended."""
         if request in self._requests:
+            done = request.done
             self._forget(request)
-            request.done(result)
+            try:
+                done(result)
+            except Exception:  # the others of its batch have nothing to do with it
+                log.exception("an answer could not be passed on")
 
     def _forget(self, request: Pending) -> None:
         """Count a request as ended; none of its tasks is left in the queue."""
@@ -322,6 +326,7 @@ class Service:
         if request.left and self._open is not None:
             for task in request.tasks:
                 self._open.queue.discard(task)
+        request.release()
         if not self._requests:
             self._quiet.set()
 
@@ -383,12 +388,21 @@ class Service:
             if batch is None:
                 break
             if not self._flying and opened.seconds(batch) <= self._limits.in_place_s:
-                self._deliver(opened.device.run_here(batch))
-                self._come_to_pump()
+                self._run_here(opened.device, batch)
                 return
             stall = self._loop.call_later(self._limits.stall_s, self._give_up, "the device hangs")
             self._flying[batch] = stall
             opened.device.submit(batch)
+
+    def _run_here(self, device: Device, batch: Batch) -> None:
+        try:
+            outcome = device.run_here(batch)
+        except BaseException:  # as on the device's thread: whatever it is, the device is lost
+            log.critical("the device died", exc_info=True)
+            self._give_up("the device died")
+            return
+        self._deliver(outcome)
+        self._come_to_pump()
 
     def _lingers(self) -> bool:
         """Say whether a batch that would run in place has to wait for more to be read.
@@ -428,7 +442,7 @@ class Service:
             self.metrics.queued.observe(waited)
             if isinstance(outputs, Exception):
                 self._end(request, outputs)
-            else:
+            elif request in self._requests:
                 given = Given(outputs, whole, start)
                 request.give(index, given, batch.bucket, padded, waited, outcome.seconds)
                 request.finite = request.finite and outcome.finite

@@ -2,7 +2,7 @@
 
     python -m bench.serving [--quick] [--only NAME ...] [--against DIR]
 
-Needs wrk. Exports the bundles and makes the peers' environment the first time (five minutes).
+Needs wrk and h2load. Exports the bundles and makes the peers' environment the first time (five minutes).
 Servers run all the time but are stopped in their tracks (SIGSTOP) unless it is their turn.
 Every answer is held against the model's own, before and after each interval; a cell with a
 wrong answer, a refused request or a broken connection does not count.
@@ -21,6 +21,7 @@ from pathlib import Path
 from bench.machine import describe, heading
 from bench.serving import cells, load, measure, prepare, process, report, workload
 
+IDLE_SECONDS = 10.0
 RESULTS = Path(__file__).parents[1] / "results"
 
 
@@ -31,8 +32,9 @@ def main() -> int:
     print(heading())
     print("peers:", ", ".join(f"{k} {v}" for k, v in prepare.versions().items()), flush=True)
     try:
-        load.find_wrk()
-        rows = run(arguments)
+        load.find("wrk")
+        load.find("h2load")
+        rows, idle = run(arguments)
     except (load.LoadError, process.ServerFailed, workload.WrongAnswer) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -45,8 +47,10 @@ def main() -> int:
     for row in rows:
         if row.wrong:
             print(f"does not count: {row.server}, {row.connections} connections: {row.wrong}")
+    for name, percent in idle.items():
+        print(f"idle: {name} uses {percent:.2f} % of a core")
     if arguments.save:
-        save(rows, summary, goals)
+        save(rows, summary, goals, idle)
     return 0
 
 
@@ -67,7 +71,7 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def run(arguments: argparse.Namespace) -> list[measure.Row]:
+def run(arguments: argparse.Namespace) -> tuple[list[measure.Row], dict[str, float]]:
     prepare.bundles()
     prepare.peers()
     servers = [
@@ -85,7 +89,9 @@ def run(arguments: argparse.Namespace) -> list[measure.Row]:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         running = measure.start(servers, works, Path(folder))
         stack.callback(measure.stop, running)
-        return measure.measure(running, arguments.rounds, arguments.seconds, tell)
+        rows = measure.measure(running, arguments.rounds, arguments.seconds, tell)
+        ours = [one for one in running if one.server.name == "hloserve"]
+        return rows, {one.server.model: one.idle(IDLE_SECONDS) for one in ours}
 
 
 def tell(row: measure.Row) -> None:
@@ -97,7 +103,7 @@ def tell(row: measure.Row) -> None:
     )
 
 
-def save(rows, summary, goals) -> None:
+def save(rows, summary, goals, idle) -> None:
     RESULTS.mkdir(exist_ok=True)
     day = dt.datetime.now(dt.UTC).date().isoformat()
     path = RESULTS / f"serving-{day}.json"
@@ -106,6 +112,7 @@ def save(rows, summary, goals) -> None:
         "peers": prepare.versions(),
         "summary": summary,
         "goals": goals,
+        "idle_percent": idle,
         "rows": [dataclasses.asdict(row) for row in rows],
     }
     path.write_text(json.dumps(found, indent=1) + "\n")

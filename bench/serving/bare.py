@@ -29,7 +29,7 @@ class Bare:
     def __init__(self, bundle: Path, bodies: Path) -> None:
         model = load(bundle)
         model.measure()
-        lines = bodies.read_text().splitlines()
+        lines = [bytes.fromhex(line.split()[1]) for line in bodies.read_text().splitlines()]
         rows = [self._arrays(model, json.loads(line)["instances"][0]) for line in lines]
         by_size: dict[tuple[int, ...], list] = {}
         for sizes, arrays in rows:

@@ -1,13 +1,13 @@
 """What is measured: each server at its best setting, and what is hoped for.
 
 A cell is a server at a number of connections. The settings were found by trying, on two cores,
-the sizes, waits and processes around them. Add a server here to measure it (gRPC's too).
+the sizes, waits and processes around them. Add a server here to measure it.
 """
 
 import dataclasses
 from pathlib import Path
 
-from bench.serving import prepare
+from bench.serving import prepare, workload
 
 ONE_THREAD = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
 
@@ -23,7 +23,7 @@ class Server:
       connections: where this setting is its best; 0 stands for no server, the bare programs.
       command: with {port}.
       path: of its predict route.
-      dialect: vertex or oip.
+      dialect: see `workload`.
       cwd: directory to start it in.
       env: beside this process's own environment.
     """
@@ -61,6 +61,9 @@ GOALS = (
     Goal("text_classifier", "article", "per_second", 16, 12.0),
     Goal("text_classifier", "article", "per_second", 64, 12.0),
     Goal("text_classifier", "mosec", "p50_us", 1, 1.0),
+    Goal("text_classifier", "plain grpc.aio", "per_second", 64, 1.3, "hloserve grpc"),
+    Goal("text_classifier", "hloserve grpc", "per_second", 64, 1.5, "hloserve stream"),
+    Goal("text_classifier", "hloserve oip", "per_second", 64, 1.0, "hloserve binary"),
     Goal("minilm", "bare programs", "per_second", 64, 0.95),
     Goal("minilm", "padded to 128", "per_second", 64, 2.0),
 )
@@ -77,6 +80,50 @@ def hloserve(name: str, model: str, bundle: Path, connections, cwd: Path = prepa
         cwd=cwd,
         env={"AIP_HTTP_PORT": "{port}", "HLOSERVE_GRPC_PORT": "-1"},
     )
+
+
+def _protocol(name: str, dialect: str, path: str) -> Server:
+    """Our server, asked in another way."""
+    port, other = ("HLOSERVE_GRPC_PORT", "AIP_HTTP_PORT")
+    if dialect not in workload.GRPC:
+        port, other = other, port
+    return Server(
+        name=f"hloserve {name}",
+        setting="as it comes",
+        model="text_classifier",
+        connections=(64,),
+        command=(
+            *(prepare.PYTHON, "-m", "server", "--host", "127.0.0.1"),
+            *("--bundle", str(prepare.BUNDLES["text_classifier"])),
+        ),
+        path=path,
+        dialect=dialect,
+        env={port: "{port}", other: "0"},
+    )
+
+
+def protocols() -> list[Server]:
+    """Our other ways in, and a plain gRPC server that asks the same model a row at a time."""
+    call = "/inference.GRPCInferenceService/ModelInfer"
+    stream = "/inference.GRPCInferenceService/ModelStreamInfer"
+    return [
+        _protocol("oip", "oip", "/v2/models/text_classifier/infer"),
+        _protocol("binary", "binary", "/v2/models/text_classifier/infer"),
+        _protocol("grpc", "grpc", call),
+        _protocol("stream", "stream", stream),
+        Server(
+            name="plain grpc.aio",
+            setting="unbatched",
+            model="text_classifier",
+            connections=(64,),
+            command=(
+                *(prepare.PYTHON, "-m", "bench.serving.servers.plain_grpc"),
+                *("{port}", str(prepare.BUNDLES["text_classifier"])),
+            ),
+            path=call,
+            dialect="grpc",
+        ),
+    ]
 
 
 def _mosec(setting: str, connections, **env: str) -> Server:
@@ -169,6 +216,7 @@ def servers(against: Path | None) -> list[Server]:
     minilm, padded = prepare.BUNDLES["minilm"], prepare.BUNDLES["minilm128"]
     found = [
         hloserve("hloserve", "text_classifier", classifier, (1, 16, 64)),
+        *protocols(),
         *peers(),
         bare("text_classifier", classifier),
         hloserve("hloserve", "minilm", minilm, (1, 64)),

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,9 @@ class Running:
     def wait(self) -> None:
         """Wait for the first answer, and hold all of them against the model's."""
         process.wait_until(
-            lambda: workload.answers_at_all(self._url, self._first), self._processes, 120
+            lambda: workload.answers_at_all(self._url, self.server.dialect, *self._first),
+            self._processes,
+            120,
         )
         self._work.check(self._url, self.server.dialect)
         self._processes.pause()
@@ -62,9 +65,9 @@ class Running:
         self._processes.resume()
         try:
             self._work.check(self._url, self.server.dialect)
-            load.send(self._url, self._bodies, connections, WARM_SECONDS)
+            self._load(connections, WARM_SECONDS)
             before = self._processes.cpu_seconds()
-            sent = load.send(self._url, self._bodies, connections, seconds)
+            sent = self._load(connections, seconds)
             cpu = self._processes.cpu_seconds() - before
             self._work.check(self._url, self.server.dialect)
         except (workload.WrongAnswer, load.LoadError) as error:
@@ -79,6 +82,23 @@ class Running:
             "cpu_us": cpu / max(sent.requests, 1) * 1e6,
             "wrong": wrong,
         }
+
+    def _load(self, connections: int, seconds: float) -> load.Load:
+        if self.server.dialect not in workload.GRPC:
+            return load.send(self._url, self._bodies, connections, seconds)
+        each = workload.STREAM if self.server.dialect == "stream" else 1
+        return load.call(self._url, self._bodies, connections, seconds, each)
+
+    def idle(self, seconds: float) -> float:
+        """Give the share of one core that it uses while nobody asks it anything, in percent."""
+        self._processes.resume()
+        try:
+            time.sleep(1.0)  # what follows a pause is not idleness
+            before = self._processes.cpu_seconds()
+            time.sleep(seconds)
+            return 100 * (self._processes.cpu_seconds() - before) / seconds
+        finally:
+            self._processes.pause()
 
     def stop(self) -> None:
         self._processes.stop()

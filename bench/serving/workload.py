@@ -1,21 +1,29 @@
 """What is sent, and what has to come back.
 
-Two dialects: Vertex AI's `instances`, which every server here speaks but Triton, and the Open
-Inference Protocol, which Triton speaks.
+Dialects: Vertex AI's `instances`, which every server here speaks but Triton; the Open Inference
+Protocol in JSON (`oip`), which Triton speaks, with binary tensors (`binary`), over gRPC call by
+call (`grpc`), and over gRPC in streams of STREAM requests (`stream`).
 """
 
 import concurrent.futures
 import dataclasses
 import json
 import math
+import struct
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 
+from server.protos import inference_pb2 as pb
+
 INSTANCES = 64
+# Requests of one stream; h2load begins another when all of them are answered.
+STREAM = 64
+GRPC = ("grpc", "stream")
 TEXT_LENGTH, VOCABULARY = 128, 50000
 # As short as sentences are: half of them below 20 tokens, one in eight beyond 32.
 SENTENCE_MEDIAN, SENTENCE_SPREAD, SENTENCE_LONGEST = 20, 0.45, 128
@@ -35,16 +43,33 @@ class Workload:
     tolerance: float
     labels: tuple[str, ...] = ()
 
-    def body(self, index: int, dialect: str) -> bytes:
+    def body(self, index: int, dialect: str) -> tuple[bytes, int | None]:
+        """Write an instance; returns the bytes of JSON too, if there are others behind them."""
         instance = self.instances[index]
         if dialect == "vertex":
-            return json.dumps({"instances": [instance]}, separators=(",", ":")).encode()
-        tensor = {"name": "x", "shape": [1, TEXT_LENGTH], "datatype": "INT32", "data": instance}
-        return json.dumps({"inputs": [tensor]}, separators=(",", ":")).encode()
+            return _json({"instances": [instance]}), None
+        if dialect in GRPC:
+            return _message(instance), None
+        tensor = {"name": "x", "shape": [1, TEXT_LENGTH], "datatype": "INT32"}
+        if dialect == "oip":
+            return _json({"inputs": [{**tensor, "data": instance}]}), None
+        binary = np.array(instance, np.int32).tobytes()
+        tensor["parameters"] = {"binary_data_size": len(binary)}
+        head = _json({"inputs": [tensor], "parameters": {"binary_data_output": True}})
+        return head + binary, len(head)
 
     def write(self, path: Path, dialect: str) -> Path:
-        lines = [self.body(i, dialect) for i in range(len(self.instances))]
-        path.write_bytes(b"\n".join(lines) + b"\n")
+        """Write what the load generator sends: wrk a body a line, h2load one body over and over."""
+        if dialect in GRPC:
+            count = STREAM if dialect == "stream" else 1
+            messages = (self.body(i % len(self.instances), dialect)[0] for i in range(count))
+            path.write_bytes(b"".join(struct.pack(">BI", 0, len(m)) + m for m in messages))
+            return path
+        lines = []
+        for i in range(len(self.instances)):
+            body, head = self.body(i, dialect)
+            lines.append(f"{head or '-'} {body.hex()}\n")
+        path.write_text("".join(lines))
         return path
 
     def check(self, url: str, dialect: str, at_once: int = 16) -> None:
@@ -62,13 +87,9 @@ class Workload:
 
     def _check_one(self, url: str, dialect: str, index: int) -> str:
         try:
-            answer = ask(url, self.body(index, dialect))
-        except (OSError, ValueError) as error:
+            prediction = ask(url, dialect, *self.body(index, dialect))
+        except (OSError, ValueError, grpc.RpcError) as error:
             return f"instance {index}: {error}"
-        if dialect == "vertex":
-            (prediction,) = answer["predictions"]
-        else:
-            prediction = answer["outputs"][0]["data"]
         return self._compare(index, prediction)
 
     def _compare(self, index: int, prediction: Any) -> str:
@@ -90,23 +111,67 @@ class Workload:
         return ""
 
 
-def ask(url: str, body: bytes) -> Any:
-    """Send one request.
+def ask(url: str, dialect: str, body: bytes, head: int | None) -> Any:
+    """Send one request; returns its prediction.
 
     Raises:
-      OSError, ValueError: no answer, another status than 200, or no JSON.
+      OSError, ValueError, grpc.RpcError: no answer, another status than 200, or no JSON.
     """
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310
+    if dialect in GRPC:
+        return _call(url, dialect, body)
+    headers = {"Content-Type": "application/json"}
+    if head is not None:
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Inference-Header-Content-Length": str(head),
+        }
+    request = urllib.request.Request(url, body, headers)  # noqa: S310
     with urllib.request.urlopen(request, timeout=30) as reply:  # noqa: S310
         if reply.status != 200:
             raise OSError(f"status {reply.status}")
-        return json.loads(reply.read())
+        answer, behind = reply.read(), reply.headers.get("Inference-Header-Content-Length")
+    if dialect == "vertex":
+        return json.loads(answer)["predictions"][0]
+    if dialect == "oip":
+        return json.loads(answer)["outputs"][0]["data"]
+    return np.frombuffer(answer[int(behind) :], np.float32)
 
 
-def answers_at_all(url: str, body: bytes) -> bool:
+def _call(url: str, dialect: str, body: bytes) -> Any:
+    """Send one request over gRPC, in a stream of its own or as a call."""
+    _, _, host, *path = url.split("/")
+    with grpc.insecure_channel(host) as channel:
+        if dialect == "stream":
+            streamed = pb.ModelStreamInferResponse.FromString
+            answers = channel.stream_stream("/" + "/".join(path), None, streamed)(iter([body]))
+            streamed_answer = next(answers)
+            if streamed_answer.error_message:
+                raise ValueError(streamed_answer.error_message)
+            answer = streamed_answer.infer_response
+        else:
+            method = channel.unary_unary(
+                "/" + "/".join(path), None, pb.ModelInferResponse.FromString
+            )
+            answer = method(body, timeout=30)
+    return np.frombuffer(answer.raw_output_contents[0], np.float32)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _message(instance: list[int]) -> bytes:
+    request = pb.ModelInferRequest(model_name="text_classifier")
+    request.inputs.add(name="x", datatype="INT32", shape=[1, TEXT_LENGTH])
+    request.raw_input_contents.append(np.array(instance, np.int32).tobytes())
+    return request.SerializeToString()
+
+
+def answers_at_all(url: str, dialect: str, body: bytes, head: int | None) -> bool:
+    """Tell whether there is an answer yet."""
     try:
-        ask(url, body)
-    except (OSError, ValueError):
+        ask(url, dialect, body, head)
+    except (OSError, ValueError, grpc.RpcError):
         return False
     return True
 

@@ -1,10 +1,17 @@
--- Sends the bodies of a file, one a line, in turn; says at the end what came of it, as JSON.
+-- Sends the requests of a file in turn; says at the end what came of it, as JSON.
 -- wrk ... URL -- FILE
+-- A line is the bytes of JSON in the body, or - where it is JSON as a whole, and the body in hex.
 local requests, at = {}, 0
 
 function init(args)
-  local headers = { ["Content-Type"] = "application/json" }
-  for body in io.lines(args[1]) do
+  for line in io.lines(args[1]) do
+    local head, hex = line:match("^(%S+) (%x+)$")
+    local body = hex:gsub("%x%x", function(digits) return string.char(tonumber(digits, 16)) end)
+    local headers = { ["Content-Type"] = "application/json" }
+    if head ~= "-" then
+      headers["Content-Type"] = "application/octet-stream"
+      headers["Inference-Header-Content-Length"] = head
+    end
     requests[#requests + 1] = wrk.format("POST", nil, headers, body)
   end
 end

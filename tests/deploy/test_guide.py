@@ -6,7 +6,6 @@ import shlex
 import sys
 from pathlib import Path
 
-import numpy as np
 from pytest import fixture, mark
 
 from deploy import vertex
@@ -17,19 +16,10 @@ GUIDE = (ROOT / "docs" / "deploy-vertex.md").read_text()
 
 
 @fixture(scope="module")
-def reader(exported, tmp_path_factory):
+def reader(iris_bundle, tmp_path_factory):
     """Runs a command in a folder with the bundle of the serving guide."""
-    weights = [[-0.4, 0.5, -0.1], [1.0, -0.3, -0.7], [-2.5, -0.2, 2.7], [-1.1, -0.9, 2.0]]
-    bundle = exported(
-        "iris",
-        lambda params, x: x @ params["weights"] + params["bias"],
-        {"weights": np.array(weights, np.float32), "bias": np.array([9.8, 2.2, -12.1], np.float32)},
-        inputs=["x:float32[_,4]"],
-        output="classification:logits",
-        labels=["setosa", "versicolor", "virginica"],
-    )
     folder = tmp_path_factory.mktemp("reader")
-    (folder / "bundle").symlink_to(bundle)
+    (folder / "bundle").symlink_to(iris_bundle)
     (folder / "deploy").symlink_to(ROOT / "deploy")
     environ = {
         **os.environ,

@@ -115,6 +115,35 @@ def test_a_body_that_says_it_is_too_large_is_refused_unread(entrance):
     assert (status, body["code"]) == (413, "too_large")
 
 
+async def came(entrance, size):
+    """Give the parts that a connection keeps of a body, once it has so many bytes of it."""
+    while True:
+        for connection in entrance.server.connections:
+            if sum(map(len, connection._parts)) == size:
+                return list(connection._parts)
+        await asyncio.sleep(0)
+
+
+def test_tiny_chunks_take_no_more_than_they_hold(entrance):
+    """A body in chunks of two bytes is kept in a few pieces, not in one apiece."""
+    sent = LIMIT // 2 * 2
+    with entrance.connect() as connection:
+        connection.sendall(head("host: t", "transfer-encoding: chunked"))
+        connection.sendall(b"2\r\n  \r\n" * (sent // 2))
+        parts = entrance.running.wait(came(entrance, sent))
+
+    assert len(parts) <= 2
+
+
+def test_a_large_head_is_refused_in_whatever_pieces_it_comes(entrance):
+    """Whether its end is there already or not, a head has the same limit."""
+    with entrance.connect() as connection:
+        connection.sendall(head("host: t", f"x-large: {'x' * 70_000}"))
+        status, _, body = read_answer(connection)
+
+    assert (status, body["code"]) == (431, "headers_too_large")
+
+
 def test_chunks_beyond_the_limit_are_refused_not_cut(entrance):
     """A body in chunks that grows too large is 413, however small its chunks."""
     lines = ("host: t", "transfer-encoding: chunked", "connection: close")

@@ -2,10 +2,12 @@
 
 import asyncio
 import functools
+import gc
 import itertools
 import random
 import threading
 import time
+import weakref
 
 import numpy as np
 from pytest import fixture, mark, param, raises
@@ -164,6 +166,56 @@ async def test_a_loop_that_is_always_busy_holds_no_batch_up(model, monkeypatch):
     async with serving(model, in_place_s=1.0) as service:
         assert await sums(asked(service, 1)) == [1.0]
         assert await sums(asked(service, 2)) == [2.0]
+
+
+@on_a_loop
+async def test_a_device_that_dies_in_place_is_given_up():
+    """What is no error of a batch ends the process, on the loop's own thread as on the device's."""
+    model, gave_up = FakeModel(), []
+    model.before = failing(SystemExit(0))
+    async with serving(model, gave_up.append, in_place_s=1.0) as service:
+        with raises(NotReady):
+            await ask(service, rows(1))
+
+        assert service.state is State.FAILED
+
+    assert gave_up == ["the device died"]
+
+
+@on_a_loop
+async def test_a_body_is_freed_with_its_answer(model):
+    """What a request holds does not wait for the next look for garbage: bodies are large."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with serving(model, in_place_s=1.0) as service:
+            for numbers in ((1,), (1, 2, 3, 4, 5)):
+                answered = asyncio.Event()
+                inputs = model.checker.check(rows(*numbers))
+                held = weakref.ref(inputs.arrays[0])
+                service.submit([inputs], lambda _, answered=answered: answered.set())
+                del inputs
+                await answered.wait()
+                await begun()
+
+                assert held() is None
+    finally:
+        gc.enable()
+
+
+@on_a_loop
+async def test_an_answer_that_nobody_can_take_leaves_its_batch_mates_theirs(model, caplog):
+    """A caller's own failure to take its answer is logged, and the others get theirs."""
+
+    def broken(_):
+        raise RuntimeError("gone")
+
+    async with serving(model, in_place_s=1.0) as service:
+        service.submit([model.checker.check(rows(1))], broken)
+
+        assert await sums(asked(service, 2)) == [2.0]
+
+    assert "an answer could not be passed on" in caplog.text
 
 
 @on_a_loop

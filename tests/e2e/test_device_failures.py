@@ -1,0 +1,86 @@
+"""A device that fails for good ends the real process, with a status; nobody waits in vain."""
+
+import asyncio
+
+from pytest import fixture, mark
+
+from tests.e2e.clients import Connection
+from tests.serving import TIMEOUT_S, started
+
+pytestmark = mark.e2e
+
+# The server, but what it runs on does as the first number of a batch says.
+COMMAND = """
+import runpy, threading
+from runtime.errors import ExecutionError
+from runtime.model import Model
+
+run, canary, broken = Model.run, Model.canary, threading.Event()
+
+def fails(self, program, arrays):
+    number = int(arrays[0].flat[0])
+    if number == 1001:
+        threading.Event().wait()
+    if number == 1002:
+        broken.set()
+    if broken.is_set():
+        raise ExecutionError("INTERNAL: an illegal address was read")
+    return run(self, program, arrays)
+
+def fails_too(self):
+    if broken.is_set():
+        raise ExecutionError("INTERNAL: an illegal address was read")
+    return canary(self)
+
+Model.run, Model.canary = fails, fails_too
+runpy.run_module("server", run_name="__main__", alter_sys=True)
+"""
+HANGS, BREAKS = 1001, 1002
+EXIT_DEVICE = 5
+
+
+@fixture
+def served(wide_bundle):
+    """A server whose device can be told to fail; a batch may take a second."""
+    options = ("--device-timeout-s", "1", "--drain-timeout-s", "5")
+    with started("--bundle", str(wide_bundle), *options, command=("-c", COMMAND)) as served:
+        yield served
+
+
+def ask(served, number, times=1):
+    """Ask so many times at once; give the statuses, None where there was no answer."""
+
+    async def one():
+        async with Connection(served.port) as connection:
+            body = b'{"instances": [[%d, 0]]}' % number
+            try:
+                return (await connection.ask("/predict", body))[0]
+            except (asyncio.IncompleteReadError, ConnectionError):
+                return None
+
+    async def all_of_them():
+        return await asyncio.gather(*(one() for _ in range(times)))
+
+    return asyncio.run(asyncio.wait_for(all_of_them(), TIMEOUT_S))
+
+
+def test_a_device_that_hangs_ends_the_process(served):
+    """Whoever waits is refused or cut off, and the process ends as one that has no device."""
+    good = ask(served, 9)
+    statuses = ask(served, HANGS, times=8)
+    status, errors = served.end()
+
+    assert good == [200]
+    assert set(statuses) <= {503, None}
+    assert (status, errors) == (EXIT_DEVICE, "")
+    assert "the device hangs" in served.log
+
+
+def test_a_device_that_keeps_failing_ends_the_process(served):
+    """Batch after batch without success, the canary's too, is a broken device: no loop of 500s."""
+    statuses = [*ask(served, BREAKS), *ask(served, 9), *ask(served, 9)]
+    status, errors = served.end()
+
+    assert statuses == [500, 500, 500]
+    assert (status, errors) == (EXIT_DEVICE, "")
+    assert "CRITICAL giving up: 3 batches failed one after the other" in served.log
