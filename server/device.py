@@ -2,8 +2,9 @@
 
 Batches come in through a queue and outcomes go out through a callback, called on this
 thread. Nothing else is shared, so there is no lock. The thread exists for liveness: while a
-program runs the event loop goes on taking requests and keeping deadlines. Quick batches the
-loop runs itself, while the thread has none; then the thread watches over the loop.
+program runs the event loop goes on taking requests and keeping deadlines. A device that gains
+from two batches at once has two such threads. Quick batches the loop runs itself, while no
+thread has one; then they watch over the loop.
 """
 
 import dataclasses
@@ -57,16 +58,17 @@ class Outcome:
 
 
 class Device:
-    """Runs batches on a thread of its own.
+    """Runs batches on threads of its own.
 
     Args:
       run: calls the program of a batch; may raise ExecutionError.
       signature: of the model.
       canary: runs what cannot fail on a device that works.
       deliver: called with each outcome, on the device's thread.
-      died: called once if the thread ends by anything but `close`.
+      died: called if a thread ends by anything but `close`.
       stall_s: longest that a batch takes in place before it is given up.
-      hung: called, on the device's thread, when one takes longer; has to end the process.
+      hung: called, on a thread of the device, when one takes longer; has to end the process.
+      threads: batches that run at once.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Device:
         died: Callable[[], object],
         stall_s: float,
         hung: Callable[[], object],
+        threads: int = 1,
     ) -> None:
         self._run = run
         self._signature = signature
@@ -88,18 +91,21 @@ class Device:
         self._hung = hung
         self._here_since: float | None = None
         self._inbox: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._loop, name="device", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._loop, name="device", daemon=True) for _ in range(threads)
+        ]
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, batch: Batch) -> None:
-        """Run a batch after those before it."""
+        """Run a batch once a thread has none."""
         self._inbox.put(batch)
 
     def run_here(self, batch: Batch) -> Outcome:
-        """Run a batch on the calling thread; none may be with the device's thread."""
+        """Run a batch on the calling thread; none may be with the threads."""
         self._here_since = time.monotonic()
         try:
             return self.execute(batch)
@@ -107,8 +113,9 @@ class Device:
             self._here_since = None
 
     def close(self) -> None:
-        """End the thread after the batches that it has."""
-        self._inbox.put(None)
+        """End the threads after the batches that they have."""
+        for _ in self._threads:
+            self._inbox.put(None)
 
     def _loop(self) -> None:
         try:

@@ -3,6 +3,7 @@
 1. every program is compiled, and run until its time is known
 2. every golden is run
 3. rows are checked for depending on each other: one program of each family
+4. two batches at once are tried against one
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from runtime.verify import check_goldens, check_rows
 from server import logs
 from server.config import ServerConfig
 from server.fetching import bundle_at
+from server.overlap import batches_at_once
 from server.service import Service
 
 log = logging.getLogger(__name__)
@@ -44,10 +46,12 @@ class Opened:
       model: loaded and measured.
       alone: whether requests have to run by themselves, since rows were seen to depend on
         each other here.
+      in_flight: batches that the device is to have at once.
     """
 
     model: Model
     alone: bool
+    in_flight: int
 
 
 async def open_service(service: Service, config: ServerConfig, *, listening: bool = False) -> int:
@@ -77,7 +81,7 @@ async def open_service(service: Service, config: ServerConfig, *, listening: boo
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)
-    service.open(opened.model, alone=opened.alone)
+    service.open(opened.model, alone=opened.alone, in_flight=opened.in_flight)
     http, grpc = _addresses(config) if listening else ("serving", "")
     seconds = time.monotonic() - begin
     log.info("ready: %s %s%s, after %.1f s", http, _served(opened.model), grpc, seconds)
@@ -125,7 +129,10 @@ def _proven(model: Model, config: ServerConfig) -> Opened:
         if config.golden == "fail":
             raise GoldenMismatch(text)
         log.warning("%s", text)
-    return Opened(model, alone=_rows_mix(model))
+    alone = _rows_mix(model)
+    in_flight = batches_at_once(model)
+    log.info("batches at once: %d", in_flight)
+    return Opened(model, alone, in_flight)
 
 
 def _rows_mix(model: Model) -> bool:

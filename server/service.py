@@ -67,7 +67,6 @@ class Limits:
       queue_delay_s: longest that a task waits for company while the device is free.
       timeout_s: longest that a request takes, its own deadline apart.
       stall_s: longest that a batch takes before the device is given up.
-      in_flight: batches that the device's thread has at once.
       failures: batches that fail whole, one after the other, before it is given up.
       in_place_s: batches that take no longer run on the loop's own thread; see `_pump`.
       nonfinite: what JSON is given for NaN and infinity.
@@ -78,7 +77,6 @@ class Limits:
     queue_delay_s: float = 0.0
     timeout_s: float = 60.0
     stall_s: float = 120.0
-    in_flight: int = 1
     failures: int = 3
     in_place_s: float = 0.001
     nonfinite: Nonfinite = "null"
@@ -175,13 +173,14 @@ class Service:
         """Give the number of programs compiled since the model was opened."""
         return 0 if self._open is None else self._open.compiles()
 
-    def open(self, model: Model, *, alone: bool = False) -> None:
+    def open(self, model: Model, *, alone: bool = False, in_flight: int = 1) -> None:
         """Begin to answer with this model.
 
         Args:
           model: measured and proven.
           alone: run every task by itself, since rows were seen to depend on each other
             here; a bundle that says so itself needs no telling.
+          in_flight: batches that the device has at once.
         """
         self._loop = loop = asyncio.get_running_loop()
 
@@ -207,6 +206,7 @@ class Service:
             died=functools.partial(tell, self._give_up, "the device thread died"),
             stall_s=self._limits.stall_s,
             hung=self._hung,
+            threads=in_flight,
         )
         device.start()
         fastest_s = min(group.planner.cost(1) for group in model.groups.values())
@@ -214,6 +214,7 @@ class Service:
             model,
             queue,
             device,
+            in_flight,
             alone,
             not any(isinstance(d, str) for s in model.signature.outputs for d in s.shape[1:]),
             fastest_s,
@@ -356,7 +357,8 @@ class Service:
 
     def _come_to_pump(self) -> None:
         """Pump once the loop has taken in all that it has received, so that it shares a batch."""
-        if not self._coming and len(self._flying) < self._limits.in_flight:
+        opened = self._open
+        if opened is not None and not self._coming and len(self._flying) < opened.in_flight:
             self._coming = True
             self._loop.call_soon(self._pump)
 
@@ -375,7 +377,7 @@ class Service:
         if quick and opened.queue.rows < opened.queue.max_rows and self._lingers():
             self._come_to_pump()
             return
-        while len(self._flying) < self._limits.in_flight:
+        while len(self._flying) < opened.in_flight:
             now = time.monotonic()
             due = opened.queue.due_in(now)
             if due is None:
@@ -485,6 +487,7 @@ class _Open:
     model: Model
     queue: BatchQueue
     device: Device
+    in_flight: int
     alone: bool
     by_row: bool  # a row's outputs have the same shape, whatever batch it is in
     fastest_s: float

@@ -164,14 +164,14 @@ class Gate:
 
 
 @contextlib.asynccontextmanager
-async def serving(model, fatal=None, hung=None, **limits):
+async def serving(model, fatal=None, hung=None, in_flight=1, **limits):
     """Give a service on this loop, ready with a model; its device ends with it.
 
     Batches run on the device's thread unless the limits say otherwise, so that a model may wait.
     """
     limits = Limits(**{"in_place_s": 0.0, **limits})
     service = Service(limits, fatal or (lambda _: None), hung or (lambda: None))
-    service.open(model)
+    service.open(model, in_flight=in_flight)
     try:
         yield service
     finally:

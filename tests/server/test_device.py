@@ -279,7 +279,7 @@ def test_batches_run_on_a_thread_of_their_own(model, deaths):
     device.submit(batch_of(1))
     assert delivered.wait(30)
     device.close()
-    device._thread.join(30)
+    device._threads[0].join(30)
 
     assert [thread.name for thread in threads] == ["device"]
     assert threads[0].daemon
@@ -304,7 +304,7 @@ def test_a_caller_that_hangs_in_the_device_is_noticed(model, outcomes):
 
     device.run_here(batch_of(1))
     device.close()
-    device._thread.join(30)
+    device._threads[0].join(30)
 
     assert noticed.is_set()
 
@@ -319,7 +319,7 @@ def test_a_caller_that_is_back_is_not_watched(model, outcomes):
     device._inbox = Looked(device._inbox, looks=3, seen=looked.set)
     assert looked.wait(30)
     device.close()
-    device._thread.join(30)
+    device._threads[0].join(30)
 
     assert hung == []
 

@@ -127,7 +127,7 @@ async def test_a_batch_that_is_known_to_be_quick_runs_on_the_loops_own_thread():
         assert await sums(asked(service, 1, 2, 3)) == [1.0, 2.0, 3.0]
 
     assert threads[0] is threading.current_thread()
-    assert threads[1] is service._open.device._thread
+    assert threads[1] is service._open.device._threads[0]
 
 
 @on_a_loop
@@ -699,7 +699,7 @@ async def test_a_device_that_hangs_is_given_up(model, gate):
         assert gave_up == ["the device hangs"]
         gate.open(runs=2)  # it comes back after all: nobody is left to care
         service.close()
-        await asyncio.to_thread(service._open.device._thread.join, 30)
+        await asyncio.to_thread(service._open.device._threads[0].join, 30)
         await begun()
 
     assert [type(answer) for answer in answers] == [NotReady] * 3
@@ -841,7 +841,7 @@ async def test_closing_ends_the_devices_thread(model):
     """A closed service leaves no thread."""
     async with serving(model) as service:
         assert await sums(asked(service, 1)) == [1.0]
-    thread = service._open.device._thread
+    thread = service._open.device._threads[0]
 
     await asyncio.to_thread(thread.join, 30)
 
@@ -856,7 +856,7 @@ def test_a_batch_that_outlives_the_loop_is_no_error(model, gate, caplog):
             request = asked(service, 1)
             await gate.reached()
             request.cancel()
-            return service._open.device._thread
+            return service._open.device._threads[0]
 
     thread = asyncio.run(leave())
     gate.open()

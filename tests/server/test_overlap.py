@@ -1,0 +1,30 @@
+"""How many batches a device should have at once."""
+
+import numpy as np
+from pytest import mark
+
+from server.overlap import batches_at_once, gains
+from tests.server.fakes import FakeModel
+
+
+@mark.parametrize(
+    ("tries", "worth"),
+    [
+        ([(1.0, 0.6), (1.0, 0.7), (1.0, 0.8)], True),
+        ([(1.0, 0.6), (1.0, 0.95), (1.0, 0.6)], False),
+        ([(1.0, 1.0)], False),
+        ([(1.0, 1.3)], False),
+    ],
+)
+def test_two_at_once_have_to_be_faster_each_time(tries, worth):
+    """One measurement that says otherwise is enough to stay with one batch at a time."""
+    assert gains(tries) is worth
+
+
+def test_the_bucket_that_answers_most_is_tried_on_a_legal_batch():
+    """What is measured is what a loaded device runs: full batches of the best bucket."""
+    model = FakeModel(buckets=(1, 4, 16), costs={1: 9e4, 4: 1e5, 16: 9e5})
+    model.blank = lambda rows, _: (np.zeros((rows, 2), np.float32),)
+
+    assert batches_at_once(model) in (1, 2)
+    assert {bucket for bucket, _ in model.ran} == {4}
