@@ -60,7 +60,8 @@ def test_a_fetched_bundle_answers(classifier_bundle):
 
     assert not bundle.path.exists()
     assert fetched.bundle.digest == local.bundle.digest
-    assert np.array_equal(fetched.predict(rows)["output"], local.predict(rows)["output"])
+    # Each was measured by itself, so that different buckets may answer.
+    assert np.allclose(fetched.predict(rows)["output"], local.predict(rows)["output"], rtol=1e-5)
 
 
 def test_only_what_the_manifest_names_is_asked_for(cloud, fetch, files):
