@@ -12,7 +12,7 @@ from examples.digits.train import digits, save
 from export.checkpoints import read_params
 from runtime import load
 from runtime.tensors import read_tensors
-from server.instances import rows_from
+from server.instances import read_rows
 from server.predictions import formatted
 
 
@@ -78,9 +78,10 @@ def test_the_bundle_is_as_accurate_as_the_model(trained, model, held_out):
 def test_the_saved_request_is_answered_with_its_label(trained, model):
     """The request that training leaves for curl is a held-out digit; the bundle reads it right."""
     body = json.loads((trained / "request.json").read_text())
-    inputs = rows_from(body["instances"], model.signature).arrays
+    (part,) = read_rows(body["instances"], model)
+    names = [spec.name for spec in model.signature.inputs]
 
-    outputs = model.predict(inputs)
+    outputs = model.predict(dict(zip(names, part.arrays, strict=True)))
 
     (answer,) = formatted(outputs["output"], model.manifest.output_format)
     assert answer["label"] == (trained / "label.txt").read_text().strip()
