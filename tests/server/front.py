@@ -33,7 +33,9 @@ class Entrance:
         self.config = ServerConfig(bundle="unused", host="127.0.0.1", port=self.port, **config)
         self.service = self.running.service
         routes = make_routes(self.service, self.config)
-        self.app = create_app(self.service, routes, self.config.bodies, make_wait(self.running.loop))
+        self.app = create_app(
+            self.service, routes, self.config.bodies, make_wait(self.running.loop)
+        )
         self.front = Front(self.app, self.service, self.config.bodies, threads=4)
         if load:
             self.running.open(self.model)
