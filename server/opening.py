@@ -80,7 +80,7 @@ async def open_service(service: Service, config: ServerConfig, *, listening: boo
     # request makes is freed without: looking after 700 objects would mean at every few requests.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 10, 10)
+    gc.set_threshold(10_000, 10, 10)
     service.open(opened.model, alone=opened.alone, in_flight=opened.in_flight)
     http, grpc = _addresses(config) if listening else ("serving", "")
     seconds = time.monotonic() - begin

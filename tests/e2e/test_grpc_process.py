@@ -25,7 +25,10 @@ def test_a_taken_grpc_port_ends_the_process(classifier_bundle):
         _, errors = process.communicate(timeout=TIMEOUT_S)
 
     assert process.returncode == 2
-    assert errors == f"error: listen on 127.0.0.1:{port}: Address already in use\n"
+    assert errors == (
+        f"error: listen on 127.0.0.1 port {port}: Address already in use; "
+        "pass another --grpc-port, or -1 for none\n"
+    )
 
 
 def test_sigterm_answers_a_stream_and_ends_it(classifier_bundle):

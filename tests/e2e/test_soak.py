@@ -12,7 +12,7 @@ pytestmark = mark.e2e
 
 def test_a_server_holds_nothing_of_good_and_bad_traffic(classifier_bundle):
     """Every answer is right, and memory, files, threads and arrays are back where they were."""
-    command = [sys.executable, "-m", "bench.soak", "--seconds", "4", str(classifier_bundle)]
+    command = [sys.executable, "-m", "bench.soak", "--seconds", "9", str(classifier_bundle)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S)
 
     verdicts = [line for line in ran.stdout.splitlines() if line.startswith(("PASS", "FAIL"))]
