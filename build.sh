@@ -13,6 +13,7 @@ usage: ./build.sh COMMAND
   test [PYTEST…]    set up and run the test suite
   test --all        that, and build the container image and run it; as root on Debian
   test --jax V      the same on another jax, such as 0.11.2
+  test --matrix     bundles of the oldest and the newest jax, each read by the other
   check             set up and run the linters and the type checker
   image [cpu|cuda12|cuda13] [--bundle DIR] [--tag T] [--push]
                     build a container image of the server with docker, podman or buildah
@@ -93,8 +94,23 @@ check() {
   "$venv/bin/hadolint" Dockerfile
 }
 
+# Fill the table of docs/compatibility.md.
+run_matrix() {
+  local oldest jax pythons=()
+  oldest="$(sed -n 's/.*"jax>=\([0-9.]*\),.*/\1/p' pyproject.toml)"
+  for jax in "$oldest" ""; do
+    setup "$jax"
+    pythons+=("$PWD/$venv/bin/python")
+  done
+  "$venv/bin/python" -m tests.skew "${pythons[@]}"
+}
+
 run_tests() {
   local jax=""
+  if [ "${1:-}" = --matrix ]; then
+    run_matrix
+    return
+  fi
   if [ "${1:-}" = --jax ]; then
     jax="${2:?--jax: expected a version such as 0.11.2}"
     shift 2

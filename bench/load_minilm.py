@@ -35,8 +35,9 @@ def child(way: str, bundle: str) -> None:
     before = peak_mb()
     begin = time.perf_counter()
     from runtime.bundle import open_bundle
+    from runtime.device import find_device
     from runtime.model import _arguments, load
-    from runtime.program import compile_program, find_device, put
+    from runtime.program import compile_program, put
 
     opened = open_bundle(bundle)
     device = find_device(None)
@@ -44,9 +45,7 @@ def child(way: str, bundle: str) -> None:
     if way == "params alone":
         keep = put(_arguments(opened), device, x64=False)
     elif way == "compile alone":
-        keep = [
-            compile_program(opened.read(p.exported), p, manifest, device) for p in manifest.programs
-        ]
+        keep = [compile_program(opened.read, p, manifest, device) for p in manifest.programs]
     elif way == "load":
         keep = load(opened)
     else:

@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 out=arguments.out,
                 overwrite=arguments.overwrite,
                 dry_run=arguments.dry_run,
+                savedmodel=arguments.savedmodel,
+                tf_stablehlo=arguments.tf_stablehlo,
                 progress=tell,
             )
     except (ExportError, BundleError) as error:

@@ -61,6 +61,18 @@ def parser() -> Parser:
         "Module, class or factory, or a function apply(params, inputs)",
     )
     p.add_argument("--out", required=True, type=Path, metavar="DIR", help="the bundle to write")
+    p.add_argument(
+        "--savedmodel",
+        type=Path,
+        metavar="DIR",
+        help="a TensorFlow SavedModel to write as well, such as models/NAME/1 for TensorFlow Serving",
+    )
+    p.add_argument(
+        "--tf-stablehlo",
+        metavar="VERSION",
+        help="StableHLO that the SavedModel is written in, such as 1.13.7, for a TensorFlow that is "
+        "elsewhere (default: what the one installed reads)",
+    )
 
     model = p.add_argument_group("model")
     model.add_argument(

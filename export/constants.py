@@ -34,7 +34,7 @@ def stuck_constants(jaxpr: Any) -> dict[str, Array]:
     """Find the constants over 1 MiB that `with_constants` cannot take out, by digest."""
     movable = large_constants(jaxpr)
     found = _large(_constants(jaxpr, None))
-    return {digest: array for digest, array in found.items() if digest not in movable}
+    return {key: array for key, array in found.items() if key not in movable}
 
 
 def with_constants(jaxpr: Any, order: Mapping[str, int], count: int) -> Flat:
@@ -50,11 +50,18 @@ def with_constants(jaxpr: Any, order: Mapping[str, int], count: int) -> Flat:
         def replaced(constant: Any) -> Any:
             if not _is_large(constant):
                 return constant
-            return params[count + order[_digest(np.asarray(constant))]]
+            return params[count + order[digest(np.asarray(constant))]]
 
         return tuple(_evaluate(jaxpr, [*params[:count], *inputs], replaced))
 
     return function
+
+
+def digest(array: Array) -> str:
+    """Tell arrays apart by dtype, shape and bytes."""
+    data = np.asarray(array, order="C").reshape(-1).view(np.uint8)
+    head = f"{array.dtype.name}{array.shape}".encode()
+    return hashlib.sha256(head + data.data).hexdigest()
 
 
 def _is_large(constant: Any) -> bool:
@@ -63,7 +70,7 @@ def _is_large(constant: Any) -> bool:
 
 def _large(constants: Iterable[Any]) -> dict[str, Array]:
     arrays = (np.asarray(constant) for constant in constants if _is_large(constant))
-    return {_digest(array): array for array in arrays}
+    return {digest(array): array for array in arrays}
 
 
 def _constants(jaxpr: Any, opened: Collection[str] | None) -> Iterator[Any]:
@@ -146,9 +153,3 @@ def _opened(equation: Any, inside: Sequence[Any], given: list[Any], replaced: Re
             return list(jax.lax.switch(given[0], branches, *given[1:]))
         case _:
             return _evaluate(inside[0], given, replaced)
-
-
-def _digest(array: Array) -> str:
-    data = np.asarray(array, order="C").reshape(-1).view(np.uint8)
-    head = f"{array.dtype.name}{array.shape}".encode()
-    return hashlib.sha256(head + data.data).hexdigest()

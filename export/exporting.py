@@ -6,7 +6,8 @@
 4. `lowering.lower`   each trace becomes a serialized program
 5. `writer`           everything goes to a staging directory
 6. `verification`     a fresh process without Flax loads it, runs it, compares
-7. `writer.commit`    one rename puts it in place
+7. `for_tensorflow`   where a SavedModel is wanted it is made, and tried likewise
+8. `writer.commit`    one rename puts it in place
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from export import verification
+from export import for_tensorflow, symbolic, verification
 from export.errors import ExportError
 from export.lowering import Lowered, lower, reproducible
 from export.outputs import Key
@@ -40,6 +41,8 @@ def export_model(
     out: str | os.PathLike[str],
     overwrite: bool = False,
     dry_run: bool = False,
+    savedmodel: str | os.PathLike[str] | None = None,
+    tf_stablehlo: str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Report:
@@ -51,6 +54,10 @@ def export_model(
       out: the bundle to write.
       overwrite: replace a bundle that is there.
       dry_run: do everything but write and verify.
+      savedmodel: a TensorFlow SavedModel to write as well, with the same params and
+        proved on the same goldens. Both are written, or neither.
+      tf_stablehlo: the StableHLO that the SavedModel's programs are written in, such as
+        `1.13.7`; None for the newest that the installed TensorFlow reads.
       progress: called with a sentence before each slow step.
       **options: fields of ExportSpec; they win over those of an ExportSpec given.
 
@@ -68,12 +75,19 @@ def export_model(
     tell = progress or (lambda _: None)
     x64 = _needs_wide_types(spec)
     verification.refuse_unverifiable(spec)
+    for_tensorflow.check(spec, savedmodel, tf_stablehlo)
     if dry_run:
         with wide_types(x64), reproducible():
             plan = prepare(spec, tell, x64=x64)
             programs = _lower_all(plan, tell)
+        if savedmodel is not None:
+            _, notes = symbolic.lower(plan, tell)
+            plan = dataclasses.replace(plan, notes=(*plan.notes, *notes))
         return _report(plan, programs, None, {}, Path(out))
-    with BundleWriter(Path(out), overwrite=overwrite) as writer:
+    with (
+        BundleWriter(Path(out), overwrite=overwrite) as writer,
+        for_tensorflow.target(savedmodel, writer.target, overwrite=overwrite) as tensorflow,
+    ):
         with wide_types(x64), reproducible():
             plan = prepare(spec, tell, x64=x64)
             programs = _lower_all(plan, tell)
@@ -88,8 +102,16 @@ def export_model(
             row_mixing=found.mixing if found.platforms else manifest.row_mixing,
         )
         writer.write_manifest(manifest)
+        made = None
+        if tensorflow:
+            made, notes = for_tensorflow.make(tensorflow, writer.path, plan, tf_stablehlo, tell)
+            made = dataclasses.replace(made, path=str(savedmodel))
+            plan = dataclasses.replace(plan, notes=(*plan.notes, *notes))
         writer.commit()
-    return _report(plan, programs, manifest, found.programs, Path(out))
+        if tensorflow:
+            tensorflow.commit()
+    report = _report(plan, programs, manifest, found.programs, Path(out))
+    return dataclasses.replace(report, savedmodel=made)
 
 
 def _as_spec(model: Any, params: Any, options: Mapping[str, Any]) -> ExportSpec:

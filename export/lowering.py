@@ -12,10 +12,12 @@ from typing import Any
 
 import jax
 from jax import export
-from jax._src.export import serialization  # for its version number, which jax.export does not show
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import func, stablehlo
 
 from export.errors import ExportError, first_line
 from export.jaxprs import equations
+from runtime.program import custom_calls, versions
 
 _CALLBACKS = {
     "debug_callback": "jax.debug.print or jax.debug.callback",
@@ -70,13 +72,16 @@ class Lowered:
     serialization: int
 
 
-@contextlib.contextmanager
-def reproducible() -> Iterator[None]:
+def reproducible() -> contextlib.AbstractContextManager[None]:
     """Keep source paths and call stacks out of what is lowered in this block."""
-    wanted: dict[str, Any] = {
-        "jax_traceback_in_locations_limit": 0,
-        "jax_hlo_source_file_canonicalization_regex": ".*",
-    }
+    return configured(
+        jax_traceback_in_locations_limit=0, jax_hlo_source_file_canonicalization_regex=".*"
+    )
+
+
+@contextlib.contextmanager
+def configured(**wanted: Any) -> Iterator[None]:
+    """Set options of JAX in this block."""
     before = {name: getattr(jax.config, name) for name in wanted}
     try:
         for name, value in wanted.items():
@@ -141,11 +146,67 @@ def lower(traced: Traced, platforms: Sequence[str]) -> Lowered:
     return Lowered(
         exported=data,
         stablehlo=bytes(module),
-        custom_calls=_custom_calls(exported, module),
+        custom_calls=custom_calls(module),
         stablehlo_version=version[1].decode() if version else "unknown",
         calling_convention=exported.calling_convention_version,
-        serialization=serialization._SERIALIZATION_VERSION,  # noqa: SLF001
+        serialization=int(versions()["serialization"]),
     )
+
+
+class NoForm(Exception):
+    """An operation that an older StableHLO does not have; the message is its name."""
+
+
+def rewrite(artifact: bytes, version: str) -> bytes:
+    """Write a StableHLO portable artifact in an older version.
+
+    Composites become calls of what they are composed of: readers of older versions do not
+    refine the shapes of one whose sizes were symbolic.
+
+    Raises:
+      NoForm: an operation cannot be written so.
+    """
+    said: list[str] = []
+
+    def hear(diagnostic: Any) -> bool:
+        said.append(diagnostic.message)
+        return True
+
+    with ir.Context() as context, ir.Location.unknown():
+        context.attach_diagnostic_handler(hear)
+        try:
+            module = stablehlo.deserialize_portable_artifact(context, artifact)
+            for block in _blocks(module.operation):
+                _call_composites(block)
+            return bytes(stablehlo.serialize_portable_artifact(module, version))
+        except ValueError as error:
+            culprit = re.search(r"operation 'vhlo\.(\w+)_v\d+'", " ".join(said))
+            what = f"stablehlo.{culprit[1]}" if culprit else (said or [str(error)])[0][:200]
+            raise NoForm(what) from None
+
+
+def _blocks(operation: Any) -> Iterator[Any]:
+    for region in operation.regions:
+        for block in region.blocks:
+            yield block
+            for inside in block.operations:
+                yield from _blocks(inside.operation)
+
+
+def _call_composites(block: Any) -> None:
+    for view in list(block.operations):
+        operation = view.operation
+        if operation.name == "stablehlo.composite":
+            call = func.CallOp(
+                [result.type for result in operation.results],
+                operation.attributes["decomposition"],
+                list(operation.operands),
+                ip=ir.InsertionPoint(operation),
+                loc=operation.location,
+            )
+            for old, new in zip(operation.results, call.results, strict=True):
+                old.replace_all_uses_with(new)
+            operation.erase()
 
 
 def describe(error: BaseException) -> str:
@@ -167,10 +228,3 @@ def describe(error: BaseException) -> str:
             "operations in its place for inference, or export where it runs"
         )
     return f"{type(error).__name__}: {line}"
-
-
-def _custom_calls(exported: export.Exported, module: bytes) -> tuple[str, ...]:
-    if b"custom_call" not in module:
-        return ()
-    text = exported.mlir_module()
-    return tuple(sorted(set(re.findall(r"stablehlo\.custom_call @(\"[^\"]+\"|[\w.$]+)", text))))

@@ -43,6 +43,8 @@ class Plan:
       output_format: how predictions are written.
       notes: what was decided on the user's behalf.
       cast_drift: output to the largest change that casting params made.
+      call: the model itself, (params by name, inputs in order) to outputs in order.
+      params: what it takes, unpacked.
     """
 
     spec: ExportSpec
@@ -55,6 +57,8 @@ class Plan:
     output_format: OutputFormat
     notes: tuple[str, ...]
     cast_drift: dict[str, float]
+    call: Callable[[Mapping[str, Any], Sequence[Any]], tuple[Any, ...]]
+    params: dict[str, Array]
 
 
 def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan:
@@ -104,6 +108,8 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
         output_format=output_format,
         notes=notes,
         cast_drift=drift,
+        call=flat.call,
+        params=cast,
     )
 
 

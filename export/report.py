@@ -12,6 +12,11 @@ Progress = Callable[[str], None]
 # What a batch prediction job of Vertex AI sends at a time, unless it is told otherwise.
 _VERTEX_BATCH = 64
 
+_SERVING = (
+    "TensorFlow Serving runs it with --xla_cpu_compilation_enabled=true; its GPU image has no "
+    "compiler for such programs: serve it on CPU there"
+)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramReport:
@@ -40,6 +45,49 @@ class ProgramReport:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SavedModelReport:
+    """A SavedModel for TensorFlow.
+
+    Attributes:
+      path: where it is.
+      signatures: name to the inputs it takes.
+      variables: one for each param.
+      warmup_requests: that TensorFlow Serving runs while it loads the model.
+      tensorflow: the version that made and ran it.
+      stablehlo: the version that its programs are written in.
+      written_as: the version in which jax wrote them.
+      calling_convention: of its programs.
+      verified: platforms on which TensorFlow reproduced every golden.
+      max_error: largest difference from the goldens; None where it was not verified.
+    """
+
+    path: str
+    signatures: dict[str, str]
+    variables: int
+    warmup_requests: int
+    tensorflow: str
+    stablehlo: str
+    written_as: str
+    calling_convention: int
+    verified: tuple[str, ...]
+    max_error: float | None
+
+    def lines(self) -> list[str]:
+        """Say it for people, and what TensorFlow Serving needs to run it."""
+        rewritten = self.stablehlo != self.written_as
+        error = "" if self.max_error is None else f", max error {self.max_error:.2g}"
+        form = f"StableHLO {self.stablehlo}" + f", rewritten from {self.written_as}" * rewritten
+        form += f", calling convention {self.calling_convention}"
+        proof = f"TensorFlow {self.tensorflow} on {', '.join(self.verified) or 'nothing'}{error}"
+        return [
+            f"SavedModel {self.path}: {self.variables} variables, {self.warmup_requests} warm-up requests",
+            *(f"  {name}({inputs})" for name, inputs in self.signatures.items()),
+            f"  {form}; verified by {proof}",
+            f"  {_SERVING}",
+        ]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """What an export did.
 
@@ -60,6 +108,7 @@ class Report:
       cast_drift: output to the largest change that `dtype` made.
       row_mixing: ways in which rows depend on each other.
       notes: what was decided on the user's behalf.
+      savedmodel: what was made for TensorFlow, if that was asked for.
     """
 
     bundle: str | None
@@ -78,6 +127,7 @@ class Report:
     cast_drift: dict[str, float]
     row_mixing: tuple[str, ...]
     notes: tuple[str, ...]
+    savedmodel: SavedModelReport | None = None
 
     def to_json(self) -> str:
         """Write it for machines."""
@@ -123,6 +173,8 @@ class Report:
                 f"{_VERTEX_BATCH} instances a request, the largest bucket is {largest}"
             )
         lines += [f"warning: rows are mixed: {text}" for text in self.row_mixing]
+        if self.savedmodel:
+            lines += self.savedmodel.lines()
         if self.bundle:
             lines.append(f"bundle   {self.bundle}; next: python -m server --bundle {self.bundle}")
         else:

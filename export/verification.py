@@ -140,17 +140,18 @@ def _mismatch_text(mismatches: Sequence[str], platform: str, spec: ExportSpec) -
         if spec.axes
         else ""
     )
-    return f"the programs do not answer as the model does, on {platform}: {_few(mismatches)}{hint}"
+    return f"the programs do not answer as the model does, on {platform}: {few(mismatches)}{hint}"
 
 
 def _mixing_text(mixing: Sequence[str]) -> str:
     return (
-        f"a row's answer depends on the rows beside it: {_few(mixing)}. Is BatchNorm in training "
+        f"a row's answer depends on the rows beside it: {few(mixing)}. Is BatchNorm in training "
         "mode, or does something normalize or route across the batch? --allow-row-mixing exports "
         "it all the same, and a server then runs every request alone"
     )
 
 
-def _few(sentences: Sequence[str]) -> str:
+def few(sentences: Sequence[str]) -> str:
+    """List the first three sentences, and say how many more there are."""
     more = f"; and {len(sentences) - 3} more" if len(sentences) > 3 else ""
     return "; ".join(sentences[:3]) + more

@@ -1,16 +1,23 @@
-"""`python -m runtime`: verify, inspect and bench a bundle on this machine."""
+"""`python -m runtime`: verify, inspect, bench, examine and refresh a bundle on this machine."""
 
 import argparse
+import datetime as dt
 import importlib.util
 import json
 import os
+import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from runtime.commandline import Parser
-from runtime.errors import BundleError, DeviceUnavailable, ExecutionError
+from runtime.errors import BundleError, DeviceUnavailable, ExecutionError, GoldenMismatch
+from runtime.guard import step_aside
+
+if TYPE_CHECKING:
+    from runtime.bundle import Bundle
 
 EXIT_OK, EXIT_USAGE, EXIT_BUNDLE, EXIT_GOLDEN, EXIT_DEVICE = 0, 2, 3, 4, 5
 
@@ -22,8 +29,8 @@ class UsageError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
-    0 fine, 2 wrong usage, 3 the bundle cannot be used, 4 goldens do not match or rows
-    depend on each other, 5 the device is missing or failed.
+    0 fine, 1 nothing promises that it stays so, 2 wrong usage, 3 the bundle cannot be used,
+    4 goldens do not match or rows depend on each other, 5 the device is missing or failed.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -33,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_DEVICE
     except BundleError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_BUNDLE
+        return EXIT_GOLDEN if isinstance(error, GoldenMismatch) else EXIT_BUNDLE
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -46,36 +53,78 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m runtime",
-        description="Verify, inspect and bench a bundle.",
+        description="Verify, inspect, bench, examine and refresh a bundle.",
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(required=True, metavar="verify|inspect|bench")
-    verify = commands.add_parser(
-        "verify", help="run goldens and row-independence probes on this device", allow_abbrev=False
-    )
-    verify.add_argument("bundle", type=Path, metavar="BUNDLE")
-    verify.add_argument("--device", help="cpu, cuda, cuda:1 (default: JAX's default device)")
+    commands = parser.add_subparsers(required=True, metavar="verify|inspect|bench|doctor|refresh")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Parser:
+        added = commands.add_parser(name, help=text, allow_abbrev=False)
+        added.add_argument("bundle", type=Path, metavar="BUNDLE")
+        added.add_argument(
+            "--require-digest",
+            type=_digest,
+            metavar="sha256:HEX",
+            help="refuse any other bundle: the digest that inspect shows",
+        )
+        added.set_defaults(run=run)
+        return added
+
+    device: dict[str, Any] = {"help": "cpu, cuda, cuda:1 (default: JAX's default device)"}
+    verify = command("verify", _verify, "run goldens and row-independence probes on this device")
+    verify.add_argument("--device", **device)
     verify.add_argument("--json", action="store_true", help="print a report for machines")
     verify.add_argument("--junit", type=Path, metavar="FILE", help="write a JUnit XML report")
-    verify.set_defaults(run=_verify)
-    inspect = commands.add_parser(
-        "inspect", help="check every file and show what a bundle holds", allow_abbrev=False
-    )
-    inspect.add_argument("bundle", type=Path, metavar="BUNDLE")
+    inspect = command("inspect", _inspect, "check every file and show what a bundle holds")
     inspect.add_argument("--json", action="store_true", help="print it for machines")
-    inspect.set_defaults(run=_inspect)
-    bench = commands.add_parser(
-        "bench", help="time every program on this device", allow_abbrev=False
-    )
-    bench.add_argument("bundle", type=Path, metavar="BUNDLE")
-    bench.add_argument("--device", help="cpu, cuda, cuda:1 (default: JAX's default device)")
+    for added in (verify, inspect):
+        added.add_argument(
+            "--signature", type=Path, metavar="FILE", help="check what model-signing signed it with"
+        )
+        added.add_argument(
+            "--public-key", type=Path, metavar="PEM", help="of whoever is to have signed it"
+        )
+    bench = command("bench", _bench, "time every program on this device")
+    bench.add_argument("--device", **device)
     bench.add_argument(
         "--seconds", type=float, default=1.0, help="time for each program (default: 1)"
     )
     bench.add_argument("--json", action="store_true", help="print the figures for machines")
     bench.add_argument("--plot", type=Path, metavar="FILE", help="write a chart, .svg or .png")
-    bench.set_defaults(run=_bench)
+    doctor = command("doctor", _doctor, "say whether a bundle loads, where, and for how long")
+    doctor.add_argument("--device", **device)
+    doctor.add_argument(
+        "--jax",
+        action="append",
+        default=[],
+        type=_version,
+        metavar="V[=DATE]",
+        help="a version to judge as well, with its build date if you know it",
+    )
+    doctor.add_argument("--json", action="store_true", help="print the findings for machines")
+    refresh = command("refresh", _refresh, "wrap its programs for this jax, into a new bundle")
+    refresh.add_argument("--out", type=Path, required=True, metavar="NEW", help="the new bundle")
+    refresh.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    refresh.add_argument("--device", **device)
     return parser
+
+
+def _digest(text: str) -> str:
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
+        raise argparse.ArgumentTypeError(f"expected sha256: and 64 hex digits, got {text!r}")
+    return text
+
+
+def _version(text: str) -> tuple[str, dt.date | None]:
+    version, _, day = text.partition("=")
+    try:
+        if re.fullmatch(r"\d+(\.\d+)*", version):
+            return version, dt.date.fromisoformat(day) if day else None
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(
+        f"expected a version such as 0.14, or 0.14=2027-02-01, got {text!r}"
+    )
 
 
 def _check_writable(flag: str, file: Path) -> None:
@@ -92,6 +141,26 @@ def _say(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
+def _open(arguments: argparse.Namespace) -> "Bundle":
+    """Open the bundle of a command, and hold it against the digest and the signature, if given."""
+    from runtime.bundle import open_bundle
+
+    bundle = open_bundle(arguments.bundle, require_digest=arguments.require_digest)
+    signature, key = (getattr(arguments, name, None) for name in ("signature", "public_key"))
+    if signature or key:
+        if not (signature and key):
+            raise UsageError("--signature and --public-key: expected both, got one")
+        if importlib.util.find_spec("model_signing") is None:
+            raise UsageError(
+                "--signature: needs model-signing, which is not installed; "
+                "pip install 'hloserve[sign]'"
+            )
+        from runtime.signing import check_signature
+
+        check_signature(bundle, signature, key)
+    return bundle
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     from runtime.model import load
     from runtime.report import junit, verification
@@ -99,7 +168,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     if arguments.junit:
         _check_writable("--junit", arguments.junit)
-    model = load(arguments.bundle, arguments.device, progress=_say)
+    model = load(_open(arguments), arguments.device, progress=_say)
     report = verify(model, progress=_say)
     if arguments.junit:
         arguments.junit.write_bytes(junit(model, report))
@@ -121,10 +190,9 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from runtime.bundle import open_bundle
     from runtime.description import description
 
-    bundle = open_bundle(arguments.bundle)
+    bundle = _open(arguments)
     # One pass over the files, at the speed of SHA-256: cheap enough to be always sure.
     bundle.check()
     if arguments.json:
@@ -140,11 +208,39 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     if arguments.plot:
         _check_plot(arguments.plot)
-    model = load(arguments.bundle, arguments.device, progress=_say)
+    model = load(_open(arguments), arguments.device, progress=_say)
     figures = bench(model, arguments.seconds, progress=_say)
     print(json.dumps(figures) if arguments.json else table(figures))
     if arguments.plot:
         chart(figures, arguments.plot)
+    return EXIT_OK
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from runtime.doctor import examine, written
+    from runtime.promises import today
+
+    bundle = _open(arguments)
+    found = examine(bundle, arguments.device, arguments.jax, today())
+    print(json.dumps(found) if arguments.json else written(found))
+    return int(found["exit_status"])
+
+
+def _refresh(arguments: argparse.Namespace) -> int:
+    from runtime.refresh import refresh
+
+    manifest = refresh(
+        _open(arguments),
+        arguments.out,
+        arguments.device,
+        overwrite=arguments.overwrite,
+        progress=_say,
+    )
+    print(
+        f"refreshed {arguments.bundle} into {arguments.out}: jax "
+        f"{manifest.refreshed_from[-1].exporter.get('jax', '?')} to {manifest.exporter['jax']}, "
+        f"verified on {', '.join(manifest.verified)}"
+    )
     return EXIT_OK
 
 
@@ -158,4 +254,5 @@ def _check_plot(file: Path) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends quietly before `head`, as tools do
+    step_aside()
     sys.exit(main())

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from runtime.description import columns
+from runtime.device import device_kind
 from runtime.model import Group, Model
-from runtime.program import device_kind, jax_version
+from runtime.program import jax_version
 from runtime.signature import bucket_name
 
 Progress = Callable[[str], None]

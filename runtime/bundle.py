@@ -12,6 +12,7 @@ import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 
 from runtime.entries import MANIFEST_NAME, File
@@ -50,7 +51,7 @@ class Bundle:
         Raises:
           IntegrityError: it is not the file that the manifest describes.
         """
-        with self._opened(file) as descriptor, open(descriptor, "rb", closefd=False) as f:
+        with self.opened(file) as f:
             data = f.read()
         _compare(file, len(data), hashlib.sha256(data).hexdigest())
         return data
@@ -62,7 +63,7 @@ class Bundle:
           IntegrityError: a file is not the one that the manifest describes.
         """
         for file in self.manifest.files:
-            with self._opened(file) as descriptor, open(descriptor, "rb", closefd=False) as f:
+            with self.opened(file) as f:
                 digest = hashlib.file_digest(f, "sha256").hexdigest()
             _compare(file, file.bytes, digest)
 
@@ -75,9 +76,9 @@ class Bundle:
         Raises:
           IntegrityError: it is not the file that the manifest describes.
         """
-        with self._opened(file) as descriptor:
+        with self.opened(file) as f:
             mapped = (
-                mmap.mmap(descriptor, file.bytes, access=mmap.ACCESS_READ) if file.bytes else b""
+                mmap.mmap(f.fileno(), file.bytes, access=mmap.ACCESS_READ) if file.bytes else b""
             )
         digest = hashlib.sha256()
         for start in range(0, file.bytes, _CHUNK):
@@ -85,15 +86,36 @@ class Bundle:
         _compare(file, len(mapped), digest.hexdigest())
         return read_tensors(self.path / file.path, mapped)
 
-    def _opened(self, file: File) -> contextlib.AbstractContextManager[int]:
+    @contextlib.contextmanager
+    def opened(self, file: File) -> Iterator[BufferedReader]:
+        """Open a file of the recorded size; whoever reads it has to compare its digest."""
         self.arrived(file)
-        return _opened(self.path, file)
+        with _opened(self.path, file) as descriptor, open(descriptor, "rb", closefd=False) as f:
+            yield f
+
+    def require(self, digest: str | None) -> None:
+        """Refuse to be another bundle than the one of this digest, if one is given.
+
+        Args:
+          digest: `sha256:HEX` of manifest.json, None for any.
+
+        Raises:
+          IntegrityError: it is another one.
+        """
+        if digest and digest != f"sha256:{self.digest}":
+            raise IntegrityError(
+                f"{MANIFEST_NAME}: expected the digest {digest}, got sha256:{self.digest}"
+            )
 
 
-def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+def open_bundle(path: str | os.PathLike[str], *, require_digest: str | None = None) -> Bundle:
     """Open a bundle and check that its files are there, with the recorded sizes.
 
     Digests are checked when a file is read, before anything parses it.
+
+    Args:
+      path: the directory.
+      require_digest: `sha256:HEX`, what manifest.json has to be; None for any.
 
     Raises:
       BundleError: not a bundle, or one this runtime does not read.
@@ -119,11 +141,13 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
             "interrupted leaves none"
         ) from None
     manifest = Manifest.from_bytes(data)
+    bundle = Bundle(root, manifest, hashlib.sha256(data).hexdigest())
+    bundle.require(require_digest)
     for file in manifest.files:
         with _opened(root, file):
             pass
     _warn_about_strangers(root, manifest)
-    return Bundle(root, manifest, hashlib.sha256(data).hexdigest())
+    return bundle
 
 
 def _warn_about_strangers(root: Path, manifest: Manifest) -> None:

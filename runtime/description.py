@@ -17,6 +17,10 @@ def description(bundle: Bundle) -> str:
         ("model", f"{m.name} version {m.version}, exported {m.created}"),
         ("digest", bundle.digest),
         ("made with", ", ".join(f"{k} {v}" for k, v in m.exporter.items())),
+        *(
+            ("refreshed from", f"{o.sha256}, of jax {o.exporter.get('jax', '?')}")
+            for o in m.refreshed_from
+        ),
         (
             "platforms",
             f"{', '.join(m.platforms)}; verified on {', '.join(m.verified) or 'nothing'}",

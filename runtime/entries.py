@@ -40,10 +40,7 @@ class File:
         size = node.take("bytes", int)
         if size < 0:
             raise ManifestError(f"expected a size, got {size}", f"{node.where}.bytes")
-        digest = node.take("sha256", str)
-        if not _SHA256.fullmatch(digest):
-            raise ManifestError("expected 64 hex digits", f"{node.where}.sha256")
-        return cls(path=path, bytes=size, sha256=digest)
+        return cls(path=path, bytes=size, sha256=_digest(node))
 
     def to_json(self) -> dict[str, object]:
         """Write what `from_node` reads."""
@@ -279,6 +276,36 @@ class OutputFormat:
             "scores": self.scores,
             "labels": list(self.labels),
         }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """A bundle that another was refreshed from: the SHA-256 of its manifest, and its exporter."""
+
+    sha256: str
+    exporter: Mapping[str, str]
+
+    @classmethod
+    def from_node(cls, node: Node) -> "Origin":
+        """Read one entry of `$.refreshed_from`."""
+        return cls(sha256=_digest(node), exporter=strings(node, "exporter"))
+
+    def to_json(self) -> dict[str, object]:
+        """Write what `from_node` reads."""
+        return {"sha256": self.sha256, "exporter": dict(self.exporter)}
+
+
+def strings(node: Node, key: str) -> dict[str, str]:
+    """Take an object whose values are strings."""
+    values = node.take(key, dict)
+    return {name: typed(value, str, f"{node.where}.{key}.{name}") for name, value in values.items()}
+
+
+def _digest(node: Node) -> str:
+    digest = node.take("sha256", str)
+    if not _SHA256.fullmatch(digest):
+        raise ManifestError("expected 64 hex digits", f"{node.where}.sha256")
+    return digest
 
 
 def _holds(argument: Argument | None, entry: Param) -> bool:

@@ -70,3 +70,9 @@ def nearest(word: str, options: Iterable[str]) -> str:
     """Write "; did you mean 'x'?" for the option nearest to a word, or nothing."""
     close = difflib.get_close_matches(word, list(options), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Give what an error says, as far as it goes into a line."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]

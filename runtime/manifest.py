@@ -5,6 +5,7 @@ refuses what it does not know: unknown keys, duplicate keys, other versions.
 
 Version log
   1 (2026-11): first format.
+  2 (2026-11): adds `refreshed_from`. A bundle that was never refreshed is still written as 1.
 """
 
 import dataclasses
@@ -18,16 +19,18 @@ from runtime.entries import (
     PLATFORMS,
     File,
     Golden,
+    Origin,
     OutputFormat,
     Params,
     ProgramEntry,
     Tolerance,
+    strings,
 )
 from runtime.errors import ManifestError, UnsupportedFormat
 from runtime.node import Node, typed
 from runtime.signature import Signature, increasing, unique
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)
 # The largest real manifest is a few MB (tens of thousands of params); the rest is an attack.
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 
@@ -58,6 +61,8 @@ class Manifest:
       params: the weights.
       programs: one per bucket.
       goldens: inputs and expected outputs.
+      refreshed_from: the bundles that this one was refreshed from, the exported one first;
+        empty for one that was exported.
     """
 
     name: str
@@ -77,6 +82,7 @@ class Manifest:
     params: Params
     programs: tuple[ProgramEntry, ...]
     goldens: tuple[Golden, ...]
+    refreshed_from: tuple[Origin, ...] = ()
 
     @property
     def files(self) -> tuple[File, ...]:
@@ -104,20 +110,21 @@ class Manifest:
             raise ManifestError(f"expected strict JSON in UTF-8: {error}", "$") from None
         node = Node(value)
         version = node.take("format_version", int)
-        if version != FORMAT_VERSION:
+        if version not in FORMAT_VERSIONS:
+            known = " or ".join(map(str, FORMAT_VERSIONS))
             raise UnsupportedFormat(
-                f"manifest.json: expected format_version {FORMAT_VERSION}, got {version}; "
+                f"manifest.json: expected format_version {known}, got {version}; "
                 "re-export the model, or serve it with the release that wrote it"
             )
-        return node.whole(cls._from_node)
+        return node.whole(lambda node: cls._from_node(node, version))
 
     @classmethod
-    def _from_node(cls, node: Node) -> "Manifest":
+    def _from_node(cls, node: Node, version: int) -> "Manifest":
         manifest = cls(
             name=node.take("name", str),
             version=node.take("version", str),
             created=node.take("created", str),
-            exporter=_strings(node, "exporter"),
+            exporter=strings(node, "exporter"),
             platforms=_platforms(node, "platforms"),
             verified=_platforms(node, "verified"),
             x64=node.take("x64", bool),
@@ -134,8 +141,11 @@ class Manifest:
             params=node.child("params", Params.from_node),
             programs=node.each("programs", ProgramEntry.from_node),
             goldens=node.each("goldens", Golden.from_node),
+            refreshed_from=node.each("refreshed_from", Origin.from_node) if version > 1 else (),
         )
         manifest._check()
+        if version > 1 and not manifest.refreshed_from:
+            raise ManifestError("expected at least one origin", "$.refreshed_from")
         return manifest
 
     def _check(self) -> None:
@@ -231,7 +241,7 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Write what `from_bytes` reads, the same bytes for equal manifests."""
         value = {
-            "format_version": FORMAT_VERSION,
+            "format_version": 2 if self.refreshed_from else 1,
             "name": self.name,
             "version": self.version,
             "created": self.created,
@@ -253,6 +263,8 @@ class Manifest:
             "goldens": [golden.to_json() for golden in self.goldens],
             "params": self.params.to_json(),
         }
+        if self.refreshed_from:
+            value["refreshed_from"] = [origin.to_json() for origin in self.refreshed_from]
         return _readable(value).encode() + b"\n"
 
 
@@ -275,11 +287,6 @@ def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
             raise ManifestError(f"duplicate key {name!r}", "$")
         found[name] = value
     return found
-
-
-def _strings(node: Node, key: str) -> dict[str, str]:
-    values = node.take(key, dict)
-    return {name: typed(value, str, f"{node.where}.{key}.{name}") for name, value in values.items()}
 
 
 def _platforms(node: Node, key: str) -> tuple[str, ...]:

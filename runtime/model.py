@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -10,21 +11,21 @@ import numpy as np
 
 from runtime.buckets import Planner, pad, pad_axes, pick, unpad
 from runtime.bundle import Bundle, open_bundle
+from runtime.device import Device, find_device, named, platform_of
 from runtime.errors import IncompatibleProgram, IntegrityError, SignatureMismatch
 from runtime.inputs import Checker
 from runtime.manifest import Manifest
-from runtime.program import (
-    Device,
-    Program,
-    compile_program,
-    find_device,
-    platform_of,
-    put,
-)
+from runtime.probe import probe
+from runtime.program import Program, compile_program, put
 from runtime.signature import Signature, TensorSpec
 from runtime.tensors import Array, numpy_dtype
 
 Progress = Callable[[str], None]
+
+# When run times are measured each program has so many turns, none much longer than this. One
+# that takes longer by itself has two.
+_TURNS = 4
+_TURN_S = 0.015
 
 
 def load(
@@ -32,13 +33,20 @@ def load(
     device: object | None = None,
     *,
     progress: Progress | None = None,
+    require_digest: str | None = None,
+    isolated: bool = False,
 ) -> "Model":
     """Load a bundle: compile every program for one device and put the params there.
+
+    A damaged bundle is an error, but one that was made to crash a process does so, unless it
+    is `isolated`, or kept out by its digest.
 
     Args:
       bundle: the directory, or a bundle that is already open.
       device: None for JAX's default, "cpu", "cuda", "cuda:1", or a jax device.
       progress: called with a short sentence before each slow step.
+      require_digest: `sha256:HEX`, what its manifest.json has to be; None for any.
+      isolated: open it in a process of its own first.
 
     Returns:
       A model; nothing is compiled after this.
@@ -48,7 +56,11 @@ def load(
     """
     tell = progress or (lambda _: None)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    opened.require(require_digest)
     manifest = opened.manifest
+    if isolated:
+        tell("opening the bundle in a process of its own first")
+        probe(opened, named(device))
     target = find_device(device)
     platform = platform_of(target)
     if platform not in manifest.platforms:
@@ -60,7 +72,11 @@ def load(
     programs = []
     for i, entry in enumerate(manifest.programs):
         tell(f"compiling {entry.exported.path} ({i + 1}/{len(manifest.programs)})")
-        programs.append(compile_program(opened.read(entry.exported), entry, manifest, target))
+        programs.append(compile_program(opened.read, entry, manifest, target))
+        if programs[-1].fallback:
+            tell(
+                f"{entry.exported.path} is not read by this jax ({programs[-1].fallback}); took {entry.stablehlo.path}"
+            )
     release_memory()
     tell("loading params")
     params = put(_arguments(opened), target, x64=manifest.x64)
@@ -278,13 +294,19 @@ class Model:
         """Run every program until its time is known, and plan by these times from now on.
 
         The first runs also do what a device does once only (page weights in, pick
-        algorithms), so that no request pays for it.
+        algorithms), so that no request pays for it. The programs of a group take turns, so
+        that what else the machine does for a moment slows none of them alone.
         """
         for sizes, group in self.groups.items():
-            costs = {
-                batch: _seconds(program, self.params, self.blank(batch, sizes))
-                for batch, program in group.programs.items()
-            }
+            blank = {batch: self.blank(batch, sizes) for batch in group.programs}
+            costs = dict.fromkeys(group.programs, math.inf)
+            for turn in range(_TURNS):
+                for batch, program in group.programs.items():
+                    if turn == 0:
+                        program.call(self.params, blank[batch])
+                    elif turn > 1 and costs[batch] > _TURN_S:
+                        continue
+                    costs[batch] = min(costs[batch], _seconds(program, self.params, blank[batch]))
             self.groups[sizes] = dataclasses.replace(group, planner=Planner(costs))
 
     def canary(self) -> None:
@@ -328,17 +350,14 @@ def _groups(manifest: Manifest, programs: tuple[Program, ...]) -> dict[tuple[int
 
 
 def _seconds(program: Program, params: tuple[object, ...], inputs: tuple[Array, ...]) -> float:
-    """Time one run, the best of up to ten within 50 ms, after one that is not counted."""
-    best = float("inf")
-    spent = 0.0
-    program.call(params, inputs)
-    for _ in range(10):
+    """Time one run: the best of those that fit into a turn, at least one and at most fifty."""
+    best, spent = math.inf, 0.0
+    for _ in range(50):
         begin = time.perf_counter()
         program.call(params, inputs)
         taken = time.perf_counter() - begin
-        best = min(best, taken)
-        spent += taken
-        if spent > 0.05:
+        best, spent = min(best, taken), spent + taken
+        if spent > _TURN_S:
             break
     return best
 

@@ -1,66 +1,41 @@
 """One bucket's program: bytes in, something callable out. The only caller of jax.export.
 
-Whatever of JAX's surface the runtime needs is here, so that a JAX release that changes
-it breaks this file alone.
+Whatever of JAX's surface serving needs is here or, of devices, in `device`; and all of it that
+JAX does not promise is here alone, so that a release that changes it breaks this file:
+
+* `jax.extend.mlir`, to read the StableHLO inside a program, and the names of its operations
+* `jax._src.export.serialization`, for the version of the wrapper
+* that a `jax.export.Exported` is a dataclass, and what its `mlir_module_serialized` holds
+* the name of the event that tells of a compilation
+* that a refused program says something of a compatibility window
 """
 
 import contextlib
 import dataclasses
+import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import export
+from jax._src.export import serialization
+from jax.extend import mlir
+from jax.extend.mlir import ir
 
-from runtime.entries import ProgramEntry
-from runtime.errors import DeviceUnavailable, ExecutionError, IncompatibleProgram
+from runtime.customcalls import ALLOWED
+from runtime.device import Device, platform_of
+from runtime.entries import File, ProgramEntry
+from runtime.errors import (
+    BundleError,
+    ExecutionError,
+    IncompatibleProgram,
+    IntegrityError,
+    first_line,
+)
 from runtime.manifest import Manifest
 from runtime.tensors import Array, numpy_dtype
-
-Device = Any
-
-
-def find_device(wanted: object | None) -> Device:
-    """Give the device to serve from.
-
-    Args:
-      wanted: None for JAX's default device, a platform ("cpu", "cuda"), a platform and
-        an index ("cuda:1"), or a jax device.
-
-    Raises:
-      DeviceUnavailable: it is not there. There is no fall-back to another platform.
-    """
-    if isinstance(wanted, jax.Device):
-        return wanted
-    if wanted is not None and not isinstance(wanted, str):
-        raise DeviceUnavailable(
-            "device: expected None, a name such as 'cpu' or 'cuda:1', or a jax device, got "
-            f"{type(wanted).__name__}"
-        )
-    platform, _, index = (wanted or "").partition(":")
-    reason = "no such index"
-    try:
-        devices = jax.local_devices(backend=platform or None)
-        if (index or "0").isdecimal() and int(index or 0) < len(devices):
-            return devices[int(index or 0)]
-    except RuntimeError as error:
-        reason = _first_line(error)
-    raise DeviceUnavailable(
-        f"device {wanted or 'default'!r}: expected one of {_available()}, got none ({reason})"
-    )
-
-
-def platform_of(device: Device) -> str:
-    """Name a device's platform as jax.export does: cpu, cuda, rocm, tpu."""
-    if device.platform == "gpu":
-        return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
-    return str(device.platform)
-
-
-def device_kind(device: Device) -> str:
-    """Name a device's model, such as `cpu` or `NVIDIA H200`."""
-    return str(device.device_kind)
 
 
 def jax_version() -> str:
@@ -68,11 +43,19 @@ def jax_version() -> str:
     return str(jax.__version__)
 
 
-def _available() -> list[str]:
-    try:
-        return [f"{platform_of(d)}:{d.id}" for d in jax.local_devices()]
-    except RuntimeError:
-        return []
+def versions() -> dict[str, str]:
+    """Name what writes wrappers here: jax, jaxlib, calling convention, serialization."""
+    return {
+        "jax": jax.__version__,
+        "jaxlib": jaxlib_version(),
+        "calling_convention": str(export.maximum_supported_calling_convention_version),
+        "serialization": str(serialization._SERIALIZATION_VERSION),  # noqa: SLF001
+    }
+
+
+def jaxlib_version() -> str:
+    """Name the jaxlib that runs."""
+    return importlib.metadata.version("jaxlib")
 
 
 def wait_in_place() -> None:
@@ -103,17 +86,6 @@ def count_compiles() -> Callable[[], int]:
     return lambda: len(compiled)
 
 
-def memory_in_use(device: Device) -> int | None:
-    """Give the bytes in use on a device, None where it does not say."""
-    statistics = device.memory_stats()
-    return None if statistics is None else int(statistics["bytes_in_use"])
-
-
-def live_arrays(platform: str) -> int:
-    """Count the arrays on a platform's devices that this process still holds."""
-    return len(jax.live_arrays(platform))
-
-
 def wide_types(enabled: bool) -> contextlib.AbstractContextManager[Any]:
     """Switch 64-bit types on for lowering or calling, in this thread only."""
     return jax.enable_x64(True) if enabled else contextlib.nullcontext()
@@ -134,12 +106,14 @@ class Program:
     Attributes:
       batch: rows it takes.
       axes: size of each bucketed axis.
+      fallback: why it was made from `.stablehlo`; empty if it was not.
     """
 
     batch: int
     axes: Mapping[str, int]
     _compiled: Any
     _x64: bool
+    fallback: str = ""
 
     def call(self, params: tuple[Any, ...], inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         """Run the program and bring its outputs to the host.
@@ -181,13 +155,46 @@ class Program:
         return found
 
 
+class _Unreadable(Exception):
+    """A form of a program that this jax does not read."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Arguments:
+    """Shapes and dtypes of what a program takes and gives."""
+
+    params: tuple[jax.ShapeDtypeStruct, ...]
+    inputs: tuple[jax.ShapeDtypeStruct, ...]
+    outputs: tuple[jax.ShapeDtypeStruct, ...]
+
+    @classmethod
+    def of(cls, entry: ProgramEntry, manifest: Manifest, device: Device | None) -> "_Arguments":
+        """Give what the manifest says of a program, for a device if there is one."""
+        sharding = None if device is None else jax.sharding.SingleDeviceSharding(device)
+
+        def spec(dtype: str, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, numpy_dtype(dtype), sharding=sharding)
+
+        specs = (manifest.signature.inputs, manifest.signature.outputs)
+        inputs, outputs = (
+            tuple(spec(s.dtype, s.concrete(entry.batch, entry.axes)) for s in part)
+            for part in specs
+        )
+        return cls(
+            tuple(spec(a.dtype, a.shape) for a in manifest.params.arguments), inputs, outputs
+        )
+
+
 def compile_program(
-    data: bytes, entry: ProgramEntry, manifest: Manifest, device: Device
+    read: Callable[[File], bytes], entry: ProgramEntry, manifest: Manifest, device: Device
 ) -> Program:
-    """Deserialize an exported program and compile it for a device, ahead of time.
+    """Deserialize a program and compile it for a device, ahead of time.
+
+    Its `.exported` form is taken, or its `.stablehlo` where this jax no longer, or not yet,
+    reads the other; the program says so.
 
     Args:
-      data: the bytes of `entry.exported`, digest checked.
+      read: gives the bytes of a file, digest checked.
       entry: the program's entry in the manifest.
       manifest: the manifest, for its signature and params.
       device: where it will run.
@@ -195,50 +202,148 @@ def compile_program(
     Raises:
       IncompatibleProgram: jax refuses it: outside its compatibility window, for
         another platform, or with custom calls it does not know.
+      IntegrityError: it makes other custom calls than the manifest lists.
     """
-    where = f"{entry.exported.path}: exported by jax {manifest.exporter.get('jax', '?')}"
-    sharding = jax.sharding.SingleDeviceSharding(device)
-
-    def spec(dtype: str, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, numpy_dtype(dtype), sharding=sharding)
-
     with wide_types(manifest.x64):
-        params = tuple(spec(a.dtype, a.shape) for a in manifest.params.arguments)
-        inputs = tuple(
-            spec(s.dtype, s.concrete(entry.batch, entry.axes)) for s in manifest.signature.inputs
-        )
+        arguments = _Arguments.of(entry, manifest, device)
         try:
-            exported = export.deserialize(bytearray(data))
-            _expect_arguments(exported, params, inputs)
-            _expect_outputs(exported, entry, manifest)
-            compiled = jax.jit(exported.call).lower(params, inputs).compile()
+            exported, fallback = _read(read, entry, manifest)
+            _expect_signature(exported, arguments)
+            compiled = jax.jit(exported.call).lower(arguments.params, arguments.inputs).compile()
+        except BundleError:
+            raise
         except Exception as error:
+            reason = str(error) if isinstance(error, _Unreadable) else first_line(error)
             raise IncompatibleProgram(
-                f"{where}, this is jax {jax.__version__} on {platform_of(device)}: "
-                f"{_first_line(error)}; re-export the model with a jax near this one"
+                f"{entry.exported.path}: exported by jax {manifest.exporter.get('jax', '?')}, this "
+                f"is jax {jax.__version__} on {platform_of(device)}: {reason}; "
+                "re-export the model with a jax near this one"
             ) from error
-    return Program(entry.batch, entry.axes, compiled, manifest.x64)
+    return Program(entry.batch, entry.axes, compiled, manifest.x64, fallback)
 
 
-def _expect_arguments(
-    exported: export.Exported, params: Sequence[Any], inputs: Sequence[Any]
-) -> None:
-    expected = [(tuple(s.shape), s.dtype) for s in (*params, *inputs)]
-    got = [(tuple(a.shape), a.dtype) for a in exported.in_avals]
-    if expected != got:
+def rewrap(artifact: bytes, entry: ProgramEntry, manifest: Manifest) -> bytes:
+    """Wrap a StableHLO artifact as the jax that runs would have exported it.
+
+    Args:
+      artifact: the bytes of `entry.stablehlo`, digest checked.
+      entry: the program's entry in the manifest.
+      manifest: the manifest, for its signature, params and platforms.
+
+    Raises:
+      IncompatibleProgram: this jax does not read it.
+      IntegrityError: it makes other custom calls than the manifest lists.
+    """
+    with wide_types(manifest.x64):
+        try:
+            return bytes(_wrapped(artifact, entry, manifest).serialize())
+        except _Unreadable as error:
+            raise IncompatibleProgram(
+                f"{entry.stablehlo.path}: {error}; re-export the model with a jax near this one"
+            ) from error
+
+
+def custom_calls(artifact: bytes) -> tuple[str, ...]:
+    """List the targets of the custom calls in a StableHLO artifact, sorted.
+
+    Raises:
+      ValueError: this jax does not read it.
+    """
+    with ir.Context():
+        try:
+            module = mlir.deserialize_portable_artifact(artifact)
+        except Exception as error:
+            raise ValueError(first_line(error)) from error
+        found: set[str] = set()
+        left = [module.operation]
+        while left:
+            operation = left.pop()
+            # By the end of its name: other dialects have a custom_call as well.
+            if operation.name.endswith("custom_call"):
+                found.add(ir.StringAttr(operation.attributes["call_target_name"]).value)
+            left += [op.operation for region in operation.regions for b in region for op in b]
+    return tuple(sorted(found))
+
+
+def _read(
+    read: Callable[[File], bytes], entry: ProgramEntry, manifest: Manifest
+) -> tuple[export.Exported, str]:
+    """Give a program from the form that this jax reads, and why it is not the first one."""
+    try:
+        return _unwrapped(read(entry.exported), entry), ""
+    except _Unreadable as error:
+        # What this very jax has written and cannot read is damaged, not too old or too new.
+        if manifest.exporter.get("jax") == jax.__version__ and "window" not in str(error):
+            raise
+        reason = str(error)
+    try:
+        return _wrapped(read(entry.stablehlo), entry, manifest), reason
+    except _Unreadable as error:
+        raise _Unreadable(f"{reason}; {entry.stablehlo.path}: {error}") from error
+
+
+def _unwrapped(data: bytes, entry: ProgramEntry) -> export.Exported:
+    try:
+        exported = export.deserialize(bytearray(data))
+    except Exception as error:
+        raise _Unreadable(first_line(error)) from error
+    convention = exported.calling_convention_version
+    low = export.minimum_supported_calling_convention_version
+    high = export.maximum_supported_calling_convention_version
+    if not low <= convention <= high:
+        raise _Unreadable(
+            f"calling convention {convention} is outside of this jax's window, {low} to {high}"
+        )
+    _expect_custom_calls(exported.mlir_module_serialized, entry)
+    return exported
+
+
+def _wrapped(artifact: bytes, entry: ProgramEntry, manifest: Manifest) -> export.Exported:
+    """Make what jax.export would have made: of an empty function, with the program put in."""
+    _expect_custom_calls(artifact, entry)
+    arguments = _Arguments.of(entry, manifest, None)
+
+    # A lambda, as what was exported: its name is in the wrapper.
+    jitted = jax.jit(
+        lambda _params, _inputs: tuple(jnp.zeros(s.shape, s.dtype) for s in arguments.outputs),
+        keep_unused=True,
+    )
+    exported = export.export(jitted, platforms=manifest.platforms)(
+        arguments.params, arguments.inputs
+    )
+    return dataclasses.replace(exported, mlir_module_serialized=artifact)
+
+
+def _expect_signature(exported: export.Exported, arguments: _Arguments) -> None:
+    expected = [(s.shape, s.dtype) for s in (*arguments.params, *arguments.inputs)]
+    if expected != [(tuple(a.shape), a.dtype) for a in exported.in_avals]:
         raise ValueError("its arguments are not those the manifest describes")
-
-
-def _expect_outputs(exported: export.Exported, entry: ProgramEntry, manifest: Manifest) -> None:
-    expected = [
-        (s.concrete(entry.batch, entry.axes), numpy_dtype(s.dtype))
-        for s in manifest.signature.outputs
-    ]
-    got = [(tuple(a.shape), a.dtype) for a in exported.out_avals]
-    if expected != got:
+    expected = [(s.shape, s.dtype) for s in arguments.outputs]
+    if expected != [(tuple(a.shape), a.dtype) for a in exported.out_avals]:
         raise ValueError("its outputs are not those the manifest describes")
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+def _expect_custom_calls(artifact: bytes, entry: ProgramEntry) -> None:
+    """Hold the custom calls of a program against the manifest, and against what is allowed.
+
+    In the files' own bytes, before anything of them is compiled: a custom call runs what it names.
+    """
+    try:
+        found = custom_calls(artifact)
+    except ValueError as error:
+        raise _Unreadable(str(error)) from error
+    if found != entry.custom_calls:
+        raise IntegrityError(
+            f"{entry.exported.path}: expected the custom calls that the manifest lists, "
+            f"{_listed(entry.custom_calls)}, got {_listed(found)}"
+        )
+    strange = [target for target in found if target not in ALLOWED]
+    if strange:
+        raise IncompatibleProgram(
+            f"{entry.exported.path}: expected custom calls that jax keeps, got {strange[0]!r}; "
+            "use jax's own operations in its place"
+        )
+
+
+def _listed(targets: Sequence[str]) -> str:
+    return ", ".join(targets) or "none"

@@ -4,8 +4,8 @@ import math
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from runtime.device import device_kind
 from runtime.model import Model
-from runtime.program import device_kind
 from runtime.signature import bucket_name
 from runtime.verify import Report
 

@@ -129,12 +129,7 @@ def check_rows(
     """Probe one program for rows that depend on each other."""
     if batch == 1:
         return []
-    holdable = (g for g in model.manifest.goldens if _fits(model, g, group))
-    golden = max(holdable, key=lambda g: (_sizes(model, g), g.rows))
-    inputs, _ = read_golden(model, golden)
-    rows = model.fit(
-        group, tuple(_cycle(a, 0, batch) for a in inputs), batch, _sizes(model, golden)
-    )
+    rows = golden_rows(model, group, batch)
     program = group.programs[batch]
     return find_mixing(
         lambda arrays: model.run(program, arrays),
@@ -144,6 +139,15 @@ def check_rows(
         bucket_name(model.signature, group.sizes, batch),
         kinds=kinds,
     )
+
+
+def golden_rows(model: Model, group: Group, batch: int) -> Rows:
+    """Fill a program's inputs with rows of the longest golden that it holds, in a cycle."""
+    holdable = (g for g in model.manifest.goldens if _fits(model, g, group))
+    golden = max(holdable, key=lambda g: (_sizes(model, g), g.rows))
+    inputs, _ = read_golden(model, golden)
+    rows = tuple(_cycle(a, 0, batch) for a in inputs)
+    return model.fit(group, rows, batch, _sizes(model, golden))
 
 
 def read_golden(model: Model, golden: Golden) -> tuple[Rows, Rows]:

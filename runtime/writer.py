@@ -1,9 +1,10 @@
-"""The bundle directory, written: whole or not at all.
+"""A directory such as a bundle, written: whole or not at all.
 
 Writing goes to a hidden sibling directory that is fsynced and renamed into place.
 When a bundle is replaced the old one is renamed aside first; should the process die
 between the two renames, the next writer finishes the swap. What dead writers left
 behind is removed by the next one; a living writer holds a lock on its directory.
+A file that is always there, such as a bundle's manifest, tells a whole one.
 """
 
 import contextlib
@@ -18,37 +19,46 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, ClassVar, Self
 
 import numpy as np
 
 from runtime.entries import MANIFEST_NAME, File
-from runtime.errors import BundleError, ManifestError, UnsupportedFormat
+from runtime.errors import BundleError, IntegrityError, ManifestError, UnsupportedFormat
 from runtime.manifest import Manifest
 from runtime.tensors import Array, read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
+_CHUNK = 1 << 20
 
-class BundleWriter:
-    """Writes a bundle beside its target and puts it in place in one rename.
+
+class DirectoryWriter:
+    """Writes a directory beside its target and puts it in place in one rename.
 
     Use as a context manager; leaving it without `commit` removes what was written.
 
     Args:
-      target: the bundle to make.
-      overwrite: replace a bundle that is there.
+      target: the directory to make.
+      overwrite: replace one of the same kind that is there.
+
+    Attributes:
+      target: the directory to make, absolute.
+      path: where to write.
 
     Raises:
       BundleError: the target exists and is not to be, or cannot be, replaced.
     """
 
+    kind: ClassVar[str]
+    marker: ClassVar[str]  # a file in every directory of this kind
+
     def __init__(self, target: Path, *, overwrite: bool = False) -> None:
-        self._target = Path(os.path.abspath(target))
+        self.target = Path(os.path.abspath(target))
         self._overwrite = overwrite
-        self._parent = self._target.parent
+        self._parent = self.target.parent
         self._token = secrets.token_hex(4)
-        self.path = self._parent / f".{self._target.name}.staging-{self._token}"
+        self.path = self._parent / f".{self.target.name}.staging-{self._token}"
         self._lock = -1
         self._made: list[Path] = []
 
@@ -68,10 +78,79 @@ class BundleWriter:
     def __exit__(self, *_: object) -> None:
         """Remove what was made, unless it was committed."""
         os.close(self._lock)
-        _remove(self.path)
+        self._remove(self.path)
         with contextlib.suppress(OSError):
             for folder in self._made:
                 folder.rmdir()
+
+    def commit(self) -> None:
+        """Put what was written in place.
+
+        Raises:
+          BundleError: another writer was faster.
+        """
+        for path in (self.path, *self.path.rglob("*")):
+            _fsync(path)
+        with _locked(self._parent):
+            self._check_target()
+            aside = self._parent / f".{self.target.name}.replaced-{self._token}"
+            if self._overwrite and self.target.exists():
+                self.target.rename(aside)
+            try:
+                self.path.rename(self.target)
+            except OSError as error:
+                if aside.exists():
+                    aside.rename(self.target)
+                raise BundleError(f"{self.kind} {self.target}: {error.strerror}") from error
+            _fsync(self._parent)
+        self._remove(aside)
+
+    def _check_target(self) -> None:
+        target = self.target
+        if not target.exists() and not target.is_symlink():
+            return
+        if not self._overwrite:
+            raise BundleError(f"{self.kind} {target}: exists; pass --overwrite to replace it")
+        replaceable = target.is_dir() and not target.is_symlink()
+        if not replaceable or (any(target.iterdir()) and not self._is_one(target)):
+            raise BundleError(
+                f"{self.kind} {target}: exists and is not a {self.kind}; it is left alone"
+            )
+
+    def _finish_earlier_writers(self) -> None:
+        """Finish an interrupted swap and remove what dead writers left; under the lock."""
+        for aside in self._leftovers("replaced"):
+            new = self._parent / f".{self.target.name}.staging-{aside.name[-8:]}"
+            whole = [folder for folder in (new, aside) if (folder / self.marker).is_file()]
+            if whole and not os.path.lexists(self.target):
+                whole[0].rename(self.target)
+                log.warning("%s %s: finished a swap that was interrupted", self.kind, self.target)
+            self._remove(aside)
+        for folder in self._leftovers("staging"):
+            if _abandoned(folder):
+                self._remove(folder)
+
+    def _leftovers(self, kind: str) -> list[Path]:
+        """Find what writers of this target left: `.NAME.KIND-TOKEN`."""
+        pattern = re.compile(rf"\.{re.escape(self.target.name)}\.{kind}-[0-9a-f]{{8}}")
+        return sorted(p for p in self._parent.iterdir() if pattern.fullmatch(p.name))
+
+    def _is_one(self, folder: Path) -> bool:
+        """Say whether a directory is of this writer's kind."""
+        return (folder / self.marker).is_file()
+
+    def _remove(self, folder: Path) -> None:
+        """Remove a directory, its marker first: without it nobody takes the rest for a whole one."""
+        with contextlib.suppress(OSError):
+            (folder / self.marker).unlink()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class BundleWriter(DirectoryWriter):
+    """Writes a bundle, whole or not at all."""
+
+    kind = "bundle"
+    marker = MANIFEST_NAME
 
     def write(self, path: str, data: bytes) -> File:
         """Write one file below the bundle."""
@@ -98,6 +177,22 @@ class BundleWriter:
                 raise BundleError(f"{path}: {name!r} reads back differently. This is a bug.")
         return File(path=path, bytes=size, sha256=digest)
 
+    def copy(self, file: File, source: BinaryIO) -> None:
+        """Copy a file of another bundle.
+
+        Raises:
+          IntegrityError: it is not the file that the other manifest describes.
+        """
+        digest = hashlib.sha256()
+        with self._create(file.path) as f:
+            while chunk := source.read(_CHUNK):
+                digest.update(chunk)
+                f.write(chunk)
+        if digest.hexdigest() != file.sha256:
+            raise IntegrityError(
+                f"{file.path}: expected sha256 {file.sha256}, got {digest.hexdigest()}"
+            )
+
     def write_manifest(self, manifest: Manifest) -> None:
         """Write, or write again, the manifest of the staged bundle."""
         data = manifest.to_bytes()
@@ -110,28 +205,6 @@ class BundleWriter:
             os.fsync(f.fileno())
         temporary.rename(self.path / MANIFEST_NAME)
 
-    def commit(self) -> None:
-        """Put the staged bundle in place.
-
-        Raises:
-          BundleError: another writer was faster.
-        """
-        for folder in (self.path, *(p for p in self.path.rglob("*") if p.is_dir())):
-            _fsync(folder)
-        with _locked(self._parent):
-            self._check_target()
-            aside = self._parent / f".{self._target.name}.replaced-{self._token}"
-            if self._overwrite and self._target.exists():
-                self._target.rename(aside)
-            try:
-                self.path.rename(self._target)
-            except OSError as error:
-                if aside.exists():
-                    aside.rename(self._target)
-                raise BundleError(f"bundle {self._target}: {error.strerror}") from error
-            _fsync(self._parent)
-        _remove(aside)
-
     @contextlib.contextmanager
     def _create(self, path: str) -> Iterator[BinaryIO]:
         full = self.path / path
@@ -141,51 +214,15 @@ class BundleWriter:
             f.flush()
             os.fsync(f.fileno())
 
-    def _check_target(self) -> None:
-        target = self._target
-        if not target.exists() and not target.is_symlink():
-            return
-        if not self._overwrite:
-            raise BundleError(f"bundle {target}: exists; pass --overwrite to replace it")
-        replaceable = target.is_dir() and not target.is_symlink()
-        if not replaceable or (any(target.iterdir()) and not _is_bundle(target)):
-            raise BundleError(f"bundle {target}: exists and is not a bundle; it is left alone")
-
-    def _finish_earlier_writers(self) -> None:
-        """Finish an interrupted swap and remove what dead writers left; under the lock."""
-        for aside in self._leftovers("replaced"):
-            new = self._parent / f".{self._target.name}.staging-{aside.name[-8:]}"
-            whole = [folder for folder in (new, aside) if (folder / MANIFEST_NAME).is_file()]
-            if whole and not os.path.lexists(self._target):
-                whole[0].rename(self._target)
-                log.warning("bundle %s: finished a swap that was interrupted", self._target)
-            _remove(aside)
-        for folder in self._leftovers("staging"):
-            if _abandoned(folder):
-                _remove(folder)
-
-    def _leftovers(self, kind: str) -> list[Path]:
-        """Find what writers of this target left: `.NAME.KIND-TOKEN`."""
-        pattern = re.compile(rf"\.{re.escape(self._target.name)}\.{kind}-[0-9a-f]{{8}}")
-        return sorted(p for p in self._parent.iterdir() if pattern.fullmatch(p.name))
-
-
-def _is_bundle(folder: Path) -> bool:
-    """Say whether a directory holds a bundle, of this format version or another."""
-    manifest = folder / MANIFEST_NAME
-    try:
-        return manifest.is_file() and bool(Manifest.from_bytes(manifest.read_bytes()))
-    except UnsupportedFormat:
-        return True
-    except ManifestError:
-        return False
-
-
-def _remove(folder: Path) -> None:
-    """Remove a bundle, its manifest first: without it nobody takes the rest for one."""
-    with contextlib.suppress(OSError):
-        (folder / MANIFEST_NAME).unlink()
-    shutil.rmtree(folder, ignore_errors=True)
+    def _is_one(self, folder: Path) -> bool:
+        """Say whether a directory holds a bundle, of this format version or another."""
+        manifest = folder / self.marker
+        try:
+            return manifest.is_file() and bool(Manifest.from_bytes(manifest.read_bytes()))
+        except UnsupportedFormat:
+            return True
+        except ManifestError:
+            return False
 
 
 def _same_bytes(a: Array, b: Array) -> bool:
@@ -224,8 +261,8 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _fsync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 from server import artifacts, body, service
@@ -50,8 +51,14 @@ class ServerConfig:
     cache_dir: str = _option(
         "",
         "DIR",
-        "directory that keeps what gs:// gave, by digest, for the next start",
+        "directory that keeps, for the next start, what gs:// gave and which bundles opened well",
         shown="none",
+    )
+    require_digest: str = _option(
+        "",
+        "sha256:HEX",
+        "the only bundle to serve; it is opened at once, others in a process of their own first",
+        shown="any",
     )
     device: str = _option(
         "", "NAME", "what programs run on: cpu, cuda, cuda:1", shown="JAX's choice"
@@ -143,6 +150,11 @@ class ServerConfig:
             artifacts.locate(self.bundle)
         except ValueError as error:
             raise ConfigError(f"bundle: {error}") from None
+        if self.require_digest and not re.fullmatch(r"sha256:[0-9a-f]{64}", self.require_digest):
+            raise ConfigError(
+                "require_digest: expected sha256: and the 64 hex digits that python -m runtime "
+                f"inspect shows, got {self.require_digest!r}"
+            )
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port: expected 0 to 65535, got {self.port}")
         if not -1 <= self.grpc_port <= 65535:

@@ -17,8 +17,9 @@ from prometheus_client.core import (
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from runtime.device import live_arrays, memory_in_use
 from runtime.model import Model
-from runtime.program import live_arrays, memory_in_use
+from runtime.promises import promises, today
 from server.metrics import Histogram, Metrics, Spent
 from server.reply import Reply
 from server.service import Service, State
@@ -113,6 +114,14 @@ def _of_model(model: Model) -> Iterator[Metric]:
     manifest = model.manifest
     info.add_metric([manifest.name, manifest.version, model.bundle.digest, model.platform], 1)
     yield info
+    left = GaugeMetricFamily(
+        "hloserve_promised_days_left",
+        "Days of jax builds that are promised to read the bundle.",
+        labels=["form"],
+    )
+    for promise in promises(manifest):
+        left.add_metric([promise.form], promise.days_left(today()))
+    yield left
     # Params and what programs under way hold: a number that grows is a leak.
     yield _gauge("live_arrays", "Arrays held on the device.", live_arrays(model.platform))
     memory = memory_in_use(model.device)

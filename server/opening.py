@@ -1,5 +1,6 @@
 """From a bundle to a model that is proven on this device. Runs on a thread of its own.
 
+0. a bundle that nobody vouches for is opened in another process
 1. every program is compiled, and run until its time is known
 2. every golden is run
 3. rows are checked for depending on each other: one program of each family
@@ -22,6 +23,7 @@ from server.config import ServerConfig
 from server.fetching import bundle_at
 from server.overlap import batches_at_once
 from server.service import Service
+from server.trust import let_in, tell_promises
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +120,7 @@ def open_model(config: ServerConfig) -> Opened:
     """
     wait_in_place()
     with bundle_at(config.bundle, config.cache_dir) as bundle:
+        let_in(bundle, config)
         return _proven(load(bundle, config.device or None, progress=log.info), config)
 
 
@@ -129,6 +132,7 @@ def _proven(model: Model, config: ServerConfig) -> Opened:
         if config.golden == "fail":
             raise GoldenMismatch(text)
         log.warning("%s", text)
+    tell_promises(model)
     alone = _rows_mix(model)
     in_flight = batches_at_once(model)
     log.info("batches at once: %d", in_flight)

@@ -1,13 +1,23 @@
 """Tiny bundles, each exported once for the whole run and never written to by a test."""
 
+import concurrent.futures
+import multiprocessing
+import sys
+
 import jax
 import numpy as np
 from flax import linen as nn
 from hypothesis import HealthCheck, settings
-from pytest import fixture
+from pytest import MonkeyPatch, fixture
 
 import export
 from export import TensorSpec
+from tests import in_tensorflow
+
+# Flax imports TensorFlow for its file functions where it finds it, which takes seconds.
+with MonkeyPatch.context() as patch:
+    patch.setitem(sys.modules, "tensorflow", None)
+    import flax.io  # noqa: F401
 
 # How long an example takes says nothing on a busy machine.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -43,6 +53,16 @@ def exported(tmp_path_factory):
         return out
 
     return run
+
+
+@fixture(scope="session")
+def tensorflow():
+    """Runs a function of tests.in_tensorflow in a process that has TensorFlow; gives its answer."""
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(
+        1, mp_context=spawn, initializer=in_tensorflow.start
+    ) as pool:
+        yield lambda function, *arguments: pool.submit(function, *arguments).result()
 
 
 @fixture(scope="session")

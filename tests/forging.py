@@ -2,7 +2,9 @@
 
 import dataclasses
 import hashlib
+import json
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -30,3 +32,68 @@ def with_other_golden(bundle: Path, out: Path) -> Path:
     manifest = dataclasses.replace(opened.manifest, goldens=goldens)
     (out / MANIFEST_NAME).write_bytes(manifest.to_bytes())
     return out
+
+
+def forged(bundle: Path, out: Path, changes) -> Path:
+    """Copy a bundle, change files of it, and make its manifest right for them again.
+
+    Args:
+      bundle: the bundle.
+      out: the copy.
+      changes: path to a function from the bytes of a file to others; that of manifest.json is
+        from its JSON value to nothing.
+    """
+    shutil.copytree(bundle, out)
+    manifest = json.loads((out / MANIFEST_NAME).read_bytes())
+    changes = dict(changes)
+    if MANIFEST_NAME in changes:
+        changes[MANIFEST_NAME](manifest)
+    programs = [p[form] for p in manifest["programs"] for form in ("exported", "stablehlo")]
+    goldens = [golden["file"] for golden in manifest["goldens"]]
+    for file in [*programs, *goldens, *manifest["params"]["files"]]:
+        path = out / file["path"]
+        data = changes.get(file["path"], bytes)(path.read_bytes())
+        path.write_bytes(data)
+        file |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (out / MANIFEST_NAME).write_text(json.dumps(manifest))
+    return out
+
+
+def expired(exported: bytes) -> bytes:
+    """Make the wrapper of a program look like one of before November 2025.
+
+    Then the number of devices was a field of 16 bits, which jax takes for the sign of a wrapper
+    that is older than its window. A FlatBuffers table has an offset for each of its fields: that
+    of today's becomes the older one's.
+    """
+    old, new = 16, 40
+    data = bytearray(exported)
+    (root,) = struct.unpack_from("<I", data, 0)
+    table = root - struct.unpack_from("<i", data, root)[0]
+    data[table + old : table + old + 2] = data[table + new : table + new + 2]
+    data[table + new : table + new + 2] = bytes(2)
+    return bytes(data)
+
+
+# A bundle whose programs stay as they are, and one bit of a program of it that jaxlib's reader of
+# StableHLO does not survive.
+FROZEN = Path(__file__).parent / "data" / "bundles" / "format-1_2026-11-22"
+_DEADLY_BYTE, _DEADLY_BIT = 38, 1 << 6
+
+
+def deadly(exported: bytes) -> bytes:
+    """Flip the bit."""
+    data = bytearray(exported)
+    data[data.index(b"ML\xefR") + _DEADLY_BYTE] ^= _DEADLY_BIT
+    return bytes(data)
+
+
+def with_deadly_program(out: Path) -> Path:
+    """Copy the frozen bundle, with a program that ends whoever reads it."""
+    return forged(FROZEN, out, {"programs/b1-seq4.exported": deadly})
+
+
+def with_expired_programs(bundle: Path, out: Path) -> Path:
+    """Copy a bundle whose every `.exported` looks too old for any jax."""
+    programs = [p.exported.path for p in open_bundle(bundle).manifest.programs]
+    return forged(bundle, out, dict.fromkeys(programs, expired))

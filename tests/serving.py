@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import signal
@@ -38,6 +39,7 @@ def start(port, *arguments, command=("-m", "server"), options=None, **environ):
         "AIP_HTTP_PORT": str(port),
         "HLOSERVE_GRPC_PORT": "-1",
         "HLOSERVE_DRAIN_DELAY_S": "0",
+        **_pinned(arguments),
         **environ,
     }
     return subprocess.Popen(
@@ -47,6 +49,16 @@ def start(port, *arguments, command=("-m", "server"), options=None, **environ):
         text=True,
         **options,
     )
+
+
+def _pinned(arguments):
+    """Require the digest of the bundle that is there: such a one is opened at once."""
+    if "--bundle" in arguments:
+        manifest = Path(arguments[arguments.index("--bundle") + 1]) / "manifest.json"
+        if manifest.is_file():
+            digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+            return {"HLOSERVE_REQUIRE_DIGEST": f"sha256:{digest}"}
+    return {}
 
 
 def ready_line(process):

@@ -61,6 +61,14 @@ def test_serving_half_loads_nothing_of_training(module):
 
 
 @mark.e2e
+def test_the_exporter_does_not_load_tensorflow():
+    """
+    TensorFlow, which would take the GPU, is left to the processes that make SavedModels.
+    """
+    assert "tensorflow" not in loaded_after("import export.exporting, export.cli")
+
+
+@mark.e2e
 def test_prediction_stays_by_itself(classifier_bundle):
     """
     Loading and predicting imports nothing of training, and needs no network, pickle or process.

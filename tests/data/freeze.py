@@ -7,9 +7,14 @@ NEVER regenerated in place: a test that fails on it has found a release that can
 what people have, and the release is what has to change. When the format changes, freeze
 another bundle beside it, named by its format and date, and keep the old ones.
 
-Reading its manifest is promised for ever; running its programs for as long as jax.export
-promises it, six months. When those have passed and a new jax refuses the programs, retire
-the tests that run them, and freeze a younger bundle; do not "fix" the old one.
+Format 2 is that of refreshed bundles, so its frozen one is the first, refreshed:
+
+    python -m runtime refresh tests/data/bundles/format-1_2026-11-22 --out …/format-2_2026-11-23
+
+Reading its manifest is promised for ever; running its programs for as long as
+StableHLO promises it, five years: where a new jax refuses a wrapper the runtime takes what is
+inside. When a new jax refuses that as well, retire the tests that run it, and freeze a younger
+bundle; do not "fix" the old one.
 """
 
 import os

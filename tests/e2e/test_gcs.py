@@ -1,5 +1,6 @@
 """The server as a process, with a bundle in a bucket of Cloud Storage's emulator."""
 
+import hashlib
 import signal
 
 from gcp_storage_emulator.server import create_server
@@ -48,7 +49,7 @@ def serve_once(environ):
     return "".join(said)
 
 
-def test_a_bundle_from_a_bucket_is_served(emulator, tmp_path):
+def test_a_bundle_from_a_bucket_is_served(emulator, classifier_bundle, tmp_path):
     """AIP_STORAGE_URI as Vertex AI sets it is enough, and a restart finds the files kept."""
     environ = {**emulator, "AIP_STORAGE_URI": "gs://models/a"}
     kept = {**environ, "HLOSERVE_CACHE_DIR": str(tmp_path)}
@@ -56,8 +57,9 @@ def test_a_bundle_from_a_bucket_is_served(emulator, tmp_path):
     assert "fetching gs://models/a: 8 files, " in serve_once(environ)
     assert "; 0.0 MB were here already" in serve_once(kept)
     assert "fetched 0.0 MB in " in serve_once(kept)
-    (bundle,) = tmp_path.iterdir()
-    assert (bundle / "manifest.json").is_file()
+    digest = hashlib.sha256((classifier_bundle / "manifest.json").read_bytes()).hexdigest()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([digest, "opened"])
+    assert (tmp_path / digest / "manifest.json").is_file()
 
 
 def test_a_bundle_that_is_not_there_is_one_line(emulator):

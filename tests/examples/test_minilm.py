@@ -12,6 +12,7 @@ from scipy.special import erf
 from examples.minilm.model import pretrained
 from examples.minilm.similarity import SENTENCES, embed, tokenizer
 from runtime import SignatureMismatch, load
+from tests import in_tensorflow
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +25,7 @@ def bundle(run, tmp_path_factory):
     out = tmp_path_factory.mktemp("minilm") / "bundle"
     run(
         *("export", "examples/minilm/model.py:spec", "--out", out),
+        *("--savedmodel", out.parent / "tf"),
         *("--buckets", "4", "--axis", "seq=16,32"),
     )
     return out
@@ -90,6 +92,23 @@ def test_embeddings_are_those_of_the_published_weights(model, weights):
 
     assert {len(ids) for ids in real} >= {4, 24}
     np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6)
+
+
+def test_a_savedmodel_takes_any_length(bundle, model, tensorflow):
+    """In TensorFlow two sentences get their vectors at their own length, with no padding to a bucket."""
+    encoded = tokenizer(32).encode_batch(list(SENTENCES[:2]))
+    inputs = {
+        "input_ids": np.array([one.ids for one in encoded], np.int32),
+        "attention_mask": np.array([one.attention_mask for one in encoded], np.int32),
+    }
+
+    savedmodel = bundle.parent / "tf"
+    got = tensorflow(in_tensorflow.run, savedmodel, "serving_default", inputs)["embedding"]
+
+    assert inputs["input_ids"].shape[1] not in {16, 32}
+    np.testing.assert_allclose(got, embed(model, SENTENCES[:2]), rtol=0, atol=2e-6)
+    assert len(tensorflow(in_tensorflow.variables, savedmodel)) > 90
+    assert (savedmodel / "saved_model.pb").stat().st_size < 500_000
 
 
 def test_padding_means_nothing(model):

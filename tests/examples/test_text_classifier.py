@@ -14,6 +14,7 @@ from export import VerificationError
 from export.__main__ import main
 from runtime import load
 from server.predictions import formatted
+from tests import in_tensorflow
 
 MODEL = "examples.text_classifier.model:TextClassifier"
 LABELS = ("very_negative", "negative", "neutral", "positive", "very_positive")
@@ -33,8 +34,11 @@ def saved(run, tmp_path_factory):
 
 @fixture(scope="module")
 def from_checkpoint(run, saved):
-    """Export the Flax checkpoint; the bundle's directory."""
-    run("export", MODEL, "--params", saved / "checkpoint", *TENSORS, "--out", saved / "one")
+    """Export the Flax checkpoint, for TensorFlow too; the bundle's directory."""
+    run(
+        *("export", MODEL, "--params", saved / "checkpoint", *TENSORS),
+        *("--out", saved / "one", "--savedmodel", saved / "tf"),
+    )
     return saved / "one"
 
 
@@ -83,6 +87,20 @@ def test_a_flax_checkpoint_becomes_a_bundle_with_the_plain_answers(from_checkpoi
 def test_a_pickle_becomes_a_bundle_with_the_plain_answers(from_pickle, params):
     """Exported from a pickle and its configuration, it gives the plain server's answers."""
     expect_the_plain_answers(from_pickle[0], params)
+
+
+@mark.e2e
+@mark.usefixtures("from_checkpoint")
+def test_a_savedmodel_gives_the_plain_answers(saved, params, tensorflow):
+    """In TensorFlow three texts, which no bucket holds, get the plain server's probabilities."""
+    expected = predict(params, texts(3))
+    inputs = {"x": pad(texts(3))}
+
+    scores = tensorflow(in_tensorflow.run, saved / "tf", "serving_default", inputs)["output"]
+
+    wanted = [[e["probabilities"][label] for label in LABELS] for e in expected]
+    np.testing.assert_allclose(scores, wanted, rtol=0, atol=1e-6)
+    assert (saved / "tf" / "saved_model.pb").stat().st_size < 100_000
 
 
 @mark.e2e

@@ -205,6 +205,7 @@ def test_a_spec_has_all_that_flags_have(field):
     flags = {action.dest for action in parser()._actions}
     of_inputs = {"ranges": "minimum", "pads": "pad", "masks": "mask"}
     of_running = {"help", "out", "overwrite", "dry_run", "json", "config"}
+    of_running |= {"savedmodel", "tf_stablehlo"}
     known = {f.name for f in dataclasses.fields(TensorSpec)}
 
     assert field in flags

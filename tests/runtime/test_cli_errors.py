@@ -9,7 +9,7 @@ from runtime.__main__ import main
 @mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: verify|inspect|bench"),
+        ([], "the following arguments are required: verify|inspect|bench|doctor|refresh"),
         (["verify"], "the following arguments are required: BUNDLE"),
         (["inspect", "bundle", "--jsn"], "--jsn: no such option; did you mean --json?"),
         (["--json", "inspect", "bundle"], "--json: no such option"),

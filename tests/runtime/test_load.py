@@ -15,7 +15,7 @@ from runtime import (
     load,
     open_bundle,
 )
-from runtime.program import platform_of
+from runtime.device import platform_of
 from runtime.tensors import read_tensors, write_tensors
 
 
@@ -204,14 +204,15 @@ def of_later_bytecode(program):
 )
 def test_program_outside_of_jaxs_window_is_refused(classifier_bundle, copy_of, redigest, replace):
     """
-    What this jax cannot read is refused with both versions of jax in the message.
+    What this jax can read in neither form is refused with both versions of jax in the message.
     """
     bundle = copy_of(classifier_bundle)
     manifest = json.loads((bundle / "manifest.json").read_bytes())
     manifest["exporter"]["jax"] = "99.0.0"
     (bundle / "manifest.json").write_text(json.dumps(manifest))
-    program = bundle / "programs/b1.exported"
-    program.write_bytes(replace(program.read_bytes()))
+    for form in ("exported", "stablehlo"):
+        program = bundle / f"programs/b1.{form}"
+        program.write_bytes(replace(program.read_bytes()))
     redigest(bundle)
 
     with raises(IncompatibleProgram) as caught:

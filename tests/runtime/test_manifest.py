@@ -14,6 +14,7 @@ from runtime.entries import (
     Argument,
     File,
     Golden,
+    Origin,
     OutputFormat,
     Param,
     Params,
@@ -468,15 +469,58 @@ def test_digest_is_64_lower_case_hex_digits(value, digest):
     )
 
 
+def test_refreshed_bundle_is_of_format_2(value):
+    """
+    What a bundle was refreshed from is read and written again, in the format that has it.
+    """
+    origin = {"sha256": "0" * 64, "exporter": {"jax": "0.11.2"}}
+    refreshed = Manifest.from_bytes(
+        json.dumps(value | {"format_version": 2, "refreshed_from": [origin]}).encode()
+    )
+
+    assert refreshed.refreshed_from == (Origin(sha256="0" * 64, exporter={"jax": "0.11.2"}),)
+    assert Manifest.from_bytes(refreshed.to_bytes()) == refreshed
+    assert json.loads(refreshed.to_bytes())["format_version"] == 2
+
+
+@mark.parametrize(
+    ("version", "origins", "message"),
+    [
+        (1, [], "unknown key 'refreshed_from' at $"),
+        (2, ABSENT, "missing 'refreshed_from' at $"),
+        (2, [], "expected at least one origin at $.refreshed_from"),
+        (
+            2,
+            [{"sha256": "0", "exporter": {}}],
+            "expected 64 hex digits at $.refreshed_from[0].sha256",
+        ),
+        (
+            2,
+            [{"sha256": "0" * 64, "exporter": {"jax": 1}}],
+            "expected string, got int at $.refreshed_from[0].exporter.jax",
+        ),
+    ],
+)
+def test_format_2_is_for_refreshed_bundles(value, version, origins, message):
+    """
+    A bundle of format 1 has no origin, one of format 2 has at least one.
+    """
+    value |= {"format_version": version}
+    if origins is not ABSENT:
+        value |= {"refreshed_from": origins}
+
+    assert refusal(json.dumps(value).encode()) == f"manifest.json: {message}"
+
+
 def test_version_is_looked_at_first():
     """
     A manifest of another version is called that, whatever else it holds or lacks.
     """
     with raises(UnsupportedFormat) as caught:
-        Manifest.from_bytes(b'{"format_version": 2, "new": true}')
+        Manifest.from_bytes(b'{"format_version": 3, "new": true}')
 
     assert str(caught.value) == (
-        "manifest.json: expected format_version 1, got 2; re-export the model, or serve it with "
+        "manifest.json: expected format_version 1 or 2, got 3; re-export the model, or serve it with "
         "the release that wrote it"
     )
 

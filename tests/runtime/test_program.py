@@ -6,15 +6,9 @@ import jax
 import numpy as np
 from pytest import mark, param, raises
 
+from runtime.device import find_device, live_arrays, platform_of
 from runtime.errors import ExecutionError
-from runtime.program import (
-    Program,
-    count_compiles,
-    find_device,
-    live_arrays,
-    platform_of,
-    put,
-)
+from runtime.program import Program, count_compiles, put
 
 
 @mark.parametrize("wanted", [None, "cpu", "cpu:0"])

@@ -84,6 +84,8 @@ class FakeModel:
             output_format=output_format or OutputFormat(),
             row_mixing=row_mixing,
             buckets=buckets,
+            exporter={"jax": "0.12.0.1", "jaxlib": "0.12.0.1"},
+            refreshed_from=(),
         )
         self.bundle = types.SimpleNamespace(digest="0" * 64)
         self.device = types.SimpleNamespace(memory_stats=lambda: None)

@@ -156,6 +156,7 @@ def test_help_is_grouped_and_shows_each_variable_and_default(capsys, monkeypatch
 SOMETHING_ELSE = {
     "bundle": "gs://bucket/folder",
     "cache_dir": "/cache",
+    "require_digest": "sha256:" + "0" * 64,
     "device": "cuda:1",
     "host": "::1",
     "port": 9000,
@@ -212,7 +213,9 @@ def test_the_configuration_is_written_in_full():
 
     text = str(config)
 
-    assert text.startswith("bundle='b', cache_dir='', device='', host='0.0.0.0', port=0, ")
+    assert text.startswith(
+        "bundle='b', cache_dir='', require_digest='', device='', host='0.0.0.0', port=0, "
+    )
     assert [part.split("=")[0] for part in text.split(", ")] == [o.name for o in options()]
 
 

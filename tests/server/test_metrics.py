@@ -33,6 +33,7 @@ FAMILIES = {
     "hloserve_runs_alone": "gauge",
     "hloserve_compiles_after_ready": "counter",
     "hloserve_bundle_info": "gauge",
+    "hloserve_promised_days_left": "gauge",
     "hloserve_live_arrays": "gauge",
 }
 

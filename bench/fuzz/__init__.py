@@ -1,0 +1,1 @@
+"""Bundles altered at random, and what becomes of whoever opens them."""

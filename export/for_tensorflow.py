@@ -1,0 +1,221 @@
+"""The same model for TensorFlow: a SavedModel made, tried and put in place.
+
+1. `symbolic.lower_symbolic`  the model becomes functions of any batch; where it does not allow
+                              that, or TensorFlow does not run it, there is one for each bucket
+2. `savedmodel.build`         a process with TensorFlow makes the SavedModel
+3. `savedmodel.check`         a fresh one loads it, and runs every golden
+4. `Writer.commit`            one rename puts it in place, beside the bundle
+
+TensorFlow is never imported here: it would take the GPU that JAX works on.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import runtime
+from export.errors import ExportError, UsageError, VerificationError
+from export.plan import Plan
+from export.report import SavedModelReport
+from export.spec import ExportSpec
+from export.symbolic import Function, lower_fixed, lower_symbolic
+from export.verification import few
+from runtime.writer import DirectoryWriter
+
+Tell = Callable[[str], None]
+
+_NEEDED = ("tensorflow", "tensorflow_serving")
+_ROOT = Path(runtime.__file__).resolve().parent.parent
+# TensorFlow imports Keras where it finds it: nothing here needs it, and it takes seconds.
+_CHILD = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); sys.modules['keras'] = None; "
+    "from export.savedmodel import main; sys.exit(main(*sys.argv[1:]))"
+)
+# Nothing here needs what TensorFlow says on stderr while it starts.
+_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
+
+
+class Writer(DirectoryWriter):
+    """Writes a SavedModel, whole or not at all."""
+
+    kind = "SavedModel"
+    marker = "saved_model.pb"
+
+
+@contextlib.contextmanager
+def target(
+    savedmodel: str | os.PathLike[str] | None, bundle: Path, *, overwrite: bool
+) -> Iterator[Writer | None]:
+    """Open a place for a SavedModel, None if none is wanted.
+
+    Raises:
+      ExportError: TensorFlow is not installed, or the place is the bundle's.
+      BundleError: something is there that is not to be replaced.
+    """
+    if savedmodel is None:
+        yield None
+        return
+    if not isinstance(savedmodel, str | os.PathLike):
+        raise ExportError(f"savedmodel: expected a path, got {savedmodel!r}")
+    for package in _NEEDED:
+        if importlib.util.find_spec(package) is None:
+            raise ExportError(
+                f"savedmodel: needs {package}, which is not installed; "
+                "pip install 'hloserve[savedmodel]'"
+            )
+    ours, theirs = Path(os.path.abspath(savedmodel)), Path(os.path.abspath(bundle))
+    if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
+        raise ExportError(f"savedmodel: expected a directory apart from the bundle, got {ours}")
+    with Writer(ours, overwrite=overwrite) as writer:
+        yield writer
+
+
+def check(spec: ExportSpec, savedmodel: object, version: str | None) -> None:
+    """Raise ExportError for what can be told to be wrong at once."""
+    if version is not None and not re.fullmatch(r"\d+\.\d+\.\d+", str(version)):
+        raise UsageError(f"tf_stablehlo: expected a version such as 1.13.7, got {version!r}")
+    if version is not None and savedmodel is None:
+        raise UsageError("tf_stablehlo: expected a savedmodel with it, got none")
+    inputs: Sequence[Any] = spec.inputs
+    strange = [i.name for i in inputs if not i.name.isidentifier()]
+    if savedmodel is not None and strange:
+        raise ExportError(
+            f"input {strange[0]!r}: expected a name of letters, digits and _ for a SavedModel: "
+            "TensorFlow changes others"
+        )
+
+
+def make(
+    writer: Writer, bundle: Path, plan: Plan, wanted: str | None, tell: Tell
+) -> tuple[SavedModelReport, list[str]]:
+    """Make a SavedModel in TensorFlow and run every golden of the bundle in it.
+
+    Sizes are symbolic as far as the model lowers with them and TensorFlow runs that.
+
+    Args:
+      writer: where to write.
+      bundle: the written bundle: params, goldens, tolerances.
+      plan: what was exported.
+      wanted: the version of StableHLO to write, for a TensorFlow that is elsewhere.
+      tell: called with a sentence before each slow step.
+
+    Returns:
+      What was made, and what was decided on the user's behalf, a sentence each.
+
+    Raises:
+      ExportError: TensorFlow cannot take the model.
+      VerificationError: it does not answer as the model does.
+    """
+    functions, notes = lower_symbolic(plan, tell)
+    if functions:
+        try:
+            return _make(writer, bundle, plan, functions, wanted, tell), notes
+        except VerificationError as error:
+            notes.append(f"the SavedModel has fixed sizes, since with symbolic ones {error}")
+    return _make(writer, bundle, plan, lower_fixed(plan, tell), wanted, tell), notes
+
+
+def _make(
+    writer: Writer,
+    bundle: Path,
+    plan: Plan,
+    functions: Sequence[Function],
+    wanted: str | None,
+    tell: Tell,
+) -> SavedModelReport:
+    with tempfile.TemporaryDirectory() as scratch:
+        recipe = Path(scratch) / "recipe.json"
+        recipe.write_text(json.dumps(_recipe(Path(scratch), writer, bundle, functions, wanted)))
+        tell("making the SavedModel in TensorFlow")
+        made = _tensorflow("build", recipe)
+        platforms = [p for p in plan.spec.platforms if p in made["platforms"]]
+        if not platforms and not plan.spec.unverified:
+            raise ExportError(
+                f"savedmodel: expected a platform that TensorFlow has here, to verify it on, got "
+                f"{', '.join(plan.spec.platforms)} and a TensorFlow with "
+                f"{', '.join(made['platforms'])}; add cpu, or pass --unverified"
+            )
+        errors = []
+        for platform in platforms:
+            tell(f"verifying the SavedModel on {platform}, in a fresh process")
+            found = _tensorflow("check", recipe, platform)
+            if found["mismatches"]:
+                raise VerificationError(
+                    "the SavedModel does not answer as the model does, in TensorFlow "
+                    f"{made['tensorflow']} on {platform}: {few(found['mismatches'])}"
+                )
+            errors.append(found["max_error"])
+    del made["platforms"]
+    return SavedModelReport(
+        path=str(writer.target),
+        **made,
+        written_as=functions[0].stablehlo,
+        verified=tuple(platforms),
+        max_error=max(errors, default=None),
+    )
+
+
+def _recipe(
+    scratch: Path,
+    writer: Writer,
+    bundle: Path,
+    functions: Sequence[Function],
+    wanted: str | None,
+) -> dict[str, Any]:
+    """Write down, for the processes with TensorFlow, what is to be made."""
+    entries = []
+    for function in functions:
+        file = scratch / f"{function.name}.exported"
+        file.write_bytes(function.exported)
+        entry = {"name": function.name, "sizes": function.sizes, "params": function.params}
+        entries.append({**entry, "file": str(file)})
+    return {
+        "bundle": str(bundle),
+        "out": str(writer.path),
+        "written_as": functions[0].stablehlo,
+        "wanted": wanted,
+        "jax": jax.__version__,
+        "functions": entries,
+    }
+
+
+def _tensorflow(*arguments: str | Path) -> dict[str, Any]:
+    """Run a step in a process of its own that has TensorFlow.
+
+    Raises:
+      ExportError: TensorFlow cannot take the programs.
+      VerificationError: it cannot run them, or the process ends without a word.
+    """
+    command = [sys.executable, "-c", _CHILD, str(_ROOT), *map(str, arguments)]
+    done = subprocess.run(  # noqa: S603
+        command, env={**os.environ, **_QUIET}, capture_output=True, text=True, check=False
+    )
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise VerificationError(f"the model ends the process that runs it in TensorFlow: {name}")
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise VerificationError(f"TensorFlow cannot be used: {last}") from None
+    return _answer(answer)
+
+
+def _answer(answer: dict[str, Any]) -> dict[str, Any]:
+    """Give an answer that is no refusal; raise those."""
+    if "refused" in answer:
+        raise ExportError(answer["refused"])
+    if "failed" in answer:
+        raise VerificationError(answer["failed"])
+    return answer

@@ -1,0 +1,130 @@
+"""The device that programs run on: found by name, and what it says of itself.
+
+Stands on what JAX promises alone; what it does not promise is in `program`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from runtime.errors import DeviceUnavailable, first_line
+
+Device = Any
+
+_DRIVER = Path("/proc/driver/nvidia/version")
+_MEMORY = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def find_device(wanted: object | None) -> Device:
+    """Give the device to serve from.
+
+    Args:
+      wanted: None for JAX's default device, a platform ("cpu", "cuda"), a platform and
+        an index ("cuda:1"), or a jax device.
+
+    Raises:
+      DeviceUnavailable: it is not there. There is no fall-back to another platform.
+    """
+    if isinstance(wanted, jax.Device):
+        return wanted
+    if wanted is not None and not isinstance(wanted, str):
+        raise DeviceUnavailable(
+            "device: expected None, a name such as 'cpu' or 'cuda:1', or a jax device, got "
+            f"{type(wanted).__name__}"
+        )
+    platform, _, index = (wanted or "").partition(":")
+    reason = "no such index"
+    try:
+        devices = jax.local_devices(backend=platform or None)
+        if (index or "0").isdecimal() and int(index or 0) < len(devices):
+            return devices[int(index or 0)]
+    except RuntimeError as error:
+        reason = first_line(error)
+    raise DeviceUnavailable(
+        f"device {wanted or 'default'!r}: expected one of {_available()}, got none ({reason})"
+    )
+
+
+def named(wanted: object | None) -> str:
+    """Give the name that `find_device` knows a device by; empty for JAX's default."""
+    if isinstance(wanted, jax.Device):
+        return f"{platform_of(wanted)}:{jax.local_devices(backend=wanted.platform).index(wanted)}"
+    return str(wanted or "")
+
+
+def platform_of(device: Device) -> str:
+    """Name a device's platform as jax.export does: cpu, cuda, rocm, tpu."""
+    if device.platform == "gpu":
+        return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
+    return str(device.platform)
+
+
+def device_kind(device: Device) -> str:
+    """Name a device's model, such as `cpu` or `NVIDIA H200`."""
+    return str(device.device_kind)
+
+
+def _available() -> list[str]:
+    try:
+        return [f"{platform_of(d)}:{d.id}" for d in jax.local_devices()]
+    except RuntimeError:
+        return []
+
+
+def memory_in_use(device: Device) -> int | None:
+    """Give the bytes in use on a device, None where it does not say."""
+    statistics = device.memory_stats()
+    return None if statistics is None else int(statistics["bytes_in_use"])
+
+
+def live_arrays(platform: str) -> int:
+    """Count the arrays on a platform's devices that this process still holds."""
+    return len(jax.live_arrays(platform))
+
+
+def free_memory(device: Device) -> int | None:
+    """Give the bytes that a device, or this machine for a CPU, has left; None if nobody says."""
+    statistics = device.memory_stats()
+    if statistics is not None and "bytes_limit" in statistics:
+        return int(statistics["bytes_limit"]) - int(statistics["bytes_in_use"])
+    if device.platform != "cpu":
+        return None
+    return min((left for left in (_system_memory(), _container_memory()) if left), default=None)
+
+
+def _system_memory() -> int | None:
+    for line in _lines(_MEMORY):
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    return None
+
+
+def _container_memory() -> int | None:
+    """Give what a container may still take, where it has a limit (cgroup 2)."""
+    limit, used = _lines(_CGROUP / "memory.max"), _lines(_CGROUP / "memory.current")
+    if not limit or not used or limit[0] == "max":
+        return None
+    return max(int(limit[0]) - int(used[0]), 0)
+
+
+def driver_versions(device: Device) -> Mapping[str, str]:
+    """Give the versions below JAX: `runtime` as the device has it, `driver` where there is one."""
+    found = {}
+    if device.platform != "cpu":
+        runtime = str(device.client.platform_version).split("\n")
+        found["runtime"] = ", ".join(line for line in runtime if line)
+    for line in _lines(_DRIVER) if platform_of(device) == "cuda" else []:
+        if line.startswith("NVRM version:"):
+            found["driver"] = line.partition(":")[2].strip()
+    return found
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text().splitlines()
+    except OSError:
+        return []

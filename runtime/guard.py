@@ -1,0 +1,76 @@
+"""A command run in a child, so that a crash of native code is an error in one line.
+
+Forking is safe here for it comes first, before JAX is imported: there are no threads yet.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from types import FrameType
+
+EXIT_BUNDLE, EXIT_DEVICE = 3, 5
+
+# The ways in which native code ends a process; the others are somebody's wish.
+_CRASHES = {
+    *(signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS),
+    *(signal.SIGFPE, signal.SIGILL, signal.SIGTRAP),
+}
+
+
+def step_aside() -> None:
+    """Go on in a child; this process waits for it, and ends as it did.
+
+    A crash is reported as an error with the signal, and the exit status of a bundle that cannot
+    be used.
+    """
+    child = os.fork()
+    if child == 0:
+        be_expendable()
+        return
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        os.kill(child, number)
+
+    signal.signal(signal.SIGTERM, pass_on)
+    signal.signal(signal.SIGHUP, pass_on)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the child as well
+    _, status = os.waitpid(child, 0)
+    if not os.WIFSIGNALED(status):
+        sys.stdout.flush()
+        os._exit(os.waitstatus_to_exitcode(status))
+    os._exit(_ended_by(signal.Signals(os.WTERMSIG(status))))
+
+
+def be_expendable() -> None:
+    """Leave no core file behind, and end when the process that started this one does."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:  # Linux
+        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def described(status: int) -> str:
+    """Say what ended a process, and what it is a sign of.
+
+    Args:
+      status: the process's exit status, negative for a signal.
+    """
+    if status == -signal.SIGKILL:
+        return "SIGKILL; was there memory enough?"
+    ended = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+    return f"{ended}; it is damaged, or made to do that"
+
+
+def _ended_by(number: signal.Signals) -> int:
+    if number in _CRASHES or number is signal.SIGKILL:
+        _say(f"error: the bundle ended the process that opened it: {described(-number)}")
+        return EXIT_BUNDLE if number in _CRASHES else EXIT_DEVICE
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    return 128 + number
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)

@@ -1,0 +1,260 @@
+"""A SavedModel that cannot be: one line that says why, and nothing left, the bundle neither."""
+
+import os
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pytest import fixture, mark
+
+from export import ExportError, VerificationError, export_model, for_tensorflow
+from export.errors import UsageError
+from runtime import BundleError
+from tests import in_tensorflow
+from tests.export.conftest import verify_here
+from tests.export.savedmodels import W, X, affine, in_one_process
+
+
+@fixture(autouse=True)
+def one_process(request, monkeypatch, tensorflow):
+    """Take TensorFlow's steps in the process that stays; e2e tests start fresh ones."""
+    if "e2e" not in request.keywords:
+        monkeypatch.setattr(for_tensorflow, "_tensorflow", in_one_process(tensorflow))
+
+
+@fixture
+def refused(tmp_path, monkeypatch):
+    """Give the message with which an export with a SavedModel is refused; nothing is left."""
+    monkeypatch.setattr("export.verification._run", verify_here)
+
+    def run(model, params=None, *, kind=ExportError, inputs=(X,), savedmodel="tf", **options):
+        folder = tmp_path / "refused"
+        given = {"buckets": (1, 2), "platforms": ("cpu",), **options}
+        with pytest.raises(kind) as caught:
+            export_model(
+                model,
+                params,
+                inputs=inputs,
+                out=folder / "bundle",
+                savedmodel=folder / savedmodel if isinstance(savedmodel, str) else savedmodel,
+                **given,
+            )
+        assert not folder.exists()
+        assert "\n" not in str(caught.value)
+        return str(caught.value).replace(str(folder), "FOLDER")
+
+    return run
+
+
+def accurate(params, x):
+    """Ask for an accuracy that older forms of the operation know nothing of."""
+    return jax.lax.exp(x @ params["w"], accuracy=jax.lax.Tolerance(1e-3, 1e-3, 1))
+
+
+def test_an_operation_without_an_older_form_is_named(refused):
+    """One line names the operation, both versions and the way out; no bundle is left either."""
+    message = refused(accurate, W, tf_stablehlo="1.8.0")
+
+    assert re.sub(r"jax [\d.]+ writes it in StableHLO [\d.]+", "jax J writes it in S", message) == (
+        "savedmodel: stablehlo.exponential, as jax J writes it in S, has no form in StableHLO "
+        "1.8.0, which --tf-stablehlo asks for; use another operation in its place for inference, "
+        "or a newer TensorFlow"
+    )
+
+
+def test_an_operation_that_tensorflow_lacks_is_named(refused):
+    """A kernel that only JAX brings along is refused when the goldens run."""
+    eye = {"eye": np.eye(3, dtype=np.float32)}
+    message = refused(
+        lambda p, x: jnp.linalg.cholesky(x @ jnp.swapaxes(x, 1, 2) + p["eye"]),
+        eye,
+        inputs=["x:float32[_,3,3]"],
+        kind=VerificationError,
+    )
+
+    assert re.sub(r"[\d.]+\d cannot", "T cannot", message) == (
+        "TensorFlow T cannot run the model: No FFI handler registered for lapack_spotrf_ffi on a "
+        "platform Host (canonical host); use other operations for inference, or leave out "
+        "--savedmodel"
+    )
+
+
+def unlike_in_tensorflow(params, x):
+    """Answer otherwise where it is lowered for TensorFlow."""
+    return x @ params["w"] + (0 if jax.config.jax_use_shardy_partitioner else 1)
+
+
+def test_a_savedmodel_that_answers_otherwise_is_refused(refused):
+    """Where a golden is missed the message says which, and by how much."""
+    message = refused(unlike_in_tensorflow, W, kind=VerificationError)
+
+    assert re.match(
+        r"the SavedModel does not answer as the model does, in TensorFlow [\d.]+ on cpu: b2, "
+        r"output 'output'\[.*max \|Δ\| 1, accepted",
+        message,
+    )
+
+
+def test_a_platform_that_tensorflow_does_not_have_is_refused(refused, monkeypatch):
+    """A GPU that only JAX has cannot verify a SavedModel."""
+    monkeypatch.setattr("export.verification.available", lambda _: [])
+    monkeypatch.setattr("export.verification.refuse_unverifiable", lambda _: None)
+
+    assert refused(affine, W, platforms=("cuda",)) == (
+        "savedmodel: expected a platform that TensorFlow has here, to verify it on, got cuda and "
+        "a TensorFlow with cpu; add cpu, or pass --unverified"
+    )
+
+
+@mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tf_stablehlo": "1.13"}, "tf_stablehlo: expected a version such as 1.13.7, got '1.13'"),
+        (
+            {"tf_stablehlo": "1.13.0", "savedmodel": None},
+            "tf_stablehlo: expected a savedmodel with it, got none",
+        ),
+    ],
+)
+def test_a_version_that_is_none_is_wrong_usage(refused, options, message):
+    """Versions have three parts, and need a SavedModel to be of."""
+    assert refused(affine, W, kind=UsageError, **options) == message
+
+
+def test_a_stablehlo_that_nobody_writes_is_refused(refused):
+    """There is an oldest one."""
+    assert refused(affine, W, tf_stablehlo="0.1.0") == (
+        "tf_stablehlo: expected 0.9.0 or later, got 0.1.0"
+    )
+
+
+@mark.parametrize("inside", ["bundle", "bundle/tf", "."])
+def test_a_savedmodel_is_written_apart_from_the_bundle(refused, inside):
+    """Neither is written into the other."""
+    message = refused(affine, W, savedmodel=inside)
+
+    place = os.path.normpath(f"FOLDER/{inside}")
+    assert message == f"savedmodel: expected a directory apart from the bundle, got {place}"
+
+
+def test_a_place_that_is_none_is_refused(refused):
+    """A number is no path."""
+    assert refused(affine, W, savedmodel=7) == "savedmodel: expected a path, got 7"
+
+
+def test_a_name_that_tensorflow_would_change_is_refused(refused):
+    """An input 'x.y' would become 'x_y' there."""
+    assert refused(affine, W, inputs=["x.y:float32[_,3]"]) == (
+        "input 'x.y': expected a name of letters, digits and _ for a SavedModel: TensorFlow "
+        "changes others"
+    )
+
+
+@mark.parametrize("package", ["tensorflow", "tensorflow_serving"])
+def test_without_tensorflow_the_extra_is_named(refused, monkeypatch, package):
+    """What is missing, and how it is installed, is said before any work is done."""
+    monkeypatch.setitem(sys.modules, package, None)
+
+    assert refused(affine, W) == (
+        f"savedmodel: needs {package}, which is not installed; pip install 'hloserve[savedmodel]'"
+    )
+
+
+def test_a_calling_convention_that_tensorflow_does_not_know_is_refused(tensorflow):
+    """Both versions are named."""
+    _, version = tensorflow(in_tensorflow.reads)
+
+    assert tensorflow(in_tensorflow.refused_convention, 9, 8) == (
+        "savedmodel: this jax writes calling convention 9 or later, "
+        f"TensorFlow {version} knows up to 8; use a newer TensorFlow"
+    )
+
+
+@mark.parametrize(
+    ("code", "message"),
+    [
+        ("import os; os.abort()", "the model ends the process that runs it in TensorFlow: SIGABRT"),
+        (
+            "import nowhere",
+            "TensorFlow cannot be used: ModuleNotFoundError: No module named 'nowhere'",
+        ),
+        ("print('not JSON')", "TensorFlow cannot be used: exit status 0"),
+    ],
+)
+@mark.e2e
+def test_a_process_that_ends_without_an_answer_is_reported(refused, monkeypatch, code, message):
+    """A crash in TensorFlow is one line, and leaves nothing."""
+    monkeypatch.setattr(for_tensorflow, "_CHILD", code)
+
+    assert refused(affine, W, kind=VerificationError) == message
+
+
+def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
+    """Ctrl-C while TensorFlow works removes both stagings."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(for_tensorflow, "_tensorflow", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export_model(
+            *(affine, W),
+            inputs=[X],
+            buckets=(1,),
+            platforms=("cpu",),
+            out=tmp_path / "bundle",
+            savedmodel=tmp_path / "tf",
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_savedmodel_is_replaced_only_when_asked(command, folder):
+    """Through the command line: one that is there stays, without --overwrite, and so does all."""
+    words = ("models.py:spec", "--out", "bundle", "--savedmodel", "models/a/1", "--json")
+    first = command(*words)
+    assert first.status == 0, first.err
+    assert first.json["savedmodel"]["signatures"]["predict"] == "x: float32[_, 3]"
+    before = (folder / "models/a/1/saved_model.pb").stat().st_ino
+
+    again = command("models.py:spec", "--out", "other", "--savedmodel", "models/a/1")
+    assert again.error == (
+        f"SavedModel {folder}/models/a/1: exists; pass --overwrite to replace it"
+    )
+    assert not (folder / "other").exists()
+    assert (folder / "models/a/1/saved_model.pb").stat().st_ino == before
+
+    assert command(*words, "--overwrite").status == 0
+    assert (folder / "models/a/1/saved_model.pb").stat().st_ino != before
+    assert sorted(path.name for path in (folder / "models/a").iterdir()) == ["1"]
+
+
+def test_a_directory_that_is_no_savedmodel_is_left_alone(tmp_path):
+    """Not even --overwrite replaces somebody's files."""
+    (tmp_path / "tf").mkdir()
+    (tmp_path / "tf" / "thesis.txt").write_text("years of work")
+
+    with pytest.raises(BundleError) as caught:
+        export_model(
+            *(affine, W),
+            inputs=[X],
+            out=tmp_path / "bundle",
+            savedmodel=tmp_path / "tf",
+            overwrite=True,
+        )
+
+    message = "exists and is not a SavedModel; it is left alone"
+    assert str(caught.value) == f"SavedModel {tmp_path}/tf: {message}"
+    assert [path.name for path in tmp_path.iterdir()] == ["tf"]
+
+
+def test_a_dry_run_lowers_and_writes_nothing(command, folder):
+    """It tells what would be fixed, without starting TensorFlow."""
+    before = sorted(folder.iterdir())
+    done = command("models.py:spec", "--out", "b", "--savedmodel", "s", "--dry-run")
+
+    assert done.status == 0
+    assert "lowering for TensorFlow with any batch" in done.err
+    assert sorted(p for p in folder.iterdir() if p.name != "__pycache__") == before

@@ -1,0 +1,245 @@
+"""What a damaged or hostile bundle does to whoever opens it: nothing that is not an error."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from pytest import fixture, mark, param, raises
+
+from runtime import BundleError, IntegrityError, guard, load, open_bundle, probe
+from runtime.__main__ import main
+from tests.forging import FROZEN, deadly, forged, with_deadly_program, with_other_golden
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = mark.e2e
+
+
+@fixture(scope="session")
+def deadly_bundle(tmp_path_factory):
+    """A bundle whose digests are right, and whose first program is deadly."""
+    return with_deadly_program(tmp_path_factory.mktemp("deadly") / "bundle")
+
+
+def run(*command):
+    """Run Python; give its exit status and what it wrote."""
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_bundle_is_deadly(deadly_bundle):
+    """
+    Without a child the process ends by a signal: what follows is not for nothing.
+    """
+    status, *_ = run("-c", f"from runtime import load; load({str(deadly_bundle)!r}, 'cpu')")
+
+    assert status == -signal.SIGSEGV
+
+
+def test_probe_reports_the_signal(deadly_bundle):
+    """
+    A bundle that ends the process that opens it is a BundleError that names the signal.
+    """
+    with raises(BundleError) as caught:
+        probe.probe(open_bundle(deadly_bundle), "cpu")
+
+    assert str(caught.value) == (
+        f"bundle {deadly_bundle}: ended the process that opened it: SIGSEGV; it is damaged, or "
+        "made to do that"
+    )
+
+
+def test_isolated_loading_survives(deadly_bundle):
+    """
+    `load` opens a bundle in another process first where it is asked to.
+    """
+    with raises(BundleError, match="ended the process that opened it: SIGSEGV"):
+        load(deadly_bundle, "cpu", isolated=True)
+
+    assert load(FROZEN, "cpu", isolated=True).manifest.name == "mood"
+
+
+def test_bundle_that_came_through_is_remembered(tmp_path):
+    """
+    A bundle that opened well is not opened twice, with the same jaxlib and on the same device.
+    """
+    bundle = open_bundle(FROZEN)
+
+    assert probe.probe(bundle, "cpu", remembered=tmp_path / "cache")
+    assert not probe.probe(bundle, "cpu", remembered=tmp_path / "cache")
+    (stamp,) = (tmp_path / "cache" / "opened").iterdir()
+    assert stamp.name == f"{bundle.digest}-jaxlib-{version('jaxlib')}-cpu"
+
+
+def test_deadly_bundle_is_not_remembered(deadly_bundle, tmp_path):
+    """
+    What ended a process is tried again each time.
+    """
+    for _ in range(2):
+        with raises(BundleError):
+            probe.probe(open_bundle(deadly_bundle), "cpu", remembered=tmp_path)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_wrong_otherwise_is_left_to_find(cuda_bundle, tmp_path):
+    """
+    A bundle that is refused in order has not crashed: whoever opens it next says why.
+    """
+    assert probe.probe(open_bundle(cuda_bundle), "cpu", remembered=tmp_path)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_on_their_way_are_waited_for(deadly_bundle):
+    """
+    A bundle that is being fetched is opened once its files are there.
+    """
+    bundle = open_bundle(deadly_bundle)
+    asked = []
+    coming = type(bundle)(bundle.path, bundle.manifest, bundle.digest, asked.append)
+
+    with raises(BundleError, match="SIGSEGV"):
+        probe.probe(coming, "cpu")
+
+    assert asked == list(bundle.manifest.files)
+
+
+def test_endless_bundle_is_given_up(deadly_bundle, monkeypatch):
+    """
+    A bundle that is not open after a long time is thought never to be.
+    """
+    monkeypatch.setattr(probe, "_TIMEOUT_S", 0.01)
+
+    with raises(BundleError) as caught:
+        probe.probe(open_bundle(deadly_bundle), "cpu")
+
+    assert str(caught.value) == (
+        f"bundle {deadly_bundle}: the process that opened it was not done after 0.01 s"
+    )
+
+
+@mark.parametrize(
+    ("status", "words"),
+    [
+        (-signal.SIGABRT, "SIGABRT; it is damaged, or made to do that"),
+        (-signal.SIGKILL, "SIGKILL; was there memory enough?"),
+        (1, "exit status 1; it is damaged, or made to do that"),
+    ],
+)
+def test_ends_are_described(status, words):
+    """
+    Whatever ended a process is named, with what it is a sign of.
+    """
+    assert guard.described(status) == words
+
+
+@mark.parametrize("command", ["verify", "bench", "doctor"])
+def test_commands_end_with_an_error(deadly_bundle, command):
+    """
+    A command that opens the bundle prints one line and ends with 3, not by the signal.
+    """
+    status, out, err = run("-m", "runtime", command, str(deadly_bundle), "--device", "cpu")
+
+    assert (status, out) == (3, "")
+    assert err.splitlines()[-1] == (
+        "error: the bundle ended the process that opened it: SIGSEGV; it is damaged, or made to "
+        "do that"
+    )
+
+
+def test_refresh_leaves_nothing_of_a_deadly_bundle(tmp_path):
+    """
+    A new bundle is not there where the old one ended its making; the next writer sweeps up.
+    """
+    command = ("-m", "runtime", "refresh", "--device", "cpu", "--out", str(tmp_path / "new"))
+    bundle = forged(FROZEN, tmp_path / "old", {"programs/b1-seq4.stablehlo": deadly})
+
+    assert run(*command, str(bundle))[0] == 3
+    assert not (tmp_path / "new").exists()
+    assert run(*command, str(FROZEN))[0] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "old"]
+
+
+@mark.parametrize(
+    ("ending", "status"),
+    [
+        param("raise SystemExit(7)", 7, id="exit-status"),
+        param("pass", 0, id="end"),
+        param("os.abort()", 3, id="crash"),
+        param("os.kill(os.getpid(), signal.SIGKILL)", 5, id="killed"),
+        param("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM, id="signal"),
+    ],
+)
+def test_guard_ends_as_its_child_did(ending, status):
+    """
+    An exit status and a signal that somebody sent are passed on; a crash is a bundle's fault.
+    """
+    code = f"import os, signal; from runtime.guard import step_aside; step_aside(); {ending}"
+
+    assert run("-c", code)[0] == status
+
+
+def test_guard_passes_signals_on():
+    """
+    Who stops the command stops what runs in it: nothing is left behind.
+    """
+    code = (
+        "import os, time; from runtime.guard import step_aside; step_aside(); "
+        "print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        child = int(process.stdout.readline())
+        process.terminate()
+
+    assert process.returncode == -signal.SIGTERM
+    with raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+def test_required_digest_is_the_only_one_taken(capsys):
+    """
+    With --require-digest a command takes the bundle of this digest, and refuses any other.
+    """
+    digest = hashlib.sha256((FROZEN / "manifest.json").read_bytes()).hexdigest()
+    other = "0" * 64
+
+    assert main(["inspect", str(FROZEN), "--require-digest", f"sha256:{digest}"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(FROZEN), "--require-digest", f"sha256:{other}"]) == 3
+    assert capsys.readouterr().err == (
+        f"error: manifest.json: expected the digest sha256:{other}, got sha256:{digest}\n"
+    )
+
+
+@mark.parametrize("digest", ["0" * 64, "sha256:" + "0" * 63, "sha256:" + "F" * 64, "md5:00"])
+def test_digest_that_is_none_is_wrong_usage(capsys, digest):
+    """
+    A digest is written as inspect shows it, in full.
+    """
+    with raises(SystemExit) as ended:
+        main(["verify", str(FROZEN), "--require-digest", digest])
+
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: argument --require-digest: expected sha256: and 64 hex digits, got {digest!r}\n"
+    )
+
+
+def test_libraries_pin_bundles_too(classifier_bundle, tmp_path):
+    """
+    `open_bundle` and `load` take a digest; another golden is another bundle.
+    """
+    digest = f"sha256:{open_bundle(classifier_bundle).digest}"
+    wrong = with_other_golden(classifier_bundle, tmp_path / "wrong")
+
+    assert open_bundle(classifier_bundle, require_digest=digest).manifest.name == "classifier"
+    with raises(IntegrityError, match="expected the digest sha256:"):
+        load(wrong, "cpu", require_digest=digest)

@@ -1,0 +1,181 @@
+"""`python -m runtime refresh`: a bundle made new from its StableHLO alone."""
+
+import json
+
+import jax
+import numpy as np
+from pytest import fixture, raises
+
+from runtime import GoldenMismatch, IncompatibleProgram, load, open_bundle
+from runtime.__main__ import main
+from runtime.promises import promises
+from runtime.refresh import refresh
+from tests.forging import forged, with_expired_programs, with_other_golden
+
+
+@fixture(scope="session")
+def old_bundle(tagger_bundle, tmp_path_factory):
+    """The tagger as another, older jax would have left it."""
+    expired = with_expired_programs(tagger_bundle, tmp_path_factory.mktemp("old") / "bundle")
+    older = {"manifest.json": lambda m: m["exporter"].update(jax="0.11.2", jaxlib="0.11.2")}
+    return forged(expired, tmp_path_factory.mktemp("older") / "bundle", older)
+
+
+@fixture(scope="session")
+def fresh_bundle(old_bundle, tmp_path_factory):
+    """What refreshing makes of it."""
+    out = tmp_path_factory.mktemp("fresh") / "bundle"
+    refresh(open_bundle(old_bundle), out, "cpu")
+    return out
+
+
+def test_programs_are_those_of_this_jax(fresh_bundle, tagger_bundle):
+    """
+    A wrapper made from StableHLO is byte for byte what exporting gives.
+    """
+    programs = sorted((tagger_bundle / "programs").iterdir())
+
+    assert len(programs) == 8
+    for program in programs:
+        assert (fresh_bundle / "programs" / program.name).read_bytes() == program.read_bytes()
+
+
+def test_refreshed_bundle_loads_from_its_wrappers(fresh_bundle, old_bundle):
+    """
+    What needed the StableHLO before needs it no more, and answers the same.
+    """
+    old, fresh = load(old_bundle, "cpu"), load(fresh_bundle, "cpu")
+    ids = {"ids": np.array([[1, 2, 3]], np.int32)}
+
+    assert all(p.fallback for group in old.groups.values() for p in group.programs.values())
+    assert not any(p.fallback for group in fresh.groups.values() for p in group.programs.values())
+    np.testing.assert_array_equal(fresh.predict(ids)["scores"], old.predict(ids)["scores"])
+
+
+def test_origin_is_recorded(fresh_bundle, old_bundle):
+    """
+    The manifest says what it was refreshed from, who had written that, and who wrote it now.
+    """
+    old, fresh = open_bundle(old_bundle), open_bundle(fresh_bundle)
+
+    (origin,) = fresh.manifest.refreshed_from
+    assert (origin.sha256, origin.exporter) == (old.digest, old.manifest.exporter)
+    assert fresh.manifest.exporter["jax"] == jax.__version__
+    assert fresh.manifest.exporter["flax"] == old.manifest.exporter["flax"]
+    assert fresh.manifest.created == old.manifest.created
+    assert fresh.manifest.verified == ("cpu",)
+
+
+def test_everything_else_stays(fresh_bundle, old_bundle):
+    """
+    Params, goldens, StableHLO and what the manifest says of the model are untouched.
+    """
+    old, fresh = (
+        json.loads((b / "manifest.json").read_bytes()) for b in (old_bundle, fresh_bundle)
+    )
+    new = {"format_version", "exporter", "refreshed_from", "verified"}
+
+    for entries in (old["programs"], fresh["programs"]):
+        for entry in entries:
+            del entry["exported"]
+    assert set(fresh) - set(old) == {"refreshed_from"}
+    assert {k: v for k, v in fresh.items() if k not in new} == {
+        k: v for k, v in old.items() if k not in new
+    }
+
+
+def test_refreshing_twice_gives_the_same_bytes(fresh_bundle, old_bundle, tmp_path):
+    """
+    The same versions write the same bundle.
+    """
+    refresh(open_bundle(old_bundle), tmp_path / "again", "cpu")
+
+    assert open_bundle(tmp_path / "again").digest == open_bundle(fresh_bundle).digest
+
+
+def test_refreshing_again_keeps_the_first_export(fresh_bundle, old_bundle, tmp_path):
+    """
+    Each refreshing adds an origin; StableHLO's promise counts from the first.
+    """
+    manifest = refresh(open_bundle(fresh_bundle), tmp_path / "again", "cpu")
+
+    assert [origin.sha256 for origin in manifest.refreshed_from] == [
+        open_bundle(old_bundle).digest,
+        open_bundle(fresh_bundle).digest,
+    ]
+    assert promises(manifest)[1].writer == "0.11.2"
+
+
+def test_bundle_that_does_not_answer_is_not_written(classifier_bundle, tmp_path):
+    """
+    Where a golden does not come out, nothing is left behind.
+    """
+    wrong = with_other_golden(classifier_bundle, tmp_path / "wrong")
+    out = tmp_path / "out" / "fresh"
+
+    with raises(GoldenMismatch, match=r"^\d+ golden checks failed on cpu, first: .*was written$"):
+        refresh(open_bundle(wrong), out, "cpu")
+
+    assert not out.parent.exists()
+
+
+def test_bundle_for_another_platform_is_not_refreshed_here(cuda_bundle, tmp_path):
+    """
+    What cannot be proven on this machine is not written on it.
+    """
+    with raises(IncompatibleProgram, match="needs platform cuda, this device is cpu"):
+        refresh(open_bundle(cuda_bundle), tmp_path / "fresh", "cpu")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unreadable_stablehlo_names_the_file(classifier_bundle, tmp_path):
+    """
+    StableHLO that this jax does not read is an error that names the file.
+    """
+    cut = {"programs/b2.stablehlo": lambda data: data[:99]}
+
+    with raises(IncompatibleProgram) as caught:
+        refresh(
+            open_bundle(forged(classifier_bundle, tmp_path / "b", cut)), tmp_path / "out", "cpu"
+        )
+
+    assert str(caught.value) == (
+        "programs/b2.stablehlo: INVALID_ARGUMENT: Failed to deserialize StableHLO; re-export the "
+        "model with a jax near this one"
+    )
+
+
+def test_command_says_what_it_did(old_bundle, tmp_path, capsys):
+    """
+    The command prints one line: from where to where, and between which versions.
+    """
+    out = tmp_path / "fresh"
+
+    assert main(["refresh", str(old_bundle), "--out", str(out), "--device", "cpu"]) == 0
+
+    assert capsys.readouterr().out == (
+        f"refreshed {old_bundle} into {out}: jax 0.11.2 to {jax.__version__}, verified on cpu\n"
+    )
+
+
+def test_command_leaves_what_is_there(classifier_bundle, capsys):
+    """
+    A bundle that is there is not replaced unless told to.
+    """
+    assert main(["refresh", str(classifier_bundle), "--out", str(classifier_bundle)]) == 3
+
+    assert capsys.readouterr().err == (
+        f"error: bundle {classifier_bundle}: exists; pass --overwrite to replace it\n"
+    )
+
+
+def test_command_ends_with_4_where_goldens_fail(classifier_bundle, tmp_path, capsys):
+    """
+    A golden that does not come out has the same exit status as in verify.
+    """
+    wrong = with_other_golden(classifier_bundle, tmp_path / "wrong")
+
+    assert main(["refresh", str(wrong), "--out", str(tmp_path / "fresh")]) == 4
+
+    assert "golden checks failed on cpu" in capsys.readouterr().err

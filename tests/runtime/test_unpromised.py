@@ -1,0 +1,105 @@
+"""Whatever of JAX's surface is not promised is in one module, and there in this JAX."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax._src.export import _export
+from pytest import mark
+
+import runtime.program
+from runtime.customcalls import ALLOWED
+from runtime.program import count_compiles, custom_calls, versions
+
+ROOT = Path(__file__).parents[2]
+
+# JAX's promise (docs.jax.dev, "API compatibility") leaves these out.
+_UNPROMISED = ("jax._src", "jax.extend", "jaxlib")
+
+
+def unpromised_imports(package):
+    """Give each module of a package that imports what is not promised, with what it imports."""
+    found = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            if isinstance(node, ast.ImportFrom):
+                names.add(node.module or "")
+        if strange := {name for name in names if name.startswith(_UNPROMISED)}:
+            found[str(path.relative_to(ROOT))] = strange
+    return found
+
+
+@mark.parametrize("package", ["runtime", "server"])
+def test_one_module_holds_what_is_not_promised(package):
+    """
+    Of what serves, runtime/program.py alone imports what JAX does not promise.
+    """
+    expected = {"runtime/program.py": {"jax._src.export", "jax.extend", "jax.extend.mlir"}}
+
+    assert unpromised_imports(package) == (expected if package == "runtime" else {})
+
+
+def test_that_module_names_it():
+    """
+    Its docstring lists what it takes, so that a release of JAX can be held against it.
+    """
+    for name in ("jax.extend.mlir", "jax._src.export.serialization", "Exported", "event"):
+        assert name in runtime.program.__doc__
+
+
+def test_exported_is_a_dataclass_around_its_module():
+    """
+    A program can be put into another wrapper, and StableHLO is what a wrapper holds.
+    """
+    exported = jax.export.export(jax.jit(jnp.sin))(jax.ShapeDtypeStruct((2,), np.float32))
+
+    other = dataclasses.replace(exported, mlir_module_serialized=b"other")
+
+    assert exported.mlir_module_serialized.startswith(b"ML\xefRStableHLO_v"[:4])
+    assert other.mlir_module_serialized == b"other"
+
+
+def test_stablehlo_can_be_read():
+    """
+    An artifact's operations have names, and custom calls a target.
+    """
+    exported = jax.export.export(jax.jit(jnp.linalg.cholesky), platforms=("cpu",))(
+        jax.ShapeDtypeStruct((2, 2), np.float32)
+    )
+
+    assert custom_calls(exported.mlir_module_serialized) == ("lapack_spotrf_ffi",)
+
+
+def test_versions_are_there():
+    """
+    JAX still tells the versions that a wrapper is of.
+    """
+    assert {"jax", "jaxlib", "calling_convention", "serialization"} == set(versions())
+    assert versions()["serialization"].isdigit()
+
+
+def test_compilation_is_told():
+    """
+    JAX still tells of each program that it compiles.
+    """
+    compiles = count_compiles()
+
+    jax.jit(lambda x: x - 3)(np.zeros(7, np.float32))
+
+    assert compiles() > 0
+
+
+def test_what_jax_keeps_is_what_bundles_may_call():
+    """
+    The custom calls that are allowed are those that JAX keeps, but for TensorFlow's.
+    """
+    kept = _export._CUSTOM_CALL_TARGETS_GUARANTEED_STABLE
+
+    assert kept - ALLOWED.keys() == {"tf.call_tf_function"}
+    assert ALLOWED.keys() - kept == set()

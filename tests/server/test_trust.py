@@ -1,0 +1,138 @@
+"""Which bundles a server lets in, and how long it says that they last."""
+
+import datetime as dt
+import logging
+import re
+
+from pytest import fixture, mark, raises
+
+from runtime import BundleError, IntegrityError, open_bundle
+from runtime.promises import promises
+from server import exposition, trust
+from server.config import ConfigError, ServerConfig
+from server.trust import let_in
+from tests.forging import FROZEN, with_deadly_program
+from tests.server.asking import client_for
+from tests.server.fakes import FakeModel
+from tests.serving import TIMEOUT_S, free_port, start
+
+
+@fixture
+def probed(monkeypatch):
+    """Stands in for the other process: keeps what was to be opened there."""
+    asked = []
+    monkeypatch.setattr(
+        trust, "probe", lambda *arguments, **options: asked.append((arguments, options))
+    )
+    return asked
+
+
+def test_any_bundle_is_probed(probed, caplog, tmp_path):
+    """A bundle that nobody vouches for is opened elsewhere first, and the log says what saves that."""
+    bundle = open_bundle(FROZEN)
+
+    with caplog.at_level(logging.INFO):
+        let_in(bundle, ServerConfig(bundle=str(FROZEN), device="cpu", cache_dir=str(tmp_path)))
+        let_in(bundle, ServerConfig(bundle=str(FROZEN)))
+
+    assert probed == [
+        ((bundle, "cpu"), {"remembered": tmp_path}),
+        ((bundle, ""), {"remembered": None}),
+    ]
+    assert caplog.messages[0] == (
+        "opening the bundle in a process of its own first; "
+        f"--require-digest sha256:{bundle.digest} saves that"
+    )
+
+
+def test_required_bundle_is_let_in(probed):
+    """The bundle whose digest is required is opened at once."""
+    bundle = open_bundle(FROZEN)
+
+    let_in(bundle, ServerConfig(bundle=str(FROZEN), require_digest=f"sha256:{bundle.digest}"))
+
+    assert probed == []
+
+
+def test_another_bundle_is_refused(probed):
+    """A bundle of another digest than the required one is not opened anywhere."""
+    with raises(IntegrityError, match=r"^manifest\.json: expected the digest sha256:00"):
+        let_in(
+            open_bundle(FROZEN),
+            ServerConfig(bundle=str(FROZEN), require_digest="sha256:" + "0" * 64),
+        )
+
+    assert probed == []
+
+
+@mark.parametrize("digest", ["latest", "0" * 64, "sha256:abc", "sha512:" + "0" * 64])
+def test_digest_that_is_none_is_refused(digest):
+    """What is no digest ends the server before it begins."""
+    with raises(ConfigError) as caught:
+        ServerConfig(bundle="b", require_digest=digest)
+
+    assert str(caught.value) == (
+        "require_digest: expected sha256: and the 64 hex digits that python -m runtime inspect "
+        f"shows, got {digest!r}"
+    )
+
+
+@mark.e2e
+def test_deadly_bundle_ends_the_server_in_order(tmp_path):
+    """A bundle that crashes whoever opens it is exit status 3 and one line, not a crash."""
+    bundle = with_deadly_program(tmp_path / "deadly")
+
+    with start(free_port(), "--bundle", str(bundle), HLOSERVE_REQUIRE_DIGEST="") as process:
+        said, errors = process.communicate(timeout=TIMEOUT_S)
+
+    assert process.returncode == 3
+    assert "opening the bundle in a process of its own first; " in said
+    assert errors == (
+        f"error: bundle {bundle}: ended the process that opened it: SIGSEGV; it is damaged, or "
+        "made to do that\n"
+    )
+
+
+@mark.e2e
+def test_server_says_how_long_its_bundle_lasts(tmp_path):
+    """A server that is not told what to serve remembers what came through, and tells its promises."""
+    options = {"HLOSERVE_REQUIRE_DIGEST": "", "HLOSERVE_CACHE_DIR": str(tmp_path)}
+    for _ in range(2):
+        said = []
+        with start(free_port(), "--bundle", str(FROZEN), **options) as process:
+            for line in process.stdout:
+                said.append(line)
+                if "ready: " in line:
+                    break
+            process.terminate()
+            process.communicate(timeout=TIMEOUT_S)
+
+        assert re.search(
+            r"INFO promised: \.exported up to jax builds of 2027-04-21 \(-?\d+ days left\); "
+            r"\.stablehlo up to jax builds of 2031-10-21 \(-?\d+ days left\)",
+            "".join(said),
+        )
+    assert len(list((tmp_path / "opened").iterdir())) == 1
+
+
+def test_days_left_are_a_metric(running, monkeypatch):
+    """A scrape has the days for each form, counted from the day of the scrape."""
+    monkeypatch.setattr(exposition, "today", lambda: dt.date(2027, 4, 22))
+
+    text = client_for(running, FakeModel()).get("/metrics").get_data(as_text=True)
+
+    assert 'hloserve_promised_days_left{form="exported"} -1.0\n' in text
+    assert 'hloserve_promised_days_left{form="stablehlo"} 1643.0\n' in text
+    assert [p.form for p in promises(FakeModel().manifest)] == ["exported", "stablehlo"]
+
+
+def test_probe_that_fails_keeps_the_bundle_out(monkeypatch):
+    """What ended the other process is not opened in this one."""
+
+    def fail(*_, **__):
+        raise BundleError("bundle b: ended the process that opened it: SIGSEGV")
+
+    monkeypatch.setattr(trust, "probe", fail)
+
+    with raises(BundleError, match="SIGSEGV"):
+        let_in(open_bundle(FROZEN), ServerConfig(bundle=str(FROZEN)))

@@ -1,0 +1,117 @@
+"""The fuzzer of bundles: a few of its alterations, and that it sees what it looks for."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+from pytest import mark, param
+
+from bench.fuzz.__main__ import bad, table
+from bench.fuzz.mutations import MANIFEST, forge, mutate
+from runtime import BundleError, open_bundle
+from tests.forging import FROZEN
+
+ROOT = Path(__file__).parents[1]
+
+
+def seeded(number):
+    """Give a generator that always gives the same."""
+    return random.Random(number)  # noqa: S311 (no secret)
+
+
+@mark.e2e
+def test_some_alterations_end_nobody(tmp_path):
+    """
+    Two dozen alterations of a bundle end no server, and none passes for the bundle.
+    """
+    outcomes = tmp_path / "outcomes.json"
+    command = ["-m", "bench.fuzz", "--mutations", "24", "--seed", "3", "--json", str(outcomes)]
+
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "24 alterations: 0 ended the server, 0 accidents were accepted; " in done.stdout
+    found = json.loads(outcomes.read_text())
+    assert len(found) == 24
+    assert any(outcome == "refused" for _, _, outcome in found)
+
+
+@mark.e2e
+def test_deadly_bit_ends_the_child_alone(tmp_path):
+    """
+    An alteration that ends its reader ends the child, and the fuzzer says by which signal.
+    """
+    code = (
+        "import sys; from pathlib import Path; from bench.fuzz.opening import Opener; "
+        "from tests.forging import FROZEN, with_deadly_program; "
+        "print(Opener(FROZEN).open(with_deadly_program(Path(sys.argv[1]))))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "b")], cwd=ROOT, capture_output=True, text=True
+    )
+
+    assert done.stdout == "child: SIGSEGV\n", done.stderr
+
+
+def test_alterations_are_the_same_for_a_seed(tmp_path):
+    """
+    A seed gives the same alteration again, and always one.
+    """
+    for number in range(30):
+        first, second = tmp_path / f"{number}a", tmp_path / f"{number}b"
+        names = [mutate(FROZEN, out, seeded(number)) for out in (first, second)]
+        (name,) = set(names)
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+        assert (first / name).read_bytes() != (FROZEN / name).read_bytes()
+
+
+def test_accidents_are_refused(tmp_path):
+    """
+    Not one alteration passes where the digest is required and digests are as they were.
+    """
+    digest = f"sha256:{open_bundle(FROZEN).digest}"
+    passed = []
+    for number in range(60):
+        out = tmp_path / str(number)
+        name = mutate(FROZEN, out, seeded(number))
+        try:
+            open_bundle(out, require_digest=digest).check()
+            passed.append((number, name))
+        except BundleError:
+            pass
+
+    assert passed == []
+
+
+def test_forgery_has_digests_that_match(tmp_path):
+    """
+    What is forged gets past every digest, so that what parses it is what refuses it.
+    """
+    number = 0
+    while (name := mutate(FROZEN, tmp_path / str(number), seeded(number))) == MANIFEST:
+        number += 1
+
+    forge(tmp_path / str(number), name)
+
+    open_bundle(tmp_path / str(number)).check()
+
+
+@mark.parametrize(
+    ("outcome", "expected"),
+    [
+        param("server: SIGSEGV", True),
+        param("accident accepted", True),
+        param("child: SIGSEGV", False),
+        param("refused", False),
+        param("same answers", False),
+    ],
+)
+def test_what_must_never_be_is_told_apart(outcome, expected):
+    """
+    A server that ended and an accident that passed make the run fail; a child that ended does not.
+    """
+    assert bad(outcome) is expected
+    assert outcome in table([(0, "programs/b1.exported", outcome)])
