@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 from server import artifacts, body, service
@@ -63,6 +64,12 @@ class ServerConfig:
     device: str = _option(
         "", "NAME", "what programs run on: cpu, cuda, cuda:1", shown="JAX's choice"
     )
+    processes: int = _option(
+        1,
+        "N",
+        "processes that share the ports, each with its own copy of the model; on a CPU alone",
+        shown="1",
+    )
     host: str = _option("0.0.0.0", "ADDRESS", "address to listen on, HTTP and gRPC")  # noqa: S104 (a container must)
     port: int = _option(8080, "PORT", "HTTP port; 0 takes a free one", also="AIP_HTTP_PORT")
     grpc_port: int = _option(8001, "PORT", "gRPC port; 0 takes a free one, -1 none")
@@ -116,6 +123,11 @@ class ServerConfig:
         shown="none",
     )
     page: bool = _option(True, "", "leave out the page at / that shows what is served")
+
+    @property
+    def remote(self) -> bool:
+        """Say whether the bundle has to be fetched."""
+        return not isinstance(artifacts.locate(self.bundle), Path)
 
     @property
     def limits(self) -> service.Limits:
@@ -172,7 +184,13 @@ class ServerConfig:
         self._check_routes()
 
     def _check_numbers(self) -> None:
-        for name in ("max_body_bytes", "max_json_bytes", "max_queue_rows", "max_request_rows"):
+        for name in (
+            "processes",
+            "max_body_bytes",
+            "max_json_bytes",
+            "max_queue_rows",
+            "max_request_rows",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("max_queue_delay_ms", "drain_delay_s", "drain_timeout_s"):

@@ -4,7 +4,8 @@ https://prometheus.io/docs/instrumenting/exposition_formats/
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_statistics.md
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector
@@ -17,9 +18,9 @@ from prometheus_client.core import (
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from runtime.device import live_arrays, memory_in_use
 from runtime.model import Model
 from runtime.promises import promises, today
+from server.figures import Figures, Gather
 from server.metrics import Histogram, Metrics, Spent
 from server.reply import Reply
 from server.service import Service, State
@@ -29,14 +30,15 @@ class MetricsPage(Collector):
     """Prometheus's page. Built by prometheus-client, whose reading of the format is everybody's.
 
     Args:
-      service: whose counts, state and queue are shown.
+      service: whose state and model are shown.
+      gather: gives the counts.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, gather: Gather) -> None:
         self._service = service
+        self._gather = gather
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        ProcessCollector(registry=self._registry)
 
     def reply(self) -> Reply:
         """Write the page; called on the event loop, which owns the counts."""
@@ -45,7 +47,8 @@ class MetricsPage(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family."""
-        m = self._service.metrics
+        figures = self._gather()
+        m = figures.metrics
         yield from self._of_requests(m)
         yield _counter("inferences", "Rows answered.", m.rows)
         executions = sum(bucket.run.count for bucket in m.buckets.values())
@@ -63,7 +66,8 @@ class MetricsPage(Collector):
         yield _histogram("queue_duration_seconds", "Wait of each task for its batch.", m.queued)
         yield _histogram("compute_duration_seconds", "Time of each batch.", m.computed)
         yield _counter("nonfinite_outputs", "Answers with NaN or infinity.", m.nonfinite)
-        yield from self._of_service()
+        yield from self._of_service(figures)
+        yield from _of_processes(figures.pids)
 
     def _of_requests(self, m: Metrics) -> Iterator[Metric]:
         requests = CounterMetricFamily(
@@ -95,14 +99,18 @@ class MetricsPage(Collector):
         manifest = self._service.model.manifest
         return manifest.name, manifest.version
 
-    def _of_service(self) -> Iterator[Metric]:
+    def _of_service(self, figures: Figures) -> Iterator[Metric]:
         service = self._service
         yield _gauge("ready", "1 while requests are answered.", service.state is State.READY)
-        yield _gauge("queue_depth", "Rows that wait.", service.queued_rows)
+        yield _gauge("queue_depth", "Rows that wait.", figures.queued_rows)
         yield _gauge("runs_alone", "1 where batches hold one task, since rows mix.", service.alone)
-        yield _counter("compiles_after_ready", "Programs compiled after ready.", service.compiles)
+        yield _counter("compiles_after_ready", "Programs compiled after ready.", figures.compiles)
         if service.loaded:
             yield from _of_model(service.model)
+            # Params and what programs under way hold: a number that grows is a leak.
+            yield _gauge("live_arrays", "Arrays held on the device.", figures.arrays)
+        if figures.memory is not None:
+            yield _gauge("device_memory_bytes", "Device memory in use.", figures.memory)
 
 
 def _of_model(model: Model) -> Iterator[Metric]:
@@ -122,11 +130,20 @@ def _of_model(model: Model) -> Iterator[Metric]:
     for promise in promises(manifest):
         left.add_metric([promise.form], promise.days_left(today()))
     yield left
-    # Params and what programs under way hold: a number that grows is a leak.
-    yield _gauge("live_arrays", "Arrays held on the device.", live_arrays(model.platform))
-    memory = memory_in_use(model.device)
-    if memory is not None:
-        yield _gauge("device_memory_bytes", "Device memory in use.", memory)
+
+
+def _of_processes(pids: Iterable[int]) -> Iterator[Metric]:
+    """Yield what the system says of processes, added up; the start is the first one's."""
+    found: dict[str, list[Metric]] = {}
+    for pid in pids:
+        for metric in ProcessCollector(pid=functools.partial(int, pid), registry=None).collect():
+            found.setdefault(metric.name, []).append(metric)
+    for name, metrics in found.items():
+        values = [metric.samples[0].value for metric in metrics]
+        value = min(values) if name == "process_start_time_seconds" else sum(values)
+        first = metrics[0]
+        first.samples[0] = first.samples[0]._replace(value=value)
+        yield first
 
 
 def _counter(name: str, text: str, value: float) -> Metric:

@@ -5,6 +5,7 @@ parse are refused in our words, and large ones can be read on another thread.
 """
 
 import asyncio
+import functools
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,6 +23,7 @@ from server.config import ConfigError, ServerConfig
 from server.dialect import LARGE_BYTES, Call, Inference
 from server.errors import Unsupported
 from server.exposition import statistics
+from server.figures import Gather, figures_of
 from server.grpc_health import Health
 from server.grpc_stream import Stream
 from server.protos import inference_pb2 as pb
@@ -77,10 +79,14 @@ class Entrance:
     Args:
       service: answers.
       config: says where to listen, and the largest message.
+      figures: gives the server's counts; those of this process unless it is given.
     """
 
-    def __init__(self, service: Service, config: ServerConfig) -> None:
+    def __init__(
+        self, service: Service, config: ServerConfig, figures: Gather | None = None
+    ) -> None:
         self._service = service
+        self._figures = figures or functools.partial(figures_of, service)
         self._health = Health(service, (INFERENCE,))
         self._streams: set[Stream] = set()
         self._address = address(config.host, config.grpc_port)
@@ -244,7 +250,7 @@ class Entrance:
         manifest = self._service.model.manifest
         if request.name:
             oip.check_names(manifest, request.name, request.version)
-        told = statistics(self._service.metrics, manifest.name, manifest.version)
+        told = statistics(self._figures().metrics, manifest.name, manifest.version)
         return pb.ModelStatisticsResponse(**told)
 
 
@@ -327,7 +333,8 @@ def address(host: str, port: int) -> str:
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:
     return [
-        ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared in silence
+        # A port that is taken is an error, not shared in silence, except with our own.
+        ("grpc.so_reuseport", int(config.processes > 1)),
         ("grpc.max_receive_message_length", config.max_body_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", CONCURRENT_STREAMS),

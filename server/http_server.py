@@ -23,14 +23,22 @@ _AT_ONCE = 64
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Bind a port of this process alone.
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Bind a port.
+
+    Args:
+      host: address.
+      port: 0 for any that is free.
+      shared: with other processes of this user that say so too; the kernel gives each
+        connection to one of them.
 
     Raises:
       OSError: it is taken, or not allowed.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=CONNECTIONS)
+    listener = socket.create_server(
+        (host, port), family=family, backlog=CONNECTIONS, reuse_port=shared
+    )
     listener.setblocking(False)
     return listener
 

@@ -5,7 +5,7 @@ import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # OpenTelemetry's advised bounds, extended downwards: most answers take less than 5 ms.
 SECONDS = (.0005, .001, .002, .005, .01, .025, .05, .075, .1, .25, .5, .75, 1.0, 2.5, 5.0, 7.5, 10.0)  # fmt: skip
@@ -33,23 +33,28 @@ class Histogram:
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
+        self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
     @property
     def count(self) -> int:
         """Give the number of values."""
-        return sum(self._counts)
+        return sum(self.counts)
 
     def observe(self, value: float) -> None:
         """Count a value."""
-        self._counts[bisect.bisect_left(self._bounds, value)] += 1
+        self.counts[bisect.bisect_left(self._bounds, value)] += 1
         self.sum += value
+
+    def merge(self, other: "Histogram") -> None:
+        """Count the values of another one, of the same bounds."""
+        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        self.sum += other.sum
 
     def buckets(self) -> list[tuple[str, float]]:
         """Give each bound, as text, with the number of values up to it."""
         names = [*map(str, self._bounds), "+Inf"]
-        return list(zip(names, itertools.accumulate(self._counts), strict=True))
+        return list(zip(names, itertools.accumulate(self.counts), strict=True))
 
 
 def quantile(histograms: Iterable[Histogram], share: float) -> float | None:
@@ -86,6 +91,11 @@ class Spent:
         self.count += 1
         self.seconds += seconds
 
+    def merge(self, other: "Spent") -> None:
+        """Count what another one did."""
+        self.count += other.count
+        self.seconds += other.seconds
+
 
 @dataclasses.dataclass(slots=True)
 class Bucket:
@@ -102,6 +112,12 @@ class Bucket:
     stage: Spent = dataclasses.field(default_factory=Spent)
     run: Spent = dataclasses.field(default_factory=Spent)
     unstage: Spent = dataclasses.field(default_factory=Spent)
+
+    def merge(self, other: "Bucket") -> None:
+        """Count what the same program did elsewhere."""
+        self.stage.merge(other.stage)
+        self.run.merge(other.run)
+        self.unstage.merge(other.unstage)
 
 
 class Metrics:
@@ -190,3 +206,32 @@ class Metrics:
     def other(self, protocol: str, code: str) -> None:
         """Count a request for anything but an inference."""
         self.requests[protocol, code] += 1
+
+    def merge(self, other: "Metrics") -> None:
+        """Count what another process has counted."""
+        self.requests.update(other.requests)
+        self.failures.update(other.failures)
+        for protocol, histogram in other.durations.items():
+            self.durations.setdefault(protocol, Histogram(SECONDS)).merge(histogram)
+        self.succeeded.merge(other.succeeded)
+        self.failed.merge(other.failed)
+        self.queued.merge(other.queued)
+        self.computed.merge(other.computed)
+        self.batch_rows.merge(other.batch_rows)
+        for name, bucket in other.buckets.items():
+            self.buckets.setdefault(name, Bucket(bucket.batch)).merge(bucket)
+        self.rows += other.rows
+        self.padding_rows += other.padding_rows
+        self.elements += other.elements
+        self.padding_elements += other.padding_elements
+        self.nonfinite += other.nonfinite
+
+
+def total(several: Sequence[Metrics]) -> Metrics:
+    """Add up what several processes have counted."""
+    if len(several) == 1:
+        return several[0]
+    found = Metrics()
+    for metrics in several:
+        found.merge(metrics)
+    return found

@@ -12,7 +12,7 @@ import dataclasses
 import gc
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from runtime.errors import BundleError, DeviceUnavailable, ExecutionError, GoldenMismatch
 from runtime.model import Group, Model, load
@@ -56,13 +56,20 @@ class Opened:
     in_flight: int
 
 
-async def open_service(service: Service, config: ServerConfig, *, listening: bool = False) -> int:
+async def open_service(
+    service: Service,
+    config: ServerConfig,
+    *,
+    listening: bool = False,
+    proven: Callable[[Opened], Awaitable[object]] | None = None,
+) -> int:
     """Load and prove a bundle on another thread, and begin to answer.
 
     Args:
       service: is to answer.
       config: what is logged first, and says what to load.
       listening: whether the configured addresses are this process's own, to be told.
+      proven: waited for between the proof and the first answer.
 
     Returns:
       0, or the exit status of what is wrong, which has been said.
@@ -83,6 +90,8 @@ async def open_service(service: Service, config: ServerConfig, *, listening: boo
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
+    if proven is not None:
+        await proven(opened)
     service.open(opened.model, alone=opened.alone, in_flight=opened.in_flight)
     http, grpc = _addresses(config) if listening else ("serving", "")
     seconds = time.monotonic() - begin
@@ -121,7 +130,13 @@ def open_model(config: ServerConfig) -> Opened:
     wait_in_place()
     with bundle_at(config.bundle, config.cache_dir) as bundle:
         let_in(bundle, config)
-        return _proven(load(bundle, config.device or None, progress=log.info), config)
+        model = load(bundle, config.device or None, progress=log.info)
+    if config.processes > 1 and model.platform != "cpu":
+        raise DeviceUnavailable(
+            f"processes: expected 1 on {model.platform}, whose memory one process has, got "
+            f"{config.processes}"
+        )
+    return _proven(model, config)
 
 
 def _proven(model: Model, config: ServerConfig) -> Opened:

@@ -19,7 +19,8 @@ from markupsafe import Markup
 from runtime.description import describe_axis, describe_format, describe_tensor
 from runtime.model import Model
 from runtime.signature import Signature, TensorSpec
-from server.metrics import Metrics, quantile
+from server.figures import Figures, Gather
+from server.metrics import quantile
 from server.oip import DATATYPES
 from server.reply import Headers, Reply
 from server.service import Service
@@ -35,16 +36,18 @@ class Page:
     """The page.
 
     Args:
-      service: whose model, state and counts are shown.
+      service: whose model and state are shown.
+      gather: gives the counts.
       rules: protocol, method and rule of each route that is shown.
       predict_route: where the form sends its instance.
       port: of curl's lines, for readers without JavaScript.
     """
 
     def __init__(
-        self, service: Service, rules: Iterable[Rule], predict_route: str, port: int
+        self, service: Service, gather: Gather, rules: Iterable[Rule], predict_route: str, port: int
     ) -> None:
         self._service = service
+        self._gather = gather
         self._rules = list(rules)
         self._predict_route = predict_route
         self._origin = f"http://localhost:{port}"
@@ -69,7 +72,7 @@ class Page:
             model=_about(service.model) if service.loaded else None,
             predict_route=self._predict_route,
             curls=list(self._curls()) if service.loaded else [],
-            figures=_figures(service.metrics, service.queued_rows),
+            figures=_figures(self._gather()),
             **(_example_of(service.model.signature) if service.loaded else {"example": None}),
         )
         return Reply(200, self._headers, text.encode())
@@ -118,8 +121,9 @@ def _about(model: Model) -> dict[str, Any]:
     }
 
 
-def _figures(metrics: Metrics, queued_rows: int) -> list[tuple[str, str]]:
+def _figures(figures: Figures) -> list[tuple[str, str]]:
     """Give what was counted since the start, named."""
+    metrics = figures.metrics
     batches = sum(bucket.run.count for bucket in metrics.buckets.values())
     run = metrics.rows + metrics.padding_rows
 
@@ -133,7 +137,7 @@ def _figures(metrics: Metrics, queued_rows: int) -> list[tuple[str, str]]:
         ("rows", f"{metrics.rows:,}"),
         ("rows a batch", f"{metrics.rows / batches:.1f}" if batches else "-"),
         ("rows of padding", f"{metrics.padding_rows / run:.0%}" if run else "-"),
-        ("rows waiting", f"{queued_rows:,}"),
+        ("rows waiting", f"{figures.queued_rows:,}"),
         ("half answered within", milliseconds(0.5)),
         ("99 % answered within", milliseconds(0.99)),
     ]

@@ -1,16 +1,22 @@
 """The server's process: what runs in it, how it begins and how it ends."""
 
 import asyncio
+import contextlib
+import dataclasses
+import functools
 import logging
 import signal
+import tempfile
 from collections.abc import Callable
 
+from server.board import Board
 from server.config import ServerConfig
 from server.grpc_api import Entrance
 from server.http_app import create_app, make_wait
 from server.http_front import Front
 from server.http_server import HttpServer, listen
-from server.opening import EXIT_BUNDLE, EXIT_DEVICE, open_service
+from server.joiners import Joiners
+from server.opening import EXIT_BUNDLE, EXIT_DEVICE, Opened, open_service
 from server.routes import hot_paths, make_routes
 from server.service import Service
 
@@ -26,14 +32,25 @@ class Process:
     load balancers turn away; then it takes no more, answers what it has, and ends. SIGINT
     leaves the while out. A second signal ends the process where it stands.
 
+    Of several processes the first one listens at once, and has the others begin when it has
+    proven the bundle; when they listen as well, it is ready. What ends one ends all.
+
     Args:
       config: what to serve, and where.
       die: ends the process with a status, at once.
+      board: of any but the first of several processes.
+      joined: of any but the first; called once it listens, which it does when it can answer.
     """
 
-    def __init__(self, config: ServerConfig, die: Callable[[int], None]) -> None:
-        self._config = config
+    def __init__(
+        self,
+        config: ServerConfig,
+        die: Callable[[int], None],
+        board: Board | None = None,
+        joined: Callable[[], object] | None = None,
+    ) -> None:
         self._die = die
+        self._joined = joined
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self._gently = False
@@ -42,43 +59,95 @@ class Process:
             fatal=lambda _: self._end(EXIT_DEVICE),
             hung=lambda: die(EXIT_DEVICE),
         )
-        self._routes = make_routes(self._service, config)
+        self._config = config
+        self._joiners: Joiners | None = None
+        gather = None
+        if config.processes > 1:
+            board = board or Board(None, config.processes, 0)
+            gather = functools.partial(board.gather, self._service)
+            if joined is None:
+                self._joiners = Joiners(board, self._lost)
+        self._board = board
+        self._routes = make_routes(self._service, config, gather)
         app = create_app(self._service, self._routes, config.bodies, make_wait(self._loop))
         self._front = Front(app, self._service, config.bodies, threads=8)
-        self._http = HttpServer(self._front, listen(config.host, config.port))
-        self._grpc = Entrance(self._service, config) if config.grpc_port >= 0 else None
+        self._http: HttpServer | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._grpc = Entrance(self._service, config, gather) if config.grpc_port >= 0 else None
 
     async def serve(self) -> int:
         """Serve; returns the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._signalled, number)
-        if self._grpc is not None:
-            await self._grpc.start()
-        serving = self._loop.create_task(self._http.serve())
-        # It returns only where it broke.
-        serving.add_done_callback(lambda _: self._end(EXIT_DEVICE))
+        if self._joined is None:
+            await self._listen()
         opening = self._loop.create_task(self._open())
         opening.add_done_callback(self._opened)
         status = await self._ended
         opening.cancel()
+        if self._joiners is not None:
+            self._joiners.signal(signal.SIGTERM if self._gently else signal.SIGINT)
         if self._gently and self._service.loaded:
             log.info("draining: answering on for %.3g s", self._config.drain_delay_s)
             self._service.drain()
             await asyncio.sleep(self._config.drain_delay_s)
-        return await self._stop(status, serving)
+        status = await self._stop(status)
+        if self._joiners is not None:
+            status = status or await self._joiners.ended()
+        return status
+
+    def leave(self) -> None:
+        """End: the first of the processes is gone."""
+        log.critical("the first process is gone")
+        self._end(EXIT_DEVICE)
+
+    async def _listen(self) -> None:
+        config = self._config
+        if self._grpc is not None:
+            await self._grpc.start()
+        listener = listen(config.host, config.port, shared=config.processes > 1)
+        self._http = HttpServer(self._front, listener)
+        serving = self._loop.create_task(self._http.serve())
+        # It returns only where it broke.
+        serving.add_done_callback(lambda _: self._end(EXIT_DEVICE))
+        self._tasks.append(serving)
 
     async def _open(self) -> None:
-        if failed := await open_service(self._service, self._config, listening=True):
+        config = self._config
+        with contextlib.ExitStack() as stack:
+            if self._joiners is not None and config.remote and not config.cache_dir:
+                # What comes from afar comes once.
+                kept = tempfile.TemporaryDirectory(prefix="hloserve-", ignore_cleanup_errors=True)
+                config = dataclasses.replace(config, cache_dir=stack.enter_context(kept))
+            listening = self._joined is None
+            failed = await open_service(
+                self._service,
+                config,
+                listening=listening,
+                proven=functools.partial(self._proven, config),
+            )
+        if failed:
             self._end(failed)
-        else:
-            self._front.hot = hot_paths(self._service, self._routes)
+            return
+        self._front.hot = hot_paths(self._service, self._routes)
+        if self._board is not None:
+            self._tasks.append(self._loop.create_task(self._board.keep(self._service)))
+        if self._joined is not None:
+            await self._listen()
+            self._joined()
+
+    async def _proven(self, config: ServerConfig, opened: Opened) -> None:
+        """Have the other processes begin, with the bundle that was proven and no other."""
+        if self._joiners is not None:
+            digest = f"sha256:{opened.model.bundle.digest}"
+            await self._joiners.join(dataclasses.replace(config, require_digest=digest))
 
     def _opened(self, opening: "asyncio.Task[None]") -> None:
         if not opening.cancelled() and (error := opening.exception()) is not None:
             log.critical("the model could not be opened", exc_info=error)
             self._end(EXIT_BUNDLE)
 
-    async def _stop(self, status: int, serving: "asyncio.Task[None]") -> int:
+    async def _stop(self, status: int) -> int:
         """Answer what there is, within its time; returns the exit status."""
         self._service.stop()
         try:
@@ -86,8 +155,10 @@ class Process:
                 await self._service.drained()
                 if self._grpc is not None:
                     await self._grpc.stop(self._config.drain_timeout_s)
-                serving.cancel()
-                await self._http.stop()
+                for task in self._tasks:
+                    task.cancel()
+                if self._http is not None:
+                    await self._http.stop()
         except TimeoutError:
             log.error("stopping with %d requests unanswered", self._service.abandon())  # noqa: TRY400
             await asyncio.sleep(0.1)  # their refusals go out
@@ -99,8 +170,14 @@ class Process:
         if not self._ended.done():
             self._ended.set_result(status)
 
+    def _lost(self, status: int) -> None:
+        """End as another of the processes did."""
+        self._end(status or EXIT_DEVICE)
+
     def _signalled(self, number: signal.Signals) -> None:
         if self._ended.done():
+            if self._joiners is not None:
+                self._joiners.signal(number)
             self._die(EXIT_UNANSWERED)
         log.info("received %s", number.name)
         self._gently = number is signal.SIGTERM

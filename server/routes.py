@@ -16,6 +16,7 @@ from server.config import ServerConfig
 from server.dialect import LARGE_BYTES, Call, Inference, Read, evidence_headers
 from server.errors import Unsupported
 from server.exposition import MetricsPage, statistics
+from server.figures import Gather, figures_of
 from server.metrics import Metrics
 from server.page import Page
 from server.reply import Reply, failure, reply
@@ -160,18 +161,27 @@ class _Inference(Inference[Reply]):
         self._done(made)
 
 
-def make_routes(service: Service, config: ServerConfig) -> tuple[Route, ...]:
-    """Make every route; where a configured one takes a fixed one's place, it has it."""
+def make_routes(
+    service: Service, config: ServerConfig, figures: Gather | None = None
+) -> tuple[Route, ...]:
+    """Make every route; where a configured one takes a fixed one's place, it has it.
+
+    Args:
+      service: answers.
+      config: names routes, and says whether there is a page.
+      figures: gives the server's counts; those of this process unless it is given.
+    """
+    figures = figures or functools.partial(figures_of, service)
     found: dict[tuple[str, str], Route] = {}
     for route in [
         *_vertex(service, config),
-        *_oip(service),
+        *_oip(service, figures),
         *_tfserving(service),
-        *_counts(service),
+        Route("GET", "/metrics", "metrics", MetricsPage(service, figures).reply),
     ]:
         found.setdefault((route.method, route.rule), route)
     if config.page:
-        page = _page(service, config, list(found.values()))
+        page = _page(service, figures, config, list(found.values()))
         found.setdefault((page.method, page.rule), page)
     return tuple(found.values())
 
@@ -233,7 +243,7 @@ def _vertex(service: Service, config: ServerConfig) -> Iterator[Route]:
     yield Route("GET", config.health_route, "health", _health(service))
 
 
-def _oip(service: Service) -> Iterator[Route]:
+def _oip(service: Service, figures: Gather) -> Iterator[Route]:
     def about() -> Any:
         return {
             "name": SERVER_NAME,
@@ -243,7 +253,7 @@ def _oip(service: Service) -> Iterator[Route]:
 
     def stats() -> Any:
         manifest = service.model.manifest
-        return statistics(service.metrics, manifest.name, manifest.version)
+        return statistics(figures().metrics, manifest.name, manifest.version)
 
     describe = _of_model(service, lambda: oip.metadata(service.model.manifest))
     yield Route("GET", "/v2", "oip", _telling(about))
@@ -280,11 +290,7 @@ def _tfserving(service: Service) -> Iterator[Route]:
         yield Route("POST", f"{model}:predict", "tfserving", read=read)
 
 
-def _counts(service: Service) -> Iterator[Route]:
-    yield Route("GET", "/metrics", "metrics", MetricsPage(service).reply)
-
-
-def _page(service: Service, config: ServerConfig, routes: list[Route]) -> Route:
+def _page(service: Service, figures: Gather, config: ServerConfig, routes: list[Route]) -> Route:
     shown = ((r.protocol, r.method, r.rule) for r in routes if r.tell is not _unserved)
-    page = Page(service, shown, config.predict_route, config.port)
+    page = Page(service, figures, shown, config.predict_route, config.port)
     return Route("GET", "/", "page", page.reply)

@@ -50,7 +50,7 @@ def main() -> int:
     for name, percent in idle.items():
         print(f"idle: {name} uses {percent:.2f} % of a core")
     if arguments.save:
-        save(rows, summary, goals, idle)
+        save("serving", rows, summary, goals=goals, idle_percent=idle)
     return 0
 
 
@@ -103,16 +103,15 @@ def tell(row: measure.Row) -> None:
     )
 
 
-def save(rows, summary, goals, idle) -> None:
+def save(name, rows, summary, **more) -> None:
     RESULTS.mkdir(exist_ok=True)
     day = dt.datetime.now(dt.UTC).date().isoformat()
-    path = RESULTS / f"serving-{day}.json"
+    path = RESULTS / f"{name}-{day}.json"
     found = {
         "machine": describe(),
         "peers": prepare.versions(),
         "summary": summary,
-        "goals": goals,
-        "idle_percent": idle,
+        **more,
         "rows": [dataclasses.asdict(row) for row in rows],
     }
     path.write_text(json.dumps(found, indent=1) + "\n")

@@ -62,6 +62,7 @@ GOALS = (
     Goal("text_classifier", "article", "per_second", 64, 12.0),
     Goal("text_classifier", "mosec", "p50_us", 1, 1.0),
     Goal("text_classifier", "plain grpc.aio", "per_second", 64, 1.3, "hloserve grpc"),
+    Goal("text_classifier", "plain grpc.aio", "per_second", 64, 1.3, "hloserve grpc two processes"),
     Goal("text_classifier", "hloserve grpc", "per_second", 64, 1.5, "hloserve stream"),
     Goal("text_classifier", "hloserve oip", "per_second", 64, 1.0, "hloserve binary"),
     Goal("minilm", "bare programs", "per_second", 64, 0.95),
@@ -69,20 +70,28 @@ GOALS = (
 )
 
 
-def hloserve(name: str, model: str, bundle: Path, connections, cwd: Path = prepare.ROOT) -> Server:
-    """Our server, as it is started by default."""
+def hloserve(
+    name: str,
+    model: str,
+    bundle: Path,
+    connections,
+    processes: int = 1,
+    cwd: Path = prepare.ROOT,
+) -> Server:
+    """Our server, as it is started by default but for its processes."""
+    more = ("--processes", str(processes)) if processes > 1 else ()
     return Server(
         name=name,
-        setting="as it comes",
+        setting="two processes" if processes > 1 else "as it comes",
         model=model,
         connections=connections,
-        command=(prepare.PYTHON, "-m", "server", "--bundle", str(bundle)),
+        command=(prepare.PYTHON, "-m", "server", "--bundle", str(bundle), *more),
         cwd=cwd,
         env={"AIP_HTTP_PORT": "{port}", "HLOSERVE_GRPC_PORT": "-1"},
     )
 
 
-def _protocol(name: str, dialect: str, path: str) -> Server:
+def _protocol(name: str, dialect: str, path: str, *more: str) -> Server:
     """Our server, asked in another way."""
     port, other = ("HLOSERVE_GRPC_PORT", "AIP_HTTP_PORT")
     if dialect not in workload.GRPC:
@@ -95,6 +104,7 @@ def _protocol(name: str, dialect: str, path: str) -> Server:
         command=(
             *(prepare.PYTHON, "-m", "server", "--host", "127.0.0.1"),
             *("--bundle", str(prepare.BUNDLES["text_classifier"])),
+            *more,
         ),
         path=path,
         dialect=dialect,
@@ -110,6 +120,7 @@ def protocols() -> list[Server]:
         _protocol("oip", "oip", "/v2/models/text_classifier/infer"),
         _protocol("binary", "binary", "/v2/models/text_classifier/infer"),
         _protocol("grpc", "grpc", call),
+        _protocol("grpc two processes", "grpc", call, "--processes", "2"),
         _protocol("stream", "stream", stream),
         Server(
             name="plain grpc.aio",
@@ -215,7 +226,9 @@ def servers(against: Path | None) -> list[Server]:
     classifier = prepare.BUNDLES["text_classifier"]
     minilm, padded = prepare.BUNDLES["minilm"], prepare.BUNDLES["minilm128"]
     found = [
-        hloserve("hloserve", "text_classifier", classifier, (1, 16, 64)),
+        hloserve("hloserve", "text_classifier", classifier, (1,)),
+        hloserve("hloserve", "text_classifier", classifier, (16, 64), 2),
+        hloserve("hloserve one process", "text_classifier", classifier, (16, 64)),
         *protocols(),
         *peers(),
         bare("text_classifier", classifier),
@@ -225,6 +238,6 @@ def servers(against: Path | None) -> list[Server]:
     ]
     if against is not None:
         name = f"hloserve in {against.name}"
-        found.append(hloserve(name, "text_classifier", classifier, (1, 16, 64), against))
-        found.append(hloserve(name, "minilm", minilm, (1, 64), against))
+        found.append(hloserve(name, "text_classifier", classifier, (1, 16, 64), cwd=against))
+        found.append(hloserve(name, "minilm", minilm, (1, 64), cwd=against))
     return found

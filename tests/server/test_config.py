@@ -163,6 +163,7 @@ SOMETHING_ELSE = {
     "grpc_port": -1,
     "predict_route": "/p",
     "health_route": "/h",
+    "processes": 2,
     "max_queue_delay_ms": 1.5,
     "max_queue_rows": 1,
     "max_request_rows": 2,
@@ -214,7 +215,8 @@ def test_the_configuration_is_written_in_full():
     text = str(config)
 
     assert text.startswith(
-        "bundle='b', cache_dir='', require_digest='', device='', host='0.0.0.0', port=0, "
+        "bundle='b', cache_dir='', require_digest='', device='', processes=1, host='0.0.0.0', "
+        "port=0, "
     )
     assert [part.split("=")[0] for part in text.split(", ")] == [o.name for o in options()]
 

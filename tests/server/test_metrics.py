@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pytest import approx, fixture, mark
 
 from runtime.errors import ExecutionError
-from server.metrics import ROWS, SECONDS, Histogram, Metrics
+from server.metrics import ROWS, SECONDS, Histogram, Metrics, total
 from tests.server.asking import client_for, client_of
 from tests.server.fakes import ECHO, FakeModel, Running
 
@@ -73,6 +73,48 @@ def test_a_histogram_has_each_value_below_its_bounds(values):
         assert count == sum(value <= float(name) for value in values)
     assert histogram.count == len(values)
     assert histogram.sum == approx(sum(values))
+
+
+COUNTED = st.lists(
+    st.tuples(
+        st.sampled_from(("vertex", "oip")), st.sampled_from((None, "queue_full")), st.integers(0, 1)
+    )
+)
+
+
+@mark.property
+@given(COUNTED)
+def test_processes_add_up_to_what_one_would_have_counted(requests):
+    """Whichever of two processes a request and its batch went to, their sum is the same."""
+    alone, two = Metrics(), (Metrics(), Metrics())
+    for number, (protocol, slug, process) in enumerate(requests):
+        for metrics in (alone, two[process]):
+            metrics.inference(protocol, "200" if slug is None else "503", number, slug)
+            metrics.batch("b4", 4, 1 + number % 4, (0.0, 1.0, 3.0, number + 4.0))
+            metrics.queued.observe(number)
+            metrics.padding(8, 2)
+            metrics.other("health", "200")
+            metrics.nonfinite += 1
+
+    assert told(total(two)) == told(alone)
+    assert told(total([alone])) == told(alone)
+
+
+def told(metrics):
+    """Give every count there is."""
+    return {
+        name: {key: plain(one) for key, one in value.items()}
+        if isinstance(value, dict)
+        else plain(value)
+        for name, value in vars(metrics).items()
+    }
+
+
+def plain(value):
+    """Give what a count is made of."""
+    if isinstance(value, Histogram):
+        return value.sum, value.buckets()
+    return value
 
 
 def test_bounds_reach_from_half_a_millisecond_to_ten_seconds():

@@ -1,0 +1,87 @@
+"""Where the processes of one server write down their figures, for each of them to read.
+
+A piece of memory that all of them have, a place in it for each. Nobody waits for anybody: a
+process writes its own place, a moment after its figures changed, and reads the others' as they
+stand. What is read while it is being written is seen by its checksum.
+"""
+
+import asyncio
+import mmap
+import os
+import pickle
+import struct
+import zlib
+
+from server.figures import Figures, figures_of, together
+from server.service import Service
+
+# A place holds about 10 KB of counts, labels and all.
+PLACE_BYTES = 1 << 18
+# How old another process's figures may be.
+RENEWED_S = 0.25
+_HEAD = struct.Struct("=II")  # bytes that follow, and their CRC-32
+_TRIES = 8
+
+
+class Board:
+    """The board, as one of the processes sees it.
+
+    Args:
+      fd: the memory's file, or None to make it.
+      places: how many processes there are at most.
+      mine: the place of this one.
+
+    Attributes:
+      fd: for another process to inherit.
+    """
+
+    def __init__(self, fd: int | None, places: int, mine: int) -> None:
+        self.fd = os.memfd_create("hloserve") if fd is None else fd
+        if fd is None:
+            os.ftruncate(self.fd, places * PLACE_BYTES)
+        self._memory = mmap.mmap(self.fd, places * PLACE_BYTES)
+        self._places = places
+        self._mine = mine
+        self._last: dict[int, Figures] = {}
+
+    def write(self, figures: Figures) -> None:
+        """Write this process's figures."""
+        data = pickle.dumps(figures)
+        at = self._mine * PLACE_BYTES
+        if _HEAD.size + len(data) <= PLACE_BYTES:
+            self._memory[at + _HEAD.size : at + _HEAD.size + len(data)] = data
+            self._memory[at : at + _HEAD.size] = _HEAD.pack(len(data), zlib.crc32(data))
+
+    def others(self) -> list[Figures]:
+        """Read those of the other processes, as far as they have written any."""
+        for place in range(self._places):
+            if place != self._mine:
+                for _ in range(_TRIES):
+                    found = self._read(place)
+                    if found is not None:
+                        self._last[place] = found
+                        break
+        return list(self._last.values())
+
+    def _read(self, place: int) -> Figures | None:
+        at = place * PLACE_BYTES
+        size, checksum = _HEAD.unpack(self._memory[at : at + _HEAD.size])
+        data = self._memory[at + _HEAD.size : at + _HEAD.size + size]
+        if not data or zlib.crc32(data) != checksum:
+            return None
+        figures: Figures = pickle.loads(data)  # noqa: S301 (written by a process of this server)
+        return figures
+
+    def gather(self, service: Service) -> Figures:
+        """Give the figures of all processes, this one's as they are now."""
+        return together([figures_of(service), *self.others()])
+
+    async def keep(self, service: Service, every_s: float = RENEWED_S) -> None:
+        """Write this process's figures whenever they have changed; cancelled to end."""
+        last = None
+        while True:
+            counted = service.metrics.requests.total(), service.metrics.rows
+            if counted != last:
+                last = counted
+                self.write(figures_of(service))
+            await asyncio.sleep(every_s)

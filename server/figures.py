@@ -1,0 +1,60 @@
+"""What a server's page and metrics show: the counts of its processes together."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+
+from runtime.device import live_arrays, memory_in_use
+from server.metrics import Metrics, total
+from server.service import Service
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Figures:
+    """What one process has counted, or several have together.
+
+    Attributes:
+      metrics: counts.
+      queued_rows: that wait.
+      compiles: programs compiled since the model was opened.
+      arrays: held on the device.
+      memory: bytes in use on the device; None where it does not say.
+      pids: the processes.
+    """
+
+    metrics: Metrics
+    queued_rows: int
+    compiles: int
+    arrays: int
+    memory: int | None
+    pids: tuple[int, ...]
+
+
+# Gives those of the whole server; called on the event loop.
+Gather = Callable[[], Figures]
+
+
+def figures_of(service: Service) -> Figures:
+    """Give those of this process."""
+    model = service.model if service.loaded else None
+    return Figures(
+        service.metrics,
+        service.queued_rows,
+        service.compiles,
+        0 if model is None else live_arrays(model.platform),
+        None if model is None else memory_in_use(model.device),
+        (os.getpid(),),
+    )
+
+
+def together(several: Sequence[Figures]) -> Figures:
+    """Add up those of several processes."""
+    memory = [figures.memory for figures in several if figures.memory is not None]
+    return Figures(
+        total([figures.metrics for figures in several]),
+        sum(figures.queued_rows for figures in several),
+        sum(figures.compiles for figures in several),
+        sum(figures.arrays for figures in several),
+        sum(memory) if memory else None,
+        tuple(pid for figures in several for pid in figures.pids),
+    )

@@ -1,0 +1,48 @@
+"""What runs in a further process of a server that has several; `joiners` starts it.
+
+It loads the bundle that the first process has proven, proves it for itself, listens where the
+first one does, and says so. It ends with the first one, whose end of its standard input closes.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+
+import uvloop
+
+from server import logs
+from server.board import Board
+from server.joiners import Orders
+from server.process import Process
+
+
+def main(argv: Sequence[str]) -> None:
+    """Serve until the first process has it end, or is gone."""
+    orders = Orders.read(argv[0])
+    logs.set_up(orders.config.log_format, orders.config.trace_project)
+    # The first process has said all this already.
+    logging.getLogger().setLevel(logging.WARNING)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        os._exit(runner.run(_serve(orders)))
+
+
+async def _serve(orders: Orders) -> int:
+    first = socket.socket(fileno=os.dup(sys.stdin.fileno()))
+    first.setblocking(False)
+    loop = asyncio.get_running_loop()
+    board = Board(orders.board, orders.config.processes, orders.place)
+    process = Process(orders.config, os._exit, board, joined=lambda: first.send(b"\n"))
+
+    def left() -> None:
+        loop.remove_reader(first)
+        process.leave()
+
+    loop.add_reader(first, left)  # nothing is ever sent: it closes
+    return await process.serve()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
