@@ -6,6 +6,7 @@ Digests keep accidents out; whoever recomputes them is kept out by this, or by a
 digest or a signature.
 """
 
+import contextlib
 import importlib.metadata
 import subprocess
 import sys
@@ -54,8 +55,9 @@ def probe(bundle: Bundle, device: str = "", *, remembered: Path | None = None) -
             f"bundle {bundle.path}: ended the process that opened it: {described(status)}"
         )
     if stamp is not None and status == OPENED:
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        stamp.touch()
+        with contextlib.suppress(OSError):  # then it is opened there the next time as well
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            stamp.touch()
     return True
 
 

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from server.artifacts import CloudFolder
-from server.fetching import Lost, NotFetched, Replaced, Sink, Stored
+from server.store import Lost, NotFetched, Replaced, Sink, Stored
 
 # Longest waits for a connection and for the next bytes, in seconds.
 _TIMEOUT = (10, 60)
 
 
 class CloudStore:
-    """The objects of a folder. Retries nothing: `fetching` knows what is worth another try.
+    """The objects of a folder. Retries nothing: `download` knows what is worth another try.
 
     Raises:
       NotFetched: there is no client, or there are no credentials.
@@ -46,14 +46,14 @@ class CloudStore:
         return str(self.folder)
 
     def look(self, path: str) -> Stored:
-        """Say what is stored under a path now; see `fetching.Store`."""
+        """Say what is stored under a path now; see `store.Store`."""
         blob = self._bucket.blob(self.folder.name_of(path))
         with self._explained(path):
             blob.reload(timeout=_TIMEOUT, retry=None)
         return Stored(int(blob.size), int(blob.generation))
 
     def read(self, path: str, stored: Stored, start: int, sink: Sink) -> None:
-        """Stream an object from a byte on; see `fetching.Store`."""
+        """Stream an object from a byte on; see `store.Store`."""
         name = self.folder.name_of(path)
         blob = self._bucket.blob(name, generation=stored.generation)
         with self._explained(path, stored):
@@ -69,7 +69,7 @@ class CloudStore:
 
     @contextlib.contextmanager
     def _explained(self, path: str, pinned: Stored | None = None) -> Iterator[None]:
-        """Turn what the client raises into what `fetching` knows."""
+        """Turn what the client raises into what `download` knows."""
         from google.api_core.exceptions import GoogleAPICallError
         from google.auth.exceptions import GoogleAuthError, TransportError
         from requests.exceptions import RequestException

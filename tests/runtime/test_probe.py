@@ -75,6 +75,16 @@ def test_bundle_that_came_through_is_remembered(tmp_path):
     assert stamp.name == f"{bundle.digest}-jaxlib-{version('jaxlib')}-cpu"
 
 
+def test_what_cannot_be_remembered_is_opened_all_the_same(tmp_path):
+    """
+    Where nothing can be written a bundle is opened in another process each time.
+    """
+    (tmp_path / "opened").touch()
+
+    for _ in range(2):
+        assert probe.probe(open_bundle(FROZEN), "cpu", remembered=tmp_path)
+
+
 def test_deadly_bundle_is_not_remembered(deadly_bundle, tmp_path):
     """
     What ended a process is tried again each time.

@@ -7,7 +7,10 @@ import urllib.parse
 from collections import defaultdict
 from typing import NamedTuple
 
+from server.artifacts import CloudFolder
+
 BUCKET = "models"
+FOLDER = CloudFolder(BUCKET, "a/")
 
 
 class Asked(NamedTuple):
@@ -34,6 +37,7 @@ class Cloud:
     def __init__(self):
         self.objects = {}
         self.looked, self.asked = [], []
+        self._changed = threading.Condition()
         self.before = defaultdict(list)
         cloud = self
 
@@ -89,7 +93,9 @@ class Cloud:
 
     def _send_bytes(self, request, name, generation):
         start = int(request.headers.get("Range", "bytes=0-")[6:].partition("-")[0])
-        self.asked.append(Asked(name, generation, start))
+        with self._changed:
+            self.asked.append(Asked(name, generation, start))
+            self._changed.notify_all()
         told = self.before[name].pop(0)() if self.before[name] else None
         data, current = self.objects[name]
         if generation != current:
@@ -100,6 +106,11 @@ class Cloud:
             refuse(request, told, "told to")
         else:
             send(request, 206 if start else 200, data[start:], only=told)
+
+    def wait_for(self, name):
+        """Wait until an object's bytes have been asked for."""
+        with self._changed:
+            self._changed.wait_for(lambda: name in {asked.name for asked in self.asked})
 
     def close(self):
         """Stop listening."""

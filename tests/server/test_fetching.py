@@ -1,6 +1,8 @@
 """Bundles from gs://, through Google's client and real sockets, and what can go wrong there."""
 
 import json
+import os
+import re
 import sys
 import threading
 
@@ -10,38 +12,13 @@ from pytest import fixture, mark, raises
 from runtime import load
 from runtime.bundle import open_bundle
 from runtime.errors import BundleError, ManifestError
-from server.artifacts import CloudFolder
-from server.fetching import NotFetched, fetching
+from server.fetching import fetching
 from server.gcs import CloudStore
-from tests.server.cloud import BUCKET, Asked, Cloud, Status
+from server.store import NotFetched
+from tests.server.cloud import FOLDER
+from tests.serving import TIMEOUT_S, free_port, ready_line, start
 
-FOLDER = CloudFolder(BUCKET, "a/")
 PARAMS = "a/params.safetensors"
-
-
-@fixture
-def cloud(monkeypatch, classifier_bundle):
-    """A bucket that holds a bundle under a/, and things that are not of it."""
-    cloud = Cloud()
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", cloud.url)
-    cloud.upload(classifier_bundle, "a")
-    for name in ("a/", "a/programs/", "a/notes.txt", "ab/manifest.json", "a/../evil"):
-        cloud.put(name, b"")
-    yield cloud
-    cloud.close()
-
-
-@fixture
-def fetch():
-    """Fetches a bundle whole; pauses are noted down, not made."""
-
-    def run(cache=None, prefix="a/"):
-        with fetching(CloudStore(CloudFolder(BUCKET, prefix)), cache, run.pauses.append) as bundle:
-            bundle.check()
-        return bundle
-
-    run.pauses = []
-    return run
 
 
 @fixture
@@ -136,17 +113,6 @@ def test_a_new_bundle_in_the_same_place_is_fetched(cloud, fetch, tmp_path, tagge
     assert open_bundle(old).manifest.name == "classifier"
 
 
-def test_a_download_that_broke_off_goes_on_where_it_was(cloud, fetch):
-    """The rest is asked for of the same generation."""
-    cloud.before[PARAMS] = [lambda: 100, lambda: 50]
-    fetch()
-
-    asked = [asked for asked in cloud.asked if asked.name == PARAMS]
-    generation = cloud.objects[PARAMS][1]
-    assert asked == [Asked(PARAMS, generation, start) for start in (0, 100, 150)]
-    assert len(fetch.pauses) == 2
-
-
 def test_what_another_process_left_is_taken_up(cloud, fetch, tmp_path):
     """A start that was ended in the middle of a file is no loss to the next."""
     path = fetch(tmp_path).path / "params.safetensors"
@@ -192,122 +158,6 @@ def test_two_servers_that_share_a_cache_fetch_once(cloud, tmp_path, files):
     assert list(tmp_path.rglob("*.part")) == []
 
 
-def test_an_object_replaced_by_the_same_bytes_is_begun_anew(cloud, fetch):
-    """An upload of the same bundle in the middle of a download does not matter."""
-
-    def replace():
-        cloud.put(PARAMS, cloud.objects[PARAMS][0])
-
-    cloud.before[PARAMS] = [lambda: 100, replace]
-    fetch()
-
-    old, new = cloud.objects[PARAMS][1] - 1, cloud.objects[PARAMS][1]
-    asked = [asked for asked in cloud.asked if asked.name == PARAMS]
-    assert asked == [Asked(PARAMS, old, 0), Asked(PARAMS, old, 100), Asked(PARAMS, new, 0)]
-
-
-def test_an_object_replaced_by_others_is_refused(cloud, fetch, tmp_path):
-    """A file of another bundle never gets its name in this one."""
-
-    def replace():
-        cloud.put(PARAMS, bytes(len(cloud.objects[PARAMS][0])))
-
-    cloud.before[PARAMS] = [lambda: 100, replace]
-    with raises(
-        NotFetched, match=r"expected sha256 [0-9a-f]{64}, got another file; was the bundle"
-    ):
-        fetch(tmp_path)
-
-    assert not list(tmp_path.rglob("params.safetensors"))
-    assert not list(tmp_path.rglob("manifest.json"))
-
-
-def test_wrong_bytes_are_tried_once_more(cloud, fetch):
-    """A digest that does not match is not believed at once, nor more than twice."""
-    data = cloud.objects[PARAMS][0]
-    cloud.put(PARAMS, data[:-1] + bytes([data[-1] ^ 1]))
-    with raises(NotFetched) as caught:
-        fetch()
-
-    assert str(caught.value).startswith("gs://models/a/params.safetensors: expected sha256 ")
-    assert [asked.start for asked in cloud.asked if asked.name == PARAMS] == [0, 0]
-
-
-@mark.parametrize("change", [-1, 1])
-def test_a_wrong_size_is_refused_unread(cloud, fetch, change):
-    """An object that has another size than the manifest says is not downloaded."""
-    size = len(cloud.objects[PARAMS][0])
-    cloud.put(PARAMS, bytes(size + change))
-    with raises(NotFetched) as caught:
-        fetch()
-
-    assert str(caught.value) == (
-        f"gs://models/a/params.safetensors: expected {size} bytes, got {size + change}; "
-        "was the bundle replaced, or copied in part?"
-    )
-    assert PARAMS not in {asked.name for asked in cloud.asked}
-
-
-@mark.parametrize("name", ["manifest.json", "params.safetensors"])
-def test_a_missing_object_is_named(cloud, fetch, name):
-    """A 404 is no matter for another try."""
-    del cloud.objects[f"a/{name}"]
-    with raises(NotFetched) as caught:
-        fetch()
-
-    assert str(caught.value) == (
-        f"gs://models/a/{name}: expected an object, got 404; "
-        "is the folder right, and the upload finished?"
-    )
-    assert fetch.pauses == []
-
-
-def test_missing_permission_says_which_role(cloud, fetch):
-    """A refusal names the role that is needed."""
-    cloud.before["metadata of a/manifest.json"] = [lambda: 403]
-    with raises(NotFetched) as caught:
-        fetch()
-
-    assert str(caught.value) == (
-        "gs://models/a/manifest.json: 403 told to; give the account that the server runs "
-        "as the role Storage Object Viewer on the bucket"
-    )
-    assert fetch.pauses == []
-
-
-@mark.parametrize("status", [408, 429, 500, 503])
-def test_passing_faults_are_tried_again(cloud, fetch, status):
-    """A busy or failing store is asked again, after longer and longer pauses."""
-    cloud.before["metadata of a/manifest.json"] = [lambda: status] * 3
-    cloud.before[PARAMS] = [lambda: Status(status)]
-    fetch()
-
-    first = fetch.pauses[:3]
-    assert len(fetch.pauses) == 4
-    assert all(0.5 * 2**i <= pause <= 2**i for i, pause in enumerate(first))
-
-
-def test_a_store_that_stays_away_is_given_up(cloud, fetch):
-    """After six tries without a byte the fetch ends, and says what it met."""
-    cloud.before["metadata of a/manifest.json"] = [lambda: 503] * 10
-    with raises(NotFetched) as caught:
-        fetch()
-
-    message = "gs://models/a/manifest.json: gave up after 6 tries: 503 told to"
-    assert str(caught.value) == message
-    assert len(fetch.pauses) == 5
-
-
-def test_a_store_that_cannot_be_reached_is_given_up(cloud, fetch):
-    """A closed port is told from the store's own refusals."""
-    cloud.close()
-    with raises(NotFetched) as caught:
-        fetch()
-
-    message = "gs://models/a/manifest.json: gave up after 6 tries: [Errno 111] Connection refused"
-    assert str(caught.value) == message
-
-
 @mark.parametrize("path", ["../evil", "/etc/evil", "a//b", "programs/", "C:\\evil", "a/./b", ""])
 def test_a_manifest_that_leads_elsewhere_is_refused(cloud, fetch, tmp_path, path):
     """Names that leave the bundle, or can be no file's, are refused before anything is fetched."""
@@ -323,20 +173,112 @@ def test_a_manifest_that_leads_elsewhere_is_refused(cloud, fetch, tmp_path, path
 
 def test_a_manifest_without_end_is_not_read(cloud, fetch, monkeypatch):
     """What is larger than any manifest is refused by its size."""
-    monkeypatch.setattr("server.fetching.MAX_MANIFEST_BYTES", 10)
+    monkeypatch.setattr("server.download.MAX_MANIFEST_BYTES", 10)
     with raises(NotFetched, match=r"manifest.json: expected at most 10 bytes, got \d+$"):
         fetch()
 
     assert cloud.asked == []
 
 
-def test_one_failing_file_ends_the_wait_for_the_others(cloud):
-    """A program that is there is not given out once the params are known to be missing."""
-    del cloud.objects[PARAMS]
-    store = CloudStore(FOLDER)
-    with raises(NotFetched, match="expected an object, got 404"):  # noqa: SIM117
-        with fetching(store, None) as bundle:
-            bundle.check()
+@mark.usefixtures("cloud")
+def test_a_whole_cache_is_not_written_to(fetch, tmp_path):
+    """A cache that has everything may be on a volume that cannot be written."""
+    kept = fetch(tmp_path).path
+    was = {path: path.stat() for path in kept.rglob("*")}
+    fetch(tmp_path)
+
+    assert {path: path.stat() for path in kept.rglob("*")} == was
+
+
+@mark.usefixtures("cloud")
+def test_links_in_a_cache_are_not_followed(fetch, tmp_path):
+    """A link where a file is to be is replaced; one where a part is to be is refused."""
+    params = fetch(tmp_path).path / "params.safetensors"
+    elsewhere = tmp_path / "elsewhere"
+    params.rename(elsewhere)
+    params.symlink_to(elsewhere)
+    fetch(tmp_path)
+    assert not params.is_symlink()
+    assert params.read_bytes() == elsewhere.read_bytes()
+
+    params.unlink()
+    elsewhere.write_bytes(b"keep this")
+    params.with_name("params.safetensors.part").symlink_to(elsewhere)
+    with raises(NotFetched, match="Too many levels of symbolic links; pass a --cache-dir"):
+        fetch(tmp_path)
+    assert elsewhere.read_bytes() == b"keep this"
+
+
+@mark.usefixtures("cloud")
+def test_nothing_but_the_cache_is_written_to(fetch, tmp_path, monkeypatch):
+    """Where there is a cache, no temporary directory is needed; where not, one line says so."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+
+    assert fetch(tmp_path).manifest.name == "classifier"
+    with raises(NotFetched) as caught:
+        fetch()
+    assert str(caught.value) == (
+        f"{tmp_path}/none: No such file or directory; pass a --cache-dir that can be written"
+    )
+
+
+@mark.usefixtures("cloud")
+def test_what_killed_servers_left_goes_away(fetch, tmp_path, monkeypatch):
+    """A directory whose process has ended is removed by the next start; one in use stays."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left = tmp_path / "hloserve-fetched-x"
+    (left / "programs").mkdir(parents=True)
+    (tmp_path / "hloserve-image-y").mkdir()
+    with fetching(CloudStore(FOLDER), None) as other:
+        fetch()
+        assert sorted(tmp_path.iterdir()) == sorted([other.path, tmp_path / "hloserve-image-y"])
+        other.check()
+
+    assert [path.name for path in tmp_path.iterdir()] == ["hloserve-image-y"]
+
+
+@fixture
+def environ(cloud, tmp_path):
+    """Options of a server process that fetches from the bucket, and has a /tmp of its own."""
+    return {"env": {**os.environ, "STORAGE_EMULATOR_HOST": cloud.url, "TMPDIR": str(tmp_path)}}
+
+
+@mark.e2e
+def test_a_full_disk_is_one_line(environ, tmp_path):
+    """A server that has no room for the bundle ends with status 3, and says what to pass."""
+    cramped = (
+        "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); "
+        "runpy.run_module('server', run_name='__main__', alter_sys=True)"
+    )
+    with start(
+        free_port(), "--bundle", "gs://models/a", command=("-c", cramped), options=environ
+    ) as process:
+        _, errors = process.communicate(timeout=TIMEOUT_S)
+
+    assert process.returncode == 3
+    assert re.fullmatch(
+        rf"error: {tmp_path}/hloserve-fetched-\w+/[\w./]+: File too large; "
+        r"pass --cache-dir with room for the bundle\n",
+        errors,
+    )
+
+
+@mark.e2e
+def test_a_server_that_was_killed_leaves_nothing_for_ever(cloud, environ, tmp_path):
+    """Killed while it fetches, a server leaves what the next one removes."""
+    gate = threading.Event()
+    cloud.before[PARAMS] = [lambda: gate.wait(TIMEOUT_S) and None]
+    with start(free_port(), "--bundle", "gs://models/a", options=environ) as process:
+        cloud.wait_for(PARAMS)
+        process.kill()
+    gate.set()
+    [left] = tmp_path.iterdir()
+
+    with start(free_port(), "--bundle", "gs://models/a", options=environ) as process:
+        ready_line(process)
+        there = [path.name for path in tmp_path.iterdir()]
+        process.kill()
+    assert left.name not in there
 
 
 @mark.usefixtures("cloud")
@@ -346,7 +288,7 @@ def test_a_cache_that_cannot_be_written_says_so(fetch, tmp_path):
     with raises(NotFetched) as caught:
         fetch(tmp_path / "file")
 
-    message = f"{tmp_path}/file: Not a directory; pass --cache-dir with room for the bundle"
+    message = f"{tmp_path}/file: Not a directory; pass a --cache-dir that can be written"
     assert str(caught.value) == message
 
 

@@ -1,0 +1,228 @@
+"""The files of one bundle, brought from a store to a directory; threads share a `Download`."""
+
+import fcntl
+import hashlib
+import io
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, override
+
+from runtime.entries import MANIFEST_NAME, File
+from runtime.manifest import MAX_MANIFEST_BYTES
+from server.scratch import unwritable
+from server.store import Lost, NotFetched, Replaced, Sink, Store, Stored
+
+log = logging.getLogger(__name__)
+
+# How often a file is tried without getting on, and by how many bytes a try has to get on.
+_TRIES = 6
+_HEADWAY = 1 << 18
+# How often a file is begun before it is believed to be another one.
+_STARTS = 2
+_LOG_EVERY_S = 5.0
+_CHUNK = 1 << 20
+
+
+class _Stopped(Exception):
+    """Another file failed, so that this one is of no use."""
+
+
+class Download:
+    """What the threads of one fetch share."""
+
+    def __init__(
+        self, store: Store, pause: Callable[[float], object], stop: threading.Event
+    ) -> None:
+        self._store = store
+        self._pause = pause
+        self._stop = stop
+        self._lock = threading.Lock()
+        self._total = self._here = self._fetched = 0
+        self._began = self._logged = time.monotonic()
+        self._failed: Exception | None = None
+
+    def read_manifest(self) -> bytes:
+        """Read manifest.json, which no digest is known of yet."""
+        limit = File(path=MANIFEST_NAME, bytes=MAX_MANIFEST_BYTES, sha256="")
+        held = io.BytesIO()
+        self._stream(_Part(held, limit, self._count), exactly=False)
+        self._fetched = 0
+        return held.getvalue()
+
+    def begin(self, files: list[File]) -> None:
+        """Say what is coming."""
+        self._total = sum(file.bytes for file in files)
+        log.info("fetching %s: %d files, %s", self._store, len(files), _megabytes(self._total))
+
+    def end(self) -> None:
+        """Say that all is here."""
+        seconds = time.monotonic() - self._began
+        fetched, here = _megabytes(self._fetched), _megabytes(self._here)
+        log.info("fetched %s in %.1f s; %s were here already", fetched, seconds, here)
+
+    def check(self) -> None:
+        """Raise what a file failed with, if one has: it spoils them all."""
+        if self._failed is not None:
+            raise self._failed
+
+    def bring(self, file: File, directory: Path) -> None:
+        """Bring one file into the directory, unless it is there."""
+        target = directory / file.path
+        try:
+            if not self._kept(target, file):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._download(target, file)
+        except _Stopped:
+            pass
+        except OSError as error:
+            self._fail(unwritable(target, error))
+        except Exception as error:  # noqa: BLE001 (it is raised where the file is waited for)
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        with self._lock:
+            self._failed = self._failed or error
+        self._stop.set()
+
+    def _kept(self, target: Path, file: File) -> bool:
+        """Say whether the file is there, as it should be; one that is not goes away."""
+        if not target.is_symlink():  # a bundle has none
+            if not target.exists():
+                return False
+            with target.open("rb") as f:
+                digest = hashlib.file_digest(f, "sha256").hexdigest()
+            if digest == file.sha256:
+                with self._lock:
+                    self._here += file.bytes
+                return True
+        log.warning("%s: not what was kept; fetching it again", target)
+        target.unlink(missing_ok=True)
+        return False
+
+    def _download(self, target: Path, file: File) -> None:
+        path = target.with_name(target.name + ".part")
+        with open(path, "a+b", buffering=_CHUNK, opener=_itself) as f:
+            # Another process may be fetching the same; it leaves the file, or where it got to.
+            fcntl.flock(f, fcntl.LOCK_EX)
+            if self._kept(target, file):
+                path.unlink(missing_ok=True)
+                return
+            part = _Part(f, file, self._count)
+            part.resume()
+            for _ in range(_STARTS):
+                self._stream(part, exactly=True)
+                if part.digest.hexdigest() == file.sha256:
+                    f.flush()
+                    path.rename(target)
+                    return
+                log.warning("%s: not the file that the manifest describes; once more", file.path)
+                part.restart()
+            raise NotFetched(
+                f"{self._store}/{file.path}: expected sha256 {file.sha256}, got another file; "
+                "was the bundle replaced, or copied in part?"
+            )
+
+    def _stream(self, part: "_Part", *, exactly: bool) -> None:
+        """Fill a part, in as many tries as make headway."""
+        tries, reached = 0, part.size
+        stored: Stored | None = None
+        while True:
+            try:
+                if stored is None:
+                    stored = self._look(part.file, exactly=exactly)
+                if part.size < stored.bytes:
+                    self._store.read(part.file.path, stored, part.size, part)
+                if part.size == stored.bytes:
+                    return
+                reason = f"broke off after {part.size} of {stored.bytes} bytes"
+            except Replaced:
+                stored, reason = None, "was replaced while it was read"
+                part.restart()
+            except Lost as error:
+                reason = str(error)
+            # A store that lets go after every byte, or is written to all the time, does not get on.
+            if part.size >= reached + _HEADWAY:
+                tries, reached = 0, part.size
+            tries += 1
+            where = f"{self._store}/{part.file.path}"
+            if tries >= _TRIES:
+                raise NotFetched(f"{where}: gave up after {tries} tries: {reason}")
+            log.warning("%s: %s; trying again", where, reason)
+            self._pause(min(2.0**tries, 16.0) / 2 * random.uniform(0.5, 1))  # noqa: S311 (no secret)
+            if self._stop.is_set():
+                raise _Stopped
+
+    def _look(self, file: File, *, exactly: bool) -> Stored:
+        stored = self._store.look(file.path)
+        if exactly and stored.bytes != file.bytes:
+            raise NotFetched(
+                f"{self._store}/{file.path}: expected {file.bytes} bytes, got {stored.bytes}; "
+                "was the bundle replaced, or copied in part?"
+            )
+        if stored.bytes > file.bytes:
+            raise NotFetched(
+                f"{self._store}/{file.path}: expected at most {file.bytes} bytes, got {stored.bytes}"
+            )
+        return stored
+
+    def _count(self, more: int) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+        with self._lock:
+            self._fetched += more
+            now = time.monotonic()
+            if now - self._logged < _LOG_EVERY_S or not self._total:
+                return
+            self._logged = now
+            here = self._fetched + self._here
+        log.info("fetched %s of %s", _megabytes(here), _megabytes(self._total))
+
+
+def _itself(path: str, flags: int) -> int:
+    """Open a file, and not what a symbolic link in its place leads to."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o644)
+
+
+class _Part(Sink):
+    """A file that is being filled, and the digest of what it holds."""
+
+    def __init__(self, into: BinaryIO, file: File, count: Callable[[int], None]) -> None:
+        self.file = file
+        self.size = 0
+        self.digest = hashlib.sha256()
+        self._into = into
+        self._count = count
+
+    def resume(self) -> None:
+        """Take up what another process left."""
+        self._into.seek(0)
+        while chunk := self._into.read(_CHUNK):
+            self.digest.update(chunk)
+            self.size += len(chunk)
+        if self.size > self.file.bytes:
+            self.restart()
+
+    def restart(self) -> None:
+        """Forget everything."""
+        self._into.seek(0)
+        self._into.truncate()
+        self.size = 0
+        self.digest = hashlib.sha256()
+
+    @override
+    def write(self, data: bytes, /) -> int:
+        self._count(len(data))
+        self.size += len(data)
+        if self.size > self.file.bytes:
+            raise NotFetched(f"{self.file.path}: expected {self.file.bytes} bytes, got more")
+        self.digest.update(data)
+        return self._into.write(data)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
