@@ -5,17 +5,23 @@ Without a command it only says how many instances of a bundle fit into a request
 
 import argparse
 import json
+import math
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from runtime.bundle import Bundle, open_bundle
 from runtime.commandline import Parser
 from runtime.description import columns
 from runtime.errors import BundleError
 from server.bench import instances_of
-from server.checkup import Finding, Times, examine
-from server.payloads import SHARED_BYTES, encodings, table, to_json
+from server.checkup import examine
+from server.finding import Finding, Times
+from server.patient import Unstartable
+from server.payloads import DEDICATED_BYTES, SHARED_BYTES, Encoding, encodings, table, to_json
 
 _EPILOG = """\
 The command behind -- starts the server: python -m server, or an image that is given the
@@ -45,7 +51,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return 3
     weights = encodings(instances)
     print(columns(table(weights)))
-    for note in _notes(bundle, weights[0].bytes):
+    for note in _notes(bundle, weights):
         print(f"note: {note}")
     if not command:
         return 0
@@ -53,15 +59,34 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     values = [json.loads(to_json(instance)) for instance in instances]
     where = str(Path(arguments.bundle).resolve())
     failed = 0
+    times = Times(start=arguments.start_s)
     try:
-        for finding in examine(command, environ, where, values, Times(start=arguments.start_s)):
-            print(written(finding), flush=True)
-            failed += not finding.ok
-    except OSError as error:
-        print(f"error: {command[0]}: {error.strerror}", file=sys.stderr)
+        # Closed whatever happens here, so that no server is left behind.
+        with _ending_in_order(), closing(examine(command, environ, where, values, times)) as found:
+            for finding in found:
+                print(written(finding), flush=True)
+                failed += not finding.ok
+    except Unstartable as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"\n{failed} failed; Vertex would not be content" if failed else "\nall passed")
     return 1 if failed else 0
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Make a signal an exit, so that what was started is ended first."""
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+    def leave(number: int, _: object) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = [signal.signal(number, leave) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -78,7 +103,7 @@ def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument(
         "--start-s",
-        type=float,
+        type=_seconds,
         default=Times().start,
         metavar="S",
         help="longest until the server is healthy, in seconds (default: 600)",
@@ -88,9 +113,23 @@ def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_args(words[:at]), words[at + 1 :]
 
 
-def _notes(bundle: Bundle, as_json: int) -> list[str]:
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected seconds, more than 0, got {text!r}")
+    return seconds
+
+
+def _notes(bundle: Bundle, weights: Sequence[Encoding]) -> list[str]:
     notes = []
-    if as_json > SHARED_BYTES:
+    if not weights[0].fit(DEDICATED_BYTES):
+        notes.append(
+            "one instance as JSON passes no endpoint: use b64, or binary tensors through rawPredict"
+        )
+    elif not weights[0].fit(SHARED_BYTES):
         notes.append(
             "one instance as JSON does not pass a shared endpoint: use b64, or binary tensors "
             "through rawPredict of a dedicated one"

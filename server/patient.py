@@ -1,6 +1,5 @@
 """A server under examination: a command that is started as Vertex AI starts a container."""
 
-import collections
 import contextlib
 import http.client
 import json
@@ -8,14 +7,19 @@ import os
 import signal
 import socket
 import subprocess
-import threading
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 # Vertex's own routes, where a model names none.
 HEALTH_ROUTE = "/v1/endpoints/1/deployedModels/2"
 PREDICT_ROUTE = f"{HEALTH_ROUTE}:predict"
+
+_POLL_S = 0.05
+# How long a command has to end in order, and how much of stderr is read.
+_LEAVE_S = 10.0
+_READ_BYTES = 1 << 16
 
 
 class Answer(NamedTuple):
@@ -40,6 +44,10 @@ class Answer(NamedTuple):
 
 class Refused(Exception):
     """Nobody listens."""
+
+
+class Unstartable(Exception):
+    """The command cannot be started; says why."""
 
 
 class Broken(Exception):
@@ -79,50 +87,51 @@ class Patient:
       command: starts it.
       environ: its environment, to which Vertex's variables are added.
       storage_uri: what AIP_STORAGE_URI says.
+
+    Raises:
+      Unstartable: there is no such command.
     """
 
     def __init__(
         self, command: Sequence[str], environ: Mapping[str, str], storage_uri: str
     ) -> None:
         self.port = free_port()
-        self.errors: collections.deque[str] = collections.deque(maxlen=1000)
+        # No pipe: what the command leaves running could hold that open.
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed at the end)
+        self._told = False
         inherited = {k: v for k, v in environ.items() if not k.startswith("AIP_")}
-        self._process = subprocess.Popen(  # noqa: S603 (what the user asked for)
-            command,
-            env={**inherited, **vertex_environment(self.port, storage_uri)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        self.began = time.monotonic()
-        self._readers = [
-            threading.Thread(target=self._read, args=(stream, lines), daemon=True)
-            for stream, lines in (
-                (self._process.stdout, collections.deque(maxlen=0)),
-                (self._process.stderr, self.errors),
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 (what the user asked for)
+                command,
+                env={**inherited, **vertex_environment(self.port, storage_uri)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+                start_new_session=True,
             )
-        ]
-        for reader in self._readers:
-            reader.start()
+        except OSError as error:
+            self._stderr.close()
+            raise Unstartable(f"{command[0]}: {error.strerror}") from None
+        self.began = time.monotonic()
 
     def __enter__(self) -> Self:
         """Give the patient."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the command and all that it started."""
-        with self._process, contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        for reader in self._readers:
-            reader.join()
+        """End the command and all that it started.
 
-    @staticmethod
-    def _read(stream: Any, lines: "collections.deque[str]") -> None:
-        for line in stream:
-            lines.append(line.rstrip())
+        First in order: whoever runs a container passes SIGTERM on to it, but not SIGKILL.
+        """
+        try:
+            if self.status is None and not self._told:
+                self.terminate()
+                self.wait(_LEAVE_S)
+        finally:  # also where whoever waits loses patience
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._stderr.close()
 
     @property
     def status(self) -> int | None:
@@ -164,6 +173,7 @@ class Patient:
 
     def terminate(self) -> None:
         """Send SIGTERM to the command, as to a container's first process."""
+        self._told = True
         self._process.terminate()
 
     def wait(self, seconds: float) -> int | None:
@@ -173,9 +183,32 @@ class Patient:
         except subprocess.TimeoutExpired:
             return None
 
+    def until(self, done: Callable[[], bool], seconds: float) -> bool:
+        """Wait until something is so; gives up when time is over or the command has ended."""
+        end = time.monotonic() + seconds
+        while not done():
+            if self.status is not None or time.monotonic() > end:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+    def silence(self, otherwise: str) -> str:
+        """Say how the command ended, or else what is given."""
+        if self.status is None:
+            return otherwise
+        return f"ended with status {self.status}: {self.last_words()}"
+
+    @property
+    def errors(self) -> list[str]:
+        """Give the lines on stderr, as far as anybody wants to read them."""
+        return self._read(0).splitlines()
+
     def last_words(self) -> str:
         """Give the last line on stderr."""
-        if self.status is not None:
-            for reader in self._readers:
-                reader.join()
-        return self.errors[-1] if self.errors else "nothing on stderr"
+        size = os.fstat(self._stderr.fileno()).st_size
+        lines = self._read(max(0, size - _READ_BYTES)).splitlines()
+        return lines[-1] if lines else "nothing on stderr"
+
+    def _read(self, start: int) -> str:
+        """Read stderr from a byte on; where the command writes is left as it is."""
+        return os.pread(self._stderr.fileno(), _READ_BYTES, start).decode(errors="replace")

@@ -1,13 +1,16 @@
 """Serves sums of rows the way Vertex AI likes it, but for one fault: `bad_server.py FAULT`."""
 
 import http.server
+import itertools
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 
 FAULT = sys.argv[1]
+COUNT = itertools.count()
 LIMITS = {"1 MB": 1 << 20, "5 MB": 5 << 20}
 
 
@@ -16,8 +19,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         """Answer the health route."""
-        if FAULT == "slow health":
-            threading.Event().wait(20)
+        if FAULT == "slow health" or (FAULT == "slow at first" and next(COUNT) < 3):
+            threading.Event().wait(2)
         unready = FAULT == "unready" or (
             FAULT == "no default" and not os.environ["AIP_STORAGE_URI"]
         )
@@ -38,10 +41,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.reply(400, {"error": "at most 32 instances"})
         if FAULT == "whole numbers" and doubles:
             return self.reply(400, {"error": "expected whole numbers"})
+        if FAULT == "crashes" and next(COUNT) > 8:
+            os._exit(1)
         if FAULT == "abrupt":
             threading.Event().wait(0.1)
         extra = 1 if FAULT == "other answers" and doubles else 0
-        return self.reply(200, {"predictions": [sum(row["x"]) + extra for row in rows]})
+        wordy = "." * 2_000_000 if FAULT == "wordy" else ""
+        predictions = [sum(row["x"]) + extra for row in rows]
+        return self.reply(200, {"predictions": predictions, "said": wordy})
 
     def reply(self, status, value):
         """Send JSON."""
@@ -67,6 +74,9 @@ class Server(http.server.ThreadingHTTPServer):
 def main():
     """Serve until SIGTERM."""
     if FAULT == "dies":
+        sys.exit("no model here")
+    if FAULT == "leaves a child":
+        subprocess.Popen(["/bin/sleep", "20"], start_new_session=True)
         sys.exit("no model here")
     if FAULT == "silent":
         threading.Event().wait(60)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,8 +11,10 @@ import numpy as np
 from pytest import fixture, mark, raises
 
 from server import doctor
-from server.checkup import Times, as_doubles, examine
+from server.checkup import examine
+from server.finding import Times
 from server.payloads import DEDICATED_BYTES, SHARED_BYTES, encodings
+from server.questions import as_doubles
 from tests.serving import ROOT
 
 pytestmark = mark.e2e
@@ -71,8 +75,10 @@ def test_a_server_that_never_gets_traffic_is_asked_nothing_more(fault, times, ch
         ("other answers", {}, "numbers as doubles", "another prediction"),
         ("1 MB", {}, "1.5 MB body", '413 {"error": "too large"}'),
         ("5 MB", {}, "10 MB body", '413 {"error": "too large"}'),
+        ("wordy", {}, "1.5 MB body", "1 predictions, 2,000,0"),
         ("noisy", {}, "stderr", "lines, first: INFO: answered"),
         ("abrupt", {}, "SIGTERM under load", "with status -15"),
+        ("crashes", {}, "SIGTERM under load", "ended with status 1: "),
         ("stubborn", {"grace": 0.5}, "SIGTERM under load", "still running after 0.5 s"),
         ("no default", {"start": 3}, "empty AIP_STORAGE_URI", "no 200 within 3 s"),
     ],
@@ -89,6 +95,62 @@ def test_a_fault_is_found(fault, times, check, seen):
         "1 MB": {"10 MB body"},
     }
     assert failed == {check, *follows.get(fault, ())}
+
+
+def test_health_checks_may_go_unanswered_three_times():
+    """Vertex stops the traffic after four bad answers in a row, and so far the doctor waits."""
+    found = findings("slow at first", health=0.5)
+
+    assert [f for f in found.values() if not f.ok] == []
+
+
+def test_what_a_server_leaves_running_is_not_waited_for():
+    """A server that ended is told of at once, though a child of it keeps its output open."""
+    [found] = findings("leaves a child").values()
+
+    assert found.seen == "ended with status 1: no model here"
+
+
+def test_an_instance_that_passes_no_endpoint_is_not_asked_for_there():
+    """Bodies of 1.5 MB are left out where one instance alone is larger; 10 MB remain."""
+    found = examine(
+        [sys.executable, str(BAD), "none"], os.environ, "", [{"x": [0.125] * 300_000}], TIMES
+    )
+
+    checks = {finding.check: finding.ok for finding in found}
+    assert list(checks) == [check for check in CHECKS if check != "1.5 MB body"]
+    assert all(checks.values())
+
+
+@mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_doctor_that_is_stopped_ends_its_server(classifier_bundle, tmp_path, number, status):
+    """Whoever stops the doctor leaves no server behind."""
+    noted = tmp_path / "pid"
+    server = f"echo $$ > {noted}; echo started >&2; exec {sys.executable} {BAD} unready"
+    command = [sys.executable, "-m", "server", "doctor", "--bundle", classifier_bundle]
+    with subprocess.Popen(
+        [*command, "--", "sh", "-c", server], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as doctor:
+        for line in doctor.stdout:
+            if "address" in line:
+                break
+        doctor.send_signal(number)
+
+    assert doctor.returncode == status
+    with raises(ProcessLookupError):
+        os.kill(int(noted.read_text()), 0)
+
+
+@mark.parametrize("seconds", ["nan", "inf", "0", "-3", "soon"])
+def test_a_wait_without_end_is_refused(seconds, capsys):
+    """How long to wait is a number of seconds."""
+    with raises(SystemExit) as ended:
+        doctor.main(["--bundle", "b", f"--start-s={seconds}"], {})
+
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: argument --start-s: expected seconds, more than 0, got {seconds!r}\n"
+    )
 
 
 def test_every_number_becomes_a_double():

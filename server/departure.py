@@ -1,0 +1,83 @@
+"""How a server under load ends, when Vertex AI takes its container away."""
+
+import threading
+import time
+
+from server.finding import Finding, Times
+from server.patient import PREDICT_ROUTE, Broken, Patient, Refused
+
+_LOADERS = 8
+
+
+class _Load:
+    """Requests from several threads, until nobody answers."""
+
+    def __init__(self, patient: Patient, body: bytes, times: Times) -> None:
+        self._patient, self._body, self._times = patient, body, times
+        self._signalled = threading.Event()
+        self._over = threading.Event()
+        self.answered = self.lost = 0
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._send, daemon=True) for _ in range(_LOADERS)]
+
+    def _send(self) -> None:
+        while not self._over.is_set():
+            before = not self._signalled.is_set()
+            try:
+                ok = self._patient.ask(PREDICT_ROUTE, self._body, self._times.predict).status == 200
+            except Refused:
+                return
+            except Broken:
+                ok = False
+            with self._lock:
+                self.answered += ok
+                # Who came after the signal may be sent away: Vertex sends nobody then.
+                self.lost += before and not ok
+            if not ok:
+                return
+
+    def _busy(self) -> bool:
+        """Say whether enough was answered, or nobody asks any more."""
+        return self.answered >= 2 * _LOADERS or not any(t.is_alive() for t in self._threads)
+
+    def begin(self) -> None:
+        """Send, until enough is answered or nobody is there to answer."""
+        for thread in self._threads:
+            thread.start()
+        self._patient.until(self._busy, self._times.predict)
+
+    def end(self) -> float | None:
+        """Signal, and wait for the end: after how many seconds it came, None if not."""
+        begin = time.monotonic()
+        self._signalled.set()
+        self._patient.terminate()
+        ended = self._patient.wait(self._times.grace) is not None
+        seconds = time.monotonic() - begin
+        self._over.set()
+        for thread in self._threads if ended else ():
+            thread.join()
+        return seconds if ended else None
+
+
+def terminated(patient: Patient, body: bytes, times: Times) -> Finding:
+    """Look at who is left without an answer, and whether it ends at all.
+
+    Args:
+      patient: is healthy.
+      body: a request.
+      times: how long to wait.
+    """
+    load = _Load(patient, body, times)
+    check = "SIGTERM under load"
+    load.begin()
+    if patient.status is not None:
+        vertex = "restarts it, and its requests fail meanwhile"
+        return Finding(check, ok=False, seen=patient.silence("ended before"), vertex=vertex)
+    seconds = load.end()
+    vertex = "drops them whenever it scales in, updates or moves the container"
+    if seconds is None:
+        seen = f"still running after {times.grace:.3g} s"
+        vertex = "kills it, with whatever it was answering"
+        return Finding(check, ok=False, seen=seen, vertex=vertex)
+    seen = f"{load.answered} answered, {load.lost} lost; ended after {seconds:.1f} s with status {patient.status}"
+    return Finding(check, ok=not load.lost, seen=seen, vertex=vertex)

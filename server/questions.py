@@ -1,0 +1,104 @@
+"""What the doctor asks of a healthy server: predictions, as Vertex AI and its users do."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import orjson
+
+from server.finding import Finding, Times
+from server.patient import PREDICT_ROUTE, Answer, Broken, Patient, Refused
+from server.payloads import DEDICATED_BYTES, SHARED_BYTES
+
+# What a batch prediction job sends at a time, unless it is told otherwise.
+BATCH = 64
+
+
+class Questions:
+    """Requests to the predict route of a healthy server."""
+
+    def __init__(self, patient: Patient, instances: Sequence[Any], times: Times) -> None:
+        self._patient = patient
+        self._instances = instances
+        self._times = times
+
+    def __iter__(self) -> Iterator[Finding]:
+        """Ask one after the other."""
+        yield from (self.one(), self.batch(), self.doubles())
+        for size, name, kind in (
+            (SHARED_BYTES, "1.5 MB", "shared"),
+            (DEDICATED_BYTES, "10 MB", "dedicated"),
+        ):
+            # A larger instance gets through no such endpoint, whatever the server does.
+            if len(self.request) <= size:
+                yield self.body(size, f"{name} body", f"{kind} endpoints let {name} through")
+
+    @property
+    def request(self) -> bytes:
+        """Write a request for one prediction."""
+        return _written(self._instances[:1])
+
+    def one(self) -> Finding:
+        """Ask for one prediction, right after the health route said that it may be."""
+        vertex = "passes the error on to the client, who was told that the model is healthy"
+        return self._asked("predict", self.request, 1, vertex)
+
+    def batch(self) -> Finding:
+        """Ask for as many predictions as a batch prediction job does."""
+        body = _written(list(itertools.islice(itertools.cycle(self._instances), BATCH)))
+        vertex = f"fails batch prediction: it sends {BATCH} instances in a request"
+        return self._asked(f"{BATCH} instances", body, BATCH, vertex)
+
+    def body(self, size: int, check: str, why: str) -> Finding:
+        """Ask with a body of a size; white space makes it so long."""
+        body = self.request
+        vertex = f"passes the error on to the client: {why}"
+        return self._asked(check, body[:-1] + b" " * (size - len(body)) + b"}", 1, vertex, size)
+
+    def doubles(self) -> Finding:
+        """Ask with all numbers as doubles, as gRPC clients of Vertex send them."""
+        vertex = "passes 1.0 where the client wrote 1: its gRPC clients know no other numbers"
+        check = "numbers as doubles"
+        plain = self._ask(self.request)
+        finding = self._asked(check, _written(as_doubles(self._instances[:1])), 1, vertex)
+        again = self._ask(_written(as_doubles(self._instances[:1])))
+        if finding.ok and _predicted(plain) != _predicted(again):
+            return Finding(check, ok=False, seen="another prediction", vertex=vertex)
+        return finding
+
+    def _ask(self, body: bytes) -> Answer | Exception:
+        try:
+            return self._patient.ask(PREDICT_ROUTE, body, self._times.predict)
+        except (Refused, Broken) as error:
+            return error
+
+    def _asked(
+        self, check: str, body: bytes, rows: int, vertex: str, most: float = math.inf
+    ) -> Finding:
+        answer = self._ask(body)
+        if not isinstance(answer, Answer):
+            return Finding(check, ok=False, seen=f"no answer: {answer}", vertex=vertex)
+        predictions = answer.predictions()
+        if answer.status != 200 or predictions is None:
+            return Finding(check, ok=False, seen=str(answer), vertex=vertex)
+        seen = f"{len(predictions)} predictions, {len(answer.body):,} bytes, {answer.seconds:.3f} s"
+        ok = len(predictions) == rows and len(answer.body) <= most
+        return Finding(check, ok=ok, seen=seen, vertex=vertex)
+
+
+def _written(instances: Sequence[Any]) -> bytes:
+    return orjson.dumps({"instances": instances})
+
+
+def as_doubles(value: Any) -> Any:
+    """Make every whole number of a JSON value a double."""
+    if isinstance(value, dict):
+        return {name: as_doubles(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [as_doubles(item) for item in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _predicted(answer: Answer | Exception) -> list[Any] | None:
+    return answer.predictions() if isinstance(answer, Answer) else None
