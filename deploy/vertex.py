@@ -1,6 +1,6 @@
 r"""Put a bundle on a Vertex AI endpoint: upload it, register a model, deploy it.
 
-    python deploy/vertex.py --bundle bundle/ --to gs://BUCKET/models/digits \
+    python -m deploy.vertex --bundle bundle/ --to gs://BUCKET/models/digits \
         --image REGION-docker.pkg.dev/PROJECT/REPOSITORY/hloserve:cpu \
         --project PROJECT --region REGION --dry-run
 
@@ -9,61 +9,18 @@ extra `vertex` nor credentials. docs/deploy-vertex.md goes through it step by st
 """
 
 import argparse
-import dataclasses
-import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deploy.steps import GRPC_PORT, Result, Step, Wrong, plan
 from runtime.bundle import Bundle, open_bundle
 from runtime.commandline import Parser
 from runtime.entries import MANIFEST_NAME
 from runtime.errors import BundleError
 from server.artifacts import CloudFolder, locate
-
-_PORT, _GRPC_PORT = 8080, 8001
-_PROBE = "import urllib.request as r; r.urlopen('http://127.0.0.1:{port}{path}', timeout=9)"
-
-
-class Wrong(Exception):
-    """What is asked for cannot work; says why."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Step:
-    """One thing to do.
-
-    Attributes:
-      title: what it does.
-      result: name of what it gives to later steps.
-      call: what is called, `Model.upload` of the SDK or a method of an earlier result.
-      arguments: of the call; a `Result` stands for what an earlier step gave.
-      shell: the command lines that do the same.
-    """
-
-    title: str
-    result: str
-    call: str
-    arguments: Mapping[str, Any]
-    shell: tuple[str, ...]
-
-    def __str__(self) -> str:
-        """Write it for a person, as Python and as shell."""
-        lines = [f"    {name}={value!r},\n" for name, value in self.arguments.items()]
-        python = f"{self.result} = {self.call}(\n{''.join(lines)})"
-        return "\n".join([f"# {self.title}", python, *(f"$ {line}" for line in self.shell)])
-
-
-class Result(str):
-    """The name of what an earlier step gave."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        """Write the bare name."""
-        return str(self)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -92,29 +49,41 @@ def _run(
     options: argparse.Namespace, bundle: Bundle, folder: CloudFolder, steps: Sequence[Step]
 ) -> int:
     try:
-        from google.api_core.exceptions import GoogleAPICallError
+        from google.api_core.exceptions import GoogleAPIError
         from google.auth.exceptions import GoogleAuthError
         from google.cloud import aiplatform
+
+        from deploy.refusals import explained
     except ImportError as error:
         hint = "pip install 'hloserve[vertex]', or pass --dry-run"
-        print(f"error: deploy/vertex.py needs {error.name}; {hint}", file=sys.stderr)
+        print(f"error: python -m deploy.vertex needs {error.name}; {hint}", file=sys.stderr)
         return 2
+    known: dict[str, Any] = {"aiplatform": aiplatform}
     try:
-        upload(bundle, folder, options.project)
         # A handful of calls: HTTP gets through proxies that gRPC does not.
         aiplatform.init(project=options.project, location=options.region, api_transport="rest")
-        results = perform(steps, aiplatform)
-    except (GoogleAPICallError, GoogleAuthError, ValueError, RuntimeError) as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 1
-    print(f"deployed: {results['endpoint'].resource_name}")
-    return 0
+        upload(bundle, folder, options.project)
+        perform(steps, known)
+    except KeyboardInterrupt:
+        print("error: interrupted; Vertex AI goes on with what it was told", file=sys.stderr)
+        status = 130
+    except (GoogleAPIError, GoogleAuthError, OSError, ValueError, RuntimeError) as error:
+        print(f"error: {explained(error, options.region)}", file=sys.stderr)
+        status = 1
+    else:
+        print(f"deployed: {known['endpoint'].resource_name}")
+        return 0
+    if "endpoint" in known:
+        model, endpoint = known["model"].name, known["endpoint"].name
+        again = f"--parent-model {model} --endpoint {endpoint}"
+        print(f"note: model and endpoint are there; to go on with them, {again}", file=sys.stderr)
+    return status
 
 
 def parser() -> Parser:
     """Make the parser of the command line."""
     p = Parser(
-        prog="deploy/vertex.py",
+        prog="python -m deploy.vertex",
         description="Upload a bundle, register it as a model on Vertex AI and deploy it.",
         allow_abbrev=False,
     )
@@ -129,7 +98,7 @@ def parser() -> Parser:
     p.add_argument(
         "--shared", action="store_true", help="a shared endpoint: 1.5 MB, 60 s (default: dedicated)"
     )
-    p.add_argument("--grpc", action="store_true", help=f"let gRPC in, to port {_GRPC_PORT}")
+    p.add_argument("--grpc", action="store_true", help=f"let gRPC in, to port {GRPC_PORT}")
     p.add_argument("--probes", action="store_true", help="have Vertex probe inside the container")
     p.add_argument("--machine-type", default="n1-standard-4", help="(default: %(default)s)")
     p.add_argument("--accelerator-type", metavar="TYPE", help="such as NVIDIA_L4")
@@ -173,144 +142,13 @@ def notes(options: argparse.Namespace, bundle: Bundle) -> list[str]:
     return found
 
 
-def plan(options: argparse.Namespace, bundle: Bundle, folder: CloudFolder) -> list[Step]:
-    """Say what to call, in order.
+def perform(steps: Sequence[Step], known: dict[str, Any]) -> None:
+    """Make the calls.
 
-    Raises:
-      Wrong: the options contradict each other, or the bundle.
+    Args:
+      steps: what to call.
+      known: what they may name; their results are added.
     """
-    _check(options, bundle)
-    name = options.name or bundle.manifest.name
-    steps = [_model(options, name, folder)]
-    if options.endpoint:
-        steps.append(_known_endpoint(options))
-    else:
-        steps.append(_new_endpoint(options, name))
-    return [*steps, _deployment(options, name)]
-
-
-def _check(options: argparse.Namespace, bundle: Bundle) -> None:
-    platform = "cuda" if options.accelerator_type else "cpu"
-    if platform not in bundle.manifest.platforms:
-        has = ", ".join(bundle.manifest.platforms)
-        raise Wrong(f"bundle {bundle.path}: expected platform {platform}, got {has}")
-    if not 1 <= options.min_replicas <= options.max_replicas:
-        got = f"{options.min_replicas} to {options.max_replicas}"
-        raise Wrong(f"replicas: expected 1 <= --min-replicas <= --max-replicas, got {got}")
-    if not 0 <= options.traffic <= 100:
-        raise Wrong(f"--traffic: expected 0 to 100, got {options.traffic}")
-    if options.grpc and options.shared:
-        raise Wrong("--grpc: expected a dedicated endpoint, got --shared")
-    if not 1 <= options.deployment_timeout_s <= 7200:
-        got = options.deployment_timeout_s
-        raise Wrong(f"--deployment-timeout-s: expected 1 to 7200, got {got}")
-
-
-def _where(options: argparse.Namespace) -> list[str]:
-    return [f"--project={options.project}", f"--region={options.region}"]
-
-
-def _model(options: argparse.Namespace, name: str, folder: CloudFolder) -> Step:
-    arguments: dict[str, Any] = {
-        "display_name": name,
-        "parent_model": options.parent_model,
-        "artifact_uri": str(folder),
-        "serving_container_image_uri": options.image,
-        "serving_container_predict_route": "/predict",
-        "serving_container_health_route": "/health",
-        "serving_container_ports": [_PORT],
-        "serving_container_grpc_ports": [_GRPC_PORT] if options.grpc else None,
-        "serving_container_environment_variables": {"HLOSERVE_LOG_FORMAT": "json"},
-        "serving_container_deployment_timeout": options.deployment_timeout_s,
-    }
-    if options.probes:
-        # Started is who listens, even while it loads; healthy is who is ready.
-        for probe, path in (("startup", "/v2/health/live"), ("health", "/health")):
-            command = ["python", "-c", _PROBE.format(port=_PORT, path=path)]
-            arguments[f"serving_container_{probe}_probe_exec"] = command
-            arguments[f"serving_container_{probe}_probe_period_seconds"] = 10
-            arguments[f"serving_container_{probe}_probe_timeout_seconds"] = 10
-    given = {key: value for key, value in arguments.items() if value is not None}
-    flags = [_flag(key, value) for key, value in given.items()]
-    line = shlex.join(["gcloud", "ai", "models", "upload", *_where(options), *flags])
-    return Step("register the model", "model", "aiplatform.Model.upload", given, (line,))
-
-
-def _flag(key: str, value: Any) -> str:
-    """Write an argument of Model.upload as gcloud calls it."""
-    key = key.removeprefix("serving_").replace("environment_variables", "env_vars")
-    key = key.replace("deployment_timeout", "deployment_timeout_seconds")
-    if isinstance(value, dict):
-        value = ",".join(f"{k}={v}" for k, v in value.items())
-    if isinstance(value, list):
-        # gcloud reads the separator from in front where it is not a comma, which code may hold.
-        code = any("," in str(item) for item in value)
-        value = "^|^" + "|".join(value) if code else ",".join(map(str, value))
-    return f"--{key.replace('_', '-')}={value}"
-
-
-def _new_endpoint(options: argparse.Namespace, name: str) -> Step:
-    arguments = {"display_name": name, "dedicated_endpoint_enabled": not options.shared}
-    if options.shared:
-        flags = ["gcloud", "ai", "endpoints", "create", *_where(options), f"--display-name={name}"]
-        shell = shlex.join(flags)
-    else:  # gcloud has no flag for it
-        body = json.dumps({"displayName": name, "dedicatedEndpointEnabled": True})
-        url = (
-            f"https://{options.region}-aiplatform.googleapis.com/v1/projects/{options.project}"
-            f"/locations/{options.region}/endpoints"
-        )
-        shell = (
-            'curl -X POST -H "Authorization: Bearer $(gcloud auth print-access-token)" '
-            f"-H 'Content-Type: application/json' -d {shlex.quote(body)} {url}"
-        )
-    call = "aiplatform.Endpoint.create"
-    return Step("make an endpoint", "endpoint", call, arguments, (shell,))
-
-
-def _known_endpoint(options: argparse.Namespace) -> Step:
-    line = ["gcloud", "ai", "endpoints", "describe", options.endpoint, *_where(options)]
-    arguments = {"endpoint_name": options.endpoint}
-    call = "aiplatform.Endpoint"
-    return Step("find the endpoint", "endpoint", call, arguments, (shlex.join(line),))
-
-
-def _deployment(options: argparse.Namespace, name: str) -> Step:
-    arguments: dict[str, Any] = {
-        "model": Result("model"),
-        "deployed_model_display_name": name,
-        "machine_type": options.machine_type,
-        "min_replica_count": options.min_replicas,
-        "max_replica_count": options.max_replicas,
-        "traffic_percentage": options.traffic,
-        "service_account": options.service_account,
-        "deploy_request_timeout": options.deployment_timeout_s,
-    }
-    flags = [
-        *("--model=MODEL_ID", f"--display-name={name}", f"--machine-type={options.machine_type}"),
-        f"--min-replica-count={options.min_replicas}",
-        f"--max-replica-count={options.max_replicas}",
-        f"--traffic-split=0={options.traffic}"
-        + ("" if options.traffic == 100 else f",OTHER_ID={100 - options.traffic}"),
-    ]
-    if options.accelerator_type:
-        arguments["accelerator_type"] = options.accelerator_type
-        arguments["accelerator_count"] = options.accelerator_count
-        kind = options.accelerator_type.lower().replace("_", "-")
-        flags.append(f"--accelerator=type={kind},count={options.accelerator_count}")
-    if options.service_account:
-        flags.append(f"--service-account={options.service_account}")
-    given = {key: value for key, value in arguments.items() if value is not None}
-    endpoint = options.endpoint or "ENDPOINT_ID"
-    words = ["gcloud", "ai", "endpoints", "deploy-model", endpoint, *_where(options), *flags]
-    return Step(
-        "deploy the model to it", "deployed", "endpoint.deploy", given, (shlex.join(words),)
-    )
-
-
-def perform(steps: Sequence[Step], sdk: Any) -> dict[str, Any]:
-    """Make the calls; returns their results by name."""
-    known: dict[str, Any] = {"aiplatform": sdk}
     for step in steps:
         print(f"{step.title} …", flush=True)
         first, *rest = step.call.split(".")
@@ -322,7 +160,6 @@ def perform(steps: Sequence[Step], sdk: Any) -> dict[str, Any]:
             for key, value in step.arguments.items()
         }
         known[step.result] = function(**arguments)
-    return known
 
 
 def _upload_lines(bundle: Bundle, folder: CloudFolder) -> str:

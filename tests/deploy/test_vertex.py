@@ -11,11 +11,14 @@ from pathlib import Path
 import google.auth
 import requests
 import yaml
+from google.api_core import exceptions
 from google.auth.credentials import AnonymousCredentials
+from google.auth.exceptions import DefaultCredentialsError, RefreshError
 from google.auth.transport.requests import AuthorizedSession
 from pytest import fixture, mark, raises
 
-from deploy import vertex
+from deploy import steps, vertex
+from deploy.refusals import explained
 from runtime.bundle import open_bundle
 from server.fetching import fetching
 from server.gcs import CloudStore
@@ -45,22 +48,26 @@ class Vertex:
 
     Attributes:
       sent: method, path and body of each request that changes something.
+      status: of every answer.
+      refused: what the paths of requests end with that are refused.
     """
 
     def __init__(self):
         self.sent = []
         self.status = 200
+        self.refused = "nothing"
 
     def request(self, method, url, data=None, **_):
         """Answer a request; every operation is done at once."""
         path = urllib.parse.unquote(urllib.parse.urlsplit(url).path).removeprefix("/v1/")
         if method != "GET":
             self.sent.append((method, path, json.loads(data)))
-        return response(method, url, self.status, self._answer(method, path))
+        status = 403 if path.endswith(self.refused) else self.status
+        return response(method, url, status, self._answer(method, path, status))
 
-    def _answer(self, method, path):
-        if self.status != 200:
-            return {"error": {"code": self.status, "message": "not yours"}}
+    def _answer(self, method, path, status):
+        if status != 200:
+            return {"error": {"code": status, "message": "not yours"}}
         if path == f"{PLACE}/models:upload":
             return done("UploadModelResponse", model=f"{PLACE}/models/11", modelVersionId="1")
         if method == "POST" and path == f"{PLACE}/endpoints":
@@ -133,6 +140,7 @@ def test_a_bundle_is_deployed(cloud, argv, digest, capsys):
 
     (_, upload, model), (_, create, endpoint), (_, deploy, deployment) = cloud.sent
     assert upload == f"{PLACE}/models:upload"
+    whole = open_bundle(argv[1]).digest
     assert model["model"]["artifactUri"] == f"gs://models/a/{digest}"
     assert model["model"]["displayName"] == "classifier"
     assert model["model"]["containerSpec"] == {
@@ -141,7 +149,10 @@ def test_a_bundle_is_deployed(cloud, argv, digest, capsys):
         "healthRoute": "/health",
         "ports": [{"containerPort": 8080}],
         "grpcPorts": [{"containerPort": 8001}],
-        "env": [{"name": "HLOSERVE_LOG_FORMAT", "value": "json"}],
+        "env": [
+            {"name": "HLOSERVE_REQUIRE_DIGEST", "value": f"sha256:{whole}"},
+            {"name": "HLOSERVE_LOG_FORMAT", "value": "json"},
+        ],
         "deploymentTimeout": "1800s",
     }
     assert create == f"{PLACE}/endpoints"
@@ -199,13 +210,76 @@ def test_probes_are_those_of_the_server(cloud, argv):
 
 
 def test_a_refusal_is_one_line(cloud, argv, capsys):
-    """What Vertex refuses ends with its own words and status 1."""
+    """What Vertex refuses ends with its own words, the way out and status 1."""
     cloud.status = 403
 
     assert vertex.main(argv) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: 403 POST ")
-    assert error.endswith(": not yours")
+    assert error.endswith(": not yours; docs/deploy-vertex.md lists the roles that this takes")
+
+
+def test_what_was_made_before_a_failure_is_told(cloud, argv, capsys):
+    """Where the deployment fails, model and endpoint are there, and another try may use them."""
+    cloud.refused = ":deployModel"
+
+    assert vertex.main(argv) == 1
+    *_, error, note = capsys.readouterr().err.splitlines()
+    assert error.endswith(": not yours; docs/deploy-vertex.md lists the roles that this takes")
+    assert note == (
+        "note: model and endpoint are there; to go on with them, --parent-model 11 --endpoint 22"
+    )
+
+
+def test_an_unknown_region_is_refused_before_anything_is_uploaded(cloud, argv, capsys):
+    """The SDK knows the regions; it is asked first."""
+    argv[-1] = "middle-earth1"
+
+    assert vertex.main(argv) == 1
+    told = capsys.readouterr()
+    assert told.err.splitlines()[-1] == (
+        "error: --region: expected one that Vertex AI is in, got 'middle-earth1'"
+    )
+    assert "uploaded" not in told.out
+    assert cloud.sent == []
+
+
+@mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            DefaultCredentialsError("Your default credentials were not found. To set up …"),
+            "expected credentials, got none; run gcloud auth application-default login",
+        ),
+        (
+            RefreshError("Reauthentication is needed.\nmore"),
+            "Reauthentication is needed.; run gcloud auth application-default login",
+        ),
+        (
+            exceptions.NotFound("POST https://…: The specified bucket does not exist."),
+            (
+                "404 POST https://…: The specified bucket does not exist.; make it with gcloud storage "
+                "buckets create"
+            ),
+        ),
+        (
+            exceptions.ResourceExhausted("The following quotas are exceeded: CustomModel…"),
+            (
+                "429 The following quotas are exceeded: CustomModel…; ask for more of it, or take "
+                "another --machine-type or --region"
+            ),
+        ),
+        (
+            exceptions.FailedPrecondition("Model server never became ready"),
+            "400 Model server never became ready",
+        ),
+        (ConnectionError("[Errno 111] refused"), "[Errno 111] refused; is the network there?"),
+        (RuntimeError(), "RuntimeError"),
+    ],
+)
+def test_errors_are_one_line_with_the_way_out(error, line):
+    """Credentials, buckets, quotas and networks are named, with what to do about them."""
+    assert explained(error, "us-central1") == line
 
 
 @mark.e2e
@@ -213,9 +287,9 @@ def test_a_dry_run_needs_no_sdk(argv, digest):
     """Calls and command lines are printed with nothing of Google installed."""
     code = (
         "import runpy, sys; sys.modules.update(dict.fromkeys(['google', 'google.cloud'])); "
-        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+        "runpy.run_module('deploy.vertex', run_name='__main__', alter_sys=True)"
     )
-    command = [sys.executable, "-c", code, "deploy/vertex.py", *argv, "--dry-run"]
+    command = [sys.executable, "-c", code, *argv, "--dry-run"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
     assert (done.returncode, done.stderr) == (
@@ -255,12 +329,25 @@ def test_the_calls_of_a_dry_run_are_the_ones_that_are_made(argv, capsys):
     printed_calls, made = made, []
     options = vertex.parser().parse_args([*argv, "--probes", "--grpc"])
     bundle = open_bundle(options.bundle)
-    steps = vertex.plan(options, bundle, vertex.folder_of(options.to, bundle))
-    results = vertex.perform(steps, sdk)
+    results = {"aiplatform": sdk}
+    vertex.perform(
+        vertex.plan(options, bundle, vertex.folder_of(options.to, bundle)), known=results
+    )
 
     assert printed_calls[:2] == made[:2]
     assert [name for name, _ in printed_calls] == ["upload", "create", "deploy"]
     assert results["endpoint"] is sdk
+
+
+def test_gcloud_is_told_what_the_sdk_adds(argv, capsys):
+    """gcloud takes a model by its whole name, and makes a version the default only if told to."""
+    options = ["--endpoint", "33", "--traffic", "10", "--parent-model", "11", "--dry-run"]
+    assert vertex.main([*argv, *options]) == 0
+    [line] = [li for li in capsys.readouterr().out.splitlines() if "models upload" in li]
+
+    words = shlex.split(line)
+    assert f"--parent-model={PLACE}/models/11" in words
+    assert "--version-aliases=default" in words
 
 
 @mark.parametrize(
@@ -268,6 +355,14 @@ def test_the_calls_of_a_dry_run_are_the_ones_that_are_made(argv, capsys):
     [
         (["--to", "/a"], "--to: expected gs://BUCKET/FOLDER, got '/a'"),
         (["--to", "s3://a"], "--to: expected a directory, gs:// or file://, got 's3://a'"),
+        (
+            ["--traffic", "10"],
+            "--traffic: expected 100 for a new endpoint, got 10; pass --endpoint",
+        ),
+        (
+            ["--region", "us-central1-a"],
+            "--region: expected a region such as us-central1, got 'us-central1-a'",
+        ),
         (["--traffic", "101"], "--traffic: expected 0 to 100, got 101"),
         (["--shared", "--grpc"], "--grpc: expected a dedicated endpoint, got --shared"),
         (
@@ -293,7 +388,7 @@ def test_a_bundle_for_another_platform_is_refused(argv):
     bundle = open_bundle(options.bundle)
     manifest = type("Cpu", (), {"platforms": ("cpu",), "name": "m", "buckets": (1,)})
     only_cpu = type("Bundle", (), {"path": "b", "manifest": manifest, "digest": bundle.digest})
-    with raises(vertex.Wrong, match="bundle b: expected platform cuda, got cpu"):
+    with raises(steps.Wrong, match="bundle b: expected platform cuda, got cpu"):
         vertex.plan(options, only_cpu, vertex.folder_of(options.to, bundle))
 
 

@@ -1,0 +1,205 @@
+"""What deploying a bundle calls, in order, and the command lines that do the same."""
+
+import argparse
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from runtime.bundle import Bundle
+from server.artifacts import CloudFolder
+
+PORT, GRPC_PORT = 8080, 8001
+_PROBE = "import urllib.request as r; r.urlopen('http://127.0.0.1:{port}{path}', timeout=9)"
+
+
+class Wrong(Exception):
+    """What is asked for cannot work; says why."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """One thing to do.
+
+    Attributes:
+      title: what it does.
+      result: name of what it gives to later steps.
+      call: what is called, `Model.upload` of the SDK or a method of an earlier result.
+      arguments: of the call; a `Result` stands for what an earlier step gave.
+      shell: the command lines that do the same.
+    """
+
+    title: str
+    result: str
+    call: str
+    arguments: Mapping[str, Any]
+    shell: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Write it for a person, as Python and as shell."""
+        lines = [f"    {name}={value!r},\n" for name, value in self.arguments.items()]
+        python = f"{self.result} = {self.call}(\n{''.join(lines)})"
+        return "\n".join([f"# {self.title}", python, *(f"$ {line}" for line in self.shell)])
+
+
+class Result(str):
+    """The name of what an earlier step gave."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        """Write the bare name."""
+        return str(self)
+
+
+def plan(options: argparse.Namespace, bundle: Bundle, folder: CloudFolder) -> list[Step]:
+    """Say what to call, in order.
+
+    Raises:
+      Wrong: the options contradict each other, or the bundle.
+    """
+    _check(options, bundle)
+    name = options.name or bundle.manifest.name
+    steps = [_model(options, name, folder, bundle.digest)]
+    if options.endpoint:
+        steps.append(_known_endpoint(options))
+    else:
+        steps.append(_new_endpoint(options, name))
+    return [*steps, _deployment(options, name)]
+
+
+def _check(options: argparse.Namespace, bundle: Bundle) -> None:
+    platform = "cuda" if options.accelerator_type else "cpu"
+    if platform not in bundle.manifest.platforms:
+        has = ", ".join(bundle.manifest.platforms)
+        raise Wrong(f"bundle {bundle.path}: expected platform {platform}, got {has}")
+    if not 1 <= options.min_replicas <= options.max_replicas:
+        got = f"{options.min_replicas} to {options.max_replicas}"
+        raise Wrong(f"replicas: expected 1 <= --min-replicas <= --max-replicas, got {got}")
+    if not 0 <= options.traffic <= 100:
+        raise Wrong(f"--traffic: expected 0 to 100, got {options.traffic}")
+    if options.traffic != 100 and not options.endpoint:
+        raise Wrong(
+            f"--traffic: expected 100 for a new endpoint, got {options.traffic}; pass --endpoint"
+        )
+    if not re.fullmatch(r"[a-z]+-[a-z]+\d+", options.region):
+        raise Wrong(f"--region: expected a region such as us-central1, got {options.region!r}")
+    if options.grpc and options.shared:
+        raise Wrong("--grpc: expected a dedicated endpoint, got --shared")
+    if not 1 <= options.deployment_timeout_s <= 7200:
+        got = options.deployment_timeout_s
+        raise Wrong(f"--deployment-timeout-s: expected 1 to 7200, got {got}")
+
+
+def _where(options: argparse.Namespace) -> list[str]:
+    return [f"--project={options.project}", f"--region={options.region}"]
+
+
+def _model(options: argparse.Namespace, name: str, folder: CloudFolder, digest: str) -> Step:
+    arguments: dict[str, Any] = {
+        "display_name": name,
+        "parent_model": options.parent_model,
+        "artifact_uri": str(folder),
+        "serving_container_image_uri": options.image,
+        "serving_container_predict_route": "/predict",
+        "serving_container_health_route": "/health",
+        "serving_container_ports": [PORT],
+        "serving_container_grpc_ports": [GRPC_PORT] if options.grpc else None,
+        # The server takes this bundle alone, and need not try it out in another process first.
+        "serving_container_environment_variables": {
+            "HLOSERVE_REQUIRE_DIGEST": f"sha256:{digest}",
+            "HLOSERVE_LOG_FORMAT": "json",
+        },
+        "serving_container_deployment_timeout": options.deployment_timeout_s,
+    }
+    if options.probes:
+        # Started is who listens, even while it loads; healthy is who is ready.
+        for probe, path in (("startup", "/v2/health/live"), ("health", "/health")):
+            command = ["python", "-c", _PROBE.format(port=PORT, path=path)]
+            arguments[f"serving_container_{probe}_probe_exec"] = command
+            arguments[f"serving_container_{probe}_probe_period_seconds"] = 10
+            arguments[f"serving_container_{probe}_probe_timeout_seconds"] = 10
+    given = {key: value for key, value in arguments.items() if value is not None}
+    told = dict(given)
+    if options.parent_model:
+        # By its whole name; and the version to be deployed is one that the SDK makes the default.
+        models = f"projects/{options.project}/locations/{options.region}/models/"
+        told["parent_model"] = models + options.parent_model.removeprefix(models)
+        told["version_aliases"] = "default"
+    flags = [_flag(key, value) for key, value in told.items()]
+    line = shlex.join(["gcloud", "ai", "models", "upload", *_where(options), *flags])
+    return Step("register the model", "model", "aiplatform.Model.upload", given, (line,))
+
+
+def _flag(key: str, value: Any) -> str:
+    """Write an argument of Model.upload as gcloud calls it."""
+    key = key.removeprefix("serving_").replace("environment_variables", "env_vars")
+    key = key.replace("deployment_timeout", "deployment_timeout_seconds")
+    if isinstance(value, dict):
+        value = ",".join(f"{k}={v}" for k, v in value.items())
+    if isinstance(value, list):
+        # gcloud reads the separator from in front where it is not a comma, which code may hold.
+        code = any("," in str(item) for item in value)
+        value = "^|^" + "|".join(value) if code else ",".join(map(str, value))
+    return f"--{key.replace('_', '-')}={value}"
+
+
+def _new_endpoint(options: argparse.Namespace, name: str) -> Step:
+    arguments = {"display_name": name, "dedicated_endpoint_enabled": not options.shared}
+    if options.shared:
+        flags = ["gcloud", "ai", "endpoints", "create", *_where(options), f"--display-name={name}"]
+        shell = shlex.join(flags)
+    else:  # gcloud has no flag for it
+        body = json.dumps({"displayName": name, "dedicatedEndpointEnabled": True})
+        url = (
+            f"https://{options.region}-aiplatform.googleapis.com/v1/projects/{options.project}"
+            f"/locations/{options.region}/endpoints"
+        )
+        shell = (
+            'curl -X POST -H "Authorization: Bearer $(gcloud auth print-access-token)" '
+            f"-H 'Content-Type: application/json' -d {shlex.quote(body)} {url}"
+        )
+    call = "aiplatform.Endpoint.create"
+    return Step("make an endpoint", "endpoint", call, arguments, (shell,))
+
+
+def _known_endpoint(options: argparse.Namespace) -> Step:
+    line = ["gcloud", "ai", "endpoints", "describe", options.endpoint, *_where(options)]
+    arguments = {"endpoint_name": options.endpoint}
+    call = "aiplatform.Endpoint"
+    return Step("find the endpoint", "endpoint", call, arguments, (shlex.join(line),))
+
+
+def _deployment(options: argparse.Namespace, name: str) -> Step:
+    arguments: dict[str, Any] = {
+        "model": Result("model"),
+        "deployed_model_display_name": name,
+        "machine_type": options.machine_type,
+        "min_replica_count": options.min_replicas,
+        "max_replica_count": options.max_replicas,
+        "traffic_percentage": options.traffic,
+        "service_account": options.service_account,
+        "deploy_request_timeout": options.deployment_timeout_s,
+    }
+    flags = [
+        *("--model=MODEL_ID", f"--display-name={name}", f"--machine-type={options.machine_type}"),
+        f"--min-replica-count={options.min_replicas}",
+        f"--max-replica-count={options.max_replicas}",
+        f"--traffic-split=0={options.traffic}"
+        + ("" if options.traffic == 100 else f",OTHER_ID={100 - options.traffic}"),
+    ]
+    if options.accelerator_type:
+        arguments["accelerator_type"] = options.accelerator_type
+        arguments["accelerator_count"] = options.accelerator_count
+        kind = options.accelerator_type.lower().replace("_", "-")
+        flags.append(f"--accelerator=type={kind},count={options.accelerator_count}")
+    if options.service_account:
+        flags.append(f"--service-account={options.service_account}")
+    given = {key: value for key, value in arguments.items() if value is not None}
+    endpoint = options.endpoint or "ENDPOINT_ID"
+    words = ["gcloud", "ai", "endpoints", "deploy-model", endpoint, *_where(options), *flags]
+    return Step(
+        "deploy the model to it", "deployed", "endpoint.deploy", given, (shlex.join(words),)
+    )
