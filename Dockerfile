@@ -36,6 +36,13 @@ RUN tools/bin/uv pip install --quiet --python /opt/hloserve --no-deps --no-index
 # Empty, unless `--build-context bundle=DIR` puts a bundle in its place.
 FROM scratch AS bundle
 
+# A bundle that is baked in is vouched for as what serves it is: by its digest, in the image.
+FROM ${BASE_IMAGE} AS pin
+RUN --mount=type=bind,from=bundle,target=/bundle \
+    set -eu; \
+    mkdir /pin; \
+    if [ -e /bundle/manifest.json ]; then sha256sum /bundle/manifest.json >/pin/bundle.sha256; fi
+
 FROM ${BASE_IMAGE} AS cpu
 
 # Hosts mount their driver there. Without a GPU the server ends, where JAX would take the CPU.
@@ -62,6 +69,7 @@ LABEL org.opencontainers.image.title="hloserve" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.created="${CREATED}"
 COPY --from=build /opt/hloserve /opt/hloserve
+COPY --from=pin /pin/ /opt/hloserve/
 COPY --from=bundle --chmod=555 / /bundle/
 # Nothing is written but what goes to /tmp.
 ENV PATH=/opt/hloserve/bin:${PATH} \

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import functools
 import itertools
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, override
@@ -11,6 +12,9 @@ from typing import Any, NamedTuple, NoReturn, override
 from runtime.commandline import Parser
 from runtime.entries import MANIFEST_NAME
 from server.config import BAKED_IN, CHOICES, ConfigError, ServerConfig
+
+# Which bundle an image was built with, as sha256sum writes it.
+PIN = Path(sys.prefix, "bundle.sha256")
 
 # The field that each group of the help begins with.
 _GROUPS = {
@@ -159,6 +163,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
             values[option.name] = _convert(text, kinds[option.name], source)
     if "bundle" not in values and Path(BAKED_IN, MANIFEST_NAME).is_file():
         values["bundle"] = BAKED_IN
+        if "require_digest" not in values and PIN.is_file():
+            values["require_digest"] = f"sha256:{PIN.read_text().partition(' ')[0]}"
     return ServerConfig(**values)
 
 

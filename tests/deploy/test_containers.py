@@ -1,6 +1,8 @@
 """The containers that the manifests describe serve a bundle, as they are configured there."""
 
+import json
 import os
+import socket
 
 import grpc
 import numpy as np
@@ -8,11 +10,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pytest import fixture, mark
 from tritonclient.grpc import InferenceServerClient, InferInput
 
+from runtime.bundle import open_bundle
 from tests.deploy.resources import load
 from tests.serving import TIMEOUT_S, serving
 
 ROWS = [[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]]
-MANIFESTS = {"kubernetes": "kubernetes/deployment.yaml", "kserve": "kserve/runtime.yaml"}
+MANIFESTS = {
+    "kubernetes": "kubernetes/deployment.yaml",
+    "kserve": "kserve/runtime.yaml",
+    "kserve-grpc": "kserve/runtime-grpc.yaml",
+}
 
 pytestmark = mark.e2e
 
@@ -37,8 +44,9 @@ def served(container, classifier_bundle, tmp_path_factory):
     """The container's command with its environment, but a bundle and a cache of here."""
     assert {"command", "args"}.isdisjoint(container)  # so it is the image's entrypoint
     environ = {variable["name"]: variable["value"] for variable in container["env"]}
-    assert environ["HLOSERVE_BUNDLE"] in ("gs://BUCKET/models/iris", "/mnt/models")
+    assert environ["HLOSERVE_BUNDLE"] in ("gs://BUCKET/models/iris/1", "/mnt/models")
     environ["HLOSERVE_BUNDLE"] = str(classifier_bundle)
+    environ["HLOSERVE_REQUIRE_DIGEST"] = f"sha256:{open_bundle(classifier_bundle).digest}"
     if "HLOSERVE_CACHE_DIR" in environ:
         environ["HLOSERVE_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
     nothing_else = {"env": {"PATH": os.environ["PATH"]}}
@@ -48,10 +56,20 @@ def served(container, classifier_bundle, tmp_path_factory):
 
 @mark.parametrize("probe", ["startupProbe", "readinessProbe", "livenessProbe"])
 def test_probes_are_answered(served, container, probe):
-    """Every probe of the container is answered with 200 by a server that is ready."""
+    """Every probe of the container is answered well by a server that is ready."""
     if probe == "startupProbe" and probe not in container:
         probe = "readinessProbe"  # KServe's readiness probe waits for the start
-    served.get(container[probe]["httpGet"]["path"])
+    asked = container[probe]
+    if "httpGet" in asked:
+        served.get(asked["httpGet"]["path"])
+    elif "tcpSocket" in asked:
+        socket.create_connection(("127.0.0.1", served.grpc_port), TIMEOUT_S).close()
+    else:
+        assert asked["grpc"].keys() == {"port"}  # of no service in particular
+        with grpc.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+            answer = check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_the_log_is_json(container):
@@ -84,12 +102,13 @@ def test_models_are_asked_over_grpc(served):
     assert found.ravel().tolist() == np.float32(answer["outputs"][0]["data"]).tolist()
 
 
-def test_the_grpc_probe_is_answered(served):
-    """The probe of the gRPC service finds the server serving."""
-    probe = load("kserve/service-grpc.yaml")[0]["spec"]["predictor"]["model"]["readinessProbe"]
-    assert set(probe["grpc"]) == {"port"}  # of no service in particular
-    with grpc.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
-        asked = health_pb2_grpc.HealthStub(channel).Check
-        answer = asked(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
+def test_another_name_than_the_bundles_is_told(served):
+    """Who asks for the InferenceService's name, where the bundle has another, learns the right one."""
+    for path, body in (
+        ("/v1/models/my-service:predict", {"instances": ROWS}),
+        ("/v2/models/my-service/infer", {"inputs": []}),
+    ):
+        status, answer = served.post(body, path)
 
-    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        assert status == 404
+        assert "model: expected 'classifier', got 'my-service'" in json.dumps(answer)

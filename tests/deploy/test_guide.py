@@ -62,7 +62,7 @@ def test_every_command_is_run_or_is_not_ours():
     named = re.findall(r"^\| `(--[^`]+)` \| (?!on this)", GUIDE, re.MULTILINE)
     flags = {word for text in named for word in shlex.split(text) if word.startswith("--")}
 
-    assert {line.split()[0] for line in others} == {"export", "gcloud"}
+    assert {line.split()[0] for line in others} == {"export", "gcloud", "curl"}
     assert flags - {"--bundle", "--cache-dir"} <= known
     assert "--service-account" in flags
 

@@ -1,5 +1,6 @@
 """docs/deploy-kserve.md shows what happens, as far as that can be seen without a cluster."""
 
+import itertools
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ SHELL = [line for kind, text in blocks(GUIDE) if kind == "sh" for line in text.s
 def reader(iris_bundle, tmp_path):
     """A folder to follow the guide in, and the environment of its commands."""
     (tmp_path / "bundle").symlink_to(iris_bundle)
+    (tmp_path / "next").symlink_to(iris_bundle)
     shutil.copytree(DEPLOY, tmp_path / "deploy")
     environ = {
         **os.environ,
@@ -61,7 +63,9 @@ def test_the_guide_goes_as_it_shows(reader):
     assert ended == [0]
 
     left = [path for path in (folder / "deploy").rglob("*.yaml") if path.parent.name != "deploy"]
-    assert [path for path in left if re.search("REGISTRY|BUCKET", path.read_text())] == []
+    assert [
+        path for path in left if re.search("REGISTRY|BUCKET|:(DIGEST|NEXT)", path.read_text())
+    ] == []
 
 
 def test_what_is_not_run_here_needs_a_cluster():
@@ -69,8 +73,11 @@ def test_what_is_not_run_here_needs_a_cluster():
     words = [line.split() for line in SHELL]
     assert {line[0] for line in words} <= {"export", "kubectl", "gcloud", "curl", "./build.sh"}
     files = [
-        line[line.index(flag) + 1] for line in words for flag in ("-f", "-k") if flag in line
-    ] + re.findall(r"kubectl apply -k ([\w/]+)", GUIDE)
+        name
+        for line in words
+        for flag, name in itertools.pairwise(line)
+        if line[0] == "kubectl" and flag in ("-f", "-k")
+    ] + re.findall(r"kubectl apply -k ([\w/-]+)", GUIDE)
     assert len(files) >= 6
     for name in files:
         assert (ROOT / name).exists()
@@ -112,7 +119,7 @@ def test_the_image_guide_has_every_variable_of_the_build():
 
 def test_the_patch_for_gpus_fits():
     """What the GPU's kustomization adds to the Deployment is what Kubernetes takes."""
-    overlay = yaml.safe_load((DEPLOY / "kubernetes/gpu/kustomization.yaml").read_text())
+    overlay = yaml.safe_load((DEPLOY / "kubernetes-gpu/kustomization.yaml").read_text())
     [patch] = overlay["patches"]
     [operation] = yaml.safe_load(patch["patch"])
     deployment = load("kubernetes/deployment.yaml")[-1]

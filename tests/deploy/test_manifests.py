@@ -35,10 +35,16 @@ def pod():
     return of("Deployment")["spec"]["template"]
 
 
+def runtime(name="runtime"):
+    """Give a runtime of KServe."""
+    [found] = load(f"kserve/{name}.yaml")
+    return found
+
+
 def containers():
     """Give each container that is the server: the Deployment's and KServe's."""
-    runtime = of("ClusterServingRuntime", "kserve")["spec"]
-    return [pod()["spec"]["containers"][0], runtime["containers"][0]]
+    runtimes = (runtime(), runtime("runtime-grpc"))
+    return [pod()["spec"]["containers"][0], *(r["spec"]["containers"][0] for r in runtimes)]
 
 
 def environ(container):
@@ -56,11 +62,11 @@ def test_faults_are_found():
     """A misspelt key, a wrong type and a missing field are each found, wherever they are."""
     deployment = of("Deployment")
     deployment["spec"]["template"]["spec"]["terminationGracePeriod"] = 40
-    runtime = of("ClusterServingRuntime", "kserve")
-    del runtime["spec"]["containers"]
-    runtime["spec"]["multiModel"] = "no"
+    wrong = runtime()
+    del wrong["spec"]["containers"]
+    wrong["spec"]["multiModel"] = "no"
     service = load("kserve/service-grpc.yaml")[0]
-    service["spec"]["predictor"]["model"]["ports"][0]["containerPort"] = "8001"
+    service["spec"]["predictor"]["model"]["ports"] = [{"containerPort": "8001"}]
     service["spec"]["predictor"]["canaryPercent"] = 10
     rules = of("PrometheusRule", "monitoring")
     rules["spec"]["groups"][0]["rules"][0]["for"] = 15
@@ -68,7 +74,7 @@ def test_faults_are_found():
     [unexpected] = set(faults(deployment))
     assert unexpected.startswith("Deployment.spec.template.spec: Additional properties are not")
     assert "'terminationGracePeriod' was unexpected" in unexpected
-    assert faults(runtime) == [
+    assert faults(wrong) == [
         "ClusterServingRuntime.spec: 'containers' is missing",
         "ClusterServingRuntime.spec.multiModel: 'no' is not of type bool",
     ]
@@ -85,14 +91,15 @@ def test_faults_are_found():
 def test_draining_ends_before_the_kill():
     """What the server takes to drain fits in the grace period, with time to spare."""
     defaults = ServerConfig(bundle=BAKED_IN)
-    deployed, of_kserve = containers()
+    deployed, *of_kserve = containers()
     grace = pod()["spec"]["terminationGracePeriodSeconds"]
     spare = 3
 
     assert "HLOSERVE_DRAIN_TIMEOUT_S" not in environ(deployed)
     assert defaults.drain_delay_s + defaults.drain_timeout_s + spare <= grace
-    shorter = float(environ(of_kserve)["HLOSERVE_DRAIN_TIMEOUT_S"])
-    assert defaults.drain_delay_s + shorter + spare <= DEFAULT_GRACE_S
+    for container in of_kserve:
+        shorter = float(environ(container)["HLOSERVE_DRAIN_TIMEOUT_S"])
+        assert defaults.drain_delay_s + shorter + spare <= DEFAULT_GRACE_S
 
 
 def test_a_pod_leaves_before_the_server_stops_accepting():
@@ -111,11 +118,46 @@ def test_ports_are_the_servers():
     assert {port["targetPort"] for port in of("Service")["spec"]["ports"]} == set(ports)
 
     assert defaults.port == 8080  # KServe's own, where a runtime names none
-    model = load("kserve/service-grpc.yaml")[0]["spec"]["predictor"]["model"]
-    assert model["ports"] == [
-        {"name": "h2c", "containerPort": defaults.grpc_port, "protocol": "TCP"}
+    assert "ports" not in containers()[1]
+    [port] = containers()[2]["ports"]
+    assert port == {"name": "h2c", "containerPort": defaults.grpc_port, "protocol": "TCP"}
+
+
+def test_the_runtime_for_grpc_is_the_other_but_for_its_port():
+    """Both runtimes are the same server; probes of one go to the port that Knative lets in."""
+    http, grpc = runtime(), runtime("runtime-grpc")
+    grpc["metadata"]["name"] = http["metadata"]["name"]
+    protocols = [http["spec"].pop("protocolVersions"), grpc["spec"].pop("protocolVersions")]
+    assert protocols == [["v1", "v2"], ["grpc-v2"]]
+    [port] = grpc["spec"]["containers"][0].pop("ports")
+    for probe in ("readinessProbe", "livenessProbe"):
+        del http["spec"]["containers"][0][probe]["httpGet"]
+        kept = grpc["spec"]["containers"][0][probe]
+        [asked] = {"grpc", "tcpSocket"} & set(kept)
+        assert kept.pop(asked) == {"port": port["containerPort"]}
+
+    assert grpc == http
+
+
+def test_services_add_to_their_runtime_what_cannot_clash():
+    """KServe merges a service into its runtime, where a second kind of probe would be too many."""
+    for name in ("service", "canary", "service-grpc"):
+        [service] = load(f"kserve/{name}.yaml")
+        assert set(service["spec"]["predictor"]["model"]) == {
+            *("modelFormat", "protocolVersion", "storageUri", "env"),
+        }
+
+
+def test_bundles_are_pinned():
+    """Wherever a bundle is named its digest is, so that no other is served and none tried first."""
+    digest = {"name": "HLOSERVE_REQUIRE_DIGEST"}
+    pinned = [containers()[0]["env"]] + [
+        load(f"kserve/{name}.yaml")[0]["spec"]["predictor"]["model"]["env"]
+        for name in ("service", "canary", "service-grpc")
     ]
-    assert model["readinessProbe"]["grpc"]["port"] == defaults.grpc_port
+    for env in pinned:
+        [value] = [v["value"] for v in env if v["name"] == digest["name"]]
+        assert re.fullmatch(r"sha256:(DIGEST|NEXT)", value)
 
 
 def test_variables_are_options():
@@ -162,9 +204,9 @@ def test_resources_find_each_other():
 
 def test_services_ask_for_the_runtime():
     """Each InferenceService names the format and a protocol that the runtime is for."""
-    spec = of("ClusterServingRuntime", "kserve")["spec"]
-    [form] = spec["supportedModelFormats"]
     for name in ("service", "canary", "service-grpc"):
+        spec = runtime("runtime-grpc" if name == "service-grpc" else "runtime")["spec"]
+        [form] = spec["supportedModelFormats"]
         [service] = load(f"kserve/{name}.yaml")
         model = service["spec"]["predictor"]["model"]
         assert model["modelFormat"] == {key: form[key] for key in ("name", "version")}
@@ -175,10 +217,20 @@ def test_the_canary_is_the_service_with_another_bundle():
     """The canary differs from the service in its share of the traffic and its bundle, only."""
     [service], [canary] = load("kserve/service.yaml"), load("kserve/canary.yaml")
     assert canary["spec"]["predictor"].pop("canaryTrafficPercent") == 10
-    was = service["spec"]["predictor"]["model"].pop("storageUri")
-    now = canary["spec"]["predictor"]["model"].pop("storageUri")
-    assert was != now
+    for key in ("storageUri", "env"):
+        was, now = (r["spec"]["predictor"]["model"].pop(key) for r in (service, canary))
+        assert was != now
     assert canary == service
+
+
+@mark.parametrize("folder", ["kubernetes-gpu"])
+def test_an_overlay_stands_beside_its_base(folder):
+    """kustomize takes a base that contains its overlay for a cycle."""
+    [kustomization] = yaml.safe_load_all((DEPLOY / folder / "kustomization.yaml").read_text())
+    [base] = kustomization["resources"]
+    place = (DEPLOY / folder).resolve()
+    assert (place / base / "kustomization.yaml").is_file()
+    assert not place.is_relative_to((place / base).resolve())
 
 
 @mark.parametrize("folder", ["kubernetes", "monitoring"])

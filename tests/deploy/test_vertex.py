@@ -1,4 +1,4 @@
-"""deploy/vertex.py: what it prints, and the requests that Google's SDK sends for it."""
+"""deploy.vertex: what it prints, and the requests that Google's SDK sends for it."""
 
 import json
 import re

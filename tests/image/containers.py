@@ -1,7 +1,8 @@
 """Images built and run on a bare Debian: buildah without an engine, and containers by hand.
 
-A container here is what a runtime makes of an image: a root that is read-only, a /tmp of 16 MiB,
-the image's environment, user and entrypoint, and process number 1 of a namespace of its own.
+A container here is what a runtime makes of an image: a root that is read-only, a /tmp of 16 MiB
+and a /dev/shm of 64, few processes, the image's environment, user and entrypoint, and process
+number 1 of a namespace of its own.
 """
 
 import contextlib
@@ -27,12 +28,13 @@ mount --bind . . && cd "$1" && mount -o remount,bind,ro .
 mount -t tmpfs -o size=16m,mode=1777 tmpfs tmp
 mount -t proc proc proc
 mount --rbind /dev dev
+mount -t tmpfs -o size=64m,mode=1777 tmpfs dev/shm
 if [ -n "$2" ]; then
   mount -t tmpfs tmpfs mnt && mkdir mnt/models
   mount --bind "$2" mnt/models && mount -o remount,bind,ro mnt/models
 fi
 user="$3"; shift 3
-exec chroot --groups= --userspec="$user" . /usr/bin/env -i "$@"
+exec prlimit --nproc=128 chroot --groups= --userspec="$user" . /usr/bin/env -i "$@"
 """
 
 
@@ -114,12 +116,13 @@ class Image:
         self.root = root
 
     @contextlib.contextmanager
-    def started(self, *arguments, models="", **environ):
+    def started(self, *arguments, models="", streams=subprocess.PIPE, **environ):
         """Run a container; it is killed unless it has ended.
 
         Args:
           *arguments: of the entrypoint.
           models: a directory to see as /mnt/models.
+          streams: where its output goes; None for this process's own.
           **environ: variables beside those of the image.
         """
         variables = [*self.config["Env"], *(f"{name}={text}" for name, text in environ.items())]
@@ -129,8 +132,8 @@ class Image:
                 *(str(self.root), str(models), self.config["User"]),
                 *(*variables, *self.config["Entrypoint"], *arguments),
             ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=streams,
+            stderr=streams,
             text=True,
         )
         with container:

@@ -1,13 +1,17 @@
 """The image is built from nothing, holds the server alone, and runs as containers are run."""
 
 import json
+import os
 import signal
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 from pytest import fixture, mark
 
-from runtime import load
+from runtime import load, open_bundle
+from server import doctor
 from server.config import BAKED_IN, ServerConfig
 from tests.image.containers import builder, first_process, status_of
 from tests.serving import ROOT, TIMEOUT_S
@@ -179,6 +183,55 @@ def test_vertex_without_artifacts_gets_what_is_baked_in(image):
         status, _ = served.post({"instances": ROWS}, environ["AIP_PREDICT_ROUTE"])
 
     assert status == 200
+
+
+def log_until_ready(container):
+    """Give what a container says until it is ready."""
+    said = []
+    for line in container.stdout:
+        said.append(line)
+        if "ready: " in line:
+            return "".join(said)
+    raise AssertionError(container.stderr.read())
+
+
+def test_what_is_baked_in_is_opened_at_once(image, classifier_bundle):
+    """The image has the digest of its bundle, which then is the only one, and is not tried first."""
+    digest = open_bundle(classifier_bundle).digest
+    pin = (image.root / "opt/hloserve/bundle.sha256").read_text()
+    assert pin == f"{digest}  /bundle/manifest.json\n"
+
+    with image.started(HLOSERVE_PORT="0", HLOSERVE_GRPC_PORT="-1") as container:
+        said = log_until_ready(container)
+    assert f"require_digest='sha256:{digest}'" in said
+    assert "in a process of its own" not in said
+
+
+def test_a_bundle_of_no_known_digest_is_tried_first(image, tagger_bundle):
+    """The process that tries a bundle needs no more than the server: nothing that is written to."""
+    environ = {"HLOSERVE_PORT": "0", "HLOSERVE_GRPC_PORT": "-1", "HOME": "/nonexistent"}
+    environ["HLOSERVE_BUNDLE"] = "/mnt/models"
+    with image.started(models=tagger_bundle, **environ) as container:
+        said = log_until_ready(container)
+        number = first_process(container)
+        left = [*Path(f"/proc/{number}/root/tmp").iterdir()]
+        left += Path(f"/proc/{number}/root/dev/shm").iterdir()
+
+    assert "opening the bundle in a process of its own first" in said
+    assert left == []
+
+
+def test_the_doctor_finds_nothing_wrong(image, classifier_bundle, capsys, monkeypatch):
+    """Vertex AI would be content with the image, with artifacts and without."""
+    monkeypatch.chdir(ROOT)
+    config, root = json.dumps(image.config), str(image.root)
+    command = [sys.executable, "-m", "tests.image.as_docker", config, root]
+
+    status = doctor.main(["--bundle", str(classifier_bundle), "--", *command], os.environ)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("FAIL")] == []
+    assert status == 0
+    assert "pass  empty AIP_STORAGE_URI  serves a bundle of its own" in lines
 
 
 def test_a_mounted_bundle_comes_before_the_baked_in(image, tagger_bundle):

@@ -59,6 +59,20 @@ def test_an_image_may_have_its_bundle_baked_in(tmp_path, monkeypatch):
     assert parse(["--bundle", "b"], {}).bundle == "b"
 
 
+def test_a_baked_in_bundle_is_the_one_of_the_image(tmp_path, monkeypatch):
+    """An image says which bundle it was built with, unless another bundle or digest is named."""
+    monkeypatch.setattr("server.options.BAKED_IN", str(tmp_path))
+    monkeypatch.setattr("server.options.PIN", tmp_path / "bundle.sha256")
+    (tmp_path / "manifest.json").touch()
+    assert parse([], {}).require_digest == ""
+
+    (tmp_path / "bundle.sha256").write_text(f"{'a' * 64}  /bundle/manifest.json\n")
+    other = f"sha256:{'b' * 64}"
+    assert parse([], {}).require_digest == f"sha256:{'a' * 64}"
+    assert parse([], {"HLOSERVE_REQUIRE_DIGEST": other}).require_digest == other
+    assert parse(["--bundle", "/mnt/models"], {}).require_digest == ""
+
+
 @mark.parametrize(
     ("argv", "environ", "message"),
     [
