@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from runtime.errors import (
         BundleError,
         DeviceUnavailable,
+        DoesNotFit,
         ExecutionError,
         GoldenMismatch,
         IncompatibleProgram,
@@ -36,6 +37,7 @@ _HOMES = {
     "runtime.errors": (
         "BundleError",
         "DeviceUnavailable",
+        "DoesNotFit",
         "ExecutionError",
         "GoldenMismatch",
         "IncompatibleProgram",
@@ -54,6 +56,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "DeviceUnavailable",
+    "DoesNotFit",
     "ExecutionError",
     "GoldenMismatch",
     "IncompatibleProgram",

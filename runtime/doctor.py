@@ -5,7 +5,6 @@ and every golden answered.
 """
 
 import datetime as dt
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,9 +15,10 @@ from runtime.device import device_kind, driver_versions, find_device, free_memor
 from runtime.errors import BundleError, DeviceUnavailable, ExecutionError
 from runtime.manifest import Manifest
 from runtime.model import Model, load
-from runtime.program import Program, versions
+from runtime.program import versions
 from runtime.promises import Promise, assumed, built, promises
-from runtime.signature import DTYPE_BYTES, bucket_name
+from runtime.room import needs, params_bytes
+from runtime.signature import bucket_name
 from runtime.verify import check_goldens
 
 Findings = dict[str, Any]
@@ -104,15 +104,14 @@ def _tried(bundle: Bundle, wanted: str | None) -> Findings:
     found |= {"programs": [], "golden_checks": 0, "mismatches": []}
     try:
         device = find_device(wanted)
-        free = free_memory(device)
         found["device"] = {
             "platform": platform_of(device),
             "kind": device_kind(device),
-            "free_bytes": free,
+            "free_bytes": free_memory(device),
             **driver_versions(device),
         }
         model = load(bundle, device)
-        found["programs"] = _programs(model, free)
+        found["programs"] = _programs(model)
         checks, _ = check_goldens(model)
     except (DeviceUnavailable, ExecutionError) as error:
         return found | {"error": str(error), "error_status": EXIT_DEVICE}
@@ -122,29 +121,18 @@ def _tried(bundle: Bundle, wanted: str | None) -> Findings:
     return found | {"loads": True, "golden_checks": len(checks), "mismatches": mismatches}
 
 
-def _programs(model: Model, free: int | None) -> list[Findings]:
-    arguments = model.manifest.params.arguments
-    params = sum(math.prod(a.shape) * DTYPE_BYTES[a.dtype] for a in arguments)
+def _programs(model: Model) -> list[Findings]:
     return [
         {
             "bucket": bucket_name(model.signature, group.sizes, batch),
             "form": "stablehlo" if program.fallback else "exported",
             "why": program.fallback or None,
-            "params_bytes": params,
-            **_memory(program, free),
+            "params_bytes": params_bytes(model.manifest),
+            "needs_bytes": needs(program),
         }
         for group in model.groups.values()
         for batch, program in group.programs.items()
     ]
-
-
-def _memory(program: Program, free: int | None) -> Findings:
-    costs = program.costs()
-    parts = ("argument_bytes", "output_bytes", "temp_bytes")
-    if not all(part in costs for part in parts):
-        return {"needs_bytes": None, "fits": None}
-    needs = int(sum(costs[part] for part in parts))
-    return {"needs_bytes": needs, "fits": None if free is None else needs <= free}
 
 
 def _exit_status(found: Findings) -> int:
@@ -154,8 +142,7 @@ def _exit_status(found: Findings) -> int:
         return EXIT_GOLDEN
     judged = [found["jax"], *found["asked"]]
     unpromised = any(judgement["promised_from"] is None for judgement in judged)
-    short = any(program["fits"] is False for program in found["programs"])
-    return EXIT_UNPROMISED if unpromised or short else EXIT_OK
+    return EXIT_UNPROMISED if unpromised else EXIT_OK
 
 
 def written(found: Findings) -> str:
@@ -224,14 +211,13 @@ def _device(device: Findings | None) -> str:
 def _table(programs: Sequence[Findings]) -> list[str]:
     if not programs:
         return []
-    header = ("program", "form", "params", "needs", "fits")
+    header = ("program", "form", "params", "needs")
     rows = [
         (
             p["bucket"],
             p["form"],
             f"{p['params_bytes']:,} B",
             "?" if p["needs_bytes"] is None else f"{p['needs_bytes']:,} B",
-            {True: "yes", False: "NO", None: "?"}[p["fits"]],
         )
         for p in programs
     ]

@@ -5,6 +5,7 @@
   - UnsupportedFormat      a format_version this runtime does not read
   - IntegrityError         a file is missing, or is not the one the manifest describes
   - IncompatibleProgram    wrong platform, or outside jax's compatibility window
+  - DoesNotFit             a program takes more memory than the device has left
   - GoldenMismatch         the device does not reproduce the recorded answers
   - DeviceUnavailable      the device that was asked for is not there
 * InvalidInput             the caller's fault; the message is safe to show
@@ -44,6 +45,10 @@ class IntegrityError(BundleError):
 
 class IncompatibleProgram(BundleError):
     """A program cannot run on this platform or with this jax."""
+
+
+class DoesNotFit(BundleError):
+    """A program takes more memory than the device has left."""
 
 
 class GoldenMismatch(BundleError):

@@ -11,13 +11,14 @@ import numpy as np
 
 from runtime.buckets import Planner, pad, pad_axes, pick, unpad
 from runtime.bundle import Bundle, open_bundle
-from runtime.device import Device, find_device, named, platform_of
+from runtime.device import Device, find_device, free_memory, named, platform_of
 from runtime.errors import IncompatibleProgram, IntegrityError, SignatureMismatch
 from runtime.inputs import Checker
 from runtime.manifest import Manifest
 from runtime.probe import probe
 from runtime.program import Program, compile_program, put
-from runtime.signature import Signature, TensorSpec
+from runtime.room import expect_room, params_bytes
+from runtime.signature import Signature, TensorSpec, bucket_name
 from runtime.tensors import Array, numpy_dtype
 
 Progress = Callable[[str], None]
@@ -81,6 +82,7 @@ def load(
     tell("loading params")
     params = put(_arguments(opened), target, x64=manifest.x64)
     model = Model(opened, target, tuple(programs), params)
+    model.expect_room()
     tell("warming up")
     model.measure()
     release_memory()
@@ -308,6 +310,22 @@ class Model:
                         continue
                     costs[batch] = min(costs[batch], _seconds(program, self.params, blank[batch]))
             self.groups[sizes] = dataclasses.replace(group, planner=Planner(costs))
+
+    def expect_room(self, at_once: int = 1) -> None:
+        """Refuse programs that the device has too little memory left to run.
+
+        Args:
+          at_once: runs that are under way together.
+
+        Raises:
+          DoesNotFit: names the bucket and the bytes.
+        """
+        named = {
+            bucket_name(self.signature, group.sizes, batch): program
+            for group in self.groups.values()
+            for batch, program in group.programs.items()
+        }
+        expect_room(named, params_bytes(self.manifest), free_memory(self.device), at_once)
 
     def canary(self) -> None:
         """Run the smallest program on inputs that cannot be at fault.

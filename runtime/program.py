@@ -92,10 +92,17 @@ def wide_types(enabled: bool) -> contextlib.AbstractContextManager[Any]:
 
 
 def put(arrays: Sequence[Array], device: Device, *, x64: bool) -> tuple[Any, ...]:
-    """Put arrays on the device; on CPU an aligned one is used where it lies."""
+    """Put arrays on the device; on CPU an aligned one is used where it lies.
+
+    Raises:
+      ExecutionError: the device failed, as one without the memory for them does.
+    """
     with wide_types(x64):
-        placed = tuple(jax.device_put(list(arrays), device))
-        jax.block_until_ready(placed)
+        try:
+            placed = tuple(jax.device_put(list(arrays), device))
+            jax.block_until_ready(placed)
+        except jax.errors.JaxRuntimeError as error:
+            raise ExecutionError(f"params: {first_line(error)}") from error
     return placed
 
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+from runtime.errors import DoesNotFit, ExecutionError
 from runtime.model import Model
 
 # Two at once have to be faster by this much, each time that it is tried.
@@ -18,7 +19,7 @@ def batches_at_once(model: Model) -> int:
 
     While one batch is copied there or back, laid out or taken apart, the other can be computed.
     Where computing takes all that there is, as it does on most CPUs, a second one only makes
-    the first one late.
+    the first one late. Where memory is short, the second one fails.
 
     Args:
       model: measured.
@@ -37,8 +38,12 @@ def batches_at_once(model: Model) -> int:
             pass
         return time.perf_counter() - begin
 
-    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(2) as two:
-        return 2 if gains((seconds(one), seconds(two)) for _ in range(_TRIES)) else 1
+    try:
+        model.expect_room(at_once=2)
+        with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(2) as two:
+            return 2 if gains((seconds(one), seconds(two)) for _ in range(_TRIES)) else 1
+    except (DoesNotFit, ExecutionError):
+        return 1
 
 
 def gains(tries: Iterable[tuple[float, float]]) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import resource
 import socket
 from pathlib import Path
@@ -19,6 +20,13 @@ ANSWER = {"predictions": [[8, 9]]}
 LIMITED = """
 import resource, runpy
 resource.setrlimit(resource.{limit}, ({value}, {value}))
+runpy.run_module("server", run_name="__main__", alter_sys=True)
+"""
+# Of a device that has hardly any memory left.
+FULL = """
+import runpy
+from runtime import device
+device.free_memory = lambda _: 30
 runpy.run_module("server", run_name="__main__", alter_sys=True)
 """
 
@@ -97,3 +105,17 @@ def test_a_server_that_cannot_run_says_why(wide_bundle, environ, status, words):
     assert process.returncode == status
     assert words in errors
     assert len(errors.splitlines()) == 1
+
+
+def test_a_bucket_that_does_not_fit_is_named(wide_bundle):
+    """A device without the memory for a bucket ends the server before that is run, with one line."""
+    with start(free_port(), "--bundle", str(wide_bundle), command=("-c", FULL)) as process:
+        log, errors = process.communicate(timeout=TIMEOUT_S)
+
+    assert process.returncode == 3
+    assert "warming up" not in log
+    assert re.fullmatch(
+        r"error: bucket b\d: expected \d+ B of memory free beside the params, got 30 B; .*serve it "
+        r"where more is free\n",
+        errors,
+    )

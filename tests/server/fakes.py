@@ -120,6 +120,9 @@ class FakeModel:
         if self.broken is not None:
             raise self.broken
 
+    def expect_room(self, at_once):
+        """Refuse so many runs at once for want of memory."""
+
     def no_rows(self, sizes):
         """Answer no rows."""
         named = dict(zip((axis.name for axis in self.signature.axes), sizes, strict=True))

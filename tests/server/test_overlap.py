@@ -1,8 +1,11 @@
 """How many batches a device should have at once."""
 
+import threading
+
 import numpy as np
 from pytest import mark
 
+from runtime import DoesNotFit, ExecutionError
 from server.overlap import batches_at_once, gains
 from tests.server.fakes import FakeModel
 
@@ -28,3 +31,32 @@ def test_the_bucket_that_answers_most_is_tried_on_a_legal_batch():
 
     assert batches_at_once(model) in (1, 2)
     assert {bucket for bucket, _ in model.ran} == {4}
+
+
+def test_two_that_do_not_fit_are_not_tried(monkeypatch):
+    """Where memory is short for two batches of the largest bucket, there is one at a time."""
+
+    def refuse(at_once):
+        raise DoesNotFit(f"expected room for {at_once}")
+
+    model = FakeModel()
+    model.blank = lambda rows, _: (np.zeros((rows, 2), np.float32),)
+    monkeypatch.setattr(model, "expect_room", refuse)
+
+    assert batches_at_once(model) == 1
+    assert model.ran == []
+
+
+def test_two_that_fail_together_run_one_by_one():
+    """A device that runs one batch, and has no memory for a second beside it, is given one."""
+    model, threads = FakeModel(), []
+    model.blank = lambda rows, _: (np.zeros((rows, 2), np.float32),)
+
+    def before(_):
+        threads.append(threading.get_ident())
+        if threads[-1] != threads[0]:
+            raise ExecutionError("RESOURCE_EXHAUSTED: out of memory")
+
+    model.before = before
+    assert batches_at_once(model) == 1
+    assert len(set(threads)) > 1
