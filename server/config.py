@@ -9,6 +9,8 @@ from typing import Any
 from server import artifacts, body, service
 from server.pending import Nonfinite
 
+# Of the largest, how many bodies may be under way at once.
+_BODIES = 8
 # Where an image has its bundle, if one was baked in.
 BAKED_IN = "/bundle"
 
@@ -135,6 +137,7 @@ class ServerConfig:
         return service.Limits(
             queue_rows=self.max_queue_rows,
             request_rows=self.max_request_rows,
+            held_bytes=_BODIES * self.max_body_bytes,
             queue_delay_s=self.max_queue_delay_ms / 1e3,
             timeout_s=self.request_timeout_ms / 1e3,
             stall_s=self.device_timeout_s,

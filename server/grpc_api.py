@@ -203,8 +203,10 @@ class Entrance:
         """
         begun = time.monotonic()
         count = self._service.metrics.inference
-        identity = ""
+        identity, held = "", 0
         try:
+            self._service.held.take(len(data))
+            held = len(data)
             request = oip_grpc.parse(pb.ModelInferRequest, data)
             identity = request.id
             inference = _Inference(self._service, request, context.time_remaining(), stream=stream)
@@ -216,6 +218,8 @@ class Entrance:
             refused = Refused(error, context, identity)
             count("grpc", refused.status.grpc, time.monotonic() - begun, refused.status.slug)
             raise refused from None
+        finally:
+            self._service.held.give(held)
         count("grpc", "OK", time.monotonic() - begun)
         return made
 

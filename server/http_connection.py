@@ -14,7 +14,8 @@ from typing import Any, Protocol, override
 import httptools
 
 from server.body import Announced
-from server.errors import MalformedRequest, TooLarge
+from server.errors import MalformedRequest, Overloaded, TooLarge
+from server.held import UNCOUNTED, Held, Incoming
 from server.http_message import Head, Heads, Message, write
 from server.reply import Reply, refusal
 
@@ -29,8 +30,6 @@ IDLE_S = 620.0
 HEAD_S = 30.0
 BODY_S = 60.0
 WRITE_S = 60.0
-# Parts of a body that are not worth an object of their own.
-_SMALL_PART = 4096
 # For how long what still comes is thrown away after a refusal, so that it can be read.
 LINGER_S = 2.0
 
@@ -48,7 +47,13 @@ Withdraw = Callable[[], object]
 
 
 class Answers(Protocol):
-    """Whoever answers the requests of connections."""
+    """Whoever answers the requests of connections.
+
+    Attributes:
+      held: counts the bytes of bodies.
+    """
+
+    held: Held
 
     def admit(self, head: Head) -> Announced:
         """Give what the head says of the body; raises what refuses the request."""
@@ -89,8 +94,7 @@ class Connection(asyncio.Protocol):
         self._headers: dict[str, str] = {}
         self._doubled: set[str] = set()
         self._head: Head | None = None
-        self._parts: list[bytes | bytearray] = []
-        self._limit = self._left = 0
+        self._body = Incoming(answers.held)
         self._waiting: collections.deque[Message | Reply] = collections.deque()
         self._answering: Message | None = None
         self._withdraw: Withdraw | None = None
@@ -108,9 +112,11 @@ class Connection(asyncio.Protocol):
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
-        self._waiting.clear()
+        self._body.drop()
+        self._drop_waiting()
         if self._answering is not None and self._withdraw is not None:
             self._withdraw()
+            self._release(self._answering)
 
     @override
     def eof_received(self) -> bool:
@@ -162,7 +168,6 @@ class Connection(asyncio.Protocol):
         self._headers = {}
         self._doubled = set()
         self._head = None
-        self._parts = []
 
     def on_url(self, part: bytes) -> None:
         """Take a part of the target."""
@@ -199,33 +204,25 @@ class Connection(asyncio.Protocol):
         except Exception as error:  # noqa: BLE001 (every error has an answer)
             self._refuse(error)
             return
-        self._limit = self._left = announced.limit
+        self._body.begin(announced.limit)
         if head.expects_continue and self._answering is None and not self._waiting:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, part: bytes) -> None:
         """Take a part of the body; no more than there may be."""
         if self._phase is not Phase.LINGER:
-            self._left -= len(part)
-            if self._left < 0:
-                self._refuse(TooLarge(f"body: expected at most {self._limit} bytes, got more"))
-            elif len(part) < _SMALL_PART and self._parts:
-                # In tiny chunks a body of bytes objects would take 60 times its size.
-                if type(self._parts[-1]) is not bytearray:
-                    self._parts.append(bytearray())
-                self._parts[-1] += part
-            else:
-                self._parts.append(part)
+            try:
+                self._body.add(part)
+            except (TooLarge, Overloaded) as error:
+                self._refuse(error)
 
     def on_message_complete(self) -> None:
         """Put the request behind those before it."""
         head = self._head
         if self._phase is Phase.LINGER or head is None:
             return
-        only = self._parts[0] if len(self._parts) == 1 else None
-        body = only if isinstance(only, bytes) else b"".join(self._parts)
-        message = Message(head, self._client, body, self._parser.should_keep_alive())
-        self._parts = []
+        keep_alive = self._parser.should_keep_alive()
+        message = Message(head, self._client, self._body.whole(), keep_alive)
         self._head_bytes = 0
         self._enter(Phase.IDLE)
         self._heads.remember(self._whole, message)
@@ -234,12 +231,35 @@ class Connection(asyncio.Protocol):
     # Of our own.
 
     def _take(self, message: Message) -> None:
-        if len(self._waiting) == PIPELINED:
+        try:
+            self._hold(message)
+        except (TooLarge, Overloaded) as error:
             self._head = message.head
-            self._refuse(TooLarge(f"requests: expected at most {PIPELINED} ahead of their answers"))
+            self._refuse(error)
         else:
             self._waiting.append(message)
             self._next()
+
+    def _hold(self, message: Message) -> None:
+        """Count a request that came whole, unless it is small and the only one."""
+        if len(self._waiting) == PIPELINED:
+            raise TooLarge(f"requests: expected at most {PIPELINED} ahead of their answers")
+        size = len(message.body)
+        if size > UNCOUNTED or self._waiting or self._answering is not None:
+            self._body.count(size)
+            message.counted = self._body.hand_over()
+
+    def _release(self, message: Message) -> None:
+        """Count the body of a request no more: it is answered, or given up."""
+        if message.counted:
+            self._answers.held.give(message.counted)
+            message.counted = 0
+
+    def _drop_waiting(self) -> None:
+        for item in self._waiting:
+            if isinstance(item, Message):
+                self._release(item)
+        self._waiting.clear()
 
     @property
     def idle(self) -> bool:
@@ -308,6 +328,8 @@ class Connection(asyncio.Protocol):
 
     def _answered(self, made: Reply) -> None:
         message, self._answering, self._withdraw = self._answering, None, None
+        if message is not None:
+            self._release(message)
         if not self._transport.is_closing():
             self._send(made, message)
             self._next()
@@ -319,7 +341,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(write(made, head_only=head_only, close=close))
         if not close:
             return
-        self._waiting.clear()
+        self._drop_waiting()
         if message is None and self._transport.can_write_eof():
             # To close now would reset the connection, and lose the refusal, while the
             # client is still sending.
@@ -334,6 +356,7 @@ class Connection(asyncio.Protocol):
     def _finish(self, made: Reply) -> None:
         """Answer what was not read behind all that was, and read no more."""
         self._enter(Phase.LINGER)
+        self._body.drop()
         self._waiting.append(made)
         self._next()
 

@@ -37,6 +37,7 @@ class Front:
       threads: how many requests of the application run at once.
 
     Attributes:
+      held: counts the bytes of bodies.
       hot: paths to the routes that answer a POST there, with the named parts of each.
     """
 
@@ -44,6 +45,7 @@ class Front:
         self._app = app
         self._service = service
         self._limits = limits
+        self.held = service.held
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="http")
         self.hot: dict[bytes, tuple[Route, dict[str, str]]] = {}
 

@@ -52,12 +52,14 @@ class Message:
       client: the address that it came from.
       body: all of it, as it came over the wire.
       keep_alive: whether the connection outlives the answer.
+      counted: bytes of the body that count as held; see `held`.
     """
 
     head: Head
     client: str
     body: bytes = b""
     keep_alive: bool = True
+    counted: int = 0
 
 
 class Heads:

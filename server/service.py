@@ -31,6 +31,7 @@ from runtime.signature import bucket_name
 from server.batching import Batch, BatchQueue
 from server.device import Device, Outcome, is_finite
 from server.errors import DeadlineExceeded, Draining, NotReady, TooLarge
+from server.held import Held
 from server.metrics import Metrics
 from server.pending import Answer, Given, Nonfinite, Pending, Whole
 from server.staging import count_elements
@@ -64,6 +65,7 @@ class Limits:
     Attributes:
       queue_rows: rows that may wait.
       request_rows: rows of one request, which has to fit in the queue as well.
+      held_bytes: of bodies and messages, from when they begin to come until they are answered.
       queue_delay_s: longest that a task waits for company while the device is free.
       timeout_s: longest that a request takes, its own deadline apart.
       stall_s: longest that a batch takes before the device is given up.
@@ -74,6 +76,7 @@ class Limits:
 
     queue_rows: int = 4096
     request_rows: int = 1024
+    held_bytes: int = 1 << 29
     queue_delay_s: float = 0.0
     timeout_s: float = 60.0
     stall_s: float = 120.0
@@ -96,6 +99,7 @@ class Service:
 
     Attributes:
       most_rows: that a request may have.
+      held: what entrances hold for it.
       listeners: called at every change of the state.
     """
 
@@ -110,6 +114,7 @@ class Service:
         self._fatal = fatal
         self._hung = hung
         self.most_rows = min(limits.request_rows, limits.queue_rows)
+        self.held = Held(limits.held_bytes)
         self.metrics = metrics or Metrics()
         self._open: _Open | None = None
         self._loop: asyncio.AbstractEventLoop  # of `open`

@@ -119,3 +119,34 @@ def test_a_bucket_that_does_not_fit_is_named(wide_bundle):
         r"where more is free\n",
         errors,
     )
+
+
+def test_bodies_take_no_more_memory_than_there_may_be(wide_bundle):
+    """However many connections send large bodies and do not end them, a few are held, the rest refused."""
+    size, many = 8 << 20, 60
+    limits = ("--max-body-bytes", str(size), "--max-json-bytes", str(size))
+    with serving("--bundle", str(wide_bundle), *limits) as served, contextlib.ExitStack() as stack:
+        before = peak(served)
+        connections = [stack.enter_context(connect(served.port)) for _ in range(many)]
+        unfinished = request("/predict", BODY + b" " * (size - len(BODY)))[:-1]
+        for connection in connections:
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(unfinished)
+        refused = connections[-1]
+        status, _, answer = read_answer(refused)
+        during = served.post({"instances": [[1, 2]]})
+        grown = peak(served) - before
+        connections[0].sendall(b" ")
+        first = read_answer(connections[0])[2]
+
+    assert (status, answer["code"]) == (503, "queue_full")
+    assert first == ANSWER
+    assert during == (200, ANSWER)
+    # Eight bodies, one of them joined and parsed, and what connections have in their buffers.
+    assert grown < 16 * size
+
+
+def peak(served):
+    """Give the most memory that a server has had so far, in bytes."""
+    status = Path(f"/proc/{served.process.pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024

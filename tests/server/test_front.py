@@ -119,8 +119,8 @@ async def came(entrance, size):
     """Give the parts that a connection keeps of a body, once it has so many bytes of it."""
     while True:
         for connection in entrance.server.connections:
-            if sum(map(len, connection._parts)) == size:
-                return list(connection._parts)
+            if sum(map(len, connection._body.parts)) == size:
+                return list(connection._body.parts)
         await asyncio.sleep(0)
 
 

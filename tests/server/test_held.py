@@ -1,0 +1,225 @@
+"""What all connections hold together is bounded: more is refused, and nobody waits for anybody."""
+
+import asyncio
+import contextlib
+import json
+
+from pytest import fixture, mark, raises
+
+from server.config import ServerConfig
+from server.errors import Overloaded, TooLarge
+from server.held import UNCOUNTED, Held, Incoming
+from tests.server.calling import Called, array_of, refused, rows
+from tests.server.fakes import FakeModel, Gate
+from tests.server.front import Entrance, read_answer, request
+
+MOST = 400_000
+LARGE = 100_000
+BODY = b'{"instances": [[1, 2]]}'
+TEXT = f"bodies: expected at most {MOST} bytes of all requests under way, got more"
+
+
+@fixture
+def gate():
+    """Holds the model."""
+    return Gate()
+
+
+@fixture
+def entrance():
+    """A front that holds no more than four large bodies."""
+    entrance = Entrance(limits={"held_bytes": MOST})
+    yield entrance
+    entrance.close()
+
+
+def large(size=LARGE):
+    """Write a good request with a body of so many bytes."""
+    return request("/predict", BODY + b" " * (size - len(BODY)))
+
+
+def wait_until(entrance, size):
+    """Wait until the entrance holds so many bytes."""
+
+    async def wait():
+        while entrance.service.held.size != size:  # noqa: ASYNC110 (nobody tells)
+            await asyncio.sleep(0)
+
+    entrance.running.wait(asyncio.wait_for(wait(), 30))
+
+
+def test_what_is_held_is_counted_to_the_byte():
+    """As much as there may be is taken, one byte more is not, and what is given back is free."""
+    held = Held(10)
+    held.take(4)
+    held.take(6)
+    with raises(Overloaded, match=r"^bodies: expected at most 10 bytes of all requests under way"):
+        held.take(1)
+    held.give(6)
+    held.take(5)
+
+    assert held.size == 9
+
+
+def test_small_bodies_are_not_counted():
+    """A body counts from the byte on that makes it large, and then all of it."""
+    held = Held(MOST)
+    body = Incoming(held)
+    body.begin(MOST)
+
+    body.add(b"a" * UNCOUNTED)
+    small = held.size
+    body.add(b"b")
+    counted = held.size
+    whole = body.whole()
+    passed_on = body.hand_over()
+    body.drop()
+
+    assert (small, counted, passed_on, held.size) == (0, UNCOUNTED + 1, UNCOUNTED + 1, counted)
+    assert whole == b"a" * UNCOUNTED + b"b"
+
+
+def test_a_body_beyond_its_own_limit_is_too_large():
+    """The limit of a single body comes first, and a body that is dropped counts no more."""
+    held = Held(MOST)
+    body = Incoming(held)
+    body.begin(LARGE)
+    body.add(b"a" * LARGE)
+
+    with raises(TooLarge, match=f"^body: expected at most {LARGE} bytes, got more$"):
+        body.add(b"a")
+    body.drop()
+
+    assert held.size == 0
+
+
+def test_the_bound_follows_the_largest_body():
+    """Eight of the largest bodies may be under way at once."""
+    config = ServerConfig(bundle="b", max_body_bytes=1000)
+
+    assert config.limits.held_bytes == 8000
+
+
+def test_bodies_that_are_too_much_together_are_refused(entrance):
+    """The body that would be too much is 503; those before it end well, and small ones never wait."""
+    with contextlib.ExitStack() as stack:
+        first = [stack.enter_context(entrance.connect()) for _ in range(4)]
+        late, small = (stack.enter_context(entrance.connect()) for _ in range(2))
+        for connection in first:
+            connection.sendall(large()[:-1])
+        wait_until(entrance, MOST - 4)
+
+        late.sendall(large())
+        status, headers, answer = read_answer(late)
+        small.sendall(request("/predict", BODY))
+        beside = read_answer(small)[2]
+        for connection in first:
+            connection.sendall(b" ")
+        whole = [read_answer(connection)[::2] for connection in first]
+
+    assert (status, answer["code"], answer["error"]) == (503, "queue_full", TEXT)
+    assert headers["retry-after"] == "1"
+    assert beside == {"predictions": [3.0]}
+    assert whole == [(200, {"predictions": [3.0]})] * 4
+    assert entrance.service.held.size == 0
+    assert entrance.service.metrics.failures["rejected"] == 1
+
+
+def test_a_body_in_chunks_is_bounded_as_well(entrance):
+    """Bodies that do not say how long they are count as they come."""
+    head = b"POST /predict HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n"
+    chunk = b"%x\r\n%s\r\n" % (LARGE, b" " * LARGE)
+    with entrance.connect() as first, entrance.connect() as second:
+        first.sendall(head + chunk * 3)
+        wait_until(entrance, 3 * LARGE)
+        second.sendall(head + chunk * 2)
+        answer = read_answer(second)
+        wait_until(entrance, 3 * LARGE)
+
+    wait_until(entrance, 0)
+    assert (answer[0], answer[2]["code"]) == (503, "queue_full")
+
+
+def test_a_body_whose_client_goes_is_held_no_more(entrance):
+    """What came of a body is given back when its connection is lost, or its time is over."""
+    with entrance.connect() as gone, entrance.connect() as stalled:
+        gone.sendall(large()[:-1])
+        stalled.sendall(large()[:-1])
+        wait_until(entrance, 2 * (LARGE - 1))
+        gone.close()
+        wait_until(entrance, LARGE - 1)
+        entrance.look(later_s=100)
+        status = read_answer(stalled)[0]
+
+        assert status == 408
+        assert entrance.service.held.size == 0
+
+
+def test_bodies_of_requests_that_wait_are_held(gate):
+    """A body counts until its request is answered, or given up because its client went."""
+    model = FakeModel()
+    model.before = gate
+    entrance = Entrance(model, limits={"held_bytes": MOST})
+    with entrance.connect() as stays, entrance.connect() as goes:
+        stays.sendall(large())
+        entrance.running.wait(gate.reached())
+        goes.sendall(large())
+        wait_until(entrance, 2 * LARGE)
+        goes.close()
+        wait_until(entrance, LARGE)
+        gate.open(2)
+        answer = read_answer(stays)[2]
+
+    wait_until(entrance, 0)
+    entrance.close()
+    assert answer == {"predictions": [3.0]}
+
+
+def test_requests_behind_each_other_are_bounded(gate):
+    """Requests that are sent ahead of their answers count, large or not; the rest is refused."""
+    model = FakeModel()
+    model.before = gate
+    entrance = Entrance(model, limits={"held_bytes": 3 * 60_000})
+    with entrance.connect() as connection:
+        connection.sendall(large(60_000))
+        entrance.running.wait(gate.reached())
+        connection.sendall(large(60_000) * 4)
+        wait_until(entrance, 3 * 60_000)
+        gate.open(5)
+        with connection.makefile("rb") as file:
+            raw = file.read()
+
+    wait_until(entrance, 0)
+    entrance.close()
+    answers = [json.loads(part.partition(b"\r\n\r\n")[2]) for part in raw.split(b"HTTP/1.1 ")[1:]]
+    assert answers[:-1] == [{"predictions": [3.0]}] * 4
+    assert answers[-1]["code"] == "queue_full"
+
+
+@mark.parametrize("how", ["unary", "stream"])
+def test_messages_are_bounded(gate, how):
+    """Messages of gRPC count from when they came until they are answered."""
+    model = FakeModel()
+    model.before = gate
+    message = rows(1, 2)
+    size = len(message.SerializeToString())
+    called = Called(model, limits={"held_bytes": 3 * size})
+    waiting = called.infer.future(message)
+    called.running.wait(gate.reached())
+    others = [called.infer.future(message) for _ in range(2)]
+    wait_until(called, 3 * size)
+
+    if how == "unary":
+        code, text = refused(lambda: called.infer(message, timeout=30))
+    else:
+        (answer,) = called.stream(iter([message]), timeout=30)
+        code, text = "UNAVAILABLE", answer.error_message
+    gate.open(9)
+    sums = [array_of(call.result(30), "y", "float32").tolist() for call in (waiting, *others)]
+
+    assert code == "UNAVAILABLE"
+    assert text == f"bodies: expected at most {3 * size} bytes of all requests under way, got more"
+    assert sums == [[1.0, 2.0]] * 3
+    assert called.ask(5) == [5.0]
+    wait_until(called, 0)
+    called.close()
