@@ -125,6 +125,9 @@ class ServerConfig:
         shown="none",
     )
     page: bool = _option(True, "", "leave out the page at / that shows what is served")
+    reflection: bool = _option(
+        True, "", "leave out gRPC's reflection, which shows its services and their messages"
+    )
 
     @property
     def remote(self) -> bool:

@@ -102,8 +102,9 @@ class Entrance:
                 _Unserved(self._unary(_unserved)),
             )
         )
-        servicer = reflection.ReflectionServicer((INFERENCE, HEALTH, REFLECTION), POOL)
-        add_ServerReflectionServicer_to_server(servicer, self._server)
+        if config.reflection:
+            servicer = reflection.ReflectionServicer((INFERENCE, HEALTH, REFLECTION), POOL)
+            add_ServerReflectionServicer_to_server(servicer, self._server)
 
     async def start(self) -> int:
         """Begin to answer; returns the port.

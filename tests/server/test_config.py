@@ -192,6 +192,7 @@ SOMETHING_ELSE = {
     "log_format": "json",
     "trace_project": "mine",
     "page": False,
+    "reflection": False,
 }
 
 

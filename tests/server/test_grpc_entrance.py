@@ -213,13 +213,30 @@ def test_bytes_that_are_no_message_are_refused(called):
     )
 
 
-def test_reflection_tells_the_services_and_their_messages(called):
-    """A client without the .proto learns every service, and the file that declares it."""
-    ask = called.channel.stream_stream(
+def reflection(called):
+    """Give the method of reflection."""
+    return called.channel.stream_stream(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         reflection_pb2.ServerReflectionRequest.SerializeToString,
         reflection_pb2.ServerReflectionResponse.FromString,
     )
+
+
+def test_reflection_can_be_left_out(model):
+    """Without reflection nobody is told what there is, and inferences are answered."""
+    called = Called(model, reflection=False)
+    question = reflection_pb2.ServerReflectionRequest(list_services="")
+
+    code, _ = refused(lambda: list(reflection(called)(iter([question]), timeout=30)))
+    answer = called.ask(1, 2)
+    called.close()
+
+    assert code == "UNIMPLEMENTED"
+    assert answer == [1.0, 2.0]
+
+
+def test_reflection_tells_the_services_and_their_messages(called):
+    """A client without the .proto learns every service, and the file that declares it."""
     questions = [
         reflection_pb2.ServerReflectionRequest(list_services=""),
         *(
@@ -228,7 +245,7 @@ def test_reflection_tells_the_services_and_their_messages(called):
         ),
     ]
 
-    listed, *files = ask(iter(questions))
+    listed, *files = reflection(called)(iter(questions))
 
     assert [service.name for service in listed.list_services_response.service] == [
         "grpc.health.v1.Health",

@@ -688,7 +688,7 @@ async def test_success_in_between_keeps_the_device(model):
 async def test_a_device_that_hangs_is_given_up(model, gate):
     """When a batch does not come back, whoever waits is answered and the process told to end."""
     gave_up = []
-    async with serving(model, gave_up.append, stall_s=0.01, in_flight=2) as service:
+    async with serving(model, gave_up.append, stall_s=0.5, in_flight=2) as service:
         requests = [asked(service, 1)]
         await gate.reached()
         requests += [asked(service, 2), asked(service, 3)]  # with the device, and in the queue
