@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from server import artifacts, body, service
+from server import artifacts, body
+from server.limits import Limits
 from server.pending import Nonfinite
 
 # Of the largest, how many bodies may be under way at once.
@@ -135,9 +136,9 @@ class ServerConfig:
         return not isinstance(artifacts.locate(self.bundle), Path)
 
     @property
-    def limits(self) -> service.Limits:
+    def limits(self) -> Limits:
         """Give what the service takes on."""
-        return service.Limits(
+        return Limits(
             queue_rows=self.max_queue_rows,
             request_rows=self.max_request_rows,
             held_bytes=_BODIES * self.max_body_bytes,

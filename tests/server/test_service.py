@@ -13,7 +13,7 @@ import numpy as np
 from pytest import fixture, mark, param, raises
 
 from runtime.errors import ExecutionError, SignatureMismatch
-from server import service as service_module
+from server import pump
 from server.errors import (
     DeadlineExceeded,
     Draining,
@@ -22,8 +22,9 @@ from server.errors import (
     Overloaded,
     TooLarge,
 )
+from server.limits import Limits
 from server.pending import Evidence, Given, Pending
-from server.service import Limits, Service, State
+from server.service import Service, State
 from tests.server.fakes import ECHO, FakeModel, Gate, ask, serving
 
 
@@ -73,7 +74,7 @@ async def begun():
 
 def waiting(service):
     """Give the rows that wait."""
-    return service._open.queue.rows
+    return service._pump.queue.rows
 
 
 def ran(model):
@@ -127,7 +128,7 @@ async def test_a_batch_that_is_known_to_be_quick_runs_on_the_loops_own_thread():
         assert await sums(asked(service, 1, 2, 3)) == [1.0, 2.0, 3.0]
 
     assert threads[0] is threading.current_thread()
-    assert threads[1] is service._open.device._threads[0]
+    assert threads[1] is service._pump.device._threads[0]
 
 
 @on_a_loop
@@ -144,8 +145,8 @@ async def test_requests_of_one_turn_of_the_loop_share_a_batch(model):
 @on_a_loop
 async def test_a_quick_batch_waits_while_the_loop_is_busy(model, monkeypatch):
     """What is read in the turns before a batch runs in place joins it, up to a full bucket."""
-    monkeypatch.setattr(service_module, "IDLE_TURN_S", 0.0)  # every turn counts as busy
-    monkeypatch.setattr(service_module, "LINGER_S", 3600.0)
+    monkeypatch.setattr(pump, "IDLE_TURN_S", 0.0)  # every turn counts as busy
+    monkeypatch.setattr(pump, "LINGER_S", 3600.0)
     async with serving(model, in_place_s=1.0) as service:
         requests = []
         for n in (1, 2, 3, 4):
@@ -161,8 +162,8 @@ async def test_a_quick_batch_waits_while_the_loop_is_busy(model, monkeypatch):
 @on_a_loop
 async def test_a_loop_that_is_always_busy_holds_no_batch_up(model, monkeypatch):
     """The wait for a quiet turn ends by itself."""
-    monkeypatch.setattr(service_module, "IDLE_TURN_S", 0.0)
-    monkeypatch.setattr(service_module, "LINGER_S", 0.0)
+    monkeypatch.setattr(pump, "IDLE_TURN_S", 0.0)
+    monkeypatch.setattr(pump, "LINGER_S", 0.0)
     async with serving(model, in_place_s=1.0) as service:
         assert await sums(asked(service, 1)) == [1.0]
         assert await sums(asked(service, 2)) == [2.0]
@@ -224,7 +225,7 @@ async def test_what_comes_while_the_device_is_busy_waits_for_it(gate, model):
     async with serving(model) as service:
         first = asked(service, 1)
         await gate.reached()
-        service._limits = Limits(in_place_s=1.0)
+        service._pump._limits = Limits(in_place_s=1.0)
         second = asked(service, 2)
         await begun()
 
@@ -567,7 +568,7 @@ async def test_a_client_that_goes_while_the_device_runs_leaves_nothing_behind(mo
         gate.open()
 
         assert await sums(staying) == [2.0, 3.0, 4.0]
-        assert (service._requests, service._flying, waiting(service)) == ({}, {}, 0)
+        assert (service._requests, service._pump._flying, waiting(service)) == ({}, {}, 0)
 
 
 @on_a_loop
@@ -587,7 +588,7 @@ async def test_ten_thousand_clients_that_go_leave_no_trace(model, gate):
 
         assert await sums(first) == [1.0]
         await service.drained()
-        assert (service._requests, service._flying) == ({}, {})
+        assert (service._requests, service._pump._flying) == ({}, {})
 
     assert len(model.ran) == 1
 
@@ -699,12 +700,12 @@ async def test_a_device_that_hangs_is_given_up(model, gate):
         assert gave_up == ["the device hangs"]
         gate.open(runs=2)  # it comes back after all: nobody is left to care
         service.close()
-        await asyncio.to_thread(service._open.device._threads[0].join, 30)
+        await asyncio.to_thread(service._pump.device._threads[0].join, 30)
         await begun()
 
     assert [type(answer) for answer in answers] == [NotReady] * 3
     assert [str(answer) for answer in answers] == ["the device has failed"] * 3
-    assert service._flying == {}
+    assert service._pump._flying == {}
     assert len(model.ran) == 2
     assert gave_up == ["the device hangs"]
 
@@ -715,7 +716,7 @@ async def test_a_batch_that_comes_back_is_not_waited_for_any_longer(model, gate)
     async with serving(model) as service:
         request = asked(service, 1)
         await gate.reached()
-        (stall,) = service._flying.values()
+        (stall,) = service._pump._flying.values()
         gate.open()
         await request
 
@@ -841,7 +842,7 @@ async def test_closing_ends_the_devices_thread(model):
     """A closed service leaves no thread."""
     async with serving(model) as service:
         assert await sums(asked(service, 1)) == [1.0]
-    thread = service._open.device._threads[0]
+    thread = service._pump.device._threads[0]
 
     await asyncio.to_thread(thread.join, 30)
 
@@ -856,7 +857,7 @@ def test_a_batch_that_outlives_the_loop_is_no_error(model, gate, caplog):
             request = asked(service, 1)
             await gate.reached()
             request.cancel()
-            return service._open.device._threads[0]
+            return service._pump.device._threads[0]
 
     thread = asyncio.run(leave())
     gate.open()

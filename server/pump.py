@@ -1,0 +1,203 @@
+"""Brings tasks from the queue to the device, and back what becomes of them, batch by batch.
+
+To hand a batch to the device's thread and back takes about as long as to read ten requests, and
+the two threads then get in each other's way. So a batch that is known to be quick runs right on
+the loop, which keeps that from nothing that could not wait for it.
+"""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import Callable
+
+from runtime.model import Model
+from runtime.signature import bucket_name
+from server.batching import Batch, BatchQueue
+from server.device import Device, Outcome
+from server.limits import Limits
+from server.metrics import Metrics
+from server.pending import Whole
+from server.staging import count_elements
+
+log = logging.getLogger(__name__)
+
+# A turn of the event loop in which nothing else happens takes 5 to 15 µs.
+IDLE_TURN_S = 30e-6
+# Longest that a batch waits because the loop is busy.
+LINGER_S = 0.005
+
+
+class Pump:
+    """Owns the queue, and the device with the batches that it has. All on the running loop.
+
+    Args:
+      model: measured and proven.
+      limits: what the service takes on.
+      metrics: counts the batches.
+      deliver: called with each outcome, and with its outputs if they can be read row for row.
+      give_up: called, with the reason, when the device is lost.
+      hung: called, on another thread, when the loop itself hangs in the device.
+      alone: run every task by itself.
+      in_flight: batches that the device has at once.
+
+    Attributes:
+      model: the same.
+      alone: the same.
+      queue: the tasks that wait. Whoever puts one there calls `come`.
+      device: runs batches.
+      fastest_s: what the quickest batch takes.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        limits: Limits,
+        metrics: Metrics,
+        deliver: Callable[[Outcome, Whole | None], object],
+        give_up: Callable[[str], object],
+        hung: Callable[[], object],
+        *,
+        alone: bool,
+        in_flight: int,
+    ) -> None:
+        self._loop = loop = asyncio.get_running_loop()
+
+        def tell(call: Callable[..., object], what: object) -> None:
+            # A loop that is closed has nobody left who waits.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(call, what)
+
+        self.model = model
+        self.alone = alone
+        self._limits = limits
+        self._metrics = metrics
+        self._deliver = deliver
+        self._give_up = give_up
+        self._in_flight = in_flight
+        # Whether a row's outputs have the same shape, whatever batch it is in.
+        self._by_row = not any(
+            isinstance(d, str) for s in model.signature.outputs for d in s.shape[1:]
+        )
+        self.fastest_s = min(group.planner.cost(1) for group in model.groups.values())
+        self.queue = BatchQueue(
+            {sizes: group.planner for sizes, group in model.groups.items()},
+            capacity_rows=limits.queue_rows,
+            max_delay_s=limits.queue_delay_s,
+            alone=alone,
+        )
+        self.device = Device(
+            lambda batch, arrays: model.run(
+                model.groups[batch.sizes].programs[batch.bucket], arrays
+            ),
+            model.signature,
+            canary=model.canary,
+            deliver=functools.partial(tell, self._came),
+            died=functools.partial(tell, give_up, "the device thread died"),
+            stall_s=limits.stall_s,
+            hung=hung,
+            threads=in_flight,
+        )
+        self._flying: dict[Batch, asyncio.TimerHandle] = {}
+        self._wake: asyncio.TimerHandle | None = None
+        self._coming = False
+        self._lingering: float | None = None
+        self._turn = 0.0
+        self._failures = 0
+        self.device.start()
+
+    def come(self) -> None:
+        """Pump once the loop has taken in all that it has received, so that it shares a batch."""
+        if not self._coming and len(self._flying) < self._in_flight:
+            self._coming = True
+            self._loop.call_soon(self._pump)
+
+    def close(self) -> None:
+        """End the device's thread after the batches that it has."""
+        self.device.close()
+
+    def _pump(self) -> None:
+        """Launch what is due and fits; else come back when it is."""
+        self._coming = False
+        queue = self.queue
+        quick = self.fastest_s <= self._limits.in_place_s and not self._flying
+        if quick and queue.rows < queue.max_rows and self._lingers():
+            self.come()
+            return
+        while len(self._flying) < self._in_flight:
+            now = time.monotonic()
+            due = queue.due_in(now)
+            if due is None:
+                break
+            if due > 0.0:
+                if self._wake is None:
+                    self._wake = self._loop.call_later(due, self._woken)
+                return
+            batch = queue.take(now)
+            if batch is None:
+                break
+            if not self._flying and self._seconds(batch) <= self._limits.in_place_s:
+                self._run_here(batch)
+                return
+            stall = self._loop.call_later(self._limits.stall_s, self._give_up, "the device hangs")
+            self._flying[batch] = stall
+            self.device.submit(batch)
+
+    def _seconds(self, batch: Batch) -> float:
+        """Give the time that a batch's program took when it was measured."""
+        return self.model.groups[batch.sizes].planner.costs[batch.bucket]
+
+    def _run_here(self, batch: Batch) -> None:
+        try:
+            outcome = self.device.run_here(batch)
+        except BaseException:  # as on the device's thread: whatever it is, the device is lost
+            log.critical("the device died", exc_info=True)
+            self._give_up("the device died")
+            return
+        self._settle(outcome)
+        self.come()
+
+    def _lingers(self) -> bool:
+        """Say whether a batch that would run in place has to wait for more to be read.
+
+        Nothing is read while it runs, so it waits while the loop is busy: a turn of the loop in
+        which something came takes longer than one that only comes back here. gRPC hands over a
+        single event a turn, and a call makes four.
+        """
+        now = time.monotonic()
+        if self._lingering is None:
+            self._lingering = now
+        elif now - self._turn < IDLE_TURN_S or now - self._lingering > LINGER_S:
+            self._lingering = None
+            return False
+        self._turn = now
+        return True
+
+    def _woken(self) -> None:
+        self._wake = None
+        self._pump()
+
+    def _came(self, outcome: Outcome) -> None:
+        """Settle what the device's thread has done; called on the loop."""
+        self._flying.pop(outcome.batch).cancel()
+        self._settle(outcome)
+        self._pump()
+
+    def _settle(self, outcome: Outcome) -> None:
+        """Pass on what became of a batch, count it, and see whether the device still works."""
+        self._deliver(outcome, self._whole(outcome))
+        batch, signature = outcome.batch, self.model.signature
+        name = bucket_name(signature, batch.sizes, batch.bucket)
+        self._metrics.batch(name, batch.bucket, batch.rows, outcome.times)
+        self._metrics.padding(*count_elements(signature, batch))
+        self._failures = self._failures + 1 if outcome.failed else 0
+        if self._failures >= self._limits.failures:
+            self._give_up(f"{self._failures} batches failed one after the other")
+
+    def _whole(self, outcome: Outcome) -> Whole | None:
+        """Give a batch's outputs for all of its tasks, if they can be read row for row."""
+        if not outcome.finite or not self._by_row:
+            return None
+        rows = [output[: outcome.batch.rows] for output in outcome.outputs]
+        return Whole(dict(zip(self.model.output_names, rows, strict=True)))
