@@ -59,6 +59,7 @@ class DirectoryWriter:
         self._parent = self.target.parent
         self._token = secrets.token_hex(4)
         self.path = self._parent / f".{self.target.name}.staging-{self._token}"
+        self._aside = self._parent / f".{self.target.name}.replaced-{self._token}"
         self._lock = -1
         self._made: list[Path] = []
 
@@ -76,9 +77,11 @@ class DirectoryWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove what was made, unless it was committed."""
+        """Remove what was replaced; or what was made, unless it was committed."""
         os.close(self._lock)
         self._remove(self.path)
+        if os.path.lexists(self.target):
+            self._remove(self._aside)
         with contextlib.suppress(OSError):
             for folder in self._made:
                 folder.rmdir()
@@ -89,21 +92,43 @@ class DirectoryWriter:
         Raises:
           BundleError: another writer was faster.
         """
+        with self.committed():
+            pass
+
+    @contextlib.contextmanager
+    def committed(self) -> Iterator[None]:
+        """Put what was written in place, for good only if this block does not fail.
+
+        Raises:
+          BundleError: another writer was faster.
+        """
         for path in (self.path, *self.path.rglob("*")):
             _fsync(path)
+        try:
+            self._put()
+            yield
+        except BaseException:
+            self._take_back()
+            raise
+
+    def _put(self) -> None:
         with _locked(self._parent):
             self._check_target()
-            aside = self._parent / f".{self.target.name}.replaced-{self._token}"
             if self._overwrite and self.target.exists():
-                self.target.rename(aside)
+                self.target.rename(self._aside)
             try:
                 self.path.rename(self.target)
             except OSError as error:
-                if aside.exists():
-                    aside.rename(self.target)
                 raise BundleError(f"{self.kind} {self.target}: {error.strerror}") from error
             _fsync(self._parent)
-        self._remove(aside)
+
+    def _take_back(self) -> None:
+        """Undo as much of putting it in place as was done."""
+        with _locked(self._parent):
+            if self.target.exists() and os.path.samestat(self.target.stat(), os.fstat(self._lock)):
+                self.target.rename(self.path)
+            if self._aside.exists() and not os.path.lexists(self.target):
+                self._aside.rename(self.target)
 
     def _check_target(self) -> None:
         target = self.target

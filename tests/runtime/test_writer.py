@@ -142,6 +142,23 @@ def test_failed_replacement_keeps_the_old_bundle(target):
     assert (version_at(target), beside(target)) == ("1", ["bundle"])
 
 
+@mark.parametrize("overwrite", [False, True])
+def test_what_follows_a_commit_can_undo_it(target, overwrite):
+    """
+    Where a block that belongs to a commit fails, all is as before it.
+    """
+    if overwrite:
+        write_bundle(target, version="1")
+    with BundleWriter(target, overwrite=overwrite) as writer:
+        stage(writer, version="2")
+        with raises(KeyboardInterrupt) as caught, writer.committed():
+            raise KeyboardInterrupt(version_at(target))
+
+    assert caught.value.args == ("2",)
+    assert beside(target) == (["bundle"] if overwrite else [])
+    assert not overwrite or version_at(target) == "1"
+
+
 def test_empty_directory_is_filled(target):
     """
     With overwrite an empty directory, as mktemp makes one, becomes the bundle.
