@@ -10,6 +10,7 @@
 8. `writer.commit`    one rename puts it in place
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -107,9 +108,8 @@ def export_model(
             made, notes = for_tensorflow.make(tensorflow, writer.path, plan, tf_stablehlo, tell)
             made = dataclasses.replace(made, path=str(savedmodel))
             plan = dataclasses.replace(plan, notes=(*plan.notes, *notes))
-        writer.commit()
-        if tensorflow:
-            tensorflow.commit()
+        with tensorflow.committed() if tensorflow else contextlib.nullcontext():
+            writer.commit()
     report = _report(plan, programs, manifest, found.programs, Path(out))
     return dataclasses.replace(report, savedmodel=made)
 

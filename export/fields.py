@@ -127,7 +127,8 @@ def _check_form(spec: TensorSpec, place: str) -> None:
             f"got {spec.dtype!r}{nearest(str(spec.dtype), DTYPE_BYTES)}"
         )
     for i, dim in enumerate(spec.shape or ("",)):
-        named = isinstance(dim, str) and dim.isidentifier() and (dim == BATCH) == (i == 0)
+        word = isinstance(dim, str) and dim.isidentifier() and dim.isascii()
+        named = word and (dim == BATCH) == (i == 0)
         if not (named or (isinstance(dim, int) and dim >= 0 and i > 0)):
             raise ExportError(
                 f"input {spec.name!r}: expected [{BATCH}, …] with sizes or axis names "

@@ -10,8 +10,11 @@ TensorFlow is never imported here: it would take the GPU that JAX works on.
 """
 
 import contextlib
+import importlib.metadata
 import importlib.util
+import itertools
 import json
+import keyword
 import os
 import re
 import signal
@@ -20,7 +23,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -31,11 +34,14 @@ from export.report import SavedModelReport
 from export.spec import ExportSpec
 from export.symbolic import Function, lower_fixed, lower_symbolic
 from export.verification import few
+from runtime.signature import TensorSpec
 from runtime.writer import DirectoryWriter
 
 Tell = Callable[[str], None]
 
 _NEEDED = ("tensorflow", "tensorflow_serving")
+_INSTALL = "pip install 'hloserve[savedmodel]'"
+_VERSION = r"(0|[1-9][0-9]{0,4})(\.(0|[1-9][0-9]{0,4})){2}"
 _ROOT = Path(runtime.__file__).resolve().parent.parent
 # TensorFlow imports Keras where it finds it: nothing here needs it, and it takes seconds.
 _CHILD = (
@@ -70,30 +76,43 @@ def target(
         raise ExportError(f"savedmodel: expected a path, got {savedmodel!r}")
     for package in _NEEDED:
         if importlib.util.find_spec(package) is None:
-            raise ExportError(
-                f"savedmodel: needs {package}, which is not installed; "
-                "pip install 'hloserve[savedmodel]'"
-            )
-    ours, theirs = Path(os.path.abspath(savedmodel)), Path(os.path.abspath(bundle))
+            raise ExportError(f"savedmodel: needs {package}, which is not installed; {_INSTALL}")
+    ours, theirs = Path(os.path.realpath(savedmodel)), Path(os.path.realpath(bundle))
     if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
         raise ExportError(f"savedmodel: expected a directory apart from the bundle, got {ours}")
-    with Writer(ours, overwrite=overwrite) as writer:
+    with Writer(Path(savedmodel), overwrite=overwrite) as writer:
         yield writer
 
 
 def check(spec: ExportSpec, savedmodel: object, version: str | None) -> None:
     """Raise ExportError for what can be told to be wrong at once."""
-    if version is not None and not re.fullmatch(r"\d+\.\d+\.\d+", str(version)):
+    if version is not None and not re.fullmatch(_VERSION, str(version)):
         raise UsageError(f"tf_stablehlo: expected a version such as 1.13.7, got {version!r}")
     if version is not None and savedmodel is None:
         raise UsageError("tf_stablehlo: expected a savedmodel with it, got none")
-    inputs: Sequence[Any] = spec.inputs
-    strange = [i.name for i in inputs if not i.name.isidentifier()]
-    if savedmodel is not None and strange:
-        raise ExportError(
-            f"input {strange[0]!r}: expected a name of letters, digits and _ for a SavedModel: "
-            "TensorFlow changes others"
-        )
+    if savedmodel is not None:
+        _check_names([i.name for i in cast("Sequence[TensorSpec]", spec.inputs)])
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Refuse names of inputs that TensorFlow would change, or cannot call a function with."""
+    for name in names:
+        if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
+            raise ExportError(
+                f"input {name!r}: expected a letter, then letters, digits and _ for a SavedModel: "
+                "TensorFlow changes other names"
+            )
+        if keyword.iskeyword(name) or name == "self":
+            raise ExportError(
+                f"input {name!r}: expected a name that is no word of Python's for a SavedModel: "
+                "TensorFlow calls functions with it"
+            )
+    for one, other in itertools.combinations(names, 2):
+        if one.lower() == other.lower():
+            raise ExportError(
+                f"inputs {one!r} and {other!r}: expected names that differ in more than case for "
+                "a SavedModel: TensorFlow changes one of them"
+            )
 
 
 def make(
@@ -123,7 +142,12 @@ def make(
             return _make(writer, bundle, plan, functions, wanted, tell), notes
         except VerificationError as error:
             notes.append(f"the SavedModel has fixed sizes, since with symbolic ones {error}")
-    return _make(writer, bundle, plan, lower_fixed(plan, tell), wanted, tell), notes
+    try:
+        return _make(writer, bundle, plan, lower_fixed(plan, tell), wanted, tell), notes
+    except VerificationError as error:
+        raise VerificationError(
+            f"{error}; use other operations for inference, or leave out --savedmodel"
+        ) from None
 
 
 def _make(
@@ -183,6 +207,7 @@ def _recipe(
     return {
         "bundle": str(bundle),
         "out": str(writer.path),
+        "target": str(writer.target),
         "written_as": functions[0].stablehlo,
         "wanted": wanted,
         "jax": jax.__version__,
@@ -194,22 +219,41 @@ def _tensorflow(*arguments: str | Path) -> dict[str, Any]:
     """Run a step in a process of its own that has TensorFlow.
 
     Raises:
-      ExportError: TensorFlow cannot take the programs.
-      VerificationError: it cannot run them, or the process ends without a word.
+      ExportError: TensorFlow cannot take the programs, or cannot be used.
+      VerificationError: it cannot run them, or the process is killed by a signal.
+      OSError: the SavedModel cannot be written.
     """
     command = [sys.executable, "-c", _CHILD, str(_ROOT), *map(str, arguments)]
-    done = subprocess.run(  # noqa: S603
-        command, env={**os.environ, **_QUIET}, capture_output=True, text=True, check=False
-    )
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        raise VerificationError(f"the model ends the process that runs it in TensorFlow: {name}")
+    environ = {**os.environ, **_QUIET}
+    with subprocess.Popen(  # noqa: S603
+        command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="replace"
+    ) as child:
+        try:
+            out, err = child.communicate()
+        except BaseException:
+            child.kill()
+            child.wait()  # or it could still write where the staging is being removed
+            raise
+    last = (err.strip().splitlines() or [f"exit status {child.returncode}"])[-1].strip()
+    if child.returncode < 0:
+        name = signal.Signals(-child.returncode).name
+        said = f", {last}" if err.strip() else ""
+        raise VerificationError(
+            f"the model ends the process that runs it in TensorFlow: {name}{said}"
+        )
     try:
-        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        answer: dict[str, Any] = json.loads(out.splitlines()[-1])
     except (ValueError, IndexError):
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise VerificationError(f"TensorFlow cannot be used: {last}") from None
+        raise ExportError(
+            f"savedmodel: {_installed()} cannot be used: {last}; is it what {_INSTALL} brings?"
+        ) from None
     return _answer(answer)
+
+
+def _installed() -> str:
+    """Name the package that TensorFlow comes from, and its version."""
+    names = importlib.metadata.packages_distributions().get("tensorflow", [])
+    return f"{names[0]} {importlib.metadata.version(names[0])}" if names else "TensorFlow"
 
 
 def _answer(answer: dict[str, Any]) -> dict[str, Any]:
@@ -218,4 +262,6 @@ def _answer(answer: dict[str, Any]) -> dict[str, Any]:
         raise ExportError(answer["refused"])
     if "failed" in answer:
         raise VerificationError(answer["failed"])
+    if "unwritten" in answer:
+        raise OSError(*answer["unwritten"])
     return answer

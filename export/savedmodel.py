@@ -10,8 +10,11 @@ first rewritten in the StableHLO that it reads.
 """
 
 import dataclasses
+import errno
 import json
 import math
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from tensorflow.compiler.mlir.stablehlo import stablehlo as tf_stablehlo
 from tensorflow.compiler.tf2xla.python import xla as tfxla
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
+from export.errors import first_line
 from export.lowering import NoForm, rewrite
 from runtime.bundle import Bundle, open_bundle
 from runtime.model import Model
@@ -36,6 +40,8 @@ DEFAULT = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 # and refuses a model that has more of them.
 WARMUP = "assets.extra/tf_serving_warmup_requests"
 MOST_WARMUP_REQUESTS = 1000
+
+_DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
 _Key = tuple[int, Mapping[str, int]]  # (batch, sizes of the axes)
 
@@ -59,9 +65,10 @@ def step(command: str, recipe: str, platform: str = "cpu") -> dict[str, Any]:
         return build(given) if command == "build" else check(given, platform)
     except Refusal as refusal:
         return {"refused": str(refusal)}
-    except tf.errors.OpError as error:
-        why = f"TensorFlow {tf.__version__} cannot run the model: {_first_line(error)}"
-        return {"failed": f"{why}; use other operations for inference, or leave out --savedmodel"}
+    except Exception as error:  # noqa: BLE001 (TensorFlow raises many kinds)
+        if number := _disk_trouble(error):
+            return {"unwritten": (number, os.strerror(number), given["target"])}
+        return {"failed": f"TensorFlow {tf.__version__} cannot run the model: {_telling(error)}"}
 
 
 def build(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +81,8 @@ def build(recipe: dict[str, Any]) -> dict[str, Any]:
     version = _version_to_write(recipe)
     module = tf.Module()
     module.params = {
-        name: tf.Variable(array, trainable=False, name=name) for name, array in _params(bundle)
+        name: tf.Variable(array, trainable=False, name=_allowed(name))
+        for name, array in _params(bundle)
     }
     functions = {}
     for entry in recipe["functions"]:
@@ -162,6 +170,12 @@ def _params(bundle: Bundle) -> Iterator[tuple[str, Array]]:
         flat = arguments[entry.argument].reshape(-1)
         size = math.prod(entry.shape)
         yield entry.name, flat[entry.offset : entry.offset + size].reshape(entry.shape)
+
+
+def _allowed(name: str) -> str:
+    """Give a variable a name that TensorFlow allows; it tells apart those that become alike."""
+    name = re.sub(r"[^A-Za-z0-9_./-]", "_", name)
+    return name if re.match("[A-Za-z0-9.]", name) else f"param{name}"
 
 
 def _function(
@@ -290,8 +304,19 @@ def _write_warmup(recipe: dict[str, Any], bundle: Bundle) -> int:
     return min(len(records), MOST_WARMUP_REQUESTS)
 
 
-def _first_line(error: tf.errors.OpError) -> str:
+def _disk_trouble(error: Exception) -> int | None:
+    """Give the number of an error of the disk; TensorFlow's own errors have only its text."""
+    if isinstance(error, OSError):
+        return error.errno
+    if not isinstance(error, tf.errors.OpError):
+        return None
+    return next((n for n in _DISK_TROUBLE if os.strerror(n) in str(error.message)), None)
+
+
+def _telling(error: Exception) -> str:
     """Give what went wrong, without the graph in which it did."""
+    if not isinstance(error, tf.errors.OpError):
+        return f"{type(error).__name__}: {first_line(error)}"
     lines = [line.strip() for line in str(error.message).splitlines()]
     around = ("Graph execution error", "Detected at", "<stack", "Stack trace", "dummy_file", "[[")
     telling = [line for line in lines if line and not line.startswith(around)]

@@ -65,14 +65,13 @@ def lower_symbolic(plan: Plan, tell: Tell) -> tuple[list[Function], list[str]]:
     notes: list[str] = []
     for symbolic in ([BATCH, *names], [BATCH]) if names else ([BATCH],):
         shown = " and ".join(["batch", *symbolic[1:]])
+        fixed = f" of {' and '.join(names)}" if symbolic[1:] else ""
         tell(f"lowering for TensorFlow with any {shown}")
         try:
             return _lower_all(plan, symbolic), notes
         except Exception as error:  # noqa: BLE001 (JAX raises many kinds; faults of the model itself are raised with fixed sizes)
-            notes.append(
-                f"the SavedModel does not take any {shown}, since the model does not lower so: "
-                f"{first_line(error)}"
-            )
+            why = f"the model does not lower with any {shown}: {first_line(error)}"
+            notes = [f"the SavedModel has fixed sizes{fixed}, since {why}"]
     return [], notes
 
 
@@ -129,16 +128,26 @@ def _lower(plan: Plan, key: tuple[int | None, ...]) -> Function:
 
 def _dims(axes: Sequence[Axis], key: Sequence[int | None]) -> list[Any]:
     """Give a size for each of (batch, *axes): a number, or a symbol with its range."""
-    names = ["batch" if all(a.name != "batch" for a in axes) else "rows", *(a.name for a in axes)]
+    names = _symbols([axis.name for axis in axes])
     bounds = [
         bound
-        for axis, size in zip(axes, key[1:], strict=True)
+        for name, axis, size in zip(names[1:], axes, key[1:], strict=True)
         if size is None
-        for bound in (f"{axis.name} >= {axis.minimum}", f"{axis.name} <= {axis.sizes[-1]}")
+        for bound in (f"{name} >= {axis.minimum}", f"{name} <= {axis.sizes[-1]}")
     ]
     free = [name for name, size in zip(names, key, strict=True) if size is None]
     symbols = iter(export.symbolic_shape(", ".join(free), constraints=bounds) if free else ())
     return [next(symbols) if size is None else size for size in key]
+
+
+def _symbols(axes: Sequence[str]) -> list[str]:
+    """Name (batch, *axes) as `symbolic_shape` reads it: no name twice, and none of its words."""
+    names: list[str] = []
+    for name in (*axes, "batch"):
+        while name in names or name in {"max", "min", "mod", "floordiv"}:
+            name += "_"  # noqa: PLW2901 (until it is free)
+        names.append(name)
+    return [names[-1], *names[:-1]]
 
 
 def _trace(plan: Plan, inputs: Sequence[Any]) -> tuple[Traced, tuple[str, ...]]:

@@ -3,6 +3,7 @@
 A test hands over a function of this file and gets its answer; see the fixture `tensorflow`.
 """
 
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -85,6 +86,25 @@ def warmup(path):
         inputs = {name: tf.make_ndarray(proto) for name, proto in request.inputs.items()}
         found.append((request.model_spec.name, request.model_spec.signature_name, inputs))
     return found
+
+
+def replay(path):
+    """Answer the warm-up requests of a SavedModel: inputs and outputs of each, by name."""
+    import tensorflow as tf
+
+    signatures = tf.saved_model.load(str(path)).signatures
+    found = []
+    for _, signature, inputs in warmup(path):
+        outputs = signatures[signature](**{name: tf.constant(a) for name, a in inputs.items()})
+        found.append((inputs, {name: output.numpy() for name, output in outputs.items()}))
+    return found
+
+
+def what_jax2tf_takes():
+    """Give the parameters of the one function of jax2tf that is used, and is not public."""
+    from export import savedmodel
+
+    return list(inspect.signature(savedmodel.jax2tf._run_exported_as_tf).parameters)
 
 
 def refused_convention(version, known):

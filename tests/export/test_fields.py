@@ -82,6 +82,11 @@ INPUTS = "inputs: expected a list such as ['x:float32[_,28,28,1]'], got "
         ),
         (
             "inputs",
+            [TensorSpec(name="x", dtype="float32", shape=("_", "länge"))],
+            "input 'x': expected [_, …] with sizes or axis names after the batch, got 'länge'",
+        ),
+        (
+            "inputs",
             [TensorSpec(name="x", dtype="int32", shape=("_", 3), minimum=0.5)],
             "input 'x': expected a number as minimum, got 0.5",
         ),

@@ -17,6 +17,7 @@ from tests import in_tensorflow
 from tests.conftest import Tagger
 from tests.export.conftest import verify_here
 from tests.export.savedmodels import W, X, affine, in_one_process
+from tests.serving import ROOT
 
 
 class Made:
@@ -137,6 +138,35 @@ def test_each_param_is_one_variable(normed):
     np.testing.assert_array_equal(means, np.full(4, 0.5, np.float32))
 
 
+def test_params_keep_names_that_tensorflow_does_not_allow(make):
+    """A param of any name is a variable of its own, found by that name, if another's is alike."""
+    params = {
+        "_w": W["w"],
+        "größe": np.float32([1]),
+        "a b": np.float32([2]),
+        "a_b": np.float32([3]),
+    }
+
+    made = make(lambda p, x: x @ p["_w"] + p["größe"] + 10 * p["a b"] + 100 * p["a_b"], params)
+
+    variables = made.ask(in_tensorflow.variables)
+    assert {name: array.tolist() for name, array in variables.items()} == {
+        name: array.tolist() for name, array in params.items()
+    }
+    assert made.answer(x=np.zeros((1, 3), np.float32))["output"].tolist() == [[321, 321]]
+
+
+def test_params_of_no_elements_and_the_same_array_twice_are_variables(make):
+    """Each has its own, and the model its answer."""
+    params = {"a": W["w"], "b": W["w"], "none": np.zeros((0, 2), np.float32)}
+
+    made = make(lambda p, x: x @ p["a"] + x @ p["b"] + p["none"].sum(0), params)
+
+    shapes = {name: array.shape for name, array in made.ask(in_tensorflow.variables).items()}
+    assert shapes == {"a": (3, 2), "b": (3, 2), "none": (0, 2)}
+    assert made.answer(x=np.float32([[1, 0, 0]]))["output"].tolist() == [[2, 4]]
+
+
 def test_the_graph_holds_one_program_and_no_params(make):
     """A weight of 4 MB leaves the graph small, whatever the number of signatures and buckets."""
     rng = np.random.default_rng(0)
@@ -210,7 +240,7 @@ def test_a_batch_that_cannot_be_symbolic_gets_a_signature_for_each_bucket(make):
     }
     assert made.notes == (
         (
-            "the SavedModel does not take any batch, since the model does not lower so: the model "
+            "the SavedModel has fixed sizes, since the model does not lower with any batch: the model "
             "cannot be traced: InconclusiveDimensionOperation: Symbolic dimension comparison 'batch' "
             "> '1' is inconclusive."
         ),
@@ -236,8 +266,31 @@ def test_an_axis_that_cannot_be_symbolic_gets_a_signature_for_each_size(make):
         "seq4": "ids: int32[_, 4]",
         "seq8": "ids: int32[_, 8]",
     }
+    (note,) = made.notes
+    assert note.startswith(
+        "the SavedModel has fixed sizes of seq, since the model does not lower with any batch and seq: "
+    )
     answer = made.answer("seq4", ids=np.ones((3, 4), np.int32))["output"]
     np.testing.assert_array_equal(answer, [[12, 16]] * 3)
+
+
+def test_axes_may_be_named_as_symbolic_sizes_may_not(make):
+    """An axis 'batch' is not taken for the batch, nor 'max' for the function of JAX's sizes."""
+    ids = TensorSpec(name="ids", dtype="int32", shape=("_", "batch"), minimum=0, maximum=9)
+    x = TensorSpec(name="x", dtype="float32", shape=("_", "max"))
+    table = {"table": np.arange(10, dtype=np.float32)}
+
+    made = make(
+        lambda p, ids, x: {"found": p["table"][ids], "twice": 2 * x},
+        table,
+        inputs=[ids, x],
+        axes={"batch": (4,), "max": (2, 6)},
+    )
+
+    assert made.report.signatures["predict"] == "ids: int32[_, batch], x: float32[_, max]"
+    answer = made.answer(ids=np.int32([[1, 2, 3]] * 4), x=np.ones((4, 5), np.float32))
+    assert answer["found"].tolist() == [[1, 2, 3]] * 4
+    assert answer["twice"].shape == (4, 5)
 
 
 def unlike_when_symbolic(params, x):
@@ -255,6 +308,7 @@ def test_fixed_sizes_stand_in_where_symbolic_ones_go_wrong(make):
         "the SavedModel has fixed sizes, since with symbolic ones the SavedModel does not answer "
         "as the model does, in TensorFlow "
     )
+    assert "leave out --savedmodel" not in note
     assert made.report.max_error == approx(0, abs=1e-5)
 
 
@@ -289,6 +343,18 @@ def test_warm_up_requests_cover_every_signature_and_bucket(tagger):
         assert shapes == {(1, 4), (2, 4), (1, 8), (2, 8)}
     assert all(set(inputs) == {"ids", "mask"} for _, _, inputs in requests)
     assert all(inputs["ids"].dtype == np.int32 for _, _, inputs in requests)
+
+
+def test_warm_up_requests_are_answered(tagger):
+    """Each goes to its signature, and gets what the bundle answers to it."""
+    answered = tagger.ask(in_tensorflow.replay)
+
+    assert len(answered) == tagger.report.warmup_requests
+    for inputs, outputs in answered:
+        expected = tagger.bundle.predict(inputs)
+        assert set(outputs) == set(expected)
+        for name, array in expected.items():
+            np.testing.assert_allclose(outputs[name], array, atol=1e-6)
 
 
 def test_programs_are_written_as_tensorflow_reads_them(normed):
@@ -347,6 +413,20 @@ def test_an_unverified_savedmodel_is_said_to_be(make):
     assert (made.report.verified, made.report.max_error) == ((), None)
     assert re.search(r"; verified by TensorFlow [\d.]+ on nothing$", made.report.lines()[3])
     assert made.ask(in_tensorflow.programs)[0]["platforms"] == ["CUDA"]
+
+
+def test_what_is_not_public_in_jax2tf_is_there(tensorflow):
+    """The one function of it that is used takes tensors and an Exported, in this JAX."""
+    assert tensorflow(in_tensorflow.what_jax2tf_takes) == ["args_flat_tf", "exported"]
+
+
+def test_one_module_knows_jax2tf():
+    """A JAX that changes it breaks export/savedmodel.py alone."""
+    sources = {path.name: path.read_text() for path in (ROOT / "export").glob("*.py")}
+
+    named = [name for name, text in sources.items() if re.search(r"import .*jax2tf", text)]
+    assert named == ["savedmodel.py"]
+    assert len(re.findall(r"jax2tf\._\w+", sources["savedmodel.py"])) == 1
 
 
 def test_the_exporter_itself_never_imports_tensorflow(normed):

@@ -1,8 +1,11 @@
 """A SavedModel that cannot be: one line that says why, and nothing left, the bundle neither."""
 
+import json
 import os
 import re
+import signal
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 from pytest import fixture, mark
 
-from export import ExportError, VerificationError, export_model, for_tensorflow
+from export import ExportError, TensorSpec, VerificationError, export_model, for_tensorflow
 from export.errors import UsageError
 from runtime import BundleError
 from tests import in_tensorflow
@@ -112,7 +115,20 @@ def test_a_platform_that_tensorflow_does_not_have_is_refused(refused, monkeypatc
 @mark.parametrize(
     ("options", "message"),
     [
-        ({"tf_stablehlo": "1.13"}, "tf_stablehlo: expected a version such as 1.13.7, got '1.13'"),
+        *(
+            (
+                {"tf_stablehlo": version},
+                f"tf_stablehlo: expected a version such as 1.13.7, got {version!r}",
+            )
+            for version in (
+                "1.13",
+                "v1.13.7",
+                "01.13.7",
+                "1.13.9999999999",
+                "1.13.\N{ARABIC-INDIC DIGIT SEVEN}",
+                "",
+            )
+        ),
         (
             {"tf_stablehlo": "1.13.0", "savedmodel": None},
             "tf_stablehlo: expected a savedmodel with it, got none",
@@ -145,11 +161,37 @@ def test_a_place_that_is_none_is_refused(refused):
     assert refused(affine, W, savedmodel=7) == "savedmodel: expected a path, got 7"
 
 
-def test_a_name_that_tensorflow_would_change_is_refused(refused):
+@mark.parametrize("name", ["x.y", "_x", "größe", "9"])
+def test_a_name_that_tensorflow_would_change_is_refused(refused, name):
     """An input 'x.y' would become 'x_y' there."""
-    assert refused(affine, W, inputs=["x.y:float32[_,3]"]) == (
-        "input 'x.y': expected a name of letters, digits and _ for a SavedModel: TensorFlow "
-        "changes others"
+    spec = TensorSpec(name=name, dtype="float32", shape=("_", 3))
+
+    assert refused(affine, W, inputs=[spec]) == (
+        f"input {name!r}: expected a letter, then letters, digits and _ for a SavedModel: "
+        "TensorFlow changes other names"
+    )
+
+
+@mark.parametrize("name", ["class", "None", "self"])
+def test_a_name_that_tensorflow_cannot_call_with_is_refused(refused, name):
+    """A signature is called with its inputs by name."""
+    assert refused(affine, W, inputs=[f"{name}:float32[_,3]"]) == (
+        f"input {name!r}: expected a name that is no word of Python's for a SavedModel: "
+        "TensorFlow calls functions with it"
+    )
+
+
+def test_names_that_tensorflow_takes_for_one_are_refused(refused):
+    """There 'X' and 'x' are the same."""
+    message = refused(
+        lambda p, X, x: X @ p["w"] + x @ p["w"],  # noqa: N803 (the name is the point)
+        W,
+        inputs=["X:float32[_,3]", "x:float32[_,3]"],
+    )
+
+    assert message == (
+        "inputs 'X' and 'x': expected names that differ in more than case for a SavedModel: "
+        "TensorFlow changes one of them"
     )
 
 
@@ -176,20 +218,74 @@ def test_a_calling_convention_that_tensorflow_does_not_know_is_refused(tensorflo
 @mark.parametrize(
     ("code", "message"),
     [
-        ("import os; os.abort()", "the model ends the process that runs it in TensorFlow: SIGABRT"),
-        (
-            "import nowhere",
-            "TensorFlow cannot be used: ModuleNotFoundError: No module named 'nowhere'",
-        ),
-        ("print('not JSON')", "TensorFlow cannot be used: exit status 0"),
+        ("pass", "SIGABRT"),
+        ("os.write(2, b'2026 I: fine\\nF: no such flag\\n')", "SIGABRT, F: no such flag"),
     ],
 )
 @mark.e2e
-def test_a_process_that_ends_without_an_answer_is_reported(refused, monkeypatch, code, message):
-    """A crash in TensorFlow is one line, and leaves nothing."""
-    monkeypatch.setattr(for_tensorflow, "_CHILD", code)
+def test_a_process_that_crashes_is_reported(refused, monkeypatch, code, message):
+    """A crash in TensorFlow is one line with the last that it said, and leaves nothing."""
+    monkeypatch.setattr(for_tensorflow, "_CHILD", f"import os; {code}; os.abort()")
 
-    assert refused(affine, W, kind=VerificationError) == message
+    assert refused(affine, W, kind=VerificationError) == (
+        f"the model ends the process that runs it in TensorFlow: {message}; use other operations "
+        "for inference, or leave out --savedmodel"
+    )
+
+
+@mark.parametrize(
+    ("code", "message"),
+    [
+        ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
+        ("print('not JSON')", "exit status 0"),
+    ],
+)
+@mark.e2e
+def test_a_tensorflow_that_cannot_be_used_is_reported(refused, monkeypatch, code, message):
+    """One that is too old for the NumPy here does not even start; it is tried once."""
+    monkeypatch.setattr(for_tensorflow, "_CHILD", code)
+    told = []
+
+    said = refused(affine, W, progress=told.append)
+
+    assert re.sub(r"tensorflow[\w-]* [\d.]+\d", "tensorflow T", said) == (
+        f"savedmodel: tensorflow T cannot be used: {message}; is it what pip install "
+        "'hloserve[savedmodel]' brings?"
+    )
+    assert told[-1] == "making the SavedModel in TensorFlow"
+    assert told.count(told[-1]) == 1
+
+
+@mark.e2e
+def test_a_full_disk_is_one(tmp_path, monkeypatch):
+    """Where TensorFlow cannot write, its words become an OSError with the place."""
+    monkeypatch.setattr("export.verification._run", verify_here)
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); "
+    monkeypatch.setattr(for_tensorflow, "_CHILD", limited + for_tensorflow._CHILD)
+
+    with pytest.raises(OSError, match="File too large") as caught:
+        export_model(
+            *(affine, {"w": np.ones((3, 1000), np.float32)}),
+            inputs=[X],
+            buckets=(1,),
+            platforms=("cpu",),
+            out=tmp_path / "bundle",
+            savedmodel=tmp_path / "tf",
+        )
+
+    assert caught.value.filename == str(tmp_path / "tf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whatever_goes_wrong_in_tensorflows_process_is_told(tmp_path, tensorflow):
+    """An error of any kind is an answer, with the version that it happened in."""
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"bundle": str(tmp_path), "target": "tf"}))
+
+    told = tensorflow(in_tensorflow.step, "build", str(recipe))
+
+    _, version = tensorflow(in_tensorflow.reads)
+    assert told["failed"].startswith(f"TensorFlow {version} cannot run the model: BundleError: ")
 
 
 def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
@@ -198,6 +294,7 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
+    monkeypatch.setattr("export.verification._run", verify_here)
     monkeypatch.setattr(for_tensorflow, "_tensorflow", interrupt)
     with pytest.raises(KeyboardInterrupt):
         export_model(
@@ -209,6 +306,73 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
             savedmodel=tmp_path / "tf",
         )
     assert list(tmp_path.iterdir()) == []
+
+
+@mark.e2e
+def test_an_interruption_ends_tensorflows_process(tmp_path, monkeypatch):
+    """After Ctrl-C nobody is left who could write where the staging was."""
+    code = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    monkeypatch.setattr(for_tensorflow, "_CHILD", code)
+
+    def interrupt():
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            os.sched_yield()
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        for_tensorflow._tensorflow("build", "recipe")
+
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+@mark.parametrize("occupied", ["bundle", "tf"])
+def test_both_are_written_or_neither(tmp_path, monkeypatch, occupied):
+    """Where one cannot be put in place at the end, the other does not appear."""
+    monkeypatch.setattr("export.verification._run", verify_here)
+
+    def occupy(sentence):
+        if sentence.startswith("verifying the SavedModel"):
+            (tmp_path / occupied).mkdir()
+            (tmp_path / occupied / "thesis.txt").write_text("years of work")
+
+    with pytest.raises(BundleError, match="exists"):
+        export_model(
+            *(affine, W),
+            inputs=[X],
+            buckets=(1,),
+            platforms=("cpu",),
+            out=tmp_path / "bundle",
+            savedmodel=tmp_path / "tf",
+            progress=occupy,
+        )
+
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == [
+        occupied,
+        f"{occupied}/thesis.txt",
+    ]
+
+
+def test_a_link_into_the_bundle_is_seen_through(tmp_path):
+    """A SavedModel below the bundle by another name would be replaced with it."""
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "link").symlink_to("bundle")
+
+    with pytest.raises(ExportError) as caught:
+        export_model(
+            *(affine, W),
+            inputs=[X],
+            platforms=("cpu",),
+            out=tmp_path / "bundle",
+            savedmodel=tmp_path / "link" / "tf",
+            overwrite=True,
+        )
+
+    place = tmp_path / "bundle" / "tf"
+    assert str(caught.value) == (
+        f"savedmodel: expected a directory apart from the bundle, got {place}"
+    )
 
 
 def test_a_savedmodel_is_replaced_only_when_asked(command, folder):
