@@ -131,12 +131,13 @@ def open_model(config: ServerConfig) -> Opened:
     with bundle_at(config.bundle, config.cache_dir) as bundle:
         let_in(bundle, config)
         model = load(bundle, config.device or None, progress=log.info)
-    if config.processes > 1 and model.platform != "cpu":
-        raise DeviceUnavailable(
-            f"processes: expected 1 on {model.platform}, whose memory one process has, got "
-            f"{config.processes}"
-        )
-    return _proven(model, config)
+        if config.processes > 1 and model.platform != "cpu":
+            raise DeviceUnavailable(
+                f"processes: expected 1 on {model.platform}, whose memory one process has, got "
+                f"{config.processes}"
+            )
+        # In here: goldens are read from the bundle, which may be gone with the context.
+        return _proven(model, config)
 
 
 def _proven(model: Model, config: ServerConfig) -> Opened:
