@@ -125,6 +125,7 @@ class ServerConfig:
         also="GOOGLE_CLOUD_PROJECT",
         shown="none",
     )
+    metrics: bool = _option(True, "", "leave out /metrics, which Prometheus reads")
     page: bool = _option(True, "", "leave out the page at / that shows what is served")
     reflection: bool = _option(
         True, "", "leave out gRPC's reflection, which shows its services and their messages"

@@ -23,7 +23,7 @@ _GROUPS = {
     "max_queue_delay_ms": "batching and limits",
     "golden": "faults and proof",
     "drain_delay_s": "shutdown",
-    "log_format": "logs, page and reflection",
+    "log_format": "logs and what is shown",
 }
 
 

@@ -168,7 +168,7 @@ def make_routes(
 
     Args:
       service: answers.
-      config: names routes, and says whether there is a page.
+      config: names routes, and says whether there are metrics and a page.
       figures: gives the server's counts; those of this process unless it is given.
     """
     figures = figures or functools.partial(figures_of, service)
@@ -177,7 +177,7 @@ def make_routes(
         *_vertex(service, config),
         *_oip(service, figures),
         *_tfserving(service),
-        Route("GET", "/metrics", "metrics", MetricsPage(service, figures).reply),
+        *_metrics(service, config, figures),
     ]:
         found.setdefault((route.method, route.rule), route)
     if config.page:
@@ -288,6 +288,11 @@ def _tfserving(service: Service) -> Iterator[Route]:
         yield Route("GET", f"{model}/metadata", "tfserving", describe)
         read = functools.partial(tfserving.read, most_rows=service.most_rows)
         yield Route("POST", f"{model}:predict", "tfserving", read=read)
+
+
+def _metrics(service: Service, config: ServerConfig, figures: Gather) -> Iterator[Route]:
+    if config.metrics:
+        yield Route("GET", "/metrics", "metrics", MetricsPage(service, figures).reply)
 
 
 def _page(service: Service, figures: Gather, config: ServerConfig, routes: list[Route]) -> Route:

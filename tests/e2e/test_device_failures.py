@@ -1,10 +1,13 @@
 """A device that fails for good ends the real process, with a status; nobody waits in vain."""
 
 import asyncio
+import signal
+import socket
 
 from pytest import fixture, mark
 
 from tests.e2e.clients import Connection
+from tests.server.front import read_answer, request
 from tests.serving import TIMEOUT_S, started
 
 pytestmark = mark.e2e
@@ -20,6 +23,7 @@ run, canary, broken = Model.run, Model.canary, threading.Event()
 def fails(self, program, arrays):
     number = int(arrays[0].flat[0])
     if number == 1001:
+        print("hanging", flush=True)
         threading.Event().wait()
     if number == 1002:
         broken.set()
@@ -34,6 +38,20 @@ def fails_too(self):
 
 Model.run, Model.canary = fails, fails_too
 runpy.run_module("server", run_name="__main__", alter_sys=True)
+"""
+# Before that: programs take so long that they run on the device's thread, one after the other.
+SLOW = """
+import threading
+from runtime.program import Program
+
+call, one_by_one = Program.call, threading.Lock()
+
+def slowly(*arguments):
+    with one_by_one:
+        threading.Event().wait(0.005)
+    return call(*arguments)
+
+Program.call = slowly
 """
 HANGS, BREAKS = 1001, 1002
 EXIT_DEVICE = 5
@@ -84,3 +102,25 @@ def test_a_device_that_keeps_failing_ends_the_process(served):
     assert statuses == [500, 500, 500]
     assert (status, errors) == (EXIT_DEVICE, "")
     assert "CRITICAL giving up: 3 batches failed one after the other" in served.log
+
+
+def test_what_is_not_answered_in_time_is_refused_at_the_end(wide_bundle):
+    """Beyond the time that a drain may take whoever waits gets 503, and the exit status is 1."""
+    options = ("--drain-timeout-s", "0.5")
+    command = ("-c", SLOW + COMMAND)
+    with (
+        started("--bundle", str(wide_bundle), *options, command=command) as served,
+        socket.create_connection(("127.0.0.1", served.port), timeout=TIMEOUT_S) as running,
+        socket.create_connection(("127.0.0.1", served.port), timeout=TIMEOUT_S) as waiting,
+    ):
+        running.sendall(request("/predict", b'{"instances": [[%d, 0]]}' % HANGS))
+        next(line for line in served.process.stdout if line == "hanging\n")
+        waiting.sendall(request("/predict", b'{"instances": [[9, 0]]}'))
+        while served.counts()["hloserve_queue_depth"] < 1:
+            pass
+        ended = served.end(signal.SIGTERM)
+        answers = [read_answer(connection) for connection in (running, waiting)]
+
+    assert ended == (1, "")
+    assert [(status, body["code"]) for status, _, body in answers] == [(503, "draining")] * 2
+    assert "stopping with 2 requests unanswered" in served.log

@@ -1,7 +1,10 @@
 """Flags, environment variables and defaults."""
 
+import errno
+
 from pytest import mark, param, raises
 
+from server import __main__ as program
 from server.config import ConfigError
 from server.options import options, parse
 
@@ -191,6 +194,7 @@ SOMETHING_ELSE = {
     "drain_timeout_s": 8.0,
     "log_format": "json",
     "trace_project": "mine",
+    "metrics": False,
     "page": False,
     "reflection": False,
 }
@@ -257,3 +261,19 @@ def test_a_switch_that_is_neither_is_refused():
         parse(["--bundle", "b"], {"HLOSERVE_PAGE": "off"})
 
     assert str(caught.value) == "HLOSERVE_PAGE: expected 0 or 1, got 'off'"
+
+
+def test_a_port_that_is_not_allowed_is_named(monkeypatch):
+    """A port below 1024 that this user may not have is told before anything is loaded."""
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(program, "listen", refuse)
+
+    with raises(ConfigError) as caught:
+        program._with_free_ports(parse(["--bundle", "b", "--port", "80"], {}))
+
+    assert str(caught.value) == (
+        "listen on 0.0.0.0 port 80: Permission denied; pass another --port"
+    )

@@ -7,10 +7,19 @@ import json
 import socket
 import zlib
 
+import numpy as np
 from pytest import fixture, mark, param
 
-from server.http_connection import BODY_S, HEAD_BYTES, HEAD_S, IDLE_S, LINGER_S, PIPELINED
-from tests.server.fakes import Gate
+from server.http_connection import (
+    BODY_S,
+    HEAD_BYTES,
+    HEAD_S,
+    IDLE_S,
+    LINGER_S,
+    PIPELINED,
+    WRITE_S,
+)
+from tests.server.fakes import FakeModel, Gate, signature
 from tests.server.front import Entrance, read_all, read_answer, request
 
 LIMIT = 5000
@@ -347,6 +356,55 @@ def test_more_requests_than_a_client_may_have_ahead_are_refused(entrance):
 
     assert answers.count(b"HTTP/1.1 200") == 1 + PIPELINED
     assert answers.count(b"HTTP/1.1 413") == 1
+
+
+def test_a_client_that_sends_ahead_has_one_request_in_the_queue():
+    """Whoever sends many requests at once over a connection holds nobody else up."""
+    entrance, gate = Entrance(), Gate()
+    entrance.model.before = gate
+    with entrance.connect() as flood, entrance.connect() as other:
+        flood.sendall(request("/predict", BODY) * PIPELINED)
+        entrance.running.wait(gate.reached())
+        other.sendall(request("/predict", b'{"instances": [[14, 14]]}'))
+        entrance.running.wait(until(lambda: entrance.service.queued_rows == 1))
+        gate.open(runs=2)
+        answer = read_answer(other)[2]
+        turns = [rows for _, rows in entrance.model.ran]
+        entrance.model.before = lambda _: None
+        gate.open(runs=2)
+    entrance.close()
+
+    assert answer == {"predictions": [28.0]}
+    assert turns[0] == [[1.0, 2.0]]
+    assert [14.0, 14.0] in turns[1]
+
+
+def test_a_client_that_does_not_read_is_answered_no_further():
+    """Answers that nobody takes are not made ahead, and their connection is cut off in the end."""
+    model = FakeModel(
+        signature=signature(["x:float32[_, 2]"], ["y:float32[_, 50000]"]),
+        function=lambda x: (np.zeros((len(x), 50_000), np.float32),),
+    )
+    entrance = Entrance(model)
+    with entrance.connect() as connection:
+        connection.sendall(request("/predict", BODY) * PIPELINED)
+        entrance.running.wait(
+            until(lambda: any(c._blocked_since is not None for c in entrance.server.connections))
+        )
+        entrance.post({"instances": [[3, 4]]})
+        made = len(model.ran)
+        for _ in range(5):
+            entrance.post({"instances": [[3, 4]]})
+        others = len(model.ran) - made
+        entrance.look(WRITE_S - 5)
+        still = len(entrance.server.connections)
+        entrance.look(WRITE_S + 5)
+        entrance.running.wait(until(lambda: not entrance.server.connections))
+
+    entrance.close()
+    assert others == 5
+    assert still == 1
+    assert entrance.service.held.size == 0
 
 
 def test_nothing_behind_a_refusal_is_read(entrance):

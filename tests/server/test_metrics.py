@@ -268,6 +268,17 @@ def test_answers_that_hold_nan_are_counted(running):
     assert scraped(client)[1]["hloserve_nonfinite_outputs_total",] == 1
 
 
+def test_metrics_can_be_left_out(running):
+    """Without metrics there is nothing at their path, and inferences are answered and counted."""
+    client = client_for(running, FakeModel(), metrics=False)
+
+    status = client.get("/metrics").status_code
+    predict(client, [1, 2])
+
+    assert status == 404
+    assert running.service.metrics.rows == 1
+
+
 def test_before_the_model_is_open_the_page_says_so(running, config):
     """While loading there is a page, which says that nothing is ready."""
     families, samples = scraped(client_of(running, config))

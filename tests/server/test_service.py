@@ -451,6 +451,25 @@ async def test_a_full_queue_refuses_at_once(model, gate):
 
 
 @on_a_loop
+async def test_a_client_that_floods_overtakes_nobody(model, gate):
+    """A request waits for what was there before it; what comes behind it comes later."""
+    async with serving(model) as service:
+        first = asked(service, 0)
+        await gate.reached()
+        before = [asked(service, 1, 1, 1) for _ in range(20)]
+        other = asked(service, 2)
+        behind = [asked(service, 3, 3, 3) for _ in range(100)]
+        await begun()
+        gate.open(runs=1000)
+        await asyncio.gather(first, *before, other, *behind)
+
+    order = [numbers for _, numbers in ran(model)]
+    turn = next(i for i, numbers in enumerate(order) if 2.0 in numbers)
+    assert turn <= 1 + len(before)
+    assert not any(3.0 in numbers for numbers in order[:turn])
+
+
+@on_a_loop
 async def test_a_deadline_in_the_queue_is_kept(model, gate):
     """A request whose time is over while it waits is told so, frees its place and never runs."""
     async with serving(model) as service:
