@@ -16,7 +16,7 @@ import httptools
 from server.body import Announced
 from server.errors import MalformedRequest, Overloaded, TooLarge
 from server.held import UNCOUNTED, Held, Incoming
-from server.http_message import Head, Heads, Message, write
+from server.http_message import Head, Heads, Message, without_offer, write
 from server.reply import Reply, refusal
 
 # The request line and headers together; proxies allow 8 to 60 KiB.
@@ -42,6 +42,9 @@ class Phase(enum.Enum):
     BODY = BODY_S
     LINGER = LINGER_S
 
+
+# While httptools is in the middle of a request.
+_PARSED = (Phase.HEAD, Phase.BODY)
 
 Withdraw = Callable[[], object]
 
@@ -87,7 +90,8 @@ class Connection(asyncio.Protocol):
         self._client = ""
         self._phase = Phase.IDLE
         self._since = time.monotonic()
-        self._head_bytes = 0
+        # That came without any of a body: of a head, or of what frames a body in chunks.
+        self._bare_bytes = 0
         self._whole = b""
         self._target = b""
         self._fields: list[tuple[str, bytes]] = []
@@ -147,22 +151,39 @@ class Connection(asyncio.Protocol):
             self._enter(Phase.HEAD)
         else:
             self._whole = b""
-        if self._phase is Phase.HEAD:
-            self._head_bytes += len(data)
+        self._bare_bytes += len(data)
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._decline(data[upgrade.args[0] :])
+            self._parse(data)
         except httptools.HttpParserError:
             self._refuse(MalformedRequest("request: expected one of HTTP 1, got something else"))
         else:
-            if self._phase is Phase.HEAD and self._head_bytes > HEAD_BYTES:
+            if self._phase in _PARSED and self._bare_bytes > HEAD_BYTES:
                 self._finish(_too_much_head())
+
+    def _parse(self, data: bytes) -> None:
+        """Have httptools read what came, and decline what a client offers to speak instead."""
+        while data and self._phase is not Phase.LINGER:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                method = self._parser.get_method()
+                if method == b"CONNECT":
+                    self._refuse(MalformedRequest("method: expected one of a server, got CONNECT"))
+                    return
+                # httptools ends a message with the head of such a request. So its head is read
+                # again, without the offer, and then what came behind it.
+                version = self._parser.get_http_version()
+                head = without_offer(method, self._target, version, self._fields)
+                self._parser = httptools.HttpRequestParser(self)
+                data = head + data[upgrade.args[0] :]
 
     # Of httptools, in this order for each request.
 
     def on_message_begin(self) -> None:
         """Begin a request."""
+        if self._phase is Phase.IDLE:  # it came behind another one, and may not be all there
+            self._enter(Phase.HEAD)
         self._target = b""
         self._fields = []
         self._headers = {}
@@ -196,9 +217,10 @@ class Connection(asyncio.Protocol):
             self._doubled,
         )
         self._enter(Phase.BODY)
-        if self._head_bytes > HEAD_BYTES and self._head_size() > HEAD_BYTES:
+        if self._bare_bytes > HEAD_BYTES and self._head_size() > HEAD_BYTES:
             self._finish(_too_much_head())
             return
+        self._bare_bytes = 0
         try:
             head.announced = announced = self._answers.admit(head)
         except Exception as error:  # noqa: BLE001 (every error has an answer)
@@ -211,6 +233,7 @@ class Connection(asyncio.Protocol):
     def on_body(self, part: bytes) -> None:
         """Take a part of the body; no more than there may be."""
         if self._phase is not Phase.LINGER:
+            self._bare_bytes = 0
             try:
                 self._body.add(part)
             except (TooLarge, Overloaded) as error:
@@ -223,7 +246,7 @@ class Connection(asyncio.Protocol):
             return
         keep_alive = self._parser.should_keep_alive()
         message = Message(head, self._client, self._body.whole(), keep_alive)
-        self._head_bytes = 0
+        self._bare_bytes = 0
         self._enter(Phase.IDLE)
         self._heads.remember(self._whole, message)
         self._take(message)
@@ -292,22 +315,6 @@ class Connection(asyncio.Protocol):
     def _head_size(self) -> int:
         """Give the bytes of the head, whatever came with it."""
         return len(self._target) + sum(len(name) + len(value) for name, value in self._fields)
-
-    def _decline(self, rest: bytes) -> None:
-        """Go on in HTTP/1 where a client offers to speak something else.
-
-        httptools ends a message with the head of such a request. So its head is read again,
-        without the offer, and then what came behind it.
-        """
-        method = self._parser.get_method()
-        lines = [b"%s %s HTTP/1.1" % (method, self._target)]
-        lines += [
-            b"%s: %s" % (name.encode("latin-1"), value)
-            for name, value in self._fields
-            if name not in ("upgrade", "connection")
-        ]
-        self._parser = httptools.HttpRequestParser(self)
-        self.data_received(b"\r\n".join([*lines, b"", b""]) + rest)
 
     def _enter(self, phase: Phase) -> None:
         self._phase = phase

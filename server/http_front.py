@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from server.body import Announced, Limits, check_headers, check_length
-from server.errors import MalformedRequest, TooLarge
+from server.errors import MalformedRequest, TooLarge, Unsupported
 from server.http_connection import Withdraw
 from server.http_message import Head, Message
 from server.reply import Reply, failure
@@ -24,7 +24,15 @@ from server.service import Service, State
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 # Of these there can be one; two are how a request is smuggled past a proxy.
-_SINGLE = frozenset(("host", "content-type", "content-length", "inference-header-content-length"))
+_SINGLE = frozenset(
+    (
+        "host",
+        "content-type",
+        "content-encoding",
+        "content-length",
+        "inference-header-content-length",
+    )
+)
 
 
 class Front:
@@ -54,6 +62,7 @@ class Front:
         if not head.doubled.isdisjoint(_SINGLE):
             name = min(head.doubled & _SINGLE)
             raise MalformedRequest(f"{name}: expected one header of that name, got several")
+        _check_framing(head)
         if self._route(head) is not None:
             return check_headers(head.headers.get, self._limits)
         limit = self._limits.binary_bytes
@@ -106,6 +115,19 @@ class Front:
 
     def _route(self, head: Head) -> tuple[Route, dict[str, str]] | None:
         return self.hot.get(head.target) if head.method == "POST" else None
+
+
+def _check_framing(head: Head) -> None:
+    """Refuse what RFC 9112 has a server refuse, and httptools lets pass."""
+    if head.version not in ("1.0", "1.1"):
+        raise MalformedRequest(f"version: expected HTTP 1.0 or 1.1, got {head.version}")
+    if head.version == "1.1" and "host" not in head.headers:
+        raise MalformedRequest("host: expected a header of that name, got none")
+    coding = head.headers.get("transfer-encoding")
+    if coding is not None and head.version == "1.0":
+        raise MalformedRequest("transfer-encoding: expected none in HTTP 1.0")
+    if coding is not None and coding.strip().lower() != "chunked":
+        raise Unsupported(f"transfer-encoding: expected chunked, got {coding[:100]!r}")
 
 
 def environ_of(message: Message) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import http
 import time
+from collections.abc import Iterable
 from email.utils import formatdate
 
 from server.body import Announced
@@ -13,6 +14,8 @@ from server.request import Fields
 # A client's requests differ in their lengths if at all, so this is enough for many clients.
 _KNOWN = 1024
 _KNOWN_BYTES = 2048
+# What a header of that name says, beside offers.
+_CONNECTION = (b"close", b"keep-alive")
 
 
 @dataclasses.dataclass(slots=True)
@@ -40,7 +43,7 @@ class Head:
     @property
     def expects_continue(self) -> bool:
         """Say whether the client waits to be told to send its body."""
-        return self.headers.get("expect", "").lower() == "100-continue"
+        return self.version != "1.0" and self.headers.get("expect", "").lower() == "100-continue"
 
 
 @dataclasses.dataclass(slots=True)
@@ -98,6 +101,27 @@ class Heads:
             if len(self._heads) == _KNOWN:
                 self._heads.clear()
             self._heads[data[:end]] = head, length
+
+
+def without_offer(
+    method: bytes, target: bytes, version: str, fields: Iterable[tuple[str, bytes]]
+) -> bytes:
+    """Write the head of a request without its offer to go on in another protocol.
+
+    Args:
+      method: as sent.
+      target: as sent.
+      version: of HTTP.
+      fields: headers, their names in lower case.
+    """
+    lines = [b"%s %s HTTP/%s" % (method, target, version.encode())]
+    for name, value in fields:
+        kept = value
+        if name == "connection":
+            kept = b", ".join(token for token in _CONNECTION if token in value.lower())
+        if name != "upgrade" and kept:
+            lines.append(b"%s: %s" % (name.encode("latin-1"), kept))
+    return b"\r\n".join([*lines, b"", b""])
 
 
 def write(made: Reply, *, head_only: bool, close: bool) -> bytes:

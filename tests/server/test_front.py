@@ -219,6 +219,17 @@ CROOKED = [
     param((b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",), id="tls"),
     param((head("host: t", "transfer-encoding: chunked"), b"zz\r\n", BODY), id="chunk-size"),
     param((head("host: t", "transfer-encoding: chunked"), b"ffffffffffffffffff\r\n"), id="huge-chunk"),
+    param((head("content-length: 23"), BODY), id="no-host"),
+    param(
+        (head("host: t", "content-encoding: gzip", "content-encoding: deflate", "content-length: 23"), BODY),
+        id="two-encodings",
+    ),
+    param((request("/predict", BODY).replace(b"HTTP/1.1", b"HTTP/2.0"),), id="http-2"),
+    param(
+        (head("host: t", "transfer-encoding: chunked").replace(b"/1.1", b"/1.0"), chunked(BODY)),
+        id="chunks-in-http-1.0",
+    ),
+    param((head("host: t", method="CONNECT", path="evil:443"), BODY), id="connect"),
 ]  # fmt: skip
 
 
@@ -229,6 +240,71 @@ def test_crooked_requests_are_refused(entrance, parts):
 
     assert status_of(answer) in (400, None)
     assert answer.count(b"HTTP/1.1") <= 1
+
+
+def test_another_coding_than_chunks_is_not_passed_over(entrance):
+    """A body in a coding that nobody here reads is 501, and not taken for what it is not."""
+    lines = ("host: t", "transfer-encoding: gzip, chunked")
+
+    answer = entrance.send(head(*lines), chunked(BODY), request("/predict", BODY))
+
+    assert answer.count(b"HTTP/1.1") == 1
+    assert status_of(answer) == 501
+
+
+def test_a_head_behind_a_request_is_read_to_its_end(entrance):
+    """What looks like a request that was seen before is none in the middle of another head."""
+    known = request("/predict", BODY)
+    with entrance.connect() as connection:
+        connection.sendall(known)
+        first = read_answer_unbuffered(connection)
+        connection.sendall(known + b"POST /nothing HTTP/1.1\r\nx-a: ")
+        second = read_answer_unbuffered(connection)
+        connection.sendall(known)
+        third = read_answer_unbuffered(connection)
+        connection.sendall(known)
+        fourth = read_answer_unbuffered(connection)
+
+    assert first == second == fourth == {"predictions": [3.0]}
+    assert third["code"] == "not_found"
+
+
+def test_what_one_client_sends_changes_nothing_for_another(entrance):
+    """A head that came in pieces is not taken for its last piece, by nobody."""
+    usual = request("/predict", BODY, "x-usual: 1\r\n")
+    with entrance.connect() as evil:
+        evil.sendall(request("/predict", BODY) + b"POST /v2/models/fake/infer HTTP/1.1\r\nx-a: ")
+        first = read_answer_unbuffered(evil)
+        evil.sendall(usual)
+        second = read_answer_unbuffered(evil)
+    with entrance.connect() as other:
+        other.sendall(usual)
+        answer = read_answer_unbuffered(other)
+
+    assert first == answer == {"predictions": [3.0]}
+    assert second["code"] == "invalid_argument"
+
+
+@mark.parametrize(
+    "part",
+    [
+        param(b"0\r\nx-a: " + b"a" * HEAD_BYTES, id="trailer"),
+        param(b"0\r\n" + b"x-a: b\r\n" * 8192, id="trailers"),
+        param(b"1;a=" + b"a" * HEAD_BYTES, id="extension"),
+    ],
+)
+def test_what_frames_a_body_is_bounded(entrance, part):
+    """What comes beside a body's chunks, and would be kept by nobody, has the limit of a head."""
+    with entrance.connect() as connection:
+        connection.sendall(head("host: t", "transfer-encoding: chunked") + b"1\r\n{\r\n")
+        entrance.running.wait(came(entrance, 1))
+        connection.sendall(part)
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b"a" * 500_000)
+        answer = read_all(connection)
+
+    assert status_of(answer) == 431
+    assert body_of(answer)["code"] == "headers_too_large"
 
 
 def test_a_length_beside_chunks_smuggles_nothing(entrance):
@@ -337,6 +413,36 @@ def test_an_offer_to_upgrade_is_passed_over(entrance):
         answers = [read_answer_unbuffered(connection) for _ in range(2)]
 
     assert answers == [{"predictions": [3.0]}] * 2
+
+
+def test_thousands_of_offers_at_once_are_passed_over(entrance, caplog):
+    """However many requests with an offer come in one piece, each is read, and none is too deep."""
+    offer = request("/predict", b"", "connection: upgrade\r\nupgrade: h2c\r\n")
+
+    answers = entrance.send(offer * 2000, request("/predict", b"", "connection: close\r\n"))
+
+    assert answers.count(b"HTTP/1.1 400") == 2001
+    assert caplog.messages == []
+
+
+def test_a_client_that_offers_to_upgrade_and_to_close_is_left(entrance):
+    """The end of a connection that is asked for beside an offer is kept to."""
+    answer = entrance.send(
+        request("/predict", BODY, "connection: close, upgrade\r\nupgrade: h2c\r\n")
+    )
+
+    assert body_of(answer) == {"predictions": [3.0]}
+    assert b"connection: close" in answer
+
+
+def test_http_1_0_is_not_asked_to_go_on(entrance):
+    """A client of HTTP 1.0 knows nothing of interim answers."""
+    old = request("/predict", BODY, "expect: 100-continue\r\n").replace(b"/1.1", b"/1.0")
+
+    answer = entrance.send(old)
+
+    assert answer.count(b"HTTP/1.1") == 1
+    assert body_of(answer) == {"predictions": [3.0]}
 
 
 def test_more_requests_than_a_client_may_have_ahead_are_refused(entrance):
