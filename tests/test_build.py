@@ -73,9 +73,11 @@ def project(tmp_path):
     return Project(tmp_path)
 
 
-def sync(python, environment=".venv"):
+def sync(python, environment=".venv", without=""):
     """Say how uv is called to install the lock for a Python."""
-    return f"{environment} sync -q --frozen --compile-bytecode --all-extras --python {python}"
+    return (
+        f"{environment} sync -q --frozen --compile-bytecode --all-extras {without}--python {python}"
+    )
 
 
 def test_python_on_the_path_is_used(project):
@@ -137,6 +139,20 @@ def test_a_second_setup_does_nothing(project):
         f.write("\n")
     project.setup()
     assert len(project.calls()) == 2
+
+
+def test_a_first_look_leaves_tensorflow_out(project):
+    """`run` needs no TensorFlow, the tests do; what is installed already is left as it is."""
+    lean, whole = sync("3.12", without="--no-extra savedmodel "), sync("3.12")
+
+    for command, calls in (
+        ("run", [lean]),
+        ("run", [lean]),
+        ("setup", [lean, whole]),
+        ("run", [lean, whole]),
+    ):
+        project.setup(command)
+        assert project.calls() == calls
 
 
 def test_a_copied_environment_is_set_up_again(project, tmp_path_factory):
