@@ -7,7 +7,7 @@
 5. `writer`           everything goes to a staging directory
 6. `verification`     a fresh process without Flax loads it, runs it, compares
 7. `for_tensorflow`   where a SavedModel is wanted it is made, and tried likewise
-8. `writer.commit`    one rename puts it in place
+8. `writer.commit`    one rename puts each in place, or none of the two
 """
 
 import contextlib

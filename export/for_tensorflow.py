@@ -4,7 +4,7 @@
                               that, or TensorFlow does not run it, there is one for each bucket
 2. `savedmodel.build`         a process with TensorFlow makes the SavedModel
 3. `savedmodel.check`         a fresh one loads it, and runs every golden
-4. `Writer.commit`            one rename puts it in place, beside the bundle
+4. `Writer.committed`         one rename puts it in place, for good once the bundle is there too
 
 TensorFlow is never imported here: it would take the GPU that JAX works on.
 """

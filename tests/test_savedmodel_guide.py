@@ -1,9 +1,12 @@
 """The guide to SavedModels shows what happens."""
 
 import os
+import sys
+from pathlib import Path
 
 from pytest import mark
 
+from tests import in_tensorflow
 from tests.guide import alike, blocks, commands, make_tools, run_command
 from tests.serving import ROOT
 
@@ -16,7 +19,7 @@ def test_the_guide_goes_as_it_shows(tmp_path):
     tools = make_tools(tmp_path / "bin", "http://127.0.0.1:0")
     environ = {
         **os.environ,
-        "PATH": f"{tools}:{os.environ['PATH']}",
+        "PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
@@ -35,4 +38,11 @@ def test_the_guide_goes_as_it_shows(tmp_path):
                 ran += 1
         elif language == "text":
             assert alike(block, printed), printed
-    assert ran == 3
+    assert ran == 5
+
+
+def test_the_table_knows_the_installed_tensorflow(tensorflow):
+    """Its row says what that TensorFlow says of itself."""
+    stablehlo, version = tensorflow(in_tensorflow.reads)
+
+    assert f"| {version.rpartition('.')[0]} | {stablehlo} |" in GUIDE
