@@ -13,13 +13,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.commandline import Parser
-from runtime.errors import BundleError, DeviceUnavailable, ExecutionError, GoldenMismatch
+from runtime.errors import (
+    BundleError,
+    DeviceUnavailable,
+    ExecutionError,
+    GoldenMismatch,
+    printable,
+)
 from runtime.guard import step_aside
 
 if TYPE_CHECKING:
     from runtime.bundle import Bundle
 
 EXIT_OK, EXIT_USAGE, EXIT_BUNDLE, EXIT_GOLDEN, EXIT_DEVICE = 0, 2, 3, 4, 5
+
+
+_STATUSES = (
+    "Exit status: 0 all is well; 1 doctor: it loads, but a version asked about is not promised to "
+    "load it; 2 the command line is wrong; 3 the bundle "
+    "cannot be used here; 4 goldens do not match, or rows depend on each other; 5 the device is "
+    "missing, failed, or has not enough memory."
+)
 
 
 class UsageError(Exception):
@@ -29,12 +43,14 @@ class UsageError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
-    0 fine, 1 nothing promises that it stays so, 2 wrong usage, 3 the bundle cannot be used,
-    4 goldens do not match or rows depend on each other, 5 the device is missing or failed.
+    See `_STATUSES` for what each says.
     """
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
+    except MemoryError as error:
+        print(f"error: not enough memory: {error}", file=sys.stderr)
+        return EXIT_DEVICE
     except (DeviceUnavailable, ExecutionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_DEVICE
@@ -54,12 +70,15 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m runtime",
         description="Verify, inspect, bench, examine and refresh a bundle.",
+        epilog=_STATUSES,
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(required=True, metavar="verify|inspect|bench|doctor|refresh")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Parser:
-        added = commands.add_parser(name, help=text, allow_abbrev=False)
+        added = commands.add_parser(
+            name, help=text, description=f"{name}: {text}.", epilog=_STATUSES, allow_abbrev=False
+        )
         added.add_argument("bundle", type=Path, metavar="BUNDLE")
         added.add_argument(
             "--require-digest",
@@ -138,7 +157,7 @@ def _check_writable(flag: str, file: Path) -> None:
 
 
 def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
+    print(printable(sentence), file=sys.stderr, flush=True)
 
 
 def _open(arguments: argparse.Namespace) -> "Bundle":
@@ -178,9 +197,9 @@ def _verify(arguments: argparse.Namespace) -> int:
         found = verification(model, report)
         recorded = "recorded" if model.manifest.row_mixing else "FAILED"
         for line in found["mismatches"]:
-            print(f"FAILED {line}")
+            print(printable(f"FAILED {line}"))
         for line in found["row_mixing"]:
-            print(f"{recorded} {line}")
+            print(printable(f"{recorded} {line}"))
         print(
             f"{'ok' if found['ok'] else 'FAILED'}: {len(report.goldens)} golden checks, "
             f"{len(report.mismatches)} failed; {len(report.mixing)} signs of rows that depend on "
@@ -217,11 +236,15 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from runtime.doctor import examine, written
+    from runtime.doctor import examine, unopened, written
     from runtime.promises import today
 
-    bundle = _open(arguments)
-    found = examine(bundle, arguments.device, arguments.jax, today())
+    try:
+        found = examine(_open(arguments), arguments.device, arguments.jax, today())
+    except BundleError as error:
+        if not arguments.json:
+            raise
+        found = unopened(arguments.bundle, error)
     print(json.dumps(found) if arguments.json else written(found))
     return int(found["exit_status"])
 
@@ -238,7 +261,7 @@ def _refresh(arguments: argparse.Namespace) -> int:
     )
     print(
         f"refreshed {arguments.bundle} into {arguments.out}: jax "
-        f"{manifest.refreshed_from[-1].exporter.get('jax', '?')} to {manifest.exporter['jax']}, "
+        f"{printable(manifest.refreshed_from[-1].exporter.get('jax', '?'))} to {manifest.exporter['jax']}, "
         f"verified on {', '.join(manifest.verified)}"
     )
     return EXIT_OK

@@ -2,6 +2,7 @@
 
 from runtime.bundle import Bundle
 from runtime.entries import OutputFormat
+from runtime.errors import printable
 from runtime.manifest import Manifest
 from runtime.signature import Axis, TensorSpec
 
@@ -43,14 +44,14 @@ def description(bundle: Bundle) -> str:
         ("files", f"{len(m.files)}, {sum(f.bytes for f in m.files):,} B, all as recorded"),
     ]
     width = max(len(name) for name, _ in facts)
-    lines = [f"{name:<{width}}  {value}" for name, value in facts]
+    lines = [f"{name:<{width}}  {printable(value)}" for name, value in facts]
     header = ("program", "exported", "stablehlo", "custom calls")
     rows = [
         (
             p.exported.path.removeprefix("programs/").removesuffix(".exported"),
             f"{p.exported.bytes:,} B",
             f"{p.stablehlo.bytes:,} B",
-            ", ".join(p.custom_calls) or "-",
+            printable(", ".join(p.custom_calls)) or "-",
         )
         for p in m.programs
     ]

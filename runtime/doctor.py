@@ -6,17 +6,25 @@ and every golden answered.
 
 import datetime as dt
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from runtime.bundle import Bundle
 from runtime.customcalls import ALLOWED
 from runtime.description import columns
-from runtime.device import device_kind, driver_versions, find_device, free_memory, platform_of
-from runtime.errors import BundleError, DeviceUnavailable, ExecutionError
+from runtime.device import (
+    device_kind,
+    driver_versions,
+    find_device,
+    free_memory,
+    platform_of,
+)
+from runtime.errors import BundleError, DeviceUnavailable, ExecutionError, printable
 from runtime.manifest import Manifest
-from runtime.model import Model, load
-from runtime.program import versions
-from runtime.promises import Promise, assumed, built, promises
+from runtime.model import assemble, compile_all
+from runtime.probe import probing
+from runtime.program import Program, versions
+from runtime.promises import Promise, assumed, is_known, promises
 from runtime.room import needs, params_bytes
 from runtime.signature import bucket_name
 from runtime.verify import check_goldens
@@ -93,26 +101,41 @@ def _judged(manifest: Manifest, version: str, day: dt.date | None, today: dt.dat
     return {
         "version": version,
         "built": None if build is None else str(build),
-        "build_is_known": day is not None or built(version) == build,
+        "build_is_known": day is not None or is_known(version),
         "promised_from": forms[0] if forms else None,
     }
 
 
+def unopened(bundle: Path, error: BundleError) -> Findings:
+    """Give the findings about what is no bundle, or none that this runtime reads."""
+    return {
+        "bundle": str(bundle),
+        "loads": False,
+        "error": str(error),
+        "exit_status": EXIT_BUNDLE,
+    }
+
+
 def _tried(bundle: Bundle, wanted: str | None) -> Findings:
-    """Load the bundle here and answer its goldens; say what came of it."""
+    """Load the bundle here and answer its goldens; say what came of it.
+
+    In another process first, so that a bundle that ends it has the rest told all the same.
+    """
     found: Findings = {"device": None, "loads": False, "error": None, "error_status": EXIT_OK}
     found |= {"programs": [], "golden_checks": 0, "mismatches": []}
     try:
-        device = find_device(wanted)
-        found["device"] = {
-            "platform": platform_of(device),
-            "kind": device_kind(device),
-            "free_bytes": free_memory(device),
-            **driver_versions(device),
-        }
-        model = load(bundle, device)
-        found["programs"] = _programs(model)
-        checks, _ = check_goldens(model)
+        with probing(bundle, wanted or ""):
+            device = find_device(wanted)
+            found["device"] = {
+                "platform": platform_of(device),
+                "kind": device_kind(device),
+                "free_bytes": free_memory(device),
+                **driver_versions(device),
+            }
+            programs = compile_all(bundle, device, progress=lambda _: None)
+        # What it needs is told also where that turns out to be too much.
+        found["programs"] = _programs(bundle.manifest, programs)
+        checks, _ = check_goldens(assemble(bundle, device, programs))
     except (DeviceUnavailable, ExecutionError) as error:
         return found | {"error": str(error), "error_status": EXIT_DEVICE}
     except BundleError as error:
@@ -121,17 +144,19 @@ def _tried(bundle: Bundle, wanted: str | None) -> Findings:
     return found | {"loads": True, "golden_checks": len(checks), "mismatches": mismatches}
 
 
-def _programs(model: Model) -> list[Findings]:
+def _programs(manifest: Manifest, programs: Sequence[Program]) -> list[Findings]:
+    axes = [axis.name for axis in manifest.signature.axes]
     return [
         {
-            "bucket": bucket_name(model.signature, group.sizes, batch),
+            "bucket": bucket_name(
+                manifest.signature, [program.axes[name] for name in axes], program.batch
+            ),
             "form": "stablehlo" if program.fallback else "exported",
             "why": program.fallback or None,
-            "params_bytes": params_bytes(model.manifest),
+            "params_bytes": params_bytes(manifest),
             "needs_bytes": needs(program),
         }
-        for group in model.groups.values()
-        for batch, program in group.programs.items()
+        for program in programs
     ]
 
 
@@ -161,7 +186,7 @@ def written(found: Findings) -> str:
         ("device", _device(found["device"])),
     ]
     width = max(len(name) for name, _ in facts)
-    lines = [f"{name:<{width}}  {value}" for name, value in facts]
+    lines = [f"{name:<{width}}  {printable(value)}" for name, value in facts]
     return "\n".join([*lines, *_table(found["programs"])])
 
 

@@ -18,6 +18,7 @@ OUTPUT_KINDS = ("raw", "softmax", "classification")
 SCORES = ("logits", "probabilities")
 
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+_AXES = 64  # as many as an array can have
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -318,6 +319,10 @@ def _holds(argument: Argument | None, entry: Param) -> bool:
 
 def _shape(node: Node) -> tuple[int, ...]:
     shape = node.items("shape", int)
+    if len(shape) > _AXES:
+        raise ManifestError(
+            f"expected at most {_AXES} sizes, got {len(shape)}", f"{node.where}.shape"
+        )
     if any(dim < 0 for dim in shape):
         raise ManifestError(f"expected sizes, got {list(shape)}", f"{node.where}.shape")
     return shape

@@ -18,6 +18,8 @@ Messages follow one grammar: *what, where: expected X, got Y[; do Z]*.
 import difflib
 from collections.abc import Iterable
 
+_LONGEST = 1000  # characters of a manifest that a message repeats
+
 
 class BundleError(Exception):
     """This directory cannot be served here."""
@@ -31,7 +33,7 @@ class ManifestError(BundleError):
     """
 
     def __init__(self, message: str, where: str) -> None:
-        super().__init__(f"manifest.json: {message} at {where}")
+        super().__init__(printable(f"manifest.json: {message[:_LONGEST]} at {where[:_LONGEST]}"))
         self.where = where
 
 
@@ -77,7 +79,16 @@ def nearest(word: str, options: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def printable(text: str) -> str:
+    """Write what is no printable character as an escape.
+
+    Bundles hold text that anybody may have written: on a terminal it must not do as it likes,
+    nor pass for other lines than its own.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def first_line(error: BaseException) -> str:
     """Give what an error says, as far as it goes into a line."""
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    return printable(text.splitlines()[0][:300])

@@ -3,11 +3,13 @@
 Forking is safe here for it comes first, before JAX is imported: there are no threads yet.
 """
 
+import contextlib
 import ctypes
 import os
 import resource
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 EXIT_BUNDLE, EXIT_DEVICE = 3, 5
@@ -44,7 +46,9 @@ def step_aside() -> None:
 
 
 def be_expendable() -> None:
-    """Leave no core file behind, and end when the process that started this one does."""
+    """Leave no core file, end with the process that started this one, and go first if memory does."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:  # Linux

@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import re
+import reprlib
 from collections.abc import Mapping
 
 from runtime.entries import (
@@ -33,6 +34,7 @@ from runtime.signature import Signature, increasing, unique
 FORMAT_VERSIONS = (1, 2)
 # The largest real manifest is a few MB (tens of thousands of params); the rest is an attack.
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
+_INTEGER_DIGITS = 20  # of 64 bits, or of a sign and 63
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +104,9 @@ class Manifest:
             limit = f"expected at most {MAX_MANIFEST_BYTES} bytes, got {len(data)}"
             raise ManifestError(limit, "$")
         try:
-            value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
+            value = json.loads(
+                data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_int=_integer
+            )
             json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is no text
         except RecursionError:
             raise ManifestError("expected less nesting", "$") from None
@@ -182,6 +186,9 @@ class Manifest:
                 raise ManifestError(
                     f"expected {list(outputs)}, got {list(tolerances)}", f"$.tolerances.{platform}"
                 )
+        strange = sorted(set(self.drift) - set(outputs))
+        if strange:
+            raise ManifestError(f"expected some of {list(outputs)}, got {strange[0]!r}", "$.drift")
         formatted = self.output_format
         if formatted.kind == "raw":
             return
@@ -210,7 +217,8 @@ class Manifest:
         # Counted first: a few lines of sizes can multiply to more buckets than memory holds.
         if len(got) != expected or got != sorted(itertools.product(*sizes)):
             raise ManifestError(
-                f"expected one program for each of {expected} buckets, got {got}", "$.programs"
+                f"expected one program for each of {expected} buckets, got {reprlib.repr(got)}",
+                "$.programs",
             )
 
     def _check_goldens(self) -> None:
@@ -278,6 +286,13 @@ def _readable(value: object, indent: str = "") -> str:
         parts = [f"{json.dumps(k)}: {_readable(v, inner)}" for k, v in value.items()]
         return "{\n" + ",\n".join(inner + part for part in parts) + f"\n{indent}}}"
     return "[\n" + ",\n".join(inner + _readable(v, inner) for v in value) + f"\n{indent}]"
+
+
+def _integer(text: str) -> int:
+    """Read an integer of 64 bits. Longer ones are no sizes, and multiplying them takes for ever."""
+    if len(text) > _INTEGER_DIGITS:
+        raise ManifestError(f"expected integers of 64 bits, got one of {len(text)} digits", "$")
+    return int(text)
 
 
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """All programs of a bundle on one device: load once, then only ever pick among them."""
 
+import contextlib
 import ctypes
 import dataclasses
 import math
@@ -15,7 +16,7 @@ from runtime.device import Device, find_device, free_memory, named, platform_of
 from runtime.errors import IncompatibleProgram, IntegrityError, SignatureMismatch
 from runtime.inputs import Checker
 from runtime.manifest import Manifest
-from runtime.probe import probe
+from runtime.probe import probing
 from runtime.program import Program, compile_program, put
 from runtime.room import expect_room, params_bytes
 from runtime.signature import Signature, TensorSpec, bucket_name
@@ -58,34 +59,56 @@ def load(
     tell = progress or (lambda _: None)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     opened.require(require_digest)
-    manifest = opened.manifest
-    if isolated:
-        tell("opening the bundle in a process of its own first")
-        probe(opened, named(device))
-    target = find_device(device)
+    with contextlib.ExitStack() as stack:
+        if isolated:
+            tell("opening the bundle in a process of its own first")
+            stack.enter_context(probing(opened, named(device)))
+        target = find_device(device)
+        programs = compile_all(opened, target, progress=tell)
+    tell("loading params")
+    model = assemble(opened, target, programs)
+    tell("warming up")
+    model.measure()
+    release_memory()
+    return model
+
+
+def compile_all(bundle: Bundle, target: Device, *, progress: Progress) -> tuple[Program, ...]:
+    """Compile every program of a bundle for one device; nothing is run yet.
+
+    Raises:
+      BundleError: as for `load`.
+    """
+    manifest = bundle.manifest
     platform = platform_of(target)
     if platform not in manifest.platforms:
         raise IncompatibleProgram(
-            f"bundle {opened.path}: needs platform {' or '.join(manifest.platforms)}, this "
+            f"bundle {bundle.path}: needs platform {' or '.join(manifest.platforms)}, this "
             f"device is {platform}; export with --platforms {platform}, or name another device"
         )
     # Programs first: compiling needs memory of its own, and needs no params.
     programs = []
     for i, entry in enumerate(manifest.programs):
-        tell(f"compiling {entry.exported.path} ({i + 1}/{len(manifest.programs)})")
-        programs.append(compile_program(opened.read, entry, manifest, target))
+        progress(f"compiling {entry.exported.path} ({i + 1}/{len(manifest.programs)})")
+        programs.append(compile_program(bundle.read, entry, manifest, target))
         if programs[-1].fallback:
-            tell(
+            progress(
                 f"{entry.exported.path} is not read by this jax ({programs[-1].fallback}); took {entry.stablehlo.path}"
             )
     release_memory()
-    tell("loading params")
-    params = put(_arguments(opened), target, x64=manifest.x64)
-    model = Model(opened, target, tuple(programs), params)
+    return tuple(programs)
+
+
+def assemble(bundle: Bundle, target: Device, programs: tuple[Program, ...]) -> "Model":
+    """Put the params beside compiled programs. The model is not measured yet.
+
+    Raises:
+      BundleError: a file is not what the manifest says, or a program does not fit.
+      ExecutionError: the device failed.
+    """
+    params = put(_arguments(bundle), target, x64=bundle.manifest.x64)
+    model = Model(bundle, target, programs, params)
     model.expect_room()
-    tell("warming up")
-    model.measure()
-    release_memory()
     return model
 
 

@@ -103,10 +103,7 @@ def typed[T](value: object, kind: type[T], where: str) -> T:
 
 
 def _finite(value: float, where: str) -> float:
-    try:
-        number = float(value)
-    except OverflowError:  # an int of hundreds of digits
-        number = math.inf
+    number = float(value)
     if not math.isfinite(number):
         raise ManifestError(f"expected a finite number, got {number}", where)
     return number

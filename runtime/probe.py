@@ -8,13 +8,17 @@ digest or a signature.
 
 import contextlib
 import importlib.metadata
+import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from runtime.bundle import Bundle
 from runtime.errors import BundleError
 from runtime.guard import described
+from runtime.program import keeping_compiled
 
 # Beyond this a bundle is thought to loop for ever: one flipped bit can do that as well.
 _TIMEOUT_S = 900
@@ -24,16 +28,18 @@ OPENED, REFUSED = 0, 3
 _CHILD = "import sys; sys.path[:] = sys.argv.pop(1).split('\\n'); from runtime.probed import main; main(sys.argv[1:])"
 
 
-def probe(bundle: Bundle, device: str = "", *, remembered: Path | None = None) -> bool:
-    """Open a bundle in a process of its own, as far as answering its goldens.
+@contextlib.contextmanager
+def probing(bundle: Bundle, device: str = "", *, remembered: Path | None = None) -> Iterator[None]:
+    """Open a bundle in a process of its own first, as far as running each of its programs.
+
+    What is to be done with the bundle here is done within: meanwhile the programs that
+    the other process has compiled are not compiled again.
 
     Args:
       bundle: whose files are there, or on their way.
       device: a device's name, or nothing for JAX's default.
-      remembered: a directory that keeps which bundles came through, with which jaxlib.
-
-    Returns:
-      False if it was not necessary, since it is remembered.
+      remembered: a directory that keeps which bundles came through, with which jaxlib; those
+        are not opened elsewhere again.
 
     Raises:
       BundleError: the process ended, by a signal or otherwise than it should. What else is
@@ -41,24 +47,41 @@ def probe(bundle: Bundle, device: str = "", *, remembered: Path | None = None) -
     """
     stamp = remembered / _stamp(bundle, device) if remembered else None
     if stamp is not None and stamp.is_file():
-        return False
+        yield
+        return
+    with _shared_folder() as compiled:
+        if _probe(bundle, device, compiled) and stamp is not None:
+            with contextlib.suppress(OSError):  # then it is opened there the next time as well
+                stamp.parent.mkdir(parents=True, exist_ok=True)
+                stamp.touch()
+        with keeping_compiled(compiled) if compiled else contextlib.nullcontext():
+            yield
+
+
+def _shared_folder() -> contextlib.AbstractContextManager[str]:
+    """Make a folder for compiled programs; where none can be, give no name: it only saves time."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True)
+    except OSError:
+        return contextlib.nullcontext("")
+
+
+def _probe(bundle: Bundle, device: str, compiled: str) -> bool:
+    """Open a bundle elsewhere; say whether all was well with it."""
     for file in bundle.manifest.files:
         bundle.arrived(file)
     try:
-        status = _run(bundle, device)
+        status = _run(bundle, device, compiled)
     except subprocess.TimeoutExpired:
         raise BundleError(
-            f"bundle {bundle.path}: the process that opened it was not done after {_TIMEOUT_S} s"
+            f"bundle {bundle.path}: the process that opened it was not done after {_TIMEOUT_S} s; "
+            "if it is not damaged, require its digest"
         ) from None
     if status not in (OPENED, REFUSED):
         raise BundleError(
             f"bundle {bundle.path}: ended the process that opened it: {described(status)}"
         )
-    if stamp is not None and status == OPENED:
-        with contextlib.suppress(OSError):  # then it is opened there the next time as well
-            stamp.parent.mkdir(parents=True, exist_ok=True)
-            stamp.touch()
-    return True
+    return status == OPENED
 
 
 def _stamp(bundle: Bundle, device: str) -> str:
@@ -66,14 +89,24 @@ def _stamp(bundle: Bundle, device: str) -> str:
     return f"opened/{bundle.digest}-jaxlib-{jaxlib}-{device.replace(':', '') or 'default'}"
 
 
-def _run(bundle: Bundle, device: str) -> int:
-    command = [sys.executable, "-c", _CHILD, "\n".join(sys.path), str(bundle.path), device]
+def _run(bundle: Bundle, device: str, compiled: str) -> int:
+    command = [
+        sys.executable,
+        "-c",
+        _CHILD,
+        "\n".join(sys.path),
+        str(bundle.path),
+        device,
+        compiled,
+    ]
     # Its manifest goes along: that of a bundle on its way is not in the directory yet.
     done = subprocess.run(  # noqa: S603
         command,
         input=bundle.manifest.to_bytes(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        # On a GPU it takes what it needs and not most of what there is: this process may have some.
+        env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
         timeout=_TIMEOUT_S,
         check=False,
     )

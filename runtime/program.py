@@ -5,6 +5,7 @@ JAX does not promise is here alone, so that a release that changes it breaks thi
 
 * `jax.extend.mlir`, to read the StableHLO inside a program, and the names of its operations
 * `jax._src.export.serialization`, for the version of the wrapper
+* `jax.experimental.compilation_cache`, to have compiled programs kept elsewhere from now on
 * that a `jax.export.Exported` is a dataclass, and what its `mlir_module_serialized` holds
 * the name of the event that tells of a compilation
 * that a refused program says something of a compatibility window
@@ -13,7 +14,7 @@ JAX does not promise is here alone, so that a release that changes it breaks thi
 import contextlib
 import dataclasses
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 from jax._src.export import serialization
+from jax.experimental.compilation_cache import compilation_cache
 from jax.extend import mlir
 from jax.extend.mlir import ir
 
@@ -84,6 +86,35 @@ def count_compiles() -> Callable[[], int]:
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     return lambda: len(compiled)
+
+
+@contextlib.contextmanager
+def keeping_compiled(folder: str) -> Iterator[None]:
+    """Keep what is compiled meanwhile in a folder, and take what another process has put there.
+
+    Where JAX was told of a folder already, that one serves. For all threads of this process.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        yield
+        return
+    options = {
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    try:
+        _configure(options)
+        yield
+    finally:
+        _configure(before)
+
+
+def _configure(options: Mapping[str, Any]) -> None:
+    """Set options of JAX's cache, which looks at them once unless it is told to again."""
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 def wide_types(enabled: bool) -> contextlib.AbstractContextManager[Any]:

@@ -70,10 +70,13 @@ def built(version: str) -> dt.date | None:
     Releases come in order, so a bundle that an unknown one wrote lasts at least as long as
     the newest known one before it would let it.
     """
-    if version in BUILT:
-        return BUILT[version]
-    earlier = [day for known, day in BUILT.items() if _order(known) < _order(version)]
+    earlier = [day for known, day in BUILT.items() if _order(known) <= _order(version)]
     return max(earlier, default=None)
+
+
+def is_known(version: str) -> bool:
+    """Say whether it is known when a jax was built."""
+    return any(_order(known) == _order(version) for known in BUILT)
 
 
 def assumed(version: str, today: dt.date) -> dt.date | None:
@@ -87,7 +90,9 @@ def assumed(version: str, today: dt.date) -> dt.date | None:
 
 
 def _order(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:4])
+    """Give what versions are ordered by; 0.12 is 0.12.0, and what is absurd is no error."""
+    numbers = [int(part) for part in re.findall(r"\d{1,9}", version)[:4]]
+    return (*numbers, 0, 0, 0, 0)[:4]
 
 
 def _later(day: dt.date, months: int) -> dt.date:

@@ -23,7 +23,7 @@ from server.config import ServerConfig
 from server.fetching import bundle_at
 from server.overlap import batches_at_once
 from server.service import Service
-from server.trust import let_in, tell_promises
+from server.trust import letting_in, tell_promises
 
 log = logging.getLogger(__name__)
 
@@ -129,8 +129,8 @@ def open_model(config: ServerConfig) -> Opened:
     """
     wait_in_place()
     with bundle_at(config.bundle, config.cache_dir) as bundle:
-        let_in(bundle, config)
-        model = load(bundle, config.device or None, progress=log.info)
+        with letting_in(bundle, config):
+            model = load(bundle, config.device or None, progress=log.info)
         if config.processes > 1 and model.platform != "cpu":
             raise DeviceUnavailable(
                 f"processes: expected 1 on {model.platform}, whose memory one process has, got "

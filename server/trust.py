@@ -1,18 +1,21 @@
 """Whether a bundle may be opened in this process, and how long it stays fit for it."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from runtime.bundle import Bundle
 from runtime.model import Model
-from runtime.probe import probe
+from runtime.probe import probing
 from runtime.promises import summary, today
 from server.config import ServerConfig
 
 log = logging.getLogger(__name__)
 
 
-def let_in(bundle: Bundle, config: ServerConfig) -> None:
+@contextlib.contextmanager
+def letting_in(bundle: Bundle, config: ServerConfig) -> Iterator[None]:
     """Let a bundle in whose digest is required; any other one only once it came through a probe.
 
     Raises:
@@ -20,12 +23,15 @@ def let_in(bundle: Bundle, config: ServerConfig) -> None:
     """
     bundle.require(config.require_digest or None)
     if config.require_digest:
+        yield
         return
     log.info(
         "opening the bundle in a process of its own first; --require-digest sha256:%s saves that",
         bundle.digest,
     )
-    probe(bundle, config.device, remembered=Path(config.cache_dir) if config.cache_dir else None)
+    remembered = Path(config.cache_dir) if config.cache_dir else None
+    with probing(bundle, config.device, remembered=remembered):
+        yield
 
 
 def tell_promises(model: Model) -> None:

@@ -15,7 +15,12 @@ from runtime import device, doctor, model, open_bundle
 from runtime.__main__ import main
 from runtime.doctor import examine, written
 from runtime.promises import BUILT
-from tests.forging import forged, with_expired_programs, with_other_golden
+from tests.forging import (
+    forged,
+    with_deadly_program,
+    with_expired_programs,
+    with_other_golden,
+)
 
 DAY = dt.date(2026, 11, 23)
 HERE = jax.__version__
@@ -129,6 +134,12 @@ def test_memory_that_nobody_tells_is_no_failure(classifier_bundle, monkeypatch):
             "its build date is not known, taken for 2026-11-23: promised to load .exported",
         ),
         (("0.14", dt.date(2027, 4, 1)), 0, "built 2027-04-01: promised to load .stablehlo"),
+        (("0.12", None), 0, "built 2026-10-19: promised to load .exported"),
+        (
+            ("0.11.3", None),
+            0,
+            "its build date is not known, taken for 2026-09-17: promised to load .exported",
+        ),
         (("0.30", dt.date(2032, 1, 1)), 1, "built 2032-01-01: NOT promised to load it"),
         (("0.4.30", None), 1, "older than any that reads bundles: NOT promised to load it"),
     ],
@@ -236,6 +247,84 @@ def test_nothing_is_promised_of_a_strange_writer(classifier_bundle, tmp_path):
     findings = found(forged(classifier_bundle, tmp_path / "b", old))
 
     assert (findings["loads"], findings["exit_status"]) == (True, 1)
+
+
+@mark.e2e
+def test_deadly_bundle_is_examined_all_the_same(tmp_path):
+    """
+    A bundle that ends whoever opens it has its promises told, and the signal: exit status 3.
+    """
+    bundle = with_deadly_program(tmp_path / "deadly")
+
+    findings = found(bundle)
+
+    assert findings["exit_status"] == 3
+    assert findings["promises"]
+    assert told(findings)["loads here"] == (
+        f"NO: bundle {bundle}: ended the process that opened it: SIGSEGV; it is damaged, or made "
+        "to do that"
+    )
+
+
+def test_memory_is_told_where_params_do_not_fit(classifier_bundle, monkeypatch):
+    """
+    A device that has no room for the params fails, and the table says what each program needs.
+    """
+
+    def full(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nat length")
+
+    monkeypatch.setattr(jax, "device_put", full)
+    findings = found(classifier_bundle)
+
+    assert findings["exit_status"] == 5
+    assert findings["error"] == "params: RESOURCE_EXHAUSTED: Out of memory"
+    assert all(program["needs_bytes"] for program in findings["programs"])
+
+
+def test_machines_are_told_of_what_is_no_bundle(tmp_path, capsys):
+    """
+    --json is JSON where there is nothing to examine, too.
+    """
+    assert main(["doctor", str(tmp_path), "--json"]) == 3
+
+    assert json.loads(capsys.readouterr().out) == {
+        "bundle": str(tmp_path),
+        "loads": False,
+        "error": f"bundle {tmp_path}: expected manifest.json, got no regular file of that name; an "
+        "export that was interrupted leaves none",
+        "exit_status": 3,
+    }
+
+
+@mark.parametrize("command", [[], ["doctor"], ["verify"]])
+def test_help_has_the_exit_statuses(capsys, command):
+    """
+    Whoever writes a CI job finds in --help what each exit status means.
+    """
+    with raises(SystemExit):
+        main([*command, "--help"])
+
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(f" {status} " in text.partition("Exit status:")[2] for status in range(6))
+
+
+@mark.parametrize("command", ["doctor", "inspect"])
+def test_text_of_a_bundle_cannot_draw(classifier_bundle, tmp_path, capsys, command):
+    """
+    What somebody wrote into a manifest is shown with its control characters spelt out.
+    """
+
+    def draw(manifest):
+        manifest["exporter"] |= {"jax": "0.12.0.1\x1b[2J\nloads here  yes"}
+
+    bundle = forged(classifier_bundle, tmp_path / "b", {"manifest.json": draw})
+
+    main([command, str(bundle)])
+
+    printed = capsys.readouterr().out
+    assert "0.12.0.1\\x1b[2J\\nloads here  yes" in printed
+    assert "\x1b" not in printed
 
 
 def test_machines_read_json(classifier_bundle, capsys):

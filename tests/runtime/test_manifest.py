@@ -114,9 +114,9 @@ def test_reading_gives_what_was_written(paper):
         param(("drift", "scores"), "0", "expected float, got string at $.drift.scores", id="drift"),
         param(
             ("drift", "scores"),
-            10**400,
-            "expected a finite number, got inf at $.drift.scores",
-            id="int-beyond-float",
+            10**20,
+            "expected integers of 64 bits, got one of 21 digits at $",
+            id="int-beyond-64-bits",
         ),
     ],
 )
@@ -326,6 +326,12 @@ def test_wrong_kind_is_refused_at_its_place(value, place, new, message):
             id="bucket-without-program",
         ),
         param(("goldens",), [], "expected at least one golden at $.goldens", id="no-goldens"),
+        param(
+            ("drift",),
+            {"scores": 0.0, "other": 0.0},
+            "expected some of ['scores'], got 'other' at $.drift",
+            id="drift-of-no-output",
+        ),
         param(
             ("goldens", 0, "rows"),
             0,
@@ -591,6 +597,35 @@ def test_size_is_limited():
     assert refusal(bytes(MAX_MANIFEST_BYTES + 1)) == (
         "manifest.json: expected at most 67108864 bytes, got 67108865 at $"
     )
+
+
+def test_integers_that_multiply_for_ever_are_refused_at_once(value):
+    """
+    Sizes of thousands of digits, and thousands of sizes, would be multiplied for hours.
+    """
+    argument = value["params"]["arguments"][0]
+
+    argument["shape"] = [10**4000] * 400
+    assert refusal(json.dumps(value).encode()) == (
+        "manifest.json: expected integers of 64 bits, got one of 4001 digits at $"
+    )
+    argument["shape"] = [2**63] * 100_000
+    assert refusal(json.dumps(value).encode()) == (
+        "manifest.json: expected at most 64 sizes, got 100000 at $.params.arguments[0].shape"
+    )
+
+
+def test_text_of_a_manifest_stays_in_its_place(value):
+    """
+    What a message repeats of a manifest is printable and not without end.
+    """
+    value["drift"] = {"\x1b[2J\nok": "x"}
+    assert refusal(json.dumps(value).encode()) == (
+        "manifest.json: expected float, got string at $.drift.\\x1b[2J\\nok"
+    )
+
+    value["drift"] = {"n" * 10**6: 0.0}
+    assert len(refusal(json.dumps(value).encode())) < 2100
 
 
 def test_sizes_that_multiply_are_refused_at_once(value):

@@ -44,8 +44,8 @@ def test_probe_reports_the_signal(deadly_bundle):
     """
     A bundle that ends the process that opens it is a BundleError that names the signal.
     """
-    with raises(BundleError) as caught:
-        probe.probe(open_bundle(deadly_bundle), "cpu")
+    with raises(BundleError) as caught, probe.probing(open_bundle(deadly_bundle), "cpu"):
+        pass
 
     assert str(caught.value) == (
         f"bundle {deadly_bundle}: ended the process that opened it: SIGSEGV; it is damaged, or "
@@ -63,26 +63,44 @@ def test_isolated_loading_survives(deadly_bundle):
     assert load(FROZEN, "cpu", isolated=True).manifest.name == "mood"
 
 
-def test_bundle_that_came_through_is_remembered(tmp_path):
+@fixture
+def ran(monkeypatch):
+    """The folders for compiled programs that children were given, one for each child."""
+    run, folders = probe._run, []
+
+    def count(bundle, device, compiled):
+        folders.append(compiled)
+        return run(bundle, device, compiled)
+
+    monkeypatch.setattr(probe, "_run", count)
+    return folders
+
+
+def test_bundle_that_came_through_is_remembered(tmp_path, ran):
     """
     A bundle that opened well is not opened twice, with the same jaxlib and on the same device.
     """
     bundle = open_bundle(FROZEN)
 
-    assert probe.probe(bundle, "cpu", remembered=tmp_path / "cache")
-    assert not probe.probe(bundle, "cpu", remembered=tmp_path / "cache")
+    for _ in range(2):
+        with probe.probing(bundle, "cpu", remembered=tmp_path / "cache"):
+            pass
+    assert len(ran) == 1
     (stamp,) = (tmp_path / "cache" / "opened").iterdir()
     assert stamp.name == f"{bundle.digest}-jaxlib-{version('jaxlib')}-cpu"
 
 
-def test_what_cannot_be_remembered_is_opened_all_the_same(tmp_path):
+def test_what_cannot_be_remembered_is_opened_all_the_same(tmp_path, ran):
     """
     Where nothing can be written a bundle is opened in another process each time.
     """
     (tmp_path / "opened").touch()
 
     for _ in range(2):
-        assert probe.probe(open_bundle(FROZEN), "cpu", remembered=tmp_path)
+        with probe.probing(open_bundle(FROZEN), "cpu", remembered=tmp_path):
+            pass
+
+    assert len(ran) == 2
 
 
 def test_deadly_bundle_is_not_remembered(deadly_bundle, tmp_path):
@@ -90,8 +108,11 @@ def test_deadly_bundle_is_not_remembered(deadly_bundle, tmp_path):
     What ended a process is tried again each time.
     """
     for _ in range(2):
-        with raises(BundleError):
-            probe.probe(open_bundle(deadly_bundle), "cpu", remembered=tmp_path)
+        with (
+            raises(BundleError),
+            probe.probing(open_bundle(deadly_bundle), "cpu", remembered=tmp_path),
+        ):
+            pass
 
     assert list(tmp_path.iterdir()) == []
 
@@ -100,7 +121,8 @@ def test_what_is_wrong_otherwise_is_left_to_find(cuda_bundle, tmp_path):
     """
     A bundle that is refused in order has not crashed: whoever opens it next says why.
     """
-    assert probe.probe(open_bundle(cuda_bundle), "cpu", remembered=tmp_path)
+    with probe.probing(open_bundle(cuda_bundle), "cpu", remembered=tmp_path):
+        pass
 
     assert list(tmp_path.iterdir()) == []
 
@@ -113,8 +135,8 @@ def test_files_on_their_way_are_waited_for(deadly_bundle):
     asked = []
     coming = type(bundle)(bundle.path, bundle.manifest, bundle.digest, asked.append)
 
-    with raises(BundleError, match="SIGSEGV"):
-        probe.probe(coming, "cpu")
+    with raises(BundleError, match="SIGSEGV"), probe.probing(coming, "cpu"):
+        pass
 
     assert asked == list(bundle.manifest.files)
 
@@ -125,12 +147,70 @@ def test_endless_bundle_is_given_up(deadly_bundle, monkeypatch):
     """
     monkeypatch.setattr(probe, "_TIMEOUT_S", 0.01)
 
-    with raises(BundleError) as caught:
-        probe.probe(open_bundle(deadly_bundle), "cpu")
+    with raises(BundleError) as caught, probe.probing(open_bundle(deadly_bundle), "cpu"):
+        pass
 
     assert str(caught.value) == (
-        f"bundle {deadly_bundle}: the process that opened it was not done after 0.01 s"
+        f"bundle {deadly_bundle}: the process that opened it was not done after 0.01 s; if it is "
+        "not damaged, require its digest"
     )
+
+
+_COUNTED = """
+import collections, sys, jax
+from runtime import load
+counts = collections.Counter()
+jax.monitoring.register_event_listener(lambda event, **_: counts.update([event.split("/")[-1]]))
+{first}
+load(sys.argv[1], "cpu", isolated=True)
+print(counts["cache_hits"], jax.config.jax_compilation_cache_dir)
+"""
+
+
+@mark.parametrize(
+    ("first", "told"),
+    [
+        param("", "4 None", id="nothing-compiled-yet"),
+        param("jax.jit(lambda x: x + 1)(1.0)", "4 None", id="something-compiled-before"),
+        param(
+            "jax.config.update('jax_compilation_cache_dir', sys.argv[2])",
+            "0 {theirs}",
+            id="a-cache-of-theirs",
+        ),
+    ],
+)
+def test_nothing_is_compiled_twice(tmp_path, first, told):
+    """
+    What the child compiled is not compiled again, and JAX's cache is then as it was before.
+    """
+    theirs = tmp_path / "theirs"
+
+    status, out, err = run("-c", _COUNTED.format(first=first), str(FROZEN), str(theirs))
+
+    assert (status, out.strip()) == (0, told.format(theirs=theirs)), err
+
+
+def test_what_was_compiled_is_not_kept(ran):
+    """
+    The folder that two processes share is gone when the bundle is open.
+    """
+    load(FROZEN, "cpu", isolated=True)
+
+    assert [Path(folder).exists() for folder in ran] == [False]
+
+
+def test_no_room_for_compiled_programs_is_no_failure(monkeypatch, ran):
+    """
+    Where no temporary folder can be made, both processes compile.
+    """
+
+    def refuse(*_, **__):
+        raise FileNotFoundError("no usable temporary directory")
+
+    monkeypatch.setattr(probe.tempfile, "TemporaryDirectory", refuse)
+
+    assert load(FROZEN, "cpu", isolated=True).manifest.name == "mood"
+    assert ran == [""]
 
 
 @mark.parametrize(
@@ -148,7 +228,7 @@ def test_ends_are_described(status, words):
     assert guard.described(status) == words
 
 
-@mark.parametrize("command", ["verify", "bench", "doctor"])
+@mark.parametrize("command", ["verify", "bench"])
 def test_commands_end_with_an_error(deadly_bundle, command):
     """
     A command that opens the bundle prints one line and ends with 3, not by the signal.
@@ -173,6 +253,15 @@ def test_refresh_leaves_nothing_of_a_deadly_bundle(tmp_path):
     assert not (tmp_path / "new").exists()
     assert run(*command, str(FROZEN))[0] == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "old"]
+
+
+def test_what_is_expendable_goes_first():
+    """
+    Where memory runs out the system ends the child, not the process behind it.
+    """
+    code = "from runtime.guard import be_expendable as b; b(); print(open('/proc/self/oom_score_adj').read())"
+
+    assert run("-c", code)[1].strip() == "1000"
 
 
 @mark.parametrize(

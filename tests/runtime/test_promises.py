@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from pytest import mark
 
 from runtime.entries import Origin
-from runtime.promises import BUILT, assumed, built, promises, summary
+from runtime.promises import BUILT, assumed, built, is_known, promises, summary
 
 DAY = dt.date(2026, 11, 23)
 
@@ -92,6 +92,8 @@ def test_months_end_where_they_end():
         ("0.12.0.2", dt.date(2026, 10, 21)),
         ("0.11.3", dt.date(2026, 9, 17)),
         ("0.13.0.dev20261201", dt.date(2026, 10, 21)),
+        ("0.12", dt.date(2026, 10, 19)),
+        ("9" * 5000, dt.date(2026, 10, 21)),
         ("0.4.30", None),
         ("?", None),
     ],
@@ -112,6 +114,17 @@ def test_unknown_reader_is_taken_for_todays(version, day):
     A jax that is newer than all that are known is judged as if it was built today.
     """
     assert assumed(version, DAY) == day
+
+
+@mark.parametrize(
+    ("version", "known"),
+    [("0.12", True), ("0.12.0", True), ("0.11.3", False), ("0.11", False), ("0.13", False)],
+)
+def test_release_goes_by_its_short_name_too(version, known):
+    """
+    0.12 is 0.12.0, whose build date is known; 0.11.3 is not 0.11.2, and neither is 0.11.
+    """
+    assert is_known(version) is known
 
 
 def test_nothing_is_promised_of_an_unknown_jax():

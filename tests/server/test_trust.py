@@ -1,5 +1,6 @@
 """Which bundles a server lets in, and how long it says that they last."""
 
+import contextlib
 import datetime as dt
 import logging
 import re
@@ -10,7 +11,7 @@ from runtime import BundleError, IntegrityError, open_bundle
 from runtime.promises import promises
 from server import exposition, trust
 from server.config import ConfigError, ServerConfig
-from server.trust import let_in
+from server.trust import letting_in
 from tests.forging import FROZEN, with_deadly_program
 from tests.server.asking import client_for
 from tests.server.fakes import FakeModel
@@ -21,10 +22,20 @@ from tests.serving import TIMEOUT_S, free_port, start
 def probed(monkeypatch):
     """Stands in for the other process: keeps what was to be opened there."""
     asked = []
-    monkeypatch.setattr(
-        trust, "probe", lambda *arguments, **options: asked.append((arguments, options))
-    )
+
+    @contextlib.contextmanager
+    def probing(*arguments, **options):
+        asked.append((arguments, options))
+        yield
+
+    monkeypatch.setattr(trust, "probing", probing)
     return asked
+
+
+def let_in(bundle, config):
+    """Let a bundle in, and do nothing with it."""
+    with letting_in(bundle, config):
+        pass
 
 
 def test_any_bundle_is_probed(probed, caplog, tmp_path):
@@ -132,7 +143,7 @@ def test_probe_that_fails_keeps_the_bundle_out(monkeypatch):
     def fail(*_, **__):
         raise BundleError("bundle b: ended the process that opened it: SIGSEGV")
 
-    monkeypatch.setattr(trust, "probe", fail)
+    monkeypatch.setattr(trust, "probing", fail)
 
     with raises(BundleError, match="SIGSEGV"):
         let_in(open_bundle(FROZEN), ServerConfig(bundle=str(FROZEN)))
