@@ -5,6 +5,7 @@ Forking is safe here for it comes first, before JAX is imported: there are no th
 
 import contextlib
 import ctypes
+import itertools
 import os
 import resource
 import signal
@@ -35,9 +36,16 @@ def step_aside() -> None:
     def pass_on(number: int, _: FrameType | None) -> None:
         os.kill(child, number)
 
+    def interrupted(_: int, __: FrameType | None) -> None:
+        # A terminal sends it to the child as well. Native code does not hear it: the second
+        # time is meant in earnest.
+        if next(interrupts):
+            os.kill(child, signal.SIGTERM)
+
+    interrupts = itertools.count()
     signal.signal(signal.SIGTERM, pass_on)
     signal.signal(signal.SIGHUP, pass_on)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the child as well
+    signal.signal(signal.SIGINT, interrupted)
     _, status = os.waitpid(child, 0)
     if not os.WIFSIGNALED(status):
         sys.stdout.flush()

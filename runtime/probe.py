@@ -25,7 +25,15 @@ _TIMEOUT_S = 900
 
 # What the child ends with where it came to an end by itself, whether or not all was well.
 OPENED, REFUSED = 0, 3
-_CHILD = "import sys; sys.path[:] = sys.argv.pop(1).split('\\n'); from runtime.probed import main; main(sys.argv[1:])"
+# Expendable before it imports JAX: who is ended meanwhile leaves nothing behind.
+_CHILD = """
+import sys
+sys.path[:] = sys.argv.pop(1).split("\\n")
+from runtime.guard import be_expendable
+be_expendable()
+from runtime.probed import main
+main(sys.argv[1:])
+"""
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from runtime.bundle import Bundle
 from runtime.device import find_device
-from runtime.guard import be_expendable
 from runtime.manifest import Manifest
 from runtime.model import assemble, compile_all
 from runtime.probe import OPENED, REFUSED
@@ -18,7 +17,6 @@ from runtime.verify import golden_rows
 def main(argv: Sequence[str]) -> None:
     """Open the bundle whose manifest comes in; ends the process."""
     path, device, compiled = argv
-    be_expendable()
     wait_in_place()
     bundle = Bundle(Path(path), Manifest.from_bytes(sys.stdin.buffer.read()), digest="")
     try:

@@ -6,6 +6,7 @@ import shutil
 
 from pytest import fixture, mark
 
+from bench.fuzz import __main__ as fuzz
 from runtime.customcalls import ALLOWED
 from runtime.promises import BUILT
 from tests import skew
@@ -37,7 +38,7 @@ def test_the_page_goes_as_it_shows(folder):
             status, printed = run_command(command, folder, environ)
             assert (status, alike(shown, printed)) == (0, True), f"$ {command}\n{printed}"
             ran += 1
-    assert ran == 5
+    assert ran == 6
 
 
 def test_the_table_of_tries_is_whole():
@@ -59,6 +60,25 @@ def test_the_table_of_tries_is_whole():
         ] in rows
         assert [f"exported by jax {writer}", *["from `.exported`"] * 2] in rows
     assert "FAILED" not in table
+
+
+def test_the_fuzzers_table_is_of_a_whole_run():
+    """What the page says of 2,000 alterations is what a run put there, and none ended the server."""
+    made = PAGE.split(fuzz.BEGIN)[1].split(fuzz.END)[0]
+    header, _, *rows, blank, summary = made.splitlines()
+    cells = [int(cell) for row in rows for cell in row.split("|")[2:-1]]
+
+    assert sum(cells) == 2000
+    assert [row.split("|")[1].strip() for row in rows] == [
+        "exported",
+        "golden",
+        "manifest",
+        "params",
+        "stablehlo",
+    ]
+    assert blank == ""
+    assert "server" not in header
+    assert summary.startswith("2000 alterations: 0 ended the server, 0 accidents were accepted; ")
 
 
 def test_the_range_of_jax_is_the_one_that_was_tried():

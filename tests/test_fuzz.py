@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pytest import mark, param
 
-from bench.fuzz.__main__ import bad, table
+from bench.fuzz.__main__ import BEGIN, END, bad, put_into, table
 from bench.fuzz.mutations import MANIFEST, forge, mutate
 from runtime import BundleError, open_bundle
 from tests.forging import FROZEN
@@ -115,3 +115,26 @@ def test_what_must_never_be_is_told_apart(outcome, expected):
     """
     assert bad(outcome) is expected
     assert outcome in table([(0, "programs/b1.exported", outcome)])
+
+
+def test_table_takes_the_place_of_the_last_one(tmp_path):
+    """
+    A run puts its table into a page, and leaves what stands around it.
+    """
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}old\n{END}after\n")
+
+    put_into(
+        page, table([(0, "golden/0.safetensors", "refused"), (1, "manifest.json", "child: X")])
+    )
+
+    assert page.read_text() == (
+        f"before\n{BEGIN}"
+        "| altered | refused | same answers | other answers | child: X |\n"
+        "| --- | ---: | ---: | ---: | ---: |\n"
+        "| golden | 1 | 0 | 0 | 0 |\n"
+        "| manifest | 0 | 0 | 0 | 1 |\n"
+        "\n"
+        "2 alterations: 0 ended the server, 0 accidents were accepted; 0 forgeries answered "
+        f"otherwise and passed the goldens\n{END}after\n"
+    )

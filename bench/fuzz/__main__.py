@@ -1,6 +1,6 @@
 """`python -m bench.fuzz`: alter a bundle thousands of times, and open what comes out.
 
-    python -m bench.fuzz --mutations 2000 --seed 1
+    python -m bench.fuzz --mutations 2000 --seed 1 --page docs/compatibility.md
 
 Each alteration is tried twice:
 
@@ -23,9 +23,13 @@ import time
 from pathlib import Path
 
 from bench.fuzz.mutations import forge, mutate
-from bench.fuzz.opening import OTHER, Opener
+from bench.fuzz.opening import OTHER, REFUSED, SAME, Opener
 from runtime.bundle import open_bundle
 from runtime.errors import BundleError
+
+ACCEPTED = "accident accepted"
+_USUAL = (REFUSED, SAME, OTHER)
+BEGIN, END = "<!-- made by python -m bench.fuzz --page -->\n", "<!-- end of it -->\n"
 
 
 def main(argv: list[str]) -> int:
@@ -36,6 +40,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--mutations", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write each outcome there")
+    parser.add_argument("--page", type=Path, help="put the table there, where the last one is")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         bundle = arguments.bundle or _made(Path(folder) / "small")
@@ -43,6 +48,8 @@ def main(argv: list[str]) -> int:
     if arguments.json:
         arguments.json.write_text(json.dumps(outcomes))
     print(table(outcomes))
+    if arguments.page:
+        put_into(arguments.page, table(outcomes))
     return int(any(bad(outcome) for _, _, outcome in outcomes))
 
 
@@ -64,7 +71,7 @@ def fuzz(bundle: Path, mutations: int, seed: int) -> list[tuple[int, str, str]]:
             altered = Path(folder) / bundle.name
             name = mutate(bundle, altered, rng)
             if _accepted(altered, digest):
-                outcomes.append((number, name, "accident accepted"))
+                outcomes.append((number, name, ACCEPTED))
             forge(altered, name)
             outcomes.append((number, name, opener.open(altered)))
         if number % 100 == 99:
@@ -84,17 +91,26 @@ def _accepted(altered: Path, digest: str) -> bool:
 
 def bad(outcome: str) -> bool:
     """Say whether this must never be."""
-    return outcome.startswith("server: ") or outcome == "accident accepted"
+    return outcome.startswith("server: ") or outcome == ACCEPTED
 
 
 def table(outcomes: list[tuple[int, str, str]]) -> str:
-    """Write how often what happened to which kind of file."""
+    """Write, in Markdown, how often what happened to which kind of file."""
     counts = collections.Counter((_kind(name), outcome) for _, name, outcome in outcomes)
-    lines = [f"{kind:<10} {outcome:<24} {n:>6}" for (kind, outcome), n in sorted(counts.items())]
-    total = len(outcomes)
+    columns = [*_USUAL, *sorted({outcome for _, outcome in counts}.difference(_USUAL))]
+    rows = [
+        ["altered", *columns],
+        ["---", *["---:"] * len(columns)],
+        *(
+            [kind, *(str(counts[kind, outcome]) for outcome in columns)]
+            for kind in sorted({kind for kind, _ in counts})
+        ),
+    ]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
     ended = sum(n for (_, outcome), n in counts.items() if outcome.startswith("server: "))
     unseen = sum(n for (_, outcome), n in counts.items() if outcome == OTHER)
-    accepted = sum(n for (_, outcome), n in counts.items() if outcome == "accident accepted")
+    accepted = sum(n for (_, outcome), n in counts.items() if outcome == ACCEPTED)
+    total = len({number for number, *_ in outcomes})
     return "\n".join(
         [
             *lines,
@@ -105,6 +121,13 @@ def table(outcomes: list[tuple[int, str, str]]) -> str:
             ),
         ]
     )
+
+
+def put_into(page: Path, text: str) -> None:
+    """Replace what an earlier run put into a page."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}{text}\n{end}{after}")
 
 
 def _kind(name: str) -> str:

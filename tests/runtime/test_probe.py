@@ -303,6 +303,47 @@ def test_guard_passes_signals_on():
         os.kill(child, 0)
 
 
+def test_second_interrupt_ends_what_does_not_hear():
+    """
+    A child that is deep in native code does not hear Ctrl-C; pressed again it ends it.
+    """
+    code = (
+        "import os, signal, time; from runtime.guard import step_aside; step_aside(); "
+        "signal.signal(signal.SIGINT, signal.SIG_IGN); print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        child = int(process.stdout.readline())
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+
+    assert process.returncode == -signal.SIGTERM
+    with raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+def test_interrupted_command_says_nothing():
+    """
+    Ctrl-C ends a command by the signal, without a traceback.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runtime", "verify", str(FROZEN), "--device", "cpu"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        assert process.stderr.readline().startswith("compiling ")
+        os.killpg(process.pid, signal.SIGINT)
+        rest = process.stderr.read()
+
+    assert process.returncode == -signal.SIGINT
+    assert "Traceback" not in rest
+
+
 def test_required_digest_is_the_only_one_taken(capsys):
     """
     With --require-digest a command takes the bundle of this digest, and refuses any other.
