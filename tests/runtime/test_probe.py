@@ -171,7 +171,7 @@ print(counts["cache_hits"], jax.config.jax_compilation_cache_dir)
     ("first", "told"),
     [
         param("", "4 None", id="nothing-compiled-yet"),
-        param("jax.jit(lambda x: x + 1)(1.0)", "4 None", id="something-compiled-before"),
+        param("load(sys.argv[1], 'cpu', isolated=True)", "8 None", id="another-before"),
         param(
             "jax.config.update('jax_compilation_cache_dir', sys.argv[2])",
             "0 {theirs}",
