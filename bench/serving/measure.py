@@ -56,7 +56,7 @@ class Running:
         process.wait_until(
             lambda: workload.answers_at_all(self._url, self.server.dialect, *self._first),
             self._processes,
-            120,
+            300,  # two processes that prove MiniLM one after the other, on two cores
         )
         self._work.check(self._url, self.server.dialect)
         self._processes.pause()
@@ -163,13 +163,17 @@ def measure(
     seconds: float,
     tell: Callable[[Row], None],
 ) -> list[Row]:
-    """Measure every cell once a round, each round in another order."""
+    """Measure every cell once a round, each round in another order.
+
+    Cells that are compared follow each other: a machine that others use too keeps its speed for
+    seconds, not for a round.
+    """
     rows = []
     order = random.Random(0)  # noqa: S311 (a shuffle)
     cells = [(one, n) for one in running for n in one.server.connections]
     for number in range(rounds):
         order.shuffle(cells)
-        for one, connections in cells:
+        for one, connections in together(cells):
             server, before = one.server, os.getloadavg()[0]
             rows.append(
                 Row(
@@ -184,3 +188,15 @@ def measure(
             )
             tell(rows[-1])
     return rows
+
+
+def together(cells: Sequence[tuple[Any, int]]) -> list[tuple[Any, int]]:
+    """Bring the cells of one model and one number of connections together, in their order.
+
+    What has no connections, the bare programs, goes with the most of them.
+    """
+    most = max(n for _, n in cells)
+    groups: dict[tuple[str, int], list[tuple[Any, int]]] = {}
+    for one, n in cells:
+        groups.setdefault((one.server.model, n or most), []).append((one, n))
+    return [cell for group in groups.values() for cell in group]
