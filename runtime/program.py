@@ -8,12 +8,14 @@ JAX does not promise is here alone, so that a release that changes it breaks thi
 * `jax.experimental.compilation_cache`, to have compiled programs kept elsewhere from now on
 * that a `jax.export.Exported` is a dataclass, and what its `mlir_module_serialized` holds
 * the name of the event that tells of a compilation
+* `NPROC`, which XLA's CPU client takes the size of its thread pools from
 * that a refused program says something of a compatibility window
 """
 
 import contextlib
 import dataclasses
 import importlib.metadata
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -68,6 +70,15 @@ def wait_in_place() -> None:
     call were seen. To be called before any device is used.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def compute_with(threads: int) -> None:
+    """Have the CPU's programs compute with so many threads, where NPROC does not say how many.
+
+    XLA takes as many as the machine has cores otherwise. To be called before any device is used,
+    and while no other thread may read the environment.
+    """
+    os.environ.setdefault("NPROC", str(threads))
 
 
 def count_compiles() -> Callable[[], int]:

@@ -29,8 +29,10 @@ if os.getpid() == 1:
 with needing("server"):
     import uvloop
 
+    from runtime.program import compute_with
     from server import bench, doctor, logs
     from server.config import ConfigError, ServerConfig
+    from server.cores import cores_here, share
     from server.http_server import listen
     from server.options import parse
     from server.process import Process
@@ -47,6 +49,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> None:
         print(f"error: {error}", file=sys.stderr)
         _exit(EXIT_CONFIG)
     logs.set_up(config.log_format, config.trace_project)
+    compute_with(share(config.processes, cores_here()))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config))
 

@@ -15,8 +15,10 @@ from typing import Any
 
 from flask import Flask
 
+from runtime.program import compute_with
 from server import logs
 from server.config import ServerConfig
+from server.cores import cores_here
 from server.http_app import create_app, make_wait
 from server.opening import EXIT_DEVICE, open_service
 from server.options import parse
@@ -81,4 +83,5 @@ def create() -> Application:
     """
     config = parse([], os.environ)
     logs.set_up(config.log_format, config.trace_project)
+    compute_with(cores_here())
     return Application(config)
