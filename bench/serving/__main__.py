@@ -64,7 +64,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="servers; default: all")
     parser.add_argument("--model", choices=("text_classifier", "minilm"), help="default: both")
     parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout of ours")
-    parser.add_argument("--save", action="store_true", help="write bench/results/serving-DATE.*")
+    parser.add_argument(
+        "--save", action="store_true", help="write bench/results/serving-DATE-pythonVERSION.*"
+    )
     arguments = parser.parse_args()
     arguments.rounds = arguments.rounds or (2 if arguments.quick else 6)
     arguments.seconds = arguments.seconds or (2.0 if arguments.quick else 4.0)
@@ -81,7 +83,7 @@ def run(arguments: argparse.Namespace) -> tuple[list[measure.Row], dict[str, flo
         and arguments.model in {None, server.model}
     ]
     if not prepare.has_triton():
-        print("triton is left out: it needs a Python with a shared libpython")
+        print("triton is left out: it needs Python 3.12 with a shared libpython")
     works = {
         "text_classifier": workload.texts(prepare.params()),
         "minilm": workload.sentences(prepare.BUNDLES["minilm"]),
@@ -106,7 +108,7 @@ def tell(row: measure.Row) -> None:
 def save(name, rows, summary, **more) -> None:
     RESULTS.mkdir(exist_ok=True)
     day = dt.datetime.now(dt.UTC).date().isoformat()
-    path = RESULTS / f"{name}-{day}.json"
+    path = RESULTS / f"{name}-{day}-python{prepare.VERSION}.json"
     found = {
         "machine": describe(),
         "peers": prepare.versions(),

@@ -22,6 +22,8 @@ PEERS_PYTHON = PEERS / "bin" / "python"
 TRITON_ENV = BUILD / "peers-triton"
 TRITON_SITE = TRITON_ENV / "lib" / f"python{VERSION}" / "site-packages"
 TRITON = TRITON_SITE / "pytriton" / "tritonserver"
+# The NumPy that it needs has no wheels for any later Python.
+TRITON_PYTHON = "3.12"
 REQUIREMENTS = {
     PEERS: Path(__file__).with_name("requirements.txt"),
     TRITON_ENV: Path(__file__).with_name("requirements-triton.txt"),
@@ -64,6 +66,8 @@ def bundles() -> None:
 def peers() -> None:
     """Make the peers' environments, anew whenever their requirements change."""
     for folder, requirements in REQUIREMENTS.items():
+        if folder is TRITON_ENV and VERSION != TRITON_PYTHON:
+            continue
         stamp, wanted = folder / "requirements.txt", requirements.read_text()
         if not stamp.exists() or stamp.read_text() != wanted:
             run(PYTHON, "-m", "venv", "--clear", str(folder))
@@ -80,6 +84,8 @@ def versions() -> dict[str, str]:
     names = {"mosec", "litserve", "nvidia-pytriton", "gunicorn", "Flask", "jax", "numpy"}
     found = {}
     for folder, requirements in REQUIREMENTS.items():
+        if folder is TRITON_ENV and VERSION != TRITON_PYTHON:
+            continue
         for line in requirements.read_text().splitlines():
             name, _, version = line.partition("==")
             if name in names:
