@@ -8,10 +8,20 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+import server.options
 from runtime.bundle import Bundle
 from server.artifacts import CloudFolder
+from server.config import ConfigError
 
 PORT, GRPC_PORT = 8080, 8001
+# Variables that say what the calls say as well.
+_OWN = tuple(
+    f"HLOSERVE_{name}"
+    for name in (
+        *("BUNDLE", "REQUIRE_DIGEST", "HOST", "PORT", "GRPC_PORT"),
+        *("PREDICT_ROUTE", "HEALTH_ROUTE"),
+    )
+)
 _PROBE = "import urllib.request as r; r.urlopen('http://127.0.0.1:{port}{path}', timeout=9)"
 
 
@@ -93,6 +103,31 @@ def _check(options: argparse.Namespace, bundle: Bundle) -> None:
         raise Wrong(f"--deployment-timeout-s: expected 1 to 7200, got {got}")
 
 
+def _environment(options: argparse.Namespace) -> dict[str, str]:
+    """Give the variables that were asked for, once the server would take them."""
+    found = {}
+    for item in options.env:
+        name, equals, value = item.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise Wrong(f"--env: expected NAME=VALUE, got {item!r}")
+        if name.startswith("AIP_") or name in _OWN:
+            raise Wrong(f"--env: expected a variable that deploying leaves free, got {name}")
+        if name.startswith("HLOSERVE_") and name not in _known_variables():
+            raise Wrong(f"--env: {name} is no variable of the server; see python -m server --help")
+        found[name] = value
+    try:
+        config = server.options.parse([], {**found, "HLOSERVE_BUNDLE": "gs://there"})
+    except ConfigError as error:
+        raise Wrong(f"--env: {error}") from None
+    if config.processes > 1 and options.accelerator_type:
+        raise Wrong(f"--env: expected one process on a GPU, got {config.processes}")
+    return found
+
+
+def _known_variables() -> set[str]:
+    return {name for option in server.options.options() for name in option.variables}
+
+
 def _where(options: argparse.Namespace) -> list[str]:
     return [f"--project={options.project}", f"--region={options.region}"]
 
@@ -111,6 +146,7 @@ def _model(options: argparse.Namespace, name: str, folder: CloudFolder, digest: 
         "serving_container_environment_variables": {
             "HLOSERVE_REQUIRE_DIGEST": f"sha256:{digest}",
             "HLOSERVE_LOG_FORMAT": "json",
+            **_environment(options),
         },
         "serving_container_deployment_timeout": options.deployment_timeout_s,
     }
@@ -138,11 +174,12 @@ def _flag(key: str, value: Any) -> str:
     key = key.removeprefix("serving_").replace("environment_variables", "env_vars")
     key = key.replace("deployment_timeout", "deployment_timeout_seconds")
     if isinstance(value, dict):
-        value = ",".join(f"{k}={v}" for k, v in value.items())
+        value = [f"{k}={v}" for k, v in value.items()]
     if isinstance(value, list):
-        # gcloud reads the separator from in front where it is not a comma, which code may hold.
-        code = any("," in str(item) for item in value)
-        value = "^|^" + "|".join(value) if code else ",".join(map(str, value))
+        # gcloud reads the separator from in front where it is not a comma, which an item may hold.
+        items = list(map(str, value))
+        mark = next((mark for mark in ",|;#~" if not any(mark in item for item in items)), ",")
+        value = mark.join(items) if mark == "," else f"^{mark}^{mark.join(items)}"
     return f"--{key.replace('_', '-')}={value}"
 
 

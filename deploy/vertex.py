@@ -100,6 +100,13 @@ def parser() -> Parser:
     )
     p.add_argument("--grpc", action="store_true", help=f"let gRPC in, to port {GRPC_PORT}")
     p.add_argument("--probes", action="store_true", help="have Vertex probe inside the container")
+    p.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="variable of the container, such as HLOSERVE_PROCESSES=4; may be repeated",
+    )
     p.add_argument("--machine-type", default="n1-standard-4", help="(default: %(default)s)")
     p.add_argument("--accelerator-type", metavar="TYPE", help="such as NVIDIA_L4")
     p.add_argument("--accelerator-count", type=int, default=1, metavar="N")

@@ -197,6 +197,23 @@ def test_a_canary_goes_to_an_endpoint_that_is_there(cloud, argv):
     assert deployment["trafficSplit"] == {"0": 10, "7": 90}
 
 
+def test_the_server_is_told_what_is_asked_for(cloud, argv, digest, capsys):
+    """Variables of the server go with the model, and into gcloud's line whatever they hold."""
+    asked = {"HLOSERVE_PROCESSES": "4", "HLOSERVE_LOG_FORMAT": "text", "TAGS": "a,b"}
+    options = [f"--env={name}={value}" for name, value in asked.items()]
+    assert vertex.main([*argv, *options]) == 0
+    [body] = [body for _, path, body in cloud.sent if path.endswith("models:upload")]
+    assert vertex.main([*argv, *options, "--dry-run"]) == 0
+    [line] = [li for li in capsys.readouterr().out.splitlines() if "models upload" in li]
+
+    told = {one["name"]: one["value"] for one in body["model"]["containerSpec"]["env"]}
+    assert {name: told[name] for name in asked} == asked
+    assert told["HLOSERVE_REQUIRE_DIGEST"].startswith(f"sha256:{digest}")
+    [flag] = [word for word in shlex.split(line) if word.startswith("--container-env-vars=")]
+    assert flag.startswith("--container-env-vars=^|^HLOSERVE_REQUIRE_DIGEST=")
+    assert flag.endswith("|HLOSERVE_LOG_FORMAT=text|HLOSERVE_PROCESSES=4|TAGS=a,b")
+
+
 def test_probes_are_those_of_the_server(cloud, argv):
     """Started is who lives, though it loads; healthy is who is ready."""
     assert vertex.main([*argv, "--probes", "--shared"]) == 0
@@ -368,6 +385,27 @@ def test_gcloud_is_told_what_the_sdk_adds(argv, capsys):
         (
             ["--min-replicas", "2"],
             "replicas: expected 1 <= --min-replicas <= --max-replicas, got 2 to 1",
+        ),
+        (["--env", "A"], "--env: expected NAME=VALUE, got 'A'"),
+        (
+            ["--env", "AIP_HTTP_PORT=1"],
+            "--env: expected a variable that deploying leaves free, got AIP_HTTP_PORT",
+        ),
+        (
+            ["--env", "HLOSERVE_PORT=1"],
+            "--env: expected a variable that deploying leaves free, got HLOSERVE_PORT",
+        ),
+        (
+            ["--env", "HLOSERVE_WORKERS=4"],
+            "--env: HLOSERVE_WORKERS is no variable of the server; see python -m server --help",
+        ),
+        (
+            ["--env", "HLOSERVE_PROCESSES=many"],
+            "--env: HLOSERVE_PROCESSES: expected a whole number, got 'many'",
+        ),
+        (
+            ["--env", "HLOSERVE_PROCESSES=4", "--accelerator-type", "NVIDIA_L4"],
+            "--env: expected one process on a GPU, got 4",
         ),
         (
             ["--deployment-timeout-s", "7201"],
