@@ -21,6 +21,8 @@ _CRASHES = {
     *(signal.SIGFPE, signal.SIGILL, signal.SIGTRAP),
 }
 
+_PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
 
 def step_aside() -> None:
     """Go on in a child; this process waits for it, and ends as it did.
@@ -28,24 +30,30 @@ def step_aside() -> None:
     A crash is reported as an error with the signal, and the exit status of a bundle that cannot
     be used.
     """
+    # One that comes between the fork and the handlers would end this process alone.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
     child = os.fork()
     if child == 0:
         be_expendable()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return
 
     def pass_on(number: int, _: FrameType | None) -> None:
-        os.kill(child, number)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(child, number)
 
     def interrupted(_: int, __: FrameType | None) -> None:
         # A terminal sends it to the child as well. Native code does not hear it: the second
         # time is meant in earnest.
         if next(interrupts):
-            os.kill(child, signal.SIGTERM)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            pass_on(signal.SIGTERM, None)
 
     interrupts = itertools.count()
     signal.signal(signal.SIGTERM, pass_on)
     signal.signal(signal.SIGHUP, pass_on)
     signal.signal(signal.SIGINT, interrupted)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     _, status = os.waitpid(child, 0)
     if not os.WIFSIGNALED(status):
         sys.stdout.flush()

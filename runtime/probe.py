@@ -11,7 +11,6 @@ import importlib.metadata
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from runtime.bundle import Bundle
 from runtime.errors import BundleError
 from runtime.guard import described
 from runtime.program import keeping_compiled
+from runtime.scratch import passing
 
 # Beyond this a bundle is thought to loop for ever: one flipped bit can do that as well.
 _TIMEOUT_S = 900
@@ -66,12 +66,15 @@ def probing(bundle: Bundle, device: str = "", *, remembered: Path | None = None)
             yield
 
 
-def _shared_folder() -> contextlib.AbstractContextManager[str]:
+@contextlib.contextmanager
+def _shared_folder() -> Iterator[str]:
     """Make a folder for compiled programs; where none can be, give no name: it only saves time."""
-    try:
-        return tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True)
-    except OSError:
-        return contextlib.nullcontext("")
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = str(stack.enter_context(passing("hloserve-compiled-")))
+        except OSError:
+            folder = ""
+        yield folder
 
 
 def _probe(bundle: Bundle, device: str, compiled: str) -> bool:

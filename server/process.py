@@ -6,9 +6,9 @@ import dataclasses
 import functools
 import logging
 import signal
-import tempfile
 from collections.abc import Callable
 
+from runtime.scratch import passing
 from server.board import Board
 from server.config import ServerConfig
 from server.grpc_api import Entrance
@@ -117,8 +117,8 @@ class Process:
         with contextlib.ExitStack() as stack:
             if self._joiners is not None and config.remote and not config.cache_dir:
                 # What comes from afar comes once.
-                kept = tempfile.TemporaryDirectory(prefix="hloserve-", ignore_cleanup_errors=True)
-                config = dataclasses.replace(config, cache_dir=stack.enter_context(kept))
+                kept = stack.enter_context(passing("hloserve-kept-"))
+                config = dataclasses.replace(config, cache_dir=str(kept))
             listening = self._joined is None
             failed = await open_service(
                 self._service,

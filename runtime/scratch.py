@@ -1,0 +1,56 @@
+"""Directories that go with the process that uses them, however it ends."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def passing(prefix: str) -> Iterator[Path]:
+    """Give a directory that goes when the context ends, or once a process is started anew.
+
+    A process that is killed, or told to stop while it starts, leaves its directory behind, and a
+    container's /tmp may outlive it. Whoever uses a directory holds its lock, which no process
+    takes along when it ends.
+
+    Args:
+      prefix: of the directory's name; what was left with the same one is removed.
+
+    Raises:
+      OSError: it cannot be made.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        _remove(left)
+    with contextlib.ExitStack() as stack:
+        yield _make(prefix, stack)
+
+
+def _make(prefix: str, stack: contextlib.ExitStack) -> Path:
+    while True:
+        made = tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
+        path = Path(stack.enter_context(made))
+        # Before it is locked, another start may take it for one that was left.
+        with contextlib.suppress(FileNotFoundError):
+            stack.enter_context(_lock(path))
+            if path.exists():
+                return path
+
+
+def _remove(left: Path) -> None:
+    """Remove a directory that nobody uses."""
+    with contextlib.suppress(OSError), _lock(left, fcntl.LOCK_NB):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _lock(path: Path, how: int = 0) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | how)
+        yield
+    finally:
+        os.close(descriptor)
