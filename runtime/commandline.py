@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import importlib.util
 import itertools
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,17 @@ def needing(extra: str, *packages: str) -> Iterator[None]:
 def _expect(package: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ModuleNotFoundError(name=package)
+
+
+def seconds(text: str) -> float:
+    """Read a length of time, as the type of an option."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise argparse.ArgumentTypeError(f"expected seconds, more than 0, got {text!r}")
+    return found
 
 
 class Parser(argparse.ArgumentParser):

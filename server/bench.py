@@ -8,7 +8,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import math
 import signal
 import socket
 import subprocess
@@ -20,7 +19,7 @@ import numpy as np
 import orjson
 
 from runtime.bundle import Bundle, open_bundle
-from runtime.commandline import Parser
+from runtime.commandline import Parser, seconds
 from runtime.description import columns
 from runtime.errors import BundleError
 from runtime.signature import Signature
@@ -91,7 +90,7 @@ def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     load.add_argument(
         "--seconds",
-        type=_duration,
+        type=seconds,
         default=5.0,
         metavar="SECONDS",
         help="length of a measurement, after a fifth of it to warm up (default: 5)",
@@ -114,16 +113,6 @@ def _count(text: str) -> int:
 
 def _counts(text: str) -> list[int]:
     return [_count(part) for part in text.split(",")]
-
-
-def _duration(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"expected seconds, got {text!r}")
-    return seconds
 
 
 def requests_of(bundle: Bundle, rows: int) -> list[bytes]:

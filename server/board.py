@@ -8,11 +8,10 @@ stand. What is read while it is being written is seen by its checksum.
 import asyncio
 import mmap
 import os
-import pickle
 import struct
 import zlib
 
-from server.figures import Figures, figures_of, together
+from server.figures import Figures, figures_of, read, together, write
 from server.service import Service
 
 # A place holds about 10 KB of counts, labels and all.
@@ -46,7 +45,7 @@ class Board:
 
     def write(self, figures: Figures) -> None:
         """Write this process's figures."""
-        data = pickle.dumps(figures)
+        data = write(figures)
         at = self._mine * PLACE_BYTES
         if _HEAD.size + len(data) <= PLACE_BYTES:
             self._memory[at + _HEAD.size : at + _HEAD.size + len(data)] = data
@@ -69,8 +68,7 @@ class Board:
         data = self._memory[at + _HEAD.size : at + _HEAD.size + size]
         if not data or zlib.crc32(data) != checksum:
             return None
-        figures: Figures = pickle.loads(data)  # noqa: S301 (written by a process of this server)
-        return figures
+        return read(data)
 
     def gather(self, service: Service) -> Figures:
         """Give the figures of all processes, this one's as they are now."""

@@ -5,7 +5,6 @@ Without a command it only says how many instances of a bundle fit into a request
 
 import argparse
 import json
-import math
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from runtime.bundle import Bundle, open_bundle
-from runtime.commandline import Parser
+from runtime.commandline import Parser, seconds
 from runtime.description import columns
 from runtime.errors import BundleError
 from server.bench import instances_of
@@ -103,7 +102,7 @@ def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument(
         "--start-s",
-        type=_seconds,
+        type=seconds,
         default=Times().start,
         metavar="S",
         help="longest until the server is healthy, in seconds (default: 600)",
@@ -111,16 +110,6 @@ def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     words = list(argv)
     at = words.index("--") if "--" in words else len(words)
     return parser.parse_args(words[:at]), words[at + 1 :]
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"expected seconds, more than 0, got {text!r}")
-    return seconds
 
 
 def _notes(bundle: Bundle, weights: Sequence[Encoding]) -> list[str]:

@@ -4,6 +4,8 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 
+import orjson
+
 from runtime.device import live_arrays, memory_in_use
 from server.metrics import Metrics, total
 from server.service import Service
@@ -57,4 +59,18 @@ def together(several: Sequence[Figures]) -> Figures:
         sum(figures.arrays for figures in several),
         sum(memory) if memory else None,
         tuple(pid for figures in several for pid in figures.pids),
+    )
+
+
+def write(figures: Figures) -> bytes:
+    """Write figures for another process of the same server to read."""
+    fields = {field.name: getattr(figures, field.name) for field in dataclasses.fields(figures)}
+    return orjson.dumps({**fields, "metrics": figures.metrics.plain()})
+
+
+def read(data: bytes) -> Figures:
+    """Read what `write` wrote."""
+    found = orjson.loads(data)
+    return Figures(
+        **{**found, "metrics": Metrics.of(found["metrics"]), "pids": tuple(found["pids"])}
     )

@@ -5,7 +5,8 @@ import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 # OpenTelemetry's advised bounds, extended downwards: most answers take less than 5 ms.
 SECONDS = (.0005, .001, .002, .005, .01, .025, .05, .075, .1, .25, .5, .75, 1.0, 2.5, 5.0, 7.5, 10.0)  # fmt: skip
@@ -24,17 +25,24 @@ _REASONS = {
 }
 
 
+@dataclasses.dataclass(slots=True)
 class Histogram:
     """How many values lie below each bound, and their sum.
 
-    Args:
+    Attributes:
       bounds: increasing.
+      counts: of the values up to each bound and beyond the one before; the last, beyond all.
+      sum: of the values.
     """
 
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
+    bounds: Sequence[float]
+    counts: list[int] = dataclasses.field(default_factory=list)
+    sum: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Begin at nothing; JSON has lists alone."""
+        self.bounds = tuple(self.bounds)
+        self.counts = self.counts or [0] * (len(self.bounds) + 1)
 
     @property
     def count(self) -> int:
@@ -43,7 +51,7 @@ class Histogram:
 
     def observe(self, value: float) -> None:
         """Count a value."""
-        self.counts[bisect.bisect_left(self._bounds, value)] += 1
+        self.counts[bisect.bisect_left(self.bounds, value)] += 1
         self.sum += value
 
     def merge(self, other: "Histogram") -> None:
@@ -53,7 +61,7 @@ class Histogram:
 
     def buckets(self) -> list[tuple[str, float]]:
         """Give each bound, as text, with the number of values up to it."""
-        names = [*map(str, self._bounds), "+Inf"]
+        names = [*map(str, self.bounds), "+Inf"]
         return list(zip(names, itertools.accumulate(self.counts), strict=True))
 
 
@@ -118,6 +126,9 @@ class Bucket:
         self.stage.merge(other.stage)
         self.run.merge(other.run)
         self.unstage.merge(other.unstage)
+
+
+_PARTS = ("stage", "run", "unstage")
 
 
 class Metrics:
@@ -225,6 +236,28 @@ class Metrics:
         self.elements += other.elements
         self.padding_elements += other.padding_elements
         self.nonfinite += other.nonfinite
+
+    def plain(self) -> dict[str, Any]:
+        """Give the counts as JSON has them, the dataclasses apart, which orjson writes."""
+        requests = [[*key, count] for key, count in self.requests.items()]
+        return {**vars(self), "requests": requests}
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> "Metrics":
+        """Give the counts that `plain` gave to JSON."""
+        made = cls()
+        vars(made).update(plain)
+        made.requests = collections.Counter({(p, code): n for p, code, n in plain["requests"]})
+        made.failures = collections.Counter(plain["failures"])
+        made.durations = {p: Histogram(**found) for p, found in plain["durations"].items()}
+        made.succeeded, made.failed = Spent(**plain["succeeded"]), Spent(**plain["failed"])
+        for name in ("queued", "computed", "batch_rows"):
+            setattr(made, name, Histogram(**plain[name]))
+        made.buckets = {
+            name: Bucket(found["batch"], *(Spent(**found[part]) for part in _PARTS))
+            for name, found in plain["buckets"].items()
+        }
+        return made
 
 
 def total(several: Sequence[Metrics]) -> Metrics:

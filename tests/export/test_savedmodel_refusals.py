@@ -256,6 +256,19 @@ def test_a_tensorflow_that_cannot_be_used_is_reported(refused, monkeypatch, code
     assert told.count(told[-1]) == 1
 
 
+def export_both(folder, params=W, **more):
+    """Export the model as a bundle and as a SavedModel, into two places of a folder."""
+    return export_model(
+        *(affine, params),
+        inputs=[X],
+        buckets=(1,),
+        platforms=("cpu",),
+        out=folder / "bundle",
+        savedmodel=folder / "tf",
+        **more,
+    )
+
+
 @mark.e2e
 def test_a_full_disk_is_one(tmp_path, monkeypatch):
     """Where TensorFlow cannot write, its words become an OSError with the place."""
@@ -264,14 +277,7 @@ def test_a_full_disk_is_one(tmp_path, monkeypatch):
     monkeypatch.setattr(for_tensorflow, "_CHILD", limited + for_tensorflow._CHILD)
 
     with pytest.raises(OSError, match="File too large") as caught:
-        export_model(
-            *(affine, {"w": np.ones((3, 1000), np.float32)}),
-            inputs=[X],
-            buckets=(1,),
-            platforms=("cpu",),
-            out=tmp_path / "bundle",
-            savedmodel=tmp_path / "tf",
-        )
+        export_both(tmp_path, {"w": np.ones((3, 1000), np.float32)})
 
     assert caught.value.filename == str(tmp_path / "tf")
     assert list(tmp_path.iterdir()) == []
@@ -297,21 +303,14 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("export.verification._run", verify_here)
     monkeypatch.setattr(for_tensorflow, "_tensorflow", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        export_model(
-            *(affine, W),
-            inputs=[X],
-            buckets=(1,),
-            platforms=("cpu",),
-            out=tmp_path / "bundle",
-            savedmodel=tmp_path / "tf",
-        )
+        export_both(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 @mark.e2e
 def test_an_interruption_ends_tensorflows_process(tmp_path, monkeypatch):
     """After Ctrl-C nobody is left who could write where the staging was."""
-    code = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    code = f"import os, signal; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); signal.pause()"
     monkeypatch.setattr(for_tensorflow, "_CHILD", code)
 
     def interrupt():
@@ -338,15 +337,7 @@ def test_both_are_written_or_neither(tmp_path, monkeypatch, occupied):
             (tmp_path / occupied / "thesis.txt").write_text("years of work")
 
     with pytest.raises(BundleError, match="exists"):
-        export_model(
-            *(affine, W),
-            inputs=[X],
-            buckets=(1,),
-            platforms=("cpu",),
-            out=tmp_path / "bundle",
-            savedmodel=tmp_path / "tf",
-            progress=occupy,
-        )
+        export_both(tmp_path, progress=occupy)
 
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == [
         occupied,

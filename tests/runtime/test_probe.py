@@ -1,5 +1,6 @@
 """What a damaged or hostile bundle does to whoever opens it: nothing that is not an error."""
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -283,19 +284,25 @@ def test_guard_ends_as_its_child_did(ending, status):
     assert run("-c", code)[0] == status
 
 
-def test_guard_passes_signals_on():
-    """
-    Who stops the command stops what runs in it: nothing is left behind.
-    """
+@contextlib.contextmanager
+def guarded(setting_up=""):
+    """Run a command that waits in a child for ever; gives the command and the child's number."""
     code = (
-        "import os, time; from runtime.guard import step_aside; step_aside(); "
-        "print(os.getpid(), flush=True); time.sleep(60)"
+        "import os, signal; from runtime.guard import step_aside; step_aside(); "
+        f"{setting_up}\nprint(os.getpid(), flush=True); signal.pause()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     with process:
-        child = int(process.stdout.readline())
+        yield process, int(process.stdout.readline())
+
+
+def test_guard_passes_signals_on():
+    """
+    Who stops the command stops what runs in it: nothing is left behind.
+    """
+    with guarded() as (process, child):
         process.terminate()
 
     assert process.returncode == -signal.SIGTERM
@@ -307,15 +314,7 @@ def test_second_interrupt_ends_what_does_not_hear():
     """
     A child that is deep in native code does not hear Ctrl-C; pressed again it ends it.
     """
-    code = (
-        "import os, signal, time; from runtime.guard import step_aside; step_aside(); "
-        "signal.signal(signal.SIGINT, signal.SIG_IGN); print(os.getpid(), flush=True); time.sleep(60)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    with process:
-        child = int(process.stdout.readline())
+    with guarded("signal.signal(signal.SIGINT, signal.SIG_IGN)") as (process, child):
         while process.poll() is None:
             process.send_signal(signal.SIGINT)
 

@@ -39,9 +39,9 @@ def test_help_is_grouped_with_units_and_defaults(capsys):
             ["--connections", "many"], "--connections: expected a number of 1 or more, got 'many'"
         ),
         param(["--rows", "-1"], "--rows: expected a number of 1 or more, got '-1'"),
-        param(["--seconds", "0"], "--seconds: expected seconds, got '0'"),
-        param(["--seconds", "nan"], "--seconds: expected seconds, got 'nan'"),
-        param(["--seconds", "a while"], "--seconds: expected seconds, got 'a while'"),
+        param(["--seconds", "0"], "--seconds: expected seconds, more than 0, got '0'"),
+        param(["--seconds", "nan"], "--seconds: expected seconds, more than 0, got 'nan'"),
+        param(["--seconds", "a while"], "--seconds: expected seconds, more than 0, got 'a while'"),
     ],
 )
 def test_a_bad_number_is_one_line(capsys, arguments, message):

@@ -96,6 +96,28 @@ def test_a_process_writes_its_figures_as_they_change(boards):
     assert seen.pids == (os.getpid(),)
 
 
+def test_everything_that_is_counted_comes_across(boards):
+    """A process reads each of another's counts, as it would count them itself."""
+    metrics = Metrics()
+    metrics.inference("vertex", "200", 0.003)
+    metrics.inference("grpc", "UNAVAILABLE", 0.2, "queue_full")
+    metrics.other("health", "200")
+    metrics.batch("b4", 4, 3, (1.0, 1.25, 2.0, 2.125))
+    metrics.padding(12, 3)
+    metrics.queued.observe(0.1)
+    metrics.nonfinite = 1
+    boards[1].write(Figures(metrics, 5, 1, 2, 100, (7,)))
+    (seen,) = boards[0].others()
+
+    assert vars(seen.metrics) == vars(metrics)
+    assert set(vars(metrics)) == set(vars(Metrics()))
+    assert all(vars(metrics)[name] != value for name, value in vars(Metrics()).items())
+    assert (seen.queued_rows, seen.compiles, seen.arrays, seen.memory, seen.pids) == (
+        *(5, 1, 2, 100),
+        (7,),
+    )
+
+
 def test_orders_are_read_as_they_were_written():
     """What a process is told on its command line is what the first one meant."""
     orders = Orders(2, 5, ServerConfig(bundle="b", processes=3, page=False, max_queue_delay_ms=0.5))
