@@ -36,7 +36,7 @@ def child(way: str, bundle: str) -> None:
     begin = time.perf_counter()
     from runtime.bundle import open_bundle
     from runtime.device import find_device
-    from runtime.model import _arguments, load
+    from runtime.loading import _arguments, load
     from runtime.program import compile_program, put
 
     opened = open_bundle(bundle)

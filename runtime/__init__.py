@@ -27,7 +27,8 @@ if TYPE_CHECKING:
         SignatureMismatch,
         UnsupportedFormat,
     )
-    from runtime.model import Model, load
+    from runtime.loading import load
+    from runtime.model import Model
     from runtime.verify import assert_bundle_matches_goldens
 
 __version__ = "0.1.0"
@@ -47,7 +48,8 @@ _HOMES = {
         "SignatureMismatch",
         "UnsupportedFormat",
     ),
-    "runtime.model": ("Model", "load"),
+    "runtime.loading": ("load",),
+    "runtime.model": ("Model",),
     "runtime.verify": ("assert_bundle_matches_goldens",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

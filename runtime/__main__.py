@@ -181,7 +181,7 @@ def _open(arguments: argparse.Namespace) -> "Bundle":
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from runtime.model import load
+    from runtime.loading import load
     from runtime.report import junit, verification
     from runtime.verify import verify
 
@@ -223,7 +223,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _bench(arguments: argparse.Namespace) -> int:
     from runtime.bench import bench, chart, table
-    from runtime.model import load
+    from runtime.loading import load
 
     if arguments.plot:
         _check_plot(arguments.plot)

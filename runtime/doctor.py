@@ -20,8 +20,8 @@ from runtime.device import (
     platform_of,
 )
 from runtime.errors import BundleError, DeviceUnavailable, ExecutionError, printable
+from runtime.loading import assemble, compile_all
 from runtime.manifest import Manifest
-from runtime.model import assemble, compile_all
 from runtime.probe import probing
 from runtime.program import Program, versions
 from runtime.promises import Promise, assumed, is_known, promises

@@ -1,147 +1,27 @@
-"""All programs of a bundle on one device: load once, then only ever pick among them."""
+"""All programs of a bundle on one device: a request only ever picks among them."""
 
-import contextlib
-import ctypes
 import dataclasses
 import math
-import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from runtime.buckets import Planner, pad, pad_axes, pick, unpad
-from runtime.bundle import Bundle, open_bundle
-from runtime.device import Device, find_device, free_memory, named, platform_of
-from runtime.errors import IncompatibleProgram, IntegrityError, SignatureMismatch
+from runtime.bundle import Bundle
+from runtime.device import Device, free_memory, platform_of
+from runtime.errors import SignatureMismatch
 from runtime.inputs import Checker
 from runtime.manifest import Manifest
-from runtime.probe import probing
-from runtime.program import Program, compile_program, put
+from runtime.program import Program
 from runtime.room import expect_room, params_bytes
 from runtime.signature import Signature, TensorSpec, bucket_name
 from runtime.tensors import Array, numpy_dtype
-
-Progress = Callable[[str], None]
 
 # When run times are measured each program has so many turns, none much longer than this. One
 # that takes longer by itself has two.
 _TURNS = 4
 _TURN_S = 0.015
-
-
-def load(
-    bundle: str | os.PathLike[str] | Bundle,
-    device: object | None = None,
-    *,
-    progress: Progress | None = None,
-    require_digest: str | None = None,
-    isolated: bool = False,
-) -> "Model":
-    """Load a bundle: compile every program for one device and put the params there.
-
-    A damaged bundle is an error, but one that was made to crash a process does so, unless it
-    is `isolated`, or kept out by its digest.
-
-    Args:
-      bundle: the directory, or a bundle that is already open.
-      device: None for JAX's default, "cpu", "cuda", "cuda:1", or a jax device.
-      progress: called with a short sentence before each slow step.
-      require_digest: `sha256:HEX`, what its manifest.json has to be; None for any.
-      isolated: open it in a process of its own first.
-
-    Returns:
-      A model; nothing is compiled after this.
-
-    Raises:
-      BundleError: it cannot be served here; the subclass and the message say why.
-    """
-    tell = progress or (lambda _: None)
-    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    opened.require(require_digest)
-    with contextlib.ExitStack() as stack:
-        if isolated:
-            tell("opening the bundle in a process of its own first")
-            stack.enter_context(probing(opened, named(device)))
-        target = find_device(device)
-        programs = compile_all(opened, target, progress=tell)
-    tell("loading params")
-    model = assemble(opened, target, programs)
-    tell("warming up")
-    model.measure()
-    release_memory()
-    return model
-
-
-def compile_all(bundle: Bundle, target: Device, *, progress: Progress) -> tuple[Program, ...]:
-    """Compile every program of a bundle for one device; nothing is run yet.
-
-    Raises:
-      BundleError: as for `load`.
-    """
-    manifest = bundle.manifest
-    platform = platform_of(target)
-    if platform not in manifest.platforms:
-        raise IncompatibleProgram(
-            f"bundle {bundle.path}: needs platform {' or '.join(manifest.platforms)}, this "
-            f"device is {platform}; export with --platforms {platform}, or name another device"
-        )
-    # Programs first: compiling needs memory of its own, and needs no params.
-    programs = []
-    for i, entry in enumerate(manifest.programs):
-        progress(f"compiling {entry.exported.path} ({i + 1}/{len(manifest.programs)})")
-        programs.append(compile_program(bundle.read, entry, manifest, target))
-        if programs[-1].fallback:
-            progress(
-                f"{entry.exported.path} is not read by this jax ({programs[-1].fallback}); took {entry.stablehlo.path}"
-            )
-    release_memory()
-    return tuple(programs)
-
-
-def assemble(bundle: Bundle, target: Device, programs: tuple[Program, ...]) -> "Model":
-    """Put the params beside compiled programs. The model is not measured yet.
-
-    Raises:
-      BundleError: a file is not what the manifest says, or a program does not fit.
-      ExecutionError: the device failed.
-    """
-    params = put(_arguments(bundle), target, x64=bundle.manifest.x64)
-    model = Model(bundle, target, programs, params)
-    model.expect_room()
-    return model
-
-
-def release_memory() -> None:
-    """Hand memory that was freed back to the system, where the C library can.
-
-    Compiling leaves much behind that malloc would keep; see docs/performance.md.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def _arguments(bundle: Bundle) -> list[Array]:
-    """Read the params in calling order and hold each against the manifest."""
-    found: dict[str, dict[str, Array]] = {
-        f.path: bundle.map(f) for f in bundle.manifest.params.files
-    }
-    arrays = []
-    for argument in bundle.manifest.params.arguments:
-        array = found[argument.file].pop(argument.name, None)
-        if array is None:
-            raise IntegrityError(f"{argument.file}: expected a tensor {argument.name!r}, got none")
-        if (array.dtype.name, array.shape) != (argument.dtype, argument.shape):
-            raise IntegrityError(
-                f"{argument.file}: {argument.name!r}: expected {argument.dtype}"
-                f"{list(argument.shape)}, got {array.dtype.name}{list(array.shape)}"
-            )
-        arrays.append(array)
-    extra = sorted(name for tensors in found.values() for name in tensors)
-    if extra:
-        raise IntegrityError(f"params: expected no tensor {extra[0]!r}, got one")
-    return arrays
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from runtime.bundle import Bundle
 from runtime.device import find_device
+from runtime.loading import assemble, compile_all
 from runtime.manifest import Manifest
-from runtime.model import assemble, compile_all
 from runtime.probe import OPENED, REFUSED
 from runtime.program import keeping_compiled, wait_in_place
 from runtime.verify import golden_rows

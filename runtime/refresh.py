@@ -12,8 +12,8 @@ from runtime import __version__
 from runtime.bundle import Bundle
 from runtime.entries import Origin, ProgramEntry
 from runtime.errors import BundleError, GoldenMismatch
+from runtime.loading import load
 from runtime.manifest import Manifest
-from runtime.model import load
 from runtime.program import rewrap, versions
 from runtime.verify import verify
 from runtime.writer import BundleWriter

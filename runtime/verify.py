@@ -13,7 +13,8 @@ import numpy as np
 from runtime.compare import Comparison, compare, largest_difference
 from runtime.entries import Golden
 from runtime.errors import GoldenMismatch, IntegrityError
-from runtime.model import Group, Model, load
+from runtime.loading import load
+from runtime.model import Group, Model
 from runtime.rows import KINDS, Mixing, find_mixing
 from runtime.signature import bucket_name
 from runtime.tensors import Array

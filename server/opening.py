@@ -15,7 +15,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 
 from runtime.errors import BundleError, DeviceUnavailable, ExecutionError, GoldenMismatch
-from runtime.model import Group, Model, load
+from runtime.loading import load
+from runtime.model import Group, Model
 from runtime.program import wait_in_place
 from runtime.verify import check_goldens, check_rows
 from server import logs

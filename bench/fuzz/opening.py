@@ -18,8 +18,9 @@ import numpy as np
 from runtime.bundle import open_bundle
 from runtime.compare import compare
 from runtime.errors import BundleError, ExecutionError
+from runtime.loading import load
 from runtime.manifest import Manifest
-from runtime.model import Model, load
+from runtime.model import Model
 from runtime.probed import run_each
 from runtime.verify import check_goldens
 

@@ -1,0 +1,130 @@
+"""From a bundle to a model: every program compiled for one device, and the params put there."""
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Callable
+
+from runtime.bundle import Bundle, open_bundle
+from runtime.device import Device, find_device, named, platform_of
+from runtime.errors import IncompatibleProgram, IntegrityError
+from runtime.model import Model
+from runtime.probe import probing
+from runtime.program import Program, compile_program, put
+from runtime.tensors import Array
+
+Progress = Callable[[str], None]
+
+
+def load(
+    bundle: str | os.PathLike[str] | Bundle,
+    device: object | None = None,
+    *,
+    progress: Progress | None = None,
+    require_digest: str | None = None,
+    isolated: bool = False,
+) -> Model:
+    """Load a bundle: compile every program for one device and put the params there.
+
+    A damaged bundle is an error, but one that was made to crash a process does so, unless it
+    is `isolated`, or kept out by its digest.
+
+    Args:
+      bundle: the directory, or a bundle that is already open.
+      device: None for JAX's default, "cpu", "cuda", "cuda:1", or a jax device.
+      progress: called with a short sentence before each slow step.
+      require_digest: `sha256:HEX`, what its manifest.json has to be; None for any.
+      isolated: open it in a process of its own first.
+
+    Returns:
+      A model; nothing is compiled after this.
+
+    Raises:
+      BundleError: it cannot be served here; the subclass and the message say why.
+    """
+    tell = progress or (lambda _: None)
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    opened.require(require_digest)
+    with contextlib.ExitStack() as stack:
+        if isolated:
+            tell("opening the bundle in a process of its own first")
+            stack.enter_context(probing(opened, named(device)))
+        target = find_device(device)
+        programs = compile_all(opened, target, progress=tell)
+    tell("loading params")
+    model = assemble(opened, target, programs)
+    tell("warming up")
+    model.measure()
+    release_memory()
+    return model
+
+
+def compile_all(bundle: Bundle, target: Device, *, progress: Progress) -> tuple[Program, ...]:
+    """Compile every program of a bundle for one device; nothing is run yet.
+
+    Raises:
+      BundleError: as for `load`.
+    """
+    manifest = bundle.manifest
+    platform = platform_of(target)
+    if platform not in manifest.platforms:
+        raise IncompatibleProgram(
+            f"bundle {bundle.path}: needs platform {' or '.join(manifest.platforms)}, this "
+            f"device is {platform}; export with --platforms {platform}, or name another device"
+        )
+    # Programs first: compiling needs memory of its own, and needs no params.
+    programs = []
+    for i, entry in enumerate(manifest.programs):
+        progress(f"compiling {entry.exported.path} ({i + 1}/{len(manifest.programs)})")
+        programs.append(compile_program(bundle.read, entry, manifest, target))
+        if programs[-1].fallback:
+            progress(
+                f"{entry.exported.path} is not read by this jax ({programs[-1].fallback}); took {entry.stablehlo.path}"
+            )
+    release_memory()
+    return tuple(programs)
+
+
+def assemble(bundle: Bundle, target: Device, programs: tuple[Program, ...]) -> Model:
+    """Put the params beside compiled programs. The model is not measured yet.
+
+    Raises:
+      BundleError: a file is not what the manifest says, or a program does not fit.
+      ExecutionError: the device failed.
+    """
+    params = put(_arguments(bundle), target, x64=bundle.manifest.x64)
+    model = Model(bundle, target, programs, params)
+    model.expect_room()
+    return model
+
+
+def release_memory() -> None:
+    """Hand memory that was freed back to the system, where the C library can.
+
+    Compiling leaves much behind that malloc would keep; see docs/performance.md.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _arguments(bundle: Bundle) -> list[Array]:
+    """Read the params in calling order and hold each against the manifest."""
+    found: dict[str, dict[str, Array]] = {
+        f.path: bundle.map(f) for f in bundle.manifest.params.files
+    }
+    arrays = []
+    for argument in bundle.manifest.params.arguments:
+        array = found[argument.file].pop(argument.name, None)
+        if array is None:
+            raise IntegrityError(f"{argument.file}: expected a tensor {argument.name!r}, got none")
+        if (array.dtype.name, array.shape) != (argument.dtype, argument.shape):
+            raise IntegrityError(
+                f"{argument.file}: {argument.name!r}: expected {argument.dtype}"
+                f"{list(argument.shape)}, got {array.dtype.name}{list(array.shape)}"
+            )
+        arrays.append(array)
+    extra = sorted(name for tensors in found.values() for name in tensors)
+    if extra:
+        raise IntegrityError(f"params: expected no tensor {extra[0]!r}, got one")
+    return arrays
