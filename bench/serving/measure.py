@@ -1,12 +1,14 @@
 """Rounds over all cells in shuffled order: whatever the machine does hits every server alike."""
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import os
 import random
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,18 @@ class Running:
             "cpu_us": cpu / max(sent.requests, 1) * 1e6,
             "wrong": wrong,
         }
+
+    @contextlib.contextmanager
+    def under_load(self, connections: int, seconds: float) -> Iterator[int]:
+        """Give the id of its first process while it is asked."""
+        self._processes.resume()
+        try:
+            with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                loading = pool.submit(self._load, connections, seconds)
+                yield self._processes.pid
+                loading.result()
+        finally:
+            self._processes.pause()
 
     def _load(self, connections: int, seconds: float) -> load.Load:
         if self.server.dialect not in workload.GRPC:

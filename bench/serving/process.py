@@ -39,6 +39,10 @@ class Processes:
                 start_new_session=True,
             )
 
+    @property
+    def pid(self) -> int:
+        return self._first.pid
+
     def check(self) -> None:
         """Raise ServerFailed if it has ended."""
         if self._first.poll() is not None:
