@@ -141,6 +141,17 @@ def test_rows_are_covered_by_what_is_faster():
     assert Planner({4: 1.0, 8: 2.5, 16: 3.0}).plan(12) == (16,)
 
 
+def test_what_every_run_costs_beside_its_program_favours_few_runs():
+    """
+    The same buckets, where each run has a price of its own, cover rows by fewer of them.
+    """
+    planner = Planner({8: 1.0, 16: 2.5})
+
+    assert planner.plan(16) == (8, 8)
+    assert planner.with_each(1.0).plan(16) == (16,)
+    assert planner.plan(16) == (8, 8)
+
+
 def test_fewer_programs_win_a_tie():
     """
     Of equally cheap plans the one with fewer programs is taken.

@@ -143,6 +143,26 @@ async def test_requests_of_one_turn_of_the_loop_share_a_batch(model):
 
 
 @on_a_loop
+async def test_rows_run_in_one_batch_where_several_would_save_the_device_less_than_they_cost():
+    """A program that takes a little longer than two smaller ones still spares the loop a batch."""
+    model = FakeModel(buckets=(1, 2), costs={1: 10.0, 2: 30.0})
+    async with serving(model) as service:
+        assert [await sums(r) for r in (asked(service, 1), asked(service, 2))] == [[1], [2]]
+
+    assert [batch for batch, _ in model.ran] == [2]
+
+
+@on_a_loop
+async def test_rows_run_in_several_batches_where_that_saves_more_than_these_cost():
+    """A program that takes much longer than two smaller ones is not worth it."""
+    model = FakeModel(buckets=(1, 2), costs={1: 10.0, 2: 300.0})
+    async with serving(model) as service:
+        assert [await sums(r) for r in (asked(service, 1), asked(service, 2))] == [[1], [2]]
+
+    assert [batch for batch, _ in model.ran] == [1, 1]
+
+
+@on_a_loop
 async def test_a_quick_batch_waits_while_the_loop_is_busy(model, monkeypatch):
     """What is read in the turns before a batch runs in place joins it, up to a full bucket."""
     monkeypatch.setattr(pump, "IDLE_TURN_S", 0.0)  # every turn counts as busy
