@@ -345,7 +345,11 @@ class Connection(asyncio.Protocol):
         """Write an answer; with None it is the last one."""
         head_only = message is not None and message.head.method == "HEAD"
         close = message is None or not message.keep_alive or self._answers.closing()
-        self._transport.write(write(made, head_only=head_only, close=close))
+        connection = "close" if close else ""
+        if not close and message is not None and message.head.version == "1.0":
+            # A client of HTTP/1.0 that asked for it waits for the end if it is not told.
+            connection = "keep-alive"
+        self._transport.write(write(made, head_only=head_only, connection=connection))
         if not close:
             return
         self._drop_waiting()

@@ -124,15 +124,15 @@ def without_offer(
     return b"\r\n".join([*lines, b"", b""])
 
 
-def write(made: Reply, *, head_only: bool, close: bool) -> bytes:
+def write(made: Reply, *, head_only: bool, connection: str) -> bytes:
     """Write an answer.
 
     Args:
       made: the answer.
       head_only: for HEAD, which gets the head of what GET would get.
-      close: whether the connection ends with it.
+      connection: what becomes of it, close or keep-alive, where that has to be said.
     """
-    head = _head(made.status, made.headers, close, int(time.monotonic()))
+    head = _head(made.status, made.headers, connection, int(time.monotonic()))
     if head_only:
         length = dict(made.headers).get("content-length", str(len(made.body)))
         return b"%scontent-length: %s\r\n\r\n" % (head, length.encode())
@@ -140,7 +140,7 @@ def write(made: Reply, *, head_only: bool, close: bool) -> bytes:
 
 
 @functools.lru_cache(maxsize=16)
-def _head(status: int, headers: Headers, close: bool, _second: int) -> bytes:
+def _head(status: int, headers: Headers, connection: str, _second: int) -> bytes:
     """Write a head but for its length; one of those that most answers of a second share.
 
     The date changes with the second; RFC 9110 section 6.6.1 asks for it.
@@ -148,6 +148,6 @@ def _head(status: int, headers: Headers, close: bool, _second: int) -> bytes:
     lines = [f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}", "server: hloserve"]
     lines += [f"{name}: {value}" for name, value in headers if name != "content-length"]
     lines.append(f"date: {formatdate(usegmt=True)}")
-    if close:
-        lines.append("connection: close")
+    if connection:
+        lines.append(f"connection: {connection}")
     return "\r\n".join([*lines, ""]).encode("latin-1", "replace")

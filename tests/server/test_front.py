@@ -435,6 +435,25 @@ def test_a_client_that_offers_to_upgrade_and_to_close_is_left(entrance):
     assert b"connection: close" in answer
 
 
+def test_a_client_of_http_1_0_that_keeps_its_connection_is_told_that_it_may(entrance):
+    """Without a word such a client, as ApacheBench is, waits for the connection to end."""
+    old = request("/predict", BODY, "connection: keep-alive\r\n").replace(b"/1.1", b"/1.0")
+    with entrance.connect() as connection:
+        for _ in range(3):  # the head is read, then known
+            connection.sendall(old)
+            status, headers, body = read_answer(connection)
+            assert (status, headers["connection"]) == (200, "keep-alive")
+            assert body == {"predictions": [3.0]}
+
+
+def test_a_client_of_http_1_0_that_does_not_ask_to_keep_its_connection_sees_it_end(entrance):
+    """It was the only way to end an answer once."""
+    answer = entrance.send(request("/predict", BODY).replace(b"/1.1", b"/1.0"))
+
+    assert status_of(answer) == 200
+    assert b"\r\nconnection: close\r\n" in answer
+
+
 def test_http_1_0_is_not_asked_to_go_on(entrance):
     """A client of HTTP 1.0 knows nothing of interim answers."""
     old = request("/predict", BODY, "expect: 100-continue\r\n").replace(b"/1.1", b"/1.0")
