@@ -6,6 +6,7 @@ import http
 import time
 from collections.abc import Iterable
 from email.utils import formatdate
+from typing import Any
 
 from server.body import Announced
 from server.reply import Headers, Reply
@@ -28,6 +29,7 @@ class Head:
       version: of HTTP, such as 1.1.
       headers: by lower-case name; of several with one name the first.
       doubled: names that came more than once.
+      route: what answers it, as whoever admitted it knows it.
       announced: what it says of the body, once that is accepted.
       fields: what it asks of routes, once that was read.
     """
@@ -37,6 +39,7 @@ class Head:
     version: str
     headers: dict[str, str]
     doubled: set[str]
+    route: Any = None
     announced: Announced | None = None
     fields: Fields | None = None
 
@@ -124,15 +127,15 @@ def without_offer(
     return b"\r\n".join([*lines, b"", b""])
 
 
-def write(made: Reply, *, head_only: bool, close: bool) -> bytes:
+def write(made: Reply, *, head_only: bool, connection: str) -> bytes:
     """Write an answer.
 
     Args:
       made: the answer.
       head_only: for HEAD, which gets the head of what GET would get.
-      close: whether the connection ends with it.
+      connection: what is said of it; empty where that goes without saying.
     """
-    head = _head(made.status, made.headers, close, int(time.monotonic()))
+    head = _head(made.status, made.headers, connection, int(time.monotonic()))
     if head_only:
         length = dict(made.headers).get("content-length", str(len(made.body)))
         return b"%scontent-length: %s\r\n\r\n" % (head, length.encode())
@@ -140,7 +143,7 @@ def write(made: Reply, *, head_only: bool, close: bool) -> bytes:
 
 
 @functools.lru_cache(maxsize=16)
-def _head(status: int, headers: Headers, close: bool, _second: int) -> bytes:
+def _head(status: int, headers: Headers, connection: str, _second: int) -> bytes:
     """Write a head but for its length; one of those that most answers of a second share.
 
     The date changes with the second; RFC 9110 section 6.6.1 asks for it.
@@ -148,6 +151,6 @@ def _head(status: int, headers: Headers, close: bool, _second: int) -> bytes:
     lines = [f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}", "server: hloserve"]
     lines += [f"{name}: {value}" for name, value in headers if name != "content-length"]
     lines.append(f"date: {formatdate(usegmt=True)}")
-    if close:
-        lines.append("connection: close")
+    if connection:
+        lines.append(f"connection: {connection}")
     return "\r\n".join([*lines, ""]).encode("latin-1", "replace")
