@@ -78,7 +78,8 @@ class Board:
         """Write this process's figures whenever they have changed; cancelled to end."""
         last = None
         while True:
-            counted = service.metrics.requests.total(), service.metrics.rows
+            metrics = service.metrics
+            counted = metrics.requests.total(), metrics.rows, service.queued_rows
             if counted != last:
                 last = counted
                 self.write(figures_of(service))

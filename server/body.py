@@ -5,9 +5,12 @@ import zlib
 from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
 
-from server.errors import MalformedRequest, TooLarge, UnsupportedMedia
+from server.errors import IncompleteBody, MalformedRequest, TooLarge, UnsupportedMedia
 
-_CHUNK = 1 << 16
+# For so many more bytes of a body. Someone far away with a large one takes minutes, and who
+# sends a byte now and then is not waited for.
+BODY_S = 60.0
+PROGRESS_BYTES = 1 << 16
 # Without a type, and with the one that `curl -d` sends unasked, a body is taken for JSON.
 _JSON_TYPES = ("", "application/json", "application/x-www-form-urlencoded")
 _BINARY = "application/octet-stream"
@@ -66,6 +69,11 @@ def check_headers(header: Header, limits: Limits) -> Announced:
         encoding = ""
     json_bytes = _json_bytes(header)
     limit = limits.json_bytes if json_bytes is None else limits.binary_bytes
+    # Beyond what any body has it is no matter of size; whoever reads the body says so.
+    if json_bytes is not None and limits.json_bytes < json_bytes <= limits.binary_bytes:
+        raise TooLarge(
+            f"body: expected at most {limits.json_bytes} bytes of JSON, got {json_bytes}"
+        )
     length = header("content-length")
     if header("transfer-encoding") is not None:
         if length is not None:
@@ -123,7 +131,7 @@ def check_length(body: bytes, announced: Announced) -> None:
     Several servers hand a short body over as if it were whole.
     """
     if announced.length is not None and len(body) < announced.length:
-        raise MalformedRequest(f"body: expected {announced.length} bytes, got {len(body)}")
+        raise IncompleteBody(f"body: expected {announced.length} bytes, got {len(body)}")
     if len(body) > announced.limit:
         raise TooLarge(f"body: expected at most {announced.limit} bytes, got more")
 
@@ -151,7 +159,7 @@ def read(stream: BinaryIO, announced: Announced) -> bytes:
     """
     parts: list[bytes] = []
     left = announced.limit + 1 if announced.length is None else announced.length
-    while left > 0 and (part := stream.read(min(left, _CHUNK))):
+    while left > 0 and (part := stream.read(min(left, PROGRESS_BYTES))):
         parts.append(part)
         left -= len(part)
     body = b"".join(parts)

@@ -212,7 +212,10 @@ class ServerConfig:
         for name in ("predict_route", "health_route"):
             route = getattr(self, name)
             if not route.startswith("/") or any(c in route for c in "<>?# "):
-                raise ConfigError(f"{name}: expected a path that begins with '/', got {route!r}")
+                raise ConfigError(
+                    f"{name}: expected a path that begins with '/' and has none of '<>?# ', "
+                    f"got {route!r}"
+                )
         if self.predict_route == self.health_route:
             raise ConfigError(
                 f"predict_route and health_route: expected two paths, got {self.predict_route!r} twice"

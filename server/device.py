@@ -25,6 +25,9 @@ from server.staging import stage, unstage
 
 log = logging.getLogger(__name__)
 
+# A timeout of many years is more than a lock takes.
+_LONGEST_WAIT_S = 3600.0
+
 Answer = tuple[Array, ...] | Exception
 Run = Callable[[Batch, tuple[Array, ...]], tuple[Array, ...]]
 
@@ -129,7 +132,7 @@ class Device:
         """Wait for a batch, and look now and then whether the other thread hangs in one."""
         while True:
             try:
-                return self._inbox.get(timeout=self._stall_s / 2)
+                return self._inbox.get(timeout=min(self._stall_s / 2, _LONGEST_WAIT_S))
             except queue.Empty:
                 since = self._here_since
                 if since is not None and time.monotonic() - since > self._stall_s:

@@ -81,13 +81,13 @@ class Inference[T](abc.ABC):
         try:
             model = self.service.model
             if large:
-                self._aside(self._submit, self.read, model)
+                self._aside(self.submit, self.read, model)
                 return
             call = self.read(model)
         except Exception as error:  # noqa: BLE001 (every error has an answer)
             self.failed(error)
         else:
-            self._submit(call)
+            self.submit(call)
 
     def withdraw(self) -> None:
         """Give the request up: its client has gone."""
@@ -95,7 +95,8 @@ class Inference[T](abc.ABC):
         if self._pending is not None:
             self.service.withdraw(self._pending)
 
-    def _submit(self, call: Call[T]) -> None:
+    def submit(self, call: Call[T]) -> None:
+        """Have what was read answered."""
         parts, self._write, own_s = call
         timeout_s = self._timeout_s
         if timeout_s is None or (own_s is not None and own_s < timeout_s):

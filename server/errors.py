@@ -1,10 +1,13 @@
 """What the server refuses, beside the runtime's own errors.
 
 * MalformedRequest         not what the route takes
+  - IncompleteBody         its body ended too soon
 * UnsupportedMedia         a content type or encoding that the route does not read
 * NotFound                 no such model, version or path
 * Unsupported              a part of a protocol that is not served
 * TooLarge                 more bytes or rows than a request may have
+  - HeadersTooLarge        more bytes of headers
+* HeadTimeout, BodyTimeout what began to come did not go on
 * Unavailable              not now; another try may work
   - NotReady               the model is still being loaded, or has failed
   - Overloaded             the queue is full
@@ -21,6 +24,10 @@ class MalformedRequest(InvalidInput):
     """The request is not what the route takes."""
 
 
+class IncompleteBody(MalformedRequest):
+    """The body ended before it was whole."""
+
+
 class UnsupportedMedia(InvalidInput):
     """The route does not read this content type or encoding."""
 
@@ -35,6 +42,18 @@ class Unsupported(Exception):
 
 class TooLarge(Exception):
     """The request has more bytes or rows than are accepted."""
+
+
+class HeadersTooLarge(TooLarge):
+    """The request has more bytes of headers than are accepted."""
+
+
+class HeadTimeout(Exception):
+    """The headers did not come in time."""
+
+
+class BodyTimeout(Exception):
+    """The body did not come in time."""
 
 
 class Unavailable(Exception):

@@ -47,8 +47,11 @@ Context = Any  # grpc.aio.ServicerContext, which is not typed
 Method = Callable[[bytes, Context], Awaitable[bytes]]
 
 
-class Refused(Exception):
+class Refused:
     """A request is answered with an error.
+
+    Nothing that is raised: gRPC keeps what `abort` raises in a circle with the call, and by it
+    all frames that it passed, with the message in them, until the next look for garbage.
 
     Args:
       error: whatever went wrong.
@@ -63,7 +66,6 @@ class Refused(Exception):
     """
 
     def __init__(self, error: Exception, context: Context, identity: str = "") -> None:
-        super().__init__(identity)
         self.identity = identity
         metadata = dict(context.invocation_metadata() or ())
         found = request_id(metadata.get) or RequestId(uuid.uuid4().hex)
@@ -161,31 +163,29 @@ class Entrance:
         """Make a method, counted as no inference, of a function of bytes."""
 
         async def method(data: bytes, context: Context) -> bytes:
+            made: bytes | Refused
             try:
                 made = tell(data)
             except Exception as error:  # noqa: BLE001 (every error has an answer)
-                refused = Refused(error, context)
-                self._service.metrics.other("grpc", refused.status.grpc)
-                await _abort(context, refused)
-                raise AssertionError from None
-            self._service.metrics.other("grpc", "OK")
-            return made
+                made = Refused(error, context)
+            del data
+            code = made.status.grpc if isinstance(made, Refused) else "OK"
+            self._service.metrics.other("grpc", code)
+            return await _sent(context, made)
 
         return grpc.unary_unary_rpc_method_handler(method)
 
     async def _infer(self, data: bytes, context: Context) -> bytes:
-        try:
-            return await self._answer(data, context, stream=False)
-        except Refused as refused:
-            await _abort(context, refused)
-            raise AssertionError from None
+        made = await self._answer(data, context, stream=False)
+        del data
+        return await _sent(context, made)
 
     async def _stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
         async def answer(data: bytes) -> bytes:
-            try:
-                return await self._answer(data, context, stream=True)
-            except Refused as refused:
-                return oip_grpc.refusal(refused.identity, refused.text)
+            made = await self._answer(data, context, stream=True)
+            if isinstance(made, Refused):
+                return oip_grpc.refusal(made.identity, made.text)
+            return made
 
         stream = Stream(answer, context.write)
         self._streams.add(stream)
@@ -196,12 +196,8 @@ class Entrance:
         if not ended:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
 
-    async def _answer(self, data: bytes, context: Context, *, stream: bool) -> bytes:
-        """Answer an inference, and count it.
-
-        Raises:
-          Refused: whatever went wrong.
-        """
+    async def _answer(self, data: bytes, context: Context, *, stream: bool) -> bytes | Refused:
+        """Answer an inference, and count it."""
         begun = time.monotonic()
         count = self._service.metrics.inference
         identity, held = "", 0
@@ -218,7 +214,7 @@ class Entrance:
         except Exception as error:  # noqa: BLE001 (every error has an answer)
             refused = Refused(error, context, identity)
             count("grpc", refused.status.grpc, time.monotonic() - begun, refused.status.slug)
-            raise refused from None
+            return refused
         finally:
             self._service.held.give(held)
         count("grpc", "OK", time.monotonic() - begun)
@@ -273,16 +269,27 @@ class _Inference(Inference[bytes]):
         super().__init__(service, timeout_s)
         self._request = request
         self._stream = stream
-        self._answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._made = b""
+        self._error: Exception | None = None
 
     async def answer(self, size: int) -> bytes:
         """Answer it; cancelling gives it up."""
         self.begin(large=size > LARGE_BYTES)
         try:
-            return await self._answer
+            await self._ended
         except asyncio.CancelledError:
             self.withdraw()
             raise
+        # An error knows the frames that it passed. If one of them, or what that has, knew the
+        # error, only the next look for garbage would free them all, and the message with them.
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error
+        return self._made
 
     @override
     def read(self, model: Model) -> Call[bytes]:
@@ -290,13 +297,17 @@ class _Inference(Inference[bytes]):
 
     @override
     def written(self, message: bytes) -> None:
-        if not self._answer.done():  # its coroutine may be about to hear that it is cancelled
-            self._answer.set_result(message)
+        self._made = message
+        self._end()
 
     @override
     def failed(self, error: Exception) -> None:
-        if not self._answer.done():
-            self._answer.set_exception(error)
+        self._error = error
+        self._end()
+
+    def _end(self) -> None:
+        if not self._ended.done():  # its coroutine may be about to hear that it is cancelled
+            self._ended.set_result(None)
 
 
 class _Unserved(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -326,9 +337,13 @@ def _reading[M](kind: type[M], tell: Callable[[M], Any]) -> Callable[[bytes], by
     return call
 
 
-async def _abort(context: Context, refused: Refused) -> None:
-    code = grpc.StatusCode[refused.status.grpc]
-    await context.abort(code, refused.text, (("x-request-id", refused.known),))
+async def _sent(context: Context, made: bytes | Refused) -> bytes:
+    """Give an answer, or abort the call with the refusal."""
+    if isinstance(made, bytes):
+        return made
+    code = grpc.StatusCode[made.status.grpc]
+    await context.abort(code, made.text, (("x-request-id", made.known),))
+    raise AssertionError
 
 
 def address(host: str, port: int) -> str:

@@ -9,6 +9,7 @@ from werkzeug.exceptions import HTTPException
 
 from server import body
 from server.body import Limits
+from server.errors import BodyTimeout
 from server.reply import Headers, Reply, failure, refusal
 from server.request import Fields, Request, read_fields, request_id
 from server.routes import Done, Route
@@ -101,8 +102,23 @@ def _read(route: Route, limits: Limits) -> Request:
     if not route.infers:
         return Request(fields=Fields(id=request_id(_header)))
     announced = body.check_headers(_header, limits)
-    whole = body.read(request.environ["wsgi.input"], announced)
+    whole = _read_body(announced)
     return Request(whole, announced.json_bytes, read_fields(_header))
+
+
+def _read_body(announced: body.Announced) -> bytes:
+    """Read the body; where the WSGI server lends its socket, as gunicorn does, not for ever."""
+    connection = request.environ.get("gunicorn.socket")
+    if connection is None:
+        return body.read(request.environ["wsgi.input"], announced)
+    # A client that stalls would keep its thread, and a few of them all threads.
+    connection.settimeout(body.BODY_S)
+    try:
+        return body.read(request.environ["wsgi.input"], announced)
+    except TimeoutError:
+        raise BodyTimeout("body: expected all of it sooner") from None
+    finally:
+        connection.settimeout(None)
 
 
 def _response(made: Reply) -> Response:

@@ -13,11 +13,20 @@ from typing import Any, Protocol, override
 
 import httptools
 
-from server.body import Announced
-from server.errors import MalformedRequest, Overloaded, TooLarge
+from server.body import BODY_S, PROGRESS_BYTES, Announced
+from server.errors import (
+    BodyTimeout,
+    Draining,
+    HeadersTooLarge,
+    HeadTimeout,
+    IncompleteBody,
+    MalformedRequest,
+    Overloaded,
+    TooLarge,
+)
 from server.held import UNCOUNTED, Held, Incoming
 from server.http_message import Head, Heads, Message, without_offer, write
-from server.reply import Reply, refusal
+from server.reply import Reply
 
 # The request line and headers together; proxies allow 8 to 60 KiB.
 HEAD_BYTES = 1 << 16
@@ -28,7 +37,7 @@ PIPELINED = 64
 # of them sends a request into a connection that closes.
 IDLE_S = 620.0
 HEAD_S = 30.0
-BODY_S = 60.0
+# For so many more bytes of an answer as a body has to have in its time.
 WRITE_S = 60.0
 # For how long what still comes is thrown away after a refusal, so that it can be read.
 LINGER_S = 2.0
@@ -102,7 +111,10 @@ class Connection(asyncio.Protocol):
         self._waiting: collections.deque[Message | Reply] = collections.deque()
         self._answering: Message | None = None
         self._withdraw: Withdraw | None = None
+        # Of a body, since the connection was last given time for more.
+        self._progress = 0
         self._blocked_since: float | None = None
+        self._unsent = 0
 
     # Of asyncio.
 
@@ -126,12 +138,13 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Take the end of what the client sends for its leaving, unless a body was under way."""
         if self._phase is Phase.BODY:
-            self._refuse(MalformedRequest("body: expected all of it, got less"))
+            self._refuse(IncompleteBody("body: expected all of it, got less"))
         return False
 
     @override
     def pause_writing(self) -> None:
         self._blocked_since = time.monotonic()
+        self._unsent = self._transport.get_write_buffer_size()
 
     @override
     def resume_writing(self) -> None:
@@ -158,7 +171,7 @@ class Connection(asyncio.Protocol):
             self._refuse(MalformedRequest("request: expected one of HTTP 1, got something else"))
         else:
             if self._phase in _PARSED and self._bare_bytes > HEAD_BYTES:
-                self._finish(_too_much_head())
+                self._refuse(_too_much_head())
 
     def _parse(self, data: bytes) -> None:
         """Have httptools read what came, and decline what a client offers to speak instead."""
@@ -218,7 +231,7 @@ class Connection(asyncio.Protocol):
         )
         self._enter(Phase.BODY)
         if self._bare_bytes > HEAD_BYTES and self._head_size() > HEAD_BYTES:
-            self._finish(_too_much_head())
+            self._refuse(_too_much_head())
             return
         self._bare_bytes = 0
         try:
@@ -234,6 +247,9 @@ class Connection(asyncio.Protocol):
         """Take a part of the body; no more than there may be."""
         if self._phase is not Phase.LINGER:
             self._bare_bytes = 0
+            self._progress += len(part)
+            if self._progress >= PROGRESS_BYTES:
+                self._enter(Phase.BODY)
             try:
                 self._body.add(part)
             except (TooLarge, Overloaded) as error:
@@ -247,8 +263,10 @@ class Connection(asyncio.Protocol):
         keep_alive = self._parser.should_keep_alive()
         message = Message(head, self._client, self._body.whole(), keep_alive)
         self._bare_bytes = 0
+        self._head = None
         self._enter(Phase.IDLE)
         self._heads.remember(self._whole, message)
+        self._whole = b""  # an idle connection holds nothing of what it has sent
         self._take(message)
 
     # Of our own.
@@ -287,7 +305,12 @@ class Connection(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         """Say whether nothing is asked of it."""
-        return self._phase is Phase.IDLE and self._answering is None and not self._waiting
+        return self._phase is Phase.IDLE and self._quiet
+
+    @property
+    def _quiet(self) -> bool:
+        """Say whether no answer is to come, nor on its way."""
+        return self._answering is None and not self._waiting and self._blocked_since is None
 
     @property
     def reading(self) -> bool:
@@ -296,21 +319,30 @@ class Connection(asyncio.Protocol):
 
     def look(self, now: float) -> None:
         """End the connection if what it waits for does not come in time."""
-        if self._blocked_since is not None and now - self._blocked_since > WRITE_S:
-            self._transport.abort()
-        elif now - self._since <= self._phase.value or (
-            self._phase is Phase.IDLE and not self.idle
+        if self._blocked_since is not None:
+            unsent = self._transport.get_write_buffer_size()
+            if unsent <= self._unsent - PROGRESS_BYTES:
+                self._blocked_since, self._unsent = now, unsent
+            elif now - self._blocked_since > WRITE_S:
+                self._transport.abort()
+                return
+        if now - self._since <= self._phase.value or (
+            self._phase not in _PARSED and not self._quiet
         ):
             return
-        elif self._phase is Phase.BODY or self._phase is Phase.HEAD:
-            what = self._phase.name.lower()
-            self._finish(refusal(408, f"{what}_timeout", f"{what}: expected all of it sooner"))
+        if self._phase is Phase.HEAD:
+            self._refuse(HeadTimeout("head: expected all of it sooner"))
+        elif self._phase is Phase.BODY:
+            self._refuse(BodyTimeout("body: expected all of it sooner"))
         else:
             self._transport.abort()
 
-    def close(self) -> None:
-        """Close once what was written is sent."""
-        self._transport.close()
+    def leave(self) -> None:
+        """End, unless there is an answer to come; a request that is not all there gets none."""
+        if self._phase in _PARSED:
+            self._refuse(Draining("the server is stopping"))
+        elif self.idle:
+            self._transport.close()
 
     def _head_size(self) -> int:
         """Give the bytes of the head, whatever came with it."""
@@ -319,6 +351,7 @@ class Connection(asyncio.Protocol):
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
         self._since = time.monotonic()
+        self._progress = 0
 
     def _next(self) -> None:
         """Answer the next request, if none is being answered and the client reads."""
@@ -345,10 +378,9 @@ class Connection(asyncio.Protocol):
         """Write an answer; with None it is the last one."""
         head_only = message is not None and message.head.method == "HEAD"
         close = message is None or not message.keep_alive or self._answers.closing()
-        connection = "close" if close else ""
-        if not close and message is not None and message.head.version == "1.0":
-            # A client of HTTP/1.0 that asked for it waits for the end if it is not told.
-            connection = "keep-alive"
+        # Clients of HTTP 1.0 take a connection for one that ends, unless they are told.
+        old = message is not None and message.head.version == "1.0"
+        connection = "close" if close else "keep-alive" if old else ""
         self._transport.write(write(made, head_only=head_only, connection=connection))
         if not close:
             return
@@ -362,15 +394,12 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def _refuse(self, error: Exception) -> None:
-        self._finish(self._answers.refused(self._head, error))
-
-    def _finish(self, made: Reply) -> None:
         """Answer what was not read behind all that was, and read no more."""
         self._enter(Phase.LINGER)
         self._body.drop()
-        self._waiting.append(made)
+        self._waiting.append(self._answers.refused(self._head, error))
         self._next()
 
 
-def _too_much_head() -> Reply:
-    return refusal(431, "headers_too_large", f"headers: expected at most {HEAD_BYTES} bytes")
+def _too_much_head() -> HeadersTooLarge:
+    return HeadersTooLarge(f"headers: expected at most {HEAD_BYTES} bytes")

@@ -59,11 +59,12 @@ class Front:
 
     def admit(self, head: Head) -> Announced:
         """Give what the head says of the body; raises what refuses the request."""
+        head.route = self._route(head)
         if not head.doubled.isdisjoint(_SINGLE):
             name = min(head.doubled & _SINGLE)
             raise MalformedRequest(f"{name}: expected one header of that name, got several")
         _check_framing(head)
-        if self._route(head) is not None:
+        if head.route is not None:
             return check_headers(head.headers.get, self._limits)
         limit = self._limits.binary_bytes
         length = head.headers.get("content-length", "0")
@@ -74,11 +75,12 @@ class Front:
     def answer(self, message: Message, done: Callable[[Reply], object]) -> Withdraw | None:
         """Answer a request; what is returned is called if its client goes before it is done."""
         head = message.head
-        found, announced = self._route(head), head.announced
-        if found is None or announced is None:
+        announced = head.announced
+        if head.route is None or announced is None:
             self._ask_app(message, done)
             return None
-        route, parts = found
+        route: Route
+        route, parts = head.route
         try:
             check_length(message.body, announced)
             if head.fields is None:
@@ -102,11 +104,10 @@ class Front:
     def refused(self, head: Head | None, error: Exception) -> Reply:
         """Write the refusal of a request that was not read."""
         made = failure(error, None if head is None else request_id(head.headers.get))
-        found = None if head is None else self._route(head)
-        if found is None:
+        if head is None or head.route is None:
             self._service.metrics.other("none", str(made.status))
         else:
-            found[0].count(self._service.metrics, made, 0.0)
+            head.route[0].count(self._service.metrics, made, 0.0)
         return made
 
     def closing(self) -> bool:
@@ -114,7 +115,18 @@ class Front:
         return self._service.state not in (State.LOADING, State.READY)
 
     def _route(self, head: Head) -> tuple[Route, dict[str, str]] | None:
-        return self.hot.get(head.target) if head.method == "POST" else None
+        """Find who infers, by any spelling of the path.
+
+        An inference that went to the application would hold one of its threads until it is
+        answered, and a few of them the health check.
+        """
+        if head.method != "POST":
+            return None
+        found = self.hot.get(head.target)
+        if found is None:
+            path, _ = split_target(head.target)
+            found = self.hot.get(path) or self.hot.get(path.removesuffix(b"/"))
+        return found
 
 
 def _check_framing(head: Head) -> None:
@@ -130,14 +142,29 @@ def _check_framing(head: Head) -> None:
         raise Unsupported(f"transfer-encoding: expected chunked, got {coding[:100]!r}")
 
 
+def split_target(target: bytes) -> tuple[bytes, bytes]:
+    """Give the path of a target, decoded, and its query.
+
+    The target of a request to a proxy has scheme and host before the path, and a server has to
+    take it as well: RFC 9112 section 3.2.2.
+    """
+    path, _, query = target.partition(b"?")
+    if not path.startswith(b"/"):
+        _, absolute, behind = path.partition(b"://")
+        if absolute:
+            path = b"/" + behind.partition(b"/")[2]
+    # Flask reads a path that begins with several slashes as if there were one.
+    return b"/" + urllib.parse.unquote_to_bytes(path).lstrip(b"/"), query
+
+
 def environ_of(message: Message) -> dict[str, Any]:
     """Write a request as PEP 3333 says."""
     head = message.head
-    path, _, query = head.target.partition(b"?")
+    path, query = split_target(head.target)
     environ: dict[str, Any] = {
         "REQUEST_METHOD": head.method,
         "SCRIPT_NAME": "",
-        "PATH_INFO": urllib.parse.unquote_to_bytes(path).decode("latin-1"),
+        "PATH_INFO": path.decode("latin-1"),
         "QUERY_STRING": query.decode("latin-1"),
         "SERVER_NAME": "localhost",
         "SERVER_PORT": "80",

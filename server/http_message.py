@@ -6,6 +6,7 @@ import http
 import time
 from collections.abc import Iterable
 from email.utils import formatdate
+from typing import Any
 
 from server.body import Announced
 from server.reply import Headers, Reply
@@ -28,6 +29,7 @@ class Head:
       version: of HTTP, such as 1.1.
       headers: by lower-case name; of several with one name the first.
       doubled: names that came more than once.
+      route: what answers it, as whoever admitted it knows it.
       announced: what it says of the body, once that is accepted.
       fields: what it asks of routes, once that was read.
     """
@@ -37,6 +39,7 @@ class Head:
     version: str
     headers: dict[str, str]
     doubled: set[str]
+    route: Any = None
     announced: Announced | None = None
     fields: Fields | None = None
 
@@ -130,7 +133,7 @@ def write(made: Reply, *, head_only: bool, connection: str) -> bytes:
     Args:
       made: the answer.
       head_only: for HEAD, which gets the head of what GET would get.
-      connection: what becomes of it, close or keep-alive, where that has to be said.
+      connection: what is said of it; empty where that goes without saying.
     """
     head = _head(made.status, made.headers, connection, int(time.monotonic()))
     if head_only:

@@ -80,11 +80,12 @@ class HttpServer:
             looking.cancel()
 
     async def stop(self) -> None:
-        """Close the connections as they get idle; all of them are closed then."""
+        """Close the connections as their answers are sent; all of them are closed then."""
         while self.connections:
+            now = time.monotonic()
             for connection in list(self.connections):
-                if connection.idle:
-                    connection.close()
+                connection.leave()
+                connection.look(now)
             await asyncio.sleep(0.01)
 
     async def _accept(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -187,7 +187,12 @@ class Metrics:
             self.failed.add(seconds)
 
     def batch(
-        self, name: str, bucket: int, rows: int, times: tuple[float, float, float, float]
+        self,
+        name: str,
+        bucket: int,
+        rows: int,
+        answered: int,
+        times: tuple[float, float, float, float],
     ) -> None:
         """Count a batch.
 
@@ -195,6 +200,7 @@ class Metrics:
           name: of its program.
           bucket: rows that the program takes.
           rows: that were in it.
+          answered: those of them that did not fail.
           times: instants at which it was begun, staged, run and unstaged.
         """
         begun, staged, run, ended = times
@@ -206,7 +212,7 @@ class Metrics:
         program.unstage.add(ended - run)
         self.computed.observe(ended - begun)
         self.batch_rows.observe(rows)
-        self.rows += rows
+        self.rows += answered
         self.padding_rows += bucket - rows
 
     def padding(self, elements: int, padding: int) -> None:

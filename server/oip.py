@@ -14,7 +14,7 @@ from runtime.manifest import Manifest
 from runtime.signature import Signature, TensorSpec
 from runtime.tensors import Array
 from server.errors import MalformedRequest, NotFound
-from server.typed import convert, from_bytes, kind_of, refuse
+from server.typed import brief, convert, from_bytes, kind_of, refuse
 
 # BF16 is not in the protocol's table, but gRPC's; the FP8 kinds follow its manner.
 DATATYPES = {
@@ -73,9 +73,8 @@ def read_head(signature: Signature, name: object, datatype: object, shape: objec
     if spec is None:
         raise SignatureMismatch(_unknown("input", name, [s.name for s in signature.inputs]))
     if datatype != DATATYPES[spec.dtype]:
-        got = datatype[:100] if isinstance(datatype, str) else datatype
         raise SignatureMismatch(
-            f"input {spec.name!r}: expected datatype {DATATYPES[spec.dtype]}, got {_brief(got)}"
+            f"input {spec.name!r}: expected datatype {DATATYPES[spec.dtype]}, got {brief(datatype)}"
         )
     if not isinstance(shape, Sequence) or isinstance(shape, str):
         raise MalformedRequest(f"input {spec.name!r}: expected a shape, got {kind_of(shape)}")
@@ -86,12 +85,12 @@ def read_head(signature: Signature, name: object, datatype: object, shape: objec
     for dim, size in zip(spec.shape, shape, strict=True):
         if type(size) is not int or size < 0:
             raise MalformedRequest(
-                f"input {spec.name!r}: expected sizes of 0 or more in its shape, got {_brief(size)}"
+                f"input {spec.name!r}: expected sizes of 0 or more in its shape, got {brief(size)}"
             )
         # Beside a size of 0 the others are free, and NumPy has bounds of its own.
         if size != dim if isinstance(dim, int) else size > _LARGEST:
             raise SignatureMismatch(
-                f"input {spec.name!r}: expected {spec}, got {_brief(size)} in its shape"
+                f"input {spec.name!r}: expected {spec}, got {brief(size)} in its shape"
             )
     return Head(spec, tuple(shape))
 
@@ -201,11 +200,6 @@ def _described(spec: TensorSpec) -> dict[str, Any]:
 
 def _unknown(what: str, name: object, known: Iterable[str]) -> str:
     names = list(known)
-    shown = name[:100] if isinstance(name, str) else name
-    near = difflib.get_close_matches(str(shown), names, n=1)
+    near = difflib.get_close_matches(name[:100], names, n=1) if isinstance(name, str) else []
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{what}: expected {', '.join(map(repr, names))}, got {_brief(shown)}{hint}"
-
-
-def _brief(value: object) -> str:
-    return repr(value)[:120] if isinstance(value, str | int | float) else kind_of(value)
+    return f"{what}: expected {', '.join(map(repr, names))}, got {brief(name)}{hint}"

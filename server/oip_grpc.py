@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 
 from runtime.errors import SignatureMismatch
@@ -23,6 +24,13 @@ from server.protos.inference_pb2 import (
 )
 
 Parameters = Mapping[str, InferParameter]
+
+# Of messages beyond so many bytes the fields are counted: a packed tensor is one of them.
+_COUNTED_BYTES = 1 << 16
+_MOST_FIELDS = 1 << 16
+# How a field goes over the wire: https://protobuf.dev/programming-guides/encoding/
+_VARINT, _BYTES = 0, 2
+_FIXED = {1: 8, 5: 4}
 
 # Where a message has the elements of a dtype, if not as bytes. The other dtypes have no field.
 _FIELDS = {
@@ -44,12 +52,54 @@ def parse[M](kind: type[M], data: bytes) -> M:
     """Read a message.
 
     Raises:
-      MalformedRequest: the bytes are none.
+      MalformedRequest: the bytes are none, or have more fields than any honest message.
     """
+    if len(data) > _COUNTED_BYTES:
+        _count_fields(kind.DESCRIPTOR, memoryview(data), _MOST_FIELDS)  # type: ignore[attr-defined]
     try:
         return kind.FromString(data)  # type: ignore[attr-defined, no-any-return]
     except DecodeError:
         raise MalformedRequest(f"message: expected a {kind.__name__}, got other bytes") from None
+
+
+def _count_fields(kind: Descriptor, data: memoryview, left: int) -> int:
+    """Count the fields of a message and of the messages in it; gives how many more there may be.
+
+    A field of two bytes can become an object of hundreds, so a large message of such fields
+    would take all memory. Of honest ones most is in a few fields of very many bytes.
+    """
+    at = 0
+    while at < len(data):
+        left -= 1
+        if left < 0:
+            raise MalformedRequest(f"message: expected at most {_MOST_FIELDS} fields, got more")
+        key, at = _varint(data, at)
+        if key & 7 == _VARINT:
+            _, at = _varint(data, at)
+        elif key & 7 == _BYTES:
+            size, at = _varint(data, at)
+            field = kind.fields_by_number.get(key >> 3)
+            if field is not None and field.message_type is not None:
+                left = _count_fields(field.message_type, data[at : at + size], left)
+            at += size
+        elif key & 7 in _FIXED:
+            at += _FIXED[key & 7]
+        else:
+            raise MalformedRequest(f"message: expected a {kind.name}, got other bytes")
+    return left
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    """Give a number, and where it ends; what is none is told by whoever reads the message."""
+    value = shift = 0
+    while at < len(data):
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128 or shift > 63:
+            break
+        shift += 7
+    return value, at
 
 
 def read(request: ModelInferRequest, model: Model, *, stream: bool = False) -> Call[bytes]:

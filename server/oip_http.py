@@ -19,7 +19,7 @@ from server.pending import Answer
 from server.predictions import writable
 from server.reply import Headers, Reply, reply, to_json
 from server.request import Request
-from server.typed import kind_of
+from server.typed import brief, kind_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def _inputs(
 def _size(value: object, head: oip.Head, has_data: bool) -> int:
     if type(value) is not int or value < 0:
         raise MalformedRequest(
-            f"{head.where}: expected binary_data_size of 0 or more, got {str(value)[:100]}"
+            f"{head.where}: expected binary_data_size of 0 or more, got {brief(value)}"
         )
     if has_data:
         raise MalformedRequest(f"{head.where}: expected data or binary_data_size, got both")

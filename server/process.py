@@ -160,7 +160,12 @@ class Process:
                 if self._http is not None:
                     await self._http.stop()
         except TimeoutError:
-            log.error("stopping with %d requests unanswered", self._service.abandon())  # noqa: TRY400
+            connections = 0 if self._http is None else len(self._http.connections)
+            log.error(  # noqa: TRY400
+                "stopping with %d requests unanswered, %d connections open",
+                self._service.abandon(),
+                connections,
+            )
             await asyncio.sleep(0.1)  # their refusals go out
             return status or EXIT_UNANSWERED
         log.info("stopped")

@@ -193,7 +193,9 @@ class Pump:
         self._deliver(outcome, self._whole(outcome))
         batch, signature = outcome.batch, self.model.signature
         name = bucket_name(signature, batch.sizes, batch.bucket)
-        self._metrics.batch(name, batch.bucket, batch.rows, outcome.times)
+        pairs = zip(batch.tasks, outcome.answers, strict=True)
+        answered = sum([task.rows for task, answer in pairs if type(answer) is tuple])
+        self._metrics.batch(name, batch.bucket, batch.rows, answered, outcome.times)
         self._metrics.padding(*count_elements(signature, batch))
         self._failures = self._failures + 1 if outcome.failed else 0
         if self._failures >= self._limits.failures:

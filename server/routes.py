@@ -14,7 +14,7 @@ from server import oip, oip_http, tfserving, vertex
 from server.body import inflate
 from server.config import ServerConfig
 from server.dialect import LARGE_BYTES, Call, Inference, Read, evidence_headers
-from server.errors import Unsupported
+from server.errors import Overloaded, Unsupported
 from server.exposition import MetricsPage, statistics
 from server.figures import Gather, figures_of
 from server.metrics import Metrics
@@ -128,6 +128,8 @@ class _Inference(Inference[Reply]):
         self._parts = parts
         self._done = done
         self._begun = time.monotonic()
+        # Bytes that decompressing added, and those of them that count as held.
+        self._added = self._held = 0
 
     @override
     def read(self, model: Model) -> Call[Reply]:
@@ -136,8 +138,20 @@ class _Inference(Inference[Reply]):
             oip.check_names(model.manifest, parts["model"], parts.get("version", ""))
         request = self._request
         if request.packed is not None:
-            request = request._replace(body=inflate(request.body, request.packed), packed=None)
+            whole = inflate(request.body, request.packed)
+            self._added = max(0, len(whole) - len(request.body))
+            request = request._replace(body=whole, packed=None)
         return read(request, model)  # type: ignore[misc]
+
+    @override
+    def submit(self, call: Call[Reply]) -> None:
+        try:
+            self.service.held.take(self._added)
+        except Overloaded as error:
+            self.failed(error)
+            return
+        self._held = self._added
+        super().submit(call)
 
     @override
     def written(self, message: Reply) -> None:
@@ -153,10 +167,16 @@ class _Inference(Inference[Reply]):
     @override
     def withdraw(self) -> None:
         super().withdraw()
+        self._let_go()
         seconds = time.monotonic() - self._begun
         self.service.metrics.inference(self._route.protocol, _GONE, seconds, "canceled")
 
+    def _let_go(self) -> None:
+        self.service.held.give(self._held)
+        self._held = 0
+
     def _end(self, made: Reply) -> None:
+        self._let_go()
         self._route.count(self.service.metrics, made, time.monotonic() - self._begun)
         self._done(made)
 

@@ -9,8 +9,12 @@ import logging
 
 from runtime.errors import InvalidInput
 from server.errors import (
+    BodyTimeout,
     DeadlineExceeded,
     Draining,
+    HeadersTooLarge,
+    HeadTimeout,
+    IncompleteBody,
     MalformedRequest,
     NonFiniteOutput,
     NotFound,
@@ -46,10 +50,14 @@ class Status:
 _TABLE: dict[type[BaseException], Status] = {
     UnsupportedMedia: Status(415, "UNIMPLEMENTED", "unsupported_media"),
     MalformedRequest: Status(400, "INVALID_ARGUMENT", "invalid_argument"),
+    IncompleteBody: Status(400, "INVALID_ARGUMENT", "incomplete_body"),
     InvalidInput: Status(400, "INVALID_ARGUMENT", "invalid_argument"),
     NotFound: Status(404, "NOT_FOUND", "not_found"),
     Unsupported: Status(501, "UNIMPLEMENTED", "unsupported"),
     TooLarge: Status(413, "RESOURCE_EXHAUSTED", "too_large"),
+    HeadersTooLarge: Status(431, "RESOURCE_EXHAUSTED", "headers_too_large"),
+    HeadTimeout: Status(408, "DEADLINE_EXCEEDED", "head_timeout"),
+    BodyTimeout: Status(408, "DEADLINE_EXCEEDED", "body_timeout"),
     NotReady: Status(503, "UNAVAILABLE", "not_ready"),
     Overloaded: Status(503, "UNAVAILABLE", "queue_full"),
     Draining: Status(503, "UNAVAILABLE", "draining"),

@@ -23,7 +23,7 @@ from server.predictions import writable
 from server.reply import Reply, reply
 from server.request import Request
 from server.service import State
-from server.typed import convert, kind_of, refuse
+from server.typed import brief, convert, kind_of, refuse
 
 SIGNATURE_NAME = "serving_default"
 # tensorflow/core/framework/types.proto
@@ -74,9 +74,7 @@ def read(request: Request, model: Model, *, most_rows: int) -> Call[Reply]:
         raise MalformedRequest(f"body: expected {', '.join(_KEYS)}, got {unknown[:100]!r}")
     name = value.get("signature_name", SIGNATURE_NAME)
     if name not in ("", SIGNATURE_NAME):
-        raise MalformedRequest(
-            f"signature_name: expected {SIGNATURE_NAME!r}, got {str(name)[:100]!r}"
-        )
+        raise MalformedRequest(f"signature_name: expected {SIGNATURE_NAME!r}, got {brief(name)}")
     if ("instances" in value) == ("inputs" in value):
         got = "both" if "inputs" in value else "neither"
         raise MalformedRequest(f"body: expected instances or inputs, got {got}")

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import SignatureMismatch
-from runtime.signature import limits
 from runtime.tensors import Array, numpy_dtype
 
 # Whole numbers from here on may have lost bits on their way through a JSON double.
 _EXACT = 2**53
+# Of a NumPy array.
+_MOST_AXES = 64
 
 
 def convert(dtype: str, values: Any, *, booleans: bool = True) -> Array | None:
@@ -91,7 +92,7 @@ def _look(elements: list[Any], wanted: np.dtype[Any]) -> Array | None:
     if wanted.kind not in "iu":
         return _floats(doubles, wanted)
     whole = _whole(doubles, wanted)
-    return _mixed(elements, wanted) if whole is None and int in kinds else whole
+    return _mixed(elements, wanted) if whole is None and kinds == {int, float} else whole
 
 
 # Of the struct module.
@@ -130,12 +131,7 @@ def from_bytes(dtype: str, shape: tuple[int, ...], data: bytes | memoryview, whe
 
 def refuse(dtype: str, values: Any, where: str) -> SignatureMismatch:
     """Say what `convert` did not like."""
-    try:
-        culprit = _first_illegal(dtype, values)
-    except RecursionError:
-        culprit = "lists hundreds deep"
-    if culprit is None:
-        culprit = "lists of different lengths"
+    culprit = _first_illegal(dtype, values) or "lists of different lengths"
     return SignatureMismatch(f"{where}: expected {dtype}, got {culprit}")
 
 
@@ -145,6 +141,13 @@ def kind_of(value: Any) -> str:
         return "a string"
     kinds = {type(None): "null", bool: "a boolean", dict: "an object", list: "an array"}
     return kinds.get(type(value), "a number")
+
+
+def brief(value: Any) -> str:
+    """Write a value of JSON for a message, whatever its size: a short one, or its kind."""
+    if isinstance(value, str):
+        return repr(value[:100])
+    return repr(value)[:120] if isinstance(value, int | float) else kind_of(value)
 
 
 def _floats(array: Array, wanted: np.dtype[Any]) -> Array | None:
@@ -161,39 +164,46 @@ def _whole(array: Array, wanted: np.dtype[Any]) -> Array | None:
     return array.astype(wanted)
 
 
-def _mixed(values: Any, wanted: np.dtype[Any]) -> Array | None:
+def _mixed(elements: list[Any], wanted: np.dtype[Any]) -> Array | None:
     """Read integers of which only some are written as doubles: the others keep every bit."""
-    array = np.array(values, object)
-    return array.astype(wanted) if all(_fits(wanted.name, v) for v in array.flat) else None
+    double = np.array([type(element) is float for element in elements])
+    whole = _whole(np.array([e for e in elements if type(e) is float]), wanted)
+    if whole is None:
+        return None
+    array = np.empty(len(elements), wanted)
+    array[double] = whole
+    array[~double] = np.array([e for e in elements if type(e) is int], wanted)
+    return array
 
 
 def _first_illegal(dtype: str, value: Any) -> str | None:
-    """Describe the first element that is not a value of the dtype."""
-    if isinstance(value, list):
-        found = (_first_illegal(dtype, inner) for inner in value)
-        return next((culprit for culprit in found if culprit is not None), None)
+    """Describe the first element that is not a value of the dtype; None if each of them is.
+
+    Halves are converted, since a look at millions of elements one by one takes many seconds.
+    """
+    while type(value) is list:
+        if (depth := _depth(value)) > _MOST_AXES:
+            return f"lists {depth} deep"
+        low, high = 0, len(value)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if convert(dtype, value[low:middle]) is None:
+                high = middle
+            else:
+                low = middle
+        if not value or convert(dtype, value[low]) is not None:
+            return None
+        value = value[low]
     legal = type(value) is bool if dtype == "bool" else type(value) in (int, float)
-    if not legal:
-        return kind_of(value)
-    return None if _fits(dtype, value) else _shown(value)
+    return _shown(value) if legal else kind_of(value)
 
 
-def _fits(dtype: str, value: float) -> bool:
-    if dtype == "bool":
-        return True
-    if "float" in dtype:
-        return _floats_fit(dtype, value)
-    if type(value) is float and (abs(value) >= _EXACT or not value.is_integer()):
-        return False
-    low, high = limits(dtype)
-    return low <= value <= high
-
-
-def _floats_fit(dtype: str, value: float) -> bool:
-    try:
-        return _floats(np.array([value], np.float64), numpy_dtype(dtype)) is not None
-    except OverflowError:
-        return False
+def _depth(values: Any) -> int:
+    depth = 0
+    while type(values) is list:
+        depth += 1
+        values = values[0] if values else None
+    return depth
 
 
 def _shown(value: float) -> str:

@@ -1,6 +1,8 @@
 """What a person sees of a server that starts, or that cannot."""
 
+import itertools
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -8,7 +10,7 @@ import sys
 
 from pytest import mark, param
 
-from tests.serving import ROOT, TIMEOUT_S, free_port, start
+from tests.serving import ROOT, TIMEOUT_S, Served, free_port, start
 
 pytestmark = mark.e2e
 
@@ -95,6 +97,30 @@ def test_a_machine_reads_why_there_is_no_server_as_json(tmp_path):
     (entry,) = [e for e in map(json.loads, log.splitlines()) if e["severity"] == "CRITICAL"]
     assert entry["message"] == f"bundle {tmp_path}/x: expected a directory, got nothing there"
     assert (process.returncode, errors) == (3, "")
+
+
+def test_rows_that_are_seen_to_depend_on_each_other_run_alone(mixing_bundle, tmp_path):
+    """A bundle that promises what this device does not do is served, with a warning and a metric."""
+    bundle = shutil.copytree(mixing_bundle, tmp_path / "bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps(manifest | {"row_mixing": []}))
+    port = free_port()
+    with start(port, "--bundle", str(bundle), "--golden", "warn") as process:
+        served = Served(process, port, -1)
+        lines = list(itertools.takewhile(lambda line: "ready: " not in line, process.stdout))
+        answer = served.post({"instances": [[1, 2]]})
+        alone = served.counts()["hloserve_runs_alone"]
+        ended = served.end(signal.SIGTERM)
+
+    warned = [line.split(" ", 1)[1] for line in lines if " WARNING " in line]
+    assert [line[: line.index(":")] for line in warned] == [
+        "WARNING 1 golden checks failed on this device, first",
+        "WARNING requests run alone",
+    ]
+    assert warned[1].startswith("WARNING requests run alone: rows depend on each other here: ")
+    assert answer == (200, {"predictions": [[0.0, 0.0]]})
+    assert alone == 1
+    assert ended == (0, "")
 
 
 @mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import os
 
+import numpy as np
 from pytest import fixture
 
 from server.board import PLACE_BYTES, Board
@@ -10,7 +11,7 @@ from server.config import ServerConfig
 from server.figures import Figures, together
 from server.joiners import Orders
 from server.metrics import Metrics
-from tests.server.fakes import FakeModel, serving
+from tests.server.fakes import FakeModel, Gate, ask, serving
 
 
 def figures(rows, *, memory=None, pid=1):
@@ -96,13 +97,35 @@ def test_a_process_writes_its_figures_as_they_change(boards):
     assert seen.pids == (os.getpid(),)
 
 
+def test_a_process_writes_how_many_rows_wait(boards):
+    """While nothing is answered the queue grows all the same, and the others see that."""
+
+    async def wait():
+        gate, model = Gate(), FakeModel()
+        model.before = gate
+        async with serving(model) as service:
+            keeping = asyncio.create_task(boards[1].keep(service, every_s=0))
+            first = asyncio.create_task(ask(service, {"x": np.ones((1, 2), np.float32)}))
+            await gate.reached()
+            while not boards[0].others():  # noqa: ASYNC110 (nobody tells)
+                await asyncio.sleep(0)
+            waiting = asyncio.create_task(ask(service, {"x": np.ones((1, 2), np.float32)}))
+            while boards[0].others()[0].queued_rows != 1:  # noqa: ASYNC110 (likewise)
+                await asyncio.sleep(0)
+            gate.open(2)
+            await asyncio.gather(first, waiting)
+            keeping.cancel()
+
+    asyncio.run(asyncio.wait_for(wait(), 30))
+
+
 def test_everything_that_is_counted_comes_across(boards):
     """A process reads each of another's counts, as it would count them itself."""
     metrics = Metrics()
     metrics.inference("vertex", "200", 0.003)
     metrics.inference("grpc", "UNAVAILABLE", 0.2, "queue_full")
     metrics.other("health", "200")
-    metrics.batch("b4", 4, 3, (1.0, 1.25, 2.0, 2.125))
+    metrics.batch("b4", 4, 3, 3, (1.0, 1.25, 2.0, 2.125))
     metrics.padding(12, 3)
     metrics.queued.observe(0.1)
     metrics.nonfinite = 1

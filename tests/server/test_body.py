@@ -34,6 +34,16 @@ def announced(**headers):
             id="binary",
         ),
         param(
+            {"content_length": "1000", "inference_header_content_length": "100"},
+            Announced(1000, 1000, 100, ""),
+            id="binary-behind-the-most-json",
+        ),
+        param(
+            {"content_length": "5", "inference_header_content_length": "1001"},
+            Announced(5, 1000, 1001, ""),
+            id="more-json-than-any-body",
+        ),
+        param(
             {"content_type": f"{VERTEX};json-header-size=7"},
             Announced(0, 1000, 7, ""),
             id="binary-on-vertex",
@@ -63,6 +73,8 @@ def test_headers_say_what_a_body_is(headers, expected):
     [
         param({"content_length": "101"}, TooLarge, "body: expected at most 100 bytes, got 101", id="json-limit"),
         param({"content_length": "1001", "inference_header_content_length": "1"}, TooLarge, "body: expected at most 1000 bytes, got 1001", id="binary-limit"),
+        param({"content_length": "500", "inference_header_content_length": "101"}, TooLarge, "body: expected at most 100 bytes of JSON, got 101", id="json-before-binary"),
+        param({"content_type": f"{VERTEX};json-header-size=1000"}, TooLarge, "body: expected at most 100 bytes of JSON, got 1000", id="json-before-binary-on-vertex"),
         param({"content_length": "9" * 18}, TooLarge, f"body: expected at most 100 bytes, got {'9' * 18}", id="huge-length"),
         param({"content_length": "9" * 5000}, MalformedRequest, "content-length: expected a number of bytes, got '999", id="endless-length"),
         param({"content_length": "-1"}, MalformedRequest, "content-length: expected a number of bytes, got '-1'", id="negative"),

@@ -117,7 +117,7 @@ def test_a_baked_in_bundle_is_the_one_of_the_image(tmp_path, monkeypatch):
         param(
             ["--bundle", "b", "--predict-route", "predict"],
             {},
-            "predict_route: expected a path that begins with '/', got 'predict'",
+            "predict_route: expected a path that begins with '/' and has none of '<>?# ', got 'predict'",
             id="route",
         ),
         param(

@@ -324,6 +324,19 @@ def test_a_caller_that_is_back_is_not_watched(model, outcomes):
     assert hung == []
 
 
+def test_a_device_may_be_given_any_time(model, outcomes):
+    """A time limit of ages, as good as none, is no end of the thread that waits."""
+    deaths = []
+    device = device_of(model, outcomes.append, deaths, stall_s=1e300)
+    device.start()
+    device.submit(batch_of(1))
+    device.close()
+    device._threads[0].join(30)
+
+    assert len(outcomes) == 1
+    assert deaths == []
+
+
 class Looked:
     """An inbox that tells when it was looked into so many times.
 

@@ -10,8 +10,8 @@ import zlib
 import numpy as np
 from pytest import fixture, mark, param
 
+from server.body import BODY_S, PROGRESS_BYTES
 from server.http_connection import (
-    BODY_S,
     HEAD_BYTES,
     HEAD_S,
     IDLE_S,
@@ -80,7 +80,12 @@ def test_several_requests_come_through_one_connection(entrance):
 
 
 def read_answer_unbuffered(connection):
-    """Read exactly one answer."""
+    """Read exactly one answer; give its body."""
+    return next_answer(connection)[1]
+
+
+def next_answer(connection):
+    """Read exactly one answer; give its head, in lower case, and its body."""
     raw = b""
     while b"\r\n\r\n" not in raw:
         raw += connection.recv(1)
@@ -88,7 +93,7 @@ def read_answer_unbuffered(connection):
     body = b""
     while len(body) < length:
         body += connection.recv(length - len(body))
-    return json.loads(body)
+    return raw.lower(), json.loads(body)
 
 
 def test_a_body_in_chunks_is_read(entrance):
@@ -327,6 +332,7 @@ def test_a_body_cut_short_is_not_run(entrance):
     )
 
     assert body_of(answer)["error"] == "body: expected all of it, got less"
+    assert body_of(answer)["code"] == "incomplete_body"
     assert body_of(in_chunks)["error"] == "body: expected all of it, got less"
     assert len(entrance.model.ran) == ran
 
@@ -353,6 +359,47 @@ def test_what_does_not_come_is_given_up(entrance, sent, seconds, slug):
     assert (status, body["code"]) == (408, slug)
     assert headers["connection"] == "close"
     assert rest == b""
+
+
+def test_a_body_that_goes_on_coming_is_waited_for():
+    """A large body may take any time, if only there is some progress; a byte now and then is none."""
+    half = b" " * (10 + PROGRESS_BYTES)
+    whole = half + BODY
+    entrance = Entrance()
+    with entrance.connect() as slow, entrance.connect() as trickle:
+        for connection in (slow, trickle):
+            connection.sendall(head("host: t", f"content-length: {len(whole)}") + half[:10])
+        entrance.running.wait(until(lambda: bodies(entrance) == [10, 10]))
+        for connection in entrance.server.connections:
+            connection._since -= BODY_S - 5
+        slow.sendall(half[10:])
+        trickle.sendall(b" ")
+        entrance.running.wait(until(lambda: bodies(entrance) == [11, len(half)]))
+        entrance.look(10)
+        given_up = read_answer(trickle)[2]
+        slow.sendall(whole[len(half) :])
+        answer = read_answer(slow)[2]
+    entrance.close()
+
+    assert given_up["code"] == "body_timeout"
+    assert answer == {"predictions": [3.0]}
+
+
+def bodies(entrance):
+    """Give how much of each body has come, sorted."""
+    return sorted(connection._body._size for connection in entrance.server.connections)
+
+
+def test_an_idle_connection_holds_nothing_of_what_it_sent(entrance):
+    """What came is let go of with its answer: thousands of connections may be idle."""
+    size = LIMIT - 1000
+    with entrance.connect() as connection:
+        connection.sendall(request("/predict", BODY + b" " * size))
+        next_answer(connection)
+        (kept,) = entrance.server.connections
+        held = [value for value in vars(kept).values() if isinstance(value, bytes)]
+
+    assert sum(map(len, held)) < size
 
 
 def test_a_connection_that_idles_is_kept_longer_than_a_load_balancer_keeps_it(entrance):
@@ -389,6 +436,25 @@ def test_headers_without_end_are_refused(entrance):
 
     assert status_of(answer) == 431
     assert body_of(answer)["code"] == "headers_too_large"
+
+
+def test_what_was_never_read_is_counted(entrance):
+    """Requests that are refused for their size or their slowness are answers like others."""
+    requests = entrance.service.metrics.requests
+    before = requests["none", "431"], requests["none", "408"], requests["vertex", "408"]
+
+    entrance.send(b"POST /predict HTTP/1.1\r\nx-a: " + b"a" * (HEAD_BYTES + 1000))
+    for sent in (b"POST /pre", request("/predict", BODY)[:-1]):
+        with entrance.connect() as connection:
+            connection.sendall(sent)
+            entrance.running.wait(
+                until(lambda: not all(c.idle for c in entrance.server.connections))
+            )
+            entrance.look(BODY_S + 5)
+            read_answer(connection)
+
+    after = requests["none", "431"], requests["none", "408"], requests["vertex", "408"]
+    assert after == tuple(count + 1 for count in before)
 
 
 def test_a_client_that_waits_to_be_asked_is(entrance):
@@ -435,23 +501,24 @@ def test_a_client_that_offers_to_upgrade_and_to_close_is_left(entrance):
     assert b"connection: close" in answer
 
 
-def test_a_client_of_http_1_0_that_keeps_its_connection_is_told_that_it_may(entrance):
-    """Without a word such a client, as ApacheBench is, waits for the connection to end."""
+def test_http_1_0_is_told_that_its_connection_is_kept(entrance):
+    """Such a client waits for the end of a connection that it is not told is kept."""
     old = request("/predict", BODY, "connection: keep-alive\r\n").replace(b"/1.1", b"/1.0")
     with entrance.connect() as connection:
-        for _ in range(3):  # the head is read, then known
+        for _ in range(2):
             connection.sendall(old)
-            status, headers, body = read_answer(connection)
-            assert (status, headers["connection"]) == (200, "keep-alive")
+            head, body = next_answer(connection)
+
+            assert b"\r\nconnection: keep-alive\r\n" in head
             assert body == {"predictions": [3.0]}
 
+    new = entrance.send(
+        request("/predict", BODY), request("/predict", BODY, "connection: close\r\n")
+    )
+    plain = entrance.send(request("/predict", BODY).replace(b"/1.1", b"/1.0"))
 
-def test_a_client_of_http_1_0_that_does_not_ask_to_keep_its_connection_sees_it_end(entrance):
-    """It was the only way to end an answer once."""
-    answer = entrance.send(request("/predict", BODY).replace(b"/1.1", b"/1.0"))
-
-    assert status_of(answer) == 200
-    assert b"\r\nconnection: close\r\n" in answer
+    assert new.count(b"\r\nconnection: ") == 1
+    assert b"\r\nconnection: close\r\n" in plain
 
 
 def test_http_1_0_is_not_asked_to_go_on(entrance):
@@ -481,6 +548,44 @@ def test_more_requests_than_a_client_may_have_ahead_are_refused(entrance):
 
     assert answers.count(b"HTTP/1.1 200") == 1 + PIPELINED
     assert answers.count(b"HTTP/1.1 413") == 1
+
+
+def test_an_answer_is_waited_for_though_what_follows_is_refused(entrance):
+    """A good request gets its answer, however long that takes and whatever is wrong behind it."""
+    gate = Gate()
+    entrance.model.before = gate
+    with entrance.connect() as connection:
+        connection.sendall(request("/predict", BODY) + b"no request\r\n\r\n")
+        entrance.running.wait(gate.reached())
+        entrance.running.wait(
+            until(lambda: not any(c.reading for c in entrance.server.connections))
+        )
+        entrance.look(IDLE_S + LINGER_S)
+        entrance.model.before = lambda _: None
+        gate.open()
+        answers = read_all(connection)
+
+    assert answers.count(b"HTTP/1.1") == 2
+    assert answers.index(b"HTTP/1.1 200") < answers.index(b"HTTP/1.1 400")
+
+
+def test_what_is_not_all_there_does_not_hold_up_the_end():
+    """A server that stops refuses requests that are still coming, and waits for no client to leave."""
+    entrance = Entrance()
+    with contextlib.ExitStack() as stack:
+        refused, stalled, headless = (stack.enter_context(entrance.connect()) for _ in range(3))
+        refused.sendall(request("/predict", BODY, "content-type: text/plain\r\n"))
+        read_answer_unbuffered(refused)
+        stalled.sendall(request("/predict", BODY)[:-1])
+        headless.sendall(b"POST /pre")
+        entrance.running.wait(until(lambda: len(entrance.server.connections) == 3))
+        entrance.running.wait(until(lambda: not any(c.idle for c in entrance.server.connections)))
+        entrance.service.stop()
+        entrance.close()
+        answers = [read_answer(connection) for connection in (stalled, headless)]
+
+    assert [(status, body["code"]) for status, _, body in answers] == [(503, "draining")] * 2
+    assert all(headers["connection"] == "close" for _, headers, _ in answers)
 
 
 def test_a_client_that_sends_ahead_has_one_request_in_the_queue():
@@ -532,6 +637,39 @@ def test_a_client_that_does_not_read_is_answered_no_further():
     assert entrance.service.held.size == 0
 
 
+def test_a_client_that_reads_slowly_gets_all_of_its_answer():
+    """An answer may take any time to be read, if only it is read."""
+    size = 4_000_000
+    model = FakeModel(
+        signature=signature(["x:float32[_, 2]"], [f"y:float32[_, {size}]"]),
+        function=lambda x: (np.zeros((len(x), size), np.float32),),
+    )
+    entrance = Entrance(model)
+    with entrance.connect() as connection:
+        connection.sendall(request("/predict", BODY, "connection: close\r\n"))
+        entrance.running.wait(until(lambda: blocked(entrance)))
+        read = 0
+        while read < size // 2:
+            read += len(connection.recv(1 << 20))
+        entrance.running.wait(until(lambda: blocked(entrance) < 2 * size))
+        for open_ in entrance.server.connections:
+            open_._blocked_since -= WRITE_S - 5
+        entrance.look(10)
+        rest = read_all(connection)
+    entrance.close()
+
+    assert read + len(rest) > 4 * size
+
+
+def blocked(entrance):
+    """Give the bytes that a client has still to read; none if it reads."""
+    return sum(
+        connection._transport.get_write_buffer_size()
+        for connection in entrance.server.connections
+        if connection._blocked_since is not None
+    )
+
+
 def test_nothing_behind_a_refusal_is_read(entrance):
     """Whatever comes in one piece with a request that is refused is thrown away with it."""
     bad = request("/predict", BODY, "content-type: text/plain\r\n")
@@ -540,6 +678,54 @@ def test_nothing_behind_a_refusal_is_read(entrance):
 
     assert answers.count(b"HTTP/1.1") == 1
     assert status_of(answers) == 415
+
+
+SPELLINGS = (
+    "/predict?x=1",
+    "/predict/",
+    "/predict/?",
+    "/%70redict",
+    "http://t/predict",
+    "HTTP://t:80/predict/?x://y",
+    "/v2/models/%66ake/infer?x",
+    "/v1/models/fake%3Apredict",
+)
+
+
+@mark.parametrize("target", SPELLINGS)
+def test_inferences_take_no_thread_however_their_path_is_spelt(target):
+    """While more of them wait than there are threads, the health check is answered; who goes is given up."""
+    entrance, gate = Entrance(), Gate()
+    entrance.model.before = gate
+    body = b'{"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}'
+    body = body if "v2" in target else BODY
+    with contextlib.ExitStack() as stack:
+        waiting = [stack.enter_context(entrance.connect()) for _ in range(6)]
+        for connection in waiting:
+            connection.sendall(request(target, body))
+        entrance.running.wait(gate.reached())
+        entrance.running.wait(until(lambda: len(entrance.service._requests) == 6))
+        healthy = entrance.send(head("host: t", "connection: close", path="/health", method="GET"))
+        gone = waiting.pop()
+        gone.close()
+        entrance.running.wait(until(lambda: len(entrance.service._requests) == 5))
+        gate.open(6)
+        statuses = {read_answer(connection)[0] for connection in waiting}
+    entrance.close()
+
+    assert status_of(healthy) == 200
+    assert statuses == {200}
+
+
+def test_a_target_that_names_the_host_is_its_path(entrance):
+    """A server takes the form of a target that is meant for proxies as well."""
+    lines = ("host: t", "connection: close")
+
+    health = entrance.send(head(*lines, path="http://t/health", method="GET"))
+    page = entrance.send(head(*lines, path="http://t", method="GET"))
+    other = entrance.send(head(*lines, path="http://t/nothing", method="GET"))
+
+    assert [status_of(answer) for answer in (health, page, other)] == [200, 200, 404]
 
 
 def test_connections_beyond_the_most_wait_in_the_kernel(entrance):

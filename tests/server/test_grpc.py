@@ -1,5 +1,8 @@
 """Inferences over gRPC: tensors in and out, and what is refused. The model is a fake."""
 
+import gc
+import tracemalloc
+
 import grpc
 import numpy as np
 from pytest import fixture, mark, param, raises
@@ -7,6 +10,7 @@ from pytest import fixture, mark, param, raises
 from runtime.errors import ExecutionError
 from runtime.signature import DTYPE_BYTES, Signature, TensorSpec
 from runtime.tensors import numpy_dtype
+from server import oip_grpc
 from server.errors import OutOfMemory
 from server.protos import inference_pb2 as pb
 from tests.server.calling import Called, array_of, refused, request, rows
@@ -403,3 +407,91 @@ def test_a_full_queue_refuses_before_grpc_does(calls):
     assert (status, text) == ("UNAVAILABLE", "the queue is full: 2 of 2 rows wait")
     answers = [array_of(each.result(), "y", np.float32).tolist() for each in (first, *waiting)]
     assert answers == [[1.0], [2.0], [3.0]]
+
+
+def field(number, data=b""):
+    """Write a field of a message: its length has to fit into four bytes of seven bits."""
+    size = [len(data) >> shift & 127 | 128 * (shift < 21) for shift in (0, 7, 14, 21)]
+    return bytes([number << 3 | 2, *size]) + data
+
+
+NUMBERS = {f.name: f.number for f in pb.ModelInferRequest.DESCRIPTOR.fields}
+IN_TENSOR = {f.name: f.number for f in pb.ModelInferRequest.InferInputTensor.DESCRIPTOR.fields}
+IN_CONTENTS = {f.name: f.number for f in pb.InferTensorContents.DESCRIPTOR.fields}
+MANY = 1 << 16
+
+
+def tiny(number):
+    """Write very many empty fields of a number."""
+    return bytes([number << 3 | 2, 0]) * MANY
+
+
+BOMBS = {
+    "inputs": tiny(NUMBERS["inputs"]),
+    "outputs": tiny(NUMBERS["outputs"]),
+    "parameters": tiny(NUMBERS["parameters"]),
+    "raw": tiny(NUMBERS["raw_input_contents"]),
+    "unknown": b"\xf8\x07\x01" * MANY,
+    "fixed": b"\xfd\x07\x01\x01\x01\x01" * MANY,
+    "in-a-tensor": field(NUMBERS["inputs"], tiny(IN_TENSOR["parameters"])),
+    "in-contents": field(
+        NUMBERS["inputs"], field(IN_TENSOR["contents"], tiny(IN_CONTENTS["bytes_contents"]))
+    ),
+}
+
+
+@mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
+def test_a_message_of_very_many_fields_is_refused_unread(calls, bomb, monkeypatch):
+    """Fields of two bytes would become objects of hundreds; of honest messages most is bytes."""
+    called = calls(FakeModel())
+    read = []
+    monkeypatch.setattr(oip_grpc, "read", lambda *_, **__: read.append("read"))
+
+    status, text = refused(lambda: called.infer(field(1, b"fake") + bomb, timeout=30))
+
+    assert (status, text) == (
+        "INVALID_ARGUMENT",
+        "message: expected at most 65536 fields, got more",
+    )
+    assert read == []
+
+
+def test_groups_of_fields_are_refused(calls):
+    """What only an old encoding has is not passed over, with whatever it may hide."""
+    called = calls(FakeModel())
+    group = b"\xfb\x07" + tiny(NUMBERS["inputs"]) + b"\xfc\x07"
+
+    status, text = refused(lambda: called.infer(group, timeout=30))
+
+    assert (status, text) == (
+        "INVALID_ARGUMENT",
+        "message: expected a ModelInferRequest, got other bytes",
+    )
+
+
+@mark.parametrize("how", ["unary", "stream"])
+def test_a_refused_message_is_let_go_of(calls, how):
+    """What is refused does not wait for the next look for garbage: messages are large."""
+    called = calls(FakeModel())
+    size = 1 << 20
+    bad = request({"x": np.zeros((1, size // 4), np.float32)}).SerializeToString()
+
+    def refuse():
+        if how == "unary":
+            assert refused(lambda: called.infer(bad, timeout=30))[0] == "INVALID_ARGUMENT"
+        else:
+            assert all(answer.error_message for answer in called.stream(iter([bad]), timeout=30))
+
+    refuse()
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(10):
+            refuse()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+
+    assert held < 5 * size

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 
 from pytest import fixture, mark, raises
@@ -173,6 +174,52 @@ def test_bodies_of_requests_that_wait_are_held(gate):
     wait_until(entrance, 0)
     entrance.close()
     assert answer == {"predictions": [3.0]}
+
+
+def test_a_body_counts_as_what_it_becomes(gate):
+    """What decompressing adds is held until its request is answered, or its client has gone."""
+    model = FakeModel()
+    model.before = gate
+    entrance = Entrance(model, limits={"held_bytes": MOST})
+    packed = gzip.compress(BODY + b" " * (LARGE * 2))
+    added = LARGE * 2 + len(BODY) - len(packed)
+    sent = request("/predict", packed, "content-encoding: gzip\r\n")
+    with entrance.connect() as stays, entrance.connect() as goes:
+        stays.sendall(sent)
+        wait_until(entrance, added)
+        entrance.running.wait(gate.reached())
+        with entrance.connect() as late:
+            late.sendall(
+                request("/predict", gzip.compress(BODY + b" " * MOST), "content-encoding: gzip\r\n")
+            )
+            status, _, refused = read_answer(late)
+        goes.sendall(request("/predict", BODY.ljust(LARGE)))
+        wait_until(entrance, added + LARGE)
+        goes.close()
+        wait_until(entrance, added)
+        gate.open(2)
+        answer = read_answer(stays)[2]
+    wait_until(entrance, 0)
+    entrance.close()
+
+    assert (status, refused["error"]) == (503, TEXT)
+    assert answer == {"predictions": [3.0]}
+
+
+def test_a_compressed_body_whose_client_goes_is_held_no_more(gate):
+    """What decompressing added is given back with the request."""
+    model = FakeModel()
+    model.before = gate
+    entrance = Entrance(model, limits={"held_bytes": MOST})
+    packed = gzip.compress(BODY + b" " * LARGE)
+    with entrance.connect() as goes:
+        goes.sendall(request("/predict", packed, "content-encoding: gzip\r\n"))
+        entrance.running.wait(gate.reached())
+        wait_until(entrance, LARGE + len(BODY) - len(packed))
+        goes.close()
+        wait_until(entrance, 0)
+        gate.open()
+    entrance.close()
 
 
 def test_requests_behind_each_other_are_bounded(gate):

@@ -6,6 +6,7 @@ import json
 from pytest import fixture, mark, param
 
 from runtime.errors import ExecutionError
+from server.body import BODY_S
 from server.config import ServerConfig
 from tests.server.asking import client_of, refused
 from tests.server.fakes import FakeModel
@@ -134,6 +135,33 @@ def body_of(length):
     return body + b" " * (length - len(body))
 
 
+class Stalled:
+    """A body of which nothing comes, on a socket that has a time limit or waits for ever."""
+
+    def __init__(self):
+        self.limits = []
+
+    def settimeout(self, seconds):
+        """Set the limit."""
+        self.limits.append(seconds)
+
+    def read(self, _):
+        """Wait, as a socket does."""
+        assert self.limits == [BODY_S]
+        raise TimeoutError
+
+
+def test_a_body_that_stalls_does_not_keep_a_thread(client):
+    """Where the WSGI server lends its socket, as gunicorn does, a body has as long as anywhere."""
+    stalled = Stalled()
+    environ = {"wsgi.input": stalled, "gunicorn.socket": stalled, "CONTENT_LENGTH": "100"}
+
+    answer = client.post("/predict", environ_overrides=environ)
+
+    assert refused(answer, 408, "body_timeout") == "body: expected all of it sooner"
+    assert stalled.limits == [BODY_S, None]
+
+
 def test_the_body_limit_is_exact(client):
     """A body of exactly the limit is read; one byte more is 413."""
     fits = client.post("/predict", data=body_of(LIMIT))
@@ -168,7 +196,7 @@ def test_a_body_shorter_than_announced_is_refused(client):
 
     answer = client.post("/predict", environ_overrides=short)
 
-    assert refused(answer, 400, "invalid_argument") == "body: expected 60 bytes, got 50"
+    assert refused(answer, 400, "incomplete_body") == "body: expected 60 bytes, got 50"
 
 
 def test_an_internal_error_tells_nothing(client, model, caplog):

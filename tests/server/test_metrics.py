@@ -90,7 +90,7 @@ def test_processes_add_up_to_what_one_would_have_counted(requests):
     for number, (protocol, slug, process) in enumerate(requests):
         for metrics in (alone, two[process]):
             metrics.inference(protocol, "200" if slug is None else "503", number, slug)
-            metrics.batch("b4", 4, 1 + number % 4, (0.0, 1.0, 3.0, number + 4.0))
+            metrics.batch("b4", 4, 1 + number % 4, 1 + number % 4, (0.0, 1.0, 3.0, number + 4.0))
             metrics.queued.observe(number)
             metrics.padding(8, 2)
             metrics.other("health", "200")
@@ -254,6 +254,8 @@ def test_a_device_error_is_the_backends(running, caplog):
 
     _, samples = scraped(client)
     assert samples["hloserve_request_failures_total", ("reason", "backend")] == 1
+    assert samples["hloserve_inferences_total",] == 0
+    assert samples["hloserve_executions_total",] == 1
     assert caplog.records
 
 

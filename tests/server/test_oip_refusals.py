@@ -1,5 +1,7 @@
 """The Open Inference Protocol over HTTP: what is refused, and how."""
 
+import difflib
+
 import numpy as np
 from pytest import fixture, mark, param
 
@@ -109,6 +111,22 @@ def test_extensions_that_are_not_served_are_501(client, where, parameters):
 
     assert "is not served" in refused(client.post(INFER, json=body), 501, "unsupported")
     still_good(client)
+
+
+def test_a_name_that_is_none_is_not_compared_with_names(client, monkeypatch):
+    """To look for the name that was meant takes long, so it is done for what may be one."""
+    compared = []
+
+    def matches(word, *_, **__):
+        compared.append(word)
+        return []
+
+    monkeypatch.setattr(difflib, "get_close_matches", matches)
+    for name in ([[1] * 1000], {"x": 1}, 7, None, "n" * 1000):
+        body = {"inputs": [GOOD["inputs"][0] | {"name": name}]}
+        assert refused(client.post(INFER, json=body), 400, "invalid_argument")
+
+    assert compared == ["n" * 100]
 
 
 FOUR = np.float32([[1, 2], [3, 4]])

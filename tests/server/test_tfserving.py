@@ -110,7 +110,7 @@ def test_a_mask_may_be_left_out_of_columns(running):
         param({"instances": [], "inputs": []}, "body: expected instances or inputs, got both", id="both"),
         param({"instances": [[1, 2]], "parameters": {}}, "body: expected signature_name, instances, inputs, got 'parameters'", id="unknown"),
         param({"instances": [[1, 2]], "signature_name": "train"}, "signature_name: expected 'serving_default', got 'train'", id="signature"),
-        param({"instances": [[1, 2]], "signature_name": []}, "signature_name: expected 'serving_default', got '[]'", id="signature-list"),
+        param({"instances": [[1, 2]], "signature_name": []}, "signature_name: expected 'serving_default', got an array", id="signature-list"),
         param({"instances": {}}, "instances: expected an array, got an object", id="rows"),
         param({"instances": [[1]]}, "instances[0]: input 'x': expected float32[2], got [1]", id="row"),
         param({"inputs": {"z": [[1, 2]]}}, "inputs: expected 'x', got 'z'", id="unknown-input"),

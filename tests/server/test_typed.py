@@ -1,6 +1,7 @@
 """JSON numbers, and bytes, to arrays of a dtype: nothing is coerced."""
 
 import math
+import sys
 
 import numpy as np
 from hypothesis import given
@@ -133,11 +134,48 @@ def nested(depth, value):
     return value
 
 
-@mark.parametrize(("depth", "got"), [(65, "lists of different"), (2000, "lists hundreds deep")])
-def test_more_axes_than_an_array_can_have_are_refused(depth, got):
+@mark.parametrize("depth", [65, 2000])
+def test_more_axes_than_an_array_can_have_are_refused(depth):
     """Lists deeper than NumPy's 64 axes are refused, and those a thousand deep as well."""
-    assert convert("float32", nested(depth, 1.0)) is None
-    assert got in str(refuse("float32", nested(depth, 1.0), "x"))
+    deep = nested(depth, 1.0)
+
+    assert convert("float32", deep) is None
+    assert str(refuse("float32", deep, "x")) == f"x: expected float32, got lists {depth} deep"
+    assert str(refuse("float32", [1.0, deep], "x")).endswith(f"got lists {depth} deep")
+
+
+@mark.parametrize("dtype", ["float32", "bfloat16", "int64", "bool"])
+@mark.parametrize("shape", [(1 << 16,), (256, 256), (1 << 15, 2)])
+def test_to_find_the_culprit_takes_no_look_at_each_element(dtype, shape):
+    """Among very many elements the last one is found in a few steps of Python."""
+    values = np.ones(shape, bool if dtype == "bool" else np.int64).tolist()
+    last = values[-1] if len(shape) == 2 else values
+    last[-1] = None
+    calls = []
+
+    sys.setprofile(lambda _, event, __: calls.append(event) if event == "call" else None)
+    try:
+        refusal = refuse(dtype, values, "x")
+    finally:
+        sys.setprofile(None)
+
+    assert str(refusal) == f"x: expected {dtype}, got null"
+    assert len(calls) < 1000
+
+
+def test_whole_doubles_among_many_integers_take_no_look_at_each_element():
+    """Integers of which some came as doubles are read in a few steps of Python."""
+    values = [2**60 + 1, 1.0] * (1 << 15)
+    calls = []
+
+    sys.setprofile(lambda _, event, __: calls.append(event) if event == "call" else None)
+    try:
+        array = convert("int64", values)
+    finally:
+        sys.setprofile(None)
+
+    assert array.tolist() == values
+    assert len(calls) < 1000
 
 
 @mark.parametrize(
