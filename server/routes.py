@@ -19,6 +19,7 @@ from server.exposition import MetricsPage, statistics
 from server.figures import Gather, figures_of
 from server.metrics import Metrics
 from server.page import Page
+from server.parse import expect_fitting
 from server.reply import Reply, failure, reply
 from server.request import Request
 from server.service import Service, State
@@ -141,6 +142,9 @@ class _Inference(Inference[Reply]):
             whole = inflate(request.body, request.packed)
             self._added = max(0, len(whole) - len(request.body))
             request = request._replace(body=whole, packed=None)
+        if len(request.body) > LARGE_BYTES:
+            head = request.body[: request.json_bytes]
+            expect_fitting(head, model.signature, self.service.most_rows)
         return read(request, model)  # type: ignore[misc]
 
     @override

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest import mark, param, raises
 
-from server.errors import MalformedRequest
-from server.parse import parse_object
+from server.errors import MalformedRequest, TooLarge
+from server.parse import expect_fitting, parse_object
+from tests.server.fakes import ECHO, SUM, signature
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=5),
@@ -135,3 +136,47 @@ def test_many_keys_are_read():
     body = b"{%b}" % b",".join(b'"%d":1' % i for i in range(200_000))
 
     assert len(parse_object(body)) == 200_000
+
+
+IMAGES = signature(["x:float32[_, 40, 40]"], ["y:float32[_]"])
+
+
+def of_instances(row, rows):
+    """Write the instances that one row makes when it is sent so many times."""
+    return json.dumps({"instances": [row] * rows}).encode()
+
+
+@mark.parametrize(
+    ("inputs", "row", "rows"),
+    [
+        param(SUM, [0.0000001] * 2, 150_000, id="vectors"),
+        param(SUM, {"x": [0.0000001] * 2}, 100_000, id="objects"),
+        param(IMAGES, [[0.5] * 40] * 40, 300, id="nested"),
+        param(ECHO, {"ids": [1234567] * 8, "mask": [1] * 8}, 30_000, id="lengths"),
+    ],
+)
+def test_a_large_body_of_as_many_rows_as_a_request_may_have_is_parsed(inputs, row, rows):
+    """What the most rows of the longest inputs take is never too much, however it is written."""
+    body = of_instances(row, rows)
+    assert len(body) > 1 << 21
+
+    expect_fitting(body, inputs, rows)
+
+
+@mark.parametrize(
+    "body",
+    [
+        param(b'{"instances":[' + b"[]," * (1 << 20) + b"[]]}", id="arrays"),
+        param(b'{"instances":[[' + b"0," * (1 << 20) + b"0]]}", id="numbers"),
+        param(b'{"instances":' + b"[" * (1 << 22), id="never-closed"),
+    ],
+)
+def test_a_large_body_of_more_than_any_request_has_is_not_parsed(body):
+    """Millions of values would keep the server from all else while they are made."""
+    with raises(TooLarge, match="expected at most 7168 arrays and commas, as 1024 rows of the"):
+        expect_fitting(body, SUM, 1024)
+
+
+def test_a_body_that_is_parsed_in_no_time_may_hold_anything():
+    """What is wrong with it is said more precisely once it is parsed."""
+    expect_fitting(b'{"instances":[' + b"[]," * 1000 + b"[]]}", SUM, 1)

@@ -249,3 +249,21 @@ def test_only_inferences_have_durations(running):
 
     assert metrics.requests == {("health", "200"): 1}
     assert metrics.durations == {}
+
+
+@mark.parametrize(
+    ("path", "begin"),
+    [
+        ("/predict", b'{"instances":['),
+        ("/v1/models/fake:predict", b'{"inputs":['),
+        ("/v2/models/fake/infer", b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":['),
+    ],
+)
+def test_millions_of_values_are_refused_before_they_are_made(client, path, begin):
+    """A body that is larger than any request is not parsed, in no dialect; the next one is."""
+    answer = client.post(path, data=begin + b"[]," * (1 << 20))
+
+    text = refused(answer, 413, "too_large")
+    assert text.startswith("body: expected at most 7168 arrays and commas, as 1024 rows of the ")
+    good = client.post("/predict", json={"instances": [[1, 2]]})
+    assert good.get_json() == {"predictions": [3.0]}
