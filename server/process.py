@@ -163,7 +163,8 @@ class Process:
             log.error("stopping with %d requests unanswered", self._service.abandon())  # noqa: TRY400
             await asyncio.sleep(0.1)  # their refusals go out
             return status or EXIT_UNANSWERED
-        log.info("stopped")
+        if not status:  # else the last line is the one that says why
+            log.info("stopped")
         return status
 
     def _end(self, status: int) -> None:
