@@ -1,6 +1,7 @@
 """What a store may do to a download, and how long it is borne."""
 
 import threading
+import time
 
 from pytest import mark, raises
 
@@ -8,6 +9,7 @@ from server.fetching import fetching
 from server.gcs import CloudStore
 from server.store import NotFetched
 from tests.server.cloud import FOLDER, Asked, Stall, Status
+from tests.serving import TIMEOUT_S
 
 PARAMS = "a/params.safetensors"
 
@@ -145,9 +147,12 @@ def test_a_store_that_falls_silent_is_asked_again(cloud, fetch, monkeypatch, siz
     monkeypatch.setattr("server.gcs._TIMEOUT", (10, 0.3))
     over = threading.Event()
     cloud.before[PARAMS] = [lambda: Stall(size, over)]
+    begin = time.monotonic()
     fetch()
+    seconds = time.monotonic() - begin
     over.set()
 
+    assert seconds < TIMEOUT_S / 2  # which is how long it would be silent
     assert len([asked for asked in cloud.asked if asked.name == PARAMS]) == 2
     assert len(fetch.pauses) == 1
 
