@@ -36,12 +36,16 @@ RUN tools/bin/uv pip install --quiet --python /opt/hloserve --no-deps --no-index
 # Empty, unless `--build-context bundle=DIR` puts a bundle in its place.
 FROM scratch AS bundle
 
-# A bundle that is baked in is vouched for as what serves it is: by its digest, in the image.
-FROM ${BASE_IMAGE} AS pin
+# A bundle that is baked in is vouched for as what serves it is: by its digest, in the image. One that
+# is not whole ends the build.
+FROM build AS pin
 RUN --mount=type=bind,from=bundle,target=/bundle \
     set -eu; \
     mkdir /pin; \
-    if [ -e /bundle/manifest.json ]; then sha256sum /bundle/manifest.json >/pin/bundle.sha256; fi
+    if [ -e /bundle/manifest.json ]; then \
+      /opt/hloserve/bin/python -m runtime inspect /bundle; \
+      sha256sum /bundle/manifest.json >/pin/bundle.sha256; \
+    fi
 
 FROM ${BASE_IMAGE} AS cpu
 

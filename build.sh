@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # One door to the project: set up, run, check, test.
 set -euo pipefail
+started="$PWD"
 cd "$(dirname "$0")"
 
 UV_VERSION=0.13.9
@@ -149,13 +150,13 @@ find_builder() {
 }
 
 image() {
-  local device=cpu bundle="" tag="" push="" builder name option
+  local device=cpu bundle="" tag="" push="" context builder name
   local options=() certificates="${SSL_CERT_FILE:-${PIP_CERT:-}}"
   while [ $# -gt 0 ]; do
     case "$1" in
     cpu | cuda12 | cuda13) device="$1" ;;
     --bundle | --tag)
-      [ $# -gt 1 ] || { say "error: $1: expected a value, got none"; return 2; }
+      case "${2:-}" in "" | --*) say "error: $1: expected a value, got ${2:-none}"; return 2 ;; esac
       if [ "$1" = --bundle ]; then bundle="$2"; else tag="$2"; fi
       shift
       ;;
@@ -167,10 +168,15 @@ image() {
     esac
     shift
   done
+  if [ -n "$push" ] && [[ "$tag" != */* ]]; then
+    say "error: --push: expected --tag REGISTRY/NAME:TAG, got ${tag:-none}"
+    return 2
+  fi
   tag="${tag:-hloserve:$device}"
   if [ -n "$bundle" ]; then
-    [ -f "$bundle/manifest.json" ] || { say "error: --bundle: no manifest.json in $bundle"; return 2; }
-    options+=(--build-context "bundle=$bundle")
+    case "$bundle" in /*) context="$bundle" ;; *) context="$started/$bundle" ;; esac
+    [ -f "$context/manifest.json" ] || { say "error: --bundle: no manifest.json in $bundle"; return 2; }
+    options+=(--build-context "bundle=$context")
   fi
   builder="$(find_builder)"
   export INDEX_URL="${UV_DEFAULT_INDEX:-${UV_INDEX_URL:-${PIP_INDEX_URL:-}}}"

@@ -22,6 +22,18 @@ _OWN = tuple(
         *("PREDICT_ROUTE", "HEALTH_ROUTE"),
     )
 )
+# What the types of the machines begin with that have an accelerator, as far as they are known.
+_ANY_OR_NONE = "n1-"
+_MACHINES = {
+    **dict.fromkeys(("NVIDIA_TESLA_P4", "NVIDIA_TESLA_P100", "NVIDIA_TESLA_V100"), _ANY_OR_NONE),
+    "NVIDIA_TESLA_T4": _ANY_OR_NONE,
+    "NVIDIA_L4": "g2-",
+    "NVIDIA_TESLA_A100": "a2-",
+    "NVIDIA_A100_80GB": "a2-ultragpu-",
+    "NVIDIA_H100_80GB": "a3-",
+    "NVIDIA_H100_MEGA_80GB": "a3-megagpu-",
+    "NVIDIA_H200_141GB": "a3-ultragpu-",
+}
 _PROBE = "import urllib.request as r; r.urlopen('http://127.0.0.1:{port}{path}', timeout=9)"
 
 
@@ -85,6 +97,7 @@ def _check(options: argparse.Namespace, bundle: Bundle) -> None:
     if platform not in bundle.manifest.platforms:
         has = ", ".join(bundle.manifest.platforms)
         raise Wrong(f"bundle {bundle.path}: expected platform {platform}, got {has}")
+    _check_machine(options)
     if not 1 <= options.min_replicas <= options.max_replicas:
         got = f"{options.min_replicas} to {options.max_replicas}"
         raise Wrong(f"replicas: expected 1 <= --min-replicas <= --max-replicas, got {got}")
@@ -96,11 +109,36 @@ def _check(options: argparse.Namespace, bundle: Bundle) -> None:
         )
     if not re.fullmatch(r"[a-z]+-[a-z]+\d+", options.region):
         raise Wrong(f"--region: expected a region such as us-central1, got {options.region!r}")
+    if options.shared and options.endpoint:
+        raise Wrong("--shared: expected a new endpoint, got --endpoint, which is what it is")
     if options.grpc and options.shared:
         raise Wrong("--grpc: expected a dedicated endpoint, got --shared")
     if not 1 <= options.deployment_timeout_s <= 7200:
         got = options.deployment_timeout_s
         raise Wrong(f"--deployment-timeout-s: expected 1 to 7200, got {got}")
+
+
+def _check_machine(options: argparse.Namespace) -> None:
+    """Hold machine and accelerator against each other: Vertex does so once all else is there."""
+    kind, count, machine = (
+        options.accelerator_type,
+        options.accelerator_count,
+        options.machine_type,
+    )
+    if not kind:
+        if count is not None:
+            raise Wrong("--accelerator-type: expected one for --accelerator-count, got none")
+        own = [known for known, begins in _MACHINES.items() if machine.startswith(begins)]
+        if own and not machine.startswith(_ANY_OR_NONE):
+            raise Wrong(f"--accelerator-type: expected {own[0]} for {machine}, got none")
+        return
+    if not re.fullmatch(r"NVIDIA_[A-Z0-9_]+", kind):
+        raise Wrong(f"--accelerator-type: expected one such as NVIDIA_L4, got {kind!r}")
+    if count is not None and count < 1:
+        raise Wrong(f"--accelerator-count: expected at least 1, got {count}")
+    begins = _MACHINES.get(kind, "")
+    if not machine.startswith(begins):
+        raise Wrong(f"--machine-type: expected {begins}… for {kind}, got {machine}")
 
 
 def _environment(options: argparse.Namespace) -> dict[str, str]:
@@ -121,6 +159,8 @@ def _environment(options: argparse.Namespace) -> dict[str, str]:
         raise Wrong(f"--env: {error}") from None
     if config.processes > 1 and options.accelerator_type:
         raise Wrong(f"--env: expected one process on a GPU, got {config.processes}")
+    if config.device not in ("", "cpu") and not options.accelerator_type:
+        raise Wrong(f"--env: expected an --accelerator-type for the device {config.device!r}")
     return found
 
 
@@ -146,6 +186,8 @@ def _model(options: argparse.Namespace, name: str, folder: CloudFolder, digest: 
         "serving_container_environment_variables": {
             "HLOSERVE_REQUIRE_DIGEST": f"sha256:{digest}",
             "HLOSERVE_LOG_FORMAT": "json",
+            # An image without CUDA would compute on the CPU beside an idle accelerator.
+            **({"HLOSERVE_DEVICE": "cuda"} if options.accelerator_type else {}),
             **_environment(options),
         },
         "serving_container_deployment_timeout": options.deployment_timeout_s,
@@ -229,9 +271,9 @@ def _deployment(options: argparse.Namespace, name: str) -> Step:
     ]
     if options.accelerator_type:
         arguments["accelerator_type"] = options.accelerator_type
-        arguments["accelerator_count"] = options.accelerator_count
+        arguments["accelerator_count"] = options.accelerator_count or 1
         kind = options.accelerator_type.lower().replace("_", "-")
-        flags.append(f"--accelerator=type={kind},count={options.accelerator_count}")
+        flags.append(f"--accelerator=type={kind},count={options.accelerator_count or 1}")
     if options.service_account:
         flags.append(f"--service-account={options.service_account}")
     given = {key: value for key, value in arguments.items() if value is not None}

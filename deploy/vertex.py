@@ -10,6 +10,7 @@ extra `vertex` nor credentials. docs/deploy-vertex.md goes through it step by st
 
 import argparse
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
     for note in notes(options, bundle):
         print(f"note: {note}", file=sys.stderr)
     if options.dry_run:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends quietly before `head`, as tools do
         print("\n\n".join([_upload_lines(bundle, folder), *map(str, steps)]))
         return 0
     return _run(options, bundle, folder, steps)
@@ -109,7 +111,7 @@ def parser() -> Parser:
     )
     p.add_argument("--machine-type", default="n1-standard-4", help="(default: %(default)s)")
     p.add_argument("--accelerator-type", metavar="TYPE", help="such as NVIDIA_L4")
-    p.add_argument("--accelerator-count", type=int, default=1, metavar="N")
+    p.add_argument("--accelerator-count", type=int, metavar="N", help="of them (default: 1)")
     p.add_argument("--min-replicas", type=int, default=1, metavar="N")
     p.add_argument("--max-replicas", type=int, default=1, metavar="N")
     p.add_argument(

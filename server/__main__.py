@@ -17,14 +17,17 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from runtime.commandline import needing
 
+# What follows takes seconds, in which Python would answer an interrupt with a traceback.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 if os.getpid() == 1:
-    # A container's first process gets only the signals it handles; what follows takes seconds.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    # A container's first process gets only the signals it handles.
+    for _number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(_number, lambda *_: os._exit(0))
 
 with needing("server"):
     import uvloop
@@ -98,9 +101,20 @@ def _refused(host: str, port: int, other: str, error: OSError) -> str:
     return f"listen on {host} port {port}: {reason}; {hint}"
 
 
+def _tool(run: Callable[[Sequence[str], Mapping[str, str]], int]) -> NoReturn:
+    """Run what asks a server; an interrupt ends it once that is ended, without a word."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        sys.exit(run(sys.argv[2:], os.environ))
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["bench"]:
-        sys.exit(bench.main(sys.argv[2:], os.environ))
+        _tool(bench.main)
     if sys.argv[1:2] == ["doctor"]:
-        sys.exit(doctor.main(sys.argv[2:], os.environ))
+        _tool(doctor.main)
     main(sys.argv[1:], os.environ)

@@ -116,7 +116,8 @@ def _empty_uri(command: Sequence[str], environ: Mapping[str, str], times: Times)
         if patient.until(healthy, times.start):
             return Finding(check, ok=True, seen="serves a bundle of its own", vertex=vertex)
         if patient.status:
-            seen = f"ends with status {patient.status}: {patient.last_words()}"
-            return Finding(check, ok=bool(patient.errors), seen=seen, vertex=vertex)
+            words = patient.last_words()
+            seen = f"ends with status {patient.status}: {words or 'without a word'}"
+            return Finding(check, ok=bool(words), seen=seen, vertex=vertex)
         seen = patient.silence(f"no 200 within {times.start:.3g} s")
         return Finding(check, ok=False, seen=seen, vertex=vertex)

@@ -42,7 +42,7 @@ class Download:
         self._pause = pause
         self._stop = stop
         self._lock = threading.Lock()
-        self._total = self._here = self._fetched = 0
+        self._total = self._here = self._fetched = self._missing = 0
         self._began = self._logged = time.monotonic()
         self._failed: Exception | None = None
 
@@ -57,13 +57,8 @@ class Download:
     def begin(self, files: list[File]) -> None:
         """Say what is coming."""
         self._total = sum(file.bytes for file in files)
+        self._missing = len(files)
         log.info("fetching %s: %d files, %s", self._store, len(files), _megabytes(self._total))
-
-    def end(self) -> None:
-        """Say that all is here."""
-        seconds = time.monotonic() - self._began
-        fetched, here = _megabytes(self._fetched), _megabytes(self._here)
-        log.info("fetched %s in %.1f s; %s were here already", fetched, seconds, here)
 
     def check(self) -> None:
         """Raise what a file failed with, if one has: it spoils them all."""
@@ -77,12 +72,23 @@ class Download:
             if not self._kept(target, file):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 self._download(target, file)
+            self._arrived()
         except _Stopped:
             pass
         except OSError as error:
             self._fail(unwritable(target, error))
         except Exception as error:  # noqa: BLE001 (it is raised where the file is waited for)
             self._fail(error)
+
+    def _arrived(self) -> None:
+        """Say that all is here, once it is."""
+        with self._lock:
+            self._missing -= 1
+            if self._missing:
+                return
+        seconds = time.monotonic() - self._began
+        fetched, here = _megabytes(self._fetched), _megabytes(self._here)
+        log.info("fetched %s in %.1f s; %s were here already", fetched, seconds, here)
 
     def _fail(self, error: Exception) -> None:
         with self._lock:

@@ -13,7 +13,7 @@ touched, and names that lead out of the directory are no manifest's.
 import concurrent.futures
 import contextlib
 import hashlib
-import os
+import secrets
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,7 +31,10 @@ THREADS = 8
 
 @contextlib.contextmanager
 def fetching(
-    store: Store, cache: Path | None, pause: Callable[[float], object] | None = None
+    store: Store,
+    cache: Path | None,
+    pause: Callable[[float], object] | None = None,
+    require_digest: str = "",
 ) -> Iterator[Bundle]:
     """Fetch a bundle; it can be used at once, and each file is waited for when it is opened.
 
@@ -40,13 +43,15 @@ def fetching(
       cache: keeps the bundle, below its digest, for the next start. Without one the files are
         gone when the context ends: what was loaded lives on in memory.
       pause: waits so many seconds before another try.
+      require_digest: `sha256:HEX`, which bundle it has to be, "" for any. Where the cache has just
+        that one, the store is not asked which one it has.
 
     Raises:
       BundleError: it is not there, or not whole; also where a file is waited for.
     """
     stop = threading.Event()
     fetch = Download(store, pause or stop.wait, stop)
-    data = fetch.read_manifest()
+    data = _kept_manifest(cache, require_digest) or fetch.read_manifest()
     manifest = Manifest.from_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
     with directory(cache, digest) as folder:
@@ -63,7 +68,6 @@ def fetching(
             yield Bundle(folder, manifest, digest, arrived)
             concurrent.futures.wait(coming.values())
             fetch.check()
-            fetch.end()
             _write(folder / MANIFEST_NAME, data)
         finally:
             stop.set()
@@ -71,8 +75,13 @@ def fetching(
 
 
 @contextlib.contextmanager
-def bundle_at(name: str, cache_dir: str) -> Iterator[Bundle]:
+def bundle_at(name: str, cache_dir: str, require_digest: str = "") -> Iterator[Bundle]:
     """Open the bundle that `--bundle` names, wherever it is; see `artifacts` for the names.
+
+    Args:
+      name: of the bundle.
+      cache_dir: see `fetching`; "" for none.
+      require_digest: likewise. Whoever uses the bundle holds it against that.
 
     Raises:
       BundleError: it is not there, or not whole.
@@ -83,8 +92,21 @@ def bundle_at(name: str, cache_dir: str) -> Iterator[Bundle]:
         return
     from server.gcs import CloudStore
 
-    with fetching(CloudStore(place), Path(cache_dir) if cache_dir else None) as bundle:
+    cache = Path(cache_dir) if cache_dir else None
+    with fetching(CloudStore(place), cache, require_digest=require_digest) as bundle:
         yield bundle
+
+
+def _kept_manifest(cache: Path | None, require_digest: str) -> bytes | None:
+    """Give the manifest of the one bundle that will do, if the cache has it."""
+    digest = require_digest.removeprefix("sha256:")
+    if cache is None or not digest:
+        return None
+    try:
+        data = (cache / digest / MANIFEST_NAME).read_bytes()
+    except OSError:
+        return None
+    return data if hashlib.sha256(data).hexdigest() == digest else None
 
 
 def _in_order(manifest: Manifest) -> list[File]:
@@ -93,7 +115,8 @@ def _in_order(manifest: Manifest) -> list[File]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}")  # another process may write it too
+    # Others may write it too, and in containers all of them are process 1.
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     try:
         if path.is_file() and path.read_bytes() == data:
             return  # what is all there may be where nothing can be written

@@ -10,14 +10,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import IO, Any, NamedTuple, Self
 
 # Vertex's own routes, where a model names none.
 HEALTH_ROUTE = "/v1/endpoints/1/deployedModels/2"
 PREDICT_ROUTE = f"{HEALTH_ROUTE}:predict"
 
 _POLL_S = 0.05
-# How long a command has to end in order, and how much of stderr is read.
+# How long a command has to end in order, and how much of what it writes is read.
 _LEAVE_S = 10.0
 _READ_BYTES = 1 << 16
 
@@ -96,8 +96,9 @@ class Patient:
         self, command: Sequence[str], environ: Mapping[str, str], storage_uri: str
     ) -> None:
         self.port = free_port()
-        # No pipe: what the command leaves running could hold that open.
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed at the end)
+        # No pipes: what the command leaves running could hold them open.
+        self._stdout = tempfile.TemporaryFile()  # noqa: SIM115 (closed at the end)
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (likewise)
         self._told = False
         inherited = {k: v for k, v in environ.items() if not k.startswith("AIP_")}
         try:
@@ -105,12 +106,12 @@ class Patient:
                 command,
                 env={**inherited, **vertex_environment(self.port, storage_uri)},
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdout=self._stdout,
                 stderr=self._stderr,
                 start_new_session=True,
             )
         except OSError as error:
-            self._stderr.close()
+            self._close()
             raise Unstartable(f"{command[0]}: {error.strerror}") from None
         self.began = time.monotonic()
 
@@ -131,7 +132,11 @@ class Patient:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-            self._stderr.close()
+            self._close()
+
+    def _close(self) -> None:
+        self._stdout.close()
+        self._stderr.close()
 
     @property
     def status(self) -> int | None:
@@ -196,19 +201,22 @@ class Patient:
         """Say how the command ended, or else what is given."""
         if self.status is None:
             return otherwise
-        return f"ended with status {self.status}: {self.last_words()}"
+        return f"ended with status {self.status}: {self.last_words() or 'without a word'}"
 
     @property
     def errors(self) -> list[str]:
         """Give the lines on stderr, as far as anybody wants to read them."""
-        return self._read(0).splitlines()
+        return _read(self._stderr, 0).splitlines()
 
     def last_words(self) -> str:
-        """Give the last line on stderr."""
-        size = os.fstat(self._stderr.fileno()).st_size
-        lines = self._read(max(0, size - _READ_BYTES)).splitlines()
-        return lines[-1] if lines else "nothing on stderr"
+        """Give the last line on stderr, or of the log, which belongs on stdout; "" if it was mute."""
+        for written in (self._stderr, self._stdout):
+            size = os.fstat(written.fileno()).st_size
+            if lines := _read(written, max(0, size - _READ_BYTES)).strip().splitlines():
+                return lines[-1]
+        return ""
 
-    def _read(self, start: int) -> str:
-        """Read stderr from a byte on; where the command writes is left as it is."""
-        return os.pread(self._stderr.fileno(), _READ_BYTES, start).decode(errors="replace")
+
+def _read(written: IO[bytes], start: int) -> str:
+    """Read from a byte on; where the command writes is left as it is."""
+    return os.pread(written.fileno(), _READ_BYTES, start).decode(errors="replace")

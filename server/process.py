@@ -168,7 +168,8 @@ class Process:
             )
             await asyncio.sleep(0.1)  # their refusals go out
             return status or EXIT_UNANSWERED
-        log.info("stopped")
+        if not status:  # else the last line is the one that says why
+            log.info("stopped")
         return status
 
     def _end(self, status: int) -> None:

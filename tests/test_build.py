@@ -52,11 +52,12 @@ class Project:
         """Put a Python somewhere below the project."""
         return str(script(self.folder / place, PYTHON.format(exit=0 if fits else 1)))
 
-    def setup(self, *arguments, **environ):
-        """Run `./build.sh setup`."""
+    def setup(self, *arguments, cwd=None, **environ):
+        """Run `./build.sh setup`, from a folder."""
         home = {"PATH": str(self.folder / "bin"), "HOME": str(self.folder / "home")}
         return subprocess.run(
             [str(self.folder / "build.sh"), *(arguments or ("setup",))],
+            cwd=cwd,
             env={**home, **environ},
             capture_output=True,
             text=True,

@@ -1,11 +1,13 @@
 """`./build.sh image` finds a builder and tells it what to build, without building it here."""
 
 import shutil
-from pathlib import Path
+import subprocess
+import sys
 
 from pytest import fixture, mark
 
-from tests.test_build import Project, script
+from runtime.bundle import open_bundle
+from tests.test_build import ROOT, Project, script
 
 # Stands in for docker, podman and buildah: it notes how it was called.
 BUILDER = """#!/bin/bash
@@ -29,9 +31,9 @@ class Images(Project):
         text = BUILDER.format(log=self.built, engine=engine, status=status)
         script(self.folder / "bin" / name, text)
 
-    def image(self, *arguments, **environ):
-        """Run `./build.sh image`."""
-        return self.setup("image", *arguments, SOURCE_DATE_EPOCH="0", **environ)
+    def image(self, *arguments, cwd=None, **environ):
+        """Run `./build.sh image`, from a folder."""
+        return self.setup("image", *arguments, cwd=cwd, SOURCE_DATE_EPOCH="0", **environ)
 
     @property
     def built_with(self):
@@ -112,6 +114,19 @@ def test_a_bundle_is_baked_in(images, tmp_path):
     assert " --tag registry/digits:1 ." in line
 
 
+def test_a_bundle_is_looked_for_where_the_command_is_given(images, tmp_path):
+    """A relative path of a bundle counts from the folder that `build.sh` is called in."""
+    images.builder("docker")
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "bundle").mkdir(parents=True)
+    (elsewhere / "bundle/manifest.json").write_text("{}")
+
+    assert images.image("--bundle", "bundle", cwd=elsewhere).returncode == 0
+
+    [line] = images.built_with
+    assert f"--build-context bundle={elsewhere}/bundle " in line
+
+
 def test_a_push_follows_the_build(images):
     """`--push` sends the image to where its tag says, once it is built."""
     images.builder("docker")
@@ -127,7 +142,7 @@ def test_what_was_not_built_is_not_pushed(images):
     """A build that fails ends there, with its status."""
     images.builder("docker", status=17)
 
-    assert images.image("--push").returncode == 17
+    assert images.image("--tag", "registry/hloserve", "--push").returncode == 17
     assert len(images.built_with) == 1
 
 
@@ -160,6 +175,10 @@ def test_certificates_and_the_base_are_passed_on(images):
     [
         (("gpu",), "image: expected cpu, cuda12, cuda13, --bundle DIR, --tag T or --push, got gpu"),
         (("--tag",), "--tag: expected a value, got none"),
+        (("--bundle", ""), "--bundle: expected a value, got none"),
+        (("--tag", "--push"), "--tag: expected a value, got --push"),
+        (("--push",), "--push: expected --tag REGISTRY/NAME:TAG, got none"),
+        (("--push", "--tag", "a:1"), "--push: expected --tag REGISTRY/NAME:TAG, got a:1"),
         (("--bundle", "nowhere"), "--bundle: no manifest.json in nowhere"),
     ],
 )
@@ -175,13 +194,40 @@ def test_mistakes_are_named_before_anything_is_built(images, arguments, error):
 
 def test_only_what_goes_into_the_image_is_sent_to_the_builder():
     """The build's context has what the Dockerfile copies, and nothing else."""
-    root = Path(__file__).resolve().parents[1]
-    kept = (root / ".dockerignore").read_text().split()
+    kept = (ROOT / ".dockerignore").read_text().split()
     copied = {
         word
-        for line in (root / "Dockerfile").read_text().splitlines()
+        for line in (ROOT / "Dockerfile").read_text().splitlines()
         if line.startswith("COPY ") and "--from" not in line
         for word in line.split()[1:-1]
     }
     assert kept[0] == "*"
     assert {word[1:] for word in kept if word.startswith("!")} == copied
+
+
+def pin(bundle, folder):
+    """Run what the Dockerfile does to a bundle that is baked in, on this machine; give how it went."""
+    stage = (ROOT / "Dockerfile").read_text().partition("FROM build AS pin\n")[2]
+    command = stage.partition("\n\n")[0].partition("target=/bundle \\\n")[2].replace("\\\n", " ")
+    command = command.replace("/opt/hloserve/bin/python", sys.executable)
+    command = command.replace(" /bundle", f" {bundle}").replace("/pin", str(folder))
+    return subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
+
+
+@mark.e2e
+def test_a_bundle_that_is_baked_in_is_looked_at_and_pinned(classifier_bundle, tmp_path):
+    """A whole bundle is known by its digest; a damaged one ends the build, and an absent one does not."""
+    good = pin(classifier_bundle, tmp_path / "good")
+    assert good.returncode == 0, good.stderr
+    pinned = (tmp_path / "good/bundle.sha256").read_text()
+    assert pinned.split()[0] == open_bundle(classifier_bundle).digest
+
+    damaged = shutil.copytree(classifier_bundle, tmp_path / "damaged")
+    (damaged / "params.safetensors").write_bytes(b"")
+    bad = pin(damaged, tmp_path / "bad")
+    assert bad.returncode == 3
+    assert "params.safetensors: expected " in bad.stderr
+    assert list((tmp_path / "bad").iterdir()) == []
+
+    assert pin(tmp_path / "nowhere", tmp_path / "none").returncode == 0
+    assert list((tmp_path / "none").iterdir()) == []

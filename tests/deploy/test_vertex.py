@@ -1,5 +1,6 @@
 """deploy.vertex: what it prints, and the requests that Google's SDK sends for it."""
 
+import ast
 import json
 import re
 import shlex
@@ -26,6 +27,7 @@ from tests.serving import ROOT
 
 PLACE = "projects/p/locations/us-central1"
 IMAGE = "us-central1-docker.pkg.dev/p/r/hloserve:cpu"
+L4 = ("--accelerator-type", "NVIDIA_L4", "--machine-type", "g2-standard-4")
 
 
 @fixture
@@ -133,7 +135,7 @@ def cloud(monkeypatch):
 
 def test_a_bundle_is_deployed(cloud, argv, digest, capsys):
     """The bundle is uploaded to a folder of its own, and model, endpoint, deployment requested."""
-    options = ["--accelerator-type", "NVIDIA_L4", "--machine-type", "g2-standard-4", "--grpc"]
+    options = [*L4, "--grpc"]
     options += ["--max-replicas", "3", "--service-account", "s@p.iam.gserviceaccount.com"]
 
     assert vertex.main([*argv, *options]) == 0
@@ -152,6 +154,7 @@ def test_a_bundle_is_deployed(cloud, argv, digest, capsys):
         "env": [
             {"name": "HLOSERVE_REQUIRE_DIGEST", "value": f"sha256:{whole}"},
             {"name": "HLOSERVE_LOG_FORMAT", "value": "json"},
+            {"name": "HLOSERVE_DEVICE", "value": "cuda"},
         ],
         "deploymentTimeout": "1800s",
     }
@@ -327,6 +330,16 @@ def test_a_dry_run_needs_no_sdk(argv, digest):
     assert "    model=model,\n" in done.stdout
 
 
+@mark.e2e
+def test_a_dry_run_may_be_cut_short(argv):
+    """`… --dry-run | head -1` is no traceback."""
+    command = shlex.join([sys.executable, "-m", "deploy.vertex", *argv, "--dry-run"])
+    shell = ["bash", "-c", f"{command} | true"]
+    done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True)
+
+    assert "Traceback" not in done.stderr
+
+
 def test_the_calls_of_a_dry_run_are_the_ones_that_are_made(argv, capsys):
     """What is printed as Python is Python, with the arguments of the real calls."""
     assert vertex.main([*argv, "--dry-run", "--probes", "--grpc"]) == 0
@@ -404,8 +417,36 @@ def test_gcloud_is_told_what_the_sdk_adds(argv, capsys):
             "--env: HLOSERVE_PROCESSES: expected a whole number, got 'many'",
         ),
         (
-            ["--env", "HLOSERVE_PROCESSES=4", "--accelerator-type", "NVIDIA_L4"],
+            ["--env", "HLOSERVE_PROCESSES=4", *L4],
             "--env: expected one process on a GPU, got 4",
+        ),
+        (
+            ["--env", "HLOSERVE_DEVICE=cuda"],
+            "--env: expected an --accelerator-type for the device 'cuda'",
+        ),
+        (
+            ["--accelerator-type", "NVIDIA_L4"],
+            "--machine-type: expected g2-… for NVIDIA_L4, got n1-standard-4",
+        ),
+        (
+            ["--accelerator-type", "nvidia-l4"],
+            "--accelerator-type: expected one such as NVIDIA_L4, got 'nvidia-l4'",
+        ),
+        (
+            ["--machine-type", "g2-standard-4"],
+            "--accelerator-type: expected NVIDIA_L4 for g2-standard-4, got none",
+        ),
+        (
+            ["--accelerator-count", "2"],
+            "--accelerator-type: expected one for --accelerator-count, got none",
+        ),
+        (
+            [*L4, "--accelerator-count", "0"],
+            "--accelerator-count: expected at least 1, got 0",
+        ),
+        (
+            ["--shared", "--endpoint", "33"],
+            "--shared: expected a new endpoint, got --endpoint, which is what it is",
         ),
         (
             ["--deployment-timeout-s", "7201"],
@@ -418,6 +459,39 @@ def test_what_cannot_work_is_refused_before_anything_is_done(argv, options, mess
     assert vertex.main([*argv, *options]) == 2
 
     assert capsys.readouterr().err == f"error: {message}\n"
+
+
+@mark.parametrize(
+    ("kind", "machine"),
+    [
+        (None, "n1-standard-4"),
+        (None, "c3-standard-8"),
+        ("NVIDIA_TESLA_T4", "n1-standard-4"),
+        ("NVIDIA_TESLA_A100", "a2-highgpu-1g"),
+        ("NVIDIA_H100_80GB", "a3-highgpu-8g"),
+        ("NVIDIA_NEWER_900GB", "z9-standard-1"),
+    ],
+)
+def test_machines_and_accelerators_that_go_together_are_taken(argv, kind, machine, capsys):
+    """A machine and its accelerator pass, and so does a kind that is newer than this."""
+    options = ["--accelerator-type", kind, "--accelerator-count", "2"] if kind else []
+
+    assert vertex.main([*argv, *options, "--machine-type", machine, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert f"    machine_type={machine!r},\n" in printed
+    assert printed.count("    accelerator_count=2,\n") == printed.count(",count=2") == bool(kind)
+
+
+@mark.parametrize(("options", "asked"), [([], None), ([*L4], "cuda")])
+def test_an_accelerator_is_not_left_idle(argv, options, asked, capsys):
+    """With an accelerator the server is told to take it, so that it ends where its image cannot."""
+    assert vertex.main([*argv, *options, "--dry-run"]) == 0
+    told = re.search(r"environment_variables=(\{.*\}),", capsys.readouterr().out)[1]
+    assert ast.literal_eval(told).get("HLOSERVE_DEVICE") == asked
+
+    assert vertex.main([*argv, *options, "--env=HLOSERVE_DEVICE=cpu", "--dry-run"]) == 0
+    told = re.search(r"environment_variables=(\{.*\}),", capsys.readouterr().out)[1]
+    assert ast.literal_eval(told)["HLOSERVE_DEVICE"] == "cpu"
 
 
 def test_a_bundle_for_another_platform_is_refused(argv):

@@ -4,7 +4,10 @@ import asyncio
 import itertools
 import signal
 import socket
+import subprocess
+import sys
 import urllib.error
+from pathlib import Path
 
 import grpc
 from pytest import fixture, mark
@@ -12,7 +15,7 @@ from pytest import fixture, mark
 from server.grpc_api import INFERENCE
 from tests.e2e.clients import Calls, ask_http, channel, is_answer, message
 from tests.server.front import read_answer
-from tests.serving import TIMEOUT_S, Served, free_port, ready_line, start, started
+from tests.serving import ROOT, TIMEOUT_S, Served, free_port, ready_line, start, started
 
 pytestmark = mark.e2e
 
@@ -150,3 +153,16 @@ def test_a_server_that_was_killed_leaves_its_ports_free(served, wide_bundle):
 
     assert answer == (200, ANSWER)
     assert process.returncode == 0
+
+
+@mark.parametrize("arguments", [(), ("bench",), ("doctor",)])
+def test_an_interrupt_while_it_imports_is_no_traceback(arguments):
+    """Ctrl-C in the first seconds ends a command by the signal, without a word."""
+    command = [sys.executable, "-m", "server", *arguments, "--bundle", "nothing"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
+        while "numpy" not in Path(f"/proc/{process.pid}/maps").read_text():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        errors = process.stderr.read()
+
+    assert (process.returncode, errors) == (-signal.SIGINT, b"")

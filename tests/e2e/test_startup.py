@@ -94,7 +94,9 @@ def test_a_machine_reads_why_there_is_no_server_as_json(tmp_path):
 
     log, errors = process.communicate(timeout=TIMEOUT_S)
 
-    (entry,) = [e for e in map(json.loads, log.splitlines()) if e["severity"] == "CRITICAL"]
+    *before, entry = map(json.loads, log.splitlines())
+    assert entry["severity"] == "CRITICAL"
+    assert {line["severity"] for line in before} == {"INFO"}
     assert entry["message"] == f"bundle {tmp_path}/x: expected a directory, got nothing there"
     assert (process.returncode, errors) == (3, "")
 

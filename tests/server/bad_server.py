@@ -75,6 +75,11 @@ def main():
     """Serve until SIGTERM."""
     if FAULT == "dies":
         sys.exit("no model here")
+    if FAULT == "logs its end":
+        print('{"severity": "CRITICAL", "message": "no model here"}')
+        sys.exit(3)
+    if FAULT == "mute":
+        sys.exit(1)
     if FAULT == "leaves a child":
         subprocess.Popen(["/bin/sleep", "20"], start_new_session=True)
         sys.exit("no model here")

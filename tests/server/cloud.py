@@ -8,6 +8,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from server.artifacts import CloudFolder
+from tests.serving import TIMEOUT_S
 
 BUCKET = "models"
 FOLDER = CloudFolder(BUCKET, "a/")
@@ -30,8 +31,8 @@ class Cloud:
       looked: names whose metadata was asked for, in order.
       asked: requests for bytes, in order.
       before: name to functions; one is called before each request for the object's bytes, and
-        gives what to do instead of answering: a status, or how many bytes to send before the
-        connection is cut. None answers.
+        gives what to do instead of answering: a status, how many bytes to send before the
+        connection is cut, or a stall. None answers.
     """
 
     def __init__(self):
@@ -102,6 +103,9 @@ class Cloud:
             refuse(request, 404, f"No such object: {BUCKET}/{name}#{generation}")
         elif told is None:
             send(request, 206 if start else 200, data[start:])
+        elif isinstance(told, Stall):
+            send(request, 206 if start else 200, data[start:], only=told.size)
+            told.over.wait(TIMEOUT_S)
         elif told >= 400 and isinstance(told, Status):
             refuse(request, told, "told to")
         else:
@@ -121,6 +125,13 @@ class Cloud:
 
 class Status(int):
     """A status to answer with."""
+
+
+class Stall(NamedTuple):
+    """So many bytes to send, and then nothing, though the connection stays."""
+
+    size: int
+    over: threading.Event
 
 
 def refuse(request, status, message):

@@ -52,6 +52,13 @@ def test_a_good_server_passes():
     ("fault", "times", "check", "seen"),
     [
         ("dies", {}, "TCP liveness", "ended with status 1: no model here"),
+        (
+            "logs its end",
+            {},
+            "TCP liveness",
+            'ended with status 3: {"severity": "CRITICAL", "message": "no model here"}',
+        ),
+        ("mute", {}, "TCP liveness", "ended with status 1: without a word"),
         ("silent", {"liveness": 0.5}, "TCP liveness", "no connection within 0.5 s"),
         ("unready", {"start": 2}, "health", "no 200 within 2 s, last 503 {}"),
         ("slow health", {"health": 0.5}, "health", "no answer within 0.5 s: timed out"),

@@ -1,11 +1,15 @@
 """What a store may do to a download, and how long it is borne."""
 
+import threading
+import time
+
 from pytest import mark, raises
 
 from server.fetching import fetching
 from server.gcs import CloudStore
 from server.store import NotFetched
-from tests.server.cloud import FOLDER, Asked, Status
+from tests.server.cloud import FOLDER, Asked, Stall, Status
+from tests.serving import TIMEOUT_S
 
 PARAMS = "a/params.safetensors"
 
@@ -134,6 +138,35 @@ def test_a_store_that_cannot_be_reached_is_given_up(cloud, fetch):
         fetch()
 
     message = "gs://models/a/manifest.json: gave up after 6 tries: [Errno 111] Connection refused"
+    assert str(caught.value) == message
+
+
+@mark.parametrize("size", [0, 100])
+def test_a_store_that_falls_silent_is_asked_again(cloud, fetch, monkeypatch, size):
+    """Who sends nothing for a while, before an answer or in the middle of it, is not waited for."""
+    monkeypatch.setattr("server.gcs._TIMEOUT", (10, 0.3))
+    over = threading.Event()
+    cloud.before[PARAMS] = [lambda: Stall(size, over)]
+    begin = time.monotonic()
+    fetch()
+    seconds = time.monotonic() - begin
+    over.set()
+
+    assert seconds < TIMEOUT_S / 2  # which is how long it would be silent
+    assert len([asked for asked in cloud.asked if asked.name == PARAMS]) == 2
+    assert len(fetch.pauses) == 1
+
+
+def test_a_store_that_stays_silent_is_given_up(cloud, fetch, monkeypatch):
+    """Silence is told from refusals, and borne as often."""
+    monkeypatch.setattr("server.gcs._TIMEOUT", (10, 0.1))
+    over = threading.Event()
+    cloud.before[PARAMS] = [lambda: Stall(0, over)] * 10
+    with raises(NotFetched) as caught:
+        fetch()
+    over.set()
+
+    message = "gs://models/a/params.safetensors: gave up after 6 tries: Read timed out."
     assert str(caught.value) == message
 
 

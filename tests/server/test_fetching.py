@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 from pytest import fixture, mark, raises
@@ -74,6 +75,33 @@ def test_programs_are_there_while_params_still_come(cloud):
         assert params.exists()
 
 
+def test_programs_are_compiled_while_params_still_come(cloud):
+    """Loading a bundle whose params have not arrived goes as far as it can without them."""
+    gate, waited = threading.Event(), []
+    cloud.before[PARAMS] = [lambda: waited.append(gate.wait(30))]
+
+    def told(step):
+        if step == "loading params":
+            gate.set()
+
+    with fetching(CloudStore(FOLDER), None) as bundle:
+        load(bundle, "cpu", progress=told)
+
+    assert waited == [True]
+
+
+@mark.usefixtures("cloud")
+def test_the_time_that_is_told_is_that_of_fetching(caplog):
+    """That all is there is said when it is, not when the bundle has been used."""
+    caplog.set_level("INFO", "server.download")
+    with fetching(CloudStore(FOLDER), None) as bundle:
+        for file in bundle.manifest.files:
+            bundle.arrived(file)
+        said = [message for message in caplog.messages if message.startswith("fetched ")]
+
+    assert re.fullmatch(r"fetched 0\.0 MB in \d+\.\d s; 0\.0 MB were here already", said[-1])
+
+
 def test_a_restart_fetches_the_manifest_alone(cloud, fetch, tmp_path, classifier_bundle):
     """What --cache-dir keeps is a bundle, and is not fetched again."""
     kept = fetch(tmp_path).path
@@ -83,6 +111,40 @@ def test_a_restart_fetches_the_manifest_alone(cloud, fetch, tmp_path, classifier
     assert [asked.name for asked in cloud.asked] == ["a/manifest.json"]
     assert kept.parent == tmp_path
     assert _tree(kept) == _tree(classifier_bundle)
+
+
+@mark.usefixtures("cloud")
+def test_a_bundle_that_is_required_and_kept_needs_no_store(cloud, fetch, tmp_path):
+    """With its digest a restart asks the store nothing, even where that has another bundle now."""
+    kept = fetch(tmp_path)
+    digest = f"sha256:{kept.digest}"
+    cloud.objects.clear()
+    cloud.asked.clear()
+    cloud.looked.clear()
+
+    with fetching(CloudStore(FOLDER), tmp_path, require_digest=digest) as bundle:
+        bundle.check()
+    assert bundle.digest == kept.digest
+    assert cloud.asked == cloud.looked == []
+
+
+@mark.parametrize("damage", ["missing", "altered"])
+def test_a_manifest_that_was_not_kept_well_is_fetched(cloud, fetch, tmp_path, damage):
+    """What is not the manifest that is required is not taken for it."""
+    kept = fetch(tmp_path)
+    manifest = kept.path / "manifest.json"
+    good = manifest.read_bytes()
+    if damage == "missing":
+        manifest.unlink()
+    else:
+        manifest.write_bytes(good.replace(b"classifier", b"pacifier!!"))
+    cloud.asked.clear()
+
+    digest = f"sha256:{kept.digest}"
+    with fetching(CloudStore(FOLDER), tmp_path, require_digest=digest) as bundle:
+        bundle.check()
+    assert [asked.name for asked in cloud.asked] == ["a/manifest.json"]
+    assert manifest.read_bytes() == good
 
 
 def _tree(folder):
@@ -158,6 +220,25 @@ def test_two_servers_that_share_a_cache_fetch_once(cloud, tmp_path, files):
     assert list(tmp_path.rglob("*.part")) == []
 
 
+@mark.usefixtures("cloud")
+def test_servers_of_the_same_number_write_the_manifest_at_once(fetch, tmp_path, monkeypatch):
+    """In containers all servers are process 1, and still no two of them write to one file."""
+    rename, others = Path.rename, []
+
+    def meanwhile(path, target):
+        if target.name == "manifest.json" and not others:
+            others.append(path)
+            fetch(tmp_path)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", meanwhile)
+    bundle = fetch(tmp_path)
+
+    assert len(others) == 1
+    assert open_bundle(bundle.path).digest == bundle.digest
+    assert list(tmp_path.rglob("manifest.json*")) == [bundle.path / "manifest.json"]
+
+
 @mark.parametrize("path", ["../evil", "/etc/evil", "a//b", "programs/", "C:\\evil", "a/./b", ""])
 def test_a_manifest_that_leads_elsewhere_is_refused(cloud, fetch, tmp_path, path):
     """Names that leave the bundle, or can be no file's, are refused before anything is fetched."""
@@ -184,10 +265,15 @@ def test_a_manifest_without_end_is_not_read(cloud, fetch, monkeypatch):
 def test_a_whole_cache_is_not_written_to(fetch, tmp_path):
     """A cache that has everything may be on a volume that cannot be written."""
     kept = fetch(tmp_path).path
-    was = {path: path.stat() for path in kept.rglob("*")}
+
+    def changed():
+        """Give when each file was changed; that it was read does not matter."""
+        return {path: path.stat().st_ctime_ns for path in kept.rglob("*")}
+
+    was = changed()
     fetch(tmp_path)
 
-    assert {path: path.stat() for path in kept.rglob("*")} == was
+    assert changed() == was
 
 
 @mark.usefixtures("cloud")
