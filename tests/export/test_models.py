@@ -243,6 +243,45 @@ def test_an_nnx_model_that_needs_a_key_says_how_to_pin_it(refusal):
     )
 
 
+class Peeking(nnx.Module):
+    """Uses a key that it holds, without counting that."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        """Keep a stream."""
+        self.stream = rngs.sample.fork()
+
+    def __call__(self, x):
+        return x + jax.random.normal(self.stream.key[...], (3,))
+
+
+def test_a_key_that_is_used_uncounted_is_found(refusal):
+    """What matters is that answers depend on a key, not that the module counts its draws."""
+    assert refusal(Peeking(nnx.Rngs(0))).startswith("Peeking: inference needs a random key, ")
+
+
+class Recurrent(nnx.Module):
+    """Reads a series, as nnx has it: the first state is zeros, for which a key is drawn."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        """Make a cell of each kind."""
+        self.first = nnx.RNN(nnx.GRUCell(3, 4, rngs=rngs))
+        self.second = nnx.RNN(nnx.LSTMCell(4, 4, rngs=rngs), rngs=rngs)
+
+    def __call__(self, x):
+        return self.second(self.first(x))[:, -1]
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_key_that_no_answer_depends_on_is_none_that_inference_needs(export, held):
+    """Recurrent nnx models are exported, though they draw a key whenever they are called."""
+    model = Recurrent(nnx.Rngs(0))
+    rows = np.random.default_rng(2).standard_normal((3, 5, 3)).astype(np.float32)
+    given = (model, None) if held else (Recurrent, nnx.state(model))
+    made = export(*given, inputs=["x:float32[_,5,3]"])
+
+    assert close(made.answer(x=rows), model(rows))
+
+
 def test_an_nnx_model_with_a_pinned_key_is_exported(export, rows):
     """What the message says to export is exported, and answers as the model did first."""
     graph, rngs, params = nnx.split(NoisyNet(nnx.Rngs(0)), nnx.RngState, ...)
