@@ -12,6 +12,7 @@ from export.errors import ExportError, ParamsError
 from export.jaxprs import reached
 from export.lowering import refuse_callbacks
 from export.matching import Path, flatten, floating, match
+from export.outputs import name_outputs
 
 _PIN = PIN_A_KEY.format(
     "graph, rngs, params = nnx.split(model, nnx.RngState, ...); "
@@ -73,7 +74,7 @@ def adapt_nnx(
 
     def of_keys(keys: Any, arrays: Sequence[Any], values: Sequence[Any]) -> Any:
         named, given = zip(leaves, arrays, strict=True), zip(inputs, values, strict=True)
-        return call(keys, dict(named), dict(given))
+        return dict(name_outputs(call(keys, dict(named), dict(given))))
 
     keys = jax.tree.map(_fixed_key, randomness)
     if jax.tree.leaves(keys):

@@ -55,6 +55,14 @@ class Deterministic(Noisy):
         return Noisy()(x, train=not deterministic)
 
 
+class IsTrain(Noisy):
+    """Has the switch at a place, without a default."""
+
+    @linen.compact
+    def __call__(self, x, is_train):
+        return Noisy()(x, train=is_train)
+
+
 class UseRunningAverage(Noisy):
     """Calls its switch as BatchNorm does."""
 
@@ -67,6 +75,7 @@ MODES = {
     Noisy: {"train": False},
     Training: {"training": False},
     IsTraining: {"is_training": False},
+    IsTrain: {"is_train": False},
     Deterministic: {"deterministic": True},
     UseRunningAverage: {"use_running_average": True},
 }
@@ -309,6 +318,25 @@ def test_a_model_left_in_training_mode_is_recognized(refusal):
     assert message.endswith("; is it still in training mode?")
 
 
+def test_a_model_that_keeps_something_between_calls_says_how_to_pass_it(refusal):
+    """A cache that a model would update is refused, with what to do instead."""
+
+    class Counting(linen.Module):
+        """Counts its calls."""
+
+        @linen.compact
+        def __call__(self, x):
+            count = self.variable("cache", "count", jnp.zeros, ())
+            count.value += 1
+            return x + count.value
+
+    assert refusal(Counting(), Counting().init(jax.random.key(0), np.ones((1, 3)))) == (
+        "Counting: expected inference to leave its variables alone, got Cannot update variable "
+        '"count" in "/" because collection "cache" is immutable.; a program keeps nothing between '
+        "calls: take it as an input, and return it"
+    )
+
+
 Pair = collections.namedtuple("Pair", ["total", "half"])  # noqa: PYI024
 
 OUTPUTS = {
@@ -359,6 +387,13 @@ def test_named_outputs_survive_the_bundle(export, rows):
         (lambda _: None, "outputs: expected at least one array, got none"),
         (lambda _: {}, "outputs: expected at least one array, got none"),
         (
+            lambda x: {"scores": x, "label": "cat"},
+            (
+                "output 'label': expected an array, got str; return arrays, or tuples, NamedTuples, "
+                "dicts or flax.struct dataclasses of them"
+            ),
+        ),
+        (
             lambda x: {"a.b": x, "a": {"b": x}},
             "outputs: expected different names, got 'a.b' twice",
         ),
@@ -391,7 +426,7 @@ def test_named_outputs_survive_the_bundle(export, rows):
             ),
         ),
     ],
-    ids=["none", "empty", "twice", "mean", "transposed", "flattened", "square"],
+    ids=["none", "empty", "text", "twice", "mean", "transposed", "flattened", "square"],
 )
 def test_outputs_that_are_not_rows_are_refused(refusal, function, message):
     """An output that is not one row for each row of input is refused by name."""
@@ -535,7 +570,13 @@ def test_several_inputs_go_by_name_or_by_place(plan, names):
             ("idz", "scale"),
             "inputs: expected ids, scale as the model has them, got idz, scale; did you mean 'ids'?",
         ),
-        (("ids",), "inputs: expected ids, scale as the model has them, got ids"),
+        (
+            ("ids",),
+            (
+                "inputs: expected ids, scale as the model has them, got ids; what is no input, pass "
+                "in a function apply(params, …) that calls the model"
+            ),
+        ),
         (
             ("a", "b", "c"),
             "inputs: expected ids, scale as the model has them, got a, b, c",
@@ -690,3 +731,13 @@ def test_odd_arrays_are_kept_as_they_are(export):
 def test_a_model_that_fails_is_one_line(refusal, model, message):
     """Whatever a model raises is one line with the kind of error and what it says."""
     assert refusal(model, {"params": {"w": np.ones(3, np.float32)}}).startswith(message)
+
+
+def test_a_models_own_line_is_named(refusal):
+    """What goes wrong deep inside of Flax is told with the line of the model that led there."""
+
+    def deep(_params, x):
+        return linen.Conv(2, (3, 3)).apply({}, x)
+
+    line = deep.__code__.co_firstlineno + 1
+    assert refusal(deep).endswith(f" (test_models.py, line {line})")
