@@ -17,6 +17,7 @@ MODES = {
     "train": False,
     "training": False,
     "is_training": False,
+    "is_train": False,
     "deterministic": True,
     "use_running_average": True,
     "eval": True,
@@ -81,7 +82,11 @@ def bind(call: Callable[..., Any], given: Inputs) -> tuple[tuple[Any, ...], dict
     # Some by name and some by position would be a guess, and perhaps a swap.
     strangers = [name for name in given if name not in names]
     if len(strangers) < len(given) or not len(unset) <= len(given) <= len(positional):
-        hint = nearest(strangers[0], names) if strangers else ""
+        hint = (
+            nearest(strangers[0], names)
+            if strangers
+            else "; what is no input, pass in a function apply(params, …) that calls the model"
+        )
         raise ExportError(
             f"inputs: expected {', '.join(names)} as the model has them, got "
             f"{', '.join(given)}{hint}"

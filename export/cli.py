@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from export.errors import ExportError, UsageError, first_line
+from export.errors import ExportError, UsageError, told
 from export.fields import CAST_DTYPES, PRECISIONS, read_field
 from export.spec import ExportSpec
 from runtime.commandline import Parser
@@ -240,9 +240,7 @@ def find_attribute(text: str) -> Any:
     except ExportError:
         raise
     except (Exception, SystemExit) as error:
-        raise ExportError(
-            f"model {text!r}: {where} cannot be imported: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        raise ExportError(f"model {text!r}: {where} cannot be imported: {told(error)}") from error
     here: Any = module
     for word in attribute.split("."):
         if not hasattr(here, word):
@@ -290,7 +288,7 @@ def _resolve(found: Any, config: Mapping[str, Any] | None) -> tuple[ExportSpec, 
             made = found(**known)
         except Exception as error:
             name = getattr(found, "__name__", "model")
-            raise ExportError(f"{name}: {type(error).__name__}: {first_line(error)}") from error
+            raise ExportError(f"{name}: {told(error)}") from error
     spec = made if isinstance(made, ExportSpec) else ExportSpec(model=made)
     return spec, notes if ignored else []
 
@@ -318,7 +316,16 @@ def _labels(text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
     if os.path.isfile(text):  # noqa: PTH113 (Path.is_file raises where the names are too long for a path)
-        return tuple(line.strip() for line in Path(text).read_text().splitlines() if line.strip())
+        try:
+            lines = Path(text).read_text("utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise ExportError(f"--labels {text}: expected text in UTF-8, got other bytes") from None
+        return tuple(line.strip() for line in lines if line.strip())
+    if "," not in text:
+        raise ExportError(
+            f"--labels: expected a,b,c or a file with a name on each line, got {text!r}, which is "
+            "no file"
+        )
     return tuple(word.strip() for word in text.split(","))
 
 

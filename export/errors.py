@@ -8,6 +8,16 @@
   - VerificationError      the written bundle does not answer as the model does
 """
 
+import re
+import sysconfig
+import traceback
+from pathlib import Path
+
+# Flax ends what it says with the address of its documentation.
+_LINK = re.compile(r" ?\(https://flax\.\S+\)$")
+# Where code lies that is not the user's, apart from installed packages.
+_NOT_THEIRS = ("<", sysconfig.get_path("stdlib"), str(Path(__file__).parent))
+
 
 class ExportError(Exception):
     """This model cannot be exported as asked."""
@@ -35,5 +45,20 @@ class VerificationError(ExportError):
 
 def first_line(error: BaseException) -> str:
     """Give the first line of what an exception says, or its name if it says nothing."""
-    lines = (line.strip() for line in str(error).splitlines())
+    lines = (_LINK.sub("", line).strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)[:400]
+
+
+def told(error: BaseException) -> str:
+    """Say what a user's code raised, in one line: the kind, what it says, and where it was."""
+    return f"{type(error).__name__}: {first_line(error)}{_place(error)}"
+
+
+def _place(error: BaseException) -> str:
+    """Write the innermost line of the user's own code that an error went through, if any."""
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(_NOT_THEIRS) and "-packages/" not in frame.filename
+    ]
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""

@@ -122,9 +122,10 @@ def _number(spec: TensorSpec, key: str, value: Any) -> Any:
 
 def _check_form(spec: TensorSpec, place: str) -> None:
     if spec.dtype not in DTYPE_BYTES:
+        usual = "32" if spec.dtype in ("float", "int", "uint") else ""
         raise ExportError(
             f"input {spec.name!r}: expected a dtype of {', '.join(DTYPE_BYTES)}, "
-            f"got {spec.dtype!r}{nearest(str(spec.dtype), DTYPE_BYTES)}"
+            f"got {spec.dtype!r}{nearest(f'{spec.dtype}{usual}', DTYPE_BYTES)}"
         )
     for i, dim in enumerate(spec.shape or ("",)):
         word = isinstance(dim, str) and dim.isidentifier() and dim.isascii()
@@ -223,6 +224,7 @@ def _labels(value: Any) -> tuple[str, ...]:
         raise ExportError(
             f"labels: expected a list of names such as ['cat', 'dog'], got {_got(value)}"
         )
+    unique("labels", names)  # answers have probabilities by label
     return tuple(names)
 
 

@@ -14,6 +14,7 @@ CALLS = (
 
 Names = frozenset[str]
 _NONE: Names = frozenset()
+_MARK = "marked"  # the name of no dtype
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
@@ -47,11 +48,23 @@ def floating_dtypes(jaxpr: Any) -> list[Names]:
     What an output does not depend on does not count for it: a model may have one output in
     bfloat16 and another in float32.
     """
-    inputs = [_own(v) for v in jaxpr.jaxpr.invars]
-    outputs = _outputs(jaxpr, inputs)
+    return _followed(jaxpr, [_NONE for _ in jaxpr.jaxpr.invars])
+
+
+def reached(jaxpr: Any, count: int) -> list[bool]:
+    """Say of each output whether it depends on one of the first `count` inputs."""
+    marks = [frozenset({_MARK}) if i < count else _NONE for i, _ in enumerate(jaxpr.jaxpr.invars)]
+    return [_MARK in names for names in _followed(jaxpr, marks)]
+
+
+def _followed(jaxpr: Any, marks: Sequence[Names]) -> list[Names]:
+    """Give the names that reach each output: of dtypes, and those that inputs are marked with."""
+    outputs = _outputs(jaxpr, marks)
     if any(equation.effects for equation in equations(jaxpr.jaxpr)):
         # Through references, values go ways that no equation's outputs show.
-        every = _NONE.union(*inputs, *(_own(v) for e in equations(jaxpr.jaxpr) for v in e.outvars))
+        inputs = map(_own, jaxpr.jaxpr.invars)
+        inside = (_own(v) for e in equations(jaxpr.jaxpr) for v in e.outvars)
+        every = _NONE.union(*marks, *inputs, *inside)
         return [every for _ in outputs]
     return outputs
 

@@ -12,6 +12,7 @@ from export.calling import NO_PARAMS, PIN_A_KEY, Adapted, Inputs, Params, bind, 
 from export.checkpoints import as_tree
 from export.errors import ExportError, ParamsError, first_line
 from export.matching import flatten, floating, match
+from runtime.signature import BATCH, notation
 
 # What tells a train state from a model's variables.
 _TRAIN_STATE = {"step", "opt_state", "tx", "apply_fn", "rng", "rngs", "key", "epoch"}
@@ -46,9 +47,15 @@ def adapt_linen(
             pin = _PIN.format(stream[1] if stream else "params")
             raise ExportError(f"{type(model).__name__}: {pin}") from error
         except flax_errors.ModifyScopeVariableError as error:
+            what = first_line(error)
+            hint = (
+                "is it still in training mode?"
+                if "batch_stats" in what
+                else "a program keeps nothing between calls: take it as an input, and return it"
+            )
             raise ExportError(
                 f"{type(model).__name__}: expected inference to leave its variables alone, got "
-                f"{first_line(error)}; is it still in training mode?"
+                f"{what}; {hint}"
             ) from error
 
     def init(given: Inputs) -> Any:
@@ -62,7 +69,10 @@ def adapt_linen(
     )
     wanted = {name: tree for name, tree in expected.items() if name != "intermediates"}
     tree, notes = _collections(params, wanted, around)
-    leaves = match(flatten(wanted), flatten(tree))
+    shaped_by = ", ".join(
+        f"{n}: {notation(a.dtype, (BATCH, *a.shape[1:]))}" for n, a in inputs.items()
+    )
+    leaves = match(flatten(wanted), flatten(tree), shaped_by)
     treedef = jax.tree.structure(wanted)
     castable = frozenset(n for n, a in leaves.items() if n.startswith("params/") and floating(a))
 

@@ -15,7 +15,7 @@ from jax import export
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import func, stablehlo
 
-from export.errors import ExportError, first_line
+from export.errors import ExportError, first_line, told
 from export.jaxprs import equations
 from runtime.program import custom_calls, versions
 
@@ -227,4 +227,4 @@ def describe(error: BaseException) -> str:
             f"{type(error).__name__}: {line}; this machine does not have that kernel: use jax's own "
             "operations in its place for inference, or export where it runs"
         )
-    return f"{type(error).__name__}: {line}"
+    return told(error)

@@ -31,8 +31,16 @@ def words(path: Sequence[Any]) -> list[str]:
     return [jax.tree_util.keystr((key,), simple=True) for key in path]
 
 
-def match(expected: Mapping[Path, Any], got: Mapping[Path, Any]) -> dict[str, Array]:
+def match(
+    expected: Mapping[Path, Any], got: Mapping[Path, Any], shaped_by: str = ""
+) -> dict[str, Array]:
     """Hold params against what the model has.
+
+    Args:
+      expected: leaves of the model by path.
+      got: leaves of the checkpoint.
+      shaped_by: the inputs, where the model's shapes follow from them; they are suspected
+        where nothing but shapes is wrong.
 
     Returns:
       Arrays by name, in the model's order.
@@ -54,7 +62,7 @@ def match(expected: Mapping[Path, Any], got: Mapping[Path, Any]) -> dict[str, Ar
     ]
     if problems:
         raise ParamsError(
-            f"params do not fit the model: {'; '.join(problems)}{_hint(expected, got)}"
+            f"params do not fit the model: {'; '.join(problems)}{_hint(expected, got, shaped_by)}"
         )
     return {"/".join(path): as_array(got[path]) for path in expected}
 
@@ -73,7 +81,10 @@ def _perhaps(path: Path, leaf: Any, extra: Mapping[Path, Any]) -> str:
     return f", perhaps the extra {close[0]}" if close else ""
 
 
-def _hint(expected: Mapping[Path, Any], got: Mapping[Path, Any]) -> str:
+def _hint(expected: Mapping[Path, Any], got: Mapping[Path, Any], shaped_by: str) -> str:
+    shapes = any(tuple(expected[p].shape) != np.shape(got[p]) for p in expected if p in got)
+    if shaped_by and shapes and expected.keys() == got.keys():
+        return f"; was it trained on {shaped_by}? The inputs give the model its shapes"
     tops = sorted({path[0] for path in got if len(path) > 1} - {path[0] for path in expected})
     likely = [top for top in tops if top in ("params", "ema_params", "model", "state", "target")]
     if not likely:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax import linen, nnx
 
-from export.calling import NO_PARAMS, Adapted, required
+from export.calling import NO_PARAMS, Adapted, Inputs, required
 from export.errors import ExportError, ParamsError
 from export.functions import adapt_function
 from export.linen_models import adapt_linen
@@ -56,19 +56,17 @@ def adapt(
         raise ExportError(f"the model cannot be traced: {describe(error)}") from error
 
 
-def _adapt(
-    model: Any, params: Any, inputs: Mapping[str, Any], around: Sequence[Mapping[str, Any]]
-) -> Adapted:
+def _adapt(model: Any, params: Any, inputs: Inputs, around: Sequence[Mapping[str, Any]]) -> Adapted:
     if is_factory(model) and takes_rngs(model):
         if params is None:
             raise ParamsError(NO_PARAMS.format("nnx.Module"))
-        return _adapt_nnx_factory(model, params)
+        return _adapt_nnx_factory(model, params, inputs)
     if is_factory(model):
         model = make(model, {})[0]
     if isinstance(model, linen.Module):
         return adapt_linen(model, params, inputs, around)
     if isinstance(model, nnx.Module):
-        return adapt_nnx(nnx.clone(model), params)
+        return adapt_nnx(nnx.clone(model), params, inputs)
     if callable(model):
         return adapt_function(model, params, inputs)
     raise ExportError(
@@ -77,7 +75,7 @@ def _adapt(
     )
 
 
-def _adapt_nnx_factory(factory: Any, params: Any) -> Adapted:
+def _adapt_nnx_factory(factory: Any, params: Any, inputs: Inputs) -> Adapted:
     """Make a module without its weights, which would be random ones, if it can be told so."""
 
     def without_plain_arrays() -> Any:
@@ -86,13 +84,13 @@ def _adapt_nnx_factory(factory: Any, params: Any) -> Adapted:
 
     abstract_module = nnx.eval_shape(without_plain_arrays)
     if abstract_module is not None:
-        return adapt_nnx(abstract_module, params)
+        return adapt_nnx(abstract_module, params, inputs)
     # Arrays that are no Variables have no shapes alone; and those that are alike whatever the
     # random key is can stand for themselves.
     made, twin = (make(factory, {"rngs": nnx.Rngs(seed)})[0] for seed in (0, 1))
     others = plain_arrays(twin)
     fixed = {p for p, array in plain_arrays(made).items() if np.array_equal(array, others[p])}
-    return adapt_nnx(made, params, fixed)
+    return adapt_nnx(made, params, inputs, fixed)
 
 
 def is_factory(model: Any) -> bool:

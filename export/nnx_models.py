@@ -1,6 +1,6 @@
 """A flax.nnx Module as one pure function."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,10 @@ from flax import nnx
 
 from export.calling import NO_PARAMS, PIN_A_KEY, Adapted, Inputs, Params, bind, modes
 from export.errors import ExportError, ParamsError
+from export.jaxprs import reached
+from export.lowering import refuse_callbacks
 from export.matching import Path, flatten, floating, match
+from export.outputs import name_outputs
 
 _PIN = PIN_A_KEY.format(
     "graph, rngs, params = nnx.split(model, nnx.RngState, ...); "
@@ -17,12 +20,15 @@ _PIN = PIN_A_KEY.format(
 )
 
 
-def adapt_nnx(model: nnx.Module, params: Any, fixed: Collection[Path] | None = None) -> Adapted:
+def adapt_nnx(
+    model: nnx.Module, params: Any, inputs: Inputs, fixed: Collection[Path] | None = None
+) -> Adapted:
     """Make an nnx Module one pure function.
 
     Args:
       model: the module; it is changed.
       params: its state, or None for what it holds.
+      inputs: shapes and dtypes by name.
       fixed: paths of its plain arrays that do not depend on its random key, and stand for
         those that `params` lacks; None for all.
     """
@@ -57,16 +63,26 @@ def adapt_nnx(model: nnx.Module, params: Any, fixed: Collection[Path] | None = N
     castable = frozenset(n for n, a in leaves.items() if floating(a) and n in params_alone)
     switches = modes(type(model).__call__)
 
-    def apply(named: Params, given: Inputs) -> Any:
-        keys = jax.tree.map(_fixed_key, randomness)  # made anew: only this trace may change them
+    def call(keys: Any, named: Params, given: Inputs) -> Any:
         merged = nnx.merge(graphdef, keys, jax.tree.unflatten(treedef, [named[n] for n in leaves]))
-        before = _counts(merged)
         args, kwargs = bind(type(merged).__call__, given)
-        outputs = merged(*args, **kwargs, **switches)
-        if any(a is not b for a, b in zip(before, _counts(merged), strict=True)):
-            raise ExportError(f"{type(model).__name__}: {_PIN}")
-        return outputs
+        return merged(*args, **kwargs, **switches)
 
+    def apply(named: Params, given: Inputs) -> Any:
+        # Keys are made anew: only this trace may change them.
+        return call(jax.tree.map(_fixed_key, randomness), named, given)
+
+    def of_keys(keys: Any, arrays: Sequence[Any], values: Sequence[Any]) -> Any:
+        named, given = zip(leaves, arrays, strict=True), zip(inputs, values, strict=True)
+        return dict(name_outputs(call(keys, dict(named), dict(given))))
+
+    keys = jax.tree.map(_fixed_key, randomness)
+    if jax.tree.leaves(keys):
+        # To draw a key is not to need it: every RNN of nnx draws one for zeros to begin with.
+        jaxpr = jax.make_jaxpr(of_keys)(keys, list(leaves.values()), list(inputs.values()))
+        refuse_callbacks(jaxpr)
+        if any(reached(jaxpr, len(jax.tree.leaves(keys)))):
+            raise ExportError(f"{type(model).__name__}: {_PIN}")
     return Adapted(apply, leaves, castable, notes)
 
 
@@ -81,10 +97,6 @@ def plain_arrays(model: nnx.Module) -> dict[Path, Any]:
 
 def _value(leaf: Any) -> Any:
     return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
-
-
-def _counts(model: nnx.Module) -> list[Any]:
-    return jax.tree.leaves(nnx.state(model, nnx.RngCount))
 
 
 def _fixed_key(leaf: Any) -> Any:

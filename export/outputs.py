@@ -1,5 +1,6 @@
 """What a model returns, flattened to names, and which of its axes are whose."""
 
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,12 +20,18 @@ def name_outputs(tree: Any) -> list[tuple[str, Any]]:
     fields of NamedTuples are names, nested ones joined by `.`. None is left out.
 
     Raises:
-      ExportError: no array is returned, or two would have one name.
+      ExportError: no array is returned, or something that is none, or two would have one name.
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     named = [(_name(path), leaf) for path, leaf in leaves]
     if not named:
         raise ExportError("outputs: expected at least one array, got none")
+    for name, leaf in named:
+        if not (hasattr(leaf, "dtype") or isinstance(leaf, numbers.Number)):
+            raise ExportError(
+                f"output {name!r}: expected an array, got {type(leaf).__name__}; return arrays, or "
+                "tuples, NamedTuples, dicts or flax.struct dataclasses of them"
+            )
     names = [name for name, _ in named]
     twice = [name for name in names if names.count(name) > 1]
     if twice:

@@ -85,8 +85,7 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
     signature = Signature(inputs=inputs, outputs=outputs, axes=axes)
     notes = (*adapted.notes, *_wide_notes(signature, x64), *narrowed, *hoisted)
     output_format = _output_format(spec, signature)
-    tell("running the un-exported model op by op")
-    goldens = _goldens(spec, signature, flat, cast)
+    goldens = _goldens(spec, signature, flat, cast, tell)
     drift: dict[str, float] = {}
     if spec.dtype is not None:
         uncast = [flat.reference(given, arrays) for _, arrays, _ in goldens]
@@ -311,12 +310,19 @@ def _shapes(
 
 
 def _goldens(
-    spec: ExportSpec, signature: Signature, flat: _Flat, params: Mapping[str, Array]
+    spec: ExportSpec,
+    signature: Signature,
+    flat: _Flat,
+    params: Mapping[str, Array],
+    tell: Callable[[str], None],
 ) -> tuple[tuple[dict[str, int], tuple[Array, ...], tuple[Array, ...]], ...]:
     found = []
     names = [output.name for output in signature.outputs]
     with precision(spec):
-        for arrays, sizes in golden_inputs(spec, signature):
+        given = golden_inputs(spec, signature)
+        for i, (arrays, sizes) in enumerate(given, 1):
+            # A loop is run step by step here: of all that an export does this can take longest.
+            tell(f"running the un-exported model op by op ({i}/{len(given)})")
             ordered = tuple(arrays[s.name] for s in signature.inputs)
             try:
                 expected = flat.reference(params, ordered)

@@ -181,13 +181,16 @@ def _open(arguments: argparse.Namespace) -> "Bundle":
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    if arguments.junit:
+        _check_writable("--junit", arguments.junit)
+    bundle = _open(
+        arguments
+    )  # first: a wrong path is seen before jax is imported, which takes longer
     from runtime.loading import load
     from runtime.report import junit, verification
     from runtime.verify import verify
 
-    if arguments.junit:
-        _check_writable("--junit", arguments.junit)
-    model = load(_open(arguments), arguments.device, progress=_say)
+    model = load(bundle, arguments.device, progress=_say)
     report = verify(model, progress=_say)
     if arguments.junit:
         arguments.junit.write_bytes(junit(model, report))
@@ -222,12 +225,13 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    if arguments.plot:
+        _check_plot(arguments.plot)
+    bundle = _open(arguments)
     from runtime.bench import bench, chart, table
     from runtime.loading import load
 
-    if arguments.plot:
-        _check_plot(arguments.plot)
-    model = load(_open(arguments), arguments.device, progress=_say)
+    model = load(bundle, arguments.device, progress=_say)
     figures = bench(model, arguments.seconds, progress=_say)
     print(json.dumps(figures) if arguments.json else table(figures))
     if arguments.plot:

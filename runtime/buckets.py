@@ -28,21 +28,25 @@ class Planner:
 
     Args:
       costs: bucket to the cost of running it once, in any unit; all positive.
+      mixed: rows depend on each other, so that an answer must not follow from run times: rows
+        stay together as far as a bucket holds them, in the smallest that does.
 
     Attributes:
       buckets: increasing.
       costs: what each costs, as it is planned by.
     """
 
-    def __init__(self, costs: Mapping[int, float]) -> None:
+    def __init__(self, costs: Mapping[int, float], *, mixed: bool = False) -> None:
         self.buckets = tuple(sorted(costs))
         self.costs = dict(costs)
         for smaller, larger in reversed(tuple(itertools.pairwise(self.buckets))):
             if self.costs[larger] < self.costs[smaller] <= NOISE * self.costs[larger]:
                 self.costs[smaller] = self.costs[larger]
+        # Where every bucket weighs the same, the least weight is the fewest programs.
+        self._weights = dict.fromkeys(costs, 1.0) if mixed else self.costs
         # The bucket that is cheapest for each row when it runs full; the rest of a long
         # request is covered by it until the remainder is small enough to be planned.
-        self._bulk = min(self.buckets, key=lambda b: (self.costs[b] / b, -b))
+        self._bulk = min(self.buckets, key=lambda b: (self._weights[b] / b, -b))
         self.plan = functools.lru_cache(maxsize=1024)(self._plan)
 
     def cost(self, rows: int) -> float:
@@ -55,7 +59,7 @@ class Planner:
 
     def single(self, rows: int) -> int:
         """Give the cheapest bucket that holds all rows, which the largest must."""
-        return min((b for b in self.buckets if b >= rows), key=lambda b: (self.costs[b], b))
+        return min((b for b in self.buckets if b >= rows), key=lambda b: (self._weights[b], b))
 
     def _plan(self, rows: int) -> tuple[int, ...]:
         """Give the buckets that cover `rows` >= 0 rows, the largest first.
@@ -71,7 +75,7 @@ class Planner:
             options = []
             for bucket in self.buckets:
                 cost, programs = best[max(0, n - bucket)]
-                options.append((cost + self.costs[bucket], programs + 1, bucket))
+                options.append((cost + self._weights[bucket], programs + 1, bucket))
             cost, programs, bucket = min(options)
             best.append((cost, programs))
             choice.append(bucket)

@@ -202,6 +202,7 @@ class Manifest:
             raise ManifestError(
                 f"expected {classes} labels, got {len(formatted.labels)}", "$.output_format.labels"
             )
+        unique(formatted.labels, "$.output_format.labels")
 
     def _check_programs(self) -> None:
         """There is one program for each combination of batch and axis sizes."""

@@ -212,7 +212,8 @@ class Model:
                     elif turn > 1 and costs[batch] > _TURN_S:
                         continue
                     costs[batch] = min(costs[batch], _seconds(program, self.params, blank[batch]))
-            self.groups[sizes] = dataclasses.replace(group, planner=Planner(costs))
+            planner = Planner(costs, mixed=bool(self.manifest.row_mixing))
+            self.groups[sizes] = dataclasses.replace(group, planner=planner)
 
     def expect_room(self, at_once: int = 1) -> None:
         """Refuse programs that the device has too little memory left to run.

@@ -268,7 +268,10 @@ def test_a_failure_at_a_buckets_own_size_has_nothing_to_do_with_it(refusal):
         return (scores * mask).sum(1)
 
     message = refusal(picky, inputs=[SCORES, MASK], axes={"seq": (4,)}, buckets=(1,))
-    assert message == "the model cannot be run op by op: AssertionError: no"
+    assert message.startswith(
+        "the model cannot be run op by op: AssertionError: no (test_axes.py, "
+    )
+    assert message.endswith(")")
 
 
 def test_an_output_of_another_shape_at_the_least_length_says_so(refusal):

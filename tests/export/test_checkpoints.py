@@ -429,6 +429,15 @@ def test_params_that_do_not_fit_are_listed(refusal):
     )
 
 
+def test_params_of_other_shapes_alone_let_the_inputs_be_suspected(refusal):
+    """A linen model gets its shapes from its inputs: with a wrong one every param is right."""
+    message = refusal(linen.Dense(2), {"kernel": W, "bias": B}, inputs=["x:float32[_,4]"])
+    assert message == (
+        "params do not fit the model: mismatched params/kernel: expected float32[4, 2], got "
+        "float32[3, 2]; was it trained on x: float32[_, 4]? The inputs give the model its shapes"
+    )
+
+
 def test_many_params_that_do_not_fit_are_counted(refusal):
     """Of each kind of problem four are shown, and the number of the others: none hides another."""
     model = linen.Sequential([linen.Dense(2) for _ in range(7)])

@@ -274,6 +274,28 @@ def test_labels_come_from_a_file_or_the_command_line(command):
     assert command(*words, "--labels", long, "--out", "b", "--dry-run").status == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "lables.txt",
+            (
+                "--labels: expected a,b,c or a file with a name on each line, got 'lables.txt', "
+                "which is no file"
+            ),
+        ),
+        ("latin.txt", "--labels latin.txt: expected text in UTF-8, got other bytes"),
+        ("crane,gull,crane", "labels: expected each name once, got 'crane' twice"),
+    ],
+)
+def test_labels_that_name_no_classes_are_refused(command, words, message):
+    """A file that is not there is no label; and of two classes of one name one would be lost."""
+    Path("latin.txt").write_bytes(b"\xf6de\nleer\n")
+    ran = command("models.py:spec", "--labels", words, "--out", "b")
+
+    assert (ran.status, ran.error) == (2, message)
+
+
 def test_a_bundle_that_exists_is_left_alone_unless_overwrite(command, folder):
     """An existing bundle is refused with status 1; --overwrite replaces it."""
     assert command("models.py:spec", "--out", "b").status == 0
@@ -325,7 +347,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(command):
         "reading params",
         "tracing b1",
         "tracing b2",
-        "running the un-exported model op by op",
+        "running the un-exported model op by op (1/1)",
         "lowering b1",
         "lowering b2",
     ]

@@ -216,10 +216,13 @@ def test_values_that_look_like_options_are_none(command):
                 "got int"
             ),
         ),
-        (["models.py:broken_spec"], "broken_spec: RuntimeError: no such thing"),
+        (
+            ["models.py:broken_spec"],
+            "broken_spec: RuntimeError: no such thing (models.py, line 63)",
+        ),
         (
             ["models.py:broken", "--input", X, "--params", "net.safetensors"],
-            "the model cannot be traced: RuntimeError: no such thing",
+            "the model cannot be traced: RuntimeError: no such thing (models.py, line 60)",
         ),
         (
             ["models.py:Net", "--input", X],
@@ -308,5 +311,6 @@ def test_a_script_that_exits_is_no_model(command):
 
     assert ran.status == 1
     assert ran.error == (
-        "model 'script.py:spec': script.py cannot be imported: SystemExit: usage: script.py"
+        "model 'script.py:spec': script.py cannot be imported: SystemExit: usage: script.py "
+        "(script.py, line 2)"
     )

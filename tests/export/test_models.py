@@ -55,6 +55,14 @@ class Deterministic(Noisy):
         return Noisy()(x, train=not deterministic)
 
 
+class IsTrain(Noisy):
+    """Has the switch at a place, without a default."""
+
+    @linen.compact
+    def __call__(self, x, is_train):
+        return Noisy()(x, train=is_train)
+
+
 class UseRunningAverage(Noisy):
     """Calls its switch as BatchNorm does."""
 
@@ -67,6 +75,7 @@ MODES = {
     Noisy: {"train": False},
     Training: {"training": False},
     IsTraining: {"is_training": False},
+    IsTrain: {"is_train": False},
     Deterministic: {"deterministic": True},
     UseRunningAverage: {"use_running_average": True},
 }
@@ -243,6 +252,45 @@ def test_an_nnx_model_that_needs_a_key_says_how_to_pin_it(refusal):
     )
 
 
+class Peeking(nnx.Module):
+    """Uses a key that it holds, without counting that."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        """Keep a stream."""
+        self.stream = rngs.sample.fork()
+
+    def __call__(self, x):
+        return x + jax.random.normal(self.stream.key[...], (3,))
+
+
+def test_a_key_that_is_used_uncounted_is_found(refusal):
+    """What matters is that answers depend on a key, not that the module counts its draws."""
+    assert refusal(Peeking(nnx.Rngs(0))).startswith("Peeking: inference needs a random key, ")
+
+
+class Recurrent(nnx.Module):
+    """Reads a series, as nnx has it: the first state is zeros, for which a key is drawn."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        """Make a cell of each kind."""
+        self.first = nnx.RNN(nnx.GRUCell(3, 4, rngs=rngs))
+        self.second = nnx.RNN(nnx.LSTMCell(4, 4, rngs=rngs), rngs=rngs)
+
+    def __call__(self, x):
+        return self.second(self.first(x))[:, -1]
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_key_that_no_answer_depends_on_is_none_that_inference_needs(export, held):
+    """Recurrent nnx models are exported, though they draw a key whenever they are called."""
+    model = Recurrent(nnx.Rngs(0))
+    rows = np.random.default_rng(2).standard_normal((3, 5, 3)).astype(np.float32)
+    given = (model, None) if held else (Recurrent, nnx.state(model))
+    made = export(*given, inputs=["x:float32[_,5,3]"])
+
+    assert close(made.answer(x=rows), model(rows))
+
+
 def test_an_nnx_model_with_a_pinned_key_is_exported(export, rows):
     """What the message says to export is exported, and answers as the model did first."""
     graph, rngs, params = nnx.split(NoisyNet(nnx.Rngs(0)), nnx.RngState, ...)
@@ -268,6 +316,25 @@ def test_a_model_left_in_training_mode_is_recognized(refusal):
     message = refusal(Stuck(), variables_of(Stuck()))
     assert message.startswith("Stuck: expected inference to leave its variables alone, got ")
     assert message.endswith("; is it still in training mode?")
+
+
+def test_a_model_that_keeps_something_between_calls_says_how_to_pass_it(refusal):
+    """A cache that a model would update is refused, with what to do instead."""
+
+    class Counting(linen.Module):
+        """Counts its calls."""
+
+        @linen.compact
+        def __call__(self, x):
+            count = self.variable("cache", "count", jnp.zeros, ())
+            count.value += 1
+            return x + count.value
+
+    assert refusal(Counting(), Counting().init(jax.random.key(0), np.ones((1, 3)))) == (
+        "Counting: expected inference to leave its variables alone, got Cannot update variable "
+        '"count" in "/" because collection "cache" is immutable.; a program keeps nothing between '
+        "calls: take it as an input, and return it"
+    )
 
 
 Pair = collections.namedtuple("Pair", ["total", "half"])  # noqa: PYI024
@@ -320,6 +387,13 @@ def test_named_outputs_survive_the_bundle(export, rows):
         (lambda _: None, "outputs: expected at least one array, got none"),
         (lambda _: {}, "outputs: expected at least one array, got none"),
         (
+            lambda x: {"scores": x, "label": "cat"},
+            (
+                "output 'label': expected an array, got str; return arrays, or tuples, NamedTuples, "
+                "dicts or flax.struct dataclasses of them"
+            ),
+        ),
+        (
             lambda x: {"a.b": x, "a": {"b": x}},
             "outputs: expected different names, got 'a.b' twice",
         ),
@@ -352,7 +426,7 @@ def test_named_outputs_survive_the_bundle(export, rows):
             ),
         ),
     ],
-    ids=["none", "empty", "twice", "mean", "transposed", "flattened", "square"],
+    ids=["none", "empty", "text", "twice", "mean", "transposed", "flattened", "square"],
 )
 def test_outputs_that_are_not_rows_are_refused(refusal, function, message):
     """An output that is not one row for each row of input is refused by name."""
@@ -496,7 +570,13 @@ def test_several_inputs_go_by_name_or_by_place(plan, names):
             ("idz", "scale"),
             "inputs: expected ids, scale as the model has them, got idz, scale; did you mean 'ids'?",
         ),
-        (("ids",), "inputs: expected ids, scale as the model has them, got ids"),
+        (
+            ("ids",),
+            (
+                "inputs: expected ids, scale as the model has them, got ids; what is no input, pass "
+                "in a function apply(params, …) that calls the model"
+            ),
+        ),
         (
             ("a", "b", "c"),
             "inputs: expected ids, scale as the model has them, got a, b, c",
@@ -651,3 +731,13 @@ def test_odd_arrays_are_kept_as_they_are(export):
 def test_a_model_that_fails_is_one_line(refusal, model, message):
     """Whatever a model raises is one line with the kind of error and what it says."""
     assert refusal(model, {"params": {"w": np.ones(3, np.float32)}}).startswith(message)
+
+
+def test_a_models_own_line_is_named(refusal):
+    """What goes wrong deep inside of Flax is told with the line of the model that led there."""
+
+    def deep(_params, x):
+        return linen.Conv(2, (3, 3)).apply({}, x)
+
+    line = deep.__code__.co_firstlineno + 1
+    assert refusal(deep).endswith(f" (test_models.py, line {line})")

@@ -216,3 +216,25 @@ def test_axis_that_is_full_is_not_copied():
     array = np.ones((2, 3))
 
     assert pad_axes(array, (2, 3), 0) is array
+
+
+@mark.parametrize(
+    ("rows", "plan"), [(0, ()), (1, (1,)), (3, (4,)), (4, (4,)), (8, (8,)), (16, (8, 8))]
+)
+def test_rows_that_depend_on_each_other_stay_together(rows, plan):
+    """
+    Where rows are mixed no plan splits what a bucket holds, however cheap smaller ones are.
+    """
+    planner = Planner({1: 1.0, 4: 2.0, 8: 100.0}, mixed=True)
+
+    assert planner.plan(rows) == plan
+
+
+def test_mixed_rows_do_not_go_to_a_larger_bucket_that_is_quicker():
+    """
+    The smallest bucket that holds mixed rows answers them; times still say what that takes.
+    """
+    planner = Planner({4: 9.0, 8: 1.0}, mixed=True)
+
+    assert (planner.single(4), planner.cost(4)) == (4, 9.0)
+    assert Planner({4: 9.0, 8: 1.0}).single(4) == 8

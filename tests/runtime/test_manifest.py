@@ -381,6 +381,12 @@ def test_wrong_kind_is_refused_at_its_place(value, place, new, message):
             id="labels",
         ),
         param(
+            ("output_format", "labels"),
+            ["red", "green", "red"],
+            "duplicate name 'red' at $.output_format.labels",
+            id="labels-twice",
+        ),
+        param(
             ("params", "arguments", 1, "name"),
             "weights",
             "duplicate name 'weights' at $.params.arguments",
