@@ -44,8 +44,10 @@ _INSTALL = "pip install 'hloserve[savedmodel]'"
 _VERSION = r"(0|[1-9][0-9]{0,4})(\.(0|[1-9][0-9]{0,4})){2}"
 _ROOT = Path(runtime.__file__).resolve().parent.parent
 # TensorFlow imports Keras where it finds it: nothing here needs it, and it takes seconds.
+# Expendable: whoever writes where the staging was must not outlive the export.
 _CHILD = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); sys.modules['keras'] = None; "
+    "from runtime.guard import be_expendable; be_expendable(); "
     "from export.savedmodel import main; sys.exit(main(*sys.argv[1:]))"
 )
 # Nothing here needs what TensorFlow says on stderr while it starts.
