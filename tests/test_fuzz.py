@@ -56,6 +56,31 @@ def test_deadly_bit_ends_the_child_alone(tmp_path):
     assert done.stdout == "child: SIGSEGV\n", done.stderr
 
 
+_FAILING = """
+from bench.fuzz import opening
+from tests.forging import FROZEN
+
+def fail(*_):
+    raise KeyError("nobody expected this")
+
+opener = opening.Opener(FROZEN)
+opening.run_each = opening.load = fail
+print(opener.open(FROZEN))
+"""
+
+
+@mark.e2e
+def test_server_that_fails_as_its_child_did_is_seen():
+    """
+    An error that is no refusal is the server's end, though the child had it first.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _FAILING], cwd=ROOT, capture_output=True, text=True
+    )
+
+    assert done.stdout == "server: exit status 1\n", done.stderr
+
+
 def test_alterations_are_the_same_for_a_seed(tmp_path):
     """
     A seed gives the same alteration again, and always one.
@@ -103,6 +128,7 @@ def test_forgery_has_digests_that_match(tmp_path):
     ("outcome", "expected"),
     [
         param("server: SIGSEGV", True),
+        param("server: exit status 1", True),
         param("accident accepted", True),
         param("child: SIGSEGV", False),
         param("refused", False),
