@@ -52,10 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: not enough memory: {error}", file=sys.stderr)
         return EXIT_DEVICE
     except (DeviceUnavailable, ExecutionError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return EXIT_DEVICE
     except BundleError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return EXIT_GOLDEN if isinstance(error, GoldenMismatch) else EXIT_BUNDLE
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
