@@ -84,7 +84,7 @@ class Bundle:
         for start in range(0, file.bytes, _CHUNK):
             digest.update(memoryview(mapped)[start : start + _CHUNK])
         _compare(file, len(mapped), digest.hexdigest())
-        return read_tensors(self.path / file.path, mapped)
+        return read_tensors(self.path / file.path, mapped, file.path)
 
     @contextlib.contextmanager
     def opened(self, file: File) -> Iterator[BufferedReader]:

@@ -286,9 +286,12 @@ def rewrap(artifact: bytes, entry: ProgramEntry, manifest: Manifest) -> bytes:
     with wide_types(manifest.x64):
         try:
             return bytes(_wrapped(artifact, entry, manifest).serialize())
-        except _Unreadable as error:
+        except BundleError:
+            raise
+        except Exception as error:
+            reason = str(error) if isinstance(error, _Unreadable) else first_line(error)
             raise IncompatibleProgram(
-                f"{entry.stablehlo.path}: {error}; re-export the model with a jax near this one"
+                f"{entry.stablehlo.path}: {reason}; re-export the model with a jax near this one"
             ) from error
 
 

@@ -314,17 +314,18 @@ def test_file_that_changes_after_opening_is_refused(paper):
         bundle.map(golden)
 
 
-def test_damaged_header_with_the_right_digest_is_refused(paper, redigest):
+@mark.parametrize("name", ["params.safetensors", "golden/0.safetensors"])
+def test_damaged_header_with_the_right_digest_is_refused(paper, redigest, name):
     """
     A safetensors header that lies is caught even where someone recomputed the digests.
     """
-    path = paper / "params.safetensors"
+    path = paper / name
     data = bytearray(path.read_bytes())
     data[:8] = (2**62).to_bytes(8, "little")
     path.write_bytes(data)
     redigest(paper)
 
-    assert refusal(paper).startswith("params.safetensors: expected safetensors, got ")
+    assert refusal(paper).startswith(f"{name}: expected safetensors, got ")
 
 
 def test_mapping_outlives_the_bundle_directory(paper):

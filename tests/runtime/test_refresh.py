@@ -159,6 +159,17 @@ def test_unreadable_stablehlo_names_the_file(classifier_bundle, tmp_path):
     )
 
 
+def test_sizes_that_no_jax_takes_are_refused(classifier_bundle, tmp_path):
+    """
+    A manifest may say what it likes of shapes: an error names the program, and none is a crash.
+    """
+    huge = {"manifest.json": lambda m: m["signature"]["inputs"][0].update(shape=["_", 10**19])}
+    bundle = forged(classifier_bundle, tmp_path / "b", huge)
+
+    with raises(IncompatibleProgram, match=r"^programs/b1\.stablehlo: .*; re-export the model"):
+        refresh(open_bundle(bundle), tmp_path / "out", "cpu")
+
+
 def test_command_says_what_it_did(old_bundle, tmp_path, capsys):
     """
     The command prints one line: from where to where, and between which versions.
