@@ -17,7 +17,6 @@ import json
 import keyword
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from export.report import SavedModelReport
 from export.spec import ExportSpec
 from export.symbolic import Function, lower_fixed, lower_symbolic
 from export.verification import few
+from runtime.guard import signal_name
 from runtime.signature import TensorSpec
 from runtime.writer import DirectoryWriter
 
@@ -238,7 +238,7 @@ def _tensorflow(*arguments: str | Path) -> dict[str, Any]:
             raise
     last = (err.strip().splitlines() or [f"exit status {child.returncode}"])[-1].strip()
     if child.returncode < 0:
-        name = signal.Signals(-child.returncode).name
+        name = signal_name(-child.returncode)
         said = f", {last}" if err.strip() else ""
         raise VerificationError(
             f"the model ends the process that runs it in TensorFlow: {name}{said}"

@@ -5,7 +5,6 @@ What serves later has no Flax either, so a bundle that passes here needs none.
 
 import dataclasses
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import jax
 import runtime
 from export.errors import ExportError, RowMixing, VerificationError
 from export.spec import ExportSpec
+from runtime.guard import signal_name
 
 _ROOT = Path(runtime.__file__).resolve().parent.parent
 _FORBIDDEN = ("flax", "orbax", "optax", "tensorflow", "export")
@@ -125,7 +125,7 @@ def _run(bundle: Path, platform: str, tell: Callable[[str], None]) -> dict:  # t
         text = out.read()
     if child.returncode < 0:
         raise VerificationError(
-            f"the bundle ends the process that loads it: {signal.Signals(-child.returncode).name}"
+            f"the bundle ends the process that loads it: {signal_name(-child.returncode)}"
         )
     try:
         report = json.loads(text)

@@ -135,10 +135,10 @@ def _digest(text: str) -> str:
 
 
 def _version(text: str) -> tuple[str, dt.date | None]:
-    version, _, day = text.partition("=")
+    version, dated, day = text.partition("=")
     try:
-        if re.fullmatch(r"\d+(\.\d+)*", version):
-            return version, dt.date.fromisoformat(day) if day else None
+        if re.fullmatch(r"[0-9]+(\.[0-9]+)*", version):
+            return version, dt.date.fromisoformat(day) if dated else None
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(

@@ -378,7 +378,7 @@ def test_machines_read_json(classifier_bundle, capsys):
     assert findings["platforms"] == ["cpu", "cuda"]
 
 
-@mark.parametrize("asked", ["new", "0.14=tomorrow", "=2027-01-01"])
+@mark.parametrize("asked", ["new", "0.14=tomorrow", "0.14=", "=2027-01-01", "\u0660.14"])
 def test_version_that_is_none_is_refused(classifier_bundle, capsys, asked):
     """
     What is no version, or no date, is wrong usage.
