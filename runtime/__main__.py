@@ -61,8 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}", file=sys.stderr)
+        # A full disk does not say which; of these commands only refresh may fill one.
+        where = error.filename or getattr(arguments, "out", None)
+        print(f"error: {f'{where}: ' if where else ''}{error.strerror}", file=sys.stderr)
         return EXIT_USAGE
 
 
