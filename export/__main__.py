@@ -26,8 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from rich.console import Console
     begin = time.monotonic()
     # What CI, containers and closed terminals send ends as Ctrl-C does: nothing stays behind.
+    # What is ignored already stays so: nohup means it.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     console = Console(stderr=True, soft_wrap=True)
 
     try:

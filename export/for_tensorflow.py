@@ -17,7 +17,6 @@ import json
 import keyword
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from export.report import SavedModelReport
 from export.spec import ExportSpec
 from export.symbolic import Function, lower_fixed, lower_symbolic
 from export.verification import few
+from runtime.guard import signal_name
 from runtime.signature import TensorSpec
 from runtime.writer import DirectoryWriter
 
@@ -44,8 +44,10 @@ _INSTALL = "pip install 'hloserve[savedmodel]'"
 _VERSION = r"(0|[1-9][0-9]{0,4})(\.(0|[1-9][0-9]{0,4})){2}"
 _ROOT = Path(runtime.__file__).resolve().parent.parent
 # TensorFlow imports Keras where it finds it: nothing here needs it, and it takes seconds.
+# Expendable: whoever writes where the staging was must not outlive the export.
 _CHILD = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); sys.modules['keras'] = None; "
+    "from runtime.guard import be_expendable; be_expendable(); "
     "from export.savedmodel import main; sys.exit(main(*sys.argv[1:]))"
 )
 # Nothing here needs what TensorFlow says on stderr while it starts.
@@ -236,7 +238,7 @@ def _tensorflow(*arguments: str | Path) -> dict[str, Any]:
             raise
     last = (err.strip().splitlines() or [f"exit status {child.returncode}"])[-1].strip()
     if child.returncode < 0:
-        name = signal.Signals(-child.returncode).name
+        name = signal_name(-child.returncode)
         said = f", {last}" if err.strip() else ""
         raise VerificationError(
             f"the model ends the process that runs it in TensorFlow: {name}{said}"

@@ -5,7 +5,6 @@ What serves later has no Flax either, so a bundle that passes here needs none.
 
 import dataclasses
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,12 +16,14 @@ import jax
 import runtime
 from export.errors import ExportError, RowMixing, VerificationError
 from export.spec import ExportSpec
+from runtime.guard import signal_name
 
 _ROOT = Path(runtime.__file__).resolve().parent.parent
 _FORBIDDEN = ("flax", "orbax", "optax", "tensorflow", "export")
 _CHILD = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); "
     f"sys.modules.update(dict.fromkeys({_FORBIDDEN!r})); "
+    "from runtime.guard import be_expendable; be_expendable(); "
     "from runtime.__main__ import main; sys.exit(main(sys.argv[1:]))"
 )
 
@@ -124,7 +125,7 @@ def _run(bundle: Path, platform: str, tell: Callable[[str], None]) -> dict:  # t
         text = out.read()
     if child.returncode < 0:
         raise VerificationError(
-            f"the bundle ends the process that loads it: {signal.Signals(-child.returncode).name}"
+            f"the bundle ends the process that loads it: {signal_name(-child.returncode)}"
         )
     try:
         report = json.loads(text)

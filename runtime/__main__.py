@@ -52,17 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: not enough memory: {error}", file=sys.stderr)
         return EXIT_DEVICE
     except (DeviceUnavailable, ExecutionError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return EXIT_DEVICE
     except BundleError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return EXIT_GOLDEN if isinstance(error, GoldenMismatch) else EXIT_BUNDLE
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}", file=sys.stderr)
+        # A full disk does not say which; of these commands only refresh may fill one.
+        where = error.filename or getattr(arguments, "out", None)
+        print(f"error: {f'{where}: ' if where else ''}{error.strerror}", file=sys.stderr)
         return EXIT_USAGE
 
 
@@ -135,10 +136,10 @@ def _digest(text: str) -> str:
 
 
 def _version(text: str) -> tuple[str, dt.date | None]:
-    version, _, day = text.partition("=")
+    version, dated, day = text.partition("=")
     try:
-        if re.fullmatch(r"\d+(\.\d+)*", version):
-            return version, dt.date.fromisoformat(day) if day else None
+        if re.fullmatch(r"[0-9]+(\.[0-9]+)*", version):
+            return version, dt.date.fromisoformat(day) if dated else None
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(

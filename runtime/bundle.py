@@ -16,7 +16,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from runtime.entries import MANIFEST_NAME, File
-from runtime.errors import BundleError, IntegrityError
+from runtime.errors import BundleError, IntegrityError, printable
 from runtime.manifest import MAX_MANIFEST_BYTES, Manifest
 from runtime.tensors import Array, read_tensors
 
@@ -84,7 +84,7 @@ class Bundle:
         for start in range(0, file.bytes, _CHUNK):
             digest.update(memoryview(mapped)[start : start + _CHUNK])
         _compare(file, len(mapped), digest.hexdigest())
-        return read_tensors(self.path / file.path, mapped)
+        return read_tensors(self.path / file.path, mapped, file.path)
 
     @contextlib.contextmanager
     def opened(self, file: File) -> Iterator[BufferedReader]:
@@ -125,7 +125,11 @@ def open_bundle(path: str | os.PathLike[str], *, require_digest: str | None = No
     except TypeError:
         kind = type(path).__name__
         raise BundleError(f"bundle: expected the path of a directory, got {kind}") from None
-    if not root.is_dir():
+    try:
+        found = root.is_dir()
+    except OSError as error:  # a name too long, a folder that may not be read
+        raise BundleError(f"bundle {root}: expected a directory, got {error.strerror}") from None
+    if not found:
         hint = "; name the directory that holds it" if root.name == MANIFEST_NAME else ""
         raise BundleError(f"bundle {root}: expected a directory, got {_what(root)}{hint}")
     try:
@@ -158,7 +162,9 @@ def _warn_about_strangers(root: Path, manifest: Manifest) -> None:
     )
     if strangers:
         log.warning(
-            "bundle %s has files its manifest does not name: %s", root, ", ".join(strangers[:5])
+            "bundle %s has files its manifest does not name: %s",
+            root,
+            printable(", ".join(strangers[:5])),
         )
 
 
@@ -171,9 +177,10 @@ def _what(path: Path) -> str:
 @contextlib.contextmanager
 def _opened(root: Path, file: File) -> Iterator[int]:
     """Open a file below the bundle; no component may be a symbolic link."""
-    descriptors = [os.open(root, os.O_RDONLY | os.O_DIRECTORY)]
+    descriptors: list[int] = []
     try:
         try:
+            descriptors.append(os.open(root, os.O_RDONLY | os.O_DIRECTORY))
             *folders, name = file.path.split("/")
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
             for folder in folders:

@@ -138,6 +138,8 @@ def _tried(bundle: Bundle, wanted: str | None) -> Findings:
         checks, _ = check_goldens(assemble(bundle, device, programs))
     except (DeviceUnavailable, ExecutionError) as error:
         return found | {"error": str(error), "error_status": EXIT_DEVICE}
+    except MemoryError as error:
+        return found | {"error": f"not enough memory: {error}", "error_status": EXIT_DEVICE}
     except BundleError as error:
         return found | {"error": str(error), "error_status": EXIT_BUNDLE}
     mismatches = [str(check) for check in checks if not check.ok]

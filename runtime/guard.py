@@ -58,7 +58,7 @@ def step_aside() -> None:
     if not os.WIFSIGNALED(status):
         sys.stdout.flush()
         os._exit(os.waitstatus_to_exitcode(status))
-    os._exit(_ended_by(signal.Signals(os.WTERMSIG(status))))
+    os._exit(_ended_by(os.WTERMSIG(status)))
 
 
 def be_expendable() -> None:
@@ -79,12 +79,20 @@ def described(status: int) -> str:
     """
     if status == -signal.SIGKILL:
         return "SIGKILL; was there memory enough?"
-    ended = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+    ended = signal_name(-status) if status < 0 else f"exit status {status}"
     return f"{ended}; it is damaged, or made to do that"
 
 
-def _ended_by(number: signal.Signals) -> int:
-    if number in _CRASHES or number is signal.SIGKILL:
+def signal_name(number: int) -> str:
+    """Name a signal; most of those of real time have a number alone."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _ended_by(number: int) -> int:
+    if number in _CRASHES or number == signal.SIGKILL:
         _say(f"error: the bundle ended the process that opened it: {described(-number)}")
         return EXIT_BUNDLE if number in _CRASHES else EXIT_DEVICE
     signal.signal(number, signal.SIG_DFL)

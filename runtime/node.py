@@ -36,7 +36,9 @@ class Node:
 
     def number(self, key: str) -> int | float:
         """Take a number, 0 if absent or null; an int stays exact."""
-        value = self._left.pop(key, None) or 0
+        value = self._left.pop(key, None)
+        if value is None:
+            return 0
         return value if type(value) is int else typed(value, float, f"{self.where}.{key}")
 
     def choice(self, key: str, options: Iterable[str]) -> str:

@@ -286,9 +286,12 @@ def rewrap(artifact: bytes, entry: ProgramEntry, manifest: Manifest) -> bytes:
     with wide_types(manifest.x64):
         try:
             return bytes(_wrapped(artifact, entry, manifest).serialize())
-        except _Unreadable as error:
+        except BundleError:
+            raise
+        except Exception as error:
+            reason = str(error) if isinstance(error, _Unreadable) else first_line(error)
             raise IncompatibleProgram(
-                f"{entry.stablehlo.path}: {error}; re-export the model with a jax near this one"
+                f"{entry.stablehlo.path}: {reason}; re-export the model with a jax near this one"
             ) from error
 
 
@@ -343,13 +346,13 @@ def _unwrapped(data: bytes, entry: ProgramEntry) -> export.Exported:
         raise _Unreadable(
             f"calling convention {convention} is outside of this jax's window, {low} to {high}"
         )
-    _expect_custom_calls(exported.mlir_module_serialized, entry)
+    _expect_custom_calls(exported.mlir_module_serialized, entry.exported, entry.custom_calls)
     return exported
 
 
 def _wrapped(artifact: bytes, entry: ProgramEntry, manifest: Manifest) -> export.Exported:
     """Make what jax.export would have made: of an empty function, with the program put in."""
-    _expect_custom_calls(artifact, entry)
+    _expect_custom_calls(artifact, entry.stablehlo, entry.custom_calls)
     arguments = _Arguments.of(entry, manifest, None)
 
     # A lambda, as what was exported: its name is in the wrapper.
@@ -372,7 +375,7 @@ def _expect_signature(exported: export.Exported, arguments: _Arguments) -> None:
         raise ValueError("its outputs are not those the manifest describes")
 
 
-def _expect_custom_calls(artifact: bytes, entry: ProgramEntry) -> None:
+def _expect_custom_calls(artifact: bytes, file: File, listed: tuple[str, ...]) -> None:
     """Hold the custom calls of a program against the manifest, and against what is allowed.
 
     In the files' own bytes, before anything of them is compiled: a custom call runs what it names.
@@ -381,15 +384,15 @@ def _expect_custom_calls(artifact: bytes, entry: ProgramEntry) -> None:
         found = custom_calls(artifact)
     except ValueError as error:
         raise _Unreadable(str(error)) from error
-    if found != entry.custom_calls:
+    if found != listed:
         raise IntegrityError(
-            f"{entry.exported.path}: expected the custom calls that the manifest lists, "
-            f"{_listed(entry.custom_calls)}, got {_listed(found)}"
+            f"{file.path}: expected the custom calls that the manifest lists, "
+            f"{_listed(listed)}, got {_listed(found)}"
         )
     strange = [target for target in found if target not in ALLOWED]
     if strange:
         raise IncompatibleProgram(
-            f"{entry.exported.path}: expected custom calls that jax keeps, got {strange[0]!r}; "
+            f"{file.path}: expected custom calls that jax keeps, got {strange[0]!r}; "
             "use jax's own operations in its place"
         )
 

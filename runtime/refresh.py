@@ -47,6 +47,10 @@ def refresh(
     """
     tell = progress or (lambda _: None)
     old = bundle.manifest
+    if bundle.path.resolve() in out.resolve().parents:
+        raise BundleError(
+            f"bundle {out}: expected a directory apart from {bundle.path}, got one in it"
+        )
     with BundleWriter(out, overwrite=overwrite) as writer:
         programs = []
         for entry in old.programs:
@@ -97,5 +101,6 @@ def _proven(staged: Path, manifest: Manifest, device: object | None, tell: Progr
             f"rows depend on each other here, and did not at export: {report.mixing[0]}; "
             "nothing was written"
         )
-    drift = {n: max(d, float(f"{report.drift[n]:.2g}")) for n, d in manifest.drift.items()}
+    # An unverified export has recorded none.
+    drift = {n: max(manifest.drift.get(n, 0), float(f"{d:.2g}")) for n, d in report.drift.items()}
     return dataclasses.replace(manifest, verified=(model.platform,), drift=drift)

@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from runtime.errors import ManifestError
+from runtime.errors import ManifestError, printable
 from runtime.node import Node
 
 Dim = int | str
@@ -236,7 +236,7 @@ def bucket_name(signature: Signature, sizes: Sequence[int], batch: int) -> str:
       batch: rows that it takes.
     """
     axes = zip(signature.axes, sizes, strict=True)
-    return "-".join([f"b{batch}", *(f"{axis.name}{size}" for axis, size in axes)])
+    return "-".join([f"b{batch}", *(f"{printable(axis.name)}{size}" for axis, size in axes)])
 
 
 def increasing(sizes: tuple[int, ...], where: str) -> None:

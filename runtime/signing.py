@@ -5,6 +5,7 @@
 https://github.com/sigstore/model-transparency
 """
 
+import os
 from pathlib import Path
 
 import model_signing
@@ -24,10 +25,12 @@ def check_signature(bundle: Bundle, signature: Path, public_key: Path) -> None:
     Raises:
       IntegrityError: it was signed by somebody else, or has other files.
     """
-    hashing = model_signing.hashing.Config().set_ignored_paths(paths=[signature])
+    # The tool takes a relative path for one below the bundle, which it need not be.
+    root, file = (Path(os.path.abspath(path)) for path in (bundle.path, signature))
+    hashing = model_signing.hashing.Config().set_ignored_paths(paths=[file])
     verifying = model_signing.verifying.Config().set_hashing_config(hashing)
     try:
-        verifying.use_elliptic_key_verifier(public_key=public_key).verify(bundle.path, signature)
+        verifying.use_elliptic_key_verifier(public_key=public_key).verify(root, file)
     except Exception as error:
         # The tool raises whatever its parsers do; none of it says that all is well.
         raise IntegrityError(

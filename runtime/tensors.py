@@ -77,12 +77,15 @@ def write_tensors(file: BinaryIO, tensors: Mapping[str, Array]) -> None:
         file.write(np.asarray(tensors[name], order="C").reshape(-1).view(np.uint8).data)
 
 
-def read_tensors(path: Path, buffer: mmap.mmap | bytes) -> dict[str, Array]:
+def read_tensors(
+    path: Path, buffer: mmap.mmap | bytes, name: str | None = None
+) -> dict[str, Array]:
     """View the tensors of a safetensors file; nothing is copied.
 
     Args:
       path: the file, for the library's header checks (overlaps, holes, overflow).
       buffer: its bytes, whose digest the caller has checked.
+      name: what an error calls it; None for its own name.
 
     Returns:
       Read-only arrays that keep `buffer` alive.
@@ -98,7 +101,7 @@ def read_tensors(path: Path, buffer: mmap.mmap | bytes) -> dict[str, Array]:
         header.pop("__metadata__", None)
         return {name: _view(buffer, 8 + size, entry) for name, entry in header.items()}
     except (SafetensorError, ValueError, KeyError, OSError) as error:
-        raise IntegrityError(f"{path.name}: expected safetensors, got {error}") from None
+        raise IntegrityError(f"{name or path.name}: expected safetensors, got {error}") from None
 
 
 def _view(buffer: mmap.mmap | bytes, start: int, entry: Any) -> Array:

@@ -21,7 +21,7 @@ import orjson
 from runtime.bundle import Bundle, open_bundle
 from runtime.commandline import Parser, seconds
 from runtime.description import columns
-from runtime.errors import BundleError
+from runtime.errors import BundleError, printable
 from runtime.signature import Signature
 from server.load import Figures, post, send
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
                 for connections in arguments.connections
             ]
     except (BundleError, ConnectionError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 3
     if arguments.json:
         print(json.dumps([_as_json(f, arguments.rows) for f in figures]))

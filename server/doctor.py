@@ -15,7 +15,7 @@ from typing import NoReturn
 from runtime.bundle import Bundle, open_bundle
 from runtime.commandline import Parser, seconds
 from runtime.description import columns
-from runtime.errors import BundleError
+from runtime.errors import BundleError, printable
 from server.bench import instances_of
 from server.checkup import examine
 from server.finding import Finding, Times
@@ -46,7 +46,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         bundle = open_bundle(arguments.bundle)
         instances = instances_of(bundle)
     except BundleError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 3
     weights = encodings(instances)
     print(columns(table(weights)))

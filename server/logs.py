@@ -9,6 +9,8 @@ import logging
 import sys
 from typing import override
 
+from runtime.errors import printable
+
 # https://cloud.google.com/logging/docs/structured-logging
 _SEVERITIES = {"WARN": "WARNING", "FATAL": "CRITICAL"}
 
@@ -70,4 +72,4 @@ def end(form: str, error: Exception) -> None:
     if form == "json":
         logging.getLogger("server").critical("%s", error)
     else:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)

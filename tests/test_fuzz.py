@@ -56,6 +56,72 @@ def test_deadly_bit_ends_the_child_alone(tmp_path):
     assert done.stdout == "child: SIGSEGV\n", done.stderr
 
 
+_FAILING = """
+from bench.fuzz import opening
+from tests.forging import FROZEN
+
+def fail(*_):
+    raise KeyError("nobody expected this")
+
+opener = opening.Opener(FROZEN)
+opening.run_each = opening.load = fail
+print(opener.open(FROZEN))
+"""
+
+
+@mark.e2e
+def test_server_that_fails_as_its_child_did_is_seen():
+    """
+    An error that is no refusal is the server's end, though the child had it first.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _FAILING], cwd=ROOT, capture_output=True, text=True
+    )
+
+    assert done.stdout == "server: exit status 1\n", done.stderr
+
+
+_UNLIKE = """
+import sys, time
+from pathlib import Path
+from bench.fuzz import opening
+from tests.forging import FROZEN, forged, with_deadly_program
+
+def accept(manifest):
+    for tolerances in manifest["tolerances"].values():
+        for tolerance in tolerances.values():
+            tolerance["atol"] = 1e6
+
+folder = Path(sys.argv[1])
+opener = opening.Opener(FROZEN)
+print(opener.open(FROZEN))
+others = {"manifest.json": accept, "params.safetensors": lambda d: d[:-400] + bytes(400)}
+print(opener.open(forged(FROZEN, folder / "other", others)))
+opening.run_each = lambda *_: None
+print(opener.open(with_deadly_program(folder / "deadly")))
+opening._TIMEOUT_S = 1
+opening.run_each = lambda *_: time.sleep(60)
+print(opener.open(FROZEN))
+"""
+
+
+@mark.e2e
+def test_what_the_fuzzer_looks_for_is_seen(tmp_path):
+    """
+    The same answers, other ones that pass the goldens, a server's end, and an endless child.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _UNLIKE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+
+    assert done.stdout.splitlines() == [
+        "same answers",
+        "other answers",
+        "server: SIGSEGV",
+        "child: SIGALRM",
+    ], done.stderr
+
+
 def test_alterations_are_the_same_for_a_seed(tmp_path):
     """
     A seed gives the same alteration again, and always one.
@@ -103,6 +169,7 @@ def test_forgery_has_digests_that_match(tmp_path):
     ("outcome", "expected"),
     [
         param("server: SIGSEGV", True),
+        param("server: exit status 1", True),
         param("accident accepted", True),
         param("child: SIGSEGV", False),
         param("refused", False),

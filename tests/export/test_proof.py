@@ -365,6 +365,19 @@ def test_a_stopped_export_leaves_nothing(tmp_path, monkeypatch, number):
     assert {p.name for p in tmp_path.iterdir()} - {"__pycache__"} == {"m.py"}
 
 
+@pytest.mark.parametrize("before", [signal.SIG_IGN, signal.SIG_DFL])
+def test_a_hang_up_that_nohup_ignores_stays_ignored(command, tmp_path, before):
+    """An export that is to outlive its terminal does; another one ends with it, in order."""
+    kept = signal.signal(signal.SIGHUP, before)
+    try:
+        command("nowhere.py:apply", "--input", X, "--out", tmp_path / "b")
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, kept)
+
+    assert ignored is (before is signal.SIG_IGN)
+
+
 @pytest.mark.e2e
 def test_two_processes_at_once_make_one_bundle(tmp_path):
     """Started together, exactly one export puts its bundle in place; the other says why not."""

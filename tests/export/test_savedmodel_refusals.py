@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import select
 import signal
+import subprocess
 import sys
 import threading
 
@@ -19,6 +21,7 @@ from runtime import BundleError
 from tests import in_tensorflow
 from tests.export.conftest import verify_here
 from tests.export.savedmodels import W, X, affine, in_one_process
+from tests.serving import ROOT
 
 
 @fixture(autouse=True)
@@ -324,6 +327,43 @@ def test_an_interruption_ends_tensorflows_process(tmp_path, monkeypatch):
 
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+_STUCK = """
+import sys
+from export import {module} as module
+head = module._CHILD.partition("from {work}")[0]
+module._CHILD = head + "file = open(sys.argv[-1], 'w', 1); print('here', file=file); import signal; signal.pause()"
+{call}
+"""
+
+
+@mark.parametrize(
+    ("module", "work", "call"),
+    [
+        ("for_tensorflow", "export.savedmodel", "module._tensorflow(sys.argv[1])"),
+        (
+            "verification",
+            "runtime.__main__",
+            "module._run('b', sys.argv[1], print)",
+        ),
+    ],
+)
+@mark.e2e
+def test_a_killed_export_takes_its_processes_along(tmp_path, module, work, call):
+    """After kill -9 nobody is left who could write where the next export cleans up."""
+    os.mkfifo(tmp_path / "held")
+    code = _STUCK.format(module=module, work=work, call=call)
+    command = [sys.executable, "-c", code, str(tmp_path / "held")]
+    with (
+        subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as export,
+        (tmp_path / "held").open() as held,
+    ):
+        assert held.readline() == "here\n"
+        export.kill()
+        # At its end once nobody has it open for writing.
+        assert select.select([held], [], [], 60)[0]
+        assert held.read() == ""
 
 
 @mark.parametrize("occupied", ["bundle", "tf"])

@@ -226,12 +226,15 @@ def test_extra_files_are_named_and_ignored(paper, caplog):
     (paper / "notes.txt").write_text("mine")
     (paper / "programs" / ".hidden").write_text("")
     (paper / "link").symlink_to("nowhere")
+    (paper / "\x1b[2J").write_text("")
     with caplog.at_level(logging.WARNING):
         read_all(paper)
 
-    assert caplog.messages == [
-        f"bundle {paper} has files its manifest does not name: link, notes.txt, programs/.hidden"
-    ]
+    (message,) = caplog.messages
+    assert message == (
+        f"bundle {paper} has files its manifest does not name: \\x1b[2J, link, notes.txt, "
+        "programs/.hidden"
+    )
 
 
 @mark.parametrize(
@@ -284,6 +287,17 @@ def test_what_is_no_directory_is_said(tmp_path, make, got):
     assert refusal(path, BundleError) == f"bundle {path}: expected a directory, got {got}"
 
 
+def test_path_that_the_system_refuses_is_said(tmp_path):
+    """
+    A name that is too long is no bundle, and no error of another kind.
+    """
+    path = tmp_path / ("b" * 300)
+
+    assert refusal(path, BundleError) == (
+        f"bundle {path}: expected a directory, got File name too long"
+    )
+
+
 def test_file_that_changes_after_opening_is_refused(paper):
     """
     Digests are compared when a file is read, not only when the bundle is opened.
@@ -300,17 +314,18 @@ def test_file_that_changes_after_opening_is_refused(paper):
         bundle.map(golden)
 
 
-def test_damaged_header_with_the_right_digest_is_refused(paper, redigest):
+@mark.parametrize("name", ["params.safetensors", "golden/0.safetensors"])
+def test_damaged_header_with_the_right_digest_is_refused(paper, redigest, name):
     """
     A safetensors header that lies is caught even where someone recomputed the digests.
     """
-    path = paper / "params.safetensors"
+    path = paper / name
     data = bytearray(path.read_bytes())
     data[:8] = (2**62).to_bytes(8, "little")
     path.write_bytes(data)
     redigest(paper)
 
-    assert refusal(paper).startswith("params.safetensors: expected safetensors, got ")
+    assert refusal(paper).startswith(f"{name}: expected safetensors, got ")
 
 
 def test_mapping_outlives_the_bundle_directory(paper):

@@ -1,9 +1,13 @@
 """`python -m runtime` where something is wrong: one line, and an exit status that says what."""
 
+import errno
+import os
+
 import jax
 from pytest import mark, param, raises
 
 from runtime.__main__ import main
+from runtime.writer import BundleWriter
 
 
 @mark.parametrize(
@@ -119,6 +123,23 @@ def test_disk_that_fills_up_is_exit_status_2(classifier_bundle, capsys):
     assert main(["verify", str(classifier_bundle), "--device=cpu", "--junit=/dev/full"]) == 2
 
     assert capsys.readouterr().err.splitlines()[-1] == "error: No space left on device"
+
+
+def test_disk_too_full_for_a_new_bundle_is_named(classifier_bundle, tmp_path, capsys, monkeypatch):
+    """
+    Where a refreshed bundle could not be written is said, and nothing is left there.
+    """
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(BundleWriter, "copy", full)
+    out = tmp_path / "new"
+
+    assert main(["refresh", str(classifier_bundle), "--out", str(out)]) == 2
+
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {out}: No space left on device"
+    assert list(tmp_path.iterdir()) == []
 
 
 @mark.parametrize("flags", [[], ["--json"]])

@@ -282,6 +282,21 @@ def test_memory_is_told_where_params_do_not_fit(classifier_bundle, monkeypatch):
     assert all(program["needs_bytes"] for program in findings["programs"])
 
 
+def test_memory_that_runs_out_is_told(classifier_bundle, monkeypatch):
+    """
+    Where this process gets no memory for the goldens, that is a finding like any other.
+    """
+
+    def full(*_):
+        raise MemoryError("Unable to allocate 1 TiB")
+
+    monkeypatch.setattr(doctor, "check_goldens", full)
+    findings = found(classifier_bundle)
+
+    assert findings["exit_status"] == 5
+    assert told(findings)["loads here"] == "NO: not enough memory: Unable to allocate 1 TiB"
+
+
 def test_machines_are_told_of_what_is_no_bundle(tmp_path, capsys):
     """
     --json is JSON where there is nothing to examine, too.
@@ -327,6 +342,27 @@ def test_text_of_a_bundle_cannot_draw(classifier_bundle, tmp_path, capsys, comma
     assert "\x1b" not in printed
 
 
+def test_error_about_a_bundle_cannot_draw(tagger_bundle, tmp_path, capsys):
+    """
+    An error repeats what a manifest says with its control characters spelt out, in one line.
+    """
+
+    def draw(manifest):
+        manifest["exporter"] |= {"jax": "0.1\x1b[2J\nok: 24 golden checks"}
+
+    changes = dict.fromkeys(
+        ("programs/b1-seq4.exported", "programs/b1-seq4.stablehlo"), bytes.upper
+    )
+    bundle = forged(tagger_bundle, tmp_path / "b", {"manifest.json": draw, **changes})
+
+    assert main(["verify", str(bundle)]) == 3
+
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(
+        "error: programs/b1-seq4.exported: exported by jax 0.1\\x1b[2J\\nok: 24 golden checks, "
+    )
+
+
 def test_machines_read_json(classifier_bundle, capsys):
     """
     --json prints the findings; the command ends with their exit status.
@@ -342,7 +378,7 @@ def test_machines_read_json(classifier_bundle, capsys):
     assert findings["platforms"] == ["cpu", "cuda"]
 
 
-@mark.parametrize("asked", ["new", "0.14=tomorrow", "=2027-01-01"])
+@mark.parametrize("asked", ["new", "0.14=tomorrow", "0.14=", "=2027-01-01", "\u0660.14"])
 def test_version_that_is_none_is_refused(classifier_bundle, capsys, asked):
     """
     What is no version, or no date, is wrong usage.

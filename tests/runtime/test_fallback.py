@@ -242,8 +242,9 @@ def test_custom_call_that_nobody_keeps_is_refused(calling_bundle, tmp_path, wrap
     with raises(IncompatibleProgram) as caught:
         load(forged(calling_bundle, tmp_path / "b", changes), "cpu")
 
+    form = "exported" if wrapped else "stablehlo"
     assert str(caught.value) == (
-        "programs/b1.exported: expected custom calls that jax keeps, got 'xla_ffi_callback1'; "
+        f"programs/b1.{form}: expected custom calls that jax keeps, got 'xla_ffi_callback1'; "
         "use jax's own operations in its place"
     )
 

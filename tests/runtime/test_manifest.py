@@ -265,6 +265,12 @@ def test_wrong_kind_is_refused_at_its_place(value, place, new, message):
             id="pad-would-be-cut",
         ),
         param(
+            ("signature", "inputs", 0, "pad"),
+            False,
+            "expected float, got bool at $.signature.inputs[0].pad",
+            id="pad-is-no-number",
+        ),
+        param(
             ("signature", "inputs", 0, "maximum"),
             -1,
             "expected at least the minimum 0, got -1 at $.signature.inputs[0].maximum",

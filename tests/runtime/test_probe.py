@@ -219,6 +219,7 @@ def test_no_room_for_compiled_programs_is_no_failure(monkeypatch, ran):
     [
         (-signal.SIGABRT, "SIGABRT; it is damaged, or made to do that"),
         (-signal.SIGKILL, "SIGKILL; was there memory enough?"),
+        (-40, "signal 40; it is damaged, or made to do that"),
         (1, "exit status 1; it is damaged, or made to do that"),
     ],
 )
@@ -273,6 +274,7 @@ def test_what_is_expendable_goes_first():
         param("os.abort()", 3, id="crash"),
         param("os.kill(os.getpid(), signal.SIGKILL)", 5, id="killed"),
         param("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM, id="signal"),
+        param("os.kill(os.getpid(), 40)", -40, id="signal-of-real-time"),
     ],
 )
 def test_guard_ends_as_its_child_did(ending, status):

@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
+from jax.extend import mlir
+from jax.extend.mlir import ir
 from pytest import mark, param, raises
 
 from runtime.device import find_device, live_arrays, platform_of
@@ -111,3 +113,19 @@ def test_arrays_count_while_they_are_held():
     del placed
 
     assert (during, live_arrays("cpu")) == (before + 2, before)
+
+
+@mark.parametrize(
+    ("name", "index"), [("classifier_bundle", "tensor<i32>"), ("wide_bundle", "tensor<i64>")]
+)
+def test_platform_comes_before_the_params(request, name, index):
+    """
+    StableHLO for several platforms takes which one it is first, as the format says.
+    """
+    bundle = request.getfixturevalue(name)
+    with ir.Context():
+        module = mlir.deserialize_portable_artifact((bundle / "programs/b1.stablehlo").read_bytes())
+        (main,) = (op for op in module.body if op.attributes["sym_name"].value == "main")
+        first = str(main.attributes["function_type"].value.inputs[0])
+
+    assert first == index

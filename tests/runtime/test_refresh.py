@@ -106,6 +106,19 @@ def test_refreshing_again_keeps_the_first_export(fresh_bundle, old_bundle, tmp_p
     assert promises(manifest)[1].writer == "0.11.2"
 
 
+def test_bundle_that_nobody_had_verified_gets_its_drift(classifier_bundle, tmp_path):
+    """
+    What an export on a machine without the device could not measure is measured now.
+    """
+    unverified = {"manifest.json": lambda m: m.update(verified=[], drift={})}
+    bundle = forged(classifier_bundle, tmp_path / "old", unverified)
+
+    manifest = refresh(open_bundle(bundle), tmp_path / "new", "cpu")
+
+    assert manifest.verified == ("cpu",)
+    assert manifest.drift.keys() == {"output"}
+
+
 def test_bundle_that_does_not_answer_is_not_written(classifier_bundle, tmp_path):
     """
     Where a golden does not come out, nothing is left behind.
@@ -146,6 +159,17 @@ def test_unreadable_stablehlo_names_the_file(classifier_bundle, tmp_path):
     )
 
 
+def test_sizes_that_no_jax_takes_are_refused(classifier_bundle, tmp_path):
+    """
+    A manifest may say what it likes of shapes: an error names the program, and none is a crash.
+    """
+    huge = {"manifest.json": lambda m: m["signature"]["inputs"][0].update(shape=["_", 10**19])}
+    bundle = forged(classifier_bundle, tmp_path / "b", huge)
+
+    with raises(IncompatibleProgram, match=r"^programs/b1\.stablehlo: .*; re-export the model"):
+        refresh(open_bundle(bundle), tmp_path / "out", "cpu")
+
+
 def test_command_says_what_it_did(old_bundle, tmp_path, capsys):
     """
     The command prints one line: from where to where, and between which versions.
@@ -168,6 +192,20 @@ def test_command_leaves_what_is_there(classifier_bundle, capsys):
     assert capsys.readouterr().err == (
         f"error: bundle {classifier_bundle}: exists; pass --overwrite to replace it\n"
     )
+
+
+def test_new_bundle_is_not_written_into_the_old_one(classifier_bundle, capsys):
+    """
+    Files of a bundle that its manifest does not name are none of its own, a bundle neither.
+    """
+    inside = classifier_bundle / "new"
+
+    assert main(["refresh", str(classifier_bundle), "--out", str(inside)]) == 3
+
+    assert capsys.readouterr().err == (
+        f"error: bundle {inside}: expected a directory apart from {classifier_bundle}, got one in it\n"
+    )
+    assert not inside.exists()
 
 
 def test_command_ends_with_4_where_goldens_fail(classifier_bundle, tmp_path, capsys):

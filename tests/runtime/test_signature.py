@@ -4,7 +4,15 @@ import numpy as np
 from pytest import mark, raises
 
 import runtime
-from runtime.signature import DTYPE_BYTES, TensorSpec, limits, notation
+from runtime.signature import (
+    DTYPE_BYTES,
+    Axis,
+    Signature,
+    TensorSpec,
+    bucket_name,
+    limits,
+    notation,
+)
 from runtime.tensors import numpy_dtype
 
 SPEC = TensorSpec(name="x", dtype="bfloat16", shape=("_", 28, "seq"))
@@ -48,6 +56,16 @@ def test_floats_have_no_limits():
     """
     assert limits("bool") == (0, 1)
     assert limits("float8_e5m2") == (-np.inf, np.inf)
+
+
+def test_bucket_has_a_name_that_cannot_draw():
+    """
+    A program is named by its batch and axes, whatever somebody called these.
+    """
+    axes = (Axis(name="seq", sizes=(4,)), Axis(name="\x1b[2J\n", sizes=(2,)))
+    signature = Signature(inputs=(SPEC,), outputs=(SPEC,), axes=axes)
+
+    assert bucket_name(signature, (4, 2), 8) == "b8-seq4-\\x1b[2J\\n2"
 
 
 def test_public_names_are_found_where_they_live():

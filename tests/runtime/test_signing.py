@@ -92,6 +92,19 @@ def test_signature_may_lie_in_the_bundle(signed, tmp_path):
     assert inspect(along, along / "model.sig", public) == 0
 
 
+@mark.e2e
+def test_signature_in_the_bundle_may_be_named_from_where_one_is(signed, tmp_path, monkeypatch):
+    """
+    A relative path is one from the current directory, for the signature as for the bundle.
+    """
+    bundle, signature, public, _ = signed
+    shutil.copytree(bundle, tmp_path / "along")
+    shutil.copy(signature, tmp_path / "along" / "model.sig")
+    monkeypatch.chdir(tmp_path)
+
+    assert inspect("along", "along/model.sig", public) == 0
+
+
 @mark.parametrize("absent", ["signature", "key"])
 def test_signature_without_its_file_is_refused(signed, tmp_path, absent):
     """

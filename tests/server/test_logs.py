@@ -108,6 +108,13 @@ def test_the_end_is_told_to_a_person_on_stderr(capsys):
     assert tuple(capsys.readouterr()) == ("", "error: no bundle\n")
 
 
+def test_the_end_cannot_draw(capsys):
+    """What a bundle has put into the message neither moves the cursor nor begins a line."""
+    end("text", ValueError("by jax \x1b[2J\nready"))
+
+    assert capsys.readouterr().err == "error: by jax \\x1b[2J\\nready\n"
+
+
 def test_the_end_is_a_line_of_the_log_where_that_is_json(logged, capsys):
     """Where machines read the log, the end is in it, as critical."""
     (line,) = logged(JsonFormatter(), lambda: end("json", ValueError("no bundle")))
