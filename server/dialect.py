@@ -50,7 +50,10 @@ class Inference[T](abc.ABC):
     Attributes:
       service: that answers.
       evidence: how the answer came about, once it is written.
+      aside: whether its entrance needs the loop while a program runs; see `Pump`.
     """
+
+    aside = False
 
     def __init__(self, service: Service, timeout_s: float | None) -> None:
         self.service = service
@@ -102,7 +105,7 @@ class Inference[T](abc.ABC):
         if timeout_s is None or (own_s is not None and own_s < timeout_s):
             timeout_s = own_s
         try:
-            self._pending = self.service.submit(parts, self._answered, timeout_s)
+            self._pending = self.service.submit(parts, self._answered, timeout_s, aside=self.aside)
         except Exception as error:  # noqa: BLE001 (likewise)
             self.failed(error)
 

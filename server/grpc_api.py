@@ -258,6 +258,8 @@ class Entrance:
 class _Inference(Inference[bytes]):
     """A request for an inference, which a coroutine waits for."""
 
+    aside = True
+
     def __init__(
         self,
         service: Service,

@@ -2,7 +2,8 @@
 
 To hand a batch to the device's thread and back takes about as long as to read ten requests, and
 the two threads then get in each other's way. So a batch that is known to be quick runs right on
-the loop, which keeps that from nothing that could not wait for it.
+the loop, which keeps that from nothing that could not wait for it. gRPC's calls are another matter:
+each takes four turns of the loop, and the next batch fills only if those go on meanwhile.
 """
 
 import asyncio
@@ -106,13 +107,19 @@ class Pump:
         self._flying: dict[Batch, asyncio.TimerHandle] = {}
         self._wake: asyncio.TimerHandle | None = None
         self._coming = False
+        self._aside = False
         self._lingering: float | None = None
         self._turn = 0.0
         self._failures = 0
         self.device.start()
 
-    def come(self) -> None:
-        """Pump once the loop has taken in all that it has received, so that it shares a batch."""
+    def come(self, *, aside: bool = False) -> None:
+        """Pump once the loop has taken in all that it has received, so that it shares a batch.
+
+        Args:
+          aside: whether what waits now is better run on the device's thread, however quick it is.
+        """
+        self._aside = self._aside or aside
         if not self._coming and len(self._flying) < self._in_flight:
             self._coming = True
             self._loop.call_soon(self._pump)
@@ -125,7 +132,7 @@ class Pump:
         """Launch what is due and fits; else come back when it is."""
         self._coming = False
         queue = self.queue
-        quick = self.fastest_s <= self._limits.in_place_s and not self._flying
+        quick = self.fastest_s <= self._limits.in_place_s and not self._flying and not self._aside
         if quick and queue.rows < queue.max_rows and self._lingers():
             self.come()
             return
@@ -133,6 +140,7 @@ class Pump:
             now = time.monotonic()
             due = queue.due_in(now)
             if due is None:
+                self._aside = False
                 break
             if due > 0.0:
                 if self._wake is None:
@@ -141,7 +149,8 @@ class Pump:
             batch = queue.take(now)
             if batch is None:
                 break
-            if not self._flying and self._seconds(batch) <= self._limits.in_place_s:
+            here = not self._flying and not self._aside
+            if here and self._seconds(batch) <= self._limits.in_place_s:
                 self._run_here(batch)
                 return
             stall = self._loop.call_later(self._limits.stall_s, self._give_up, "the device hangs")

@@ -132,6 +132,23 @@ async def test_a_batch_that_is_known_to_be_quick_runs_on_the_loops_own_thread():
 
 
 @on_a_loop
+async def test_a_quick_batch_runs_on_the_devices_thread_where_an_entrance_needs_the_loop():
+    """Rows that came by gRPC leave the loop free, and those behind them have the loop again."""
+    ran_on = []
+    model = FakeModel()
+    model.before = lambda _: ran_on.append(threading.current_thread().name)
+    async with serving(model, in_place_s=1.0) as service:
+        for aside in (True, False):
+            done = asyncio.get_running_loop().create_future()
+            parts = [model.checker.check(rows(1))]
+            service.submit(parts, done.set_result, aside=aside)
+            await done
+            await begun()
+
+    assert ran_on == ["device", threading.current_thread().name]
+
+
+@on_a_loop
 async def test_requests_of_one_turn_of_the_loop_share_a_batch(model):
     """A batch is launched once the loop has taken in all that it has received."""
     async with serving(model, in_place_s=1.0) as service:
