@@ -238,11 +238,12 @@ def test_a_batch_that_cannot_be_symbolic_gets_a_signature_for_each_bucket(make):
         "b1": "x: float32[1, 3]",
         "b2": "x: float32[2, 3]",
     }
+    line = branching.__code__.co_firstlineno + 2
     assert made.notes == (
         (
             "the SavedModel has fixed sizes, since the model does not lower with any batch: the model "
             "cannot be traced: InconclusiveDimensionOperation: Symbolic dimension comparison 'batch' "
-            "> '1' is inconclusive."
+            f"> '1' is inconclusive. (test_savedmodel.py, line {line})"
         ),
     )
     row = np.float32([[1, 2, 3]])
