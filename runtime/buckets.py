@@ -53,7 +53,7 @@ class Planner:
         """Give the cost of covering rows by the cheapest plan."""
         return sum(self.costs[bucket] for bucket in self.plan(rows))
 
-    def with_each(self, cost: float) -> "Planner":
+    def with_overhead(self, cost: float) -> "Planner":
         """Give a planner for whom every run costs so much more, whatever its bucket."""
         return Planner({bucket: cost + own for bucket, own in self.costs.items()})
 

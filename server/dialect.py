@@ -50,10 +50,10 @@ class Inference[T](abc.ABC):
     Attributes:
       service: that answers.
       evidence: how the answer came about, once it is written.
-      aside: whether its entrance needs the loop while a program runs; see `Pump`.
+      off_loop: whether its entrance needs the loop while a program runs; see `Pump`.
     """
 
-    aside = False
+    off_loop = False
 
     def __init__(self, service: Service, timeout_s: float | None) -> None:
         self.service = service
@@ -105,7 +105,9 @@ class Inference[T](abc.ABC):
         if timeout_s is None or (own_s is not None and own_s < timeout_s):
             timeout_s = own_s
         try:
-            self._pending = self.service.submit(parts, self._answered, timeout_s, aside=self.aside)
+            self._pending = self.service.submit(
+                parts, self._answered, timeout_s, off_loop=self.off_loop
+            )
         except Exception as error:  # noqa: BLE001 (likewise)
             self.failed(error)
 

@@ -258,7 +258,7 @@ class Entrance:
 class _Inference(Inference[bytes]):
     """A request for an inference, which a coroutine waits for."""
 
-    aside = True
+    off_loop = True
 
     def __init__(
         self,

@@ -87,7 +87,7 @@ class Pump:
         )
         self.fastest_s = min(group.planner.cost(1) for group in model.groups.values())
         self.queue = BatchQueue(
-            {sizes: group.planner.with_each(BATCH_S) for sizes, group in model.groups.items()},
+            {sizes: group.planner.with_overhead(BATCH_S) for sizes, group in model.groups.items()},
             capacity_rows=limits.queue_rows,
             max_delay_s=limits.queue_delay_s,
             alone=alone,
@@ -107,19 +107,19 @@ class Pump:
         self._flying: dict[Batch, asyncio.TimerHandle] = {}
         self._wake: asyncio.TimerHandle | None = None
         self._coming = False
-        self._aside = False
+        self._off_loop = False
         self._lingering: float | None = None
         self._turn = 0.0
         self._failures = 0
         self.device.start()
 
-    def come(self, *, aside: bool = False) -> None:
+    def come(self, *, off_loop: bool = False) -> None:
         """Pump once the loop has taken in all that it has received, so that it shares a batch.
 
         Args:
-          aside: whether what waits now is better run on the device's thread, however quick it is.
+          off_loop: whether what waits now is better run on the device's thread, however quick it is.
         """
-        self._aside = self._aside or aside
+        self._off_loop = self._off_loop or off_loop
         if not self._coming and len(self._flying) < self._in_flight:
             self._coming = True
             self._loop.call_soon(self._pump)
@@ -132,7 +132,9 @@ class Pump:
         """Launch what is due and fits; else come back when it is."""
         self._coming = False
         queue = self.queue
-        quick = self.fastest_s <= self._limits.in_place_s and not self._flying and not self._aside
+        quick = (
+            self.fastest_s <= self._limits.in_place_s and not self._flying and not self._off_loop
+        )
         if quick and queue.rows < queue.max_rows and self._lingers():
             self.come()
             return
@@ -140,7 +142,7 @@ class Pump:
             now = time.monotonic()
             due = queue.due_in(now)
             if due is None:
-                self._aside = False
+                self._off_loop = False
                 break
             if due > 0.0:
                 if self._wake is None:
@@ -149,7 +151,7 @@ class Pump:
             batch = queue.take(now)
             if batch is None:
                 break
-            here = not self._flying and not self._aside
+            here = not self._flying and not self._off_loop
             if here and self._seconds(batch) <= self._limits.in_place_s:
                 self._run_here(batch)
                 return

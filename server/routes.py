@@ -142,9 +142,8 @@ class _Inference(Inference[Reply]):
             whole = inflate(request.body, request.packed)
             self._added = max(0, len(whole) - len(request.body))
             request = request._replace(body=whole, packed=None)
-        if len(request.body) > LARGE_BYTES:
-            head = request.body[: request.json_bytes]
-            expect_fitting(head, model.signature, self.service.most_rows)
+        rows = self.service.most_rows
+        expect_fitting(request.body, request.json_bytes, model.signature, rows)
         return read(request, model)  # type: ignore[misc]
 
     @override

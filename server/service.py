@@ -166,7 +166,7 @@ class Service:
         done: Callable[[Answer | Exception], object],
         timeout_s: float | None = None,
         *,
-        aside: bool = False,
+        off_loop: bool = False,
     ) -> Pending:
         """Take a request in; any number may be under way.
 
@@ -176,7 +176,7 @@ class Service:
             rows that still waited are not run then; ExecutionError, the device failed;
             Unavailable, as below.
           timeout_s: the caller's own; the service's limit holds beside it.
-          aside: whether its entrance needs the loop while it is run; see `Pump`.
+          off_loop: whether its entrance needs the loop while it is run; see `Pump`.
 
         Returns:
           What `withdraw` takes.
@@ -203,7 +203,7 @@ class Service:
         elif self._clock is None:
             self._clock = self._loop.call_later(self._limits.timeout_s, self._expire)
         if rows:
-            pump.come(aside=aside)
+            pump.come(off_loop=off_loop)
         else:
             self._loop.call_soon(self._complete, request)
         return request

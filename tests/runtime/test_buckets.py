@@ -148,7 +148,7 @@ def test_what_every_run_costs_beside_its_program_favours_few_runs():
     planner = Planner({8: 1.0, 16: 2.5})
 
     assert planner.plan(16) == (8, 8)
-    assert planner.with_each(1.0).plan(16) == (16,)
+    assert planner.with_overhead(1.0).plan(16) == (16,)
     assert planner.plan(16) == (8, 8)
 
 

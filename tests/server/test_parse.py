@@ -160,7 +160,7 @@ def test_a_large_body_of_as_many_rows_as_a_request_may_have_is_parsed(inputs, ro
     body = of_instances(row, rows)
     assert len(body) > 1 << 21
 
-    expect_fitting(body, inputs, rows)
+    expect_fitting(body, None, inputs, rows)
 
 
 @mark.parametrize(
@@ -174,9 +174,18 @@ def test_a_large_body_of_as_many_rows_as_a_request_may_have_is_parsed(inputs, ro
 def test_a_large_body_of_more_than_any_request_has_is_not_parsed(body):
     """Millions of values would keep the server from all else while they are made."""
     with raises(TooLarge, match="expected at most 7168 arrays and commas, as 1024 rows of the"):
-        expect_fitting(body, SUM, 1024)
+        expect_fitting(body, None, SUM, 1024)
 
 
 def test_a_body_that_is_parsed_in_no_time_may_hold_anything():
     """What is wrong with it is said more precisely once it is parsed."""
-    expect_fitting(b'{"instances":[' + b"[]," * 1000 + b"[]]}", SUM, 1)
+    expect_fitting(b'{"instances":[' + b"[]," * 1000 + b"[]]}", None, SUM, 1)
+
+
+def test_of_a_body_with_binary_tensors_only_the_json_is_looked_at():
+    """Any byte may be in a tensor."""
+    body = b'{"inputs": []}' + b",[" * (1 << 21)
+
+    expect_fitting(body, 14, SUM, 1)
+    with raises(TooLarge):
+        expect_fitting(body, len(body), SUM, 1)

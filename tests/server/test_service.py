@@ -138,10 +138,10 @@ async def test_a_quick_batch_runs_on_the_devices_thread_where_an_entrance_needs_
     model = FakeModel()
     model.before = lambda _: ran_on.append(threading.current_thread().name)
     async with serving(model, in_place_s=1.0) as service:
-        for aside in (True, False):
+        for off_loop in (True, False):
             done = asyncio.get_running_loop().create_future()
             parts = [model.checker.check(rows(1))]
-            service.submit(parts, done.set_result, aside=aside)
+            service.submit(parts, done.set_result, off_loop=off_loop)
             await done
             await begun()
 
