@@ -42,6 +42,7 @@ class Planner:
         for smaller, larger in reversed(tuple(itertools.pairwise(self.buckets))):
             if self.costs[larger] < self.costs[smaller] <= NOISE * self.costs[larger]:
                 self.costs[smaller] = self.costs[larger]
+        self._mixed = mixed
         # Where every bucket weighs the same, the least weight is the fewest programs.
         self._weights = dict.fromkeys(costs, 1.0) if mixed else self.costs
         # The bucket that is cheapest for each row when it runs full; the rest of a long
@@ -55,7 +56,8 @@ class Planner:
 
     def with_overhead(self, cost: float) -> "Planner":
         """Give a planner for whom every run costs so much more, whatever its bucket."""
-        return Planner({bucket: cost + own for bucket, own in self.costs.items()})
+        costs = {bucket: cost + own for bucket, own in self.costs.items()}
+        return Planner(costs, mixed=self._mixed)
 
     def single(self, rows: int) -> int:
         """Give the cheapest bucket that holds all rows, which the largest must."""

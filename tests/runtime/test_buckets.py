@@ -237,4 +237,5 @@ def test_mixed_rows_do_not_go_to_a_larger_bucket_that_is_quicker():
     planner = Planner({4: 9.0, 8: 1.0}, mixed=True)
 
     assert (planner.single(4), planner.cost(4)) == (4, 9.0)
+    assert planner.with_overhead(1.0).single(4) == 4
     assert Planner({4: 9.0, 8: 1.0}).single(4) == 8

@@ -92,7 +92,8 @@ class FakeModel:
         self.device = types.SimpleNamespace(memory_stats=lambda: None)
         self.platform = "cpu"
         costs = costs or {b: 1.0 + b / 8 for b in buckets}
-        planner = Planner({b: cost * 1e-6 for b, cost in costs.items()})
+        seconds = {b: cost * 1e-6 for b, cost in costs.items()}
+        planner = Planner(seconds, mixed=bool(row_mixing))
         sizes = [(size,) for axis in signature.axes for size in axis.sizes] or [()]
         self.groups = {
             s: types.SimpleNamespace(planner=planner, programs={b: b for b in buckets})

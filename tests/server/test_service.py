@@ -180,6 +180,16 @@ async def test_rows_run_in_several_batches_where_that_saves_more_than_these_cost
 
 
 @on_a_loop
+async def test_rows_that_depend_on_each_other_run_in_the_smallest_bucket_that_holds_them():
+    """Their answer must not follow from which program happened to be quicker at start."""
+    model = FakeModel(buckets=(2, 4), costs={2: 900.0, 4: 10.0}, row_mixing=("padding",))
+    async with serving(model) as service:
+        assert await sums(asked(service, 1, 2)) == [1.0, 2.0]
+
+    assert ran(model) == [(2, [1.0, 2.0])]
+
+
+@on_a_loop
 async def test_a_quick_batch_waits_while_the_loop_is_busy(model, monkeypatch):
     """What is read in the turns before a batch runs in place joins it, up to a full bucket."""
     monkeypatch.setattr(pump, "IDLE_TURN_S", 0.0)  # every turn counts as busy
