@@ -144,8 +144,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
 
     Args:
       argv: without the program's name.
-      environ: only the variables that `--help` names are looked at. An empty one counts
-        as absent: Vertex sets AIP_STORAGE_URI to "" for a model without artifacts.
+      environ: only the variables that `--help` names are looked at, and AIP_MODE. An empty one
+        counts as absent: Vertex sets AIP_STORAGE_URI to "" for a model without artifacts.
 
     Raises:
       ConfigError: names the flag or variable, what it takes and what it got.
@@ -161,6 +161,12 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
             text, source = _from_environment(option, environ)
         if text is not None:
             values[option.name] = _convert(text, kinds[option.name], source)
+        elif option.name.endswith("_route") and environ.get("AIP_MODE") == "PREDICTION":
+            # Vertex AI names both; a guess would leave a server there that nobody reaches.
+            raise ConfigError(
+                f"{option.variables[-1]}: expected a path, as AIP_MODE is PREDICTION, got none; "
+                f"pass {option.flag}"
+            )
     if "bundle" not in values and Path(BAKED_IN, MANIFEST_NAME).is_file():
         values["bundle"] = BAKED_IN
         if "require_digest" not in values and PIN.is_file():

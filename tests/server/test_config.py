@@ -37,6 +37,24 @@ def test_vertex_variables_are_enough():
     assert config.health_route == "/v1/endpoints/1/deployedModels/2"
 
 
+@mark.parametrize("kind", ["predict", "health"])
+def test_a_route_that_vertex_does_not_name_is_missed(kind):
+    """On Vertex AI nobody would ask for a path of our own; a flag or variable of ours will do."""
+    routes = {"AIP_PREDICT_ROUTE": "/ask", "AIP_HEALTH_ROUTE": "/alive", "AIP_MODE": "PREDICTION"}
+    name = f"AIP_{kind.upper()}_ROUTE"
+    routes[name] = ""
+
+    with raises(ConfigError) as caught:
+        parse(["--bundle", "b"], routes)
+
+    assert str(caught.value) == (
+        f"{name}: expected a path, as AIP_MODE is PREDICTION, got none; pass --{kind}-route"
+    )
+    assert parse(["--bundle", "b", f"--{kind}-route", "/x"], routes)
+    assert parse(["--bundle", "b"], {**routes, f"HLOSERVE_{kind.upper()}_ROUTE": "/x"})
+    assert parse(["--bundle", "b"], {**routes, "AIP_MODE": ""})
+
+
 def test_an_empty_variable_counts_as_absent():
     """Vertex AI sets AIP_STORAGE_URI to nothing for a model without artifacts."""
     config = parse(["--bundle", "/baked/in"], {"AIP_STORAGE_URI": "", "AIP_HTTP_PORT": ""})
