@@ -22,12 +22,14 @@ from typing import NoReturn
 
 from runtime.commandline import needing
 
-# What follows takes seconds, in which Python would answer an interrupt with a traceback.
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-if os.getpid() == 1:
-    # A container's first process gets only the signals it handles.
-    for _number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(_number, lambda *_: os._exit(0))
+if __name__ == "__main__":  # who only imports this has signals of their own
+    # What follows takes seconds, in which Python would answer an interrupt with a traceback.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if os.getpid() == 1:
+        # A container's first process gets only the signals it handles.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: os._exit(0))
 
 with needing("server"):
     import uvloop

@@ -61,6 +61,18 @@ def test_serving_half_loads_nothing_of_training(module):
 
 
 @mark.e2e
+@mark.parametrize("module", ["export", "runtime", "server"])
+def test_a_program_that_is_only_imported_leaves_signals_alone(module):
+    """
+    Whoever imports a command line, as a test does, still hears of Ctrl-C.
+    """
+    look = "{n: signal.getsignal(n) for n in signal.valid_signals()}"
+    code = f"import signal; before = {look}; import {module}.__main__; assert before == {look}"
+
+    loaded_after(code)
+
+
+@mark.e2e
 def test_the_exporter_does_not_load_tensorflow():
     """
     TensorFlow, which would take the GPU, is left to the processes that make SavedModels.
