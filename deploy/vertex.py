@@ -41,7 +41,6 @@ def main(argv: Sequence[str]) -> int:
     for note in notes(options, bundle):
         print(f"note: {note}", file=sys.stderr)
     if options.dry_run:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends quietly before `head`, as tools do
         print("\n\n".join([_upload_lines(bundle, folder), *map(str, steps)]))
         return 0
     return _run(options, bundle, folder, steps)
@@ -196,4 +195,6 @@ def upload(bundle: Bundle, folder: CloudFolder, project: str | None) -> None:
 
 
 if __name__ == "__main__":
+    if "--dry-run" in sys.argv:  # ends quietly before `head`, as tools do; an upload goes on
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main(sys.argv[1:]))

@@ -25,11 +25,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     with needing("export", "flax", "orbax.checkpoint"):
         from rich.console import Console
     begin = time.monotonic()
-    # What CI, containers and closed terminals send ends as Ctrl-C does: nothing stays behind.
-    # What is ignored already stays so: nohup means it.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
     console = Console(stderr=True, soft_wrap=True)
 
     try:
@@ -79,10 +74,18 @@ def _quiet() -> None:
     sys.unraisablehook = lambda _: None
 
 
+def end_in_order() -> None:
+    """Let what CI, containers and closed terminals send end this as Ctrl-C does: nothing stays."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
+            signal.signal(number, _interrupt)
+
+
 def _interrupt(number: int, _: object) -> NoReturn:
     raise KeyboardInterrupt(number)
 
 
 if __name__ == "__main__":
+    end_in_order()
     _quiet()
     sys.exit(main())

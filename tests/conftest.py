@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import multiprocessing
+import signal
 import sys
 
 import jax
@@ -41,6 +42,18 @@ class Tagger(nn.Module):
         weights = mask[..., None].astype(tokens.dtype)
         mean = (tokens * weights).sum(axis=1) / weights.sum(axis=1)
         return {"scores": nn.Dense(2)(tokens), "mean": mean}
+
+
+@fixture(autouse=True)
+def signals():
+    """Sees that a test, and what it calls, leaves the signals of these processes as they were."""
+    before = _handlers()
+    yield
+    assert _handlers() == before
+
+
+def _handlers():
+    return {number: signal.getsignal(number) for number in signal.valid_signals()}
 
 
 @fixture(scope="session")

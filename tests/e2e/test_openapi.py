@@ -145,7 +145,7 @@ def test_inferences_are_answered_as_the_file_says(application, path):
     statuses = answered(application, "POST", path, GenerationMode.POSITIVE)
 
     assert statuses
-    assert statuses <= {200, 400, 415, 504}
+    assert statuses <= {200, 400, 413, 415, 504}  # 413 where a header speaks of more JSON
 
 
 @mark.parametrize("path", INFERENCES)

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from export import ExportError, RowMixing, VerificationError, export_model, exporting, verification
+from export.__main__ import end_in_order
 from export.lowering import lower, trace
 from runtime import BundleError, IncompatibleProgram, load, open_bundle
 from runtime.verify import verify
@@ -366,14 +367,16 @@ def test_a_stopped_export_leaves_nothing(tmp_path, monkeypatch, number):
 
 
 @pytest.mark.parametrize("before", [signal.SIG_IGN, signal.SIG_DFL])
-def test_a_hang_up_that_nohup_ignores_stays_ignored(command, tmp_path, before):
+def test_a_hang_up_that_nohup_ignores_stays_ignored(before):
     """An export that is to outlive its terminal does; another one ends with it, in order."""
-    kept = signal.signal(signal.SIGHUP, before)
+    kept = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    signal.signal(signal.SIGHUP, before)
     try:
-        command("nowhere.py:apply", "--input", X, "--out", tmp_path / "b")
+        end_in_order()
         ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, kept)
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
     assert ignored is (before is signal.SIG_IGN)
 
