@@ -122,7 +122,8 @@ def parser() -> Parser:
         dest="ranges",
         default=[],
         metavar="NAME=LOW:HIGH",
-        help="legal values of an integer input, both ends included; enforced when serving",
+        help="legal values of an integer input, both ends included; enforced when serving. HIGH "
+        "can be a bucketed axis, for lengths: lengths=1:seq",
     )
     tensors.add_argument(
         "--axis",
@@ -341,12 +342,13 @@ def _inputs(given: Sequence[TensorSpec], arguments: argparse.Namespace) -> list[
 
     for text in arguments.ranges:
         name, value = _pair("--range", text, "NAME=0:30521")
-        match = re.fullmatch(r"(-?\d+):(-?\d+)", value)
+        match = re.fullmatch(r"(-?\d+):(?:(-?\d+)|(\w+))", value)
         if not match:
             raise ExportError(
                 f"--range: expected NAME=LOW:HIGH such as {name}=0:30521, got {text!r}"
             )
-        change("--range", name, minimum=int(match[1]), maximum=int(match[2]))
+        high = int(match[2]) if match[2] else match[3]
+        change("--range", name, minimum=int(match[1]), maximum=high)
     for text in arguments.pads:
         name, value = _pair("--pad", text, "NAME=0")
         try:

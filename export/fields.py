@@ -107,10 +107,14 @@ def _tidy(spec: TensorSpec) -> TensorSpec:
         pad=_number(spec, "pad", spec.pad),
         mask=bool(spec.mask),
         minimum=None if low is None else _number(spec, "minimum", low),
-        maximum=None if high is None else _number(spec, "maximum", high),
+        maximum=None if high is None else _axis_name(high) or _number(spec, "maximum", high),
     )
     _check_form(spec, "")
     return spec
+
+
+def _axis_name(value: Any) -> str | None:
+    return value if isinstance(value, str) and value.isidentifier() else None
 
 
 def _number(spec: TensorSpec, key: str, value: Any) -> Any:
@@ -143,16 +147,15 @@ def _check_input(spec: TensorSpec) -> None:
         raise ExportError(
             f"input {spec.name!r}: expected an integer dtype for a range, got {spec.dtype}"
         )
-    if spec.minimum is not None and spec.maximum is not None and spec.minimum > spec.maximum:
-        raise ExportError(
-            f"input {spec.name!r}: expected a range, got {spec.minimum}:{spec.maximum}"
-        )
+    top = spec.maximum
+    if spec.minimum is not None and isinstance(top, int) and spec.minimum > top:
+        raise ExportError(f"input {spec.name!r}: expected a range, got {spec.minimum}:{top}")
     if not floating and not float(spec.pad).is_integer():
         raise ExportError(f"input {spec.name!r}: expected a pad of {spec.dtype}, got {spec.pad}")
     if spec.dtype != "bool" and not floating:
         info = np.iinfo(spec.dtype)
         for bound in (spec.minimum, spec.maximum, int(spec.pad)):
-            if bound is not None and not info.min <= bound <= info.max:
+            if isinstance(bound, int) and not info.min <= bound <= info.max:
                 raise ExportError(
                     f"input {spec.name!r}: expected values of {spec.dtype}, got {bound}"
                 )

@@ -81,7 +81,7 @@ def seeded_inputs(
     for spec in inputs:
         shape = spec.concrete(rows, sizes)
         out[spec.name] = (
-            np.ones(shape, numpy_dtype(spec.dtype)) if spec.mask else draw(spec, shape, rng)
+            np.ones(shape, numpy_dtype(spec.dtype)) if spec.mask else draw(spec, shape, sizes, rng)
         )
     return out
 

@@ -77,6 +77,7 @@ class ExportSpec:
             )
         shapes = [spec.shape for spec in fields["inputs"]]
         _check_axes(fields["axes"], {dim for s in shapes for dim in s[1:] if isinstance(dim, str)})
+        _check_lengths(fields["axes"], fields["inputs"])
         return ExportSpec(**fields)
 
 
@@ -88,3 +89,24 @@ def _check_axes(declared: Mapping[str, Axis], used: set[str]) -> None:
         raise ExportError(
             f"axis {name!r}: expected an input that has it, got none{nearest(name, used)}"
         )
+
+
+def _check_lengths(axes: Mapping[str, Axis], inputs: Sequence[TensorSpec]) -> None:
+    dims = {dim for spec in inputs if not spec.mask for dim in spec.shape}
+    had = {name: axis for name, axis in axes.items() if name in dims}
+    for spec in inputs:
+        if not isinstance(spec.maximum, str):
+            continue
+        if spec.maximum not in had:
+            known = f" or an axis of {', '.join(map(repr, had))}" if had else ""
+            raise ExportError(
+                f"input {spec.name!r}: expected a number{known} as the largest value, got "
+                f"{spec.maximum!r}{nearest(spec.maximum, had)}"
+            )
+        least = had[spec.maximum].minimum
+        if spec.minimum is not None and spec.minimum > least:
+            raise ExportError(
+                f"input {spec.name!r}: expected a smallest value up to {least}, the least size of "
+                f"axis {spec.maximum!r}, got {spec.minimum}; pass --axis {spec.maximum}="
+                f"{spec.minimum}..{','.join(map(str, had[spec.maximum].sizes))}"
+            )

@@ -17,6 +17,7 @@ import runtime
 from export.errors import ExportError, RowMixing, VerificationError
 from export.spec import ExportSpec
 from runtime.guard import signal_name
+from runtime.signature import BATCH, TensorSpec
 
 _ROOT = Path(runtime.__file__).resolve().parent.parent
 _FORBIDDEN = ("flax", "orbax", "optax", "tensorflow", "export")
@@ -136,12 +137,25 @@ def _run(bundle: Path, platform: str, tell: Callable[[str], None]) -> dict:  # t
 
 
 def _mismatch_text(mismatches: Sequence[str], platform: str, spec: ExportSpec) -> str:
-    hint = (
-        "; does padding of a bucketed axis mean something to the model? Give it a mask, or one size"
-        if spec.axes
-        else ""
-    )
+    hint = f"; {_padding_hint(spec)}" if spec.axes else ""
     return f"the programs do not answer as the model does, on {platform}: {few(mismatches)}{hint}"
+
+
+def _padding_hint(spec: ExportSpec) -> str:
+    lengths = [
+        one.name
+        for one in spec.inputs
+        if isinstance(one, TensorSpec)
+        and one.shape == (BATCH,)
+        and "int" in one.dtype
+        and not isinstance(one.maximum, str)
+    ]
+    if lengths:
+        name, axis = lengths[0], next(iter(spec.axes))
+        return f"is {name!r} a length on axis {axis!r}? Pass --range {name}=1:{axis}"
+    return (
+        "does padding of a bucketed axis mean something to the model? Give it a mask, or one size"
+    )
 
 
 def _mixing_text(mixing: Sequence[str]) -> str:

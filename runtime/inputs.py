@@ -3,7 +3,7 @@
 Nothing is converted: a wrong dtype is an error, never a silent cast.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +40,14 @@ class Checker:
     def __init__(self, signature: Signature) -> None:
         self._signature = signature
         self._inputs = tuple(
-            (spec.name, numpy_dtype(spec.dtype), _fixed(spec), spec) for spec in signature.inputs
+            (spec.name, numpy_dtype(spec.dtype), _fixed(spec), _range_of(spec), spec)
+            for spec in signature.inputs
+        )
+        # Known once all inputs have been seen.
+        self._lengths = tuple(
+            (i, spec, spec.maximum)
+            for i, spec in enumerate(signature.inputs)
+            if isinstance(spec.maximum, str)
         )
 
     def check(self, inputs: Mapping[str, object]) -> Checked:
@@ -55,7 +62,7 @@ class Checker:
         dims: dict[str, int] = {}
         arrays: list[Array | None] = []
         taken = 0
-        for name, dtype, fixed, spec in self._inputs:
+        for name, dtype, fixed, legal, spec in self._inputs:
             value = inputs.get(name)
             if value is None:
                 if not spec.mask:
@@ -70,14 +77,22 @@ class Checker:
                 _check_shape(spec, array, dims)
             elif dims.setdefault(BATCH, array.shape[0]) != array.shape[0]:
                 raise _other_size(spec, array, BATCH, dims[BATCH])
-            if spec.minimum is not None or spec.maximum is not None:
-                _check_range(spec, array)
+            if legal is not None:
+                _check_range(spec, array, *legal)
             arrays.append(array)
             taken += 1
         if len(inputs) > taken:
             _refuse_unknown(self._signature, inputs)
         sizes = self._sizes(dims) if self._signature.axes else ()
+        if self._lengths:
+            self._check_lengths(arrays, dims)
         return Checked(tuple(arrays), dims[BATCH], sizes)
+
+    def _check_lengths(self, arrays: Sequence[Array | None], dims: Mapping[str, int]) -> None:
+        for i, spec, axis in self._lengths:
+            lengths = arrays[i]
+            if lengths is not None:
+                _check_range(spec, lengths, spec.minimum, dims[axis], axis)
 
     def _sizes(self, dims: Mapping[str, int]) -> tuple[int, ...]:
         for axis in self._signature.axes:
@@ -106,6 +121,13 @@ def check_size(axis: Axis, size: int, where: str = "") -> None:
         raise SignatureMismatch(
             f"{where}axis {axis.name!r}: expected at least {axis.minimum}, got {size}"
         )
+
+
+def _range_of(spec: TensorSpec) -> tuple[int | None, int | None] | None:
+    """Give the least and largest legal value, or None if there are none or an axis decides."""
+    if isinstance(spec.maximum, str) or (spec.minimum is None and spec.maximum is None):
+        return None
+    return spec.minimum, spec.maximum
 
 
 def _fixed(spec: TensorSpec) -> tuple[int, ...] | None:
@@ -159,24 +181,25 @@ def _mismatch(spec: TensorSpec, array: Array, which: str = "") -> SignatureMisma
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
-def _check_range(spec: TensorSpec, array: Array) -> None:
+def _check_range(
+    spec: TensorSpec, array: Array, minimum: int | None, maximum: int | None, axis: str = ""
+) -> None:
     """Refuse integers outside the declared range.
 
     XLA clamps or drops indices that are out of range silently.
     """
     if not array.size:
         return
-    if spec.minimum == 0 and spec.maximum is not None:
+    if minimum == 0 and maximum is not None:
         # One pass tells both ends: seen as unsigned, a negative number is beyond any maximum.
         largest = np.maximum.reduce(array.view(_UNSIGNED[array.itemsize]), axis=None)
-        if largest <= spec.maximum:
+        if largest <= maximum:
             return
     low, high = int(array.min()), int(array.max())
-    if spec.minimum is not None and low < spec.minimum:
+    if minimum is not None and low < minimum:
+        raise SignatureMismatch(f"input {spec.name!r}: expected values >= {minimum}, got {low}")
+    if maximum is not None and high > maximum:
+        why = f", the size of axis {axis!r}" if axis else ""
         raise SignatureMismatch(
-            f"input {spec.name!r}: expected values >= {spec.minimum}, got {low}"
-        )
-    if spec.maximum is not None and high > spec.maximum:
-        raise SignatureMismatch(
-            f"input {spec.name!r}: expected values <= {spec.maximum}, got {high}"
+            f"input {spec.name!r}: expected values <= {maximum}{why}, got {high}"
         )

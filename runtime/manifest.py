@@ -6,6 +6,7 @@ refuses what it does not know: unknown keys, duplicate keys, other versions.
 Version log
   1 (2026-11): first format.
   2 (2026-11): adds `refreshed_from`. A bundle that was never refreshed is still written as 1.
+  3 (2026-11): an input's `maximum` can be an axis. One without such an input is written as 1 or 2.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ from runtime.errors import ManifestError, UnsupportedFormat
 from runtime.node import Node, typed
 from runtime.signature import Signature, increasing, unique
 
-FORMAT_VERSIONS = (1, 2)
+FORMAT_VERSIONS = (1, 2, 3)
 # The largest real manifest is a few MB (tens of thousands of params); the rest is an attack.
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 _INTEGER_DIGITS = 20  # of 64 bits, or of a sign and 63
@@ -115,7 +116,7 @@ class Manifest:
         node = Node(value)
         version = node.take("format_version", int)
         if version not in FORMAT_VERSIONS:
-            known = " or ".join(map(str, FORMAT_VERSIONS))
+            known = f"{', '.join(map(str, FORMAT_VERSIONS[:-1]))} or {FORMAT_VERSIONS[-1]}"
             raise UnsupportedFormat(
                 f"manifest.json: expected format_version {known}, got {version}; "
                 "re-export the model, or serve it with the release that wrote it"
@@ -148,9 +149,19 @@ class Manifest:
             refreshed_from=node.each("refreshed_from", Origin.from_node) if version > 1 else (),
         )
         manifest._check()
-        if version > 1 and not manifest.refreshed_from:
+        if version == 2 and not manifest.refreshed_from:
             raise ManifestError("expected at least one origin", "$.refreshed_from")
+        for i, spec in enumerate(manifest.signature.inputs):
+            if version < 3 and isinstance(spec.maximum, str):
+                raise ManifestError("expected int, got string", f"$.signature.inputs[{i}].maximum")
         return manifest
+
+    @property
+    def format_version(self) -> int:
+        """Give the lowest version that can say this."""
+        if any(isinstance(spec.maximum, str) for spec in self.signature.inputs):
+            return 3
+        return 2 if self.refreshed_from else 1
 
     def _check(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", self.name):
@@ -250,7 +261,7 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Write what `from_bytes` reads, the same bytes for equal manifests."""
         value = {
-            "format_version": 2 if self.refreshed_from else 1,
+            "format_version": self.format_version,
             "name": self.name,
             "version": self.version,
             "created": self.created,
@@ -272,7 +283,7 @@ class Manifest:
             "goldens": [golden.to_json() for golden in self.goldens],
             "params": self.params.to_json(),
         }
-        if self.refreshed_from:
+        if self.format_version > 1:
             value["refreshed_from"] = [origin.to_json() for origin in self.refreshed_from]
         return _readable(value).encode() + b"\n"
 

@@ -286,7 +286,7 @@ def _seconds(program: Program, params: tuple[object, ...], inputs: tuple[Array, 
 
 def _nearest_to_zero(spec: TensorSpec) -> int:
     low = 0 if spec.minimum is None else max(spec.minimum, 0)
-    return low if spec.maximum is None else min(low, spec.maximum)
+    return min(low, spec.maximum) if isinstance(spec.maximum, int) else low
 
 
 def _fill(

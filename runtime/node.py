@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 from runtime.errors import ManifestError
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Node:
@@ -33,6 +34,10 @@ class Node:
             self._left.pop(key, None)
             return None
         return self.take(key, kind)
+
+    def either(self, key: str, one: type[T], other: type[U]) -> T | U | None:
+        """Take a value of one of two types, that may be absent or null."""
+        return self.optional(key, other if type(self._left.get(key)) is other else one)
 
     def number(self, key: str) -> int | float:
         """Take a number, 0 if absent or null; an int stays exact."""

@@ -8,7 +8,7 @@ fails there.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,13 +128,20 @@ def _mates(
 ) -> Iterator[tuple[str, Rows]]:
     """Yield a full batch of other rows for each kind that these dtypes have."""
     rng = np.random.default_rng(7)
+    sizes = {
+        dim: size
+        for spec, row in zip(inputs, own, strict=True)
+        for dim, size in zip(spec.shape[1:], row.shape[1:], strict=True)
+        if isinstance(dim, str)
+    }
     for kind in kinds:
         if kind == "nan" and not any(_floating(spec) for spec in inputs):
             continue
         yield (
             kind,
             tuple(
-                _other(kind, spec, row, batch, rng) for spec, row in zip(inputs, own, strict=True)
+                _other(kind, spec, row, batch, sizes, rng)
+                for spec, row in zip(inputs, own, strict=True)
             ),
         )
 
@@ -143,13 +150,20 @@ def _floating(spec: TensorSpec) -> bool:
     return "float" in spec.dtype
 
 
-def _other(kind: str, spec: TensorSpec, row: Array, batch: int, rng: np.random.Generator) -> Array:
+def _other(
+    kind: str,
+    spec: TensorSpec,
+    row: Array,
+    batch: int,
+    sizes: Mapping[str, int],
+    rng: np.random.Generator,
+) -> Array:
     shape = (batch, *row.shape[1:])
     if kind == "copies":
         return np.repeat(row, batch, axis=0)
     if kind == "random":
-        return draw(spec, shape, rng)
-    low, high = bounds(spec)
+        return draw(spec, shape, sizes, rng)
+    low, high = bounds(spec, sizes)
     if kind == "zeros":
         return np.full(shape, min(max(0, low), high), row.dtype)
     if kind == "nan" and _floating(spec):
@@ -160,8 +174,8 @@ def _other(kind: str, spec: TensorSpec, row: Array, batch: int, rng: np.random.G
     return out
 
 
-def bounds(spec: TensorSpec) -> tuple[Any, Any]:
-    """Give the smallest and largest legal value of an input."""
+def bounds(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[Any, Any]:
+    """Give the smallest and largest legal value of an input where axes have these sizes."""
     dtype = numpy_dtype(spec.dtype)
     if dtype == np.bool_ or spec.mask:
         return 0, 1
@@ -172,15 +186,18 @@ def bounds(spec: TensorSpec) -> tuple[Any, Any]:
         return float(info.min), float(info.max)
     whole = np.iinfo(dtype)
     low = int(whole.min) if spec.minimum is None else spec.minimum
-    high = int(whole.max) if spec.maximum is None else spec.maximum
-    return low, high
+    if isinstance(spec.maximum, str):
+        return low, min(int(whole.max), sizes[spec.maximum])
+    return low, int(whole.max) if spec.maximum is None else spec.maximum
 
 
 # Integers without a declared range: small enough for most tables, not all alike.
 UNDECLARED = (0, 9)
 
 
-def draw(spec: TensorSpec, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+def draw(
+    spec: TensorSpec, shape: tuple[int, ...], sizes: Mapping[str, int], rng: np.random.Generator
+) -> Array:
     """Draw legal values: normal for floats, uniform in the range for integers and masks.
 
     An integer input without a range is drawn from 0..9, or all of an 8-bit type.
@@ -188,7 +205,7 @@ def draw(spec: TensorSpec, shape: tuple[int, ...], rng: np.random.Generator) -> 
     dtype = numpy_dtype(spec.dtype)
     if _floating(spec):
         return rng.standard_normal(shape).astype(dtype)
-    low, high = bounds(spec)
+    low, high = bounds(spec, sizes)
     if spec.minimum is None and spec.maximum is None and dtype.itemsize > 1:
         low, high = UNDECLARED if not spec.mask else (0, 1)
     return rng.integers(

@@ -58,7 +58,8 @@ class TensorSpec:
       mask: True for an input that is 1 on real elements and 0 on padding; a caller
         may leave it out.
       minimum: smallest value that an integer input accepts, or None.
-      maximum: largest value that an integer input accepts, or None.
+      maximum: largest value that an integer input accepts, or None; or the name of a bucketed
+        axis, for lengths: no more than the other inputs have on it, before they are padded.
     """
 
     name: str
@@ -67,7 +68,7 @@ class TensorSpec:
     pad: int | float = 0
     mask: bool = False
     minimum: int | None = None
-    maximum: int | None = None
+    maximum: int | str | None = None
 
     def __str__(self) -> str:
         """Write the tensor in the project's notation."""
@@ -110,7 +111,7 @@ class TensorSpec:
             pad=node.number("pad"),
             mask=node.optional("mask", bool) or False,
             minimum=node.optional("minimum", int),
-            maximum=node.optional("maximum", int),
+            maximum=node.either("maximum", int, str),
         )
         spec._check(node.where)
         return spec
@@ -128,13 +129,16 @@ class TensorSpec:
                 raise ManifestError(
                     f"expected an integer dtype for a range, got {self.dtype}", f"{where}.{key}"
                 )
+            if isinstance(value, str):
+                continue  # the signature knows the axes
             if not low <= value <= high or (whole and type(value) is not int):
                 raise ManifestError(
                     f"expected a value of {self.dtype}, got {value}", f"{where}.{key}"
                 )
-        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
+        top = self.maximum
+        if self.minimum is not None and isinstance(top, int) and self.minimum > top:
             raise ManifestError(
-                f"expected at least the minimum {self.minimum}, got {self.maximum}",
+                f"expected at least the minimum {self.minimum}, got {top}",
                 f"{where}.maximum",
             )
 
@@ -146,8 +150,8 @@ class TensorSpec:
             "shape": list(self.shape),
         }
         optional = {"pad": self.pad or None, "mask": self.mask or None}
-        optional |= {"minimum": self.minimum, "maximum": self.maximum}
-        return out | {key: value for key, value in optional.items() if value is not None}
+        bounds = {"minimum": self.minimum, "maximum": self.maximum}
+        return out | {k: v for k, v in (*optional.items(), *bounds.items()) if v is not None}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,10 +217,31 @@ class Signature:
                 for dim in spec.shape[1:]:
                     if isinstance(dim, str) and dim not in known:
                         raise ManifestError(f"{spec.name!r} names an unknown axis {dim!r}", where)
+        signature._check_lengths(f"{node.where}.inputs")
         if all(spec.mask for spec in signature.inputs):
             raise ManifestError("expected an input that is not a mask", f"{node.where}.inputs")
         unique((axis.name for axis in signature.axes), f"{node.where}.axes")
         return signature
+
+    def _check_lengths(self, where: str) -> None:
+        """Refuse a maximum that names no axis, and a minimum beyond the shortest inputs."""
+        least = {axis.name: axis.minimum for axis in self.axes}
+        had = {dim for spec in self.inputs if not spec.mask for dim in spec.shape[1:]}
+        for i, spec in enumerate(self.inputs):
+            if not isinstance(spec.maximum, str):
+                continue
+            if spec.maximum not in least or spec.maximum not in had:
+                raise ManifestError(
+                    f"expected a number, or an axis of an input that is no mask, got "
+                    f"{spec.maximum!r}",
+                    f"{where}[{i}].maximum",
+                )
+            if spec.minimum is not None and spec.minimum > least[spec.maximum]:
+                raise ManifestError(
+                    f"expected at most {least[spec.maximum]}, the minimum of axis "
+                    f"{spec.maximum!r}, got {spec.minimum}",
+                    f"{where}[{i}].minimum",
+                )
 
     def to_json(self) -> dict[str, object]:
         """Write what `from_node` reads."""

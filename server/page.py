@@ -191,7 +191,7 @@ def _value(spec: TensorSpec) -> bool | int | float:
     if "float" in spec.dtype:
         return 0.0
     low = 0 if spec.minimum is None else max(0, spec.minimum)
-    return low if spec.maximum is None else min(low, spec.maximum)
+    return min(low, spec.maximum) if isinstance(spec.maximum, int) else low
 
 
 def _nested(shape: tuple[int, ...], value: Any) -> Any:

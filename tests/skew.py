@@ -102,7 +102,7 @@ class Reader:
                 if "ready: " in line:
                     break
             try:
-                body = json.dumps({"instances": [{"ids": [1, 2, 3]}]}).encode()
+                body = json.dumps({"instances": [instance_for(bundle)]}).encode()
                 with contextlib.closing(
                     urllib.request.urlopen(f"http://127.0.0.1:{port}/predict", body, timeout=30)
                 ) as answer:
@@ -136,11 +136,18 @@ def main(pythons):
     return int(any("FAILED" in cell for row in rows for cell in row[1:]))
 
 
+def instance_for(bundle):
+    """Make one instance of three tokens."""
+    signature = json.loads((bundle / "manifest.json").read_bytes())["signature"]
+    names = [tensor["name"] for tensor in signature["inputs"]]
+    return {"ids": [1, 2, 3]} | ({"lengths": 2} if "lengths" in names else {})
+
+
 def bundles(readers, folder):
     """Make each bundle; give its name and where it is."""
     for writer in readers:
         place = folder / writer.jax
-        writer.make("-m", "tests.data.freeze", place / "mood")
+        writer.make("-m", "tests.data.freeze", "mood", place / "mood")
         yield f"exported by jax {writer.jax}", place / "mood"
         writer.make("-m", "bench.fuzz.small", place / "small")
         yield f"exported by jax {writer.jax}, with custom calls", place / "small"

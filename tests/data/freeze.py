@@ -1,6 +1,7 @@
 """Make the bundle that tests/runtime/test_frozen.py keeps readable.
 
-    python -m tests.data.freeze tests/data/bundles/format-1_2026-11-22
+    python -m tests.data.freeze mood tests/data/bundles/format-1_2026-11-22
+    python -m tests.data.freeze lengths tests/data/bundles/format-3_2026-11-28
 
 A frozen bundle stands for all those that were made at its date and are in use since. It is
 NEVER regenerated in place: a test that fails on it has found a release that cannot read
@@ -27,8 +28,9 @@ from flax import linen as nn
 
 from export import TensorSpec, export_model
 
-# The date in the bundle's name: 2026-11-22.
-EPOCH = "1795305600"
+# The dates in the bundles' names: 2026-11-22 and 2026-11-28.
+MOOD_EPOCH = "1795305600"
+LENGTHS_EPOCH = "1795824000"
 
 
 class Mood(nn.Module):
@@ -44,9 +46,9 @@ class Mood(nn.Module):
         return {"mood": nn.softmax(nn.Dense(3)(hidden)), "scores": nn.Dense(2)(table)}
 
 
-def freeze(out: str) -> None:
-    """Export the model, with everything in it that the format can say."""
-    os.environ["SOURCE_DATE_EPOCH"] = EPOCH
+def freeze_mood(out: str) -> None:
+    """Export the model, with everything in it that formats 1 and 2 can say."""
+    os.environ["SOURCE_DATE_EPOCH"] = MOOD_EPOCH
     model = Mood()
     ids = np.zeros((1, 4), np.int32)
     export_model(
@@ -69,5 +71,27 @@ def freeze(out: str) -> None:
     )
 
 
+def freeze_lengths(out: str) -> None:
+    """Export a sum over each row's own length, which format 3 can say."""
+    os.environ["SOURCE_DATE_EPOCH"] = LENGTHS_EPOCH
+
+    def total(params: jax.Array, ids: jax.Array, lengths: jax.Array) -> jax.Array:
+        real = jnp.arange(ids.shape[1]) < lengths[:, None]
+        return (params[ids] * real[..., None]).sum(axis=1)
+
+    export_model(
+        total,
+        np.arange(32, dtype=np.float32).reshape(16, 2),
+        inputs=[
+            TensorSpec(name="ids", dtype="int32", shape=("_", "seq"), minimum=0, maximum=15),
+            TensorSpec(name="lengths", dtype="int32", shape=("_",), minimum=1, maximum="seq"),
+        ],
+        axes={"seq": (4, 8)},
+        buckets=(1, 4),
+        name="total",
+        out=out,
+    )
+
+
 if __name__ == "__main__":
-    freeze(sys.argv[1])
+    {"mood": freeze_mood, "lengths": freeze_lengths}[sys.argv[1]](sys.argv[2])

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from export import TensorSpec, VerificationError
 from runtime import SignatureMismatch
@@ -367,3 +368,87 @@ def test_a_masks_own_range_stands(plan):
     made = plan(masked, TABLE, inputs=[IDS, mask], axes={"seq": (4,)}, buckets=(1,))
     recorded = made.signature.inputs[1]
     assert (recorded.minimum, recorded.maximum) == (0, 3)
+
+
+LENGTHS = TensorSpec(name="lengths", dtype="int32", shape=("_",), minimum=1, maximum="seq")
+
+
+class Recurrent(nn.Module):
+    """A GRU's state after each row's own number of steps."""
+
+    @nn.compact
+    def __call__(self, ids, lengths):
+        carry, _ = nn.RNN(nn.GRUCell(4), return_carry=True)(
+            nn.Embed(10, 4)(ids), seq_lengths=lengths
+        )
+        return carry
+
+
+def test_a_model_that_takes_lengths_answers_every_length(export, lengths):
+    """
+    Rows of any length up to the longest, with lengths of their own within it, get the
+    un-exported model's answers; longer ones than the row are refused.
+    """
+    model = Recurrent()
+    params = model.init(jax.random.key(0), lengths[0], np.ones(3, np.int32))
+    bundle = export(model, params, inputs=[IDS, LENGTHS], axes={"seq": (4, 8)}, buckets=(1, 2))
+
+    for ids in lengths:
+        size = ids.shape[1]
+        own = np.array([1, (size + 1) // 2, size], np.int32)
+        expected = model.apply(params, ids, own)
+        np.testing.assert_allclose(
+            bundle.predict(ids=ids, lengths=own)["output"], expected, rtol=1e-4, atol=1e-6
+        )
+        with pytest.raises(SignatureMismatch, match=f"<= {size}, the size of axis 'seq', got"):
+            bundle.predict(ids=ids, lengths=own + 1)
+
+
+def test_lengths_that_have_no_range_are_asked_for(refusal):
+    """Where padding changes answers and an input may be the lengths, its range is named."""
+
+    def total(params, ids, n):
+        real = jnp.arange(ids.shape[1]) < n[:, None]
+        return (params[ids] * real[..., None]).sum(1)
+
+    message = refusal(
+        total,
+        TABLE,
+        inputs=[IDS, "n:int32[_]"],
+        axes={"seq": (4, 8)},
+        buckets=(1, 2),
+        kind=VerificationError,
+    )
+
+    assert message.endswith("; is 'n' a length on axis 'seq'? Pass --range n=1:seq")
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (
+            {"maximum": "sq"},
+            (
+                "input 'lengths': expected a number or an axis of 'seq' as the largest value, got "
+                "'sq'; did you mean 'seq'?"
+            ),
+        ),
+        (
+            {"minimum": 2},
+            (
+                "input 'lengths': expected a smallest value up to 1, the least size of axis 'seq', "
+                "got 2; pass --axis seq=2..4,8"
+            ),
+        ),
+        (
+            {"dtype": "float32"},
+            "input 'lengths': expected an integer dtype for a range, got float32",
+        ),
+        ({"maximum": "a b"}, "input 'lengths': expected a number as maximum, got 'a b'"),
+    ],
+)
+def test_a_length_has_an_axis(refusal, limits, message):
+    """What no row could fulfil, or nobody could check, is refused before anything is traced."""
+    spec = dataclasses.replace(LENGTHS, **limits)
+
+    assert refusal(mean, TABLE, inputs=[IDS, spec], axes={"seq": (4, 8)}) == message

@@ -253,6 +253,10 @@ def test_values_that_look_like_options_are_none(command):
             "axis 'seq': expected an input that has it, got none",
         ),
         (
+            ["models.py:affine", "--input", "ids:int32[_,4]", "--range", "ids=0:seq"],
+            "input 'ids': expected a number as the largest value, got 'seq'",
+        ),
+        (
             ["models.py:spec", "--output", "softmax:outptu"],
             "output: expected one of output, got 'outptu'; did you mean 'output'?",
         ),

@@ -157,3 +157,31 @@ def test_frozen_bundle_of_format_2_reproduces_its_goldens(refreshed):
     Its programs answer as they did. To be retired when no jax promises it, see freeze.py.
     """
     assert_bundle_matches_goldens(refreshed, "cpu")
+
+
+@fixture
+def with_lengths():
+    """The first bundle of format 3, of 2026-11-28: a sum over each row's own length."""
+    return BUNDLES / "format-3_2026-11-28"
+
+
+def test_frozen_bundle_of_format_3_is_as_it_was(with_lengths):
+    """
+    Not a byte of it has changed, and its manifest is written the same.
+    """
+    bundle = open_bundle(with_lengths)
+    bundle.check()
+
+    assert bundle.digest == "7d3550cd4486b4ff67a3aa0a7a2601a88f10ae5009632723b51262b794ef99fe"
+    assert bundle.manifest.to_bytes() == (with_lengths / "manifest.json").read_bytes()
+
+
+def test_frozen_bundle_of_format_3_answers(with_lengths):
+    """
+    Its programs answer as they did. To be retired when no jax promises it, see freeze.py.
+    """
+    assert_bundle_matches_goldens(with_lengths, "cpu")
+
+    rows = {"ids": np.array([[1, 2, 3, 5, 8]] * 2, np.int32), "lengths": np.array([2, 5], np.int32)}
+    answers = load(with_lengths, "cpu").predict(rows)
+    np.testing.assert_array_equal(answers["output"], [[6, 8], [38, 43]])

@@ -1,5 +1,7 @@
 """What callers send, held against the signature: nothing is converted, messages say what to do."""
 
+import dataclasses
+
 import ml_dtypes
 import numpy as np
 from pytest import mark, param, raises
@@ -193,3 +195,31 @@ def test_empty_inputs_are_in_every_range():
     No values are out of no range.
     """
     Checker(SIGNATURE).check({name: array[:0] for name, array in legal().items()})
+
+
+LENGTHS = TensorSpec(name="lengths", dtype="int32", shape=("_",), minimum=1, maximum="seq")
+
+
+@mark.parametrize("first", ["lengths", "ids"])
+@mark.parametrize(
+    ("lengths", "message"),
+    [
+        ([1, 5], None),
+        ([5, 6], "input 'lengths': expected values <= 5, the size of axis 'seq', got 6"),
+        ([0, 5], "input 'lengths': expected values >= 1, got 0"),
+    ],
+)
+def test_a_length_is_no_more_than_its_rows_have(first, lengths, message):
+    """
+    A maximum that is an axis means the size that this request has on it, whichever comes first.
+    """
+    inputs = (LENGTHS, IDS) if first == "lengths" else (IDS, LENGTHS)
+    checker = Checker(dataclasses.replace(SIGNATURE, inputs=inputs))
+    given = {"ids": np.zeros((2, 5), np.int32), "lengths": np.array(lengths, np.int32)}
+
+    if message is None:
+        assert checker.check(given).sizes == (5,)
+        return
+    with raises(SignatureMismatch) as caught:
+        checker.check(given)
+    assert str(caught.value) == message

@@ -283,6 +283,25 @@ def test_wrong_kind_is_refused_at_its_place(value, place, new, message):
             id="range-of-floats",
         ),
         param(
+            ("signature", "inputs", 0, "maximum"),
+            1.5,
+            "expected int, got float at $.signature.inputs[0].maximum",
+            id="half-a-maximum",
+        ),
+        param(
+            ("signature", "inputs", 0, "maximum"),
+            "sequence",
+            "expected a number, or an axis of an input that is no mask, got 'sequence' at "
+            "$.signature.inputs[0].maximum",
+            id="maximum-of-no-axis",
+        ),
+        param(
+            ("signature", "inputs", 0, "maximum"),
+            "seq",
+            "expected int, got string at $.signature.inputs[0].maximum",
+            id="maximum-of-a-later-format",
+        ),
+        param(
             ("signature", "axes", 0, "sizes"),
             [4, 2],
             "expected increasing sizes from 1 on, got [4, 2] at $.signature.axes[0].sizes",
@@ -530,15 +549,47 @@ def test_format_2_is_for_refreshed_bundles(value, version, origins, message):
     assert refusal(json.dumps(value).encode()) == f"manifest.json: {message}"
 
 
+@mark.parametrize(
+    "origins", [[], [{"sha256": "0" * 64, "exporter": {"jax": "0.11.2"}}]], ids=["new", "refreshed"]
+)
+def test_lengths_are_of_format_3(value, origins):
+    """
+    A bundle with an input that is limited by an axis is written as 3, refreshed or not.
+    """
+    lengths = {"name": "n", "dtype": "int32", "shape": ["_"], "minimum": 1, "maximum": "seq"}
+    value["signature"]["inputs"].append(lengths)
+    value |= {"format_version": 3, "refreshed_from": origins}
+
+    manifest = Manifest.from_bytes(json.dumps(value).encode())
+
+    assert manifest.signature.inputs[-1].maximum == "seq"
+    assert json.loads(manifest.to_bytes()) == value
+
+
+def test_the_shortest_input_has_a_legal_length(value):
+    """
+    A minimum beyond the axis' own would leave the shortest inputs none.
+    """
+    lengths = {"name": "n", "dtype": "int32", "shape": ["_"], "minimum": 2, "maximum": "seq"}
+    value["signature"]["inputs"].append(lengths)
+    value |= {"format_version": 3, "refreshed_from": []}
+    place = len(value["signature"]["inputs"]) - 1
+
+    assert refusal(json.dumps(value).encode()) == (
+        "manifest.json: expected at most 1, the minimum of axis 'seq', got 2 "
+        f"at $.signature.inputs[{place}].minimum"
+    )
+
+
 def test_version_is_looked_at_first():
     """
     A manifest of another version is called that, whatever else it holds or lacks.
     """
     with raises(UnsupportedFormat) as caught:
-        Manifest.from_bytes(b'{"format_version": 3, "new": true}')
+        Manifest.from_bytes(b'{"format_version": 4, "new": true}')
 
     assert str(caught.value) == (
-        "manifest.json: expected format_version 1 or 2, got 3; re-export the model, or serve it with "
+        "manifest.json: expected format_version 1, 2 or 3, got 4; re-export the model, or serve it with "
         "the release that wrote it"
     )
 
@@ -741,6 +792,9 @@ def manifests(draw):
         draw(tensors(name, axis_names, is_input=True))
         for name in draw(st.lists(names, unique=True, min_size=1, max_size=3))
     )
+    for dim in {dim for spec in inputs for dim in spec.shape[1:] if isinstance(dim, str)}:
+        if draw(st.booleans()):
+            inputs += (TensorSpec(name=f"\1{dim}", dtype="int32", shape=("_",), maximum=dim),)
     outputs = tuple(
         draw(tensors(name, axis_names, is_input=False))
         for name in draw(st.lists(names, unique=True, min_size=1, max_size=2))

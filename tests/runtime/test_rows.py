@@ -302,7 +302,7 @@ def test_values_are_drawn_for_every_dtype(dtype):
     """
     spec = TensorSpec(name="x", dtype=dtype, shape=("_", 4))
 
-    one, two = (draw(spec, (5, 4), np.random.default_rng(3)) for _ in range(2))
+    one, two = (draw(spec, (5, 4), {}, np.random.default_rng(3)) for _ in range(2))
 
     assert (one.dtype.name, one.shape) == (dtype, (5, 4))
     assert one.tobytes() == two.tobytes()
@@ -315,7 +315,7 @@ def test_undeclared_integers_are_drawn_small():
     """
     spec = TensorSpec(name="x", dtype="int64", shape=("_",))
 
-    values = draw(spec, (500,), np.random.default_rng(0))
+    values = draw(spec, (500,), {}, np.random.default_rng(0))
 
     assert set(values.tolist()) == set(range(10))
 
@@ -339,10 +339,49 @@ def test_undeclared_integers_are_drawn_small():
             ),
             id="bfloat16",
         ),
+        param(
+            TensorSpec(name="x", dtype="int32", shape=("_",), minimum=1, maximum="seq"),
+            (1, 300),
+            id="length",
+        ),
+        param(
+            TensorSpec(name="x", dtype="int8", shape=("_",), maximum="seq"),
+            (-128, 127),
+            id="length-of-few-bits",
+        ),
     ],
 )
 def test_extremes_are_the_legal_ones(spec, expected):
     """
     The extremes that other rows are given are the smallest and largest legal values.
     """
-    assert bounds(spec) == expected
+    assert bounds(spec, {"seq": 300}) == expected
+
+
+def test_lengths_are_drawn_from_those_that_rows_can_have():
+    """
+    Each length occurs, the shortest and the longest too, and no other.
+    """
+    spec = TensorSpec(name="n", dtype="int32", shape=("_",), minimum=1, maximum="seq")
+
+    values = draw(spec, (500,), {"seq": 7}, np.random.default_rng(0))
+
+    assert set(values.tolist()) == set(range(1, 8))
+
+
+def test_other_rows_have_lengths_of_their_bucket():
+    """
+    What other rows are replaced by is legal where a maximum is an axis.
+    """
+    seen = set()
+    ids = TensorSpec(name="ids", dtype="int32", shape=("_", "seq"), minimum=0, maximum=3)
+    lengths = TensorSpec(name="n", dtype="int32", shape=("_",), minimum=1, maximum="seq")
+
+    def look(inputs):
+        seen.update(inputs[1].tolist())
+        return (inputs[0],)
+
+    rows = (np.zeros((4, 6), np.int32), np.full(4, 2, np.int32))
+    find_mixing(look, [ids, lengths], ["y"], rows, "b4")
+
+    assert {1, 6} <= seen <= set(range(1, 7))
