@@ -217,7 +217,7 @@ class Signature:
                 for dim in spec.shape[1:]:
                     if isinstance(dim, str) and dim not in known:
                         raise ManifestError(f"{spec.name!r} names an unknown axis {dim!r}", where)
-        signature._check_lengths(f"{node.where}.inputs")
+        signature._check_lengths(node.where)
         if all(spec.mask for spec in signature.inputs):
             raise ManifestError("expected an input that is not a mask", f"{node.where}.inputs")
         unique((axis.name for axis in signature.axes), f"{node.where}.axes")
@@ -227,6 +227,9 @@ class Signature:
         """Refuse a maximum that names no axis, and a minimum beyond the shortest inputs."""
         least = {axis.name: axis.minimum for axis in self.axes}
         had = {dim for spec in self.inputs if not spec.mask for dim in spec.shape[1:]}
+        for i, spec in enumerate(self.outputs):
+            if isinstance(spec.maximum, str):
+                raise ManifestError("expected int, got string", f"{where}.outputs[{i}].maximum")
         for i, spec in enumerate(self.inputs):
             if not isinstance(spec.maximum, str):
                 continue
@@ -234,13 +237,13 @@ class Signature:
                 raise ManifestError(
                     f"expected a number, or an axis of an input that is no mask, got "
                     f"{spec.maximum!r}",
-                    f"{where}[{i}].maximum",
+                    f"{where}.inputs[{i}].maximum",
                 )
             if spec.minimum is not None and spec.minimum > least[spec.maximum]:
                 raise ManifestError(
                     f"expected at most {least[spec.maximum]}, the minimum of axis "
                     f"{spec.maximum!r}, got {spec.minimum}",
-                    f"{where}[{i}].minimum",
+                    f"{where}.inputs[{i}].minimum",
                 )
 
     def to_json(self) -> dict[str, object]:

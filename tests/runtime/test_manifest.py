@@ -302,6 +302,12 @@ def test_wrong_kind_is_refused_at_its_place(value, place, new, message):
             id="maximum-of-a-later-format",
         ),
         param(
+            ("signature", "outputs", 0),
+            {"name": "y", "dtype": "int32", "shape": ["_"], "maximum": "seq"},
+            "expected int, got string at $.signature.outputs[0].maximum",
+            id="output-that-is-a-length",
+        ),
+        param(
             ("signature", "axes", 0, "sizes"),
             [4, 2],
             "expected increasing sizes from 1 on, got [4, 2] at $.signature.axes[0].sizes",
