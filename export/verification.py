@@ -142,20 +142,18 @@ def _mismatch_text(mismatches: Sequence[str], platform: str, spec: ExportSpec) -
 
 
 def _padding_hint(spec: ExportSpec) -> str:
-    lengths = [
-        one.name
-        for one in spec.inputs
-        if isinstance(one, TensorSpec)
-        and one.shape == (BATCH,)
-        and "int" in one.dtype
-        and not isinstance(one.maximum, str)
-    ]
-    if lengths:
-        name, axis = lengths[0], next(iter(spec.axes))
-        return f"is {name!r} a length on axis {axis!r}? Pass --range {name}=1:{axis}"
-    return (
+    hint = (
         "does padding of a bucketed axis mean something to the model? Give it a mask, or one size"
     )
+    for one in spec.inputs:
+        if isinstance(one, TensorSpec) and _may_be_lengths(one):
+            axis = next(iter(spec.axes))
+            return f"{hint}; where {one.name!r} is a length, pass --range {one.name}=1:{axis}"
+    return hint
+
+
+def _may_be_lengths(spec: TensorSpec) -> bool:
+    return spec.shape == (BATCH,) and "int" in spec.dtype and not isinstance(spec.maximum, str)
 
 
 def _mixing_text(mixing: Sequence[str]) -> str:

@@ -149,9 +149,9 @@ class TensorSpec:
             "dtype": self.dtype,
             "shape": list(self.shape),
         }
-        optional = {"pad": self.pad or None, "mask": self.mask or None}
-        bounds = {"minimum": self.minimum, "maximum": self.maximum}
-        return out | {k: v for k, v in (*optional.items(), *bounds.items()) if v is not None}
+        optional: dict[str, object] = {"pad": self.pad or None, "mask": self.mask or None}
+        optional |= {"minimum": self.minimum, "maximum": self.maximum}
+        return out | {key: value for key, value in optional.items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -420,7 +420,10 @@ def test_lengths_that_have_no_range_are_asked_for(refusal):
         kind=VerificationError,
     )
 
-    assert message.endswith("; is 'n' a length on axis 'seq'? Pass --range n=1:seq")
+    assert message.endswith(
+        "; does padding of a bucketed axis mean something to the model? Give it a mask, or one "
+        "size; where 'n' is a length, pass --range n=1:seq"
+    )
 
 
 @pytest.mark.parametrize(
