@@ -13,10 +13,12 @@ import numpy as np
 from runtime.compare import Comparison, compare, largest_difference
 from runtime.entries import Golden
 from runtime.errors import GoldenMismatch, IntegrityError
+from runtime.inputs import Checked
 from runtime.loading import load
 from runtime.model import Group, Model
 from runtime.rows import KINDS, Mixing, find_mixing
 from runtime.signature import bucket_name
+from runtime.staging import stage
 from runtime.tensors import Array
 
 Progress = Callable[[str], None]
@@ -147,8 +149,8 @@ def golden_rows(model: Model, group: Group, batch: int) -> Rows:
     holdable = (g for g in model.manifest.goldens if _fits(model, g, group))
     golden = max(holdable, key=lambda g: (_sizes(model, g), g.rows))
     inputs, _ = read_golden(model, golden)
-    rows = tuple(_cycle(a, 0, batch) for a in inputs)
-    return model.fit(group, rows, batch, _sizes(model, golden))
+    rows = Checked(tuple(_cycle(a, 0, batch) for a in inputs), batch, _sizes(model, golden))
+    return stage(model.signature, (rows,), batch, group.sizes)
 
 
 def read_golden(model: Model, golden: Golden) -> tuple[Rows, Rows]:
@@ -214,7 +216,7 @@ def _answer(model: Model, group: Group, batch: int, golden: Golden, inputs: Rows
     parts = []
     for start in range(0, golden.rows, batch):
         rows = tuple(_cycle(a, start, batch) for a in inputs)
-        parts.append(model.answer(group, batch, rows, _sizes(model, golden)))
+        parts.append(model.answer(group, batch, Checked(rows, batch, _sizes(model, golden))))
     return tuple(np.concatenate(pieces)[: golden.rows] for pieces in zip(*parts, strict=True))
 
 

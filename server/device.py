@@ -18,10 +18,10 @@ import numpy as np
 
 from runtime.errors import ExecutionError
 from runtime.signature import Signature
+from runtime.staging import stage, unstage
 from runtime.tensors import Array
 from server.batching import Batch, Task
 from server.errors import OutOfMemory
-from server.staging import stage, unstage
 
 log = logging.getLogger(__name__)
 
@@ -147,11 +147,12 @@ class Device:
         clock = time.monotonic
         begun = staged = run = clock()
         try:
-            inputs = stage(self._signature, batch)
+            parts = [task.payload[0] for task in batch.tasks]
+            inputs = stage(self._signature, parts, batch.bucket, batch.sizes)
             staged = clock()
             outputs = self._run(batch, inputs)
             run = clock()
-            answers: tuple[Answer, ...] = tuple(unstage(self._signature, batch, outputs))
+            answers: tuple[Answer, ...] = tuple(unstage(self._signature, parts, outputs))
             finite = all(map(is_finite, outputs))
         except Exception as error:  # whatever it is, its tasks must hear of it
             log.exception("a batch of %d tasks failed", len(batch.tasks))
@@ -174,8 +175,9 @@ class Device:
         return False
 
     def _attempt(self, batch: Batch) -> list[tuple[Array, ...]]:
-        inputs = stage(self._signature, batch)
-        return unstage(self._signature, batch, self._run(batch, inputs))
+        parts = [task.payload[0] for task in batch.tasks]
+        inputs = stage(self._signature, parts, batch.bucket, batch.sizes)
+        return unstage(self._signature, parts, self._run(batch, inputs))
 
     def _alone(self, batch: Batch, task: Task, error: Exception) -> Answer:
         # Memory that a program lacked it lacks for one task as well: its shapes are the same.

@@ -117,7 +117,7 @@ class Pending:
       arrived: the instant it was taken in, monotonic.
       done: called with what comes of it.
       timer: fires at its own deadline, if it has one.
-      tasks: each with (arrays, request, index) as payload.
+      tasks: each with (checked inputs, request, index) as payload.
       given: for each task what it got.
       left: tasks that have got nothing.
     """
@@ -140,12 +140,9 @@ class Pending:
         self.tasks = []
         for checked in self.parts:
             for start in range(0, checked.rows, self.most):
-                rows = min(self.most, checked.rows - start)
-                arrays = checked.arrays
-                if rows < checked.rows:
-                    arrays = tuple([None if a is None else a[start : start + rows] for a in arrays])
-                payload = (arrays, self, len(self.tasks))
-                self.tasks.append(Task(rows, checked.sizes, payload, self.arrived))
+                part = checked.cut(start, min(start + self.most, checked.rows))
+                payload = (part, self, len(self.tasks))
+                self.tasks.append(Task(part.rows, part.sizes, payload, self.arrived))
         self.left = len(self.tasks)
         self.given = [None] * self.left
 

@@ -15,12 +15,12 @@ from collections.abc import Callable
 
 from runtime.model import Model
 from runtime.signature import bucket_name
+from runtime.staging import count_elements
 from server.batching import Batch, BatchQueue
 from server.device import Device, Outcome
 from server.limits import Limits
 from server.metrics import Metrics
 from server.pending import Whole
-from server.staging import count_elements
 
 log = logging.getLogger(__name__)
 
@@ -207,7 +207,8 @@ class Pump:
         pairs = zip(batch.tasks, outcome.answers, strict=True)
         answered = sum([task.rows for task, answer in pairs if type(answer) is tuple])
         self._metrics.batch(name, batch.bucket, batch.rows, answered, outcome.times)
-        self._metrics.padding(*count_elements(signature, batch))
+        parts = [task.payload[0] for task in batch.tasks]
+        self._metrics.padding(*count_elements(signature, parts, batch.bucket, batch.sizes))
         self._failures = self._failures + 1 if outcome.failed else 0
         if self._failures >= self._limits.failures:
             self._give_up(f"{self._failures} batches failed one after the other")

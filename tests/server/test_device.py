@@ -7,6 +7,7 @@ import numpy as np
 from pytest import fixture, mark
 
 from runtime.errors import ExecutionError
+from runtime.inputs import Checked
 from server.batching import Batch, Task
 from server.device import Device, as_answer
 from server.errors import OutOfMemory
@@ -50,9 +51,14 @@ def device(model, outcomes, deaths):
     return device_of(model, outcomes.append, deaths)
 
 
+def row_task(*arrays, sizes=()):
+    """Make a task of one row, as a request does."""
+    return Task(1, sizes, (Checked(arrays, 1, sizes),), 0.0)
+
+
 def batch_of(*numbers, bucket=4):
     """Make a batch with a task of one row for each number."""
-    tasks = tuple(Task(1, (), ((np.full((1, 2), n, np.float32),),), 0.0) for n in numbers)
+    tasks = tuple(row_task(np.full((1, 2), n, np.float32)) for n in numbers)
     return Batch((), bucket, tasks, len(tasks))
 
 
@@ -171,7 +177,7 @@ def test_an_error_that_is_not_the_devices_fails_the_batch_at_once(device, model,
 
 def test_a_batch_that_cannot_be_staged_fails_by_itself(device, model, caplog):
     """An array that fits no program fails its batch on the way in; the next one is answered."""
-    odd = Task(1, (), ((np.zeros((1, 3), np.float32),),), 0.0)
+    odd = row_task(np.zeros((1, 3), np.float32))
     fine = batch_of(1).tasks[0]
 
     outcome = device.execute(Batch((), 4, (odd, fine), 2))
@@ -189,7 +195,7 @@ def test_tasks_of_several_lengths_are_answered_in_their_own(outcomes):
     device = device_of(model, outcomes.append, signature=ECHO)
     model.before = refusing(13, ExecutionError("b4: no 13"))
     tasks = [
-        Task(1, (len(row),), ((np.array([row], np.int32), None),), 0.0)
+        row_task(np.array([row], np.int32), None, sizes=(len(row),))
         for row in ([1, 2], [13], [3, 4, 5])
     ]
 
