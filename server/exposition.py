@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from runtime.model import Model
 from runtime.promises import promises, today
 from server.figures import Figures, Gather
-from server.metrics import Histogram, Metrics, Spent
+from server.metrics import DurationSum, Histogram, Metrics
 from server.reply import Reply
 from server.service import Service, State
 
@@ -168,7 +168,7 @@ def statistics(metrics: Metrics, name: str, version: str) -> dict[str, Any]:
         "compute_infer": [bucket.run for bucket in buckets],
         "compute_output": [bucket.unstage for bucket in buckets],
     }
-    queue = Spent(metrics.queued.count, metrics.queued.sum)
+    queue = DurationSum(metrics.queued.count, metrics.queued.sum)
     model = {
         "name": name,
         "version": version,
@@ -193,7 +193,7 @@ def statistics(metrics: Metrics, name: str, version: str) -> dict[str, Any]:
     return {"model_stats": [model]}
 
 
-def _spent(*parts: Spent) -> dict[str, int]:
+def _spent(*parts: DurationSum) -> dict[str, int]:
     return {
         "count": sum(part.count for part in parts),
         "ns": round(sum(part.seconds for part in parts) * 1e9),

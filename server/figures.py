@@ -65,12 +65,12 @@ def together(several: Sequence[Figures]) -> Figures:
 def write(figures: Figures) -> bytes:
     """Write figures for another process of the same server to read."""
     fields = {field.name: getattr(figures, field.name) for field in dataclasses.fields(figures)}
-    return orjson.dumps({**fields, "metrics": figures.metrics.plain()})
+    return orjson.dumps({**fields, "metrics": figures.metrics.to_json()})
 
 
 def read(data: bytes) -> Figures:
     """Read what `write` wrote."""
     found = orjson.loads(data)
     return Figures(
-        **{**found, "metrics": Metrics.of(found["metrics"]), "pids": tuple(found["pids"])}
+        **{**found, "metrics": Metrics.from_json(found["metrics"]), "pids": tuple(found["pids"])}
     )
