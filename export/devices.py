@@ -80,8 +80,6 @@ def _devices(place: Any) -> set[jax.Device]:
         return {place}
     if isinstance(place, Mesh):
         return set(place.devices.flat)
-    if isinstance(place, Sharding) and not isinstance(
-        getattr(place, "mesh", None), AbstractMesh
-    ):
+    if isinstance(place, Sharding) and not isinstance(getattr(place, "mesh", None), AbstractMesh):
         return set(place.device_set)
     return set()

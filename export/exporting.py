@@ -76,9 +76,7 @@ def export_model(
     verification.refuse_unverifiable(spec)
     for_tensorflow.check(spec, savedmodel, tf_stablehlo)
     with honouring(spec) as honoured:
-        return _export(
-            honoured, Path(out), overwrite, dry_run, savedmodel, tf_stablehlo, tell
-        )
+        return _export(honoured, Path(out), overwrite, dry_run, savedmodel, tf_stablehlo, tell)
 
 
 def _export(

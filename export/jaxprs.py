@@ -61,7 +61,7 @@ def reached(jaxpr: Any, count: int) -> list[bool]:
 
 
 def random_sources(jaxpr: Any) -> set[str]:
-    """Return what draws the random bits that an output depends on: `key<fry>`, `key<rbg>`, …
+    """Return what draws the random bits that an output depends on, such as `key<fry>`.
 
     A key that is drawn from and then not used counts for nothing.
     """
@@ -86,7 +86,7 @@ def _own(variable: Any) -> Names:
     dtype = getattr(variable.aval, "dtype", None)
     if dtype is None:
         return _NONE
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if jax.numpy.issubdtype(dtype, jax.dtypes.prng_key):
         return frozenset({str(dtype)})
     return frozenset({dtype.name}) if jax.numpy.issubdtype(dtype, jax.numpy.floating) else _NONE
 
