@@ -53,8 +53,15 @@ def reference(
     chosen = device or jax.local_devices(backend="cpu")[0]
     mesh = jax.sharding.get_mesh()
     place = chosen if mesh.empty else NamedSharding(mesh, PartitionSpec())
+    # A GPU would multiply in TF32, and this is what others are held against.
+    precision = jax.config.jax_default_matmul_precision
+    exact = precision if precision or chosen.platform == "cpu" else "highest"
     try:
-        with jax.default_device(chosen), jax.disable_jit():
+        with (
+            jax.default_device(chosen),
+            jax.default_matmul_precision(exact),
+            jax.disable_jit(),
+        ):
             placed = [jax.device_put(array, place) for array in (*params, *inputs)]
             outputs = function(placed[: len(params)], placed[len(params) :])
             return tuple(np.asarray(output) for output in outputs)

@@ -89,6 +89,14 @@ def test_every_setting_that_is_lifted_is_tried():
     assert {name for name, _ in TROUBLE} == set(LIFTED)
 
 
+def test_the_table_of_the_docs_has_every_setting():
+    """docs/jax-settings.md names each setting that is lifted, and each that is tried here."""
+    table = (ROOT / "docs" / "jax-settings.md").read_text()
+
+    missing = [name for name, _ in (*TROUBLE, *HARMLESS) if f"`jax_{name}`" not in table]
+    assert missing == []
+
+
 @mark.parametrize(("name", "value"), SETTINGS)
 def test_a_context_around_a_call_changes_nothing(loaded, name, value):
     """A context of the calling thread does not reach a prediction, and stays in force after it."""
