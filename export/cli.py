@@ -103,7 +103,7 @@ def parser() -> Parser:
     model.add_argument(
         "--matmul-precision",
         choices=PRECISIONS,
-        help="precision that dots are lowered with (default: JAX's)",
+        help="precision that dots are lowered with (default: that of JAX's settings)",
     )
     model.add_argument("--name", help="the model's name in routes (default: model)")
     model.add_argument("--version", help="the model's version, digits (default: 1)")

@@ -83,6 +83,11 @@ def _constants(jaxpr: Any, opened: Collection[str] | None) -> Iterator[Any]:
                 yield from _constants(one, opened)
 
 
+def all_constants(jaxpr: Any) -> Iterator[Any]:
+    """Yield every constant in a closed jaxpr, as the model's code holds it."""
+    return _constants(jaxpr, None)
+
+
 def _can_open(equation: Any, opened: Collection[str]) -> bool:
     # A branch for each platform is chosen while lowering, not by an index.
     return equation.primitive.name in opened and not equation.params.get("branches_platforms")

@@ -4,6 +4,8 @@
   - UsageError             the command line is wrong by itself
   - CheckpointError        the params file is not what it should be
   - ParamsError            the params do not fit the model
+  - Untraceable            the model fails while it is traced
+  - SeveralDevices         the model computes on several devices, and a program is for one
   - RowMixing              a row's answer depends on the other rows
   - VerificationError      the written bundle does not answer as the model does
 """
@@ -35,6 +37,14 @@ class ParamsError(ExportError):
     """The params do not fit the model."""
 
 
+class Untraceable(ExportError):
+    """The model fails while it is traced."""
+
+
+class SeveralDevices(ExportError):
+    """The model computes on several devices, and a program is for one."""
+
+
 class RowMixing(ExportError):
     """A row's answer depends on the other rows of its batch."""
 
@@ -51,11 +61,11 @@ def first_line(error: BaseException) -> str:
 
 def told(error: BaseException) -> str:
     """Say what a user's code raised, in one line: the kind, what it says, and where it was."""
-    return f"{type(error).__name__}: {first_line(error)}{_place(error)}"
+    return f"{type(error).__name__}: {first_line(error)}{place(error)}"
 
 
-def _place(error: BaseException) -> str:
-    """Write the innermost line of the user's own code that an error went through, if any."""
+def place(error: BaseException) -> str:
+    """Return the innermost line of the user's own code that an error went through, if any."""
     own = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

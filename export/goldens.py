@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from export.errors import ExportError
 from export.lowering import describe
@@ -36,21 +37,32 @@ def reference(
     function: Callable[[Sequence[Any], Sequence[Any]], Sequence[Any]],
     params: Sequence[Array],
     inputs: Sequence[Array],
+    device: jax.Device | None = None,
 ) -> tuple[Array, ...]:
-    """Run a function op by op on the CPU.
+    """Run a function op by op.
 
     Args:
       function: (params, inputs) to outputs, flat.
       params: host arrays.
       inputs: host arrays.
+      device: the one that the function names; None for the CPU.
 
     Raises:
       ExportError: it fails.
     """
-    cpu = jax.local_devices(backend="cpu")[0]
+    chosen = device or jax.local_devices(backend="cpu")[0]
+    mesh = jax.sharding.get_mesh()
+    place = chosen if mesh.empty else NamedSharding(mesh, PartitionSpec())
+    # A GPU would multiply in TF32, and this is what others are held against.
+    precision = jax.config.jax_default_matmul_precision
+    exact = precision if precision or chosen.platform == "cpu" else "highest"
     try:
-        with jax.default_device(cpu), jax.disable_jit():
-            placed = [jax.device_put(array, cpu) for array in (*params, *inputs)]
+        with (
+            jax.default_device(chosen),
+            jax.default_matmul_precision(exact),
+            jax.disable_jit(),
+        ):
+            placed = [jax.device_put(array, place) for array in (*params, *inputs)]
             outputs = function(placed[: len(params)], placed[len(params) :])
             return tuple(np.asarray(output) for output in outputs)
     except ExportError:

@@ -6,6 +6,9 @@ from typing import Any
 import jax
 from jax.extend import core
 
+# The names of what draws random bits without a key's dtype: each platform has its own.
+_RANDOM = ("rng_bit_generator", "rng_uniform")
+
 # Primitives that call a function and do no more, once nothing is differentiated.
 CALLS = (
     *("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"),
@@ -57,23 +60,40 @@ def reached(jaxpr: Any, count: int) -> list[bool]:
     return [_MARK in names for names in _followed(jaxpr, marks)]
 
 
+def random_sources(jaxpr: Any) -> set[str]:
+    """Return what draws the random bits that an output depends on, such as `key<fry>`.
+
+    A key that is drawn from and then not used counts for nothing.
+    """
+    names = _NONE.union(*_followed(jaxpr, [_NONE for _ in jaxpr.jaxpr.invars]))
+    return {name for name in names if name.startswith("key<") or name in _RANDOM}
+
+
 def _followed(jaxpr: Any, marks: Sequence[Names]) -> list[Names]:
-    """Give the names that reach each output: of dtypes, and those that inputs are marked with."""
+    """Give the names that reach each output: of dtypes, of random sources, and those that inputs are marked with."""
     outputs = _outputs(jaxpr, marks)
     if any(equation.effects for equation in equations(jaxpr.jaxpr)):
         # Through references, values go ways that no equation's outputs show.
         inputs = map(_own, jaxpr.jaxpr.invars)
         inside = (_own(v) for e in equations(jaxpr.jaxpr) for v in e.outvars)
-        every = _NONE.union(*marks, *inputs, *inside)
+        drawn = (_drawn(e) for e in equations(jaxpr.jaxpr))
+        every = _NONE.union(*marks, *inputs, *inside, *drawn)
         return [every for _ in outputs]
     return outputs
 
 
 def _own(variable: Any) -> Names:
     dtype = getattr(variable.aval, "dtype", None)
-    if dtype is None or not jax.numpy.issubdtype(dtype, jax.numpy.floating):
+    if dtype is None:
         return _NONE
-    return frozenset({dtype.name})
+    if jax.numpy.issubdtype(dtype, jax.dtypes.prng_key):
+        return frozenset({str(dtype)})
+    return frozenset({dtype.name}) if jax.numpy.issubdtype(dtype, jax.numpy.floating) else _NONE
+
+
+def _drawn(equation: Any) -> Names:
+    name = equation.primitive.name
+    return frozenset({name}) if name in _RANDOM else _NONE
 
 
 def _outputs(jaxpr: Any, inputs: Sequence[Names]) -> list[Names]:
@@ -108,7 +128,7 @@ def _of_equation(equation: Any, given: list[Names]) -> list[Names]:
     if name in CALLS and inside and len(inside[0].jaxpr.invars) == len(given):
         return _outputs(inside[0], given)
     # An ordinary operation; or one whose inside is a kernel's, and then all of it counts.
-    every = _NONE.union(
+    every = _drawn(equation).union(
         *given, *(_own(v) for one in inside for e in equations(one.jaxpr) for v in e.outvars)
     )
     return [every for _ in equation.outvars]

@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen, nnx
 
 from export.calling import NO_PARAMS, Adapted, Inputs, required
-from export.errors import ExportError, ParamsError
+from export.errors import ExportError, ParamsError, Untraceable
 from export.functions import adapt_function
 from export.linen_models import adapt_linen
 from export.lowering import describe
@@ -49,11 +49,13 @@ def adapt(
       ExportError: the model cannot be called so.
     """
     try:
-        return _adapt(model, params, abstract(inputs, 2, sizes), around)
+        # Rows that divide among all devices: a model that shards them fails for a better reason.
+        rows = 2 * jax.local_device_count()
+        return _adapt(model, params, abstract(inputs, rows, sizes), around)
     except ExportError:
         raise
     except (Exception, SystemExit) as error:  # whatever the user's model raises
-        raise ExportError(f"the model cannot be traced: {describe(error)}") from error
+        raise Untraceable(f"the model cannot be traced: {describe(error)}") from error
 
 
 def _adapt(model: Any, params: Any, inputs: Inputs, around: Sequence[Mapping[str, Any]]) -> Adapted:

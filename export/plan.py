@@ -1,5 +1,6 @@
 """What is decided before a program is lowered: signature, params, traces, goldens."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -13,13 +14,15 @@ from export import goldens as golden_rules
 from export.calling import Adapted
 from export.checkpoints import read_params, take_subtree
 from export.constants import large_constants, stuck_constants, with_constants
-from export.errors import ExportError
+from export.devices import named_device, refuse_several_devices
+from export.errors import ExportError, Untraceable
 from export.fields import parse_output
 from export.golden_inputs import golden_inputs
 from export.lowering import Traced, trace
 from export.models import abstract, adapt
 from export.outputs import Key, name_outputs, output_specs
 from export.packing import Packing, plan_packing
+from export.random_bits import refuse_foreign_bits
 from export.spec import ExportSpec
 from runtime.compare import largest_difference
 from runtime.entries import OutputFormat
@@ -85,6 +88,8 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
     signature = Signature(inputs=inputs, outputs=outputs, axes=axes)
     notes = (*adapted.notes, *_wide_notes(signature, x64), *narrowed, *hoisted)
     output_format = _output_format(spec, signature)
+    refuse_foreign_bits((one.jaxpr for one in traced.values()), spec.platforms)
+    flat.device = named_device(next(iter(traced.values())).jaxpr)
     goldens = _goldens(spec, signature, flat, cast, tell)
     drift: dict[str, float] = {}
     if spec.dtype is not None:
@@ -180,12 +185,14 @@ class _Flat:
 
     Attributes:
       names: of the outputs, known after the first call.
+      device: the one that the model names, if it does.
     """
 
     def __init__(self, adapted: Adapted, inputs: Sequence[str]) -> None:
         self._apply = adapted.apply
         self._inputs = tuple(inputs)
         self.names: list[str] = []
+        self.device: jax.Device | None = None
 
     def call(self, params: Mapping[str, Any], inputs: Sequence[Any]) -> tuple[Any, ...]:
         named = name_outputs(self._apply(params, dict(zip(self._inputs, inputs, strict=True))))
@@ -198,6 +205,7 @@ class _Flat:
             lambda p, x: self.call(dict(zip(order, p, strict=True)), x),
             [params[name] for name in order],
             inputs,
+            self.device,
         )
 
 
@@ -213,10 +221,22 @@ def _trace_all(
     arguments = packing.pack(params)
     names = [axis.name for axis in axes]
     traced: dict[Key, Traced] = {}
+
+    def one_trace(batch: int, sizes: tuple[int, ...]) -> Traced:
+        shapes = abstract(inputs, batch, dict(zip(names, sizes, strict=True)))
+        return _trace_one(spec, flat, packing, arguments, list(shapes.values()))
+
     for key in _keys(spec.buckets, axes):
         tell(f"tracing {bucket_name(key, names)}")
-        shapes = abstract(inputs, key[0], dict(zip(names, key[1], strict=True)))
-        traced[key] = _trace_one(spec, flat, packing, arguments, list(shapes.values()))
+        try:
+            traced[key] = one_trace(*key)
+        except Untraceable:
+            # Where rows are shared among devices, too few to share are only the outer reason.
+            count = jax.local_device_count()
+            if count > 1:
+                with contextlib.suppress(Untraceable):
+                    one_trace(key[0] * count, tuple(size * count for size in key[1]))
+            raise
     constants: dict[str, Array] = {}
     for one in traced.values():
         constants |= large_constants(one.jaxpr)
@@ -258,7 +278,9 @@ def _trace_one(
     shapes: Sequence[Any],
 ) -> Traced:
     with precision(spec):
-        return trace(lambda p, x: flat.call(packing.unpack(p), x), _shapes_of(arguments), shapes)
+        one = trace(lambda p, x: flat.call(packing.unpack(p), x), _shapes_of(arguments), shapes)
+    refuse_several_devices(one.jaxpr)
+    return one
 
 
 def precision(spec: ExportSpec) -> Any:

@@ -31,7 +31,8 @@ class ExportSpec:
         `:NAME` behind it where the model has several outputs.
       labels: names of the classes, in order.
       dtype: cast floating params to this; batch statistics stay as they are.
-      matmul_precision: what dots are lowered with; None for jax's default.
+      matmul_precision: what dots are lowered with; None for what is in force
+        (`jax_default_matmul_precision`), else jax's default.
       golden: name to rows of inputs, or a .safetensors or .npz file of them; None
         for seeded ones.
       seed: of the seeded inputs.

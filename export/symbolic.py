@@ -16,9 +16,8 @@ from jax import export
 from export import lowering
 from export.constants import digest, large_constants, with_constants
 from export.errors import first_line
-from export.lowering import Traced, configured, reproducible, trace
+from export.lowering import Traced, configured, trace
 from export.plan import Plan, bucket_name, precision
-from runtime.program import wide_types
 from runtime.signature import BATCH, Axis
 from runtime.tensors import numpy_dtype
 
@@ -86,7 +85,7 @@ def lower_fixed(plan: Plan, tell: Tell) -> list[Function]:
 
 
 def _lower_all(plan: Plan, symbolic: Collection[str]) -> list[Function]:
-    with wide_types(plan.x64), reproducible(), precision(plan.spec), _oldest_convention():
+    with precision(plan.spec), _oldest_convention():
         return [_lower(plan, key) for key in _keys(plan, symbolic)]
 
 

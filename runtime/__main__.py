@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.commandline import Parser
+from runtime.commandline import Parser, reading_settings
 from runtime.errors import (
     BundleError,
     DeviceUnavailable,
@@ -187,9 +187,10 @@ def _verify(arguments: argparse.Namespace) -> int:
     bundle = _open(
         arguments
     )  # first: a wrong path is seen before jax is imported, which takes longer
-    from runtime.loading import load
-    from runtime.report import junit, verification
-    from runtime.verify import verify
+    with reading_settings():
+        from runtime.loading import load
+        from runtime.report import junit, verification
+        from runtime.verify import verify
 
     model = load(bundle, arguments.device, progress=_say)
     report = verify(model, progress=_say)
@@ -229,8 +230,9 @@ def _bench(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         _check_plot(arguments.plot)
     bundle = _open(arguments)
-    from runtime.bench import bench, chart, table
-    from runtime.loading import load
+    with reading_settings():
+        from runtime.bench import bench, chart, table
+        from runtime.loading import load
 
     model = load(bundle, arguments.device, progress=_say)
     figures = bench(model, arguments.seconds, progress=_say)
@@ -241,8 +243,9 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from runtime.doctor import examine, unopened, written
-    from runtime.promises import today
+    with reading_settings():
+        from runtime.doctor import examine, unopened, written
+        from runtime.promises import today
 
     try:
         found = examine(_open(arguments), arguments.device, arguments.jax, today())
@@ -255,7 +258,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _refresh(arguments: argparse.Namespace) -> int:
-    from runtime.refresh import refresh
+    with reading_settings():
+        from runtime.refresh import refresh
 
     manifest = refresh(
         _open(arguments),

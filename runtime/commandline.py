@@ -37,6 +37,16 @@ def needing(extra: str, *packages: str) -> Iterator[None]:
         sys.exit(EXIT_USAGE)
 
 
+@contextlib.contextmanager
+def reading_settings() -> Iterator[None]:
+    """Import JAX, which reads its settings from the environment; where it refuses one, exit."""
+    try:
+        yield
+    except ValueError as error:
+        print(f"error: JAX does not take a setting of the environment: {error}", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+
+
 def _expect(package: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ModuleNotFoundError(name=package)

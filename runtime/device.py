@@ -22,12 +22,13 @@ def find_device(wanted: object | None) -> Device:
     """Give the device to serve from.
 
     Args:
-      wanted: None for JAX's default device, a platform ("cpu", "cuda"), a platform and
-        an index ("cuda:1"), or a jax device.
+      wanted: None for JAX's default device, which `jax_default_device` can name, a platform
+        ("cpu", "cuda"), a platform and an index ("cuda:1"), or a jax device.
 
     Raises:
       DeviceUnavailable: it is not there. There is no fall-back to another platform.
     """
+    wanted = _or_default(wanted)
     if isinstance(wanted, jax.Device):
         return wanted
     if wanted is not None and not isinstance(wanted, str):
@@ -50,9 +51,15 @@ def find_device(wanted: object | None) -> Device:
 
 def named(wanted: object | None) -> str:
     """Give the name that `find_device` knows a device by; empty for JAX's default."""
+    wanted = _or_default(wanted)
     if isinstance(wanted, jax.Device):
         return f"{platform_of(wanted)}:{jax.local_devices(backend=wanted.platform).index(wanted)}"
     return str(wanted or "")
+
+
+def _or_default(wanted: object | None) -> object | None:
+    """Return the device asked for, or else the one that the caller has made JAX's default."""
+    return jax.config.jax_default_device if wanted is None else wanted
 
 
 def platform_of(device: Device) -> str:

@@ -52,7 +52,7 @@ class Manifest:
       verified: platforms on which the goldens were reproduced at export; empty for
         a bundle exported with --unverified.
       x64: whether 64-bit types are on while lowering and calling.
-      matmul_precision: what the dots were lowered with, or None for jax's default.
+      matmul_precision: what the dots were lowered with: asked for, else in force; None for jax's default.
       signature: inputs, outputs, axes.
       buckets: batch sizes, increasing.
       output_format: how predictions are written for people.

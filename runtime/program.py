@@ -38,6 +38,7 @@ from runtime.errors import (
     IntegrityError,
     first_line,
 )
+from runtime.jax_settings import lifted, lifted_for_call
 from runtime.manifest import Manifest
 from runtime.tensors import Array, numpy_dtype
 
@@ -128,18 +129,13 @@ def _configure(options: Mapping[str, Any]) -> None:
     compilation_cache.reset_cache()
 
 
-def wide_types(enabled: bool) -> contextlib.AbstractContextManager[Any]:
-    """Switch 64-bit types on for lowering or calling, in this thread only."""
-    return jax.enable_x64(True) if enabled else contextlib.nullcontext()
-
-
 def put(arrays: Sequence[Array], device: Device, *, x64: bool) -> tuple[Any, ...]:
     """Put arrays on the device; on CPU an aligned one is used where it lies.
 
     Raises:
       ExecutionError: the device failed, as one without the memory for them does.
     """
-    with wide_types(x64):
+    with lifted_for_call(x64=x64):
         try:
             placed = tuple(jax.device_put(list(arrays), device))
             jax.block_until_ready(placed)
@@ -178,16 +174,10 @@ class Program:
           ExecutionError: the device failed.
         """
         try:
-            return tuple(np.asarray(output) for output in self.launch(params, inputs))
+            with lifted_for_call(x64=self._x64):
+                return tuple(np.asarray(output) for output in self._compiled(params, inputs))
         except (jax.errors.JaxRuntimeError, RuntimeError) as error:
             raise ExecutionError(f"program b{self.batch}: {error}") from error
-
-    def launch(self, params: tuple[Any, ...], inputs: tuple[Array, ...]) -> tuple[Any, ...]:
-        """Start the program; the device arrays it returns may not be computed yet."""
-        if not self._x64:
-            return self._compiled(params, inputs)  # type: ignore[no-any-return]
-        with jax.enable_x64(True):
-            return self._compiled(params, inputs)  # type: ignore[no-any-return]
 
     def costs(self) -> dict[str, float]:
         """Say what XLA says of the program: flops, bytes_accessed, temp_bytes, …; may lack keys."""
@@ -253,7 +243,7 @@ def compile_program(
         another platform, or with custom calls it does not know.
       IntegrityError: it makes other custom calls than the manifest lists.
     """
-    with wide_types(manifest.x64):
+    with lifted(x64=manifest.x64):
         arguments = _Arguments.of(entry, manifest, device)
         try:
             exported, fallback = _read(read, entry, manifest)
@@ -283,7 +273,7 @@ def rewrap(artifact: bytes, entry: ProgramEntry, manifest: Manifest) -> bytes:
       IncompatibleProgram: this jax does not read it.
       IntegrityError: it makes other custom calls than the manifest lists.
     """
-    with wide_types(manifest.x64):
+    with lifted(x64=manifest.x64):
         try:
             return bytes(_wrapped(artifact, entry, manifest).serialize())
         except BundleError:

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
-from runtime.commandline import needing
+from runtime.commandline import needing, reading_settings
 
 if __name__ == "__main__":  # who only imports this has signals of their own
     # What follows takes seconds, in which Python would answer an interrupt with a traceback.
@@ -31,7 +31,7 @@ if __name__ == "__main__":  # who only imports this has signals of their own
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: os._exit(0))
 
-with needing("server"):
+with needing("server"), reading_settings():
     import uvloop
 
     from runtime.program import compute_with
