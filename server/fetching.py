@@ -105,9 +105,7 @@ def bundle_at(
     from server.gcs import CloudStore
 
     cache = Path(cache_dir) if cache_dir else None
-    with fetching(
-        CloudStore(place), cache, require_digest=require_digest, device=device
-    ) as bundle:
+    with fetching(CloudStore(place), cache, require_digest=require_digest, device=device) as bundle:
         yield bundle
 
 

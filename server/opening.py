@@ -146,9 +146,7 @@ def open_model(config: ServerConfig) -> Opened:
       ExecutionError: the device failed.
     """
     wait_in_place()
-    with bundle_at(
-        config.bundle, config.cache_dir, config.require_digest, config.device
-    ) as bundle:
+    with bundle_at(config.bundle, config.cache_dir, config.require_digest, config.device) as bundle:
         with letting_in(bundle, config):
             model = load(bundle, config.device or None, progress=log.info)
         if config.processes > 1 and model.platform != "cpu":

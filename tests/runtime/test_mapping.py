@@ -6,6 +6,7 @@ import mmap
 import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 from pytest import fixture, mark, param, raises
@@ -241,9 +242,10 @@ def test_file_that_a_network_has_lost_is_refused(model, monkeypatch):
     def stale(_):
         raise OSError(116, "Stale file handle")
 
-    with monkeypatch.context() as patch, raises(IntegrityError) as caught:
+    with monkeypatch.context() as patch:
         patch.setattr("os.fstat", stale)
-        model.bundle.expect_unwritten()
+        with raises(IntegrityError) as caught:
+            model.bundle.expect_unwritten()
 
     assert str(caught.value) == (
         f"{PARAMS}: expected the file that was checked for as long as it is in use, got Stale file "
@@ -256,7 +258,7 @@ def test_file_is_in_use_for_as_long_as_something_refers_to_it(bundle):
     A file that was let go may change, and its descriptor is closed; goldens are let go at once.
     """
     opened = open_bundle(bundle)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     tensors = opened.map(opened.manifest.params.files[0])
     flip(bundle / PARAMS)
     with raises(IntegrityError):
@@ -264,7 +266,7 @@ def test_file_is_in_use_for_as_long_as_something_refers_to_it(bundle):
     del tensors
 
     opened.expect_unchanged()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_file_that_changes_while_it_is_hashed_is_found_out(bundle, monkeypatch):

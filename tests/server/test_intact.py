@@ -93,9 +93,7 @@ def test_a_bundle_that_was_replaced_is_told_once_and_served_on(caplog):
     error = IntegrityError("the end of the test")
 
     assert looked(Watched([None, None, None, error], replaced=PARAMS))[0] is error
-    assert caplog.messages == [
-        f"{PARAMS}: was replaced; the bundle that was loaded is served on"
-    ]
+    assert caplog.messages == [f"{PARAMS}: was replaced; the bundle that was loaded is served on"]
 
 
 def test_a_service_whose_files_have_changed_answers_nobody(capsys):
