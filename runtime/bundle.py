@@ -8,21 +8,20 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
-import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 
+from runtime.claims import LENGTH_BYTES, expect_consistent, expect_data, expect_header
 from runtime.entries import MANIFEST_NAME, File
 from runtime.errors import BundleError, IntegrityError, printable
 from runtime.manifest import MAX_MANIFEST_BYTES, Manifest
+from runtime.mapping import MappedFile, digest_of
 from runtime.tensors import Array, read_tensors
 
 log = logging.getLogger(__name__)
-
-_CHUNK = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,6 +42,9 @@ class Bundle:
     digest: str
     arrived: Callable[[File], None] = dataclasses.field(
         default=lambda _: None, repr=False, compare=False
+    )
+    _mapped: list[MappedFile] = dataclasses.field(
+        default_factory=list, init=False, repr=False, compare=False
     )
 
     def read(self, file: File) -> bytes:
@@ -71,20 +73,57 @@ class Bundle:
         """View the tensors of a safetensors file through mmap.
 
         Returns:
-          Read-only arrays over the mapping; nothing is copied.
+          Read-only arrays over the mapping; nothing is copied. While anything refers to them
+          the file is in use: see `expect_unchanged`.
 
         Raises:
           IntegrityError: it is not the file that the manifest describes.
         """
         with self.opened(file) as f:
-            mapped = (
-                mmap.mmap(f.fileno(), file.bytes, access=mmap.ACCESS_READ) if file.bytes else b""
-            )
-        digest = hashlib.sha256()
-        for start in range(0, file.bytes, _CHUNK):
-            digest.update(memoryview(mapped)[start : start + _CHUNK])
-        _compare(file, len(mapped), digest.hexdigest())
+            expect_header(file, int.from_bytes(f.read(LENGTH_BYTES), "little"))
+            try:
+                in_use = MappedFile(self.path / file.path, file, f.fileno())
+            except OSError as error:
+                raise IntegrityError(
+                    f"{file.path}: expected a file that can be mapped, got {error.strerror}"
+                ) from None
+        mapped = in_use.take()
+        self._mapped.append(in_use)
+        _compare(file, len(mapped), digest_of(mapped))
         return read_tensors(self.path / file.path, mapped, file.path)
+
+    def expect_unwritten(self) -> None:
+        """Raise if a file in use was written to or cut off, by its size and times; none is read.
+
+        Raises:
+          IntegrityError: names the file.
+        """
+        for mapped in self._in_use():
+            mapped.expect_unwritten()
+
+    def expect_unchanged(self) -> None:
+        """Raise if a file in use is no longer what was checked: answers may be wrong then.
+
+        In use are the files of which something is used where it is mapped: params on a CPU. What was
+        copied to another device, and programs once they are compiled, may change or go. To be
+        called now and then by whoever owns the process, by one thread at a time.
+
+        Raises:
+          IntegrityError: names the file.
+        """
+        for mapped in self._in_use():
+            mapped.expect_unchanged()
+
+    def replaced(self) -> str:
+        """Name a file in use whose place another one has taken; "" if there is none."""
+        return next((m.file.path for m in self._in_use() if m.replaced), "")
+
+    def _in_use(self) -> list[MappedFile]:
+        for mapped in list(self._mapped):
+            if not mapped.in_use:
+                with contextlib.suppress(ValueError):  # another thread was sooner
+                    self._mapped.remove(mapped)
+        return list(self._mapped)
 
     @contextlib.contextmanager
     def opened(self, file: File) -> Iterator[BufferedReader]:
@@ -147,6 +186,7 @@ def open_bundle(path: str | os.PathLike[str], *, require_digest: str | None = No
     manifest = Manifest.from_bytes(data)
     bundle = Bundle(root, manifest, hashlib.sha256(data).hexdigest())
     bundle.require(require_digest)
+    expect_consistent(manifest)
     for file in manifest.files:
         with _opened(root, file):
             pass
@@ -196,6 +236,7 @@ def _opened(root: Path, file: File) -> Iterator[int]:
             raise IntegrityError(f"{file.path}: expected a regular file, got another kind")
         if status.st_size != file.bytes:
             raise IntegrityError(f"{file.path}: expected {file.bytes} bytes, got {status.st_size}")
+        expect_data(file, status, descriptors[-1])
         yield descriptors[-1]
     finally:
         for descriptor in descriptors:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import Bundle
+from runtime.claims import params_bytes
 from runtime.customcalls import ALLOWED
 from runtime.description import columns
 from runtime.device import (
@@ -25,7 +26,7 @@ from runtime.manifest import Manifest
 from runtime.probe import probing
 from runtime.program import Program, versions
 from runtime.promises import Promise, assumed, is_known, promises
-from runtime.room import needs, params_bytes
+from runtime.room import needs
 from runtime.signature import bucket_name
 from runtime.verify import check_goldens
 

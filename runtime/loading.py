@@ -6,7 +6,16 @@ import os
 from collections.abc import Callable
 
 from runtime.bundle import Bundle, open_bundle
-from runtime.device import Device, find_device, named, platform_of
+from runtime.claims import expect_memory
+from runtime.device import (
+    Device,
+    find_device,
+    free_memory,
+    host_memory_free,
+    named,
+    params_memory,
+    platform_of,
+)
 from runtime.errors import IncompatibleProgram, IntegrityError
 from runtime.model import Model
 from runtime.probe import probing
@@ -72,6 +81,12 @@ def compile_all(bundle: Bundle, target: Device, *, progress: Progress) -> tuple[
             f"bundle {bundle.path}: needs platform {' or '.join(manifest.platforms)}, this "
             f"device is {platform}; export with --platforms {platform}, or name another device"
         )
+    expect_memory(
+        manifest,
+        params=params_memory(target),
+        device=free_memory(target),
+        host=host_memory_free(),
+    )
     # Programs first: compiling needs memory of its own, and needs no params.
     programs = []
     for i, entry in enumerate(manifest.programs):

@@ -9,12 +9,13 @@ import numpy as np
 
 from runtime.buckets import Planner, pick
 from runtime.bundle import Bundle
+from runtime.claims import params_bytes
 from runtime.device import Device, free_memory, platform_of
 from runtime.errors import SignatureMismatch
 from runtime.inputs import Checked, Checker
 from runtime.manifest import Manifest
 from runtime.program import Program
-from runtime.room import expect_room, params_bytes
+from runtime.room import expect_room
 from runtime.signature import Signature, TensorSpec, bucket_name
 from runtime.staging import stage, unstage
 from runtime.tensors import Array, numpy_dtype
@@ -175,6 +176,15 @@ class Model:
                     costs[batch] = min(costs[batch], _seconds(program, self.params, blank[batch]))
             planner = Planner(costs, mixed=bool(self.manifest.row_mixing))
             self.groups[sizes] = dataclasses.replace(group, planner=planner)
+
+    def data_dependent(self, sizes: tuple[int, ...], batch: int) -> bool:
+        """Whether how long a program runs depends on its inputs, so that measuring does not tell.
+
+        Args:
+          sizes: of its bucketed axes.
+          batch: its bucket.
+        """
+        return self.groups[sizes].programs[batch].data_dependent
 
     def expect_room(self, at_once: int = 1) -> None:
         """Refuse programs that the device has too little memory left to run.

@@ -4,11 +4,12 @@ Batches come in through a queue and outcomes go out through a callback, called o
 thread. Nothing else is shared, so there is no lock. The thread exists for liveness: while a
 program runs the event loop goes on taking requests and keeping deadlines. A device that gains
 from two batches at once has two such threads. Quick batches the loop runs itself, while no
-thread has one; then they watch over the loop.
+thread has one; meanwhile an idle thread watches over the loop, which cannot answer for itself then.
 """
 
 import dataclasses
 import logging
+import math
 import queue
 import threading
 import time
@@ -25,8 +26,9 @@ from server.errors import OutOfMemory
 
 log = logging.getLogger(__name__)
 
-# A timeout of many years is more than a lock takes.
-_LONGEST_WAIT_S = 3600.0
+# An idle thread looks at the loop so often while that runs a batch in place, and at least once a second.
+_LOOKS = 4
+_LONGEST_TICK_S = 1.0
 
 Answer = tuple[Array, ...] | Exception
 Run = Callable[[Batch, tuple[Array, ...]], tuple[Array, ...]]
@@ -69,7 +71,7 @@ class Device:
       canary: runs what cannot fail on a device that works.
       deliver: called with each outcome, on the device's thread.
       died: called if a thread ends by anything but `close`.
-      stall_s: longest that a batch takes in place before it is given up.
+      stall_s: longest that a batch may take in place, whatever `run_here` is told.
       hung: called, on a thread of the device, when one takes longer; has to end the process.
       threads: batches that run at once.
     """
@@ -92,7 +94,7 @@ class Device:
         self._died = died
         self._stall_s = stall_s
         self._hung = hung
-        self._here_since: float | None = None
+        self._here: tuple[Batch, float] | None = None
         self._inbox: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._loop, name="device", daemon=True) for _ in range(threads)
@@ -107,13 +109,18 @@ class Device:
         """Run a batch once a thread has none."""
         self._inbox.put(batch)
 
-    def run_here(self, batch: Batch) -> Outcome:
-        """Run a batch on the calling thread; none may be with the threads."""
-        self._here_since = time.monotonic()
+    def run_here(self, batch: Batch, stall_s: float = math.inf) -> Outcome:
+        """Run a batch on the calling thread; none may be with the threads.
+
+        Args:
+          batch: to run.
+          stall_s: longest that it may take, seconds.
+        """
+        self._here = batch, min(stall_s, self._stall_s)
         try:
             return self.execute(batch)
         finally:
-            self._here_since = None
+            self._here = None
 
     def close(self) -> None:
         """End the threads after the batches that they have."""
@@ -129,14 +136,21 @@ class Device:
             self._died()
 
     def _next(self) -> Batch | None:
-        """Wait for a batch, and look now and then whether the other thread hangs in one."""
+        """Wait for a batch, and look now and then whether the loop hangs in one.
+
+        It counts looks and not seconds: a process that was suspended has had no time to run.
+        """
+        tick_s = min(self._stall_s / _LOOKS, _LONGEST_TICK_S)
+        seen, looks = None, 0
         while True:
             try:
-                return self._inbox.get(timeout=min(self._stall_s / 2, _LONGEST_WAIT_S))
+                return self._inbox.get(timeout=tick_s)
             except queue.Empty:
-                since = self._here_since
-                if since is not None and time.monotonic() - since > self._stall_s:
-                    log.critical("the device hangs")
+                here = self._here
+                looks = looks + 1 if here is not None and here is seen else 0
+                seen = here
+                if here is not None and looks * tick_s >= here[1]:
+                    log.critical("the device hangs: a batch ran in place for %.3g s", here[1])
                     self._hung()
 
     def execute(self, batch: Batch) -> Outcome:

@@ -9,14 +9,16 @@ import signal
 from collections.abc import Callable
 
 from runtime.scratch import passing
+from server import logs
 from server.board import Board
 from server.config import ServerConfig
 from server.grpc_api import Entrance
 from server.http_app import create_app, make_wait
 from server.http_front import Front
 from server.http_server import HttpServer, listen
+from server.intact import BusErrors
 from server.joiners import Joiners
-from server.opening import EXIT_BUNDLE, EXIT_DEVICE, Opened, open_service
+from server.opening import EXIT_BUNDLE, EXIT_DEVICE, Opened, open_service, unfit
 from server.routes import hot_paths, make_routes
 from server.service import Service
 
@@ -60,6 +62,11 @@ class Process:
             hung=lambda: die(EXIT_DEVICE),
         )
         self._config = config
+        self._bus_errors = BusErrors(
+            self._expect_unwritten,
+            functools.partial(logs.end, config.log_format),
+            functools.partial(die, EXIT_BUNDLE),
+        )
         self._joiners: Joiners | None = None
         gather = None
         if config.processes > 1:
@@ -77,6 +84,7 @@ class Process:
 
     async def serve(self) -> int:
         """Serve; returns the exit status."""
+        self._bus_errors.install()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._signalled, number)
         if self._joined is None:
@@ -130,11 +138,15 @@ class Process:
             self._end(failed)
             return
         self._front.hot = hot_paths(self._service, self._routes)
+        self._tasks.append(self._loop.create_task(self._watch()))
         if self._board is not None:
             self._tasks.append(self._loop.create_task(self._board.keep(self._service)))
         if self._joined is not None:
             await self._listen()
             self._joined()
+
+    async def _watch(self) -> None:
+        self._end(await unfit(self._service, self._config))
 
     async def _proven(self, config: ServerConfig, opened: Opened) -> None:
         """Have the other processes begin, with the bundle that was proven and no other."""
@@ -175,6 +187,10 @@ class Process:
     def _end(self, status: int) -> None:
         if not self._ended.done():
             self._ended.set_result(status)
+
+    def _expect_unwritten(self) -> None:
+        if self._service.loaded:
+            self._service.model.bundle.expect_unwritten()
 
     def _lost(self, status: int) -> None:
         """End as another of the processes did."""

@@ -223,6 +223,16 @@ class Service:
         if self.state is not State.FAILED:
             self.state = State.STOPPING
 
+    def fail(self, reason: str) -> None:
+        """Be ready no more, and refuse every request, those that are in too.
+
+        Args:
+          reason: what their callers are told.
+        """
+        self.state = State.FAILED
+        for request in list(self._requests):
+            self._end(request, NotReady(reason))
+
     def abandon(self) -> int:
         """Refuse the requests that are still in; returns how many there were."""
         left = list(self._requests)
@@ -314,12 +324,10 @@ class Service:
             start += task.rows
 
     def _give_up(self, reason: str) -> None:
-        """Fail: refuse every request, those that are in too, and have the process ended."""
+        """Fail for want of a device, and have the process ended."""
         if self.state is not State.FAILED:
-            self.state = State.FAILED
             log.critical("giving up: %s", reason)
-            for request in list(self._requests):
-                self._end(request, NotReady("the device has failed"))
+            self.fail("the device has failed")
             self._fatal(reason)
 
 

@@ -1,6 +1,7 @@
 """The device's thread, its work done on the test's own wherever that tells as much."""
 
 import logging
+import queue
 import threading
 
 import numpy as np
@@ -313,6 +314,73 @@ def test_a_caller_that_hangs_in_the_device_is_noticed(model, outcomes):
     device._threads[0].join(30)
 
     assert noticed.is_set()
+
+
+def test_a_batch_in_place_may_have_less_time_than_others(model, outcomes):
+    """What is known to be quick is given up long before a batch that may take its time."""
+    noticed = threading.Event()
+    device = device_of(model, outcomes.append, stall_s=1e300, hung=noticed.set)
+    device.start()
+    model.before = lambda _: noticed.wait(30)
+
+    device.run_here(batch_of(1), stall_s=0.01)
+    device.close()
+    device._threads[0].join(30)
+
+    assert noticed.is_set()
+
+
+@mark.parametrize(("looks", "hung"), [(1, 0), (4, 0), (5, 1)])
+def test_time_in_which_nobody_looked_does_not_count(model, outcomes, looks, hung):
+    """A process that was suspended has had no time to run: looks count, each after its wait."""
+    told = []
+    device = device_of(model, outcomes.append, stall_s=4.0, hung=lambda: told.append("hung"))
+    device._inbox = Idle(looks)
+    device._here = batch_of(1), 4.0  # for hours, by the clock
+
+    device._loop()
+
+    assert len(told) == hung
+    assert set(device._inbox.waits) == {1.0}
+
+
+def test_each_batch_in_place_has_its_own_time(model, outcomes):
+    """Many quick batches one after the other are no batch that hangs."""
+    told = []
+    device = device_of(model, outcomes.append, stall_s=4.0, hung=lambda: told.append("hung"))
+
+    def another():
+        device._here = batch_of(1), 4.0
+
+    device._inbox = Idle(20, meanwhile=another)
+    device._loop()
+
+    assert told == []
+
+
+class Idle:
+    """An inbox that has nothing for so many waits, and then the end.
+
+    Args:
+      waits: that many.
+      meanwhile: called during each.
+
+    Attributes:
+      waits: the seconds of each wait.
+    """
+
+    def __init__(self, waits, meanwhile=lambda: None):
+        self._left = waits
+        self._meanwhile = meanwhile
+        self.waits = []
+
+    def get(self, timeout):
+        """Wait once, in no time."""
+        self._meanwhile()
+        self.waits.append(timeout)
+        self._left -= 1
+        if self._left >= 0:
+            raise queue.Empty
 
 
 def test_a_caller_that_is_back_is_not_watched(model, outcomes):
