@@ -8,15 +8,16 @@ CONNECTIONS = 1024
 CONCURRENT_STREAMS = 128
 # Calls of one connection that its client counts as ended, since they were answered or reset, and
 # this process not yet. Beyond these more calls are refused.
-ENDING_STREAMS = 1024
+ENDING_STREAMS = 128
 # Bytes of a message that come before its call asks for it. Left to itself, gRPC would make that
 # 4 MiB for each call as soon as it has measured the connection.
 WINDOW = 65535
 # Seconds that a call may wait for this process to look at it: a client has its own deadline.
 _FOR_EVER_S = 1 << 20
-# Calls that may wait for that. They are bounded by connections and their streams; gRPC's own
-# bounds, 1,000 and 3,000, cancel calls of whoever comes, at random, and no client tries again.
-_ALL = (1 << 31) - 1
+# Calls that may wait for that, of all connections: more than 100 of them can have open at once.
+# Beyond that gRPC cancels calls of whoever comes, and no client tries again; by its own bounds,
+# 1,000 and 3,000, it did so in a burst of honest calls.
+PENDING = 32_768
 
 
 def address(host: str, port: int) -> str:
@@ -32,8 +33,8 @@ def options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.max_allowed_incoming_connections", CONNECTIONS),
         ("grpc.max_concurrent_streams", CONCURRENT_STREAMS),
         ("grpc.http2.max_deallocating_streams", ENDING_STREAMS),
-        ("grpc.server.max_pending_requests", _ALL),
-        ("grpc.server.max_pending_requests_hard_limit", _ALL),
+        ("grpc.server.max_pending_requests", PENDING),
+        ("grpc.server.max_pending_requests_hard_limit", PENDING),
         ("grpc.server_max_unrequested_time_in_server", _FOR_EVER_S),
         ("grpc.max_receive_message_length", config.max_body_bytes),
         ("grpc.max_send_message_length", -1),

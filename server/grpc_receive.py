@@ -151,8 +151,11 @@ class Receiver:
         old = [a for a in self._receiving if a.looks >= (SLOW_PATIENCE if a.slow else PATIENCE)]
         for arrival in [a for a in old if a.slow][: len(self._bad)]:
             self._end(arrival, self._overdue())
-        for arrival in [a for a in old if not a.slow][: len(self._good)]:
+        quick = [a for a in old if not a.slow] if self._good else []
+        for arrival in quick:
             self._slow_down(arrival)
+        for arrival in [a for a in quick if not a.slow][: len(self._good)]:
+            self._end(arrival, self._overdue())
         self._grant()
         for connection, looks in list(self._slow_connections.items()):
             if looks > 1 or connection in self._bad:
@@ -167,7 +170,7 @@ class Receiver:
             self._timer = asyncio.get_running_loop().call_later(self._look_s, self._on_time)
 
     def _slow_down(self, arrival: _Arrival) -> None:
-        """Have a call make room for those that wait."""
+        """Have a call take one of the slots for slow ones, if there is one."""
         connection = arrival.connection or arrival.context.peer()
         self._slow_connections[connection] = _REMEMBERED
         if connection in self._good:
@@ -175,8 +178,6 @@ class Receiver:
         if self._slow < self._most_slow:
             arrival.slow = True
             self._slow += 1
-        else:
-            self._end(arrival, self._overdue())
 
     def _overdue(self) -> Overloaded:
         return Overloaded(
