@@ -12,6 +12,8 @@ from server.pending import Nonfinite
 
 # Of the largest, how many bodies may be under way at once.
 _BODIES = 8
+# What gRPC's C core can count, in milliseconds: 23 days.
+_OLDEST_S = 2_000_000
 # Where an image has its bundle, if one was baked in.
 BAKED_IN = "/bundle"
 
@@ -101,6 +103,13 @@ class ServerConfig:
         "BYTES",
         "largest JSON body, decompressed, and never more than the above",
         shown="16777216, 16 MiB",
+    )
+    grpc_max_connection_age_s: float = _option(
+        0.0,
+        "SECONDS",
+        "age at which a gRPC connection is closed once its calls are answered, so that clients "
+        "spread over the servers anew",
+        shown="none",
     )
     golden: str = _option(
         "fail", "", "what a golden that this device does not reproduce does: end it, or warn"
@@ -204,6 +213,11 @@ class ServerConfig:
         for name in ("max_queue_delay_ms", "drain_delay_s", "drain_timeout_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.grpc_max_connection_age_s <= _OLDEST_S:
+            raise ConfigError(
+                f"grpc_max_connection_age_s: expected 0 to {_OLDEST_S}, got "
+                f"{self.grpc_max_connection_age_s}"
+            )
         for name in ("request_timeout_ms", "device_timeout_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected more than 0, got {getattr(self, name)}")

@@ -133,6 +133,12 @@ def test_a_baked_in_bundle_is_the_one_of_the_image(tmp_path, monkeypatch):
             id="grpc-port-range",
         ),
         param(
+            ["--bundle", "b", "--grpc-max-connection-age-s", "-1"],
+            {},
+            "grpc_max_connection_age_s: expected 0 to 2000000, got -1.0",
+            id="grpc-age-range",
+        ),
+        param(
             ["--bundle", "b", "--predict-route", "predict"],
             {},
             "predict_route: expected a path that begins with '/' and has none of '<>?# ', got 'predict'",
@@ -205,6 +211,7 @@ SOMETHING_ELSE = {
     "request_timeout_ms": 0.5,
     "max_body_bytes": 3,
     "max_json_bytes": 4,
+    "grpc_max_connection_age_s": 5.5,
     "golden": "warn",
     "nonfinite": "string",
     "device_timeout_s": 6.5,
