@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import logging
 import socket
+import struct
+import sys
 import time
 from typing import Any
 
@@ -17,8 +20,12 @@ log = logging.getLogger(__name__)
 CONNECTIONS = 2048
 # How often connections are looked at for what does not come.
 LOOK_S = 1.0
+_SO_ATTACH_FILTER = 26
 # Connections that are taken in before the others have their turn.
 _AT_ONCE = 64
+# How long a server that stops waits for requests that are on their way. Less than the second after
+# which a client tries again to connect, so that it is refused at once then.
+GRACE_S = 0.5
 # Running out of these passes, once connections end.
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -41,6 +48,32 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     )
     listener.setblocking(False)
     return listener
+
+
+def turn_away(listener: socket.socket) -> None:
+    """Have the kernel drop what asks for a connection, as far as it knows how to.
+
+    A connection that came between the last `accept` and `close` would be reset, with the request
+    on it. Who gets no answer asks again a second later, and is refused.
+    """
+    if sys.platform != "linux":
+        return
+    # In classic BPF: load the flags of the TCP header; if of SYN and ACK it has SYN alone, take
+    # none of the packet, else all of it.
+    program = b"".join(
+        struct.pack("=HBBI", *line)
+        for line in (
+            (0x30, 0, 0, 13),
+            (0x54, 0, 0, 0x12),
+            (0x15, 0, 1, 0x02),
+            (0x06, 0, 0, 0),
+            (0x06, 0, 0, 0xFFFFFFFF),
+        )
+    )
+    kept = ctypes.create_string_buffer(program, len(program))
+    described = struct.pack("@HP", len(program) // 8, ctypes.addressof(kept))
+    with contextlib.suppress(OSError):  # it may be closed
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
 
 
 class HttpServer:
@@ -66,27 +99,55 @@ class HttpServer:
         self._look_s = look_s
         self._heads = Heads()
         self._beginning: set[asyncio.Task[Any]] = set()
+        self._serving: asyncio.Task[Any] | None = None
         self.connections: set[Connection] = set()
 
     async def serve(self) -> None:
-        """Accept connections; cancelled to end."""
+        """Accept connections until `stop` ends it, or it is cancelled."""
         loop = asyncio.get_running_loop()
+        self._serving = asyncio.current_task()
         looking = loop.create_task(self._look())
         try:
-            with self._listener:
-                while True:
-                    await self._accept(loop)
+            while True:
+                await self._accept(loop)
         finally:
             looking.cancel()
+            self._close(loop)
 
-    async def stop(self) -> None:
-        """Close the connections as their answers are sent; all of them are closed then."""
-        while self.connections:
+    async def stop(self, grace_s: float = GRACE_S) -> None:
+        """Close the connections as their answers are sent; all of them are closed then.
+
+        Args:
+          grace_s: for how long connections are kept on which nothing is asked. What is on its way
+            is answered, or refused, and not lost with them.
+        """
+        loop = asyncio.get_running_loop()
+        turn_away(self._listener)
+        until = time.monotonic() + grace_s
+        over = False
+        while not over or self.connections or self._beginning:
             now = time.monotonic()
+            if not over and now >= until:
+                over = True
+                self._close(loop)
+                if self._serving is not None:
+                    self._serving.cancel()
             for connection in list(self.connections):
-                connection.leave()
+                connection.leave(idle=over)
                 connection.look(now)
             await asyncio.sleep(0.01)
+
+    def unfinished(self) -> int:
+        """Return the number of connections on which an answer is to come, or on its way."""
+        return sum(not connection.quiet for connection in self.connections)
+
+    def _close(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Listen no more; those who are connected are taken in, since to close would reset them."""
+        with contextlib.suppress(OSError):  # there are none, or it is closed already
+            while True:
+                accepted, _ = self._listener.accept()
+                self._begin(loop, accepted)
+        self._listener.close()
 
     async def _accept(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take in the connections that wait, several at a turn: a turn can be a batch long."""

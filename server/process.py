@@ -14,7 +14,7 @@ from server.config import ServerConfig
 from server.grpc_api import Entrance
 from server.http_app import create_app, make_wait
 from server.http_front import Front
-from server.http_server import HttpServer, listen
+from server.http_server import GRACE_S, HttpServer, listen
 from server.joiners import Joiners
 from server.opening import EXIT_BUNDLE, EXIT_DEVICE, Opened, open_service
 from server.routes import hot_paths, make_routes
@@ -23,6 +23,8 @@ from server.service import Service
 log = logging.getLogger("server")
 
 EXIT_UNANSWERED = 1
+# How long refusals have to go out to who was not answered in time.
+_REFUSALS_S = 1.0
 
 
 class Process:
@@ -108,9 +110,8 @@ class Process:
         listener = listen(config.host, config.port, shared=config.processes > 1)
         self._http = HttpServer(self._front, listener)
         serving = self._loop.create_task(self._http.serve())
-        # It returns only where it broke.
+        # It returns only where it broke, or was stopped.
         serving.add_done_callback(lambda _: self._end(EXIT_DEVICE))
-        self._tasks.append(serving)
 
     async def _open(self) -> None:
         config = self._config
@@ -158,16 +159,21 @@ class Process:
                 for task in self._tasks:
                     task.cancel()
                 if self._http is not None:
-                    await self._http.stop()
+                    await self._http.stop(min(GRACE_S, self._config.drain_timeout_s / 2))
         except TimeoutError:
-            connections = 0 if self._http is None else len(self._http.connections)
-            log.error(  # noqa: TRY400
-                "stopping with %d requests unanswered, %d connections open",
-                self._service.abandon(),
-                connections,
-            )
-            await asyncio.sleep(0.1)  # their refusals go out
-            return status or EXIT_UNANSWERED
+            connections = 0 if self._http is None else self._http.unfinished()
+            unanswered = self._service.abandon()
+            if self._http is not None:  # their refusals go out
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_REFUSALS_S):
+                        await self._http.stop(grace_s=0.0)
+            if unanswered or connections:
+                log.error(  # noqa: TRY400
+                    "stopping with %d requests unanswered, %d connections open",
+                    unanswered,
+                    connections,
+                )
+                return status or EXIT_UNANSWERED
         if not status:  # else the last line is the one that says why
             log.info("stopped")
         return status

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import struct
 import time
 
 from server.config import ServerConfig
@@ -85,7 +86,7 @@ class Entrance:
     def close(self):
         """Stop listening, and end the loop."""
         self._served.cancel()
-        self.running.wait(self.server.stop())
+        self.running.wait(self.server.stop(grace_s=0))
         self.running.close()
 
 
@@ -93,6 +94,12 @@ def request(path, body, headers="", method="POST"):
     """Write a request."""
     head = f"{method} {path} HTTP/1.1\r\nhost: t\r\ncontent-length: {len(body)}\r\n{headers}\r\n"
     return head.encode() + body
+
+
+def reset(connection):
+    """Leave so that the other side is told: with no more than an end the answer could still be read."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
 
 
 def read_all(connection):
