@@ -157,7 +157,7 @@ class Connection(asyncio.Protocol):
             self._refuse(IncompleteBody("body: expected all of it, got less"))
         elif not self._between and self._phase is Phase.HEAD:
             self._refuse(MalformedRequest("head: expected all of it, got less"))
-        return self._answering is not None or bool(self._waiting)
+        return self.owing
 
     @override
     def pause_writing(self) -> None:
@@ -340,6 +340,11 @@ class Connection(asyncio.Protocol):
         return self._answering is None and not self._waiting and self._blocked_since is None
 
     @property
+    def owing(self) -> bool:
+        """Whether something was asked that is not answered."""
+        return self._answering is not None or bool(self._waiting)
+
+    @property
     def reading(self) -> bool:
         """Say whether what comes is read, and not thrown away."""
         return self._phase is not Phase.LINGER
@@ -369,17 +374,14 @@ class Connection(asyncio.Protocol):
         elif self.quiet:
             self._part()
 
-    def leave(self, *, idle: bool) -> None:
-        """End, unless there is an answer to come; a request that is not all there is refused.
-
-        Args:
-          idle: also if nothing has been asked; else a request that is on its way gets its answer.
-        """
-        if self._between:
-            if idle and self.quiet and not self._unread():
-                self._part()
-        elif self._phase is not Phase.LINGER:
+    def leave(self) -> None:
+        """End, unless there is an answer to come; a request that is not all there is refused."""
+        if not self.reading:
+            return
+        if not self._between:
             self._refuse(Draining("the server is stopping"))
+        elif self.quiet and not self._unread():
+            self._part()
 
     def _unread(self) -> int:
         """Return how many bytes have come that the loop has not read yet."""

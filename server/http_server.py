@@ -23,6 +23,7 @@ LOOK_S = 1.0
 _SO_ATTACH_FILTER = 26
 # Connections that are taken in before the others have their turn.
 _AT_ONCE = 64
+_TURN_S = 0.01
 # How long a server that stops waits for requests that are on their way. Less than the second after
 # which a client tries again to connect, so that it is refused at once then.
 GRACE_S = 0.5
@@ -114,28 +115,39 @@ class HttpServer:
             looking.cancel()
             self._close(loop)
 
-    async def stop(self, grace_s: float = GRACE_S) -> None:
-        """Close the connections as their answers are sent; all of them are closed then.
+    async def finish(self, grace_s: float = GRACE_S) -> None:
+        """Listen no more, and wait until whatever was asked is answered.
 
         Args:
           grace_s: for how long connections are kept on which nothing is asked. What is on its way
-            is answered, or refused, and not lost with them.
+            is answered then, and not lost with them.
         """
         loop = asyncio.get_running_loop()
         turn_away(self._listener)
         until = time.monotonic() + grace_s
         over = False
-        while not over or self.connections or self._beginning:
-            now = time.monotonic()
-            if not over and now >= until:
+        while not over or self._beginning or any(c.owing for c in self.connections):
+            if not over and time.monotonic() >= until:
                 over = True
                 self._close(loop)
                 if self._serving is not None:
                     self._serving.cancel()
-            for connection in list(self.connections):
-                connection.leave(idle=over)
-                connection.look(now)
-            await asyncio.sleep(0.01)
+            self._look_at_all(leave=over)
+            await asyncio.sleep(_TURN_S)
+
+    async def stop(self) -> None:
+        """Close the connections as their answers are sent; all of them are closed then."""
+        await self.finish(0.0)
+        while self.connections:
+            self._look_at_all(leave=True)
+            await asyncio.sleep(_TURN_S)
+
+    def _look_at_all(self, *, leave: bool) -> None:
+        now = time.monotonic()
+        for connection in list(self.connections):
+            if leave:
+                connection.leave()
+            connection.look(now)
 
     def unfinished(self) -> int:
         """Return the number of connections on which an answer is to come, or on its way."""
@@ -184,6 +196,4 @@ class HttpServer:
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(self._look_s)
-            now = time.monotonic()
-            for connection in list(self.connections):
-                connection.look(now)
+            self._look_at_all(leave=False)

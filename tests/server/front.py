@@ -8,6 +8,7 @@ import struct
 import time
 
 from server.config import ServerConfig
+from server.cors import Cors
 from server.http_app import create_app, make_wait
 from server.http_front import Front
 from server.http_server import HttpServer, listen
@@ -34,10 +35,11 @@ class Entrance:
         self.config = ServerConfig(bundle="unused", host="127.0.0.1", port=self.port, **config)
         self.service = self.running.service
         routes = make_routes(self.service, self.config)
+        cors = Cors(self.config.origins)
         self.app = create_app(
-            self.service, routes, self.config.bodies, make_wait(self.running.loop)
+            self.service, routes, self.config.bodies, make_wait(self.running.loop), cors
         )
-        self.front = Front(self.app, self.service, self.config.bodies, threads=4)
+        self.front = Front(self.app, self.service, self.config.bodies, threads=4, cors=cors)
         if load:
             self.running.open(self.model)
             self.front.hot = hot_paths(self.service, routes)
@@ -86,7 +88,7 @@ class Entrance:
     def close(self):
         """Stop listening, and end the loop."""
         self._served.cancel()
-        self.running.wait(self.server.stop(grace_s=0))
+        self.running.wait(self.server.stop())
         self.running.close()
 
 
