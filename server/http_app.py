@@ -89,9 +89,7 @@ def create_app(
 
     @app.errorhandler(Exception)
     def fail(error: Exception) -> Response:
-        if isinstance(error, RequestRedirect):  # a slash is missing at the end
-            made = _refused(NotFound())
-        elif isinstance(error, HTTPException):
+        if isinstance(error, HTTPException):
             made = _refused(error)
         else:
             made = failure(error, request_id(_header))
@@ -123,6 +121,8 @@ def _check() -> Response | None:
         return _Plain(headers={"allow": METHODS})
     decoded = request.environ.get("PATH_INFO", "").encode("latin-1").decode(errors="replace")
     if not is_canonical(split_target(target)[0]) or not is_canonical(spelt(decoded)):
+        raise NotFound
+    if isinstance(request.routing_exception, RequestRedirect):  # to a slash at the end
         raise NotFound
     return None
 
@@ -184,8 +184,7 @@ def _refused(error: HTTPException) -> Reply:
     name = error.name or "error"
     allowed = getattr(error, "valid_methods", None)
     headers: Headers = (("allow", ", ".join(sorted(allowed))),) if allowed else ()
-    path = split_target(_target())[0]
-    shown = request.path if is_canonical(path) else path.decode("latin-1")
-    text = f"{request.method} {shown[:100]}: {name}"
+    path = split_target(_target())[0].decode("latin-1")
+    text = f"{request.method} {path[:100]}: {name}"
     slug = name.lower().replace(" ", "_")
     return refusal(error.code or 500, slug, text, request_id(_header), headers)
