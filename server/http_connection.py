@@ -452,7 +452,10 @@ class Connection(asyncio.Protocol):
         if self._half_closed:
             self._transport.close()
         else:
-            self._transport.write_eof()
+            try:
+                self._transport.write_eof()
+            except OSError:  # it was reset, which the loop has not read yet
+                self._transport.abort()
             self._enter(Phase.LINGER)
 
     def _refuse(self, error: Exception) -> None:

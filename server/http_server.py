@@ -100,17 +100,16 @@ class HttpServer:
         self._look_s = look_s
         self._heads = Heads()
         self._beginning: set[asyncio.Task[Any]] = set()
-        self._serving: asyncio.Task[Any] | None = None
         self.connections: set[Connection] = set()
 
     async def serve(self) -> None:
-        """Accept connections until `stop` ends it, or it is cancelled."""
+        """Accept connections until the listener is closed, or it is cancelled."""
         loop = asyncio.get_running_loop()
-        self._serving = asyncio.current_task()
         looking = loop.create_task(self._look())
+        self._resume(loop)
         try:
-            while True:
-                await self._accept(loop)
+            while self._listener.fileno() >= 0:  # noqa: ASYNC110 (whoever closes it waits for it)
+                await asyncio.sleep(self._look_s)
         finally:
             looking.cancel()
             self._close(loop)
@@ -130,8 +129,6 @@ class HttpServer:
             if not over and time.monotonic() >= until:
                 over = True
                 self._close(loop)
-                if self._serving is not None:
-                    self._serving.cancel()
             self._look_at_all(leave=over)
             await asyncio.sleep(_TURN_S)
 
@@ -155,28 +152,38 @@ class HttpServer:
 
     def _close(self, loop: asyncio.AbstractEventLoop) -> None:
         """Listen no more; those who are connected are taken in, since to close would reset them."""
-        with contextlib.suppress(OSError):  # there are none, or it is closed already
-            while True:
-                accepted, _ = self._listener.accept()
-                self._begin(loop, accepted)
-        self._listener.close()
+        if self._listener.fileno() >= 0:
+            loop.remove_reader(self._listener)
+            with contextlib.suppress(OSError):  # there are no more
+                while True:
+                    self._begin(loop, self._listener.accept()[0])
+            self._listener.close()
 
-    async def _accept(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _resume(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Accept when there is somebody, unless there are as many connections as there may be."""
+        if self._listener.fileno() >= 0:
+            loop.add_reader(self._listener, self._accept, loop)
+
+    def _pause(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Accept nobody for a while."""
+        loop.remove_reader(self._listener)
+        loop.call_later(self._look_s, self._resume, loop)
+
+    def _accept(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take in the connections that wait, several at a turn: a turn can be a batch long."""
+        room = self._most - len(self.connections) - len(self._beginning)
         try:
-            first, _ = await loop.sock_accept(self._listener)
-            self._begin(loop, first)
-            with contextlib.suppress(BlockingIOError):
-                for _ in range(min(_AT_ONCE, self._most - len(self.connections)) - 1):
-                    more, _ = self._listener.accept()
-                    self._begin(loop, more)
+            for _ in range(min(_AT_ONCE, room)):
+                self._begin(loop, self._listener.accept()[0])
+        except BlockingIOError:
+            return
         except OSError as error:
             if error.errno in _SHORTAGES:
                 log.warning("no more connections for now: %s", error.strerror)
-                await asyncio.sleep(self._look_s)
+                self._pause(loop)
             return
-        while len(self.connections) >= self._most:  # noqa: ASYNC110 (at the limit a look now and then will do)
-            await asyncio.sleep(self._look_s)
+        if room <= _AT_ONCE:
+            self._pause(loop)
 
     def _begin(self, loop: asyncio.AbstractEventLoop, accepted: socket.socket) -> None:
         accepted.setblocking(False)

@@ -117,6 +117,7 @@ class Process:
         serving = self._loop.create_task(self._http.serve())
         # It returns only where it broke, or was stopped.
         serving.add_done_callback(lambda _: self._end(EXIT_DEVICE))
+        self._tasks.append(serving)
 
     async def _open(self) -> None:
         config = self._config
