@@ -217,10 +217,16 @@ def test_a_terminal_that_is_closed_ends_a_server_in_order(served, number):
     assert served.end() == (0, "")
 
 
+NOHUP = """
+import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+os.execv(sys.executable, [sys.executable, "-m", "server", *sys.argv[1:]])
+"""
+
+
 def test_who_ignores_hangups_has_them_ignored(wide_bundle):
     """A server under nohup outlives its terminal."""
-    options = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
-    with started("--bundle", str(wide_bundle), options=options) as served:
+    with started("--bundle", str(wide_bundle), command=("-c", NOHUP)) as served:
         served.process.send_signal(signal.SIGHUP)
         answer = served.post({"instances": [[1, 2]]})
         ended = served.end(signal.SIGTERM)
