@@ -24,6 +24,7 @@ from runtime.description import columns
 from runtime.errors import BundleError, printable
 from runtime.signature import Signature
 from server.load import Figures, post, send
+from server.signals import ending_in_order
 
 _MOST_REQUESTS = 64
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     arguments, options = _split(argv)
     try:
         requests = requests_of(open_bundle(arguments.bundle), arguments.rows)
-        with _server(arguments.bundle, options, environ) as port:
+        with ending_in_order(), _server(arguments.bundle, options, environ) as port:
             figures = [
                 asyncio.run(send("127.0.0.1", port, requests, connections, arguments.seconds))
                 for connections in arguments.connections

@@ -5,12 +5,10 @@ Without a command it only says how many instances of a bundle fit into a request
 
 import argparse
 import json
-import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import NoReturn
 
 from runtime.bundle import Bundle, open_bundle
 from runtime.commandline import Parser, seconds
@@ -21,6 +19,7 @@ from server.checkup import examine
 from server.finding import Finding, Times
 from server.patient import Unstartable
 from server.payloads import DEDICATED_BYTES, SHARED_BYTES, Encoding, encodings, table, to_json
+from server.signals import ending_in_order
 
 _EPILOG = """\
 The command behind -- starts the server: python -m server, or an image that is given the
@@ -61,7 +60,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     times = Times(start=arguments.start_s)
     try:
         # Closed whatever happens here, so that no server is left behind.
-        with _ending_in_order(), closing(examine(command, environ, where, values, times)) as found:
+        with ending_in_order(), closing(examine(command, environ, where, values, times)) as found:
             for finding in found:
                 print(written(finding), flush=True)
                 failed += not finding.ok
@@ -70,22 +69,6 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return 2
     print(f"\n{failed} failed; Vertex would not be content" if failed else "\nall passed")
     return 1 if failed else 0
-
-
-@contextmanager
-def _ending_in_order() -> Iterator[None]:
-    """Make a signal an exit, so that what was started is ended first."""
-    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-
-    def leave(number: int, _: object) -> NoReturn:
-        sys.exit(128 + number)
-
-    before = [signal.signal(number, leave) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

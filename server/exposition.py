@@ -105,6 +105,7 @@ class MetricsPage(Collector):
         yield _gauge("queue_depth", "Rows that wait.", figures.queued_rows)
         yield _gauge("runs_alone", "1 where batches hold one task, since rows mix.", service.alone)
         yield _counter("compiles_after_ready", "Programs compiled after ready.", figures.compiles)
+        yield _counter("log_lines_dropped", "Lines of the log not written.", figures.lines_dropped)
         if service.loaded:
             yield from _of_model(service.model)
             # Params and what programs under way hold: a number that grows is a leak.

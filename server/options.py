@@ -53,6 +53,11 @@ class Option(NamedTuple):
         """Say whether it takes no value: what is on is switched off."""
         return self.flag.startswith("--no-")
 
+    @property
+    def repeats(self) -> bool:
+        """Whether it may be passed several times; the variable has the values with commas."""
+        return self.unit.endswith(f"[,{self.unit.partition('[')[0]}]")
+
 
 def options() -> Iterator[Option]:
     """Give every option there is, in the order of the help."""
@@ -62,9 +67,9 @@ def options() -> Iterator[Option]:
         about = field.metadata
         flag = ("--no-" if field.default is True else "--") + field.name.replace("_", "-")
         unit = about["unit"] or "|".join(CHOICES.get(field.name, ()))
-        variables = filter(None, (f"HLOSERVE_{field.name.upper()}", about["also"]))
+        variables = (f"HLOSERVE_{field.name.upper()}", *about["also"])
         default = about["shown"] or _shown(field.default, unit)
-        yield Option(field.name, group, flag, unit, tuple(variables), default, about["help"])
+        yield Option(field.name, group, flag, unit, variables, default, about["help"])
 
 
 def _shown(default: Any, unit: str) -> str:
@@ -135,7 +140,8 @@ def _parser() -> _Parser:
             else:
                 variables = ", ".join(option.variables)
                 text = f"{option.help} (default: {option.default})\n[{variables}]"
-                add(metavar=option.unit, help=text.replace("%", "%%"))
+                action = "append" if option.repeats else "store"
+                add(metavar=option.unit, help=text.replace("%", "%%"), action=action)
     return parser
 
 
@@ -159,6 +165,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
         text, source = getattr(found, option.name), option.flag
         if text is None:
             text, source = _from_environment(option, environ)
+        if isinstance(text, list):
+            text = ",".join(text)
         if text is not None:
             values[option.name] = _convert(text, kinds[option.name], source)
         elif option.name.endswith("_route") and environ.get("AIP_MODE") == "PREDICTION":

@@ -23,6 +23,7 @@ from server.parse import expect_fitting
 from server.reply import Reply, failure, reply
 from server.request import Request
 from server.service import Service, State
+from server.target import spelt
 
 SERVER_NAME = "hloserve"
 SERVER_VERSION = "0.1.0"
@@ -220,7 +221,7 @@ def hot_paths(
         if route.infers:
             path = functools.reduce(lambda p, part: p.replace(*part), names.items(), route.rule)
             parts = {part[1:-1]: name for part, name in names.items() if part in route.rule}
-            found[path.encode()] = route, parts
+            found[spelt(path)] = route, parts
     return found
 
 

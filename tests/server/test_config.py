@@ -151,6 +151,26 @@ def test_a_baked_in_bundle_is_the_one_of_the_image(tmp_path, monkeypatch):
             id="same-route",
         ),
         param(
+            ["--bundle", "b", "--predict-route", "/v2/../predict"],
+            {},
+            "predict_route: expected a path without '//', '/./' and '/../', got '/v2/../predict'",
+            id="route-with-dots",
+        ),
+        *(
+            param(
+                ["--bundle", "b", "--cors-origin", origin],
+                {},
+                "cors_origin: expected origins as browsers write them, such as "
+                f"https://app.example, or * alone, got {(origin.rpartition(',')[2])!r}",
+                id=f"origin-{origin}",
+            )
+            for origin in (
+                *("https://app.example/", "HTTPS://app.example", "https://App.example", "null"),
+                *("app.example", "https://app.example:443", "http://a:80", "https://*.example"),
+                *("https://app.example,*", "https://u@app.example", "https://app.example:port"),
+            )
+        ),
+        param(
             ["--bundle", "b", "--max-body-bytes", "0"],
             {},
             "max_body_bytes: expected at least 1, got 0",
@@ -204,6 +224,7 @@ SOMETHING_ELSE = {
     "grpc_port": -1,
     "predict_route": "/p",
     "health_route": "/h",
+    "cors_origin": "https://app.example,http://localhost:3000",
     "processes": 2,
     "max_queue_delay_ms": 1.5,
     "max_queue_rows": 1,
@@ -243,6 +264,29 @@ def test_every_option_is_a_flag_and_a_variable(option):
 
     assert [getattr(config, option.name) for config in found] == [value] * len(found)
     assert own == f"HLOSERVE_{option.name.upper()}"
+
+
+def test_origins_are_named_one_after_the_other():
+    """Origins come in flags of their own, or with commas between them; * stands for all."""
+    two = ("https://app.example", "http://[::1]:3000")
+
+    flags = parse(["--bundle", "b", "--cors-origin", two[0], "--cors-origin", two[1]], {})
+    variable = parse(["--bundle", "b"], {"HLOSERVE_CORS_ORIGIN": ", ".join(two)})
+
+    assert flags.origins == variable.origins == two
+    assert parse(["--bundle", "b", "--cors-origin", "*"], {}).origins == ("*",)
+    assert parse(["--bundle", "b"], {}).origins == ()
+
+
+def test_the_port_of_cloud_run_is_read():
+    """Cloud Run, App Engine and Heroku say the port in PORT; whatever else is said of it wins."""
+    assert parse(["--bundle", "b"], {"PORT": "9000"}).port == 9000
+    assert parse(["--bundle", "b"], {"PORT": "9000", "AIP_HTTP_PORT": "8081"}).port == 8081
+    assert parse(["--bundle", "b"], {"PORT": "tcp://10.0.0.1:80"}).port == 8080
+    with raises(ConfigError) as caught:
+        parse(["--bundle", "b"], {"PORT": "http"})
+
+    assert str(caught.value) == "PORT: expected a whole number, got 'http'"
 
 
 def test_the_variables_of_a_kubernetes_service_are_not_ours():

@@ -32,6 +32,7 @@ FAMILIES = {
     "hloserve_queue_depth": "gauge",
     "hloserve_runs_alone": "gauge",
     "hloserve_compiles_after_ready": "counter",
+    "hloserve_log_lines_dropped": "counter",
     "hloserve_bundle_info": "gauge",
     "hloserve_promised_days_left": "gauge",
     "hloserve_live_arrays": "gauge",
