@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from export.errors import ExportError
+from export.labels import LabelsOfFile
 from runtime.entries import PLATFORMS, SCORES, OutputFormat
 from runtime.errors import nearest
 from runtime.signature import BATCH, DTYPE_BYTES, Axis, Dim, TensorSpec
@@ -227,8 +228,13 @@ def _labels(value: Any) -> tuple[str, ...]:
         raise ExportError(
             f"labels: expected a list of names such as ['cat', 'dog'], got {_got(value)}"
         )
+    for i, name in enumerate(names):
+        if not name.strip():
+            raise ExportError(f"labels: expected a name for each class, got {name!r} for class {i}")
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise ExportError(f"labels: expected text, got {name!r}, which has half of a character")
     unique("labels", names)  # answers have probabilities by label
-    return tuple(names)
+    return value if isinstance(value, LabelsOfFile) else tuple(names)
 
 
 def _cast(value: Any) -> str | None:

@@ -8,10 +8,13 @@ import itertools
 import math
 import re
 import sys
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn, override
 
 from runtime.errors import nearest
+from runtime.localpaths import why_not_read, why_not_written
+from runtime.release import name_and_version
 
 EXIT_USAGE = 2
 
@@ -51,6 +54,44 @@ def seconds(text: str) -> float:
     if not 0 < found < math.inf:
         raise argparse.ArgumentTypeError(f"expected seconds, more than 0, got {text!r}")
     return found
+
+
+def to_read(text: str) -> Path:
+    """Return the path of what is to be read, as the type of an option; a URL is none."""
+    return _local(text, why_not_read)
+
+
+def directory_to_write(text: str) -> Path:
+    """Return the path of a directory to be written, as the type of an option; a URL is none."""
+    return _local(text, why_not_written)
+
+
+def file_to_write(text: str) -> Path:
+    """Return the path of a file to be written, as the type of an option; a URL is none."""
+    return _local(text, lambda path: why_not_written(path, file=True))
+
+
+def _local(text: str, why_not: Callable[[str], str | None]) -> Path:
+    reason = why_not(text)
+    if reason:
+        raise argparse.ArgumentTypeError(reason)
+    return Path(text)
+
+
+class _Version(argparse.Action):
+    """Prints which release this is, whatever else is missing, and exits."""
+
+    @override
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(name_and_version())
+        parser.exit(0)
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add `--version`, which prints the name and version of this project and exits."""
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="print the name and version, and exit"
+    )
 
 
 class Parser(argparse.ArgumentParser):

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from runtime.localpaths import why_not_written
 from server import artifacts, body
 from server.limits import Limits
 from server.pending import Nonfinite
@@ -170,6 +171,8 @@ class ServerConfig:
             artifacts.locate(self.bundle)
         except ValueError as error:
             raise ConfigError(f"bundle: {error}") from None
+        if reason := why_not_written(self.cache_dir):
+            raise ConfigError(f"cache_dir: {reason.partition(';')[0]}")
         if self.require_digest and not re.fullmatch(r"sha256:[0-9a-f]{64}", self.require_digest):
             raise ConfigError(
                 "require_digest: expected sha256: and the 64 hex digits that python -m runtime "
