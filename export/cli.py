@@ -3,16 +3,13 @@
 import argparse
 import dataclasses
 import functools
-import importlib
-import importlib.util
-import inspect
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from export.attributes import find_attribute
 from export.errors import ExportError, UsageError, told
 from export.fields import CAST_DTYPES, PRECISIONS, read_field
 from export.golden_inputs import expect_golden_file
@@ -20,7 +17,7 @@ from export.labels import read_labels
 from export.spec import ExportSpec
 from runtime.commandline import Parser, directory_to_write, to_read
 from runtime.errors import nearest
-from runtime.localpaths import url_of, why_not_read
+from runtime.localpaths import url_of
 from runtime.signature import TensorSpec
 from runtime.textfiles import NotText, read_json, read_text
 
@@ -47,10 +44,6 @@ _DIRECT = (
     *("golden", "seed", "name", "version", "allow_row_mixing", "unverified"),
     *("buckets", "platforms"),
 )
-
-
-# Names of a module that a message lists.
-_MOST_NAMES = 12
 
 
 def parser() -> Parser:
@@ -248,68 +241,6 @@ def _changes(
     if arguments.inputs or arguments.ranges or arguments.pads or arguments.masks:
         named["inputs"] = _inputs(read_field("inputs", arguments.inputs or spec.inputs), arguments)
     return {name: read_field(name, value) for name, value in named.items() if value is not None}
-
-
-def find_attribute(text: str) -> Any:
-    """Import `pkg.mod:attr` or `path/to/file.py:attr`.
-
-    Raises:
-      ExportError: there is no such module, file or attribute; names the nearest one.
-    """
-    if reason := why_not_read(text):
-        raise UsageError(f"model: {reason}")
-    where, _, attribute = text.rpartition(":")
-    if not where or not attribute:
-        raise UsageError(f"model {text!r}: expected pkg.mod:attr or path/to/file.py:attr")
-    try:
-        module = (
-            _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-        )
-    except ExportError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise ExportError(f"model {text!r}: {where} cannot be imported: {told(error)}") from error
-    here: Any = module
-    for word in attribute.split("."):
-        if not hasattr(here, word):
-            names = [n for n in getattr(here, "__dict__", ()) if not n.startswith("_")]
-            raise ExportError(
-                f"model {text!r}: expected an attribute of {where}, got {word!r}"
-                f"{nearest(word, names) or _own_names(here)}"
-            )
-        here = getattr(here, word)
-    return here
-
-
-def _own_names(module: Any) -> str:
-    """List what a module itself defines that can be called or is no mere import, as far as it fits."""
-    own = [
-        name
-        for name, value in getattr(module, "__dict__", {}).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
-        # Instances have the module of their class, or none: they were made here.
-        if not (inspect.isclass(value) or inspect.isroutine(value))
-        or value.__module__ == module.__name__
-    ]
-    more = f" and {len(own) - _MOST_NAMES} more" if len(own) > _MOST_NAMES else ""
-    return (
-        f"; it has {', '.join(own[:_MOST_NAMES])}{more}" if own else "; it has nothing of its own"
-    )
-
-
-def _import_file(path: Path) -> Any:
-    if not path.is_file():
-        beside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        got = "a directory" if path.is_dir() else f"nothing there{nearest(path.name, beside)}"
-        raise ExportError(f"model file {path}: expected a Python file, got {got}")
-    sys.path.insert(0, str(path.resolve().parent))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ExportError(f"model file {path}: cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _resolve(found: Any, config: Mapping[str, Any] | None) -> tuple[ExportSpec, list[str]]:

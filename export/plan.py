@@ -14,6 +14,7 @@ from export import params_files
 from export.calling import Adapted
 from export.checkpoints import take_subtree
 from export.constants import large_constants, stuck_constants, with_constants
+from export.diagnosis import float_notes, naming_shapes
 from export.errors import ExportError
 from export.fields import parse_output
 from export.golden_inputs import golden_inputs, with_goldens_read
@@ -75,18 +76,21 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
     tell("reading params")
     params, around = _read(spec, tell)
     first = {axis.name: axis.sizes[0] for axis in axes}
-    adapted = adapt(spec.model, params, inputs, first, around)
+    with naming_shapes(inputs, params):
+        adapted = adapt(spec.model, params, inputs, first, around)
     given, narrowed = _as_jax_keeps(adapted.params, x64)
     cast = _cast(given, adapted, spec.dtype)
     flat = _Flat(adapted, [s.name for s in inputs])
-    traced, packing, arguments, hoisted = _trace_all(spec, flat, cast, inputs, axes, tell)
+    with naming_shapes(inputs, cast):
+        traced, packing, arguments, hoisted = _trace_all(spec, flat, cast, inputs, axes, tell)
+    floats = float_notes(inputs, next(iter(traced.values())).jaxpr, len(arguments))
     outputs = output_specs(
         flat.names,
         _shapes(spec, flat, packing, arguments, traced, inputs, axes),
         [a.name for a in axes],
     )
     signature = Signature(inputs=inputs, outputs=outputs, axes=axes)
-    notes = (*adapted.notes, *_wide_notes(signature, x64), *narrowed, *hoisted)
+    notes = (*adapted.notes, *_wide_notes(signature, x64), *floats, *narrowed, *hoisted)
     output_format = _output_format(spec, signature)
     goldens = _goldens(spec, signature, flat, cast, tell)
     drift: dict[str, float] = {}

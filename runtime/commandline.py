@@ -106,7 +106,9 @@ class Parser(argparse.ArgumentParser):
         for word in itertools.takewhile(lambda w: w != "--", words[:1] if commands else words):
             name = word.partition("=")[0]
             if re.match(r"--?[A-Za-z]", name) and name not in known:
-                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                # What looks a little like --version still asks for something else.
+                meant = known if name.startswith(("-v", "--v")) else set(known) - {"--version"}
+                close = difflib.get_close_matches(name, meant, n=1, cutoff=0.5)
                 hint = f"; did you mean {close[0]}?" if close else ""
                 self.error(f"{name}: no such option{hint}")
         return super().parse_known_args(args, namespace)

@@ -23,8 +23,8 @@ _WELL_KNOWN = frozenset(
 
 def url_of(path: str | os.PathLike[str]) -> str | None:
     """Return the URL that a path was meant as, with both its slashes, or None for a path."""
-    text = os.fspath(path)
-    match = _URL.match(text) if isinstance(text, str) else None
+    text = os.fsdecode(path)
+    match = _URL.match(text)
     if match is None:
         return None
     scheme, slashes, rest = match["scheme"].lower(), match["slashes"], match["rest"]

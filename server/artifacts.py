@@ -9,7 +9,6 @@ import urllib.parse
 from pathlib import Path
 
 from runtime.entries import MANIFEST_NAME
-from runtime.localpaths import url_of
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 
@@ -42,13 +41,12 @@ def locate(text: str) -> Path | CloudFolder:
     Raises:
       ValueError: it can mean neither; says what was expected.
     """
-    url = url_of(text)
-    if url is None:
+    scheme, separator, rest = text.partition("://")
+    if not separator:
         return Path(text)
-    scheme, separator, rest = url.partition("://")
-    if separator and scheme == "gs":
+    if scheme == "gs":
         return _cloud_folder(text, rest)
-    if separator and scheme == "file":
+    if scheme == "file":
         return _local_folder(text, rest)
     raise ValueError(f"expected a directory, gs:// or file://, got {text!r}")
 

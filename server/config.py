@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from runtime.localpaths import why_not_written
+from runtime.localpaths import url_of, why_not_written
 from server import artifacts, body
 from server.limits import Limits
 from server.pending import Nonfinite
@@ -171,6 +171,11 @@ class ServerConfig:
             artifacts.locate(self.bundle)
         except ValueError as error:
             raise ConfigError(f"bundle: {error}") from None
+        if "://" not in self.bundle and (url := url_of(self.bundle)):
+            meant = f"; did you mean {url!r}?" if url.startswith(("gs://", "file://")) else ""
+            raise ConfigError(
+                f"bundle: expected a directory, gs:// or file://, got {self.bundle!r}{meant}"
+            )
         if reason := why_not_written(self.cache_dir):
             raise ConfigError(f"cache_dir: {reason.partition(';')[0]}")
         if self.require_digest and not re.fullmatch(r"sha256:[0-9a-f]{64}", self.require_digest):
