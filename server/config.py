@@ -167,17 +167,7 @@ class ServerConfig:
         """
         if not self.bundle:
             raise ConfigError("bundle: expected a directory, got none; pass --bundle DIR")
-        try:
-            artifacts.locate(self.bundle)
-        except ValueError as error:
-            raise ConfigError(f"bundle: {error}") from None
-        if "://" not in self.bundle and (url := url_of(self.bundle)):
-            meant = f"; did you mean {url!r}?" if url.startswith(("gs://", "file://")) else ""
-            raise ConfigError(
-                f"bundle: expected a directory, gs:// or file://, got {self.bundle!r}{meant}"
-            )
-        if reason := why_not_written(self.cache_dir):
-            raise ConfigError(f"cache_dir: {reason.partition(';')[0]}")
+        self._check_places()
         if self.require_digest and not re.fullmatch(r"sha256:[0-9a-f]{64}", self.require_digest):
             raise ConfigError(
                 "require_digest: expected sha256: and the 64 hex digits that python -m runtime "
@@ -198,6 +188,19 @@ class ServerConfig:
                 expected = f"{', '.join(known[:-1])} or {known[-1]}"
                 raise ConfigError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
         self._check_routes()
+
+    def _check_places(self) -> None:
+        try:
+            artifacts.locate(self.bundle)
+        except ValueError as error:
+            raise ConfigError(f"bundle: {error}") from None
+        if "://" not in self.bundle and (url := url_of(self.bundle)):
+            meant = f"; did you mean {url!r}?" if url.startswith(("gs://", "file://")) else ""
+            raise ConfigError(
+                f"bundle: expected a directory, gs:// or file://, got {self.bundle!r}{meant}"
+            )
+        if reason := why_not_written(self.cache_dir):
+            raise ConfigError(f"cache_dir: {reason.partition(';')[0]}")
 
     def _check_numbers(self) -> None:
         for name in (

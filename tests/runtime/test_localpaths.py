@@ -35,7 +35,7 @@ def test_a_url_is_recognized_also_as_pathlib_writes_it(path, url):
 @mark.parametrize(
     "path",
     [
-        *("bundle", "/bundle", "./gs:x", "a/gs://b", "/tmp/gs:/b", "", "."),
+        *("bundle", "/bundle", "./gs:x", "a/gs://b", "/home/gs:/b", "", "."),
         *("C:/models", r"C:\models", "C:x", "run:3", "2026-11-30T12:00", "logs/12:30/x", ":x"),
     ],
 )
