@@ -14,6 +14,7 @@ from export.errors import ExportError, UsageError, told
 from export.fields import CAST_DTYPES, PRECISIONS, read_field
 from export.golden_inputs import expect_golden_file
 from export.labels import read_labels
+from export.params_files import expect_there
 from export.spec import ExportSpec
 from runtime.commandline import Parser, directory_to_write, to_read
 from runtime.errors import nearest
@@ -221,6 +222,8 @@ def spec_from(arguments: argparse.Namespace) -> tuple[ExportSpec, list[str]]:
         raise UsageError(str(error)) from None
     if arguments.golden is not None:
         expect_golden_file(arguments.golden)
+    if arguments.params:
+        expect_there(arguments.params)
     found = find_attribute(arguments.model)
     spec, notes = _resolve(found, config)
     try:

@@ -63,6 +63,19 @@ def read(
             raise CheckpointError(str(error).replace(str(here), url)) from error
 
 
+def expect_there(path: str | os.PathLike[str]) -> None:
+    """Refuse at once params that are not there, or are not read from where they are.
+
+    What is in a bucket is only looked for once it is read.
+
+    Raises:
+      CheckpointError: says what was expected.
+    """
+    url = url_of(path)
+    if not os.path.lexists(path) if url is None else not url.startswith("gs://"):
+        read(path, tell=lambda _: None)
+
+
 def _client() -> Any:
     from google.cloud import storage
 

@@ -362,6 +362,37 @@ def test_golden_inputs_are_looked_at_before_the_model(command, make, got):
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--params", "nothing"],
+            "params nothing: expected a file or directory, got nothing there",
+        ),
+        (
+            ["--params", "hf://owner/name"],
+            (
+                "params: expected a path on this machine or gs://, got 'hf://owner/name'; copy it "
+                "here first, and pass that"
+            ),
+        ),
+        (["--config", "c.json"], "--config c.json: expected a JSON file, got nothing there"),
+        (
+            ["--labels", "l.txt"],
+            (
+                "--labels: expected a,b,c or a file with a name on each line, got 'l.txt', which is "
+                "no file"
+            ),
+        ),
+    ],
+)
+def test_every_file_is_looked_for_before_the_model_is_imported(command, words, message):
+    """A model can take long to import: whatever is named beside it is there by then."""
+    Path("slow.py").write_text("raise RuntimeError('imported')\n")
+
+    assert command("slow.py:spec", *words, "--out", "b").error == message
+
+
 def test_golden_inputs_that_do_not_fit_are_refused_before_tracing(command):
     """The rows of a golden file are held against the inputs before params are read."""
     np.savez("golden.npz", x=np.ones((2, 4), np.float32))
