@@ -21,8 +21,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from export.errors import ExportError, UsageError
     from runtime.commandline import needing, reading_settings
     from runtime.errors import BundleError
+    from runtime.release import name_and_version
 
-    arguments = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words == ["--version"]:  # with a word behind it, it is the model's version
+        print(name_and_version())
+        return 0
+    arguments = parser().parse_args(words)
     with needing("export", "flax", "orbax.checkpoint"):
         from rich.console import Console
     begin = time.monotonic()

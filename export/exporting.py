@@ -30,6 +30,7 @@ from export.spec import ExportSpec
 from export.writing import tolerances, write
 from runtime.description import describe_format
 from runtime.errors import nearest
+from runtime.localpaths import why_not_written
 from runtime.manifest import Manifest
 from runtime.writer import BundleWriter
 
@@ -69,8 +70,9 @@ def export_model(
       BundleError: the target exists, or another export was faster.
       OSError: the disk is full, or the target cannot be written.
     """
-    if not isinstance(out, str | os.PathLike):
-        raise ExportError(f"out: expected a path, got {out!r}")
+    _expect_path("out", out)
+    if savedmodel is not None:
+        _expect_path("savedmodel", savedmodel)
     spec = _as_spec(model, params, options).checked()
     tell = progress or (lambda _: None)
     verification.refuse_unverifiable(spec)
@@ -122,6 +124,14 @@ def _export(
             writer.commit()
     report = _report(plan, programs, manifest, found.programs, out)
     return dataclasses.replace(report, savedmodel=made)
+
+
+def _expect_path(what: str, value: object) -> None:
+    """Raise ExportError for a place to write that is none on this machine."""
+    if not isinstance(value, str | os.PathLike):
+        raise ExportError(f"{what}: expected a path, got {value!r}")
+    if reason := why_not_written(value):
+        raise ExportError(f"{what}: {reason}")
 
 
 def _as_spec(model: Any, params: Any, options: Mapping[str, Any]) -> ExportSpec:

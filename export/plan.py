@@ -11,13 +11,16 @@ import jax
 import numpy as np
 
 from export import goldens as golden_rules
+from export import params_files
 from export.calling import Adapted
-from export.checkpoints import read_params, take_subtree
+from export.checkpoints import take_subtree
 from export.constants import large_constants, stuck_constants, with_constants
 from export.devices import named_device, refuse_several_devices
+from export.diagnosis import float_notes, naming_shapes
 from export.errors import ExportError, Untraceable
 from export.fields import parse_output
-from export.golden_inputs import golden_inputs
+from export.golden_inputs import golden_inputs, with_goldens_read
+from export.labels import LabelsOfFile
 from export.lowering import Traced, trace
 from export.models import abstract, adapt
 from export.outputs import Key, name_outputs, output_specs
@@ -72,21 +75,25 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
     """
     inputs: tuple[TensorSpec, ...] = tuple(spec.inputs)  # type: ignore[arg-type]
     axes: tuple[Axis, ...] = tuple(spec.axes.values())  # type: ignore[arg-type]
+    spec = with_goldens_read(spec)
     tell("reading params")
-    params, around = _read(spec)
+    params, around = _read(spec, tell)
     first = {axis.name: axis.sizes[0] for axis in axes}
-    adapted = adapt(spec.model, params, inputs, first, around)
+    with naming_shapes(inputs, params):
+        adapted = adapt(spec.model, params, inputs, first, around)
     given, narrowed = _as_jax_keeps(adapted.params, x64)
     cast = _cast(given, adapted, spec.dtype)
     flat = _Flat(adapted, [s.name for s in inputs])
-    traced, packing, arguments, hoisted = _trace_all(spec, flat, cast, inputs, axes, tell)
+    with naming_shapes(inputs, cast):
+        traced, packing, arguments, hoisted = _trace_all(spec, flat, cast, inputs, axes, tell)
+    floats = float_notes(inputs, next(iter(traced.values())).jaxpr, len(arguments))
     outputs = output_specs(
         flat.names,
         _shapes(spec, flat, packing, arguments, traced, inputs, axes),
         [a.name for a in axes],
     )
     signature = Signature(inputs=inputs, outputs=outputs, axes=axes)
-    notes = (*adapted.notes, *_wide_notes(signature, x64), *narrowed, *hoisted)
+    notes = (*adapted.notes, *_wide_notes(signature, x64), *floats, *narrowed, *hoisted)
     output_format = _output_format(spec, signature)
     refuse_foreign_bits((one.jaxpr for one in traced.values()), spec.platforms)
     flat.device = named_device(next(iter(traced.values())).jaxpr)
@@ -117,11 +124,13 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
     )
 
 
-def _read(spec: ExportSpec) -> tuple[Any, tuple[Mapping[str, Any], ...]]:
+def _read(
+    spec: ExportSpec, tell: Callable[[str], None]
+) -> tuple[Any, tuple[Mapping[str, Any], ...]]:
     """Give the params, and what `params_path` took them out of, the innermost first."""
     tree = spec.params
     if isinstance(tree, str | os.PathLike):
-        tree = read_params(tree, allow_pickle=spec.allow_pickle)
+        tree = params_files.read(tree, allow_pickle=spec.allow_pickle, tell=tell)
     if tree is None or spec.params_path is None:
         return tree, ()
     return take_subtree(tree, spec.params_path)
@@ -404,7 +413,8 @@ def _output_format(spec: ExportSpec, signature: Signature) -> OutputFormat:
             f"output {name!r}: expected floats [_, classes] for {wanted.kind}, got {output}"
         )
     if spec.labels and len(spec.labels) != output.shape[1]:
+        source = f" of {spec.labels.file}" if isinstance(spec.labels, LabelsOfFile) else ""
         raise ExportError(
-            f"labels: expected {output.shape[1]} for {output}, got {len(spec.labels)}"
+            f"labels{source}: expected {output.shape[1]} for {output}, got {len(spec.labels)}"
         )
     return dataclasses.replace(wanted, output=name, labels=tuple(spec.labels))

@@ -7,6 +7,7 @@ recorded size below the bundle, reached through no symbolic link.
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import logging
 import os
 import stat
@@ -17,11 +18,15 @@ from pathlib import Path
 from runtime.claims import LENGTH_BYTES, expect_consistent, expect_data, expect_header
 from runtime.entries import MANIFEST_NAME, File
 from runtime.errors import BundleError, IntegrityError, printable
+from runtime.localpaths import why_not_read
 from runtime.manifest import MAX_MANIFEST_BYTES, Manifest
 from runtime.mapping import MappedFile, digest_of
 from runtime.tensors import Array, read_tensors
 
 log = logging.getLogger(__name__)
+
+# Entries of a folder that are looked at when it is no bundle itself.
+_MOST_NEIGHBOURS = 1000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -164,6 +169,8 @@ def open_bundle(path: str | os.PathLike[str], *, require_digest: str | None = No
     except TypeError:
         kind = type(path).__name__
         raise BundleError(f"bundle: expected the path of a directory, got {kind}") from None
+    if reason := why_not_read(path):
+        raise BundleError(f"bundle: {reason}")
     try:
         found = root.is_dir()
     except OSError as error:  # a name too long, a folder that may not be read
@@ -178,6 +185,11 @@ def open_bundle(path: str | os.PathLike[str], *, require_digest: str | None = No
         with manifest_path.open("rb") as f:
             data = f.read(MAX_MANIFEST_BYTES + 1)
     except OSError as error:
+        if near := _bundles_near(root):
+            raise BundleError(
+                f"bundle {root}: expected a bundle, got a folder without {MANIFEST_NAME}; there is "
+                f"one in {near}"
+            ) from None
         reason = error.strerror or "no regular file of that name"
         raise BundleError(
             f"bundle {root}: expected {MANIFEST_NAME}, got {reason}; an export that was "
@@ -192,6 +204,28 @@ def open_bundle(path: str | os.PathLike[str], *, require_digest: str | None = No
             pass
     _warn_about_strangers(root, manifest)
     return bundle
+
+
+def _bundles_near(root: Path) -> str:
+    """Name the bundles one folder below or above one that is none, as far as they may be looked at."""
+    if os.path.lexists(root / MANIFEST_NAME):
+        return ""
+    found = []
+    with contextlib.suppress(OSError):
+        some = itertools.islice(root.iterdir(), _MOST_NEIGHBOURS)
+        found = sorted(entry for entry in some if _is_bundle(entry))
+    above = Path(os.path.abspath(root)).parent
+    if not found and _is_bundle(above):
+        found = [root.parent if root.name else above]
+    shown = " and in ".join(map(str, found[:3]))
+    return f"{shown} and in {len(found) - 3} more" if len(found) > 3 else shown
+
+
+def _is_bundle(folder: Path) -> bool:
+    try:
+        return (folder / MANIFEST_NAME).is_file()
+    except OSError:
+        return False
 
 
 def _warn_about_strangers(root: Path, manifest: Manifest) -> None:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from runtime.localpaths import url_of, why_not_written
 from server import artifacts, body
 from server.cors import ANY
 from server.limits import Limits
@@ -197,10 +198,7 @@ class ServerConfig:
         """
         if not self.bundle:
             raise ConfigError("bundle: expected a directory, got none; pass --bundle DIR")
-        try:
-            artifacts.locate(self.bundle)
-        except ValueError as error:
-            raise ConfigError(f"bundle: {error}") from None
+        self._check_places()
         if self.require_digest and not re.fullmatch(r"sha256:[0-9a-f]{64}", self.require_digest):
             raise ConfigError(
                 "require_digest: expected sha256: and the 64 hex digits that python -m runtime "
@@ -222,6 +220,19 @@ class ServerConfig:
                 raise ConfigError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
         self._check_routes()
         self._check_origins()
+
+    def _check_places(self) -> None:
+        try:
+            artifacts.locate(self.bundle)
+        except ValueError as error:
+            raise ConfigError(f"bundle: {error}") from None
+        if "://" not in self.bundle and (url := url_of(self.bundle)):
+            meant = f"; did you mean {url!r}?" if url.startswith(("gs://", "file://")) else ""
+            raise ConfigError(
+                f"bundle: expected a directory, gs:// or file://, got {self.bundle!r}{meant}"
+            )
+        if reason := why_not_written(self.cache_dir):
+            raise ConfigError(f"cache_dir: {reason.partition(';')[0]}")
 
     def _check_numbers(self) -> None:
         for name in (

@@ -8,10 +8,9 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from pathlib import Path
 
 from runtime.bundle import Bundle, open_bundle
-from runtime.commandline import Parser, seconds
+from runtime.commandline import Parser, add_version, seconds, to_read
 from runtime.description import columns
 from runtime.errors import BundleError, printable
 from server.bench import instances_of
@@ -55,7 +54,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return 0
     print()
     values = [json.loads(to_json(instance)) for instance in instances]
-    where = str(Path(arguments.bundle).resolve())
+    where = str(arguments.bundle.resolve())
     failed = 0
     times = Times(start=arguments.start_s)
     try:
@@ -80,8 +79,13 @@ def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add_version(parser)
     parser.add_argument(
-        "--bundle", required=True, metavar="DIR", help="bundle directory; its goldens are asked for"
+        "--bundle",
+        required=True,
+        type=to_read,
+        metavar="DIR",
+        help="bundle directory; its goldens are asked for",
     )
     parser.add_argument(
         "--start-s",

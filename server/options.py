@@ -4,13 +4,15 @@ import argparse
 import dataclasses
 import functools
 import itertools
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, override
 
-from runtime.commandline import Parser
+from runtime.commandline import Parser, add_version
 from runtime.entries import MANIFEST_NAME
+from runtime.textfiles import NotText, read_text
 from server.config import BAKED_IN, CHOICES, ConfigError, ServerConfig
 
 # Which bundle an image was built with, as sha256sum writes it.
@@ -127,6 +129,7 @@ def _parser() -> _Parser:
         formatter_class=_Lines,
         allow_abbrev=False,
     )
+    add_version(parser)
     for title, group in itertools.groupby(options(), lambda option: option.group):
         section = parser.add_argument_group(title)
         for option in group:
@@ -178,8 +181,22 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
     if "bundle" not in values and Path(BAKED_IN, MANIFEST_NAME).is_file():
         values["bundle"] = BAKED_IN
         if "require_digest" not in values and PIN.is_file():
-            values["require_digest"] = f"sha256:{PIN.read_text().partition(' ')[0]}"
+            values["require_digest"] = f"sha256:{_pinned(PIN)}"
     return ServerConfig(**values)
+
+
+def _pinned(file: Path) -> str:
+    """Return the digest in a file that sha256sum wrote, in hex."""
+    try:
+        text = read_text(file)
+    except NotText as error:
+        raise ConfigError(f"{file}: expected a line of sha256sum, got {error}") from None
+    match = re.fullmatch(r"([0-9a-f]{64})( .*)?\n?", text)
+    if match is None:
+        raise ConfigError(
+            f"{file}: expected a line of sha256sum that begins with 64 hex digits, got {text[:80]!r}"
+        )
+    return match[1]
 
 
 def _from_environment(option: Option, environ: Mapping[str, str]) -> tuple[str | None, str]:

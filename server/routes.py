@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, override
 
 from runtime.model import Model
+from runtime.release import version
 from server import oip, oip_http, tfserving, vertex
 from server.body import inflate
 from server.config import ServerConfig
@@ -26,7 +27,7 @@ from server.service import Service, State
 from server.target import spelt
 
 SERVER_NAME = "hloserve"
-SERVER_VERSION = "0.1.0"
+SERVER_VERSION = version()
 # What a client of the Open Inference Protocol may ask for and is not served.
 _UNSERVED = (
     "/v2/models/<model>/config",

@@ -346,3 +346,78 @@ def test_a_port_that_is_not_allowed_is_named(monkeypatch):
     assert str(caught.value) == (
         "listen on 0.0.0.0 port 80: Permission denied; pass another --port"
     )
+
+
+@mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--bundle", "gs:/bucket/iris"],
+            (
+                "bundle: expected a directory, gs:// or file://, got 'gs:/bucket/iris'; did you mean "
+                "'gs://bucket/iris'?"
+            ),
+        ),
+        (
+            ["--bundle", "file:x"],
+            "bundle: expected a directory, gs:// or file://, got 'file:x'",
+        ),
+        (
+            ["--bundle", "b", "--cache-dir", "gs://bucket/cache"],
+            "cache_dir: expected a path on this machine, got 'gs://bucket/cache'",
+        ),
+    ],
+)
+def test_a_url_is_not_taken_for_a_directory(words, message):
+    """
+    What pathlib leaves of a URL, and a cache in a bucket, are refused before anything is looked at.
+    """
+    with raises(ConfigError) as caught:
+        parse(words, {})
+
+    assert str(caught.value) == message
+
+
+DIGEST = "0123456789abcdef" * 4
+
+
+@mark.parametrize(
+    "data",
+    [
+        f"{DIGEST}  /bundle/manifest.json\n".encode(),
+        f"\ufeff{DIGEST} */bundle/manifest.json\r\n".encode(),
+        DIGEST.encode(),
+    ],
+)
+def test_the_digest_of_an_image_is_read_as_tools_write_it(tmp_path, monkeypatch, data):
+    """
+    The file of sha256sum may have other line ends, a byte order mark or the digest alone.
+    """
+    (tmp_path / "manifest.json").touch()
+    (tmp_path / "pin").write_bytes(data)
+    monkeypatch.setattr("server.options.BAKED_IN", str(tmp_path))
+    monkeypatch.setattr("server.options.PIN", tmp_path / "pin")
+
+    assert parse([], {}).require_digest == f"sha256:{DIGEST}"
+
+
+@mark.parametrize(
+    ("data", "got"),
+    [
+        (b"", "that begins with 64 hex digits, got ''"),
+        (b"sha256 of nothing", "that begins with 64 hex digits, got 'sha256 of nothing'"),
+    ],
+)
+def test_a_digest_of_an_image_that_does_not_read_is_named(tmp_path, monkeypatch, data, got):
+    """
+    A damaged file is no digest, and is named with what it holds.
+    """
+    (tmp_path / "manifest.json").touch()
+    (tmp_path / "pin").write_bytes(data)
+    monkeypatch.setattr("server.options.BAKED_IN", str(tmp_path))
+    monkeypatch.setattr("server.options.PIN", tmp_path / "pin")
+
+    with raises(ConfigError) as caught:
+        parse([], {})
+
+    assert str(caught.value) == f"{tmp_path}/pin: expected a line of sha256sum {got}"
