@@ -9,7 +9,7 @@ from jax.extend import core
 # Primitives that call a function and do no more, once nothing is differentiated.
 CALLS = (
     *("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"),
-    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_vmap_call"),
 )
 
 Names = frozenset[str]

@@ -12,10 +12,10 @@ import numpy as np
 from export import goldens as golden_rules
 from export.calling import Adapted
 from export.checkpoints import read_params, take_subtree
-from export.constants import large_constants, stuck_constants, with_constants
 from export.errors import ExportError
 from export.fields import parse_output
 from export.golden_inputs import golden_inputs
+from export.hoisting import Hoisted, hoist
 from export.lowering import Traced, trace
 from export.models import abstract, adapt
 from export.outputs import Key, name_outputs, output_specs
@@ -38,6 +38,7 @@ class Plan:
       signature: inputs, outputs, axes.
       packing: where each param lies.
       arguments: what every program takes before its inputs, by name.
+      constants: those of the params that were constants of the model's code, by name.
       traced: one trace per bucket, by (batch, axis sizes).
       goldens: (axis sizes, inputs, expected outputs), arrays in the signature's order.
       output_format: how predictions are written.
@@ -52,6 +53,7 @@ class Plan:
     signature: Signature
     packing: Packing
     arguments: dict[str, Array]
+    constants: dict[str, Array]
     traced: dict[Key, Traced]
     goldens: tuple[tuple[dict[str, int], tuple[Array, ...], tuple[Array, ...]], ...]
     output_format: OutputFormat
@@ -83,7 +85,7 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
         [a.name for a in axes],
     )
     signature = Signature(inputs=inputs, outputs=outputs, axes=axes)
-    notes = (*adapted.notes, *_wide_notes(signature, x64), *narrowed, *hoisted)
+    notes = (*adapted.notes, *_wide_notes(signature, x64), *narrowed, *hoisted.notes)
     output_format = _output_format(spec, signature)
     goldens = _goldens(spec, signature, flat, cast, tell)
     drift: dict[str, float] = {}
@@ -102,6 +104,7 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
         signature=signature,
         packing=packing,
         arguments=arguments,
+        constants=hoisted.constants,
         traced=traced,
         goldens=goldens,
         output_format=output_format,
@@ -208,7 +211,7 @@ def _trace_all(
     inputs: Sequence[TensorSpec],
     axes: Sequence[Axis],
     tell: Callable[[str], None],
-) -> tuple[dict[Key, Traced], Packing, dict[str, Array], list[str]]:
+) -> tuple[dict[Key, Traced], Packing, dict[str, Array], Hoisted]:
     packing = plan_packing(params)
     arguments = packing.pack(params)
     names = [axis.name for axis in axes]
@@ -217,37 +220,15 @@ def _trace_all(
         tell(f"tracing {bucket_name(key, names)}")
         shapes = abstract(inputs, key[0], dict(zip(names, key[1], strict=True)))
         traced[key] = _trace_one(spec, flat, packing, arguments, list(shapes.values()))
-    constants: dict[str, Array] = {}
-    for one in traced.values():
-        constants |= large_constants(one.jaxpr)
-    stuck = [
-        f"a constant {_brief(array)} of the model's code stays inside every program"
-        for array in stuck_constants(next(iter(traced.values())).jaxpr).values()
-    ]
-    if not constants:
-        return traced, packing, arguments, stuck
-    order = {digest: i for i, digest in enumerate(constants)}
-    hoisted = {f"constant/{order[digest]}": array for digest, array in constants.items()}
-    if set(hoisted) & set(params):
-        raise ExportError("params: expected no param named 'constant/…', got one")
-    # Behind the params: they are large, so what is packed stays as it is.
-    wider = plan_packing({**params, **hoisted})
-    wide_arguments = wider.pack({**params, **hoisted})
-    count = len(arguments)
-    for key, one in traced.items():
-        tell(f"hoisting constants of {bucket_name(key, names)}")
-        function = with_constants(one.jaxpr, order, count)
-        with precision(spec):
-            traced[key] = trace(function, _shapes_of(wide_arguments), one.arguments[1])
-    notes = [
-        f"a constant {_brief(array)} of the model's code became the param {name!r}"
-        for name, array in hoisted.items()
-    ]
-    return traced, wider, wide_arguments, notes + stuck
-
-
-def _brief(array: Array) -> str:
-    return f"{array.dtype.name}{list(array.shape)} ({array.nbytes / 2**20:.1f} MiB)"
+    hoisted = hoist([one.jaxpr for one in traced.values()], packing)
+    if hoisted.constants:
+        taken = arguments | hoisted.packing.pack(hoisted.constants)
+        for key, one in traced.items():
+            tell(f"hoisting constants of {bucket_name(key, names)}")
+            with precision(spec):
+                traced[key] = trace(hoisted.apply(one.jaxpr), _shapes_of(taken), one.arguments[1])
+        packing, arguments = packing + hoisted.packing, taken
+    return traced, packing, arguments, hoisted
 
 
 def _trace_one(
