@@ -73,8 +73,9 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
     axes: tuple[Axis, ...] = tuple(spec.axes.values())  # type: ignore[arg-type]
     tell("reading params")
     params, around = _read(spec)
-    first = {axis.name: axis.sizes[0] for axis in axes}
-    adapted = adapt(spec.model, params, inputs, first, around)
+    adapted = adapt(
+        spec.model, params, _abstract_inputs(spec, inputs, axes), around, spec.call_args
+    )
     given, narrowed = _as_jax_keeps(adapted.params, x64)
     cast = _cast(given, adapted, spec.dtype)
     flat = _Flat(adapted, [s.name for s in inputs])
@@ -123,6 +124,18 @@ def _read(spec: ExportSpec) -> tuple[Any, tuple[Mapping[str, Any], ...]]:
     if tree is None or spec.params_path is None:
         return tree, ()
     return take_subtree(tree, spec.params_path)
+
+
+def _abstract_inputs(
+    spec: ExportSpec, inputs: Sequence[TensorSpec], axes: Sequence[Axis]
+) -> list[dict[str, jax.ShapeDtypeStruct]]:
+    """Give shapes of the inputs of every bucket, behind those of two rows in the smallest one."""
+    names = [axis.name for axis in axes]
+    keys = _keys(spec.buckets, axes)
+    return [
+        abstract(inputs, batch, dict(zip(names, sizes, strict=True)))
+        for batch, sizes in [(2, keys[0][1]), *keys]
+    ]
 
 
 def _wide_notes(signature: Signature, x64: bool) -> list[str]:
