@@ -11,7 +11,7 @@ from typing import Any
 
 from export.attributes import find_attribute
 from export.errors import ExportError, UsageError, told
-from export.fields import CAST_DTYPES, PRECISIONS, read_field
+from export.fields import CAST_DTYPES, PRECISIONS, parse_argument, read_field
 from export.golden_inputs import expect_golden_file
 from export.labels import read_labels
 from export.params_files import expect_there
@@ -98,6 +98,14 @@ def parser() -> Parser:
         type=to_read,
         metavar="FILE",
         help="JSON object of constructor arguments; keys the model does not know are ignored and named",
+    )
+    model.add_argument(
+        "--call-arg",
+        action="append",
+        dest="call_args",
+        metavar="NAME=VALUE",
+        help="an argument of the model that is no input, as a Python literal: train=False, layers=2, "
+        "\"mode='eval'\"; repeatable",
     )
     model.add_argument(
         "--dtype",
@@ -239,6 +247,9 @@ def _changes(
     """Give the fields that flags set, each in its one form."""
     named: dict[str, Any] = {name: getattr(arguments, name) for name in _DIRECT}
     named["labels"] = labels
+    if arguments.call_args:
+        asked = dict(parse_argument(text) for text in arguments.call_args)
+        named["call_args"] = {**read_field("call_args", spec.call_args), **asked}
     if arguments.axes:
         named["axes"] = dict(_pair("--axis", text, "seq=32,64,128") for text in arguments.axes)
     if arguments.inputs or arguments.ranges or arguments.pads or arguments.masks:

@@ -13,6 +13,7 @@
 import re
 import sysconfig
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 # Flax ends what it says with the address of its documentation.
@@ -66,9 +67,18 @@ def told(error: BaseException) -> str:
 
 def place(error: BaseException) -> str:
     """Return the innermost line of the user's own code that an error went through, if any."""
-    own = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(_NOT_THEIRS) and "-packages/" not in frame.filename
-    ]
-    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    line = own_line((frame.filename, frame.lineno) for frame in frames)
+    return f" ({line})" if line else ""
+
+
+def own_line(frames: Iterable[tuple[str, int | None]]) -> str | None:
+    """Return the first line that is the user's own code, such as `net.py, line 3`.
+
+    Args:
+      frames: file and line of each, the innermost first.
+    """
+    for file, line in frames:
+        if not file.startswith(_NOT_THEIRS) and "-packages/" not in file:
+            return f"{Path(file).name}, line {line}"
+    return None

@@ -4,6 +4,7 @@ Where a value can mean one thing only it is taken: NumPy's integers, one platfor
 list around it, `version=3`. All else is refused in one line.
 """
 
+import ast
 import dataclasses
 import itertools
 import operator
@@ -311,6 +312,35 @@ def _params_path(value: Any) -> str | None:
     return value
 
 
+def _call_args(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise ExportError(
+            f"call_args: expected arguments by name such as {{'train': False}}, got {_got(value)}"
+        )
+    return dict(value)
+
+
+def parse_argument(text: str) -> tuple[str, Any]:
+    """Read `NAME=VALUE`, where the value is a Python literal.
+
+    Raises:
+      ExportError: it does not read so; a word without quotes would be taken for a text, which is
+        true whatever it says.
+    """
+    name, equals, written = text.partition("=")
+    form = "expected NAME=VALUE with a Python literal such as train=False, layers=2 or"
+    if not equals or not name.strip().isidentifier():
+        raise ExportError(f"call_args: {form} mode='eval', got {text!r}")
+    try:
+        return name.strip(), ast.literal_eval(written.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        word = written.strip()
+        meant = word.capitalize() if word.lower() in ("true", "false", "none") else repr(word)
+        raise ExportError(
+            f"call_args: {form} mode='eval', got {text!r}; did you mean {name.strip()}={meant}?"
+        ) from None
+
+
 def _flag(name: str) -> Callable[[Any], bool]:
     def read(value: Any) -> bool:
         if not isinstance(value, bool | np.bool_):
@@ -334,6 +364,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "name": _model_name,
     "version": _version,
     "params_path": _params_path,
+    "call_args": _call_args,
     **{name: _flag(name) for name in ("allow_row_mixing", "unverified", "allow_pickle")},
 }
 

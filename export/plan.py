@@ -14,12 +14,12 @@ from export import goldens as golden_rules
 from export import params_files
 from export.calling import Adapted
 from export.checkpoints import take_subtree
-from export.constants import large_constants, stuck_constants, with_constants
 from export.devices import named_device, refuse_several_devices
 from export.diagnosis import float_notes, naming_shapes
 from export.errors import ExportError, Untraceable
 from export.fields import parse_output
 from export.golden_inputs import golden_inputs, with_goldens_read
+from export.hoisting import Hoisted, hoist
 from export.labels import LabelsOfFile
 from export.lowering import Traced, trace
 from export.models import abstract, adapt
@@ -44,6 +44,7 @@ class Plan:
       signature: inputs, outputs, axes.
       packing: where each param lies.
       arguments: what every program takes before its inputs, by name.
+      constants: those of the params that were constants of the model's code, by name.
       traced: one trace per bucket, by (batch, axis sizes).
       goldens: (axis sizes, inputs, expected outputs), arrays in the signature's order.
       output_format: how predictions are written.
@@ -58,6 +59,7 @@ class Plan:
     signature: Signature
     packing: Packing
     arguments: dict[str, Array]
+    constants: dict[str, Array]
     traced: dict[Key, Traced]
     goldens: tuple[tuple[dict[str, int], tuple[Array, ...], tuple[Array, ...]], ...]
     output_format: OutputFormat
@@ -78,9 +80,10 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
     spec = with_goldens_read(spec)
     tell("reading params")
     params, around = _read(spec, tell)
-    first = {axis.name: axis.sizes[0] for axis in axes}
     with naming_shapes(inputs, params):
-        adapted = adapt(spec.model, params, inputs, first, around)
+        adapted = adapt(
+            spec.model, params, _abstract_inputs(spec, inputs, axes), around, spec.call_args
+        )
     given, narrowed = _as_jax_keeps(adapted.params, x64)
     cast = _cast(given, adapted, spec.dtype)
     flat = _Flat(adapted, [s.name for s in inputs])
@@ -93,7 +96,7 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
         [a.name for a in axes],
     )
     signature = Signature(inputs=inputs, outputs=outputs, axes=axes)
-    notes = (*adapted.notes, *_wide_notes(signature, x64), *floats, *narrowed, *hoisted)
+    notes = (*adapted.notes, *_wide_notes(signature, x64), *floats, *narrowed, *hoisted.notes)
     output_format = _output_format(spec, signature)
     refuse_foreign_bits((one.jaxpr for one in traced.values()), spec.platforms)
     flat.device = named_device(next(iter(traced.values())).jaxpr)
@@ -114,6 +117,7 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
         signature=signature,
         packing=packing,
         arguments=arguments,
+        constants=hoisted.constants,
         traced=traced,
         goldens=goldens,
         output_format=output_format,
@@ -134,6 +138,21 @@ def _read(
     if tree is None or spec.params_path is None:
         return tree, ()
     return take_subtree(tree, spec.params_path)
+
+
+def _abstract_inputs(
+    spec: ExportSpec, inputs: Sequence[TensorSpec], axes: Sequence[Axis]
+) -> list[dict[str, jax.ShapeDtypeStruct]]:
+    """Return shapes of the inputs of every bucket, behind those of a few rows in the smallest one.
+
+    These divide among all devices, so that a model that shards them fails for a better reason.
+    """
+    names = [axis.name for axis in axes]
+    keys = _keys(spec.buckets, axes)
+    return [
+        abstract(inputs, batch, dict(zip(names, sizes, strict=True)))
+        for batch, sizes in [(2 * jax.local_device_count(), keys[0][1]), *keys]
+    ]
 
 
 def _wide_notes(signature: Signature, x64: bool) -> list[str]:
@@ -225,7 +244,7 @@ def _trace_all(
     inputs: Sequence[TensorSpec],
     axes: Sequence[Axis],
     tell: Callable[[str], None],
-) -> tuple[dict[Key, Traced], Packing, dict[str, Array], list[str]]:
+) -> tuple[dict[Key, Traced], Packing, dict[str, Array], Hoisted]:
     packing = plan_packing(params)
     arguments = packing.pack(params)
     names = [axis.name for axis in axes]
@@ -246,37 +265,15 @@ def _trace_all(
                 with contextlib.suppress(Untraceable):
                     one_trace(key[0] * count, tuple(size * count for size in key[1]))
             raise
-    constants: dict[str, Array] = {}
-    for one in traced.values():
-        constants |= large_constants(one.jaxpr)
-    stuck = [
-        f"a constant {_brief(array)} of the model's code stays inside every program"
-        for array in stuck_constants(next(iter(traced.values())).jaxpr).values()
-    ]
-    if not constants:
-        return traced, packing, arguments, stuck
-    order = {digest: i for i, digest in enumerate(constants)}
-    hoisted = {f"constant/{order[digest]}": array for digest, array in constants.items()}
-    if set(hoisted) & set(params):
-        raise ExportError("params: expected no param named 'constant/…', got one")
-    # Behind the params: they are large, so what is packed stays as it is.
-    wider = plan_packing({**params, **hoisted})
-    wide_arguments = wider.pack({**params, **hoisted})
-    count = len(arguments)
-    for key, one in traced.items():
-        tell(f"hoisting constants of {bucket_name(key, names)}")
-        function = with_constants(one.jaxpr, order, count)
-        with precision(spec):
-            traced[key] = trace(function, _shapes_of(wide_arguments), one.arguments[1])
-    notes = [
-        f"a constant {_brief(array)} of the model's code became the param {name!r}"
-        for name, array in hoisted.items()
-    ]
-    return traced, wider, wide_arguments, notes + stuck
-
-
-def _brief(array: Array) -> str:
-    return f"{array.dtype.name}{list(array.shape)} ({array.nbytes / 2**20:.1f} MiB)"
+    hoisted = hoist([one.jaxpr for one in traced.values()], packing)
+    if hoisted.constants:
+        taken = arguments | hoisted.packing.pack(hoisted.constants)
+        for key, one in traced.items():
+            tell(f"hoisting constants of {bucket_name(key, names)}")
+            with precision(spec):
+                traced[key] = trace(hoisted.apply(one.jaxpr), _shapes_of(taken), one.arguments[1])
+        packing, arguments = packing + hoisted.packing, taken
+    return traced, packing, arguments, hoisted
 
 
 def _trace_one(

@@ -43,6 +43,8 @@ class ExportSpec:
       unverified: export for platforms that this machine cannot check; it is recorded.
       params_path: subtree of the params to take, such as `ema_params`.
       allow_pickle: read params from a pickle, which can run any code.
+      call_args: arguments of the model that are no inputs, by name, such as
+        `{"enable_dropout": False}`; they win over what the exporter would pass.
     """
 
     model: Any
@@ -63,6 +65,7 @@ class ExportSpec:
     unverified: bool = False
     params_path: str | None = None
     allow_pickle: bool = False
+    call_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def checked(self) -> "ExportSpec":
         """Return this with every field in its one form, held against what is allowed.
