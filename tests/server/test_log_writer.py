@@ -4,11 +4,14 @@ import contextlib
 import json
 import logging
 import os
+import subprocess
+import sys
 
 from pytest import fixture, mark
 
 from server.log_writer import LineWriter
 from server.logs import FLUSH_S, REPEATS, Handler, JsonFormatter, Stream, TextFormatter
+from tests.serving import ROOT
 
 LINE = "x" * 99 + "\n"
 
@@ -104,17 +107,27 @@ def test_a_pipe_that_does_not_block_is_waited_for(pipe):
     assert read(pipe[0], len(text)) == text
 
 
+FORKING = """
+import os, sys
+from server.log_writer import LineWriter
+
+writer = LineWriter(int(sys.argv[1]))
+writer.write("parent\\n")
+assert writer.flush(30)
+child = os.fork()
+if child == 0:
+    writer.write("child\\n")
+    os._exit(0 if writer.flush(30) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
 def test_a_forked_process_writes_its_own_lines(pipe):
     """A worker that was forked while lines waited has a thread of its own, and none of these lines."""
-    writer = LineWriter(pipe[1])
-    writer.write("parent\n")
-    assert writer.flush(30)
-    child = os.fork()
-    if child == 0:
-        writer.write("child\n")
-        os._exit(0 if writer.flush(30) else 1)
+    # In a process of its own: other tests' threads of gRPC do not take a fork well.
+    command = [sys.executable, "-W", "ignore", "-c", FORKING, str(pipe[1])]
 
-    assert os.waitpid(child, 0)[1] == 0
+    assert subprocess.run(command, cwd=ROOT, pass_fds=[pipe[1]], check=True).returncode == 0
     assert read(pipe[0], len("parent\nchild\n")) == "parent\nchild\n"
 
 
