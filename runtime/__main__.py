@@ -255,6 +255,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _refresh(arguments: argparse.Namespace) -> int:
+    from runtime.description import infinite_outputs
     from runtime.refresh import refresh
 
     manifest = refresh(
@@ -264,10 +265,12 @@ def _refresh(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         progress=_say,
     )
+    infinite = ", ".join(infinite_outputs(manifest.signature))
     print(
         f"refreshed {arguments.bundle} into {arguments.out}: jax "
         f"{printable(manifest.refreshed_from[-1].exporter.get('jax', '?'))} to {manifest.exporter['jax']}, "
         f"verified on {', '.join(manifest.verified)}"
+        + (f"; may be infinite: {printable(infinite)}" if infinite else "")
     )
     return EXIT_OK
 

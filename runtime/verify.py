@@ -16,7 +16,7 @@ from runtime.errors import GoldenMismatch, IntegrityError
 from runtime.loading import load
 from runtime.model import Group, Model
 from runtime.rows import KINDS, Mixing, find_mixing
-from runtime.signature import bucket_name
+from runtime.signature import TensorSpec, bucket_name
 from runtime.tensors import Array
 
 Progress = Callable[[str], None]
@@ -155,7 +155,8 @@ def read_golden(model: Model, golden: Golden) -> tuple[Rows, Rows]:
     """Read a golden's inputs and expected outputs, in the signature's order.
 
     Raises:
-      IntegrityError: a tensor is missing, or its shape is not the signature's.
+      IntegrityError: a tensor is missing, its shape is not the signature's, or it expects NaN,
+        or an infinity that is not declared.
     """
     tensors = model.bundle.map(golden.file)
     found: list[Rows] = []
@@ -169,9 +170,26 @@ def read_golden(model: Model, golden: Golden) -> tuple[Rows, Rows]:
                 raise IntegrityError(
                     f"{golden.file.path}: {part}/{spec.name}: expected {spec.dtype}{list(shape)}, got {got}"
                 )
+            if part == "output":
+                _expect_declared(golden, spec, array)
             arrays.append(array)
         found.append(tuple(arrays))
     return found[0], found[1]
+
+
+def _expect_declared(golden: Golden, spec: TensorSpec, expected: Array) -> None:
+    """Refuse expected answers that no program is to give: NaN would equal any other NaN."""
+    if "float" not in spec.dtype:
+        return
+    wide = expected.astype(np.float64)
+    bad = np.isnan(wide) if spec.nonfinite else ~np.isfinite(wide)
+    if bad.any():
+        wanted = "finite values or infinities" if spec.nonfinite else "finite values"
+        place = np.argwhere(bad)[0]
+        raise IntegrityError(
+            f"{golden.file.path}: output/{spec.name}: expected {wanted}, got "
+            f"{wide[tuple(place)]} at {place.tolist()}"
+        )
 
 
 def assert_bundle_matches_goldens(

@@ -23,6 +23,13 @@ def altered(classifier_bundle, tmp_path):
     return with_other_golden(classifier_bundle, tmp_path / "altered")
 
 
+def poisoned(value):
+    """Make expected outputs of which one is no finite number."""
+    expected = np.zeros((4, 3), np.float32)
+    expected[1, 2] = value
+    return expected
+
+
 def unrecorded(bundle):
     """Take the record that rows are mixed out of a bundle's manifest."""
     manifest = json.loads((bundle / "manifest.json").read_bytes())
@@ -130,6 +137,16 @@ def test_mixed_rows_that_nobody_recorded_fail(mixing_bundle, copy_of):
             lambda tensors: tensors.update({"input/x": np.zeros((3, 4), np.float32)}),
             "golden/0.safetensors: input/x: expected float32[4, 4], got float32[3, 4]",
             id="other-rows",
+        ),
+        param(
+            lambda tensors: tensors.update({"output/output": poisoned(np.nan)}),
+            "golden/0.safetensors: output/output: expected finite values, got nan at [1, 2]",
+            id="nan",
+        ),
+        param(
+            lambda tensors: tensors.update({"output/output": poisoned(-np.inf)}),
+            "golden/0.safetensors: output/output: expected finite values, got -inf at [1, 2]",
+            id="undeclared-infinity",
         ),
     ],
 )
