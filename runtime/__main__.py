@@ -187,12 +187,10 @@ def _verify(arguments: argparse.Namespace) -> int:
     bundle = _open(
         arguments
     )  # first: a wrong path is seen before jax is imported, which takes longer
-    from runtime.loading import load
+    from runtime.proof import prove
     from runtime.report import junit, verification
-    from runtime.verify import verify
 
-    model = load(bundle, arguments.device, progress=_say)
-    report = verify(model, progress=_say)
+    model, report = prove(bundle, arguments.device, progress=_say)
     if arguments.junit:
         arguments.junit.write_bytes(junit(model, report))
     if arguments.json:
