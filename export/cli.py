@@ -42,7 +42,7 @@ exit status:
 # Flags whose value is the field of the same name.
 _DIRECT = (
     *("params", "params_path", "allow_pickle", "dtype", "matmul_precision", "output"),
-    *("golden", "seed", "name", "version", "allow_row_mixing", "unverified"),
+    *("golden", "seed", "name", "version", "allow_row_mixing", "unverified", "allow_infinite"),
     *("buckets", "platforms"),
 )
 
@@ -192,6 +192,13 @@ def parser() -> Parser:
         help=".safetensors or .npz of representative inputs (default: seeded ones)",
     )
     proof.add_argument("--seed", type=int, help="of the seeded inputs (default: 0)")
+    proof.add_argument(
+        "--allow-infinite",
+        action="append",
+        metavar="OUTPUT",
+        help="output that rightly holds inf or -inf, such as masked logits; repeatable. The program "
+        "has to give them where the model does; NaN is refused all the same",
+    )
     proof.add_argument(
         "--allow-row-mixing",
         action="store_true",

@@ -28,10 +28,11 @@ from export.plan import Plan, bucket_name, precision, prepare
 from export.report import ProgramReport, Progress, Report
 from export.spec import ExportSpec
 from export.writing import tolerances, write
-from runtime.description import describe_format
+from runtime.description import describe_format, describe_output
 from runtime.errors import nearest
 from runtime.localpaths import why_not_written
 from runtime.manifest import Manifest
+from runtime.tensors import Array
 from runtime.writer import BundleWriter
 
 
@@ -161,6 +162,12 @@ def _lower_all(plan: Plan, tell: Callable[[str], None]) -> dict[Key, Lowered]:
     return programs
 
 
+def _largest(values: Array) -> float:
+    """Give the largest finite value, whatever its sign."""
+    sizes = np.abs(np.float64(values))
+    return float(sizes.max(initial=0.0, where=np.isfinite(sizes)))
+
+
 def _report(
     plan: Plan,
     programs: Mapping[Key, Lowered],
@@ -188,16 +195,14 @@ def _report(
         name=plan.spec.name,
         version=plan.spec.version,
         inputs=tuple(f"{s.name}: {s}" for s in plan.signature.inputs),
-        outputs=tuple(f"{s.name}: {s}" for s in plan.signature.outputs),
+        outputs=tuple(describe_output(s) for s in plan.signature.outputs),
         output_format=describe_format(plan.output_format),
         accepted={
             name: f"{t.atol:.2g} + {t.rtol:.2g}·|expected|"
             for name, t in tolerances(plan)[plan.spec.platforms[0]].items()
         },
         scale={
-            spec.name: max(
-                float(np.abs(np.float64(e[i])).max(initial=0.0)) for _, _, e in plan.goldens
-            )
+            spec.name: max(_largest(e[i]) for _, _, e in plan.goldens)
             for i, spec in enumerate(plan.signature.outputs)
         },
         platforms=tuple(plan.spec.platforms),

@@ -115,6 +115,11 @@ def _tidy(spec: TensorSpec) -> TensorSpec:
         minimum=None if low is None else _number(spec, "minimum", low),
         maximum=None if high is None else _axis_name(high) or _number(spec, "maximum", high),
     )
+    if spec.nonfinite is not None:
+        raise ExportError(
+            f"input {spec.name!r}: expected no nonfinite for an input, got {spec.nonfinite!r}; name "
+            "outputs with allow_infinite"
+        )
     _check_form(spec, "")
     return spec
 
@@ -284,6 +289,15 @@ def _golden(value: Any) -> Any:
     return value
 
 
+def _output_names(value: Any) -> tuple[str, ...]:
+    names = [value] if isinstance(value, str) else _listed(value)
+    if names is None or not all(isinstance(name, str) for name in names):
+        raise ExportError(
+            f"allow_infinite: expected names of outputs such as ['logits'], got {_got(value)}"
+        )
+    return tuple(dict.fromkeys(names))
+
+
 def _seed(value: Any) -> int:
     seed = _whole(value)
     if seed is None or seed < 0:
@@ -360,6 +374,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "dtype": _cast,
     "matmul_precision": _precision,
     "golden": _golden,
+    "allow_infinite": _output_names,
     "seed": _seed,
     "name": _model_name,
     "version": _version,

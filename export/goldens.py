@@ -72,28 +72,56 @@ def reference(
 
 
 def refuse_non_finite(
-    names: Sequence[str], outputs: Sequence[Array], inputs: Sequence[TensorSpec]
+    specs: Sequence[TensorSpec], outputs: Sequence[Array], inputs: Sequence[TensorSpec]
 ) -> None:
-    """Raise ExportError for an expected answer that is NaN or infinite."""
-    for name, output in zip(names, outputs, strict=True):
-        if not jax.numpy.issubdtype(output.dtype, jax.numpy.floating):
+    """Raise ExportError for an expected answer that is NaN, or infinite where none is declared.
+
+    Args:
+      specs: of the outputs.
+      outputs: the un-exported model's answers.
+      inputs: of the model; an integer one without a range may be why there is NaN.
+    """
+    for spec, output in zip(specs, outputs, strict=True):
+        if "float" not in spec.dtype:
             continue
-        bad = ~np.isfinite(output.astype(np.float64))
-        if bad.any():
-            loose = [
-                s.name
-                for s in inputs
-                if "int" in s.dtype and s.minimum is None and s.maximum is None and not s.mask
-            ]
-            hint = (
-                f"; is a value of {loose[0]!r} out of range? pass --range {loose[0]}=0:N"
-                if loose
-                else "; pass representative inputs with --golden FILE"
-            )
-            raise ExportError(
-                f"golden: output {name!r}: expected finite values, got {int(bad.sum())} of {bad.size} "
-                f"that are not (the un-exported model, op by op){hint}"
-            )
+        wide = output.astype(np.float64)
+        bad = np.isnan(wide) if spec.nonfinite else ~np.isfinite(wide)
+        if not bad.any():
+            continue
+        expected = "finite values or infinities" if spec.nonfinite else "finite values"
+        seen = " and ".join(_firsts(wide, bad))
+        raise ExportError(
+            f"golden: output {spec.name!r}: expected {expected}, got {seen}, {int(bad.sum())} of "
+            f"{bad.size} that are not (the un-exported model, op by op)"
+            f"{_hint(spec, wide[bad], inputs)}"
+        )
+
+
+def _firsts(values: Array, bad: Array) -> list[str]:
+    """Write each kind of value that is not finite, and where it stands first."""
+    kinds = (("NaN", np.isnan), ("-inf", np.isneginf), ("inf", np.isposinf))
+    found = []
+    for name, is_kind in kinds:
+        places = np.argwhere(is_kind(values) & bad)
+        if len(places):
+            found.append(f"{name} at {places[0].tolist()}")
+    return found
+
+
+def _hint(spec: TensorSpec, bad: Array, inputs: Sequence[TensorSpec]) -> str:
+    if not np.isnan(bad).any():
+        return (
+            "; where the model means it, as for masked logits or suppressed tokens, pass "
+            f"--allow-infinite {spec.name}"
+        )
+    loose = [
+        s.name
+        for s in inputs
+        if "int" in s.dtype and s.minimum is None and s.maximum is None and not s.mask
+    ]
+    if loose:
+        return f"; is a value of {loose[0]!r} out of range? pass --range {loose[0]}=0:N"
+    return "; pass representative inputs with --golden FILE"
 
 
 def tolerance(
@@ -127,11 +155,11 @@ def tolerance(
 def _scale(expected: Sequence[Array]) -> float:
     """Give the size of an output's ordinary values, whatever sentinels stand among them.
 
-    A model that fills masked places with -1e9 must not loosen the tolerance of the others:
+    A model that fills masked places with -1e9, or -inf, must not loosen the tolerance of the others:
     the largest value counts as far as 100 times the lower quartile of those that are not 0.
     """
     values = np.concatenate([np.abs(np.float64(e)).reshape(-1) for e in expected])
-    values = values[values > 0]
+    values = values[(values > 0) & np.isfinite(values)]
     return float(min(values.max(), 100 * np.quantile(values, 0.25))) if values.size else 0.0
 
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from export import goldens as golden_rules
-from export import params_files
+from export import infinities, params_files
 from export.calling import Adapted
 from export.checkpoints import take_subtree
 from export.devices import named_device, refuse_several_devices
@@ -95,15 +95,19 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
         _shapes(spec, flat, packing, arguments, traced, inputs, axes),
         [a.name for a in axes],
     )
+    outputs = infinities.declare(outputs, spec.allow_infinite)
     signature = Signature(inputs=inputs, outputs=outputs, axes=axes)
     notes = (*adapted.notes, *_wide_notes(signature, x64), *floats, *narrowed, *hoisted.notes)
     output_format = _output_format(spec, signature)
     refuse_foreign_bits((one.jaxpr for one in traced.values()), spec.platforms)
     flat.device = named_device(next(iter(traced.values())).jaxpr)
     goldens = _goldens(spec, signature, flat, cast, tell)
+    notes += tuple(infinities.notes(outputs, [expected for _, _, expected in goldens]))
     drift: dict[str, float] = {}
     if spec.dtype is not None:
         uncast = [flat.reference(given, arrays) for _, arrays, _ in goldens]
+        for before, (_, _, after) in zip(uncast, goldens, strict=True):
+            infinities.refuse_overflow(outputs, after, before, spec.dtype)
         drift = {
             o.name: max(
                 largest_difference(np.asarray(a[i], np.float64), np.asarray(e[i], np.float64))
@@ -345,7 +349,6 @@ def _goldens(
     tell: Callable[[str], None],
 ) -> tuple[tuple[dict[str, int], tuple[Array, ...], tuple[Array, ...]], ...]:
     found = []
-    names = [output.name for output in signature.outputs]
     with precision(spec):
         given = golden_inputs(spec, signature)
         for i, (arrays, sizes) in enumerate(given, 1):
@@ -354,7 +357,7 @@ def _goldens(
             ordered = tuple(arrays[s.name] for s in signature.inputs)
             try:
                 expected = flat.reference(params, ordered)
-                golden_rules.refuse_non_finite(names, expected, signature.inputs)
+                golden_rules.refuse_non_finite(signature.outputs, expected, signature.inputs)
                 _check_shapes(signature, expected, len(ordered[0]), sizes)
             except ExportError as error:
                 raise ExportError(f"{error}{_if_too_short(sizes, signature.axes)}") from error
@@ -408,6 +411,11 @@ def _output_format(spec: ExportSpec, signature: Signature) -> OutputFormat:
     if len(output.shape) != 2 or "float" not in output.dtype:
         raise ExportError(
             f"output {name!r}: expected floats [_, classes] for {wanted.kind}, got {output}"
+        )
+    if output.nonfinite and wanted.scores == "probabilities":
+        raise ExportError(
+            f"allow_infinite: expected no output of probabilities, got {name!r}; pass --output "
+            f"classification:logits:{name} if it holds logits"
         )
     if spec.labels and len(spec.labels) != output.shape[1]:
         source = f" of {spec.labels.file}" if isinstance(spec.labels, LabelsOfFile) else ""

@@ -38,6 +38,8 @@ class ExportSpec:
       seed: of the seeded inputs.
       name: the model's name in routes.
       version: digits.
+      allow_infinite: names of outputs that rightly hold infinities, such as masked logits.
+        NaN is refused all the same.
       allow_row_mixing: export a model whose rows depend on each other; it is
         recorded, and a server never batches its requests.
       unverified: export for platforms that this machine cannot check; it is recorded.
@@ -61,6 +63,7 @@ class ExportSpec:
     seed: int = 0
     name: str = "model"
     version: str = "1"
+    allow_infinite: Sequence[str] = ()
     allow_row_mixing: bool = False
     unverified: bool = False
     params_path: str | None = None

@@ -206,12 +206,10 @@ def _verify(arguments: argparse.Namespace) -> int:
         arguments
     )  # first: a wrong path is seen before jax is imported, which takes longer
     with reading_settings():
-        from runtime.loading import load
+        from runtime.proof import prove
         from runtime.report import junit, verification
-        from runtime.verify import verify
 
-    model = load(bundle, arguments.device, progress=_say)
-    report = verify(model, progress=_say)
+    model, report = prove(bundle, arguments.device, progress=_say)
     if arguments.junit:
         arguments.junit.write_bytes(junit(model, report))
     if arguments.json:
@@ -277,6 +275,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _refresh(arguments: argparse.Namespace) -> int:
     with reading_settings():
+        from runtime.description import infinite_outputs
         from runtime.refresh import refresh
 
     manifest = refresh(
@@ -286,10 +285,12 @@ def _refresh(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         progress=_say,
     )
+    infinite = ", ".join(infinite_outputs(manifest.signature))
     print(
         f"refreshed {arguments.bundle} into {arguments.out}: jax "
         f"{printable(manifest.refreshed_from[-1].exporter.get('jax', '?'))} to {manifest.exporter['jax']}, "
         f"verified on {', '.join(manifest.verified)}"
+        + (f"; may be infinite: {printable(infinite)}" if infinite else "")
     )
     return EXIT_OK
 

@@ -133,7 +133,9 @@ class ServerConfig:
         "fail", "", "what a golden that this device does not reproduce does: end it, or warn"
     )
     nonfinite: Nonfinite = _option(  # noqa: RUF009 (a field, as the others)
-        "null", "", "what JSON has for NaN and infinity: null, an error 500, or a string"
+        "null",
+        "",
+        "what JSON has for NaN, and for infinity that the bundle does not declare: null, an error 500, or a string",
     )
     device_timeout_s: float = _option(
         120.0, "SECONDS", "a batch that takes longer ends the process: the device hangs"

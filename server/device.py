@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 
 from runtime.errors import ExecutionError
-from runtime.signature import Signature
+from runtime.signature import Signature, TensorSpec
 from runtime.staging import stage, unstage
 from runtime.tensors import Array
 from server.batching import Batch, Task
@@ -44,7 +44,7 @@ class Outcome:
       outputs: of the batch as a whole; empty if it failed.
       times: instants at which it was begun, staged, run and unstaged, monotonic; of the
         batch as a whole, not of the tasks that were tried again alone.
-      finite: whether no output holds NaN or infinity.
+      as_declared: whether no output holds NaN, or an infinity that is not declared.
       failed: whether the device failed on every task, not for want of memory, and then on
         inputs that cannot be at fault.
     """
@@ -53,7 +53,7 @@ class Outcome:
     answers: tuple[Answer, ...]
     outputs: tuple[Array, ...]
     times: tuple[float, float, float, float]
-    finite: bool
+    as_declared: bool
     failed: bool
 
     @property
@@ -167,16 +167,16 @@ class Device:
             outputs = self._run(batch, inputs)
             run = clock()
             answers: tuple[Answer, ...] = tuple(unstage(self._signature, parts, outputs))
-            finite = all(map(is_finite, outputs))
+            declared = all(map(is_as_declared, self._signature.outputs, outputs))
         except Exception as error:  # whatever it is, its tasks must hear of it
             log.exception("a batch of %d tasks failed", len(batch.tasks))
             outputs = ()
             answers = tuple(self._alone(batch, task, error) for task in batch.tasks)
-            finite = False
+            declared = False
             failed = self._is_broken(answers)
         else:
             failed = False
-        return Outcome(batch, answers, outputs, (begun, staged, run, clock()), finite, failed)
+        return Outcome(batch, answers, outputs, (begun, staged, run, clock()), declared, failed)
 
     def _is_broken(self, answers: tuple[Answer, ...]) -> bool:
         """Tell a device that is broken from requests that upset it."""
@@ -203,9 +203,13 @@ class Device:
             return as_answer(again)
 
 
-def is_finite(output: Array) -> bool:
-    """Say whether an array holds neither NaN nor infinity."""
-    return output.dtype.kind in "biu" or bool(np.isfinite(output).all())
+def is_as_declared(spec: TensorSpec, output: Array) -> bool:
+    """Whether an output is finite, or holds infinities where the bundle declares them; no NaN."""
+    if output.dtype.kind in "biu":
+        return True
+    if spec.nonfinite:
+        return not np.isnan(output).any()
+    return bool(np.isfinite(output).all())
 
 
 def as_answer(error: Exception) -> Exception:

@@ -65,7 +65,9 @@ class MetricsPage(Collector):
         yield _counter("padding_elements", "Input elements that were padding.", m.padding_elements)
         yield _histogram("queue_duration_seconds", "Wait of each task for its batch.", m.queued)
         yield _histogram("compute_duration_seconds", "Time of each batch.", m.computed)
-        yield _counter("nonfinite_outputs", "Answers with NaN or infinity.", m.nonfinite)
+        yield _counter(
+            "nonfinite_outputs", "Answers with NaN, or infinity that is not declared.", m.nonfinite
+        )
         yield from self._of_service(figures)
         yield from _of_processes(figures.pids)
 

@@ -157,7 +157,7 @@ class Metrics:
       padding_rows: run for nothing.
       elements: of inputs that were run, padding included.
       padding_elements: of these, padding.
-      nonfinite: outputs that held NaN or infinity.
+      nonfinite: answers that held NaN, or infinity where the bundle declares none.
     """
 
     requests: collections.Counter[tuple[str, str]] = dataclasses.field(

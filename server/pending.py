@@ -36,7 +36,8 @@ class Whole:
     """The outputs of a whole batch, for what is cheaper made of all rows at once.
 
     Args:
-      outputs: rows of all of the batch's tasks, none of them NaN or infinite.
+      outputs: rows of all of the batch's tasks, with no NaN in them, and no infinity but in
+        outputs that the bundle declares to hold such.
     """
 
     __slots__ = ("_made", "outputs")
@@ -74,7 +75,8 @@ class Answer(NamedTuple):
     Attributes:
       parts: one for each that was asked.
       evidence: how they came about.
-      nonfinite: what JSON is to have for NaN and infinity; None if there is neither.
+      nonfinite: what JSON is to have for NaN, and for infinity where the bundle declares none;
+        None if there is neither.
     """
 
     parts: Sequence[Part]
@@ -134,7 +136,7 @@ class Pending:
     padded_rows: int = 0
     queue_s: float = 0.0
     compute_s: float = 0.0
-    finite: bool = True
+    as_declared: bool = True
 
     def __post_init__(self) -> None:
         self.tasks = []

@@ -224,7 +224,7 @@ class Pump:
 
     def _whole(self, outcome: Outcome) -> Whole | None:
         """Give a batch's outputs for all of its tasks, if they can be read row for row."""
-        if not outcome.finite or not self._by_row:
+        if not outcome.as_declared or not self._by_row:
             return None
         rows = [output[: outcome.batch.rows] for output in outcome.outputs]
         return Whole(dict(zip(self.model.output_names, rows, strict=True)))

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from runtime.inputs import Checked
 from runtime.model import Model
 from runtime.program import count_compiles
-from server.device import Outcome, is_finite
+from server.device import Outcome, is_as_declared
 from server.errors import DeadlineExceeded, Draining, NotReady, TooLarge
 from server.held import Held
 from server.limits import Limits
@@ -285,12 +285,16 @@ class Service:
         if request not in self._requests:
             return
         parts, evidence = request.answer(self.model)
-        if request.finite:
+        if request.as_declared:
             answer = Answer(parts, evidence)
         else:
             answer = Answer(parts, evidence, self._limits.nonfinite)
-            arrays = (array for part in parts for array in part.outputs.values())
-            self.metrics.nonfinite += not all(map(is_finite, arrays))
+            declared = (
+                is_as_declared(spec, part.outputs[spec.name])
+                for spec in self.model.signature.outputs
+                for part in parts
+            )
+            self.metrics.nonfinite += not all(declared)
         self._end(request, answer)
 
     def _expire(self) -> None:
@@ -318,7 +322,7 @@ class Service:
             elif request in self._requests:
                 given = Given(outputs, whole, start)
                 request.give(index, given, batch.bucket, padded, waited, outcome.seconds)
-                request.finite = request.finite and outcome.finite
+                request.as_declared = request.as_declared and outcome.as_declared
                 if not request.left:
                     self._complete(request)
             start += task.rows
