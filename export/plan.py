@@ -22,7 +22,7 @@ from export.golden_inputs import golden_inputs, with_goldens_read
 from export.hoisting import Hoisted, hoist
 from export.labels import LabelsOfFile
 from export.lowering import Traced, trace
-from export.models import abstract, adapt
+from export.models import abstract, adapt, weights
 from export.outputs import Key, name_outputs, output_specs
 from export.packing import Packing, plan_packing
 from export.random_bits import refuse_foreign_bits
@@ -80,7 +80,7 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
     spec = with_goldens_read(spec)
     tell("reading params")
     params, around = _read(spec, tell)
-    with naming_shapes(inputs, params):
+    with naming_shapes(inputs, weights(spec.model, params)):
         adapted = adapt(
             spec.model, params, _abstract_inputs(spec, inputs, axes), around, spec.call_args
         )
