@@ -202,10 +202,10 @@ def test_failing_device_is_exit_status_5(classifier, capsys, monkeypatch):
     A device that fails while it runs a program is told apart from a wrong bundle.
     """
 
-    def fails(**_):
+    def fails(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
-    monkeypatch.setattr("runtime.program.lifted_for_call", fails)
+    monkeypatch.setattr(jax.stages.Compiled, "__call__", fails)
 
     assert main(["verify", str(classifier.bundle.path), "--device", "cpu"]) == 5
 
