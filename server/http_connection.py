@@ -234,7 +234,8 @@ class Connection(asyncio.Protocol):
             if key in self._headers:
                 self._doubled.add(key)
             else:
-                self._headers[key] = value.decode("latin-1")
+                # Of the white space that RFC 9112 section 5.1 has ignored, llhttp leaves tabs.
+                self._headers[key] = value.decode("latin-1").strip(" \t")
 
     def on_headers_complete(self) -> None:
         """Decide whether the body is read, before any of it is."""

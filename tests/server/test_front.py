@@ -247,6 +247,54 @@ def test_crooked_requests_are_refused(entrance, parts):
     assert answer.count(b"HTTP/1.1") <= 1
 
 
+NINES = "9" * 5000
+
+
+@mark.parametrize("path", ["/predict", "/health", "/nothing"])
+@mark.parametrize(
+    ("lines", "text"),
+    [
+        param(
+            (f"host: t:{NINES}",), f"host: expected a host, or host:port, got 't:{NINES[:98]}'", id="port"
+        ),
+        param(
+            ("host: t", f"content-length: {'0' * 5000}2"),
+            f"content-length: expected a number of bytes, got '{'0' * 100}'",
+            id="length",
+        ),
+    ],
+)  # fmt: skip
+def test_a_number_of_more_digits_than_any_is_400(entrance, caplog, path, lines, text):
+    """Python reads no number of so many digits; who sends one is refused, and no error of the server."""
+    answer = entrance.send(head(*lines, path=path) + b"{}")
+
+    assert status_of(answer) == 400
+    assert body_of(answer)["error"] == text
+    assert caplog.messages == []
+
+
+def test_a_target_with_a_port_of_more_digits_than_any_is_400(entrance, caplog):
+    """The port of a URL is read as that of a Host is."""
+    answer = entrance.send(head("host: t", path=f"http://t:{NINES}/health", method="GET"))
+
+    assert status_of(answer) == 400
+    assert caplog.messages == []
+
+
+def test_white_space_around_a_header_is_no_part_of_it(entrance):
+    """RFC 9110 section 5.5: spaces and tabs before and behind a value are left out."""
+    space = " \t \t"
+    lines = ("host", "t"), ("content-type", "application/json"), ("content-encoding", "identity")
+    spaced = (f"{name}:{space}{value}{space}" for name, value in lines)
+
+    answer = entrance.send(
+        head(*spaced, "connection: close", f"content-length: {len(BODY)}") + BODY
+    )
+
+    assert status_of(answer) == 200
+    assert body_of(answer) == {"predictions": [3.0]}
+
+
 def test_another_coding_than_chunks_is_not_passed_over(entrance):
     """A body in a coding that nobody here reads is 501, and not taken for what it is not."""
     lines = ("host: t", "transfer-encoding: gzip, chunked")
