@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from export.errors import CheckpointError, first_line
+from export.forms import nested
 from runtime.errors import nearest
 from runtime.tensors import read_tensors
 
@@ -99,10 +100,14 @@ def take_subtree(tree: Tree, subtree: str) -> tuple[Tree, tuple[Mapping[str, Any
 
 
 def as_tree(params: Tree) -> Tree:
-    """Give a TrainState, or another dataclass of Flax, as the dict that a checkpoint has."""
+    """Return a TrainState, or another dataclass of Flax, as the tree that a checkpoint has."""
     from flax import serialization
 
-    return serialization.to_state_dict(params) if dataclasses.is_dataclass(params) else params
+    tree = serialization.to_state_dict(params) if dataclasses.is_dataclass(params) else params
+    try:
+        return nested(tree)
+    except ValueError as error:
+        raise CheckpointError(f"params: {error}") from None
 
 
 def _reader(source: Path, *, allow_pickle: bool) -> Callable[[Path], Tree]:

@@ -14,6 +14,7 @@ from jax.extend import core
 
 from export.jaxprs import CALLS, inner, scan_counts
 from export.lowering import Flat
+from export.storage import restored, stored, stores
 from runtime.tensors import Array
 
 HOIST_BYTES = 1 << 20
@@ -26,7 +27,7 @@ Replace = Callable[[Any], Any]
 
 
 def large_constants(jaxpr: Any) -> dict[str, Array]:
-    """Find the constants over 1 MiB that lowering would bake in, by digest."""
+    """Find the constants over 1 MiB that lowering would bake in, by digest, as they are stored."""
     return _large(_constants(jaxpr, _OPENED))
 
 
@@ -50,7 +51,8 @@ def with_constants(jaxpr: Any, order: Mapping[str, int], count: int) -> Flat:
         def replaced(constant: Any) -> Any:
             if not _is_large(constant):
                 return constant
-            return params[count + order[digest(np.asarray(constant))]]
+            param = params[count + order[digest(stored(np.asarray(constant)))]]
+            return restored(param, constant.dtype) if stores(constant.dtype) else param
 
         return tuple(_evaluate(jaxpr, [*params[:count], *inputs], replaced))
 
@@ -69,7 +71,7 @@ def _is_large(constant: Any) -> bool:
 
 
 def _large(constants: Iterable[Any]) -> dict[str, Array]:
-    arrays = (np.asarray(constant) for constant in constants if _is_large(constant))
+    arrays = (stored(np.asarray(constant)) for constant in constants if _is_large(constant))
     return {digest(array): array for array in arrays}
 
 

@@ -71,9 +71,9 @@ def _followed(jaxpr: Any, marks: Sequence[Names]) -> list[Names]:
 
 def _own(variable: Any) -> Names:
     dtype = getattr(variable.aval, "dtype", None)
-    if dtype is None or not jax.numpy.issubdtype(dtype, jax.numpy.floating):
+    if dtype is None or not jax.numpy.issubdtype(dtype, jax.numpy.inexact):
         return _NONE
-    return frozenset({dtype.name})
+    return frozenset({jax.numpy.finfo(dtype).dtype.name})  # of a complex one, its parts'
 
 
 def _outputs(jaxpr: Any, inputs: Sequence[Names]) -> list[Names]:

@@ -61,10 +61,11 @@ def adapt_linen(
     def init(given: Inputs) -> Any:
         args, kwargs = bind(type(model).__call__, given)
         keys = {name: jax.random.key(0) for name in ("params", "dropout")}
-        return linen.meta.unbox(model.init(keys, *args, **kwargs, **switches))
+        made = model.init(keys, *args, **kwargs, **switches)
+        return linen.meta.unbox(made), made
 
     # As a list: JAX sorts the keys of a dict, and inputs by place would be swapped.
-    expected = jax.eval_shape(
+    expected, boxed = jax.eval_shape(
         lambda values: init(dict(zip(inputs, values, strict=True))), list(inputs.values())
     )
     wanted = {name: tree for name, tree in expected.items() if name != "intermediates"}
@@ -72,7 +73,13 @@ def adapt_linen(
     shaped_by = ", ".join(
         f"{n}: {notation(a.dtype, (BATCH, *a.shape[1:]))}" for n, a in inputs.items()
     )
-    leaves = match(flatten(wanted), flatten(tree), shaped_by)
+    leaves = match(
+        flatten(wanted),
+        flatten(tree),
+        shaped_by,
+        saved=around[-1] if around else as_tree(params),
+        boxes=dict(zip(flatten(boxed), flatten(expected), strict=True)),
+    )
     treedef = jax.tree.structure(wanted)
     castable = frozenset(n for n, a in leaves.items() if n.startswith("params/") and floating(a))
 

@@ -60,22 +60,24 @@ def _adapt(model: Any, params: Any, inputs: Inputs, around: Sequence[Mapping[str
     if is_factory(model) and takes_rngs(model):
         if params is None:
             raise ParamsError(NO_PARAMS.format("nnx.Module"))
-        return _adapt_nnx_factory(model, params, inputs)
+        return _adapt_nnx_factory(model, params, inputs, around)
     if is_factory(model):
         model = make(model, {})[0]
     if isinstance(model, linen.Module):
         return adapt_linen(model, params, inputs, around)
     if isinstance(model, nnx.Module):
-        return adapt_nnx(nnx.clone(model), params, inputs)
+        return adapt_nnx(nnx.clone(model), params, inputs, around)
     if callable(model):
-        return adapt_function(model, params, inputs)
+        return adapt_function(model, params, inputs, around)
     raise ExportError(
         "model: expected an ExportSpec, a flax Module or factory, or apply(params, inputs), "
         f"got {type(model).__name__}"
     )
 
 
-def _adapt_nnx_factory(factory: Any, params: Any, inputs: Inputs) -> Adapted:
+def _adapt_nnx_factory(
+    factory: Any, params: Any, inputs: Inputs, around: Sequence[Mapping[str, Any]]
+) -> Adapted:
     """Make a module without its weights, which would be random ones, if it can be told so."""
 
     def without_plain_arrays() -> Any:
@@ -84,13 +86,13 @@ def _adapt_nnx_factory(factory: Any, params: Any, inputs: Inputs) -> Adapted:
 
     abstract_module = nnx.eval_shape(without_plain_arrays)
     if abstract_module is not None:
-        return adapt_nnx(abstract_module, params, inputs)
+        return adapt_nnx(abstract_module, params, inputs, around)
     # Arrays that are no Variables have no shapes alone; and those that are alike whatever the
     # random key is can stand for themselves.
     made, twin = (make(factory, {"rngs": nnx.Rngs(seed)})[0] for seed in (0, 1))
     others = plain_arrays(twin)
     fixed = {p for p, array in plain_arrays(made).items() if np.array_equal(array, others[p])}
-    return adapt_nnx(made, params, inputs, fixed)
+    return adapt_nnx(made, params, inputs, around, fixed)
 
 
 def is_factory(model: Any) -> bool:

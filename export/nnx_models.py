@@ -11,7 +11,7 @@ from export.calling import NO_PARAMS, PIN_A_KEY, Adapted, Inputs, Params, bind, 
 from export.errors import ExportError, ParamsError
 from export.jaxprs import reached
 from export.lowering import refuse_callbacks
-from export.matching import Path, flatten, floating, match
+from export.matching import Path, aligned, flatten, floating, is_random, match
 from export.outputs import name_outputs
 
 _PIN = PIN_A_KEY.format(
@@ -21,7 +21,11 @@ _PIN = PIN_A_KEY.format(
 
 
 def adapt_nnx(
-    model: nnx.Module, params: Any, inputs: Inputs, fixed: Collection[Path] | None = None
+    model: nnx.Module,
+    params: Any,
+    inputs: Inputs,
+    around: Sequence[Mapping[str, Any]] = (),
+    fixed: Collection[Path] | None = None,
 ) -> Adapted:
     """Make an nnx Module one pure function.
 
@@ -29,6 +33,7 @@ def adapt_nnx(
       model: the module; it is changed.
       params: its state, or None for what it holds.
       inputs: shapes and dtypes by name.
+      around: what the params were taken out of, the innermost first.
       fixed: paths of its plain arrays that do not depend on its random key, and stand for
         those that `params` lacks; None for all.
     """
@@ -49,7 +54,7 @@ def adapt_nnx(
             if path not in got and not isinstance(leaf, nnx.Variable)
             if fixed is None or path in fixed
         }
-        leaves = match(own, {**got, **added})
+        leaves = match(own, {**got, **added}, saved=around[-1] if around else params)
         if added:
             names = ", ".join("/".join(path) for path in added)
             notes = (f"the checkpoint has no {names}: what the model's code makes is taken",)
@@ -110,16 +115,7 @@ def _fixed_key(leaf: Any) -> Any:
 def _as_own(got: Mapping[Path, Any], own: Mapping[Path, Any]) -> dict[Path, Any]:
     """Give a checkpoint's leaves the model's paths, and drop its random states.
 
-    A Variable that was saved whole has its array under `value`. Random states are the keys
-    and counts that the model does not list.
+    Random states are the keys and counts that the model does not list.
     """
-    found = {
-        path[:-1] if path[-1:] == ("value",) and path[:-1] in own else path: leaf
-        for path, leaf in got.items()
-    }
-    return {path: leaf for path, leaf in found.items() if path in own or not _is_random(path)}
-
-
-def _is_random(path: Path) -> bool:
-    name = path[:-1] if path[-1:] == ("value",) else path
-    return name[-1:] in (("key",), ("count",))
+    found = aligned(own, got)
+    return {path: leaf for path, leaf in found.items() if path in own or not is_random(path)}

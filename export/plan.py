@@ -13,7 +13,7 @@ from export import goldens as golden_rules
 from export.calling import Adapted
 from export.checkpoints import read_params, take_subtree
 from export.constants import large_constants, stuck_constants, with_constants
-from export.errors import ExportError
+from export.errors import ExportError, few_names
 from export.fields import parse_output
 from export.golden_inputs import golden_inputs
 from export.lowering import Traced, trace
@@ -21,6 +21,7 @@ from export.models import abstract, adapt
 from export.outputs import Key, name_outputs, output_specs
 from export.packing import Packing, plan_packing
 from export.spec import ExportSpec
+from export.storage import PARAM_DTYPES, with_stored_params
 from runtime.compare import largest_difference
 from runtime.entries import OutputFormat
 from runtime.errors import nearest
@@ -72,7 +73,7 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
     tell("reading params")
     params, around = _read(spec)
     first = {axis.name: axis.sizes[0] for axis in axes}
-    adapted = adapt(spec.model, params, inputs, first, around)
+    adapted = with_stored_params(adapt(spec.model, params, inputs, first, around))
     given, narrowed = _as_jax_keeps(adapted.params, x64)
     cast = _cast(given, adapted, spec.dtype)
     flat = _Flat(adapted, [s.name for s in inputs])
@@ -146,7 +147,7 @@ def _as_jax_keeps(params: Mapping[str, Array], x64: bool) -> tuple[dict[str, Arr
     for name, array in params.items():
         if array.dtype.name not in DTYPE_BYTES:
             raise ExportError(
-                f"params: {name!r}: expected a dtype of {', '.join(DTYPE_BYTES)}, got {array.dtype}"
+                f"params: {name!r}: expected a dtype of {', '.join(PARAM_DTYPES)}, got {array.dtype}"
             )
         dtype = jax.dtypes.canonicalize_dtype(array.dtype)
         if x64 or dtype == array.dtype:
@@ -162,9 +163,7 @@ def _as_jax_keeps(params: Mapping[str, Array], x64: bool) -> tuple[dict[str, Arr
         narrowed.append(name)
     if not narrowed:
         return kept, []
-    shown = ", ".join(narrowed[:3]) + (
-        f" and {len(narrowed) - 3} more" if len(narrowed) > 3 else ""
-    )
+    shown = few_names(narrowed)
     return kept, [f"64-bit params become 32-bit ones, as JAX makes them in 32-bit mode: {shown}"]
 
 
