@@ -1,7 +1,7 @@
 """The forms in which one tree of params is kept: boxed or not, nested or with flat names."""
 
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flax.core import meta
@@ -19,7 +19,7 @@ def nested(tree: Any) -> Any:
     Raises:
       ValueError: a name is both an array's and a folder's.
     """
-    if not isinstance(tree, Mapping) or any(isinstance(v, Mapping) for v in tree.values()):
+    if not isinstance(tree, Mapping) or any(map(_is_folder, tree.values())):
         return tree
     names = [name for name in tree if isinstance(name, str)]
     separator = next((s for s in _SEPARATORS if any(s in name for name in names)), None)
@@ -27,16 +27,24 @@ def nested(tree: Any) -> Any:
         return tree
     made: dict[Any, Any] = {}
     for name, leaf in tree.items():
-        words = _words(name, separator)
-        here = made
-        for word in words[:-1]:
-            here = here.setdefault(word, {})
-            if not isinstance(here, dict):
-                break
-        if not isinstance(here, dict) or words[-1] in here:
-            raise ValueError(f"{name!r} is both a param and a folder of others")
-        here[words[-1]] = leaf
+        put(made, _words(name, separator), leaf)
     return made
+
+
+def put(tree: dict[Any, Any], path: Sequence[Any], leaf: Any) -> None:
+    """Put a leaf into a tree of dicts.
+
+    Raises:
+      ValueError: there is one already, or a part of its path is a leaf.
+    """
+    here: Any = tree
+    for word in path[:-1]:
+        here = here.setdefault(word, {}) if isinstance(here, dict) else None
+    if not isinstance(here, dict) or path[-1] in here:
+        raise ValueError(
+            f"{'/'.join(map(str, path))!r} is there twice, or a part of its path is a param"
+        )
+    here[path[-1]] = leaf
 
 
 def alternatives(tree: Any) -> Iterator[Any]:
@@ -68,6 +76,10 @@ def unboxed(tree: Any) -> Any:
         changed = any(a is not b for a, b in zip(items, tree, strict=True))
         return type(tree)(items) if changed else tree
     return tree
+
+
+def _is_folder(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.keys() != {BOXED}
 
 
 def _words(name: Hashable, separator: str | None) -> list[Any]:

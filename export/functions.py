@@ -9,11 +9,15 @@ import jax
 import numpy as np
 
 from export.calling import MODES, Adapted, Inputs, Params, bind, modes, required
+from export.checkpoints import as_tree
 from export.errors import ExportError, ParamsError, few_names, told
 from export.forms import alternatives
 from export.matching import as_array, flatten, floating, words
-from export.misfits import OPTIMIZER
+from export.misfits import OPTIMIZER, UNREPLICATE, brief, repeats, told_places
 from runtime.tensors import Array
+
+# What the part of a tree may be called that has the params.
+_LIKELY = ("params", "model", "state", "variables", "target", "ema", "ema_params")
 
 
 def adapt_function(
@@ -38,7 +42,15 @@ def adapt_function(
       ExportError: it takes no inputs behind its params.
     """
     tree = {} if params is None else params
-    adapted = _with_tree(function, tree, inputs)
+    try:
+        adapted = _with_tree(function, tree, inputs)
+    except ParamsError as odd:
+        places = _places(function, around[-1] if around else tree, inputs, odd)
+        if not places:
+            raise
+        cause = str(odd).partition("; ")[0]
+        raise ParamsError(f"{cause}; {told_places(places)}") from None
+    _refuse_replicas(function, tree, inputs)
     error = _untraceable(adapted, inputs)
     if error is None:
         return adapted
@@ -99,6 +111,42 @@ def _shapes(params: Mapping[str, Array]) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
+def _refuse_replicas(function: Callable[..., Any], tree: Any, inputs: Inputs) -> None:
+    """Raise ParamsError for params that are all several times in one more leading axis.
+
+    Params of equal rows may be meant; so the function has to give one row for each row of input
+    with the first of each alone, and not with them all.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape")]
+    sizes = {np.shape(leaf)[:1] for leaf in leaves}
+    if len(sizes) != 1 or () in sizes or not all(map(repeats, leaves)):
+        return
+    ((size,),) = sizes
+    given = {
+        name: jax.ShapeDtypeStruct((size + 1, *spec.shape[1:]), spec.dtype)
+        for name, spec in inputs.items()
+    }
+    first = jax.tree.map(lambda leaf: leaf[0] if hasattr(leaf, "shape") else leaf, tree)
+    if _gives_rows(function, first, given) and not _gives_rows(function, tree, given):
+        named = {"/".join(path): leaf for path, leaf in flatten(tree).items()}
+        name, leaf = next((n, a) for n, a in named.items() if hasattr(a, "shape"))
+        raise ParamsError(
+            f"params: replicated over devices: each has the same extra leading axis of {size}, equal "
+            f"values along it ({name} is {brief(leaf)}), as pmap's state has; {UNREPLICATE}"
+        )
+
+
+def _gives_rows(function: Callable[..., Any], tree: Any, inputs: Inputs) -> bool:
+    """Whether a function traces, and gives a row for each row of its inputs."""
+    rows = {spec.shape[0] for spec in inputs.values()}
+    adapted = _with_tree(function, tree, inputs)
+    try:
+        outputs = jax.eval_shape(adapted.apply, _shapes(adapted.params), inputs)
+    except (Exception, SystemExit):  # noqa: BLE001 (the user's function)
+        return False
+    return all({*leaf.shape[:1]} == rows for leaf in jax.tree.leaves(outputs))
+
+
 def _refuse_params(
     function: Callable[..., Any],
     tree: Any,
@@ -107,22 +155,16 @@ def _refuse_params(
     around: Sequence[Mapping[str, Any]],
 ) -> None:
     """Raise ParamsError where the params are why a function does not trace."""
-    root = around[-1] if around else tree
-    if isinstance(error, KeyError) and isinstance(root, Mapping):
-        places = [
-            name for name, part in _with_key(root, error.args[0]) if _traces(function, part, inputs)
-        ]
-        if places:
-            choice = places[0] if len(places) == 1 else "the one that is meant"
-            raise ParamsError(
-                f"params: expected {error.args[0]!r} at the top, as the model's code reads it, got "
-                f"{few_names(sorted(map(str, tree)))}; it is under {' and '.join(places[:4])}: pass "
-                f"--params-path {choice}"
-            )
+    if places := _places(function, around[-1] if around else tree, inputs, error):
+        shown = few_names(sorted(map(str, tree))) if isinstance(tree, Mapping) else "another tree"
+        raise ParamsError(
+            f"params: expected those that the model's code reads, got {shown} ({told(error)}); "
+            f"{told_places(places)}"
+        )
     leaves = flatten(tree)
-    numbers = {path: leaf for path, leaf in leaves.items() if type(leaf) in (int, float)}
+    numbers = {path: leaf for path, leaf in leaves.items() if _is_number(leaf)}
     if numbers and _traces_with_numbers(function, tree, inputs):
-        path, number = next(iter(numbers.items()))
+        path, number = next((path, np.asarray(leaf).item()) for path, leaf in numbers.items())
         raise ParamsError(
             f"params: {'/'.join(path)!r}: expected an array, got the Python "
             f"{type(number).__name__} {number!r}, which the model's code needs as it is, and params "
@@ -137,39 +179,66 @@ def _refuse_params(
 
 
 def _traces(function: Callable[..., Any], tree: Any, inputs: Inputs) -> bool:
-    return any(
-        _untraceable(_with_tree(function, form, inputs), inputs) is None
-        for form in (tree, *alternatives(tree))
-        if all(isinstance(leaf, np.ndarray | jax.Array) for leaf in jax.tree.leaves(form))
-    )
+    for form in (tree, *alternatives(tree)):
+        try:
+            if _untraceable(_with_tree(function, form, inputs), inputs) is None:
+                return True
+        except ParamsError:
+            continue  # it has a leaf that is no array
+    return False
 
 
 def _traces_with_numbers(function: Callable[..., Any], tree: Any, inputs: Inputs) -> bool:
     """Whether a function traces where Python's numbers among its params stay such."""
     leaves, treedef = jax.tree.flatten(tree)
     arrays = {
-        str(i): as_array(leaf, str(i))
-        for i, leaf in enumerate(leaves)
-        if type(leaf) not in (int, float)
+        str(i): as_array(leaf, str(i)) for i, leaf in enumerate(leaves) if not _is_number(leaf)
     }
 
     def with_numbers(named: Params, *args: Any, **kwargs: Any) -> Any:
-        whole = [named.get(str(i), leaf) for i, leaf in enumerate(leaves)]
+        whole = [
+            named[str(i)] if str(i) in named else np.asarray(leaf).item()
+            for i, leaf in enumerate(leaves)
+        ]
         return function(jax.tree.unflatten(treedef, whole), *args, **kwargs)
 
     wrapped = functools.wraps(function)(with_numbers)
     return _untraceable(_with_tree(wrapped, arrays, inputs), inputs) is None
 
 
-def _with_key(tree: Mapping[str, Any], key: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the parts of a tree that have a key, by their place, no moments of optimizers."""
-    for name, part in tree.items():
-        if not isinstance(part, Mapping) or name in OPTIMIZER:
-            continue
-        place = f"{above}/{name}".strip("/")
-        if key in part:
-            yield place, part
-        yield from _with_key(part, key, place)
+def _is_number(leaf: Any) -> bool:
+    """Whether a leaf is a number of Python's, or may have been one before it was saved."""
+    if isinstance(leaf, np.ndarray | np.generic):
+        return np.ndim(leaf) == 0 and leaf.dtype.kind in "iuf"
+    return type(leaf) in (int, float)
+
+
+def _places(
+    function: Callable[..., Any], root: Any, inputs: Inputs, error: BaseException
+) -> list[str]:
+    """Return the parts of a tree with which a function traces that does not with all of it.
+
+    Only those are tried that have the key it did not find, or the name of params.
+    """
+    key = error.args[0] if isinstance(error, KeyError) and error.args else None
+    found: list[str] = []
+    for place, part in _parts(root):
+        inside = any(place.startswith(f"{outer}/") for outer in found)
+        likely = key in part or "params" in part or place.split("/")[-1] in _LIKELY
+        if likely and not inside and _traces(function, part, inputs):
+            found.append(place)
+    return found
+
+
+def _parts(tree: Any, above: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the mappings inside a tree by their place, but no moments of optimizers."""
+    tree = as_tree(tree)
+    for name, part in tree.items() if isinstance(tree, Mapping) else ():
+        whole = as_tree(part)
+        if isinstance(whole, Mapping) and name not in OPTIMIZER:
+            place = f"{above}/{name}".strip("/")
+            yield place, whole
+            yield from _parts(whole, place)
 
 
 def _first_that_traces(

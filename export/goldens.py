@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from export.errors import ExportError
+from export.errors import ExportError, ParamsError
 from export.lowering import describe
 from runtime.entries import Tolerance
 from runtime.signature import TensorSpec
@@ -60,14 +60,34 @@ def reference(
 
 
 def refuse_non_finite(
-    names: Sequence[str], outputs: Sequence[Array], inputs: Sequence[TensorSpec]
+    names: Sequence[str],
+    outputs: Sequence[Array],
+    inputs: Sequence[TensorSpec],
+    cause: Callable[[], str],
 ) -> None:
-    """Raise ExportError for an expected answer that is NaN or infinite."""
+    """Raise ExportError for an expected answer that is NaN or infinite.
+
+    Args:
+      names: of the outputs.
+      outputs: the answers.
+      inputs: what they are answers to; suspected where the params are not.
+      cause: says what is wrong with the params, or nothing; called where an answer is bad.
+
+    Raises:
+      ParamsError: there is a cause.
+      ExportError: there is none.
+    """
     for name, output in zip(names, outputs, strict=True):
         if not jax.numpy.issubdtype(output.dtype, jax.numpy.floating):
             continue
         bad = ~np.isfinite(output.astype(np.float64))
         if bad.any():
+            shown = f"{int(bad.sum())} of {bad.size}"
+            if found := cause():
+                raise ParamsError(
+                    f"{found}; so {shown} values of output {name!r} are not finite either (the "
+                    "un-exported model, op by op)"
+                )
             loose = [
                 s.name
                 for s in inputs
@@ -79,7 +99,7 @@ def refuse_non_finite(
                 else "; pass representative inputs with --golden FILE"
             )
             raise ExportError(
-                f"golden: output {name!r}: expected finite values, got {int(bad.sum())} of {bad.size} "
+                f"golden: output {name!r}: expected finite values, got {shown} "
                 f"that are not (the un-exported model, op by op){hint}"
             )
 

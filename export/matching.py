@@ -14,8 +14,10 @@ from export.misfits import (
     brief,
     elsewhere,
     kind,
+    of_optimizer,
     relation,
     replicated,
+    told_places,
     torch_names,
 )
 from runtime.tensors import Array
@@ -152,14 +154,14 @@ def _few(kind: str, problems: Iterable[str]) -> list[str]:
 
 def _perhaps(path: Path, leaf: Any, extra: Mapping[Path, Any]) -> str:
     """Name the extra param that this missing one may be called in the checkpoint."""
-    names = ["/".join(p) for p, other in extra.items() if alike(leaf, other)]
+    names = [
+        "/".join(p) for p, other in extra.items() if alike(leaf, other) and not of_optimizer(p)
+    ]
     close = difflib.get_close_matches("/".join(path), names, n=1, cutoff=0.5)
     return f", perhaps the extra {close[0]}" if close else ""
 
 
-def _elsewhere(
-    expected: Mapping[Path, Any], saved: Any, boxes: Mapping[Path, Path] | None
-) -> str:
+def _elsewhere(expected: Mapping[Path, Any], saved: Any, boxes: Mapping[Path, Path] | None) -> str:
     """Return where in the saved tree the model's params are, if they are not where they should be."""
     leaves = flatten(saved)
 
@@ -172,11 +174,7 @@ def _elsewhere(
         return ""
     tops = ", ".join(sorted({path[0] for path in leaves if path})[:8])
     named = ["/".join(place) for place in places[:SHOWN]]
-    choice = named[0] if len(named) == 1 else "the one that is meant"
-    return (
-        f"params: expected those of the model, got {tops}; they are under {' and '.join(named)}: "
-        f"pass --params-path {choice}"
-    )
+    return f"params: expected those of the model alone, got {tops}; {told_places(named)}"
 
 
 def _params_alone(expected: Mapping[Path, Any]) -> dict[Path, Any]:
@@ -219,12 +217,13 @@ def _hint(expected: Mapping[Path, Any], got: Mapping[Path, Any], shaped_by: str)
         for p in expected
         if p in got and tuple(expected[p].shape) != np.shape(got[p])
     ]
+    arrays = all(hasattr(got[p], "shape") for p in expected if p in got)
     if unlike and all(how == ", its transpose" for how in unlike) and expected.keys() == got.keys():
         return (
             "; were they saved by PyTorch, which keeps weights as [out, in]? Then square ones are "
             "transposed too, and no shape shows it"
         )
-    if shaped_by and unlike and expected.keys() == got.keys():
+    if shaped_by and arrays and unlike and expected.keys() == got.keys():
         return f"; was it trained on {shaped_by}? The inputs give the model its shapes"
     tops = sorted({path[0] for path in got if len(path) > 1} - {path[0] for path in expected})
     likely = [top for top in tops if top in ("params", "ema_params", "model", "state", "target")]
@@ -254,7 +253,7 @@ def as_array(leaf: Any, name: str) -> Array:
             f"params: {name!r}: expected an array, got {shown}; leave out of the params what is "
             "none, and keep it in the model's code"
         )
-    if jax.numpy.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+    if hasattr(leaf, "dtype") and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         raise ParamsError(f"params: {name!r}: expected an array of numbers, got a random key")
     array = np.asarray(leaf)
     if array.dtype == np.dtype(object):

@@ -1,7 +1,7 @@
 """Why params do not fit a model: what can be told from names, shapes and values alone."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,14 +30,14 @@ def replicated(expected: Mapping[Path, Any], got: Mapping[Path, Any]) -> str:
     if not unlike:
         return (
             f"params: replicated over devices: each has the same extra leading axis of {size}, "
-            f"equal values along it ({shown}), as pmap's state has; {_UNREPLICATE}"
+            f"equal values along it ({shown}), as pmap's state has; {UNREPLICATE}"
         )
     if any(path[0] == "params" for path in common) and not any(p[0] == "params" for p in unlike):
         kinds = ", ".join(sorted({path[0] for path in unlike}))
         return (
             f"params: replicated over devices: each has the same extra leading axis of {size} "
             f"({shown}), as pmap's state has, and those of {kinds} differ along it: average these "
-            f"over it, a.mean(0), then {_UNREPLICATE}"
+            f"over it, a.mean(0), then {UNREPLICATE}"
         )
     return (
         f"params: each has the same extra leading axis of {size} and other values along it "
@@ -46,7 +46,7 @@ def replicated(expected: Mapping[Path, Any], got: Mapping[Path, Any]) -> str:
     )
 
 
-_UNREPLICATE = (
+UNREPLICATE = (
     "take the first of each, jax.tree.map(lambda a: a[0], params), which is "
     "flax.jax_utils.unreplicate"
 )
@@ -79,7 +79,7 @@ def elsewhere(expected: Mapping[Path, Any], got: Mapping[Path, Any], fits: Fits)
     for place in sorted({place for path in got for place in _above(path, ends)}, key=_order):
         inside = {path[len(place) :]: got[path] for path in got if path[: len(place)] == place}
         whole = any(place[: len(known)] == known for known in found)
-        if whole or _is_optimizers(place) or not fits(inside):
+        if whole or of_optimizer(place) or not fits(inside):
             continue
         if place in taken:
             return []
@@ -97,7 +97,17 @@ def _order(place: Path) -> tuple[int, Path]:
     return len(place), place
 
 
-def _is_optimizers(place: Path) -> bool:
+def told_places(places: Sequence[str]) -> str:
+    """Return where params are in a tree, and which flag takes them from there."""
+    if len(places) == 1:
+        return f"the model's are under {places[0]}: pass --params-path {places[0]}"
+    return (
+        f"the model's are under {', '.join(places)}: pass the one that is meant with --params-path"
+    )
+
+
+def of_optimizer(place: Path) -> bool:
+    """Whether a place in a tree is among the moments of an optimizer, and is no average."""
     averages = any(sign in word for word in place[-2:] for sign in ("ema", "avg", "average"))
     return not averages and any(word in OPTIMIZER for word in place)
 

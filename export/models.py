@@ -155,7 +155,9 @@ def make(factory: Any, config: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]
     known, ignored = known_arguments(factory, config)
     if takes_rngs(factory):
         known.setdefault("rngs", nnx.Rngs(0))
-    return factory(**known), ignored
+    # There is no mesh here that annotations of its params could name the axes of.
+    with nnx.use_eager_sharding(False):
+        return factory(**known), ignored
 
 
 def abstract(

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 
 from export import goldens as golden_rules
+from export import weights
 from export.calling import Adapted
 from export.checkpoints import read_params, take_subtree
 from export.constants import large_constants, stuck_constants, with_constants
-from export.errors import ExportError, few_names
+from export.errors import ExportError, ParamsError, few_names
 from export.fields import parse_output
 from export.golden_inputs import golden_inputs
 from export.lowering import Traced, trace
@@ -86,7 +87,8 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
     signature = Signature(inputs=inputs, outputs=outputs, axes=axes)
     notes = (*adapted.notes, *_wide_notes(signature, x64), *narrowed, *hoisted)
     output_format = _output_format(spec, signature)
-    goldens = _goldens(spec, signature, flat, cast, tell)
+    goldens = _goldens(spec, signature, flat, cast, given, tell)
+    notes = (*notes, *weights.nan_notes(cast))
     drift: dict[str, float] = {}
     if spec.dtype is not None:
         uncast = [flat.reference(given, arrays) for _, arrays, _ in goldens]
@@ -313,6 +315,7 @@ def _goldens(
     signature: Signature,
     flat: _Flat,
     params: Mapping[str, Array],
+    uncast: Mapping[str, Array],
     tell: Callable[[str], None],
 ) -> tuple[tuple[dict[str, int], tuple[Array, ...], tuple[Array, ...]], ...]:
     found = []
@@ -325,8 +328,12 @@ def _goldens(
             ordered = tuple(arrays[s.name] for s in signature.inputs)
             try:
                 expected = flat.reference(params, ordered)
-                golden_rules.refuse_non_finite(names, expected, signature.inputs)
+                golden_rules.refuse_non_finite(
+                    names, expected, signature.inputs, lambda: weights.not_finite(params, uncast)
+                )
                 _check_shapes(signature, expected, len(ordered[0]), sizes)
+            except ParamsError:
+                raise
             except ExportError as error:
                 raise ExportError(f"{error}{_if_too_short(sizes, signature.axes)}") from error
             found.append((sizes, ordered, expected))

@@ -84,9 +84,9 @@ def restored(array: Any, dtype: Any) -> Any:
     name = np.dtype(dtype).name
     if name in _REAL:
         take = jax.lax.index_in_dim
-        return jax.lax.complex(take(array, 0, -1, keepdims=False), take(array, 1, -1, keepdims=False))
+        return jax.lax.complex(
+            take(array, 0, -1, keepdims=False), take(array, 1, -1, keepdims=False)
+        )
     if name in _WIDER:
         return jax.lax.convert_element_type(array, dtype)
     return jax.lax.bitcast_convert_type(array, dtype) if name in _BYTES else array
-
-

@@ -39,7 +39,13 @@ _CODES = {
     "float8_e4m3fn": "F8_E4M3",
     "float8_e5m2": "F8_E5M2",
 }
-_NAMES = {code: name for name, code in _CODES.items()}
+# Files of others may have more; no bundle does, as its manifest names the dtype of each array.
+_NAMES = {code: name for name, code in _CODES.items()} | {
+    "C64": "complex64",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+}
 
 
 @functools.cache
