@@ -173,7 +173,8 @@ def _cast(params: Mapping[str, Array], adapted: Adapted, dtype: str | None) -> d
     if dtype is None:
         return dict(params)
     to = numpy_dtype(dtype)
-    return {n: a.astype(to) if n in adapted.castable else a for n, a in params.items()}
+    with np.errstate(over="ignore"):  # what that makes infinite is named where answers show it
+        return {n: a.astype(to) if n in adapted.castable else a for n, a in params.items()}
 
 
 class _Flat:
