@@ -31,6 +31,13 @@ _OTHERS = {
     b"\x1f\x8b": "a gzip file",
     b"GGUF": "a GGUF file",
 }
+# Codes of safetensors for dtypes that no bundle has.
+_CODES = {
+    "C64": "complex64",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+}
 # In the order in which transformers looks: where there are several they have the same weights,
 # and Flax's own have the names of Flax.
 _PRETRAINED = (
@@ -64,7 +71,7 @@ def read_safetensors(source: Path) -> Tree:
       IntegrityError: it is damaged.
       ValueError: a name is both a param's and a folder's.
     """
-    return nested(read_tensors(source, source.read_bytes()))
+    return nested(read_tensors(source, source.read_bytes(), more=_CODES))
 
 
 def weights_in(folder: Path) -> Path | None:
