@@ -18,7 +18,7 @@ from typing import Any
 
 from deploy.steps import GRPC_PORT, Result, Step, Wrong, plan
 from runtime.bundle import Bundle, open_bundle
-from runtime.commandline import Parser
+from runtime.commandline import Parser, add_version, to_read
 from runtime.entries import MANIFEST_NAME
 from runtime.errors import BundleError
 from server.artifacts import CloudFolder, locate
@@ -88,7 +88,8 @@ def parser() -> Parser:
         description="Upload a bundle, register it as a model on Vertex AI and deploy it.",
         allow_abbrev=False,
     )
-    p.add_argument("--bundle", required=True, metavar="DIR", help="the bundle")
+    add_version(p)
+    p.add_argument("--bundle", required=True, type=to_read, metavar="DIR", help="the bundle")
     p.add_argument("--to", required=True, metavar="gs://…", help="folder for bundles of this model")
     p.add_argument("--image", required=True, help="the server's image, in Artifact Registry")
     p.add_argument("--project", required=True)

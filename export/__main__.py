@@ -1,5 +1,6 @@
 """`python -m export`: a model in, a bundle out. See `--help`."""
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -18,17 +19,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run an export; returns the exit status: 0 fine, 1 refused, 2 wrong usage."""
     from export.cli import parser, spec_from
     from export.errors import ExportError, UsageError
-    from runtime.commandline import needing
+    from runtime.commandline import needing, reading_settings
     from runtime.errors import BundleError
+    from runtime.release import name_and_version
 
-    arguments = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words == ["--version"]:  # with a word behind it, it is the model's version
+        print(name_and_version())
+        return 0
+    arguments = parser().parse_args(words)
     with needing("export", "flax", "orbax.checkpoint"):
         from rich.console import Console
     begin = time.monotonic()
     console = Console(stderr=True, soft_wrap=True)
 
     try:
-        with console.status("starting") as status:
+        with console.status("starting") as status, contextlib.ExitStack() as stack:
             # On a terminal one line that changes; elsewhere a line for each step.
             def tell(sentence: str) -> None:
                 if console.is_terminal:
@@ -37,8 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                     elapsed = time.monotonic() - begin
                     print(f"[{elapsed:5.1f} s] {sentence}", file=sys.stderr, flush=True)
 
-            from export.exporting import export_model
+            with reading_settings():
+                from export.exporting import export_model
+                from runtime.jax_settings import lifted
 
+            # The model's own file is run in here as well.
+            stack.enter_context(lifted())
             spec, notes = spec_from(arguments)
             for note in notes:
                 console.print(f"note: {note}", markup=False, highlight=False)

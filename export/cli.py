@@ -3,22 +3,24 @@
 import argparse
 import dataclasses
 import functools
-import importlib
-import importlib.util
-import json
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from export.attributes import find_attribute
 from export.errors import ExportError, UsageError, told
-from export.fields import CAST_DTYPES, PRECISIONS, read_field
+from export.fields import CAST_DTYPES, PRECISIONS, parse_argument, read_field
+from export.golden_inputs import expect_golden_file
+from export.labels import read_labels
+from export.params_files import expect_there
 from export.spec import ExportSpec
-from runtime.commandline import Parser
+from runtime.commandline import Parser, directory_to_write, to_read
 from runtime.errors import nearest
+from runtime.localpaths import url_of
 from runtime.signature import TensorSpec
+from runtime.textfiles import NotText, read_json, read_text
 
 _EXAMPLES = """\
 examples:
@@ -40,7 +42,7 @@ exit status:
 # Flags whose value is the field of the same name.
 _DIRECT = (
     *("params", "params_path", "allow_pickle", "dtype", "matmul_precision", "output"),
-    *("golden", "seed", "name", "version", "allow_row_mixing", "unverified"),
+    *("golden", "seed", "name", "version", "allow_row_mixing", "unverified", "allow_infinite"),
     *("buckets", "platforms"),
 )
 
@@ -60,10 +62,12 @@ def parser() -> Parser:
         help="pkg.mod:attr or path/to/file.py:attr: an ExportSpec, a flax.linen or flax.nnx "
         "Module, class or factory, or a function apply(params, inputs)",
     )
-    p.add_argument("--out", required=True, type=Path, metavar="DIR", help="the bundle to write")
+    p.add_argument(
+        "--out", required=True, type=directory_to_write, metavar="DIR", help="the bundle to write"
+    )
     p.add_argument(
         "--savedmodel",
-        type=Path,
+        type=directory_to_write,
         metavar="DIR",
         help="a TensorFlow SavedModel to write as well, such as models/NAME/1 for TensorFlow Serving",
     )
@@ -91,9 +95,17 @@ def parser() -> Parser:
     )
     model.add_argument(
         "--config",
-        type=Path,
+        type=to_read,
         metavar="FILE",
         help="JSON object of constructor arguments; keys the model does not know are ignored and named",
+    )
+    model.add_argument(
+        "--call-arg",
+        action="append",
+        dest="call_args",
+        metavar="NAME=VALUE",
+        help="an argument of the model that is no input, as a Python literal: train=False, layers=2, "
+        "\"mode='eval'\"; repeatable",
     )
     model.add_argument(
         "--dtype",
@@ -103,10 +115,13 @@ def parser() -> Parser:
     model.add_argument(
         "--matmul-precision",
         choices=PRECISIONS,
-        help="precision that dots are lowered with (default: JAX's)",
+        help="precision that dots are lowered with (default: that of JAX's settings)",
     )
     model.add_argument("--name", help="the model's name in routes (default: model)")
-    model.add_argument("--version", help="the model's version, digits (default: 1)")
+    model.add_argument(
+        "--version",
+        help="the model's version, digits (default: 1); alone, print the exporter's own",
+    )
 
     tensors = p.add_argument_group("inputs and outputs")
     tensors.add_argument(
@@ -154,7 +169,9 @@ def parser() -> Parser:
         help="raw (default), softmax, classification:logits or classification:probabilities, with :NAME for one of several outputs",
     )
     tensors.add_argument(
-        "--labels", metavar="NAMES", help="class names: a,b,c or a file with one on each line"
+        "--labels",
+        metavar="NAMES",
+        help="class names: a,b,c or a file: one on each line, a JSON list, or JSON with id2label",
     )
 
     programs = p.add_argument_group("programs")
@@ -170,10 +187,18 @@ def parser() -> Parser:
     proof = p.add_argument_group("proof")
     proof.add_argument(
         "--golden",
+        type=to_read,
         metavar="FILE",
         help=".safetensors or .npz of representative inputs (default: seeded ones)",
     )
     proof.add_argument("--seed", type=int, help="of the seeded inputs (default: 0)")
+    proof.add_argument(
+        "--allow-infinite",
+        action="append",
+        metavar="OUTPUT",
+        help="output that rightly holds inf or -inf, such as masked logits; repeatable. The program "
+        "has to give them where the model does; NaN is refused all the same",
+    )
     proof.add_argument(
         "--allow-row-mixing",
         action="store_true",
@@ -204,69 +229,39 @@ def spec_from(arguments: argparse.Namespace) -> tuple[ExportSpec, list[str]]:
       UsageError: a flag does not read.
       ExportError: the model is not there, or the configuration is not for it.
     """
+    # Files first: importing a model can take long.
     config = _read_config(arguments.config)
+    try:
+        labels = _labels(arguments.labels)
+    except ExportError as error:
+        raise UsageError(str(error)) from None
+    if arguments.golden is not None:
+        expect_golden_file(arguments.golden)
+    if arguments.params:
+        expect_there(arguments.params)
     found = find_attribute(arguments.model)
     spec, notes = _resolve(found, config)
     try:
-        changes = _changes(spec, arguments)
+        changes = _changes(spec, labels, arguments)
     except ExportError as error:
         raise UsageError(str(error)) from None
     return dataclasses.replace(spec, **changes), notes
 
 
-def _changes(spec: ExportSpec, arguments: argparse.Namespace) -> dict[str, Any]:
+def _changes(
+    spec: ExportSpec, labels: tuple[str, ...] | None, arguments: argparse.Namespace
+) -> dict[str, Any]:
     """Give the fields that flags set, each in its one form."""
     named: dict[str, Any] = {name: getattr(arguments, name) for name in _DIRECT}
-    named["labels"] = _labels(arguments.labels)
+    named["labels"] = labels
+    if arguments.call_args:
+        asked = dict(parse_argument(text) for text in arguments.call_args)
+        named["call_args"] = {**read_field("call_args", spec.call_args), **asked}
     if arguments.axes:
         named["axes"] = dict(_pair("--axis", text, "seq=32,64,128") for text in arguments.axes)
     if arguments.inputs or arguments.ranges or arguments.pads or arguments.masks:
         named["inputs"] = _inputs(read_field("inputs", arguments.inputs or spec.inputs), arguments)
     return {name: read_field(name, value) for name, value in named.items() if value is not None}
-
-
-def find_attribute(text: str) -> Any:
-    """Import `pkg.mod:attr` or `path/to/file.py:attr`.
-
-    Raises:
-      ExportError: there is no such module, file or attribute; names the nearest one.
-    """
-    where, _, attribute = text.rpartition(":")
-    if not where or not attribute:
-        raise UsageError(f"model {text!r}: expected pkg.mod:attr or path/to/file.py:attr")
-    try:
-        module = (
-            _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-        )
-    except ExportError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise ExportError(f"model {text!r}: {where} cannot be imported: {told(error)}") from error
-    here: Any = module
-    for word in attribute.split("."):
-        if not hasattr(here, word):
-            names = [n for n in vars(here) if not n.startswith("_")]
-            raise ExportError(
-                f"model {text!r}: expected an attribute of {where}, got {word!r}{nearest(word, names)}"
-            )
-        here = getattr(here, word)
-    return here
-
-
-def _import_file(path: Path) -> Any:
-    if not path.is_file():
-        beside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise ExportError(
-            f"model file {path}: expected a Python file, got nothing there{nearest(path.name, beside)}"
-        )
-    sys.path.insert(0, str(path.resolve().parent))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ExportError(f"model file {path}: cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _resolve(found: Any, config: Mapping[str, Any] | None) -> tuple[ExportSpec, list[str]]:
@@ -298,8 +293,8 @@ def _read_config(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        value = read_json(read_text(path))
+    except NotText as error:
         raise ExportError(f"--config {path}: expected a JSON file, got {error}") from None
     if not isinstance(value, dict):
         raise ExportError(f"--config {path}: expected a JSON object, got {type(value).__name__}")
@@ -316,12 +311,9 @@ def _pair(what: str, text: str, example: str) -> tuple[str, str]:
 def _labels(text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
-    if os.path.isfile(text):  # noqa: PTH113 (Path.is_file raises where the names are too long for a path)
-        try:
-            lines = Path(text).read_text("utf-8").splitlines()
-        except UnicodeDecodeError:
-            raise ExportError(f"--labels {text}: expected text in UTF-8, got other bytes") from None
-        return tuple(line.strip() for line in lines if line.strip())
+    # Path.exists raises for long names.
+    if (url_of(text) and "," not in text) or os.path.exists(text):  # noqa: PTH110
+        return read_labels(text)
     if "," not in text:
         raise ExportError(
             f"--labels: expected a,b,c or a file with a name on each line, got {text!r}, which is "

@@ -1,7 +1,11 @@
-"""Large arrays that a model's code closes over, taken out of the programs.
+"""Arrays that a model's code closes over, taken out of the programs.
 
-What a closure holds would become constants of each program. Those over 1 MiB are hoisted
-into the params: stored once, and named in the report.
+What a closure holds would become constants of each program, stored twice for each bucket. A
+position table, a mask or a few literals may; but the weights of a model that a function closes
+over may not, and they are often many arrays of which none is large. So it is their sum that
+counts: where a program would hold more than 1 MiB of constants, all of them are hoisted into the
+params, stored once and named in the report. All, since weights of which some are params and
+others are not could never be replaced together.
 """
 
 import hashlib
@@ -12,11 +16,13 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from export.errors import own_line
 from export.jaxprs import CALLS, inner, scan_counts
 from export.lowering import Flat
-from export.storage import restored, stored, stores
+from export.storage import PARAM_DTYPES, restored, stored
 from runtime.tensors import Array
 
+# Room for a table of 512 positions by 512 features in float32, or a mask of 1024 by 1024.
 HOIST_BYTES = 1 << 20
 
 # What a constant can be taken out of. Loops and branches are made again around a body
@@ -26,35 +32,70 @@ _OPENED = (*CALLS, "scan", "while", "cond")
 Replace = Callable[[Any], Any]
 
 
-def large_constants(jaxpr: Any) -> dict[str, Array]:
-    """Find the constants over 1 MiB that lowering would bake in, by digest, as they are stored."""
-    return _large(_constants(jaxpr, _OPENED))
+def excess_constants(jaxpr: Any) -> dict[str, Array]:
+    """Return the constants that lowering would bake in, if they are over 1 MiB together.
+
+    They are as params are stored, by the digest of that. Scalars are left where they are, and what cannot be taken out counts for the sum alone.
+    """
+    distinct = {id(constant): constant for constant in _constants(jaxpr, None)}
+    if sum(constant.nbytes for constant in distinct.values()) <= HOIST_BYTES:
+        return {}
+    return movable_constants(jaxpr)
 
 
-def stuck_constants(jaxpr: Any) -> dict[str, Array]:
-    """Find the constants over 1 MiB that `with_constants` cannot take out, by digest."""
-    movable = large_constants(jaxpr)
-    found = _large(_constants(jaxpr, None))
-    return {key: array for key, array in found.items() if key not in movable}
+def movable_constants(jaxpr: Any) -> dict[str, Array]:
+    """Return the constants that `with_constants` can take out, of any size, as they are stored."""
+    return _by_digest(_constants(jaxpr, _OPENED))
+
+
+def stuck_constants(jaxpr: Any) -> list[Array]:
+    """Return the constants that `with_constants` cannot take out, if they are over 1 MiB together."""
+    movable = movable_constants(jaxpr)
+    arrays = {id(constant): np.asarray(constant) for constant in _constants(jaxpr, None)}
+    found = {digest(stored(array)): array for array in arrays.values()}
+    stuck = [array for key, array in found.items() if key not in movable]
+    return stuck if sum(array.nbytes for array in stuck) > HOIST_BYTES else []
+
+
+def first_use(jaxpr: Any) -> str | None:
+    """Return the line of the user's own code that first uses a constant, such as `net.py, line 3`."""
+    held = set(jaxpr.jaxpr.constvars)
+    for equation in jaxpr.jaxpr.eqns:
+        line = None
+        if any(v in held for v in equation.invars if not isinstance(v, core.Literal)):
+            trace = equation.source_info.traceback
+            line = own_line((f.file_name, f.line_num) for f in trace.frames) if trace else None
+        line = line or next(filter(None, map(first_use, inner(equation))), None)
+        if line:
+            return line
+    return None
 
 
 def with_constants(jaxpr: Any, order: Mapping[str, int], count: int) -> Flat:
-    """Make a function that takes large constants behind its params.
+    """Make a function that takes constants, as they are stored, behind its params.
 
     Args:
       jaxpr: of a function of `count` params and some inputs.
-      order: digest of a constant to its place behind the params.
+      order: digest of a constant to its place behind the params; others stay.
       count: number of the function's own params.
     """
+    # The constants are kept beside their places, so that no other object gets their identity.
+    places: dict[int, tuple[Any, int]] = {}
+    for constant in _constants(jaxpr, _OPENED):
+        if id(constant) not in places:
+            key = digest(stored(np.asarray(constant)))
+            if key in order:
+                places[id(constant)] = constant, count + order[key]
 
     def function(params: Sequence[Any], inputs: Sequence[Any]) -> tuple[Any, ...]:
         def replaced(constant: Any) -> Any:
-            if not _is_large(constant):
-                return constant
-            param = params[count + order[digest(stored(np.asarray(constant)))]]
-            return restored(param, constant.dtype) if stores(constant.dtype) else param
+            _, place = places.get(id(constant), (None, None))
+            return constant if place is None else restored(params[place], constant.dtype)
 
-        return tuple(_evaluate(jaxpr, [*params[:count], *inputs], replaced))
+        def holds(one: Any) -> bool:
+            return any(id(constant) in places for constant in _constants(one, _OPENED))
+
+        return tuple(_Evaluation(replaced, holds).of(jaxpr, [*params[:count], *inputs]))
 
     return function
 
@@ -66,23 +107,35 @@ def digest(array: Array) -> str:
     return hashlib.sha256(head + data.data).hexdigest()
 
 
-def _is_large(constant: Any) -> bool:
-    return getattr(constant, "nbytes", 0) > HOIST_BYTES
-
-
-def _large(constants: Iterable[Any]) -> dict[str, Array]:
-    arrays = (stored(np.asarray(constant)) for constant in constants if _is_large(constant))
-    return {digest(array): array for array in arrays}
+def _by_digest(constants: Iterable[Any]) -> dict[str, Array]:
+    arrays = {id(constant): stored(np.asarray(constant)) for constant in constants}
+    return {digest(array): array for array in arrays.values()}
 
 
 def _constants(jaxpr: Any, opened: Collection[str] | None) -> Iterator[Any]:
-    """Yield the constants at the top and inside the primitives `opened`; None is all."""
-    yield from jaxpr.consts
+    """Yield the arrays at the top and inside the primitives `opened`; None is all of them."""
+    yield from filter(_is_array, jaxpr.consts)
     for equation in jaxpr.jaxpr.eqns:
-        yield from (v.val for v in equation.invars if isinstance(v, core.Literal))
+        literals = (v.val for v in equation.invars if isinstance(v, core.Literal))
+        yield from filter(_is_array, literals)
         if opened is None or _can_open(equation, opened):
             for one in inner(equation):
                 yield from _constants(one, opened)
+
+
+def all_constants(jaxpr: Any) -> Iterator[Any]:
+    """Yield every constant in a closed jaxpr, as the model's code holds it."""
+    yield from jaxpr.consts
+    for equation in jaxpr.jaxpr.eqns:
+        yield from (v.val for v in equation.invars if isinstance(v, core.Literal))
+        for one in inner(equation):
+            yield from all_constants(one)
+
+
+def _is_array(constant: Any) -> bool:
+    """Whether this is an array that params can hold: with an axis, and of no random key's dtype."""
+    dtype = getattr(constant, "dtype", None)
+    return getattr(constant, "ndim", 0) > 0 and getattr(dtype, "name", "") in PARAM_DTYPES
 
 
 def _can_open(equation: Any, opened: Collection[str]) -> bool:
@@ -90,68 +143,81 @@ def _can_open(equation: Any, opened: Collection[str]) -> bool:
     return equation.primitive.name in opened and not equation.params.get("branches_platforms")
 
 
-def _evaluate(jaxpr: Any, arguments: Sequence[Any], replaced: Replace) -> list[Any]:
-    """Evaluate a closed jaxpr with other constants; what holds none of them stays as it is."""
-    values: dict[Any, Any] = {}
+class _Evaluation:
+    """A closed jaxpr evaluated with other constants; what holds none of them stays as it is.
 
-    def read(variable: Any) -> Any:
-        return replaced(variable.val) if isinstance(variable, core.Literal) else values[variable]
+    Args:
+      replaced: a constant to what stands for it.
+      holds: whether a jaxpr has a constant, at any depth, that is replaced.
+    """
 
-    values.update(zip(jaxpr.jaxpr.constvars, map(replaced, jaxpr.consts), strict=True))
-    values.update(zip(jaxpr.jaxpr.invars, arguments, strict=True))
-    for equation in jaxpr.jaxpr.eqns:
-        given = [read(v) for v in equation.invars]
-        inside = list(inner(equation)) if _can_open(equation, _OPENED) else []
-        if any(_is_large(c) for one in inside for c in _constants(one, _OPENED)):
-            with equation.ctx.manager:
-                results = _opened(equation, inside, given, replaced)
-        else:
-            bound = equation.primitive.get_bind_params(equation.params)
-            # Up to jax 0.11 a pair, from 0.12 on keywords alone.
-            functions, keywords = bound if isinstance(bound, tuple) else ((), bound)
-            with equation.ctx.manager:
-                result = equation.primitive.bind(*functions, *given, **keywords)
-            results = result if equation.primitive.multiple_results else [result]
-        values.update(zip(equation.outvars, results, strict=True))
-    return [read(v) for v in jaxpr.jaxpr.outvars]
+    def __init__(self, replaced: Replace, holds: Callable[[Any], bool]) -> None:
+        self._replaced = replaced
+        self._holds = holds
 
+    def of(self, jaxpr: Any, arguments: Sequence[Any]) -> list[Any]:
+        """Return the outputs of a closed jaxpr."""
+        values: dict[Any, Any] = {}
 
-def _opened(equation: Any, inside: Sequence[Any], given: list[Any], replaced: Replace) -> list[Any]:
-    """Evaluate a call, a loop or a branch by evaluating what is inside of it."""
-    params = equation.params
-    match equation.primitive.name:
-        case "scan":
-            fixed, count = scan_counts(equation)
-
-            def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
-                results = _evaluate(inside[0], [*given[:fixed], *carry, *x], replaced)
-                return results[:count], results[count:]
-
-            carry, ys = jax.lax.scan(
-                step,
-                given[fixed : fixed + count],
-                given[fixed + count :],
-                length=params["length"],
-                reverse=params["reverse"],
-                unroll=params["unroll"],
+        def read(variable: Any) -> Any:
+            return (
+                self._replaced(variable.val)
+                if isinstance(variable, core.Literal)
+                else values[variable]
             )
-            return [*carry, *ys]
-        case "while":
-            tested = params["cond_nconsts"]
-            start = tested + params["body_nconsts"]
 
-            def test(carry: Iterable[Any]) -> Any:
-                (found,) = _evaluate(params["cond_jaxpr"], [*given[:tested], *carry], replaced)
-                return found
+        values.update(zip(jaxpr.jaxpr.constvars, map(self._replaced, jaxpr.consts), strict=True))
+        values.update(zip(jaxpr.jaxpr.invars, arguments, strict=True))
+        for equation in jaxpr.jaxpr.eqns:
+            given = [read(v) for v in equation.invars]
+            inside = list(inner(equation)) if _can_open(equation, _OPENED) else []
+            if any(map(self._holds, inside)):
+                with equation.ctx.manager:
+                    results = self._opened(equation, inside, given)
+            else:
+                bound = equation.primitive.get_bind_params(equation.params)
+                # Up to jax 0.11 a pair, from 0.12 on keywords alone.
+                functions, keywords = bound if isinstance(bound, tuple) else ((), bound)
+                with equation.ctx.manager:
+                    result = equation.primitive.bind(*functions, *given, **keywords)
+                results = result if equation.primitive.multiple_results else [result]
+            values.update(zip(equation.outvars, results, strict=True))
+        return [read(v) for v in jaxpr.jaxpr.outvars]
 
-            def body(carry: Iterable[Any]) -> list[Any]:
-                return _evaluate(params["body_jaxpr"], [*given[tested:start], *carry], replaced)
+    def _opened(self, equation: Any, inside: Sequence[Any], given: list[Any]) -> list[Any]:
+        """Evaluate a call, a loop or a branch by evaluating what is inside of it."""
+        params = equation.params
+        match equation.primitive.name:
+            case "scan":
+                fixed, count = scan_counts(equation)
 
-            return list(jax.lax.while_loop(test, body, given[start:]))
-        case "cond":
-            branches = [
-                lambda *operands, one=one: _evaluate(one, operands, replaced) for one in inside
-            ]
-            return list(jax.lax.switch(given[0], branches, *given[1:]))
-        case _:
-            return _evaluate(inside[0], given, replaced)
+                def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
+                    results = self.of(inside[0], [*given[:fixed], *carry, *x])
+                    return results[:count], results[count:]
+
+                carry, ys = jax.lax.scan(
+                    step,
+                    given[fixed : fixed + count],
+                    given[fixed + count :],
+                    length=params["length"],
+                    reverse=params["reverse"],
+                    unroll=params["unroll"],
+                )
+                return [*carry, *ys]
+            case "while":
+                tested = params["cond_nconsts"]
+                start = tested + params["body_nconsts"]
+
+                def test(carry: Iterable[Any]) -> Any:
+                    (found,) = self.of(params["cond_jaxpr"], [*given[:tested], *carry])
+                    return found
+
+                def body(carry: Iterable[Any]) -> list[Any]:
+                    return self.of(params["body_jaxpr"], [*given[tested:start], *carry])
+
+                return list(jax.lax.while_loop(test, body, given[start:]))
+            case "cond":
+                branches = [lambda *operands, one=one: self.of(one, operands) for one in inside]
+                return list(jax.lax.switch(given[0], branches, *given[1:]))
+            case _:
+                return self.of(inside[0], given)

@@ -4,6 +4,8 @@
   - UsageError             the command line is wrong by itself
   - CheckpointError        the params file is not what it should be
   - ParamsError            the params do not fit the model
+  - Untraceable            the model fails while it is traced
+  - SeveralDevices         the model computes on several devices, and a program is for one
   - RowMixing              a row's answer depends on the other rows
   - VerificationError      the written bundle does not answer as the model does
 """
@@ -11,7 +13,7 @@
 import re
 import sysconfig
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 # Flax ends what it says with the address of its documentation.
@@ -36,6 +38,14 @@ class ParamsError(ExportError):
     """The params do not fit the model."""
 
 
+class Untraceable(ExportError):
+    """The model fails while it is traced."""
+
+
+class SeveralDevices(ExportError):
+    """The model computes on several devices, and a program is for one."""
+
+
 class RowMixing(ExportError):
     """A row's answer depends on the other rows of its batch."""
 
@@ -58,14 +68,23 @@ def first_line(error: BaseException) -> str:
 
 def told(error: BaseException) -> str:
     """Say what a user's code raised, in one line: the kind, what it says, and where it was."""
-    return f"{type(error).__name__}: {first_line(error)}{_place(error)}"
+    return f"{type(error).__name__}: {first_line(error)}{place(error)}"
 
 
-def _place(error: BaseException) -> str:
-    """Write the innermost line of the user's own code that an error went through, if any."""
-    own = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(_NOT_THEIRS) and "-packages/" not in frame.filename
-    ]
-    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+def place(error: BaseException) -> str:
+    """Return the innermost line of the user's own code that an error went through, if any."""
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    line = own_line((frame.filename, frame.lineno) for frame in frames)
+    return f" ({line})" if line else ""
+
+
+def own_line(frames: Iterable[tuple[str, int | None]]) -> str | None:
+    """Return the first line that is the user's own code, such as `net.py, line 3`.
+
+    Args:
+      frames: file and line of each, the innermost first.
+    """
+    for file, line in frames:
+        if not file.startswith(_NOT_THEIRS) and "-packages/" not in file:
+            return f"{Path(file).name}, line {line}"
+    return None

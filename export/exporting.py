@@ -13,25 +13,26 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from export import for_tensorflow, symbolic, verification
 from export.errors import ExportError
-from export.lowering import Lowered, lower, reproducible
+from export.jax_settings import Honoured, honouring, without_mesh
+from export.lowering import Lowered, lower
 from export.outputs import Key
 from export.plan import Plan, bucket_name, precision, prepare
 from export.report import ProgramReport, Progress, Report
 from export.spec import ExportSpec
 from export.writing import tolerances, write
-from runtime.description import describe_format
+from runtime.description import describe_format, describe_output
 from runtime.errors import nearest
+from runtime.localpaths import why_not_written
 from runtime.manifest import Manifest
-from runtime.program import wide_types
+from runtime.tensors import Array
 from runtime.writer import BundleWriter
 
 
@@ -70,28 +71,40 @@ def export_model(
       BundleError: the target exists, or another export was faster.
       OSError: the disk is full, or the target cannot be written.
     """
-    if not isinstance(out, str | os.PathLike):
-        raise ExportError(f"out: expected a path, got {out!r}")
+    _expect_path("out", out)
+    if savedmodel is not None:
+        _expect_path("savedmodel", savedmodel)
     spec = _as_spec(model, params, options).checked()
     tell = progress or (lambda _: None)
-    x64 = _needs_wide_types(spec)
     verification.refuse_unverifiable(spec)
     for_tensorflow.check(spec, savedmodel, tf_stablehlo)
+    with honouring(spec) as honoured:
+        return _export(honoured, Path(out), overwrite, dry_run, savedmodel, tf_stablehlo, tell)
+
+
+def _export(
+    honoured: Honoured,
+    out: Path,
+    overwrite: bool,
+    dry_run: bool,
+    savedmodel: str | os.PathLike[str] | None,
+    tf_stablehlo: str | None,
+    tell: Progress,
+) -> Report:
+    spec = honoured.spec
     if dry_run:
-        with wide_types(x64), reproducible():
-            plan = prepare(spec, tell, x64=x64)
-            programs = _lower_all(plan, tell)
+        plan = _prepare(honoured, tell)
+        programs = _lower_all(plan, tell)
         if savedmodel is not None:
             _, notes = symbolic.lower(plan, tell)
             plan = dataclasses.replace(plan, notes=(*plan.notes, *notes))
-        return _report(plan, programs, None, {}, Path(out))
+        return _report(plan, programs, None, {}, out)
     with (
-        BundleWriter(Path(out), overwrite=overwrite) as writer,
+        BundleWriter(out, overwrite=overwrite) as writer,
         for_tensorflow.target(savedmodel, writer.target, overwrite=overwrite) as tensorflow,
     ):
-        with wide_types(x64), reproducible():
-            plan = prepare(spec, tell, x64=x64)
-            programs = _lower_all(plan, tell)
+        plan = _prepare(honoured, tell)
+        programs = _lower_all(plan, tell)
         tell("writing the bundle")
         manifest = write(writer, plan, programs)
         writer.write_manifest(manifest)
@@ -110,8 +123,16 @@ def export_model(
             plan = dataclasses.replace(plan, notes=(*plan.notes, *notes))
         with tensorflow.committed() if tensorflow else contextlib.nullcontext():
             writer.commit()
-    report = _report(plan, programs, manifest, found.programs, Path(out))
+    report = _report(plan, programs, manifest, found.programs, out)
     return dataclasses.replace(report, savedmodel=made)
+
+
+def _expect_path(what: str, value: object) -> None:
+    """Raise ExportError for a place to write that is none on this machine."""
+    if not isinstance(value, str | os.PathLike):
+        raise ExportError(f"{what}: expected a path, got {value!r}")
+    if reason := why_not_written(value):
+        raise ExportError(f"{what}: {reason}")
 
 
 def _as_spec(model: Any, params: Any, options: Mapping[str, Any]) -> ExportSpec:
@@ -126,9 +147,9 @@ def _as_spec(model: Any, params: Any, options: Mapping[str, Any]) -> ExportSpec:
     return ExportSpec(model=model, **options)
 
 
-def _needs_wide_types(spec: ExportSpec) -> bool:
-    inputs: Sequence[Any] = spec.inputs
-    return bool(jax.config.jax_enable_x64) or any(s.dtype.endswith("64") for s in inputs)
+def _prepare(honoured: Honoured, tell: Progress) -> Plan:
+    plan = without_mesh(lambda: prepare(honoured.spec, tell, x64=honoured.x64), honoured.mesh)
+    return dataclasses.replace(plan, notes=(*honoured.notes, *plan.notes))
 
 
 def _lower_all(plan: Plan, tell: Callable[[str], None]) -> dict[Key, Lowered]:
@@ -139,6 +160,12 @@ def _lower_all(plan: Plan, tell: Callable[[str], None]) -> dict[Key, Lowered]:
             tell(f"lowering {bucket_name(key, names)}")
             programs[key] = lower(traced, plan.spec.platforms)
     return programs
+
+
+def _largest(values: Array) -> float:
+    """Give the largest finite value, whatever its sign."""
+    sizes = np.abs(np.float64(values))
+    return float(sizes.max(initial=0.0, where=np.isfinite(sizes)))
 
 
 def _report(
@@ -168,16 +195,14 @@ def _report(
         name=plan.spec.name,
         version=plan.spec.version,
         inputs=tuple(f"{s.name}: {s}" for s in plan.signature.inputs),
-        outputs=tuple(f"{s.name}: {s}" for s in plan.signature.outputs),
+        outputs=tuple(describe_output(s) for s in plan.signature.outputs),
         output_format=describe_format(plan.output_format),
         accepted={
             name: f"{t.atol:.2g} + {t.rtol:.2g}·|expected|"
             for name, t in tolerances(plan)[plan.spec.platforms[0]].items()
         },
         scale={
-            spec.name: max(
-                float(np.abs(np.float64(e[i])).max(initial=0.0)) for _, _, e in plan.goldens
-            )
+            spec.name: max(_largest(e[i]) for _, _, e in plan.goldens)
             for i, spec in enumerate(plan.signature.outputs)
         },
         platforms=tuple(plan.spec.platforms),

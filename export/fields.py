@@ -4,6 +4,7 @@ Where a value can mean one thing only it is taken: NumPy's integers, one platfor
 list around it, `version=3`. All else is refused in one line.
 """
 
+import ast
 import dataclasses
 import itertools
 import operator
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from export.errors import ExportError
+from export.labels import LabelsOfFile
+from export.notation import UNKNOWN, dtype_hint, rewritten, shape_hint
 from runtime.entries import PLATFORMS, SCORES, OutputFormat
 from runtime.errors import nearest
 from runtime.signature import BATCH, DTYPE_BYTES, Axis, Dim, TensorSpec
@@ -44,15 +47,17 @@ def parse_input(text: str) -> TensorSpec:
     """
     match = _INPUT.fullmatch(text)
     if match is None or not _NAME.fullmatch(match["name"]):
+        meant = rewritten(text)
         raise ExportError(
             f"input {text!r}: expected NAME:DTYPE[_, SIZE, …] such as x:float32[_,28,28,1]"
+            f"{f'; write {meant}' if meant else ''}"
         )
     dims: list[Dim] = []
     for word in match["shape"].split(","):
         dim = word.strip()
         dims.append(int(dim) if dim.isdecimal() else dim)
     spec = TensorSpec(name=match["name"], dtype=match["dtype"], shape=tuple(dims))
-    _check_form(spec, f" in {text!r}")
+    _check_form(spec, text)
     return spec
 
 
@@ -97,18 +102,24 @@ def _inputs(value: Any) -> tuple[TensorSpec, ...]:
 
 def _tidy(spec: TensorSpec) -> TensorSpec:
     """Give a TensorSpec that a user wrote plain numbers, and an integer mask its range."""
-    shape = tuple(dim if isinstance(dim, str) else _whole(dim) for dim in spec.shape)
+    shape = tuple(_dim(dim) for dim in spec.shape)
     low, high = spec.minimum, spec.maximum
     if spec.mask and "int" in str(spec.dtype):
         low, high = 0 if low is None else low, 1 if high is None else high
     spec = dataclasses.replace(
         spec,
-        shape=shape,  # type: ignore[arg-type]
+        dtype=_dtype_name(spec.dtype),
+        shape=shape,
         pad=_number(spec, "pad", spec.pad),
         mask=bool(spec.mask),
         minimum=None if low is None else _number(spec, "minimum", low),
         maximum=None if high is None else _axis_name(high) or _number(spec, "maximum", high),
     )
+    if spec.nonfinite is not None:
+        raise ExportError(
+            f"input {spec.name!r}: expected no nonfinite for an input, got {spec.nonfinite!r}; name "
+            "outputs with allow_infinite"
+        )
     _check_form(spec, "")
     return spec
 
@@ -124,20 +135,37 @@ def _number(spec: TensorSpec, key: str, value: Any) -> Any:
     return float(value) if whole is None else whole
 
 
-def _check_form(spec: TensorSpec, place: str) -> None:
+def _dim(dim: Any) -> Dim:
+    """Give a size as a plain number, and what is none as it would be written."""
+    whole = None if isinstance(dim, str) else _whole(dim)
+    return str(dim) if whole is None else whole
+
+
+def _dtype_name(dtype: Any) -> str:
+    """Give the name of a dtype of NumPy or JAX; that of another library is refused by its own."""
+    try:
+        return dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    except TypeError:
+        return str(dtype)
+
+
+def _check_form(spec: TensorSpec, text: str) -> None:
+    """Refuse a dtype or a shape that is none; `text` is what was written, if it was."""
     if spec.dtype not in DTYPE_BYTES:
-        usual = "32" if spec.dtype in ("float", "int", "uint") else ""
+        # Where more than that is wrong, all of it at once.
+        meant = rewritten(text) if spec.shape[:1] != (BATCH,) and dtype_hint(spec.dtype) else ""
         raise ExportError(
             f"input {spec.name!r}: expected a dtype of {', '.join(DTYPE_BYTES)}, "
-            f"got {spec.dtype!r}{nearest(f'{spec.dtype}{usual}', DTYPE_BYTES)}"
+            f"got {spec.dtype!r}{f'; write {meant}' if meant else dtype_hint(spec.dtype)}"
         )
     for i, dim in enumerate(spec.shape or ("",)):
-        word = isinstance(dim, str) and dim.isidentifier() and dim.isascii()
+        word = isinstance(dim, str) and dim.isidentifier() and dim.isascii() and dim not in UNKNOWN
         named = word and (dim == BATCH) == (i == 0)
         if not (named or (isinstance(dim, int) and dim >= 0 and i > 0)):
             raise ExportError(
                 f"input {spec.name!r}: expected [{BATCH}, …] with sizes or axis names "
-                f"after the batch, got {str(dim)!r}{place}"
+                f"after the batch, got {str(dim)!r}{f' in {text!r}' if text else ''}"
+                f"{shape_hint(list(map(str, spec.shape)), text)}"
             )
 
 
@@ -227,8 +255,13 @@ def _labels(value: Any) -> tuple[str, ...]:
         raise ExportError(
             f"labels: expected a list of names such as ['cat', 'dog'], got {_got(value)}"
         )
+    for i, name in enumerate(names):
+        if not name.strip():
+            raise ExportError(f"labels: expected a name for each class, got {name!r} for class {i}")
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise ExportError(f"labels: expected text, got {name!r}, which has half of a character")
     unique("labels", names)  # answers have probabilities by label
-    return tuple(names)
+    return value if isinstance(value, LabelsOfFile) else tuple(names)
 
 
 def _cast(value: Any) -> str | None:
@@ -254,6 +287,15 @@ def _golden(value: Any) -> Any:
     if value is not None and not isinstance(value, str | os.PathLike | Mapping):
         raise ExportError(f"golden: expected a file, or rows of inputs by name, got {_got(value)}")
     return value
+
+
+def _output_names(value: Any) -> tuple[str, ...]:
+    names = [value] if isinstance(value, str) else _listed(value)
+    if names is None or not all(isinstance(name, str) for name in names):
+        raise ExportError(
+            f"allow_infinite: expected names of outputs such as ['logits'], got {_got(value)}"
+        )
+    return tuple(dict.fromkeys(names))
 
 
 def _seed(value: Any) -> int:
@@ -284,6 +326,35 @@ def _params_path(value: Any) -> str | None:
     return value
 
 
+def _call_args(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise ExportError(
+            f"call_args: expected arguments by name such as {{'train': False}}, got {_got(value)}"
+        )
+    return dict(value)
+
+
+def parse_argument(text: str) -> tuple[str, Any]:
+    """Read `NAME=VALUE`, where the value is a Python literal.
+
+    Raises:
+      ExportError: it does not read so; a word without quotes would be taken for a text, which is
+        true whatever it says.
+    """
+    name, equals, written = text.partition("=")
+    form = "expected NAME=VALUE with a Python literal such as train=False, layers=2 or"
+    if not equals or not name.strip().isidentifier():
+        raise ExportError(f"call_args: {form} mode='eval', got {text!r}")
+    try:
+        return name.strip(), ast.literal_eval(written.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        word = written.strip()
+        meant = word.capitalize() if word.lower() in ("true", "false", "none") else repr(word)
+        raise ExportError(
+            f"call_args: {form} mode='eval', got {text!r}; did you mean {name.strip()}={meant}?"
+        ) from None
+
+
 def _flag(name: str) -> Callable[[Any], bool]:
     def read(value: Any) -> bool:
         if not isinstance(value, bool | np.bool_):
@@ -303,10 +374,12 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "dtype": _cast,
     "matmul_precision": _precision,
     "golden": _golden,
+    "allow_infinite": _output_names,
     "seed": _seed,
     "name": _model_name,
     "version": _version,
     "params_path": _params_path,
+    "call_args": _call_args,
     **{name: _flag(name) for name in ("allow_row_mixing", "unverified", "allow_pickle")},
 }
 

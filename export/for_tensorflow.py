@@ -74,8 +74,6 @@ def target(
     if savedmodel is None:
         yield None
         return
-    if not isinstance(savedmodel, str | os.PathLike):
-        raise ExportError(f"savedmodel: expected a path, got {savedmodel!r}")
     for package in _NEEDED:
         if importlib.util.find_spec(package) is None:
             raise ExportError(f"savedmodel: needs {package}, which is not installed; {_INSTALL}")

@@ -1,30 +1,29 @@
 """A function `apply(params, inputs)` with its params and inputs by name."""
 
-import functools
+import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
-from export.calling import MODES, Adapted, Inputs, Params, bind, modes, required
-from export.checkpoints import as_tree
-from export.errors import ExportError, ParamsError, few_names, told
+from export.calling import Adapted, Call, Inputs, Params, calls, required
+from export.errors import ExportError, ParamsError
 from export.forms import alternatives
-from export.matching import as_array, flatten, floating, words
-from export.misfits import OPTIMIZER, UNREPLICATE, brief, repeats, told_places
+from export.matching import as_array, floating, words
+from export.misfits import told_places
+from export.reading import Apply, answers, first_read, of_shape, read_params, traces, unread
+from export.switches import explained, in_call
+from export.wrong_params import other_places, refuse_params, refuse_replicas
 from runtime.tensors import Array
-
-# What the part of a tree may be called that has the params.
-_LIKELY = ("params", "model", "state", "variables", "target", "ema", "ema_params")
 
 
 def adapt_function(
     function: Callable[..., Any],
     params: Any,
-    inputs: Inputs,
-    around: Sequence[Mapping[str, Any]] = (),
+    buckets: Sequence[Inputs],
+    around: Sequence[Mapping[str, Any]],
+    call_args: Mapping[str, Any],
 ) -> Adapted:
     """Make params of any tree, and inputs in any form, a function of named ones.
 
@@ -34,224 +33,161 @@ def adapt_function(
     Args:
       function: takes params, then inputs.
       params: any tree of arrays, or None.
-      inputs: shapes and dtypes by name.
+      buckets: shapes and dtypes of the inputs by name, of each bucket.
       around: what the params were taken out of, the innermost first.
+      call_args: arguments that are no inputs, by name.
 
     Raises:
-      ParamsError: a leaf is no array; or the params are those of a part of the tree.
-      ExportError: it takes no inputs behind its params.
+      ParamsError: a leaf is no array; or the params are why the function does not trace.
+      ExportError: it takes no inputs behind its params, or is still in training mode.
+      Exception: it does not trace; what it raised.
     """
     tree = {} if params is None else params
+    root = around[-1] if around else tree
+    one = _Function(function, _ways(function, buckets[0], call_args), buckets)
     try:
-        adapted = _with_tree(function, tree, inputs)
+        given = one.of_tree(tree)
     except ParamsError as odd:
-        places = _places(function, around[-1] if around else tree, inputs, odd)
+        places = other_places(root, odd, one.traces)
         if not places:
             raise
         cause = str(odd).partition("; ")[0]
         raise ParamsError(f"{cause}; {told_places(places)}") from None
-    _refuse_replicas(function, tree, inputs)
-    error = _untraceable(adapted, inputs)
-    if error is None:
-        return adapted
-    for other in alternatives(tree):
-        made = _with_tree(function, other, inputs)
-        if _untraceable(made, inputs) is None:
-            return made
-    _refuse_params(function, tree, inputs, error, around)
-    return adapted  # tracing it for a program says what is wrong
+    refuse_replicas(tree, buckets[0], one.gives_rows)
+    try:
+        return given.read()
+    except ExportError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever the user's function raises
+        for other in alternatives(tree):
+            if one.traces_as_it_is(other):
+                return one.of_tree(other).read()
+        refuse_params(tree, root, error, one.traces, lambda *how: _Named(one, *how).traces())
+        raise
 
 
-def _with_tree(function: Callable[..., Any], tree: Any, inputs: Inputs) -> Adapted:
-    paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    named = [("/".join(words(path)) or "params", leaf) for path, leaf in paths]
-    leaves = {name: as_array(leaf, name) for name, leaf in named}
-    if len(leaves) != len(paths):
-        raise ParamsError("params: expected different names for different params")
-    castable = frozenset(
-        n for n, a in leaves.items() if floating(a) and "batch_stats" not in n.split("/")
-    )
-
+def _ways(
+    function: Callable[..., Any], inputs: Inputs, call_args: Mapping[str, Any]
+) -> tuple[Call, ...]:
     parameters = list(inspect.signature(function).parameters.values())
     if len(parameters) < 2 and not any(p.kind == p.VAR_POSITIONAL for p in parameters):
         names = ", ".join(p.name for p in parameters)
         raise ExportError(f"model: expected a function apply(params, inputs), got one of ({names})")
-    switches = modes(function)
+    return calls(function, inputs, call_args)
 
-    def with_form(form: Callable[[Inputs], tuple[tuple[Any, ...], dict[str, Any]]]) -> Any:
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Function:
+    """A function of a tree of params, whatever that tree is.
+
+    Attributes:
+      function: takes params, then inputs.
+      ways: how it can be called, the likeliest first.
+      buckets: shapes and dtypes of the inputs by name, of each bucket.
+    """
+
+    function: Callable[..., Any]
+    ways: Sequence[Call]
+    buckets: Sequence[Inputs]
+
+    def of_tree(self, tree: Any) -> "_Named":
+        """Return the function of the leaves of a tree by name.
+
+        Raises:
+          ParamsError: a leaf is no array, or two have one name.
+        """
+        paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        named = [("/".join(words(path)) or "params", leaf) for path, leaf in paths]
+        leaves = {name: as_array(leaf, name) for name, leaf in named}
+        if len(leaves) != len(paths):
+            raise ParamsError("params: expected different names for different params")
+        return _Named(
+            self, leaves, lambda given: jax.tree.unflatten(treedef, [given[n] for n in leaves])
+        )
+
+    def traces(self, tree: Any) -> bool:
+        """Whether the function can be traced with a tree, in one of the forms it may be taken in."""
+        return any(map(self.traces_as_it_is, (tree, *alternatives(tree))))
+
+    def traces_as_it_is(self, tree: Any) -> bool:
+        """Whether the function can be traced with a tree in that very form."""
+        try:
+            return self.of_tree(tree).traces()
+        except ParamsError:
+            return False  # it has a leaf that is no array
+
+    def gives_rows(self, tree: Any, inputs: Inputs) -> bool:
+        """Whether the function can be traced, and gives a row for each row of its inputs."""
+        rows = {spec.shape[0] for spec in inputs.values()}
+        named = self.of_tree(tree)
+        for _, apply in named.forms():
+            found = answers(apply, named.shapes, inputs)
+            if found is not None:
+                return all({*leaf.shape[:1]} == rows for leaf in found)
+        return False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Named:
+    """A function of params by name.
+
+    Attributes:
+      one: the function of a tree of them.
+      leaves: the params.
+      rebuild: params by name to that tree.
+    """
+
+    one: _Function
+    leaves: dict[str, Array]
+    rebuild: Callable[[Params], Any]
+
+    @property
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return what a trace needs to know of the params."""
+        return {name: of_shape(array) for name, array in self.leaves.items()}
+
+    def forms(self) -> list[tuple[Call, Apply]]:
+        """Return the forms that the function may have, the likeliest first."""
+        ways, inputs = self.one.ways, self.one.buckets[0]
+        forms = [(call, self._form(call)) for call in ways]
+        needed = [p.name for p in ways[0].free(inputs) if required(p)]
+        if len(inputs) == len(needed) == 1 and needed[0] not in inputs:
+            # Whether it is `apply(params, x)`, or `apply(params, inputs)` with `inputs["x"]`.
+            forms.append((ways[0], self._form(ways[0], whole=True)))
+        return forms
+
+    def _form(self, call: Call, *, whole: bool = False) -> Apply:
         def apply(named: Params, given: Inputs) -> Any:
-            args, kwargs = form(given)
-            tree = jax.tree.unflatten(treedef, [named[n] for n in leaves])
-            return function(tree, *args, **kwargs, **switches)
+            args, kwargs = ((dict(given),), call.switches) if whole else call.bind(given)
+            return self.one.function(self.rebuild(named), *args, **kwargs)
 
         return apply
 
-    apply = with_form(lambda given: bind(function, given))
-    needed = [p.name for p in parameters[1:] if required(p) and p.name not in MODES]
-    if len(inputs) == len(needed) == 1 and needed[0] not in inputs:
-        whole = with_form(lambda given: ((dict(given),), {}))
-        apply = _first_that_traces(apply, whole, leaves, inputs)
-    return Adapted(apply, leaves, castable)
+    def traces(self) -> bool:
+        """Whether the function can be traced with these params."""
+        inputs, shapes = self.one.buckets[0], self.shapes
+        return any(traces(apply, shapes, inputs) for _, apply in self.forms())
 
+    def read(self) -> Adapted:
+        """Return the function in the first form that can be traced.
 
-def _untraceable(adapted: Adapted, inputs: Inputs) -> BaseException | None:
-    """Return what tracing raises, whatever the user's function does; None if it works."""
-    try:
-        jax.eval_shape(adapted.apply, _shapes(adapted.params), inputs)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 (the user's function)
-        return error
-    return None
+        Raises:
+          ExportError: it is still in training mode.
+          Exception: none can be traced; what the first one raised.
+        """
+        inputs, shapes = self.one.buckets[0], self.shapes
 
+        def read(call: Call, apply: Apply) -> set[str]:
+            def suspects() -> list[str]:
+                return in_call(call, inputs, lambda o: traces(self._form(o), shapes, inputs))
 
-def _shapes(params: Mapping[str, Array]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return what a trace needs to know of params, 64-bit ones as JAX will have them."""
-    return {
-        name: jax.ShapeDtypeStruct(a.shape, jax.dtypes.canonicalize_dtype(a.dtype))
-        for name, a in params.items()
-    }
+            with explained(getattr(self.one.function, "__name__", "the function"), suspects):
+                return read_params(apply, shapes, self.one.buckets)
 
-
-def _refuse_replicas(function: Callable[..., Any], tree: Any, inputs: Inputs) -> None:
-    """Raise ParamsError for params that are all several times in one more leading axis.
-
-    Params of equal rows may be meant; so the function has to give one row for each row of input
-    with the first of each alone, and not with them all.
-    """
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape")]
-    sizes = {np.shape(leaf)[:1] for leaf in leaves}
-    if len(sizes) != 1 or () in sizes or not all(map(repeats, leaves)):
-        return
-    ((size,),) = sizes
-    given = {
-        name: jax.ShapeDtypeStruct((size + 1, *spec.shape[1:]), spec.dtype)
-        for name, spec in inputs.items()
-    }
-    first = jax.tree.map(lambda leaf: leaf[0] if hasattr(leaf, "shape") else leaf, tree)
-    if _gives_rows(function, first, given) and not _gives_rows(function, tree, given):
-        named = {"/".join(path): leaf for path, leaf in flatten(tree).items()}
-        name, leaf = next((n, a) for n, a in named.items() if hasattr(a, "shape"))
-        raise ParamsError(
-            f"params: replicated over devices: each has the same extra leading axis of {size}, equal "
-            f"values along it ({name} is {brief(leaf)}), as pmap's state has; {UNREPLICATE}"
+        _, apply, found = first_read(self.forms(), read)
+        castable = frozenset(
+            n for n, a in self.leaves.items() if floating(a) and "batch_stats" not in n.split("/")
         )
-
-
-def _gives_rows(function: Callable[..., Any], tree: Any, inputs: Inputs) -> bool:
-    """Whether a function traces, and gives a row for each row of its inputs."""
-    rows = {spec.shape[0] for spec in inputs.values()}
-    adapted = _with_tree(function, tree, inputs)
-    try:
-        outputs = jax.eval_shape(adapted.apply, _shapes(adapted.params), inputs)
-    except (Exception, SystemExit):  # noqa: BLE001 (the user's function)
-        return False
-    return all({*leaf.shape[:1]} == rows for leaf in jax.tree.leaves(outputs))
-
-
-def _refuse_params(
-    function: Callable[..., Any],
-    tree: Any,
-    inputs: Inputs,
-    error: BaseException,
-    around: Sequence[Mapping[str, Any]],
-) -> None:
-    """Raise ParamsError where the params are why a function does not trace."""
-    if places := _places(function, around[-1] if around else tree, inputs, error):
-        shown = few_names(sorted(map(str, tree))) if isinstance(tree, Mapping) else "another tree"
-        raise ParamsError(
-            f"params: expected those that the model's code reads, got {shown} ({told(error)}); "
-            f"{told_places(places)}"
-        )
-    leaves = flatten(tree)
-    numbers = {path: leaf for path, leaf in leaves.items() if _is_number(leaf)}
-    if numbers and _traces_with_numbers(function, tree, inputs):
-        path, number = next((path, np.asarray(leaf).item()) for path, leaf in numbers.items())
-        raise ParamsError(
-            f"params: {'/'.join(path)!r}: expected an array, got the Python "
-            f"{type(number).__name__} {number!r}, which the model's code needs as it is, and params "
-            f"are arrays in a program: leave it out of the params, and keep it in the code"
-        )
-    absent = ["/".join(path) for path, leaf in leaves.items() if leaf is None]
-    if absent and "None" in str(error):
-        raise ParamsError(
-            f"params: {absent[0]!r}: expected an array, got None, and the model's code uses it: "
-            f"{told(error)}"
-        )
-
-
-def _traces(function: Callable[..., Any], tree: Any, inputs: Inputs) -> bool:
-    for form in (tree, *alternatives(tree)):
-        try:
-            if _untraceable(_with_tree(function, form, inputs), inputs) is None:
-                return True
-        except ParamsError:
-            continue  # it has a leaf that is no array
-    return False
-
-
-def _traces_with_numbers(function: Callable[..., Any], tree: Any, inputs: Inputs) -> bool:
-    """Whether a function traces where Python's numbers among its params stay such."""
-    leaves, treedef = jax.tree.flatten(tree)
-    arrays = {
-        str(i): as_array(leaf, str(i)) for i, leaf in enumerate(leaves) if not _is_number(leaf)
-    }
-
-    def with_numbers(named: Params, *args: Any, **kwargs: Any) -> Any:
-        whole = [
-            named[str(i)] if str(i) in named else np.asarray(leaf).item()
-            for i, leaf in enumerate(leaves)
-        ]
-        return function(jax.tree.unflatten(treedef, whole), *args, **kwargs)
-
-    wrapped = functools.wraps(function)(with_numbers)
-    return _untraceable(_with_tree(wrapped, arrays, inputs), inputs) is None
-
-
-def _is_number(leaf: Any) -> bool:
-    """Whether a leaf is a number of Python's, or may have been one before it was saved."""
-    if isinstance(leaf, np.ndarray | np.generic):
-        return np.ndim(leaf) == 0 and leaf.dtype.kind in "iuf"
-    return type(leaf) in (int, float)
-
-
-def _places(
-    function: Callable[..., Any], root: Any, inputs: Inputs, error: BaseException
-) -> list[str]:
-    """Return the parts of a tree with which a function traces that does not with all of it.
-
-    Only those are tried that have the key it did not find, or the name of params.
-    """
-    key = error.args[0] if isinstance(error, KeyError) and error.args else None
-    found: list[str] = []
-    for place, part in _parts(root):
-        inside = any(place.startswith(f"{outer}/") for outer in found)
-        likely = key in part or "params" in part or place.split("/")[-1] in _LIKELY
-        if likely and not inside and _traces(function, part, inputs):
-            found.append(place)
-    return found
-
-
-def _parts(tree: Any, above: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the mappings inside a tree by their place, but no moments of optimizers."""
-    tree = as_tree(tree)
-    for name, part in tree.items() if isinstance(tree, Mapping) else ():
-        whole = as_tree(part)
-        if isinstance(whole, Mapping) and name not in OPTIMIZER:
-            place = f"{above}/{name}".strip("/")
-            yield place, whole
-            yield from _parts(whole, place)
-
-
-def _first_that_traces(
-    array: Any, mapping: Any, leaves: Mapping[str, Array], inputs: Inputs
-) -> Any:
-    """Tell `apply(params, x)` from `apply(params, inputs)` with `inputs["x"]` by trying."""
-    params = _shapes(leaves)
-    try:
-        jax.eval_shape(array, params, inputs)
-    except (Exception, SystemExit):  # noqa: BLE001 (the user's function; lowering reports it)
-        try:
-            jax.eval_shape(mapping, params, inputs)
-        except (Exception, SystemExit):  # noqa: BLE001 (neither: the array form's error is shown)
-            return array
-        return mapping
-    return array
+        # What was passed by hand is kept: a function may come with the params of several.
+        spare = unread(set(self.leaves) - found, self.leaves)
+        return Adapted(apply, self.leaves, castable, spare)

@@ -1,5 +1,6 @@
 """Inputs for goldens: the user's own, and seeded ones at and between the sizes of each axis."""
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -10,8 +11,9 @@ import numpy as np
 
 from export.errors import ExportError, first_line
 from export.spec import ExportSpec
-from runtime.errors import SignatureMismatch
+from runtime.errors import SignatureMismatch, nearest
 from runtime.inputs import Checker
+from runtime.localpaths import why_not_read
 from runtime.rows import draw
 from runtime.signature import Axis, Signature, TensorSpec
 from runtime.tensors import Array, numpy_dtype, read_tensors
@@ -21,20 +23,21 @@ GOLDEN_BYTES = 256 * 1024
 # Every program answers every row, and every row is stored. Larger buckets repeat them;
 # that a row's place in a batch does not matter is probed apart.
 MOST_ROWS = 16
+_EXPECTED = "expected .safetensors or .npz of inputs by name"
+_ZIP = b"PK\x03\x04"
 
 
 def golden_inputs(
     spec: ExportSpec, signature: Signature
 ) -> list[tuple[dict[str, Array], dict[str, int]]]:
-    """Give golden inputs and their axis sizes: those given, and seeded ones.
+    """Give golden inputs and their axis sizes: those given, which were read, and seeded ones.
 
     Raises:
-      ExportError: those given cannot be read, or do not fit.
+      ExportError: those given do not fit.
     """
     found = []
-    if spec.golden is not None:
-        given = spec.golden if isinstance(spec.golden, Mapping) else read_inputs(spec.golden)
-        found.append(check_inputs(signature.inputs, signature.axes, given))
+    if isinstance(spec.golden, Mapping):
+        found.append(check_inputs(signature.inputs, signature.axes, spec.golden))
     if not found or signature.axes:
         found += _seeded(spec, signature)
     if not spec.allow_row_mixing:
@@ -92,27 +95,76 @@ def golden_rows(inputs: Sequence[TensorSpec], sizes: Mapping[str, int], most: in
     return min(most, MOST_ROWS, max(4, GOLDEN_BYTES // max(1, row)))
 
 
+def expect_golden_file(path: str | os.PathLike[str]) -> None:
+    """Refuse at once what is no file of golden inputs by its place or its first bytes.
+
+    Raises:
+      ExportError: says what is there.
+    """
+    source = Path(path)
+    if reason := why_not_read(path):
+        raise ExportError(f"golden: {reason}")
+    try:
+        if source.is_dir():
+            got = "a directory"
+        else:
+            with source.open("rb") as f:
+                got = _other_form(f.read(16))
+    except FileNotFoundError:
+        beside = [p.name for p in source.parent.iterdir()] if source.parent.is_dir() else []
+        got = f"nothing there{nearest(source.name, beside)}"
+    except OSError as error:
+        got = error.strerror or type(error).__name__
+    if got:
+        raise ExportError(f"golden {source}: {_EXPECTED}, got {got}")
+
+
+def _other_form(head: bytes) -> str:
+    """Return what begins like this and is neither .npz nor safetensors, or nothing."""
+    if not head:
+        return "an empty file"
+    if head.startswith(b"\x93NUMPY"):
+        return "one array without a name; write it with np.savez('golden.npz', NAME=array)"
+    if head.startswith(_ZIP) or head[8:9] == b"{":
+        return ""
+    binary = any(byte < 32 and byte not in b"\t\n\r" for byte in head)
+    return "a file of another form" if binary else "a text file"
+
+
 def read_inputs(path: str | os.PathLike[str]) -> dict[str, Array]:
     """Read golden inputs from a .safetensors or .npz file, by name.
 
     Raises:
       ExportError: it cannot be read.
     """
+    expect_golden_file(path)
     source = Path(path)
     try:
-        if source.suffix == ".npz":
-            with source.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                return dict(file)
+        with source.open("rb") as opened:
+            if opened.read(len(_ZIP)) == _ZIP:
+                opened.seek(0)
+                with np.load(opened, allow_pickle=False) as file:
+                    return dict(file)
         return {
             n.removeprefix("input/"): a
             for n, a in read_tensors(source, source.read_bytes()).items()
             if not n.startswith("output/")
         }
     except Exception as error:  # NumPy raises a zoo of them for a damaged .npz
-        raise ExportError(
-            f"golden {source}: expected .safetensors or .npz of inputs by name, got "
-            f"{first_line(error)}"
-        ) from error
+        raise ExportError(f"golden {source}: {_EXPECTED}, got {first_line(error)}") from error
+
+
+def with_goldens_read(spec: ExportSpec) -> ExportSpec:
+    """Return a spec whose golden inputs are there and fit its inputs, before any work is done on it.
+
+    Raises:
+      ExportError: they cannot be read, or do not fit.
+    """
+    if spec.golden is None:
+        return spec
+    given = spec.golden if isinstance(spec.golden, Mapping) else read_inputs(spec.golden)
+    check_inputs(spec.inputs, tuple(spec.axes.values()), given)  # type: ignore[arg-type]
+    return dataclasses.replace(spec, golden=given)
 
 
 def check_inputs(

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from export.errors import ExportError, ParamsError
 from export.lowering import describe
@@ -36,21 +37,32 @@ def reference(
     function: Callable[[Sequence[Any], Sequence[Any]], Sequence[Any]],
     params: Sequence[Array],
     inputs: Sequence[Array],
+    device: jax.Device | None = None,
 ) -> tuple[Array, ...]:
-    """Run a function op by op on the CPU.
+    """Run a function op by op.
 
     Args:
       function: (params, inputs) to outputs, flat.
       params: host arrays.
       inputs: host arrays.
+      device: the one that the function names; None for the CPU.
 
     Raises:
       ExportError: it fails.
     """
-    cpu = jax.local_devices(backend="cpu")[0]
+    chosen = device or jax.local_devices(backend="cpu")[0]
+    mesh = jax.sharding.get_mesh()
+    place = chosen if mesh.empty else NamedSharding(mesh, PartitionSpec())
+    # A GPU would multiply in TF32, and this is what others are held against.
+    precision = jax.config.jax_default_matmul_precision
+    exact = precision if precision or chosen.platform == "cpu" else "highest"
     try:
-        with jax.default_device(cpu), jax.disable_jit():
-            placed = [jax.device_put(array, cpu) for array in (*params, *inputs)]
+        with (
+            jax.default_device(chosen),
+            jax.default_matmul_precision(exact),
+            jax.disable_jit(),
+        ):
+            placed = [jax.device_put(array, place) for array in (*params, *inputs)]
             outputs = function(placed[: len(params)], placed[len(params) :])
             return tuple(np.asarray(output) for output in outputs)
     except ExportError:
@@ -60,48 +72,70 @@ def reference(
 
 
 def refuse_non_finite(
-    names: Sequence[str],
+    specs: Sequence[TensorSpec],
     outputs: Sequence[Array],
     inputs: Sequence[TensorSpec],
     cause: Callable[[], str],
 ) -> None:
-    """Raise ExportError for an expected answer that is NaN or infinite.
+    """Refuse an expected answer that is NaN, or infinite where none is declared.
 
     Args:
-      names: of the outputs.
-      outputs: the answers.
-      inputs: what they are answers to; suspected where the params are not.
-      cause: says what is wrong with the params, or nothing; called where an answer is bad.
+      specs: of the outputs.
+      outputs: the un-exported model's answers.
+      inputs: of the model; an integer one without a range may be why there is NaN, where the
+        params are not.
+      cause: returns what is wrong with the params, or nothing; called where an answer is bad.
 
     Raises:
       ParamsError: there is a cause.
       ExportError: there is none.
     """
-    for name, output in zip(names, outputs, strict=True):
-        if not jax.numpy.issubdtype(output.dtype, jax.numpy.floating):
+    for spec, output in zip(specs, outputs, strict=True):
+        if "float" not in spec.dtype:
             continue
-        bad = ~np.isfinite(output.astype(np.float64))
-        if bad.any():
-            shown = f"{int(bad.sum())} of {bad.size}"
-            if found := cause():
-                raise ParamsError(
-                    f"{found}; so {shown} values of output {name!r} are not finite either (the "
-                    "un-exported model, op by op)"
-                )
-            loose = [
-                s.name
-                for s in inputs
-                if "int" in s.dtype and s.minimum is None and s.maximum is None and not s.mask
-            ]
-            hint = (
-                f"; is a value of {loose[0]!r} out of range? pass --range {loose[0]}=0:N"
-                if loose
-                else "; pass representative inputs with --golden FILE"
+        wide = output.astype(np.float64)
+        bad = np.isnan(wide) if spec.nonfinite else ~np.isfinite(wide)
+        if not bad.any():
+            continue
+        shown = f"{int(bad.sum())} of {bad.size}"
+        if found := cause():
+            raise ParamsError(
+                f"{found}; so {shown} values of output {spec.name!r} are not finite either (the "
+                "un-exported model, op by op)"
             )
-            raise ExportError(
-                f"golden: output {name!r}: expected finite values, got {shown} "
-                f"that are not (the un-exported model, op by op){hint}"
-            )
+        expected = "finite values or infinities" if spec.nonfinite else "finite values"
+        seen = " and ".join(_firsts(wide, bad))
+        raise ExportError(
+            f"golden: output {spec.name!r}: expected {expected}, got {seen}, {shown} that are "
+            f"not (the un-exported model, op by op){_hint(spec, wide[bad], inputs)}"
+        )
+
+
+def _firsts(values: Array, bad: Array) -> list[str]:
+    """Write each kind of value that is not finite, and where it stands first."""
+    kinds = (("NaN", np.isnan), ("-inf", np.isneginf), ("inf", np.isposinf))
+    found = []
+    for name, is_kind in kinds:
+        places = np.argwhere(is_kind(values) & bad)
+        if len(places):
+            found.append(f"{name} at {places[0].tolist()}")
+    return found
+
+
+def _hint(spec: TensorSpec, bad: Array, inputs: Sequence[TensorSpec]) -> str:
+    if not np.isnan(bad).any():
+        return (
+            "; where the model means it, as for masked logits or suppressed tokens, pass "
+            f"--allow-infinite {spec.name}"
+        )
+    loose = [
+        s.name
+        for s in inputs
+        if "int" in s.dtype and s.minimum is None and s.maximum is None and not s.mask
+    ]
+    if loose:
+        return f"; is a value of {loose[0]!r} out of range? pass --range {loose[0]}=0:N"
+    return "; pass representative inputs with --golden FILE"
 
 
 def tolerance(
@@ -135,11 +169,11 @@ def tolerance(
 def _scale(expected: Sequence[Array]) -> float:
     """Give the size of an output's ordinary values, whatever sentinels stand among them.
 
-    A model that fills masked places with -1e9 must not loosen the tolerance of the others:
+    A model that fills masked places with -1e9, or -inf, must not loosen the tolerance of the others:
     the largest value counts as far as 100 times the lower quartile of those that are not 0.
     """
     values = np.concatenate([np.abs(np.float64(e)).reshape(-1) for e in expected])
-    values = values[values > 0]
+    values = values[(values > 0) & np.isfinite(values)]
     return float(min(values.max(), 100 * np.quantile(values, 0.25))) if values.size else 0.0
 
 

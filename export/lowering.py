@@ -15,9 +15,10 @@ from jax import export
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import func, stablehlo
 
-from export.errors import ExportError, first_line, told
+from export.errors import ExportError, Untraceable, first_line, place, told
 from export.jaxprs import equations
-from runtime.program import custom_calls, versions
+from runtime.program import versions
+from runtime.stablehlo import custom_calls
 
 _CALLBACKS = {
     "debug_callback": "jax.debug.print or jax.debug.callback",
@@ -30,6 +31,9 @@ _CALLBACKS = {
 
 # What JAX and Pallas say of a kernel that the device at hand cannot run.
 _ABSENT_KERNELS = ("cuDNN is not detected", "Only interpret mode is supported", "No FFI handler")
+
+# What JAX says of a PartitionSpec, or of a shard_map, that finds no mesh; a larger one would be refused.
+_NO_MESH = re.compile("requires a non-empty mesh|not under a mesh context|mesh cannot be empty")
 
 Flat = Callable[[Sequence[Any], Sequence[Any]], tuple[Any, ...]]
 
@@ -101,7 +105,8 @@ def trace(function: Flat, params: Sequence[Any], inputs: Sequence[Any]) -> Trace
       inputs: shapes and dtypes.
 
     Raises:
-      ExportError: tracing fails, or the function calls back into Python.
+      Untraceable: tracing fails.
+      ExportError: the function calls back into Python.
     """
     jitted = jax.jit(function, keep_unused=True)
     arguments = (tuple(params), tuple(inputs))
@@ -110,7 +115,7 @@ def trace(function: Flat, params: Sequence[Any], inputs: Sequence[Any]) -> Trace
     except ExportError:
         raise
     except (Exception, SystemExit) as error:
-        raise ExportError(f"the model cannot be traced: {describe(error)}") from error
+        raise Untraceable(f"the model cannot be traced: {describe(error)}") from error
     jaxpr = traced.jaxpr
     refuse_callbacks(jaxpr)
     outputs = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in jaxpr.out_avals)
@@ -219,6 +224,11 @@ def describe(error: BaseException) -> str:
         return (
             f"it calls kernels that no later jax promises to have: {', '.join(targets) or line}; "
             "use jax's own operations in their place for inference"
+        )
+    if _NO_MESH.search(text):
+        return (
+            f"{type(error).__name__}: it shards by names of axes, and no mesh is in force"
+            f"{place(error)}; leave that out for inference, or export in a mesh of one device"
         )
     if "Cannot interpret value of type" in text or "not found for platform" in text:
         return f"{line}; name the platforms it has kernels for with --platforms"

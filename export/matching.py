@@ -1,7 +1,8 @@
 """Params from a checkpoint, held against what the model has."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -88,6 +89,8 @@ def match(
     got: Mapping[Path, Any],
     shaped_by: str = "",
     *,
+    beside: Mapping[Path, Any] = MappingProxyType({}),
+    unread: Collection[Path] = (),
     saved: Any = None,
     boxes: Mapping[Path, Path] | None = None,
 ) -> dict[str, Array]:
@@ -98,6 +101,9 @@ def match(
       got: leaves of the checkpoint.
       shaped_by: the inputs, where the model's shapes follow from them; they are suspected
         where nothing but shapes is wrong.
+      beside: other leaves of the checkpoint, which are shown where something is missing: it may
+        be among them by another name.
+      unread: paths that the model has too, and that may be there or not.
       saved: all that was restored, where the model's params may lie elsewhere.
       boxes: path of an array in a box of the model's own to that of the box.
 
@@ -113,11 +119,12 @@ def match(
         got
     ) == len(expected):
         return {"/".join(path): as_array(got[path], "/".join(path)) for path in expected}
-    if found := _elsewhere(expected, saved, boxes):
+    if found := _elsewhere(expected, unread, saved, boxes):
         raise ParamsError(found)
     cause = replicated(expected, got)
     if cause and expected.keys() == got.keys():
         raise ParamsError(cause)
+    got = {**got, **beside}
     cause = cause or torch_names(expected, got)
     problems = "; ".join(_problems(expected, got, guess=not cause))
     if cause:
@@ -161,12 +168,19 @@ def _perhaps(path: Path, leaf: Any, extra: Mapping[Path, Any]) -> str:
     return f", perhaps the extra {close[0]}" if close else ""
 
 
-def _elsewhere(expected: Mapping[Path, Any], saved: Any, boxes: Mapping[Path, Path] | None) -> str:
+def _elsewhere(
+    expected: Mapping[Path, Any],
+    unread: Collection[Path],
+    saved: Any,
+    boxes: Mapping[Path, Path] | None,
+) -> str:
     """Return where in the saved tree the model's params are, if they are not where they should be."""
     leaves = flatten(saved)
 
     def has(inside: Mapping[Path, Any], by: Any) -> bool:
-        return any(_has(part, inside, boxes, by) for part in (expected, _params_alone(expected)))
+        alone = {path[1:]: leaf for path, leaf in expected.items() if path[:1] == ("params",)}
+        spare = {*unread, *(path[1:] for path in unread if path[:1] == ("params",))}
+        return any(_has(part, spare, inside, boxes, by) for part in (expected, alone))
 
     places = elsewhere(expected, leaves, lambda inside: has(inside, alike))
     places = places or elsewhere(expected, leaves, lambda inside: has(inside, lambda *_: True))
@@ -177,17 +191,14 @@ def _elsewhere(expected: Mapping[Path, Any], saved: Any, boxes: Mapping[Path, Pa
     return f"params: expected those of the model alone, got {tops}; {told_places(named)}"
 
 
-def _params_alone(expected: Mapping[Path, Any]) -> dict[Path, Any]:
-    return {path[1:]: leaf for path, leaf in expected.items() if path[:1] == ("params",)}
-
-
 def _has(
     wanted: Mapping[Path, Any],
+    spare: Collection[Path],
     inside: Mapping[Path, Any],
     boxes: Mapping[Path, Path] | None,
     by: Any,
 ) -> bool:
-    """Whether leaves below a place are those wanted, and no others beside them."""
+    """Whether leaves below a place are those wanted, and none beside them but what the model has too."""
     found = aligned(wanted, inside, boxes)
     # What stands beside the collections of a linen Module may be a TrainState's.
     collections = {path[0] for path in wanted}
@@ -195,7 +206,7 @@ def _has(
     others = [
         path
         for path in found
-        if path not in wanted
+        if path not in wanted and path not in spare
         if (not tops or path[0] in tops) and not is_random(path)
     ]
     return (

@@ -8,6 +8,7 @@ is lowered and, run op by op, the reference that goldens come from.
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -15,10 +16,11 @@ import numpy as np
 from flax import linen, nnx
 
 from export.calling import NO_PARAMS, Adapted, Inputs, required
-from export.errors import ExportError, ParamsError
+from export.errors import ExportError, ParamsError, Untraceable
 from export.functions import adapt_function
 from export.linen_models import adapt_linen
 from export.lowering import describe
+from export.matching import Path
 from export.nnx_models import adapt_nnx, plain_arrays
 from runtime.signature import TensorSpec
 from runtime.tensors import numpy_dtype
@@ -27,9 +29,9 @@ from runtime.tensors import numpy_dtype
 def adapt(
     model: Any,
     params: Any,
-    inputs: Sequence[TensorSpec],
-    sizes: Mapping[str, int],
+    buckets: Sequence[Inputs],
     around: Sequence[Mapping[str, Any]] = (),
+    call_args: Mapping[str, Any] = MappingProxyType({}),
 ) -> Adapted:
     """Make a model one pure function.
 
@@ -39,46 +41,56 @@ def adapt(
         as an array or all of them as a dict, or each by its name where its
         parameters are called so.
       params: a tree of arrays; None for an nnx Module that has its own.
-      inputs: what it will be called with.
-      sizes: a size that the model takes for each bucketed axis.
+      buckets: shapes and dtypes of the inputs by name, of each bucket; what is found out by
+        tracing one of them is found with the first.
       around: what the params were taken out of, the innermost first; a linen Module finds
-        its other collections there.
+        its other collections there, and an error where the right ones are.
+      call_args: arguments of the model that are no inputs, by name.
 
     Raises:
       ParamsError: params are missing, extra or have other shapes.
       ExportError: the model cannot be called so.
     """
     try:
-        return _adapt(model, params, abstract(inputs, 2, sizes), around)
+        return _adapt(model, params, buckets, around, call_args)
     except ExportError:
         raise
     except (Exception, SystemExit) as error:  # whatever the user's model raises
-        raise ExportError(f"the model cannot be traced: {describe(error)}") from error
+        raise Untraceable(f"the model cannot be traced: {describe(error)}") from error
 
 
-def _adapt(model: Any, params: Any, inputs: Inputs, around: Sequence[Mapping[str, Any]]) -> Adapted:
+def _adapt(
+    model: Any,
+    params: Any,
+    buckets: Sequence[Inputs],
+    around: Sequence[Mapping[str, Any]],
+    call_args: Mapping[str, Any],
+) -> Adapted:
     if is_factory(model) and takes_rngs(model):
         if params is None:
             raise ParamsError(NO_PARAMS.format("nnx.Module"))
-        return _adapt_nnx_factory(model, params, inputs, around)
+        made, fixed = _without_weights(model)
+        return adapt_nnx(made, params, buckets, around, call_args, fixed)
     if is_factory(model):
         model = make(model, {})[0]
     if isinstance(model, linen.Module):
-        return adapt_linen(model, params, inputs, around)
+        return adapt_linen(model, params, buckets, around, call_args)
     if isinstance(model, nnx.Module):
-        return adapt_nnx(nnx.clone(model), params, inputs, around)
+        return adapt_nnx(nnx.clone(model), params, buckets, around, call_args)
     if callable(model):
-        return adapt_function(model, params, inputs, around)
+        return adapt_function(model, params, buckets, around, call_args)
     raise ExportError(
         "model: expected an ExportSpec, a flax Module or factory, or apply(params, inputs), "
         f"got {type(model).__name__}"
     )
 
 
-def _adapt_nnx_factory(
-    factory: Any, params: Any, inputs: Inputs, around: Sequence[Mapping[str, Any]]
-) -> Adapted:
-    """Make a module without its weights, which would be random ones, if it can be told so."""
+def _without_weights(factory: Any) -> tuple[nnx.Module, set[Path] | None]:
+    """Make a module without its weights, which would be random ones, if it can be told so.
+
+    Returns:
+      The module, and the paths of its plain arrays that are no weights; None where it has none.
+    """
 
     def without_plain_arrays() -> Any:
         made, _ = make(factory, {})
@@ -86,13 +98,12 @@ def _adapt_nnx_factory(
 
     abstract_module = nnx.eval_shape(without_plain_arrays)
     if abstract_module is not None:
-        return adapt_nnx(abstract_module, params, inputs, around)
+        return abstract_module, None
     # Arrays that are no Variables have no shapes alone; and those that are alike whatever the
     # random key is can stand for themselves.
     made, twin = (make(factory, {"rngs": nnx.Rngs(seed)})[0] for seed in (0, 1))
     others = plain_arrays(twin)
-    fixed = {p for p, array in plain_arrays(made).items() if np.array_equal(array, others[p])}
-    return adapt_nnx(made, params, inputs, around, fixed)
+    return made, {p for p, array in plain_arrays(made).items() if np.array_equal(array, others[p])}
 
 
 def is_factory(model: Any) -> bool:
@@ -155,7 +166,7 @@ def make(factory: Any, config: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]
     known, ignored = known_arguments(factory, config)
     if takes_rngs(factory):
         known.setdefault("rngs", nnx.Rngs(0))
-    # There is no mesh here that annotations of its params could name the axes of.
+    # Weights with a sharding are laid over a mesh where they are made; here they are not kept.
     with nnx.use_eager_sharding(False):
         return factory(**known), ignored
 

@@ -10,12 +10,13 @@ from export.errors import CheckpointError
 
 Tree = Any
 
-_MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "_sharding")
+# The files by which a checkpoint of Orbax is known.
+MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "_sharding")
 
 
 def is_orbax(source: Path) -> bool:
     """Whether a directory is a checkpoint of Orbax."""
-    return source.is_dir() and any((source / mark).exists() for mark in _MARKS)
+    return source.is_dir() and any((source / mark).exists() for mark in MARKS)
 
 
 def steps_in(source: Path) -> dict[int, Path]:

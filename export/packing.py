@@ -34,6 +34,9 @@ class Packing:
     entries: tuple[Param, ...]
     arguments: tuple[str, ...]
 
+    def __add__(self, other: "Packing") -> "Packing":
+        return Packing(self.entries + other.entries, self.arguments + other.arguments)
+
     def unpack(self, arguments: Sequence[Any]) -> dict[str, Any]:
         """Cut the params out of the arguments; traceable."""
         found = dict(zip(self.arguments, arguments, strict=True))
@@ -65,12 +68,15 @@ class Packing:
         return out
 
 
-def plan_packing(params: Mapping[str, Array], small_bytes: int = SMALL_BYTES) -> Packing:
+def plan_packing(
+    params: Mapping[str, Array], small_bytes: int = SMALL_BYTES, shared: str = "packed"
+) -> Packing:
     """Decide which params share an argument: those up to `small_bytes`, by dtype.
 
     Args:
       params: by name, in the model's order.
       small_bytes: the largest array that is packed.
+      shared: the beginning of the names of shared arguments.
 
     Raises:
       ExportError: a param has the name that packed ones would share.
@@ -79,14 +85,16 @@ def plan_packing(params: Mapping[str, Array], small_bytes: int = SMALL_BYTES) ->
     for name, array in params.items():
         if array.nbytes <= small_bytes:
             small.setdefault(array.dtype.name, []).append(name)
-    packed = {n: dtype for dtype, names in small.items() if len(names) > 1 for n in names}
-    clash = sorted({f"packed/{dtype}" for dtype in packed.values()} & set(params))
+    packed = {
+        n: f"{shared}/{dtype}" for dtype, names in small.items() if len(names) > 1 for n in names
+    }
+    clash = sorted(set(packed.values()) & set(params))
     if clash:
-        raise ExportError(f"params: expected no param named 'packed/…', got {clash[0]!r}")
+        raise ExportError(f"params: expected no param named '{shared}/…', got {clash[0]!r}")
     ends: dict[str, int] = {}
     entries = []
     for name, array in params.items():
-        argument = f"packed/{packed[name]}" if name in packed else name
+        argument = packed.get(name, name)
         offset = ends.get(argument, 0) if name in packed else 0
         ends[argument] = offset + array.size
         shape = tuple(int(dim) for dim in array.shape)

@@ -1,5 +1,6 @@
 """What is decided before a program is lowered: signature, params, traces, goldens."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -10,24 +11,28 @@ import jax
 import numpy as np
 
 from export import goldens as golden_rules
-from export import weights
+from export import infinities, params_files, weights
 from export.calling import Adapted
-from export.checkpoints import read_params, take_subtree
-from export.constants import large_constants, stuck_constants, with_constants
-from export.errors import ExportError, ParamsError, few_names
+from export.checkpoints import take_subtree
+from export.devices import named_device, refuse_several_devices
+from export.diagnosis import float_notes, naming_shapes
+from export.errors import ExportError, ParamsError, Untraceable
 from export.fields import parse_output
-from export.golden_inputs import golden_inputs
+from export.golden_inputs import golden_inputs, with_goldens_read
+from export.hoisting import Hoisted, hoist
+from export.labels import LabelsOfFile
 from export.lowering import Traced, trace
 from export.models import abstract, adapt
 from export.outputs import Key, name_outputs, output_specs
 from export.packing import Packing, plan_packing
+from export.random_bits import refuse_foreign_bits
 from export.spec import ExportSpec
-from export.storage import PARAM_DTYPES, with_stored_params
+from export.storage import with_stored_params
 from runtime.compare import largest_difference
 from runtime.entries import OutputFormat
 from runtime.errors import nearest
-from runtime.signature import DTYPE_BYTES, Axis, Signature, TensorSpec
-from runtime.tensors import Array, numpy_dtype
+from runtime.signature import Axis, Signature, TensorSpec
+from runtime.tensors import Array
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +45,7 @@ class Plan:
       signature: inputs, outputs, axes.
       packing: where each param lies.
       arguments: what every program takes before its inputs, by name.
+      constants: those of the params that were constants of the model's code, by name.
       traced: one trace per bucket, by (batch, axis sizes).
       goldens: (axis sizes, inputs, expected outputs), arrays in the signature's order.
       output_format: how predictions are written.
@@ -54,6 +60,7 @@ class Plan:
     signature: Signature
     packing: Packing
     arguments: dict[str, Array]
+    constants: dict[str, Array]
     traced: dict[Key, Traced]
     goldens: tuple[tuple[dict[str, int], tuple[Array, ...], tuple[Array, ...]], ...]
     output_format: OutputFormat
@@ -71,27 +78,39 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
     """
     inputs: tuple[TensorSpec, ...] = tuple(spec.inputs)  # type: ignore[arg-type]
     axes: tuple[Axis, ...] = tuple(spec.axes.values())  # type: ignore[arg-type]
+    spec = with_goldens_read(spec)
     tell("reading params")
-    params, around = _read(spec)
-    first = {axis.name: axis.sizes[0] for axis in axes}
-    adapted = with_stored_params(adapt(spec.model, params, inputs, first, around))
-    given, narrowed = _as_jax_keeps(adapted.params, x64)
-    cast = _cast(given, adapted, spec.dtype)
+    params, around = _read(spec, tell)
+    with naming_shapes(inputs, params):
+        adapted = adapt(
+            spec.model, params, _abstract_inputs(spec, inputs, axes), around, spec.call_args
+        )
+    adapted = with_stored_params(adapted)
+    given, narrowed = weights.as_jax_keeps(adapted.params, x64=x64)
+    cast = weights.cast(given, adapted.castable, spec.dtype)
     flat = _Flat(adapted, [s.name for s in inputs])
-    traced, packing, arguments, hoisted = _trace_all(spec, flat, cast, inputs, axes, tell)
+    with naming_shapes(inputs, cast):
+        traced, packing, arguments, hoisted = _trace_all(spec, flat, cast, inputs, axes, tell)
+    floats = float_notes(inputs, next(iter(traced.values())).jaxpr, len(arguments))
     outputs = output_specs(
         flat.names,
         _shapes(spec, flat, packing, arguments, traced, inputs, axes),
         [a.name for a in axes],
     )
+    outputs = infinities.declare(outputs, spec.allow_infinite)
     signature = Signature(inputs=inputs, outputs=outputs, axes=axes)
-    notes = (*adapted.notes, *_wide_notes(signature, x64), *narrowed, *hoisted)
+    notes = (*adapted.notes, *_wide_notes(signature, x64), *floats, *narrowed, *hoisted.notes)
     output_format = _output_format(spec, signature)
+    refuse_foreign_bits((one.jaxpr for one in traced.values()), spec.platforms)
+    flat.device = named_device(next(iter(traced.values())).jaxpr)
     goldens = _goldens(spec, signature, flat, cast, given, tell)
-    notes = (*notes, *weights.nan_notes(cast))
+    notes += tuple(infinities.notes(outputs, [expected for _, _, expected in goldens]))
+    notes += tuple(weights.nan_notes(cast))
     drift: dict[str, float] = {}
     if spec.dtype is not None:
         uncast = [flat.reference(given, arrays) for _, arrays, _ in goldens]
+        for before, (_, _, after) in zip(uncast, goldens, strict=True):
+            infinities.refuse_overflow(outputs, after, before, spec.dtype)
         drift = {
             o.name: max(
                 largest_difference(np.asarray(a[i], np.float64), np.asarray(e[i], np.float64))
@@ -105,6 +124,7 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
         signature=signature,
         packing=packing,
         arguments=arguments,
+        constants=hoisted.constants,
         traced=traced,
         goldens=goldens,
         output_format=output_format,
@@ -115,14 +135,31 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
     )
 
 
-def _read(spec: ExportSpec) -> tuple[Any, tuple[Mapping[str, Any], ...]]:
+def _read(
+    spec: ExportSpec, tell: Callable[[str], None]
+) -> tuple[Any, tuple[Mapping[str, Any], ...]]:
     """Give the params, and what `params_path` took them out of, the innermost first."""
     tree = spec.params
     if isinstance(tree, str | os.PathLike):
-        tree = read_params(tree, allow_pickle=spec.allow_pickle)
+        tree = params_files.read(tree, allow_pickle=spec.allow_pickle, tell=tell)
     if tree is None or spec.params_path is None:
         return tree, ()
     return take_subtree(tree, spec.params_path)
+
+
+def _abstract_inputs(
+    spec: ExportSpec, inputs: Sequence[TensorSpec], axes: Sequence[Axis]
+) -> list[dict[str, jax.ShapeDtypeStruct]]:
+    """Return shapes of the inputs of every bucket, behind those of a few rows in the smallest one.
+
+    These divide among all devices, so that a model that shards them fails for a better reason.
+    """
+    names = [axis.name for axis in axes]
+    keys = _keys(spec.buckets, axes)
+    return [
+        abstract(inputs, batch, dict(zip(names, sizes, strict=True)))
+        for batch, sizes in [(2 * jax.local_device_count(), keys[0][1]), *keys]
+    ]
 
 
 def _wide_notes(signature: Signature, x64: bool) -> list[str]:
@@ -142,52 +179,19 @@ def _with_dtypes(specs: Sequence[TensorSpec]) -> str:
     return ", ".join(f"{s.name!r} ({s.dtype})" for s in specs)
 
 
-def _as_jax_keeps(params: Mapping[str, Array], x64: bool) -> tuple[dict[str, Array], list[str]]:
-    """Give params the dtypes that JAX would give them: 64-bit ones only in 64-bit mode."""
-    kept: dict[str, Array] = {}
-    narrowed = []
-    for name, array in params.items():
-        if array.dtype.name not in DTYPE_BYTES:
-            raise ExportError(
-                f"params: {name!r}: expected a dtype of {', '.join(PARAM_DTYPES)}, got {array.dtype}"
-            )
-        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-        if x64 or dtype == array.dtype:
-            kept[name] = array
-            continue
-        info = np.iinfo(dtype) if np.issubdtype(dtype, np.integer) else None
-        if info and array.size and not (info.min <= array.min() and array.max() <= info.max):
-            raise ExportError(
-                f"params: {name!r}: expected values that fit {dtype}, got {array.dtype} beyond it; "
-                "export with JAX_ENABLE_X64=1"
-            )
-        kept[name] = array.astype(dtype)
-        narrowed.append(name)
-    if not narrowed:
-        return kept, []
-    shown = few_names(narrowed)
-    return kept, [f"64-bit params become 32-bit ones, as JAX makes them in 32-bit mode: {shown}"]
-
-
-def _cast(params: Mapping[str, Array], adapted: Adapted, dtype: str | None) -> dict[str, Array]:
-    if dtype is None:
-        return dict(params)
-    to = numpy_dtype(dtype)
-    with np.errstate(over="ignore"):  # what that makes infinite is named where answers show it
-        return {n: a.astype(to) if n in adapted.castable else a for n, a in params.items()}
-
-
 class _Flat:
     """The adapted model with flat arguments and named outputs.
 
     Attributes:
       names: of the outputs, known after the first call.
+      device: the one that the model names, if it does.
     """
 
     def __init__(self, adapted: Adapted, inputs: Sequence[str]) -> None:
         self._apply = adapted.apply
         self._inputs = tuple(inputs)
         self.names: list[str] = []
+        self.device: jax.Device | None = None
 
     def call(self, params: Mapping[str, Any], inputs: Sequence[Any]) -> tuple[Any, ...]:
         named = name_outputs(self._apply(params, dict(zip(self._inputs, inputs, strict=True))))
@@ -200,6 +204,7 @@ class _Flat:
             lambda p, x: self.call(dict(zip(order, p, strict=True)), x),
             [params[name] for name in order],
             inputs,
+            self.device,
         )
 
 
@@ -210,46 +215,36 @@ def _trace_all(
     inputs: Sequence[TensorSpec],
     axes: Sequence[Axis],
     tell: Callable[[str], None],
-) -> tuple[dict[Key, Traced], Packing, dict[str, Array], list[str]]:
+) -> tuple[dict[Key, Traced], Packing, dict[str, Array], Hoisted]:
     packing = plan_packing(params)
     arguments = packing.pack(params)
     names = [axis.name for axis in axes]
     traced: dict[Key, Traced] = {}
+
+    def one_trace(batch: int, sizes: tuple[int, ...]) -> Traced:
+        shapes = abstract(inputs, batch, dict(zip(names, sizes, strict=True)))
+        return _trace_one(spec, flat, packing, arguments, list(shapes.values()))
+
     for key in _keys(spec.buckets, axes):
         tell(f"tracing {bucket_name(key, names)}")
-        shapes = abstract(inputs, key[0], dict(zip(names, key[1], strict=True)))
-        traced[key] = _trace_one(spec, flat, packing, arguments, list(shapes.values()))
-    constants: dict[str, Array] = {}
-    for one in traced.values():
-        constants |= large_constants(one.jaxpr)
-    stuck = [
-        f"a constant {_brief(array)} of the model's code stays inside every program"
-        for array in stuck_constants(next(iter(traced.values())).jaxpr).values()
-    ]
-    if not constants:
-        return traced, packing, arguments, stuck
-    order = {digest: i for i, digest in enumerate(constants)}
-    hoisted = {f"constant/{order[digest]}": array for digest, array in constants.items()}
-    if set(hoisted) & set(params):
-        raise ExportError("params: expected no param named 'constant/…', got one")
-    # Behind the params: they are large, so what is packed stays as it is.
-    wider = plan_packing({**params, **hoisted})
-    wide_arguments = wider.pack({**params, **hoisted})
-    count = len(arguments)
-    for key, one in traced.items():
-        tell(f"hoisting constants of {bucket_name(key, names)}")
-        function = with_constants(one.jaxpr, order, count)
-        with precision(spec):
-            traced[key] = trace(function, _shapes_of(wide_arguments), one.arguments[1])
-    notes = [
-        f"a constant {_brief(array)} of the model's code became the param {name!r}"
-        for name, array in hoisted.items()
-    ]
-    return traced, wider, wide_arguments, notes + stuck
-
-
-def _brief(array: Array) -> str:
-    return f"{array.dtype.name}{list(array.shape)} ({array.nbytes / 2**20:.1f} MiB)"
+        try:
+            traced[key] = one_trace(*key)
+        except Untraceable:
+            # Where rows are shared among devices, too few to share are only the outer reason.
+            count = jax.local_device_count()
+            if count > 1:
+                with contextlib.suppress(Untraceable):
+                    one_trace(key[0] * count, tuple(size * count for size in key[1]))
+            raise
+    hoisted = hoist([one.jaxpr for one in traced.values()], packing)
+    if hoisted.constants:
+        taken = arguments | hoisted.packing.pack(hoisted.constants)
+        for key, one in traced.items():
+            tell(f"hoisting constants of {bucket_name(key, names)}")
+            with precision(spec):
+                traced[key] = trace(hoisted.apply(one.jaxpr), _shapes_of(taken), one.arguments[1])
+        packing, arguments = packing + hoisted.packing, taken
+    return traced, packing, arguments, hoisted
 
 
 def _trace_one(
@@ -260,7 +255,9 @@ def _trace_one(
     shapes: Sequence[Any],
 ) -> Traced:
     with precision(spec):
-        return trace(lambda p, x: flat.call(packing.unpack(p), x), _shapes_of(arguments), shapes)
+        one = trace(lambda p, x: flat.call(packing.unpack(p), x), _shapes_of(arguments), shapes)
+    refuse_several_devices(one.jaxpr)
+    return one
 
 
 def precision(spec: ExportSpec) -> Any:
@@ -320,7 +317,6 @@ def _goldens(
     tell: Callable[[str], None],
 ) -> tuple[tuple[dict[str, int], tuple[Array, ...], tuple[Array, ...]], ...]:
     found = []
-    names = [output.name for output in signature.outputs]
     with precision(spec):
         given = golden_inputs(spec, signature)
         for i, (arrays, sizes) in enumerate(given, 1):
@@ -330,7 +326,10 @@ def _goldens(
             try:
                 expected = flat.reference(params, ordered)
                 golden_rules.refuse_non_finite(
-                    names, expected, signature.inputs, lambda: weights.not_finite(params, uncast)
+                    signature.outputs,
+                    expected,
+                    signature.inputs,
+                    lambda: weights.not_finite(params, uncast),
                 )
                 _check_shapes(signature, expected, len(ordered[0]), sizes)
             except ParamsError:
@@ -388,8 +387,14 @@ def _output_format(spec: ExportSpec, signature: Signature) -> OutputFormat:
         raise ExportError(
             f"output {name!r}: expected floats [_, classes] for {wanted.kind}, got {output}"
         )
-    if spec.labels and len(spec.labels) != output.shape[1]:
+    if output.nonfinite and wanted.scores == "probabilities":
         raise ExportError(
-            f"labels: expected {output.shape[1]} for {output}, got {len(spec.labels)}"
+            f"allow_infinite: expected no output of probabilities, got {name!r}; pass --output "
+            f"classification:logits:{name} if it holds logits"
+        )
+    if spec.labels and len(spec.labels) != output.shape[1]:
+        source = f" of {spec.labels.file}" if isinstance(spec.labels, LabelsOfFile) else ""
+        raise ExportError(
+            f"labels{source}: expected {output.shape[1]} for {output}, got {len(spec.labels)}"
         )
     return dataclasses.replace(wanted, output=name, labels=tuple(spec.labels))

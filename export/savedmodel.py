@@ -29,6 +29,7 @@ from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 from export.errors import first_line
 from export.lowering import NoForm, rewrite
 from runtime.bundle import Bundle, open_bundle
+from runtime.jax_settings import lifted
 from runtime.model import Model
 from runtime.signature import BATCH, Signature, TensorSpec, notation
 from runtime.tensors import Array, numpy_dtype
@@ -54,7 +55,8 @@ def main(command: str, recipe: str, platform: str = "cpu") -> int:
     """Run a step, and print what came of it as one line of JSON."""
     if command == "build" or platform == "cpu":
         tf.config.set_visible_devices([], "GPU")
-    print(json.dumps(step(command, recipe, platform)))
+    with lifted():
+        print(json.dumps(step(command, recipe, platform)))
     return 0
 
 

@@ -31,17 +31,22 @@ class ExportSpec:
         `:NAME` behind it where the model has several outputs.
       labels: names of the classes, in order.
       dtype: cast floating params to this; batch statistics stay as they are.
-      matmul_precision: what dots are lowered with; None for jax's default.
+      matmul_precision: what dots are lowered with; None for what is in force
+        (`jax_default_matmul_precision`), else jax's default.
       golden: name to rows of inputs, or a .safetensors or .npz file of them; None
         for seeded ones.
       seed: of the seeded inputs.
       name: the model's name in routes.
       version: digits.
+      allow_infinite: names of outputs that rightly hold infinities, such as masked logits.
+        NaN is refused all the same.
       allow_row_mixing: export a model whose rows depend on each other; it is
         recorded, and a server never batches its requests.
       unverified: export for platforms that this machine cannot check; it is recorded.
       params_path: subtree of the params to take, such as `ema_params`.
       allow_pickle: read params from a pickle, which can run any code.
+      call_args: arguments of the model that are no inputs, by name, such as
+        `{"enable_dropout": False}`; they win over what the exporter would pass.
     """
 
     model: Any
@@ -58,10 +63,12 @@ class ExportSpec:
     seed: int = 0
     name: str = "model"
     version: str = "1"
+    allow_infinite: Sequence[str] = ()
     allow_row_mixing: bool = False
     unverified: bool = False
     params_path: str | None = None
     allow_pickle: bool = False
+    call_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def checked(self) -> "ExportSpec":
         """Return this with every field in its one form, held against what is allowed.

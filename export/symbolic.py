@@ -14,11 +14,10 @@ import jax
 from jax import export
 
 from export import lowering
-from export.constants import digest, large_constants, with_constants
+from export.constants import digest, movable_constants, with_constants
 from export.errors import first_line
-from export.lowering import Traced, configured, reproducible, trace
+from export.lowering import Traced, configured, trace
 from export.plan import Plan, bucket_name, precision
-from runtime.program import wide_types
 from runtime.signature import BATCH, Axis
 from runtime.tensors import numpy_dtype
 
@@ -86,7 +85,7 @@ def lower_fixed(plan: Plan, tell: Tell) -> list[Function]:
 
 
 def _lower_all(plan: Plan, symbolic: Collection[str]) -> list[Function]:
-    with wide_types(plan.x64), reproducible(), precision(plan.spec), _oldest_convention():
+    with precision(plan.spec), _oldest_convention():
         return [_lower(plan, key) for key in _keys(plan, symbolic)]
 
 
@@ -151,14 +150,14 @@ def _symbols(axes: Sequence[str]) -> list[str]:
 
 
 def _trace(plan: Plan, inputs: Sequence[Any]) -> tuple[Traced, tuple[str, ...]]:
-    """Trace the model with each param as an argument, large constants among them."""
+    """Trace the model with each param as an argument, hoisted constants among them."""
     names = list(plan.params)
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in plan.params.values()]
     traced = trace(lambda p, x: plan.call(dict(zip(names, p, strict=True)), x), shapes, inputs)
-    constants = large_constants(traced.jaxpr)
-    if not constants:
+    if not plan.constants:
         return traced, tuple(names)
-    known = {digest(a): name for name, a in plan.arguments.items() if name.startswith("constant/")}
+    known = {digest(array): name for name, array in plan.constants.items()}
+    constants = {key: a for key, a in movable_constants(traced.jaxpr).items() if key in known}
     order = {key: i for i, key in enumerate(constants)}
     shapes += [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in constants.values()]
     traced = trace(with_constants(traced.jaxpr, order, len(names)), shapes, inputs)

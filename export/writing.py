@@ -12,9 +12,9 @@ from export.jaxprs import floating_dtypes
 from export.lowering import Lowered
 from export.outputs import Key
 from export.plan import Plan, bucket_name
-from runtime import __version__
 from runtime.entries import Argument, Golden, Params, ProgramEntry
 from runtime.manifest import Manifest
+from runtime.release import version
 from runtime.tensors import Array
 from runtime.writer import BundleWriter
 
@@ -127,7 +127,7 @@ def _now() -> str:
 def _versions(lowered: Lowered) -> dict[str, str]:
     packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")}
     return {
-        "hloserve": __version__,
+        "hloserve": version(),
         **packages,
         "stablehlo": lowered.stablehlo_version,
         "calling_convention": str(lowered.calling_convention),

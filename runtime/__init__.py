@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from runtime.model import Model
     from runtime.verify import assert_bundle_matches_goldens
 
-__version__ = "0.1.0"
+    __version__: str
 
 _HOMES = {
     "runtime.bundle": ("Bundle", "open_bundle"),
@@ -75,6 +75,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return importlib.import_module("runtime.release").version()
     if name not in _HOME:
         raise AttributeError(f"module 'runtime' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

@@ -12,7 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.commandline import Parser
+from runtime.commandline import (
+    Parser,
+    add_version,
+    directory_to_write,
+    file_to_write,
+    reading_settings,
+    to_read,
+)
 from runtime.errors import (
     BundleError,
     DeviceUnavailable,
@@ -74,13 +81,15 @@ def _parser() -> Parser:
         epilog=_STATUSES,
         allow_abbrev=False,
     )
+    add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="verify|inspect|bench|doctor|refresh")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Parser:
         added = commands.add_parser(
             name, help=text, description=f"{name}: {text}.", epilog=_STATUSES, allow_abbrev=False
         )
-        added.add_argument("bundle", type=Path, metavar="BUNDLE")
+        add_version(added)
+        added.add_argument("bundle", type=to_read, metavar="BUNDLE")
         added.add_argument(
             "--require-digest",
             type=_digest,
@@ -94,15 +103,20 @@ def _parser() -> Parser:
     verify = command("verify", _verify, "run goldens and row-independence probes on this device")
     verify.add_argument("--device", **device)
     verify.add_argument("--json", action="store_true", help="print a report for machines")
-    verify.add_argument("--junit", type=Path, metavar="FILE", help="write a JUnit XML report")
+    verify.add_argument(
+        "--junit", type=file_to_write, metavar="FILE", help="write a JUnit XML report"
+    )
     inspect = command("inspect", _inspect, "check every file and show what a bundle holds")
     inspect.add_argument("--json", action="store_true", help="print it for machines")
     for added in (verify, inspect):
         added.add_argument(
-            "--signature", type=Path, metavar="FILE", help="check what model-signing signed it with"
+            "--signature",
+            type=to_read,
+            metavar="FILE",
+            help="check what model-signing signed it with",
         )
         added.add_argument(
-            "--public-key", type=Path, metavar="PEM", help="of whoever is to have signed it"
+            "--public-key", type=to_read, metavar="PEM", help="of whoever is to have signed it"
         )
     bench = command("bench", _bench, "time every program on this device")
     bench.add_argument("--device", **device)
@@ -110,7 +124,9 @@ def _parser() -> Parser:
         "--seconds", type=float, default=1.0, help="time for each program (default: 1)"
     )
     bench.add_argument("--json", action="store_true", help="print the figures for machines")
-    bench.add_argument("--plot", type=Path, metavar="FILE", help="write a chart, .svg or .png")
+    bench.add_argument(
+        "--plot", type=file_to_write, metavar="FILE", help="write a chart, .svg or .png"
+    )
     doctor = command("doctor", _doctor, "say whether a bundle loads, where, and for how long")
     doctor.add_argument("--device", **device)
     doctor.add_argument(
@@ -123,7 +139,9 @@ def _parser() -> Parser:
     )
     doctor.add_argument("--json", action="store_true", help="print the findings for machines")
     refresh = command("refresh", _refresh, "wrap its programs for this jax, into a new bundle")
-    refresh.add_argument("--out", type=Path, required=True, metavar="NEW", help="the new bundle")
+    refresh.add_argument(
+        "--out", type=directory_to_write, required=True, metavar="NEW", help="the new bundle"
+    )
     refresh.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
     refresh.add_argument("--device", **device)
     return parser
@@ -187,12 +205,11 @@ def _verify(arguments: argparse.Namespace) -> int:
     bundle = _open(
         arguments
     )  # first: a wrong path is seen before jax is imported, which takes longer
-    from runtime.loading import load
-    from runtime.report import junit, verification
-    from runtime.verify import verify
+    with reading_settings():
+        from runtime.proof import prove
+        from runtime.report import junit, verification
 
-    model = load(bundle, arguments.device, progress=_say)
-    report = verify(model, progress=_say)
+    model, report = prove(bundle, arguments.device, progress=_say)
     if arguments.junit:
         arguments.junit.write_bytes(junit(model, report))
     if arguments.json:
@@ -229,8 +246,9 @@ def _bench(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         _check_plot(arguments.plot)
     bundle = _open(arguments)
-    from runtime.bench import bench, chart, table
-    from runtime.loading import load
+    with reading_settings():
+        from runtime.bench import bench, chart, table
+        from runtime.loading import load
 
     model = load(bundle, arguments.device, progress=_say)
     figures = bench(model, arguments.seconds, progress=_say)
@@ -241,8 +259,9 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from runtime.doctor import examine, unopened, written
-    from runtime.promises import today
+    with reading_settings():
+        from runtime.doctor import examine, unopened, written
+        from runtime.promises import today
 
     try:
         found = examine(_open(arguments), arguments.device, arguments.jax, today())
@@ -255,7 +274,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _refresh(arguments: argparse.Namespace) -> int:
-    from runtime.refresh import refresh
+    with reading_settings():
+        from runtime.description import infinite_outputs
+        from runtime.refresh import refresh
 
     manifest = refresh(
         _open(arguments),
@@ -264,10 +285,12 @@ def _refresh(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         progress=_say,
     )
+    infinite = ", ".join(infinite_outputs(manifest.signature))
     print(
         f"refreshed {arguments.bundle} into {arguments.out}: jax "
         f"{printable(manifest.refreshed_from[-1].exporter.get('jax', '?'))} to {manifest.exporter['jax']}, "
         f"verified on {', '.join(manifest.verified)}"
+        + (f"; may be infinite: {printable(infinite)}" if infinite else "")
     )
     return EXIT_OK
 

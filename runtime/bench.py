@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime.description import columns
+from runtime.description import columns, infinite_outputs
 from runtime.device import device_kind
+from runtime.errors import printable
 from runtime.model import Group, Model
 from runtime.program import jax_version
 from runtime.signature import bucket_name
@@ -42,6 +43,7 @@ def bench(model: Model, seconds: float, *, progress: Progress | None = None) -> 
         "machine": f"{platform.processor() or platform.machine()}, {platform.system()}",
         "jax": jax_version(),
         "python": platform.python_version(),
+        "infinite_outputs": infinite_outputs(model.signature),
         "programs": rows,
     }
 
@@ -91,7 +93,8 @@ def table(figures: Figures) -> str:
         for p in figures["programs"]
     ]
     about = f"{figures['model']} on {figures['device']}, jax {figures['jax']}"
-    return f"{about}\n\n{columns([header, *rows])}"
+    lines = [about, *(f"may be infinite: {name}" for name in figures["infinite_outputs"])]
+    return "\n".join([*map(printable, lines), "", columns([header, *rows])])
 
 
 def chart(figures: Figures, path: Path) -> None:

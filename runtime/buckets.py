@@ -1,13 +1,9 @@
-"""Which buckets cover how many rows, and how rows become a bucket's. Pure functions."""
+"""Which buckets cover how many rows. Pure functions."""
 
 import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-
-import numpy as np
-
-from runtime.tensors import Array
 
 # Run times of one program differ by as much from one measurement to the next.
 NOISE = 1.15
@@ -90,42 +86,3 @@ class Planner:
         while 0 < rows <= sum(plan) - plan[-1]:
             plan.pop()
         return tuple(plan)
-
-
-def pad(rows: Array, bucket: int) -> Array:
-    """Repeat the last row until the leading dimension is `bucket`.
-
-    A real row is repeated because zeros can make NaN where real rows do not.
-
-    Args:
-      rows: dtype[n, ...] with 1 <= n <= bucket.
-      bucket: the batch size of the program that will run.
-
-    Returns:
-      dtype[bucket, ...]; the first n rows are `rows`, the same object if n == bucket.
-    """
-    missing = bucket - len(rows)
-    if missing == 0:
-        return rows
-    out = np.empty((bucket, *rows.shape[1:]), rows.dtype)
-    out[: len(rows)] = rows
-    out[len(rows) :] = rows[-1]
-    return out
-
-
-def unpad(rows: Array, count: int) -> Array:
-    """Take the first `count` rows; the same object if there are no more."""
-    return rows if len(rows) == count else rows[:count]
-
-
-def pad_axes(array: Array, shape: Sequence[int], value: float) -> Array:
-    """Fill an array up to `shape` with `value` behind its real elements, on every axis.
-
-    Returns:
-      dtype[*shape]; the same object if nothing is missing.
-    """
-    if array.shape == tuple(shape):
-        return array
-    out = np.full(tuple(shape), value, array.dtype)
-    out[tuple(slice(size) for size in array.shape)] = array
-    return out

@@ -7,22 +7,26 @@ recorded size below the bundle, reached through no symbolic link.
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import logging
-import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 
+from runtime.claims import LENGTH_BYTES, expect_consistent, expect_data, expect_header
 from runtime.entries import MANIFEST_NAME, File
 from runtime.errors import BundleError, IntegrityError, printable
+from runtime.localpaths import why_not_read
 from runtime.manifest import MAX_MANIFEST_BYTES, Manifest
+from runtime.mapping import MappedFile, digest_of
 from runtime.tensors import Array, read_tensors
 
 log = logging.getLogger(__name__)
 
-_CHUNK = 1 << 20
+# Entries of a folder that are looked at when it is no bundle itself.
+_MOST_NEIGHBOURS = 1000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,6 +47,9 @@ class Bundle:
     digest: str
     arrived: Callable[[File], None] = dataclasses.field(
         default=lambda _: None, repr=False, compare=False
+    )
+    _mapped: list[MappedFile] = dataclasses.field(
+        default_factory=list, init=False, repr=False, compare=False
     )
 
     def read(self, file: File) -> bytes:
@@ -71,20 +78,57 @@ class Bundle:
         """View the tensors of a safetensors file through mmap.
 
         Returns:
-          Read-only arrays over the mapping; nothing is copied.
+          Read-only arrays over the mapping; nothing is copied. While anything refers to them
+          the file is in use: see `expect_unchanged`.
 
         Raises:
           IntegrityError: it is not the file that the manifest describes.
         """
         with self.opened(file) as f:
-            mapped = (
-                mmap.mmap(f.fileno(), file.bytes, access=mmap.ACCESS_READ) if file.bytes else b""
-            )
-        digest = hashlib.sha256()
-        for start in range(0, file.bytes, _CHUNK):
-            digest.update(memoryview(mapped)[start : start + _CHUNK])
-        _compare(file, len(mapped), digest.hexdigest())
+            expect_header(file, int.from_bytes(f.read(LENGTH_BYTES), "little"))
+            try:
+                in_use = MappedFile(self.path / file.path, file, f.fileno())
+            except OSError as error:
+                raise IntegrityError(
+                    f"{file.path}: expected a file that can be mapped, got {error.strerror}"
+                ) from None
+        mapped = in_use.take()
+        self._mapped.append(in_use)
+        _compare(file, len(mapped), digest_of(mapped))
         return read_tensors(self.path / file.path, mapped, file.path)
+
+    def expect_unwritten(self) -> None:
+        """Raise if a file in use was written to or cut off, by its size and times; none is read.
+
+        Raises:
+          IntegrityError: names the file.
+        """
+        for mapped in self._in_use():
+            mapped.expect_unwritten()
+
+    def expect_unchanged(self) -> None:
+        """Raise if a file in use is no longer what was checked: answers may be wrong then.
+
+        In use are the files of which something is used where it is mapped: params on a CPU. What was
+        copied to another device, and programs once they are compiled, may change or go. To be
+        called now and then by whoever owns the process, by one thread at a time.
+
+        Raises:
+          IntegrityError: names the file.
+        """
+        for mapped in self._in_use():
+            mapped.expect_unchanged()
+
+    def replaced(self) -> str:
+        """Name a file in use whose place another one has taken; "" if there is none."""
+        return next((m.file.path for m in self._in_use() if m.replaced), "")
+
+    def _in_use(self) -> list[MappedFile]:
+        for mapped in list(self._mapped):
+            if not mapped.in_use:
+                with contextlib.suppress(ValueError):  # another thread was sooner
+                    self._mapped.remove(mapped)
+        return list(self._mapped)
 
     @contextlib.contextmanager
     def opened(self, file: File) -> Iterator[BufferedReader]:
@@ -125,6 +169,8 @@ def open_bundle(path: str | os.PathLike[str], *, require_digest: str | None = No
     except TypeError:
         kind = type(path).__name__
         raise BundleError(f"bundle: expected the path of a directory, got {kind}") from None
+    if reason := why_not_read(path):
+        raise BundleError(f"bundle: {reason}")
     try:
         found = root.is_dir()
     except OSError as error:  # a name too long, a folder that may not be read
@@ -139,6 +185,11 @@ def open_bundle(path: str | os.PathLike[str], *, require_digest: str | None = No
         with manifest_path.open("rb") as f:
             data = f.read(MAX_MANIFEST_BYTES + 1)
     except OSError as error:
+        if near := _bundles_near(root):
+            raise BundleError(
+                f"bundle {root}: expected a bundle, got a folder without {MANIFEST_NAME}; there is "
+                f"one in {near}"
+            ) from None
         reason = error.strerror or "no regular file of that name"
         raise BundleError(
             f"bundle {root}: expected {MANIFEST_NAME}, got {reason}; an export that was "
@@ -147,11 +198,34 @@ def open_bundle(path: str | os.PathLike[str], *, require_digest: str | None = No
     manifest = Manifest.from_bytes(data)
     bundle = Bundle(root, manifest, hashlib.sha256(data).hexdigest())
     bundle.require(require_digest)
+    expect_consistent(manifest)
     for file in manifest.files:
         with _opened(root, file):
             pass
     _warn_about_strangers(root, manifest)
     return bundle
+
+
+def _bundles_near(root: Path) -> str:
+    """Name the bundles one folder below or above one that is none, as far as they may be looked at."""
+    if os.path.lexists(root / MANIFEST_NAME):
+        return ""
+    found = []
+    with contextlib.suppress(OSError):
+        some = itertools.islice(root.iterdir(), _MOST_NEIGHBOURS)
+        found = sorted(entry for entry in some if _is_bundle(entry))
+    above = Path(os.path.abspath(root)).parent
+    if not found and _is_bundle(above):
+        found = [root.parent if root.name else above]
+    shown = " and in ".join(map(str, found[:3]))
+    return f"{shown} and in {len(found) - 3} more" if len(found) > 3 else shown
+
+
+def _is_bundle(folder: Path) -> bool:
+    try:
+        return (folder / MANIFEST_NAME).is_file()
+    except OSError:
+        return False
 
 
 def _warn_about_strangers(root: Path, manifest: Manifest) -> None:
@@ -196,6 +270,7 @@ def _opened(root: Path, file: File) -> Iterator[int]:
             raise IntegrityError(f"{file.path}: expected a regular file, got another kind")
         if status.st_size != file.bytes:
             raise IntegrityError(f"{file.path}: expected {file.bytes} bytes, got {status.st_size}")
+        expect_data(file, status, descriptors[-1])
         yield descriptors[-1]
     finally:
         for descriptor in descriptors:

@@ -8,10 +8,13 @@ import itertools
 import math
 import re
 import sys
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn, override
 
 from runtime.errors import nearest
+from runtime.localpaths import why_not_read, why_not_written
+from runtime.release import name_and_version
 
 EXIT_USAGE = 2
 
@@ -37,6 +40,16 @@ def needing(extra: str, *packages: str) -> Iterator[None]:
         sys.exit(EXIT_USAGE)
 
 
+@contextlib.contextmanager
+def reading_settings() -> Iterator[None]:
+    """Import JAX, which reads its settings from the environment; where it refuses one, exit."""
+    try:
+        yield
+    except ValueError as error:
+        print(f"error: JAX does not take a setting of the environment: {error}", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+
+
 def _expect(package: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ModuleNotFoundError(name=package)
@@ -53,6 +66,44 @@ def seconds(text: str) -> float:
     return found
 
 
+def to_read(text: str) -> Path:
+    """Return the path of what is to be read, as the type of an option; a URL is none."""
+    return _local(text, why_not_read)
+
+
+def directory_to_write(text: str) -> Path:
+    """Return the path of a directory to be written, as the type of an option; a URL is none."""
+    return _local(text, why_not_written)
+
+
+def file_to_write(text: str) -> Path:
+    """Return the path of a file to be written, as the type of an option; a URL is none."""
+    return _local(text, lambda path: why_not_written(path, file=True))
+
+
+def _local(text: str, why_not: Callable[[str], str | None]) -> Path:
+    reason = why_not(text)
+    if reason:
+        raise argparse.ArgumentTypeError(reason)
+    return Path(text)
+
+
+class _Version(argparse.Action):
+    """Prints which release this is, whatever else is missing, and exits."""
+
+    @override
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(name_and_version())
+        parser.exit(0)
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add `--version`, which prints the name and version of this project and exits."""
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="print the name and version, and exit"
+    )
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line and name the nearest valid word."""
 
@@ -65,7 +116,9 @@ class Parser(argparse.ArgumentParser):
         for word in itertools.takewhile(lambda w: w != "--", words[:1] if commands else words):
             name = word.partition("=")[0]
             if re.match(r"--?[A-Za-z]", name) and name not in known:
-                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                # What looks a little like --version still asks for something else.
+                meant = known if name.startswith(("-v", "--v")) else set(known) - {"--version"}
+                close = difflib.get_close_matches(name, meant, n=1, cutoff=0.5)
                 hint = f"; did you mean {close[0]}?" if close else ""
                 self.error(f"{name}: no such option{hint}")
         return super().parse_known_args(args, namespace)

@@ -4,7 +4,7 @@ from runtime.bundle import Bundle
 from runtime.entries import OutputFormat
 from runtime.errors import printable
 from runtime.manifest import Manifest
-from runtime.signature import Axis, TensorSpec
+from runtime.signature import Axis, Signature, TensorSpec
 
 
 def description(bundle: Bundle) -> str:
@@ -27,7 +27,7 @@ def description(bundle: Bundle) -> str:
             f"{', '.join(m.platforms)}; verified on {', '.join(m.verified) or 'nothing'}",
         ),
         *(("input", describe_tensor(spec)) for spec in m.signature.inputs),
-        *(("output", f"{spec.name}: {spec}") for spec in m.signature.outputs),
+        *(("output", describe_output(spec)) for spec in m.signature.outputs),
         *(("axis", describe_axis(axis)) for axis in m.signature.axes),
         ("format", describe_format(m.output_format)),
         ("64-bit types", "on" if m.x64 else "off"),
@@ -84,6 +84,16 @@ def describe_tensor(spec: TensorSpec) -> str:
     if any(isinstance(dim, str) for dim in spec.shape[1:]):
         extra.append("a mask" if spec.mask else f"padded with {spec.pad}")
     return f"{spec.name}: {spec}" + (f" ({', '.join(extra)})" if extra else "")
+
+
+def describe_output(spec: TensorSpec) -> str:
+    """Write an output for a person: name, dtype and shape, and whether it may be infinite."""
+    return f"{spec.name}: {spec}" + (" (may be infinite)" if spec.nonfinite else "")
+
+
+def infinite_outputs(signature: Signature) -> list[str]:
+    """Return the names of the outputs that rightly hold infinities."""
+    return [spec.name for spec in signature.outputs if spec.nonfinite]
 
 
 def describe_format(f: OutputFormat, *, labels: bool = True) -> str:

@@ -22,12 +22,13 @@ def find_device(wanted: object | None) -> Device:
     """Give the device to serve from.
 
     Args:
-      wanted: None for JAX's default device, a platform ("cpu", "cuda"), a platform and
-        an index ("cuda:1"), or a jax device.
+      wanted: None for JAX's default device, which `jax_default_device` can name, a platform
+        ("cpu", "cuda"), a platform and an index ("cuda:1"), or a jax device.
 
     Raises:
       DeviceUnavailable: it is not there. There is no fall-back to another platform.
     """
+    wanted = _or_default(wanted)
     if isinstance(wanted, jax.Device):
         return wanted
     if wanted is not None and not isinstance(wanted, str):
@@ -50,9 +51,15 @@ def find_device(wanted: object | None) -> Device:
 
 def named(wanted: object | None) -> str:
     """Give the name that `find_device` knows a device by; empty for JAX's default."""
+    wanted = _or_default(wanted)
     if isinstance(wanted, jax.Device):
         return f"{platform_of(wanted)}:{jax.local_devices(backend=wanted.platform).index(wanted)}"
     return str(wanted or "")
+
+
+def _or_default(wanted: object | None) -> object | None:
+    """Return the device asked for, or else the one that the caller has made JAX's default."""
+    return jax.config.jax_default_device if wanted is None else wanted
 
 
 def platform_of(device: Device) -> str:
@@ -90,16 +97,38 @@ def free_memory(device: Device) -> int | None:
     statistics = device.memory_stats()
     if statistics is not None and "bytes_limit" in statistics:
         return int(statistics["bytes_limit"]) - int(statistics["bytes_in_use"])
-    if device.platform != "cpu":
-        return None
-    known = (left for left in (_system_memory(), _container_memory()) if left is not None)
-    return min(known, default=None)
+    return host_memory_free() if device.platform == "cpu" else None
 
 
-def _system_memory() -> int | None:
+def params_memory(device: Device) -> int | None:
+    """Return the bytes that there are for params on a device; None if nobody says.
+
+    On a CPU they are used where the file lies: in pages that make way, or are memory already. So
+    what is free for the moment says little, and what there is at all is the limit.
+    """
+    return host_memory() if device.platform == "cpu" else free_memory(device)
+
+
+def host_memory() -> int | None:
+    """Return the bytes that this machine, or the container, has at all; None if nobody says."""
+    limit = _lines(_CGROUP / "memory.max")
+    container = int(limit[0]) if limit and limit[0] != "max" else None
+    return _least(_system_memory("MemTotal"), container)
+
+
+def host_memory_free() -> int | None:
+    """Return the bytes that this machine, or the container, has left; None if nobody says."""
+    return _least(_system_memory("MemAvailable"), _container_memory())
+
+
+def _least(*amounts: int | None) -> int | None:
+    return min((amount for amount in amounts if amount is not None), default=None)
+
+
+def _system_memory(wanted: str) -> int | None:
     for line in _lines(_MEMORY):
         name, _, value = line.partition(":")
-        if name == "MemAvailable":
+        if name == wanted:
             return int(value.split()[0]) * 1024
     return None
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import Bundle
+from runtime.claims import params_bytes
 from runtime.customcalls import ALLOWED
-from runtime.description import columns
+from runtime.description import columns, infinite_outputs
 from runtime.device import (
     device_kind,
     driver_versions,
@@ -25,7 +26,7 @@ from runtime.manifest import Manifest
 from runtime.probe import probing
 from runtime.program import Program, versions
 from runtime.promises import Promise, assumed, is_known, promises
-from runtime.room import needs, params_bytes
+from runtime.room import needs
 from runtime.signature import bucket_name
 from runtime.verify import check_goldens
 
@@ -58,6 +59,7 @@ def examine(
         "written_by": dict(manifest.exporter),
         "promises": [_promise(p, today) for p in promised],
         "custom_calls": _custom_calls(manifest),
+        "infinite_outputs": infinite_outputs(manifest.signature),
         "platforms": list(manifest.platforms),
         "verified": list(manifest.verified),
         "jax": _judged(manifest, here, None, today),
@@ -181,6 +183,7 @@ def written(found: Findings) -> str:
         *((f".{p['form']}", _window(p)) for p in found["promises"]),
         *((f"jax {j['version']}", _judgement(j)) for j in (found["jax"], *found["asked"])),
         *(("custom call", _custom_call(call)) for call in found["custom_calls"]),
+        *(("may be infinite", f"output {name}") for name in found["infinite_outputs"]),
         (
             "platforms",
             f"{', '.join(found['platforms'])}; verified on {', '.join(found['verified']) or 'none'}",

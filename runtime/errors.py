@@ -74,8 +74,13 @@ class ExecutionError(Exception):
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
-    """Write "; did you mean 'x'?" for the option nearest to a word, or nothing."""
-    close = difflib.get_close_matches(word, list(options), n=1)
+    """Write "; did you mean 'x'?" for the option nearest to a word, whatever its case, or nothing."""
+    names = list(options)
+    alike = [name for name in names if name.casefold() == word.casefold()]
+    close = alike or difflib.get_close_matches(word, names, n=1)
+    if not close:
+        folded = {name.casefold(): name for name in reversed(names)}
+        close = [folded[n] for n in difflib.get_close_matches(word.casefold(), folded, n=1)]
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -26,6 +26,13 @@ class Checked(NamedTuple):
     rows: int
     sizes: tuple[int, ...]
 
+    def cut(self, start: int, end: int) -> "Checked":
+        """Return the rows from `start` up to `end`, as views; the same object if these are all."""
+        if end - start == self.rows:
+            return self
+        arrays = tuple([None if a is None else a[start:end] for a in self.arrays])
+        return Checked(arrays, end - start, self.sizes)
+
 
 class Checker:
     """Holds inputs against a signature; made once, called for every request.

@@ -3,10 +3,21 @@
 import contextlib
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from runtime.bundle import Bundle, open_bundle
-from runtime.device import Device, find_device, named, platform_of
+from runtime.claims import expect_memory
+from runtime.device import (
+    Device,
+    find_device,
+    free_memory,
+    host_memory_free,
+    named,
+    params_memory,
+    platform_of,
+)
+from runtime.entries import ProgramEntry
 from runtime.errors import IncompatibleProgram, IntegrityError
 from runtime.model import Model
 from runtime.probe import probing
@@ -59,8 +70,16 @@ def load(
     return model
 
 
-def compile_all(bundle: Bundle, target: Device, *, progress: Progress) -> tuple[Program, ...]:
+def compile_all(
+    bundle: Bundle, target: Device, *, progress: Progress, each: Callable[..., Any] = map
+) -> tuple[Program, ...]:
     """Compile every program of a bundle for one device; nothing is run yet.
+
+    Args:
+      bundle: opened.
+      target: the device.
+      progress: called with a sentence before each program.
+      each: compiles them: `map`, or that of a pool of threads.
 
     Raises:
       BundleError: as for `load`.
@@ -72,14 +91,29 @@ def compile_all(bundle: Bundle, target: Device, *, progress: Progress) -> tuple[
             f"bundle {bundle.path}: needs platform {' or '.join(manifest.platforms)}, this "
             f"device is {platform}; export with --platforms {platform}, or name another device"
         )
+    expect_memory(
+        manifest,
+        params=params_memory(target),
+        device=free_memory(target),
+        host=host_memory_free(),
+    )
+
     # Programs first: compiling needs memory of its own, and needs no params.
+    def told() -> Iterator[ProgramEntry]:
+        for i, entry in enumerate(manifest.programs, 1):
+            progress(f"compiling {entry.exported.path} ({i}/{len(manifest.programs)})")
+            yield entry
+
+    def compiled(entry: ProgramEntry) -> Program:
+        return compile_program(bundle.read, entry, manifest, target)
+
     programs = []
-    for i, entry in enumerate(manifest.programs):
-        progress(f"compiling {entry.exported.path} ({i + 1}/{len(manifest.programs)})")
-        programs.append(compile_program(bundle.read, entry, manifest, target))
-        if programs[-1].fallback:
+    for entry, program in zip(manifest.programs, each(compiled, told()), strict=True):
+        programs.append(program)
+        if program.fallback:
             progress(
-                f"{entry.exported.path} is not read by this jax ({programs[-1].fallback}); took {entry.stablehlo.path}"
+                f"{entry.exported.path} is not read by this jax ({program.fallback}); took "
+                f"{entry.stablehlo.path}"
             )
     release_memory()
     return tuple(programs)

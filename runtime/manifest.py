@@ -7,6 +7,7 @@ Version log
   1 (2026-11): first format.
   2 (2026-11): adds `refreshed_from`. A bundle that was never refreshed is still written as 1.
   3 (2026-11): an input's `maximum` can be an axis. One without such an input is written as 1 or 2.
+  4 (2026-11): an output's `nonfinite`. One without such an output is written as 1, 2 or 3.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ from runtime.errors import ManifestError, UnsupportedFormat
 from runtime.node import Node, typed
 from runtime.signature import Signature, increasing, unique
 
-FORMAT_VERSIONS = (1, 2, 3)
+FORMAT_VERSIONS = (1, 2, 3, 4)
 # The largest real manifest is a few MB (tens of thousands of params); the rest is an attack.
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 _INTEGER_DIGITS = 20  # of 64 bits, or of a sign and 63
@@ -52,7 +53,7 @@ class Manifest:
       verified: platforms on which the goldens were reproduced at export; empty for
         a bundle exported with --unverified.
       x64: whether 64-bit types are on while lowering and calling.
-      matmul_precision: what the dots were lowered with, or None for jax's default.
+      matmul_precision: what the dots were lowered with: asked for, else in force; None for jax's default.
       signature: inputs, outputs, axes.
       buckets: batch sizes, increasing.
       output_format: how predictions are written for people.
@@ -121,10 +122,12 @@ class Manifest:
                 f"manifest.json: expected format_version {known}, got {version}; "
                 "re-export the model, or serve it with the release that wrote it"
             )
-        return node.whole(lambda node: cls._from_node(node, version))
+        node.version = version
+        return node.whole(cls._from_node)
 
     @classmethod
-    def _from_node(cls, node: Node, version: int) -> "Manifest":
+    def _from_node(cls, node: Node) -> "Manifest":
+        version = node.version
         manifest = cls(
             name=node.take("name", str),
             version=node.take("version", str),
@@ -159,6 +162,8 @@ class Manifest:
     @property
     def format_version(self) -> int:
         """Give the lowest version that can say this."""
+        if any(spec.nonfinite for spec in self.signature.outputs):
+            return 4
         if any(isinstance(spec.maximum, str) for spec in self.signature.inputs):
             return 3
         return 2 if self.refreshed_from else 1

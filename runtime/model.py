@@ -7,15 +7,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from runtime.buckets import Planner, pad, pad_axes, pick, unpad
+from runtime.buckets import Planner, pick
 from runtime.bundle import Bundle
+from runtime.claims import params_bytes
 from runtime.device import Device, free_memory, platform_of
 from runtime.errors import SignatureMismatch
-from runtime.inputs import Checker
+from runtime.inputs import Checked, Checker
 from runtime.manifest import Manifest
 from runtime.program import Program
-from runtime.room import expect_room, params_bytes
+from runtime.room import expect_room
 from runtime.signature import Signature, TensorSpec, bucket_name
+from runtime.staging import stage, unstage
 from runtime.tensors import Array, numpy_dtype
 
 # When run times are measured each program has so many turns, none much longer than this. One
@@ -101,10 +103,7 @@ class Model:
         if not isinstance(inputs, Mapping):
             raise _no_mapping(signature, inputs)
         checked = self.checker.check(inputs)
-        group = self.group(checked.sizes)
-        arrays = self.fit(group, checked.arrays, checked.rows, checked.sizes)
-        outputs = self._crop(self._cover(group, arrays, checked.rows), checked.sizes)
-        return dict(zip(self.output_names, outputs, strict=True))
+        return dict(zip(self.output_names, self._cover(checked), strict=True))
 
     def group(self, sizes: tuple[int, ...]) -> Group:
         """Give the programs with the shortest axes that hold these sizes."""
@@ -118,71 +117,34 @@ class Model:
         """Run one program on inputs of exactly its shapes; see `Program.call`."""
         return program.call(self.params, inputs)
 
-    def fit(
-        self, group: Group, arrays: tuple[Array | None, ...], rows: int, sizes: tuple[int, ...]
-    ) -> tuple[Array, ...]:
-        """Pad inputs to a group's axes; the batch axis stays as it is.
-
-        Args:
-          group: the programs that will run.
-          arrays: in the signature's order; None for a mask that was left out.
-          rows: size of the batch axis.
-          sizes: real size of each bucketed axis.
-        """
-        specs = self.signature.inputs
-        if not sizes:
-            return tuple(a for a in arrays if a is not None)
-        to, real = self._named(group.sizes), self._named(sizes)
-        return tuple(
-            _fill(spec, array, rows, to, real) for spec, array in zip(specs, arrays, strict=True)
-        )
-
-    def answer(
-        self, group: Group, batch: int, arrays: tuple[Array | None, ...], sizes: tuple[int, ...]
-    ) -> tuple[Array, ...]:
-        """Answer at most `batch` rows with one program: pad, run, unpad.
+    def answer(self, group: Group, batch: int, rows: Checked) -> tuple[Array, ...]:
+        """Answer rows with one program: stage, run, unstage.
 
         Args:
           group: holds the program.
           batch: its bucket.
-          arrays: checked inputs in the signature's order, the same rows in each.
-          sizes: real size of each bucketed axis.
+          rows: at least 1, at most `batch`.
 
         Returns:
           Outputs in the signature's order, for the real rows and the real axes.
         """
-        rows = len(next(a for a in arrays if a is not None))
-        fitted = self.fit(group, arrays, rows, sizes)
-        return self._crop(self._run_padded(group.programs[batch], fitted, rows), sizes)
+        inputs = stage(self.signature, (rows,), batch, group.sizes)
+        return unstage(self.signature, (rows,), self.run(group.programs[batch], inputs))[0]
 
-    def _cover(self, group: Group, arrays: tuple[Array, ...], rows: int) -> tuple[Array, ...]:
-        parts = []
+    def _cover(self, checked: Checked) -> tuple[Array, ...]:
+        """Answer any number of rows, in the buckets of the cheapest plan."""
+        group = self.group(checked.sizes)
+        answers = []
         start = 0
-        for bucket in group.planner.plan(rows):
-            count = min(bucket, rows - start)
-            chunk = tuple(a[start : start + count] for a in arrays)
-            parts.append(self._run_padded(group.programs[bucket], chunk, count))
-            start += count
-        if len(parts) == 1:
-            return parts[0]
-        if not parts:
-            return tuple(self.no_rows(group.sizes).values())
-        return tuple(np.concatenate(pieces) for pieces in zip(*parts, strict=True))
-
-    def _run_padded(
-        self, program: Program, arrays: tuple[Array, ...], rows: int
-    ) -> tuple[Array, ...]:
-        outputs = self.run(program, tuple(pad(a, program.batch) for a in arrays))
-        return tuple(unpad(output, rows) for output in outputs)
-
-    def _crop(self, outputs: tuple[Array, ...], sizes: tuple[int, ...]) -> tuple[Array, ...]:
-        if not sizes:
-            return outputs
-        real = self._named(sizes)
-        return tuple(
-            _crop(spec, output, real)
-            for spec, output in zip(self.signature.outputs, outputs, strict=True)
-        )
+        for bucket in group.planner.plan(checked.rows):
+            end = min(start + bucket, checked.rows)
+            answers.append(self.answer(group, bucket, checked.cut(start, end)))
+            start = end
+        if len(answers) == 1:
+            return answers[0]
+        if not answers:
+            return tuple(self.no_rows(checked.sizes).values())
+        return tuple(np.concatenate(pieces) for pieces in zip(*answers, strict=True))
 
     def _named(self, sizes: tuple[int, ...]) -> dict[str, int]:
         return dict(zip((axis.name for axis in self.signature.axes), sizes, strict=True))
@@ -214,6 +176,15 @@ class Model:
                     costs[batch] = min(costs[batch], _seconds(program, self.params, blank[batch]))
             planner = Planner(costs, mixed=bool(self.manifest.row_mixing))
             self.groups[sizes] = dataclasses.replace(group, planner=planner)
+
+    def data_dependent(self, sizes: tuple[int, ...], batch: int) -> bool:
+        """Whether how long a program runs depends on its inputs, so that measuring does not tell.
+
+        Args:
+          sizes: of its bucketed axes.
+          batch: its bucket.
+        """
+        return self.groups[sizes].programs[batch].data_dependent
 
     def expect_room(self, at_once: int = 1) -> None:
         """Refuse programs that the device has too little memory left to run.
@@ -287,35 +258,3 @@ def _seconds(program: Program, params: tuple[object, ...], inputs: tuple[Array, 
 def _nearest_to_zero(spec: TensorSpec) -> int:
     low = 0 if spec.minimum is None else max(spec.minimum, 0)
     return min(low, spec.maximum) if isinstance(spec.maximum, int) else low
-
-
-def _fill(
-    spec: TensorSpec,
-    array: Array | None,
-    rows: int,
-    sizes: Mapping[str, int],
-    real: Mapping[str, int],
-) -> Array:
-    """Pad an input's bucketed axes with its pad value; make a mask that was left out.
-
-    Args:
-      spec: the input.
-      array: what the caller sent, or None for a mask.
-      rows: size of the batch axis.
-      sizes: size of each axis in the bucket.
-      real: size of each axis in the request.
-
-    Returns:
-      An array with the bucket's axes; the batch axis is not padded here.
-    """
-    if array is None:
-        array = np.ones(spec.concrete(rows, real), numpy_dtype(spec.dtype))
-    return pad_axes(array, spec.concrete(rows, sizes), spec.pad)
-
-
-def _crop(spec: TensorSpec, output: Array, real: Mapping[str, int]) -> Array:
-    if not any(dim in real for dim in spec.shape):
-        return output
-    return output[
-        tuple(slice(real.get(dim)) if isinstance(dim, str) else slice(None) for dim in spec.shape)
-    ]

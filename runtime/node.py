@@ -13,14 +13,20 @@ U = TypeVar("U")
 class Node:
     """A JSON object that knows its path, so that every complaint names a place.
 
-    Each key must be taken exactly once; `close` refuses those that were not.
+    Each key must be taken exactly once; `whole` refuses those that were not.
+
+    Attributes:
+      where: path of the object.
+      version: of the format that it is written in, 0 until it is known. A key that this
+        version does not have is not to be taken: it is then unknown, as to an older reader.
     """
 
-    def __init__(self, value: object, where: str = "$") -> None:
+    def __init__(self, value: object, where: str = "$", version: int = 0) -> None:
         if not isinstance(value, dict):
             raise ManifestError(f"expected object, got {kind_of(value)}", where)
         self._left = dict(cast("dict[str, object]", value))
         self.where = where
+        self.version = version
 
     def take(self, key: str, kind: type[T]) -> T:
         """Take a required value of exactly this type (bool is not an int here)."""
@@ -65,18 +71,22 @@ class Node:
     def each(self, key: str, read: "Callable[[Node], T]") -> tuple[T, ...]:
         """Take an array of objects and read each whole."""
         values = self.take(key, list)
-        return tuple(Node(v, f"{self.where}.{key}[{i}]").whole(read) for i, v in enumerate(values))
+        return tuple(
+            Node(v, f"{self.where}.{key}[{i}]", self.version).whole(read)
+            for i, v in enumerate(values)
+        )
 
     def mapping(self, key: str, read: "Callable[[Node], T]") -> dict[str, T]:
         """Take an object whose keys are names and whose values are objects."""
         values = self.take(key, dict)
         return {
-            name: Node(v, f"{self.where}.{key}.{name}").whole(read) for name, v in values.items()
+            name: Node(v, f"{self.where}.{key}.{name}", self.version).whole(read)
+            for name, v in values.items()
         }
 
     def child(self, key: str, read: "Callable[[Node], T]") -> T:
         """Take an object and read it whole."""
-        return Node(self.take(key, dict), f"{self.where}.{key}").whole(read)
+        return Node(self.take(key, dict), f"{self.where}.{key}", self.version).whole(read)
 
     def names(self) -> tuple[str, ...]:
         """Give the keys that nobody took yet."""

@@ -1,9 +1,8 @@
 """One bucket's program: bytes in, something callable out. The only caller of jax.export.
 
 Whatever of JAX's surface serving needs is here or, of devices, in `device`; and all of it that
-JAX does not promise is here alone, so that a release that changes it breaks this file:
+JAX does not promise is here, or in `stablehlo`, so that a release that changes it breaks these:
 
-* `jax.extend.mlir`, to read the StableHLO inside a program, and the names of its operations
 * `jax._src.export.serialization`, for the version of the wrapper
 * `jax.experimental.compilation_cache`, to have compiled programs kept elsewhere from now on
 * that a `jax.export.Exported` is a dataclass, and what its `mlir_module_serialized` holds
@@ -25,8 +24,6 @@ import numpy as np
 from jax import export
 from jax._src.export import serialization
 from jax.experimental.compilation_cache import compilation_cache
-from jax.extend import mlir
-from jax.extend.mlir import ir
 
 from runtime.customcalls import ALLOWED
 from runtime.device import Device, platform_of
@@ -38,7 +35,9 @@ from runtime.errors import (
     IntegrityError,
     first_line,
 )
+from runtime.jax_settings import lifted, lifted_for_call
 from runtime.manifest import Manifest
+from runtime.stablehlo import Contents, contents
 from runtime.tensors import Array, numpy_dtype
 
 
@@ -128,18 +127,13 @@ def _configure(options: Mapping[str, Any]) -> None:
     compilation_cache.reset_cache()
 
 
-def wide_types(enabled: bool) -> contextlib.AbstractContextManager[Any]:
-    """Switch 64-bit types on for lowering or calling, in this thread only."""
-    return jax.enable_x64(True) if enabled else contextlib.nullcontext()
-
-
 def put(arrays: Sequence[Array], device: Device, *, x64: bool) -> tuple[Any, ...]:
     """Put arrays on the device; on CPU an aligned one is used where it lies.
 
     Raises:
       ExecutionError: the device failed, as one without the memory for them does.
     """
-    with wide_types(x64):
+    with lifted_for_call(x64=x64):
         try:
             placed = tuple(jax.device_put(list(arrays), device))
             jax.block_until_ready(placed)
@@ -156,6 +150,7 @@ class Program:
       batch: rows it takes.
       axes: size of each bucketed axis.
       fallback: why it was made from `.stablehlo`; empty if it was not.
+      data_dependent: whether how long it runs depends on its inputs; see `stablehlo`.
     """
 
     batch: int
@@ -163,6 +158,7 @@ class Program:
     _compiled: Any
     _x64: bool
     fallback: str = ""
+    data_dependent: bool = False
 
     def call(self, params: tuple[Any, ...], inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         """Run the program and bring its outputs to the host.
@@ -178,16 +174,10 @@ class Program:
           ExecutionError: the device failed.
         """
         try:
-            return tuple(np.asarray(output) for output in self.launch(params, inputs))
+            with lifted_for_call(x64=self._x64):
+                return tuple(np.asarray(output) for output in self._compiled(params, inputs))
         except (jax.errors.JaxRuntimeError, RuntimeError) as error:
             raise ExecutionError(f"program b{self.batch}: {error}") from error
-
-    def launch(self, params: tuple[Any, ...], inputs: tuple[Array, ...]) -> tuple[Any, ...]:
-        """Start the program; the device arrays it returns may not be computed yet."""
-        if not self._x64:
-            return self._compiled(params, inputs)  # type: ignore[no-any-return]
-        with jax.enable_x64(True):
-            return self._compiled(params, inputs)  # type: ignore[no-any-return]
 
     def costs(self) -> dict[str, float]:
         """Say what XLA says of the program: flops, bytes_accessed, temp_bytes, …; may lack keys."""
@@ -253,10 +243,10 @@ def compile_program(
         another platform, or with custom calls it does not know.
       IntegrityError: it makes other custom calls than the manifest lists.
     """
-    with wide_types(manifest.x64):
+    with lifted(x64=manifest.x64):
         arguments = _Arguments.of(entry, manifest, device)
         try:
-            exported, fallback = _read(read, entry, manifest)
+            exported, found, fallback = _read(read, entry, manifest)
             _expect_signature(exported, arguments)
             compiled = jax.jit(exported.call).lower(arguments.params, arguments.inputs).compile()
         except BundleError:
@@ -268,7 +258,7 @@ def compile_program(
                 f"is jax {jax.__version__} on {platform_of(device)}: {reason}; "
                 "re-export the model with a jax near this one"
             ) from error
-    return Program(entry.batch, entry.axes, compiled, manifest.x64, fallback)
+    return Program(entry.batch, entry.axes, compiled, manifest.x64, fallback, found.data_dependent)
 
 
 def rewrap(artifact: bytes, entry: ProgramEntry, manifest: Manifest) -> bytes:
@@ -283,9 +273,9 @@ def rewrap(artifact: bytes, entry: ProgramEntry, manifest: Manifest) -> bytes:
       IncompatibleProgram: this jax does not read it.
       IntegrityError: it makes other custom calls than the manifest lists.
     """
-    with wide_types(manifest.x64):
+    with lifted(x64=manifest.x64):
         try:
-            return bytes(_wrapped(artifact, entry, manifest).serialize())
+            return bytes(_wrapped(artifact, entry, manifest)[0].serialize())
         except BundleError:
             raise
         except Exception as error:
@@ -295,46 +285,24 @@ def rewrap(artifact: bytes, entry: ProgramEntry, manifest: Manifest) -> bytes:
             ) from error
 
 
-def custom_calls(artifact: bytes) -> tuple[str, ...]:
-    """List the targets of the custom calls in a StableHLO artifact, sorted.
-
-    Raises:
-      ValueError: this jax does not read it.
-    """
-    with ir.Context():
-        try:
-            module = mlir.deserialize_portable_artifact(artifact)
-        except Exception as error:
-            raise ValueError(first_line(error)) from error
-        found: set[str] = set()
-        left = [module.operation]
-        while left:
-            operation = left.pop()
-            # By the end of its name: other dialects have a custom_call as well.
-            if operation.name.endswith("custom_call"):
-                found.add(ir.StringAttr(operation.attributes["call_target_name"]).value)
-            left += [op.operation for region in operation.regions for b in region for op in b]
-    return tuple(sorted(found))
-
-
 def _read(
     read: Callable[[File], bytes], entry: ProgramEntry, manifest: Manifest
-) -> tuple[export.Exported, str]:
-    """Give a program from the form that this jax reads, and why it is not the first one."""
+) -> tuple[export.Exported, Contents, str]:
+    """Return a program in the form that this jax reads, what is in it, and why not in the first."""
     try:
-        return _unwrapped(read(entry.exported), entry), ""
+        return *_unwrapped(read(entry.exported), entry), ""
     except _Unreadable as error:
         # What this very jax has written and cannot read is damaged, not too old or too new.
         if manifest.exporter.get("jax") == jax.__version__ and "window" not in str(error):
             raise
         reason = str(error)
     try:
-        return _wrapped(read(entry.stablehlo), entry, manifest), reason
+        return *_wrapped(read(entry.stablehlo), entry, manifest), reason
     except _Unreadable as error:
         raise _Unreadable(f"{reason}; {entry.stablehlo.path}: {error}") from error
 
 
-def _unwrapped(data: bytes, entry: ProgramEntry) -> export.Exported:
+def _unwrapped(data: bytes, entry: ProgramEntry) -> tuple[export.Exported, Contents]:
     try:
         exported = export.deserialize(bytearray(data))
     except Exception as error:
@@ -346,13 +314,15 @@ def _unwrapped(data: bytes, entry: ProgramEntry) -> export.Exported:
         raise _Unreadable(
             f"calling convention {convention} is outside of this jax's window, {low} to {high}"
         )
-    _expect_custom_calls(exported.mlir_module_serialized, entry.exported, entry.custom_calls)
-    return exported
+    artifact = exported.mlir_module_serialized
+    return exported, _expect_custom_calls(artifact, entry.exported, entry.custom_calls)
 
 
-def _wrapped(artifact: bytes, entry: ProgramEntry, manifest: Manifest) -> export.Exported:
+def _wrapped(
+    artifact: bytes, entry: ProgramEntry, manifest: Manifest
+) -> tuple[export.Exported, Contents]:
     """Make what jax.export would have made: of an empty function, with the program put in."""
-    _expect_custom_calls(artifact, entry.stablehlo, entry.custom_calls)
+    found = _expect_custom_calls(artifact, entry.stablehlo, entry.custom_calls)
     arguments = _Arguments.of(entry, manifest, None)
 
     # A lambda, as what was exported: its name is in the wrapper.
@@ -363,7 +333,7 @@ def _wrapped(artifact: bytes, entry: ProgramEntry, manifest: Manifest) -> export
     exported = export.export(jitted, platforms=manifest.platforms)(
         arguments.params, arguments.inputs
     )
-    return dataclasses.replace(exported, mlir_module_serialized=artifact)
+    return dataclasses.replace(exported, mlir_module_serialized=artifact), found
 
 
 def _expect_signature(exported: export.Exported, arguments: _Arguments) -> None:
@@ -375,26 +345,27 @@ def _expect_signature(exported: export.Exported, arguments: _Arguments) -> None:
         raise ValueError("its outputs are not those the manifest describes")
 
 
-def _expect_custom_calls(artifact: bytes, file: File, listed: tuple[str, ...]) -> None:
+def _expect_custom_calls(artifact: bytes, file: File, listed: tuple[str, ...]) -> Contents:
     """Hold the custom calls of a program against the manifest, and against what is allowed.
 
     In the files' own bytes, before anything of them is compiled: a custom call runs what it names.
     """
     try:
-        found = custom_calls(artifact)
+        found = contents(artifact)
     except ValueError as error:
         raise _Unreadable(str(error)) from error
-    if found != listed:
+    if found.custom_calls != listed:
         raise IntegrityError(
             f"{file.path}: expected the custom calls that the manifest lists, "
-            f"{_listed(listed)}, got {_listed(found)}"
+            f"{_listed(listed)}, got {_listed(found.custom_calls)}"
         )
-    strange = [target for target in found if target not in ALLOWED]
+    strange = [target for target in found.custom_calls if target not in ALLOWED]
     if strange:
         raise IncompatibleProgram(
             f"{file.path}: expected custom calls that jax keeps, got {strange[0]!r}; "
             "use jax's own operations in its place"
         )
+    return found
 
 
 def _listed(targets: Sequence[str]) -> str:

@@ -8,13 +8,13 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from runtime import __version__
 from runtime.bundle import Bundle
 from runtime.entries import Origin, ProgramEntry
 from runtime.errors import BundleError, GoldenMismatch
 from runtime.loading import load
 from runtime.manifest import Manifest
 from runtime.program import rewrap, versions
+from runtime.release import version
 from runtime.verify import verify
 from runtime.writer import BundleWriter
 
@@ -62,7 +62,7 @@ def refresh(
                 writer.copy(file, source)
         manifest = dataclasses.replace(
             old,
-            exporter={**old.exporter, **versions(), "hloserve": __version__},
+            exporter={**old.exporter, **versions(), "hloserve": version()},
             programs=tuple(programs),
             verified=(),
             refreshed_from=(

@@ -3,19 +3,10 @@
 To find out is an error on a GPU; on a CPU the kernel ends the process without a word.
 """
 
-import math
 from collections.abc import Mapping
 
-from runtime.errors import DoesNotFit
-from runtime.manifest import Manifest
+from runtime.claims import expect_free
 from runtime.program import Program
-from runtime.signature import DTYPE_BYTES
-
-
-def params_bytes(manifest: Manifest) -> int:
-    """Give the bytes of the params, which all programs share."""
-    arguments = manifest.params.arguments
-    return sum(math.prod(a.shape) * DTYPE_BYTES[a.dtype] for a in arguments)
 
 
 def needs(program: Program) -> int | None:
@@ -42,13 +33,4 @@ def expect_room(
     if free is None:
         return
     found = {name: needs(program) for name, program in programs.items()}
-    beside = {name: (n - params) * at_once for name, n in found.items() if n is not None}
-    ordered = sorted(beside, key=beside.__getitem__)
-    fitting = [name for name in ordered if beside[name] <= free]
-    if len(fitting) < len(ordered):
-        least = ordered[len(fitting)]
-        smaller = f"export no bucket above {fitting[-1]}, or " if fitting else ""
-        raise DoesNotFit(
-            f"bucket {least}: expected {beside[least]:,} B of memory free beside the params, got "
-            f"{free:,} B; {smaller}serve it where more is free"
-        )
+    expect_free({name: (n - params) * at_once for name, n in found.items() if n is not None}, free)

@@ -8,7 +8,7 @@ fails there.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,9 @@ from runtime.tensors import Array, numpy_dtype
 
 Run = Callable[[tuple[Array, ...]], tuple[Array, ...]]
 Rows = tuple[Array, ...]
+
+# Runs a program on each of several batches, in order: `map`, or that of a pool of threads.
+Each = Callable[[Run, Iterable[Rows]], Iterable[Rows]]
 
 # Batches up to this size are probed with the row in one position at a time.
 ONE_BY_ONE = 8
@@ -64,6 +67,7 @@ def find_mixing(
     bucket: str,
     *,
     kinds: Sequence[str] = KINDS,
+    each: Each = map,
 ) -> list[Mixing]:
     """Probe one program.
 
@@ -74,6 +78,7 @@ def find_mixing(
       rows: legal inputs that fill the bucket exactly, at least two rows.
       bucket: how to name it.
       kinds: which replacements to try.
+      each: runs it on batches, perhaps several at once.
 
     Returns:
       For each output the largest change that each cause made; empty if independent.
@@ -92,20 +97,43 @@ def find_mixing(
                 found[name, cause] = Mixing(bucket, name, position, cause, change)
 
     own = tuple(a[:1] for a in rows)
-    bases = {}
+    moved = (tuple(np.roll(a, position, axis=0) for a in rows) for position in positions)
+    bases = {
+        position: tuple(_row(o, position) for o in got)
+        for position, got in zip(positions, each(run, moved), strict=True)
+    }
     for position in positions:
-        outputs_there = run(tuple(np.roll(a, position, axis=0) for a in rows))
-        bases[position] = tuple(_row(o, position) for o in outputs_there)
         note("position", position, bases[0], bases[position])
-    # In a large batch the row stands in all positions at once: a third of the runs, and
-    # enough others are left to be replaced.
-    placings = [positions] if batch > ONE_BY_ONE else [[position] for position in positions]
-    for kind, mates in _mates(inputs, own, batch, kinds):
-        for placing in placings:
-            got = run(_placed(own, mates, placing))
-            for position in placing:
-                note(kind, position, bases[position], tuple(_row(o, position) for o in got))
+    tries = [
+        (kind, at, mates)
+        for kind, mates in _mates(inputs, own, batch, kinds)
+        for at in _placings(kind, batch, positions)
+    ]
+    batches = (_placed(own, mates, at) for _, at, mates in tries)
+    for (kind, at, _), got in zip(tries, each(run, batches), strict=True):
+        for position in at:
+            note(kind, position, bases[position], tuple(_row(o, position) for o in got))
     return list(found.values())
+
+
+def count_runs(inputs: Sequence[TensorSpec], batch: int) -> int:
+    """Return how often `find_mixing` runs a program of this batch, with all kinds."""
+    if batch == 1:
+        return 0
+    positions = sorted({0, batch // 2, batch - 1})
+    kinds = [kind for kind in KINDS if kind != "nan" or any(map(_floating, inputs))]
+    return len(positions) + sum(len(_placings(kind, batch, positions)) for kind in kinds)
+
+
+def _placings(kind: str, batch: int, positions: list[int]) -> list[list[int]]:
+    """Return where the row stands in each run with others of a kind.
+
+    In a large batch it stands in all positions at once: a third of the runs, and enough others
+    are left to be replaced. Copies make one batch, wherever the row is said to stand.
+    """
+    if batch > ONE_BY_ONE or kind == "copies":
+        return [positions]
+    return [[position] for position in positions]
 
 
 def _row(output: Array, position: int) -> Array:

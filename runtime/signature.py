@@ -14,6 +14,8 @@ from runtime.node import Node
 Dim = int | str
 
 BATCH = "_"
+# What an output may hold beside finite numbers.
+NONFINITE = ("infinities",)
 DTYPE_BYTES: Mapping[str, int] = {
     "bool": 1,
     "int8": 1,
@@ -60,6 +62,8 @@ class TensorSpec:
       minimum: smallest value that an integer input accepts, or None.
       maximum: largest value that an integer input accepts, or None; or the name of a bucketed
         axis, for lengths: no more than the other inputs have on it, before they are padded.
+      nonfinite: `infinities` for a floating output that rightly holds them, such as masked
+        logits; None for one that is finite (outputs only). NaN is never right.
     """
 
     name: str
@@ -69,6 +73,7 @@ class TensorSpec:
     mask: bool = False
     minimum: int | None = None
     maximum: int | str | None = None
+    nonfinite: str | None = None
 
     def __str__(self) -> str:
         """Write the tensor in the project's notation."""
@@ -112,6 +117,7 @@ class TensorSpec:
             mask=node.optional("mask", bool) or False,
             minimum=node.optional("minimum", int),
             maximum=node.either("maximum", int, str),
+            nonfinite=_nonfinite(node) if node.version >= 4 else None,
         )
         spec._check(node.where)
         return spec
@@ -121,6 +127,10 @@ class TensorSpec:
         if self.mask and not any(isinstance(dim, str) for dim in self.shape[1:]):
             raise ManifestError(f"expected a bucketed axis for a mask, got {self}", f"{where}.mask")
         whole = "float" not in self.dtype
+        if self.nonfinite and whole:
+            raise ManifestError(
+                f"expected a floating dtype for infinities, got {self.dtype}", f"{where}.nonfinite"
+            )
         low, high = limits(self.dtype)
         for key, value in (("minimum", self.minimum), ("maximum", self.maximum), ("pad", self.pad)):
             if value is None:
@@ -151,6 +161,7 @@ class TensorSpec:
         }
         optional: dict[str, object] = {"pad": self.pad or None, "mask": self.mask or None}
         optional |= {"minimum": self.minimum, "maximum": self.maximum}
+        optional |= {"nonfinite": self.nonfinite}
         return out | {key: value for key, value in optional.items() if value is not None}
 
 
@@ -213,7 +224,12 @@ class Signature:
             unique((spec.name for spec in specs), where)
             if not specs:
                 raise ManifestError("expected at least one tensor", where)
-            for spec in specs:
+            for i, spec in enumerate(specs):
+                if spec.nonfinite and key == "inputs":
+                    raise ManifestError(
+                        f"expected none for an input, got {spec.nonfinite!r}",
+                        f"{where}[{i}].nonfinite",
+                    )
                 for dim in spec.shape[1:]:
                     if isinstance(dim, str) and dim not in known:
                         raise ManifestError(f"{spec.name!r} names an unknown axis {dim!r}", where)
@@ -253,6 +269,11 @@ class Signature:
             "outputs": [spec.to_json() for spec in self.outputs],
             "axes": [axis.to_json() for axis in self.axes],
         }
+
+
+def _nonfinite(node: Node) -> str | None:
+    value = node.optional("nonfinite", str)
+    return None if value is None else node.check("nonfinite", value, NONFINITE)
 
 
 def bucket_name(signature: Signature, sizes: Sequence[int], batch: int) -> str:

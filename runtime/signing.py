@@ -12,6 +12,7 @@ import model_signing
 
 from runtime.bundle import Bundle
 from runtime.errors import IntegrityError, first_line
+from runtime.textfiles import NotText, read_json, read_text
 
 
 def check_signature(bundle: Bundle, signature: Path, public_key: Path) -> None:
@@ -23,8 +24,11 @@ def check_signature(bundle: Bundle, signature: Path, public_key: Path) -> None:
       public_key: in PEM, of an elliptic curve.
 
     Raises:
-      IntegrityError: it was signed by somebody else, or has other files.
+      IntegrityError: it was signed by somebody else, or has other files; or the signature or the
+        key is no such file.
     """
+    _expect_json(signature)
+    _expect_public_key(public_key)
     # The tool takes a relative path for one below the bundle, which it need not be.
     root, file = (Path(os.path.abspath(path)) for path in (bundle.path, signature))
     hashing = model_signing.hashing.Config().set_ignored_paths(paths=[file])
@@ -37,3 +41,28 @@ def check_signature(bundle: Bundle, signature: Path, public_key: Path) -> None:
             f"bundle {bundle.path}: its signature {signature} does not hold: "
             f"{type(error).__name__}: {first_line(error)}"
         ) from error
+
+
+def _expect_json(signature: Path) -> None:
+    try:
+        read_json(read_text(signature))
+    except NotText as error:
+        raise IntegrityError(
+            f"signature {signature}: expected the JSON that model-signing wrote, got {error}"
+        ) from None
+
+
+def _expect_public_key(file: Path) -> None:
+    try:
+        text = read_text(file)
+        got = ""
+        if "PRIVATE KEY-----" in text:
+            got = "a private key"
+        elif "-----BEGIN PUBLIC KEY-----" not in text:
+            got = "a text file without BEGIN PUBLIC KEY"
+        elif not file.read_bytes().isascii():
+            got = "one with a byte order mark or other text; save it as plain ASCII"
+    except NotText as error:
+        got = str(error)
+    if got:
+        raise IntegrityError(f"public key {file}: expected one in PEM, got {got}")

@@ -6,6 +6,7 @@ axis included, so that they also prove that padding means nothing to the model.
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,14 +14,19 @@ import numpy as np
 from runtime.compare import Comparison, compare, largest_difference
 from runtime.entries import Golden
 from runtime.errors import GoldenMismatch, IntegrityError
+from runtime.inputs import Checked
 from runtime.loading import load
 from runtime.model import Group, Model
-from runtime.rows import KINDS, Mixing, find_mixing
-from runtime.signature import bucket_name
+from runtime.rows import KINDS, Each, Mixing, count_runs, find_mixing
+from runtime.signature import TensorSpec, bucket_name
+from runtime.staging import stage
 from runtime.tensors import Array
 
 Progress = Callable[[str], None]
 Rows = tuple[Array, ...]
+
+# An estimate of less is no help.
+_WORTH_TELLING_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,8 +84,14 @@ class Report:
         return tuple(check for check in self.goldens if not check.ok)
 
 
-def verify(model: Model, *, progress: Progress | None = None) -> Report:
+def verify(model: Model, *, progress: Progress | None = None, each: Each = map) -> Report:
     """Run every golden through every program, and probe every program's rows.
+
+    Args:
+      model: loaded; it need not be measured.
+      progress: called with a sentence before each slow step, which says how long the rest takes
+        where that is long.
+      each: runs a program on batches: `map`, or that of a pool of threads.
 
     Raises:
       IntegrityError: a golden file is not what the manifest says.
@@ -87,17 +99,26 @@ def verify(model: Model, *, progress: Progress | None = None) -> Report:
     """
     tell = progress or (lambda _: None)
     tell("checking goldens")
-    checks, drift = check_goldens(model)
+    begin = time.perf_counter()
+    checks, drift = check_goldens(model, each)
+    row_s = (time.perf_counter() - begin) / max(1, _golden_rows_run(model))
+    todo = [(group, batch) for group in model.groups.values() for batch in group.programs]
+    left = [_probed_rows(model, batch) for _, batch in todo]
     mixing: list[Mixing] = []
-    for group in model.groups.values():
-        for batch in group.programs:
-            tell(f"checking rows of {bucket_name(model.signature, group.sizes, batch)}")
-            mixing += check_rows(model, group, batch)
+    for i, (group, batch) in enumerate(todo):
+        estimate = row_s * sum(left[i:])
+        rest = f", about {estimate:.0f} s left" if estimate > _WORTH_TELLING_S else ""
+        tell(f"checking rows of {bucket_name(model.signature, group.sizes, batch)}{rest}")
+        mixing += check_rows(model, group, batch, each=each)
     return Report(tuple(checks), drift, tuple(mixing))
 
 
-def check_goldens(model: Model) -> tuple[list[GoldenCheck], dict[str, float]]:
+def check_goldens(model: Model, each: Each = map) -> tuple[list[GoldenCheck], dict[str, float]]:
     """Run every golden through every program that can hold it.
+
+    Args:
+      model: loaded.
+      each: as for `verify`.
 
     Returns:
       The checks, and for each output the largest difference between two buckets'
@@ -108,16 +129,12 @@ def check_goldens(model: Model) -> tuple[list[GoldenCheck], dict[str, float]]:
     for golden in model.manifest.goldens:
         inputs, expected = read_golden(model, golden)
         answers: list[Rows] = []
-        for group in _groups_holding(model, golden):
-            for batch in group.programs:
-                # Where rows depend on each other, an answer holds for its own batch alone.
-                if model.manifest.row_mixing and batch != golden.rows:
-                    continue
-                got = _answer(model, group, batch, golden, inputs)
-                answers.append(got)
-                checks += _compare(
-                    model, bucket_name(model.signature, group.sizes, batch), golden, got, expected
-                )
+        for group, batch in _programs_for(model, golden):
+            got = _answer(model, group, batch, golden, inputs, each)
+            answers.append(got)
+            checks += _compare(
+                model, bucket_name(model.signature, group.sizes, batch), golden, got, expected
+            )
         for i, spec in enumerate(model.signature.outputs):
             changes = (largest_difference(a[i], answers[0][i]) for a in answers[1:])
             drift[spec.name] = max([drift[spec.name], *changes])
@@ -125,7 +142,7 @@ def check_goldens(model: Model) -> tuple[list[GoldenCheck], dict[str, float]]:
 
 
 def check_rows(
-    model: Model, group: Group, batch: int, kinds: Sequence[str] = KINDS
+    model: Model, group: Group, batch: int, kinds: Sequence[str] = KINDS, each: Each = map
 ) -> list[Mixing]:
     """Probe one program for rows that depend on each other."""
     if batch == 1:
@@ -139,6 +156,7 @@ def check_rows(
         rows,
         bucket_name(model.signature, group.sizes, batch),
         kinds=kinds,
+        each=each,
     )
 
 
@@ -147,15 +165,16 @@ def golden_rows(model: Model, group: Group, batch: int) -> Rows:
     holdable = (g for g in model.manifest.goldens if _fits(model, g, group))
     golden = max(holdable, key=lambda g: (_sizes(model, g), g.rows))
     inputs, _ = read_golden(model, golden)
-    rows = tuple(_cycle(a, 0, batch) for a in inputs)
-    return model.fit(group, rows, batch, _sizes(model, golden))
+    rows = Checked(tuple(_cycle(a, 0, batch) for a in inputs), batch, _sizes(model, golden))
+    return stage(model.signature, (rows,), batch, group.sizes)
 
 
 def read_golden(model: Model, golden: Golden) -> tuple[Rows, Rows]:
     """Read a golden's inputs and expected outputs, in the signature's order.
 
     Raises:
-      IntegrityError: a tensor is missing, or its shape is not the signature's.
+      IntegrityError: a tensor is missing, its shape is not the signature's, or it expects NaN,
+        or an infinity that is not declared.
     """
     tensors = model.bundle.map(golden.file)
     found: list[Rows] = []
@@ -169,9 +188,26 @@ def read_golden(model: Model, golden: Golden) -> tuple[Rows, Rows]:
                 raise IntegrityError(
                     f"{golden.file.path}: {part}/{spec.name}: expected {spec.dtype}{list(shape)}, got {got}"
                 )
+            if part == "output":
+                _expect_declared(golden, spec, array)
             arrays.append(array)
         found.append(tuple(arrays))
     return found[0], found[1]
+
+
+def _expect_declared(golden: Golden, spec: TensorSpec, expected: Array) -> None:
+    """Refuse expected answers that no program is to give: NaN would equal any other NaN."""
+    if "float" not in spec.dtype:
+        return
+    wide = expected.astype(np.float64)
+    bad = np.isnan(wide) if spec.nonfinite else ~np.isfinite(wide)
+    if bad.any():
+        wanted = "finite values or infinities" if spec.nonfinite else "finite values"
+        place = np.argwhere(bad)[0]
+        raise IntegrityError(
+            f"{golden.file.path}: output/{spec.name}: expected {wanted}, got "
+            f"{wide[tuple(place)]} at {place.tolist()}"
+        )
 
 
 def assert_bundle_matches_goldens(
@@ -205,16 +241,44 @@ def _fits(model: Model, golden: Golden, group: Group) -> bool:
     return all(real <= size for real, size in zip(sizes, group.sizes, strict=True))
 
 
-def _groups_holding(model: Model, golden: Golden) -> list[Group]:
-    return [group for group in model.groups.values() if _fits(model, golden, group)]
+def _programs_for(model: Model, golden: Golden) -> list[tuple[Group, int]]:
+    """Return the programs that answer a golden.
+
+    Where rows depend on each other, an answer holds for its own batch alone.
+    """
+    mixed = bool(model.manifest.row_mixing)
+    return [
+        (group, batch)
+        for group in model.groups.values()
+        if _fits(model, golden, group)
+        for batch in group.programs
+        if not mixed or batch == golden.rows
+    ]
 
 
-def _answer(model: Model, group: Group, batch: int, golden: Golden, inputs: Rows) -> Rows:
+def _golden_rows_run(model: Model) -> int:
+    """Return how many rows, padding included, the goldens make programs answer."""
+    return sum(
+        -(-golden.rows // batch) * batch
+        for golden in model.manifest.goldens
+        for _, batch in _programs_for(model, golden)
+    )
+
+
+def _probed_rows(model: Model, batch: int) -> int:
+    """Return how many rows the probes make a program answer."""
+    return batch * count_runs(model.signature.inputs, batch)
+
+
+def _answer(
+    model: Model, group: Group, batch: int, golden: Golden, inputs: Rows, each: Each
+) -> Rows:
     """Answer all rows of a golden with one program, filled up by repeating rows in a cycle."""
-    parts = []
-    for start in range(0, golden.rows, batch):
-        rows = tuple(_cycle(a, start, batch) for a in inputs)
-        parts.append(model.answer(group, batch, rows, _sizes(model, golden)))
+    sizes = _sizes(model, golden)
+    batches = (
+        tuple(_cycle(a, start, batch) for a in inputs) for start in range(0, golden.rows, batch)
+    )
+    parts = each(lambda rows: model.answer(group, batch, Checked(rows, batch, sizes)), batches)
     return tuple(np.concatenate(pieces)[: golden.rows] for pieces in zip(*parts, strict=True))
 
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from runtime.entries import MANIFEST_NAME, File
 from runtime.errors import BundleError, IntegrityError, ManifestError, UnsupportedFormat
+from runtime.localpaths import why_not_written
 from runtime.manifest import Manifest
 from runtime.tensors import Array, read_tensors, write_tensors
 
@@ -47,13 +48,15 @@ class DirectoryWriter:
       path: where to write.
 
     Raises:
-      BundleError: the target exists and is not to be, or cannot be, replaced.
+      BundleError: the target exists and is not to be, or cannot be, replaced; or it is a URL.
     """
 
     kind: ClassVar[str]
     marker: ClassVar[str]  # a file in every directory of this kind
 
     def __init__(self, target: Path, *, overwrite: bool = False) -> None:
+        if reason := why_not_written(target):
+            raise BundleError(f"{self.kind}: {reason}")
         self.target = Path(os.path.abspath(target))
         self._overwrite = overwrite
         self._parent = self.target.parent

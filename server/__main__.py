@@ -13,25 +13,33 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
-import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
-from runtime.commandline import needing
+from runtime.commandline import needing, reading_settings
+from server import signals
 
-if __name__ == "__main__":  # who only imports this has signals of their own
+if __name__ == "__main__":  # who only imports this has signals and streams of their own
+    # Where one of these is closed, the next socket would be it, and get what is written to it.
+    for stream in range(3):
+        try:
+            os.fstat(stream)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.argv[1:2] not in (["bench"], ["doctor"]):
+        signals.ignore()
     # What follows takes seconds, in which Python would answer an interrupt with a traceback.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     if os.getpid() == 1:
         # A container's first process gets only the signals it handles.
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (*signals.DRAIN, signal.SIGINT):
             signal.signal(number, lambda *_: os._exit(0))
 
-with needing("server"):
+with needing("server"), reading_settings():
     import uvloop
 
     from runtime.program import compute_with
@@ -52,7 +60,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> None:
         config = _with_free_ports(config)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        _exit(EXIT_CONFIG)
+        logs.leave(EXIT_CONFIG)
     logs.set_up(config.log_format, config.trace_project)
     compute_with(share(config.processes, cores_here()))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -62,19 +70,11 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> None:
 async def _serve(config: ServerConfig) -> None:
     # Ended from in here: asyncio would wait for the thread that loads.
     try:
-        status = await Process(config, _exit).serve()
+        status = await Process(config, logs.leave).serve()
     except ConfigError as error:
         logs.end(config.log_format, error)
         status = EXIT_CONFIG
-    _exit(status)
-
-
-def _exit(status: int) -> NoReturn:
-    """End the process now; threads that load, run or read may not end by themselves."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    logs.leave(status)
 
 
 def _with_free_ports(config: ServerConfig) -> ServerConfig:
@@ -119,4 +119,5 @@ if __name__ == "__main__":
         _tool(bench.main)
     if sys.argv[1:2] == ["doctor"]:
         _tool(doctor.main)
+    logs.take_streams()
     main(sys.argv[1:], os.environ)

@@ -19,11 +19,12 @@ import numpy as np
 import orjson
 
 from runtime.bundle import Bundle, open_bundle
-from runtime.commandline import Parser, seconds
+from runtime.commandline import Parser, add_version, seconds, to_read
 from runtime.description import columns
 from runtime.errors import BundleError, printable
 from runtime.signature import Signature
 from server.load import Figures, post, send
+from server.signals import ending_in_order
 
 _MOST_REQUESTS = 64
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     arguments, options = _split(argv)
     try:
         requests = requests_of(open_bundle(arguments.bundle), arguments.rows)
-        with _server(arguments.bundle, options, environ) as port:
+        with ending_in_order(), _server(str(arguments.bundle), options, environ) as port:
             figures = [
                 asyncio.run(send("127.0.0.1", port, requests, connections, arguments.seconds))
                 for connections in arguments.connections
@@ -76,8 +77,13 @@ def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add_version(parser)
     parser.add_argument(
-        "--bundle", required=True, metavar="DIR", help="directory that python -m export wrote"
+        "--bundle",
+        required=True,
+        type=to_read,
+        metavar="DIR",
+        help="directory that python -m export wrote",
     )
     load = parser.add_argument_group("load")
     load.add_argument(

@@ -12,6 +12,7 @@ import struct
 import zlib
 
 from server.figures import Figures, figures_of, read, together, write
+from server.logs import lines_dropped
 from server.service import Service
 
 # A place holds about 10 KB of counts, labels and all.
@@ -79,7 +80,7 @@ class Board:
         last = None
         while True:
             metrics = service.metrics
-            counted = metrics.requests.total(), metrics.rows, service.queued_rows
+            counted = metrics.requests.total(), metrics.rows, service.queued_rows, lines_dropped()
             if counted != last:
                 last = counted
                 self.write(figures_of(service))

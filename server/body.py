@@ -18,6 +18,13 @@ _BINARY = "application/octet-stream"
 _VERTEX_BINARY = "application/vnd.vertex-ai-triton.binary+json"
 _MOST_DIGITS = 18
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
+# RFC 9110 section 8.4.1.3: another name for it.
+_ALIASES = {"x-gzip": "gzip"}
+# Of a gzip stream. An empty one is 20 bytes, and to read it takes as long as to read 10 kB.
+MEMBERS = 10_000
+# The first piece of a member; behind its end there is no more than a piece to be read again.
+_PIECE_BYTES = 1 << 8
+_LARGEST_PIECE_BYTES = 1 << 20
 
 # Gives the first header of a (lower case) name, or None.
 Header = Callable[[str], str | None]
@@ -61,7 +68,10 @@ def check_headers(header: Header, limits: Limits) -> Announced:
       TooLarge: more bytes than are read.
     """
     encoding = header("content-encoding") or ""
-    if encoding and (encoding := encoding.strip().lower()) not in _WINDOW_BITS:
+    if encoding:
+        encoding = encoding.strip().lower()
+        encoding = _ALIASES.get(encoding, encoding)
+    if encoding and encoding not in _WINDOW_BITS:
         if encoding != "identity":
             raise UnsupportedMedia(
                 f"content-encoding: expected gzip or deflate, got {encoding[:100]!r}"
@@ -137,19 +147,67 @@ def check_length(body: bytes, announced: Announced) -> None:
 
 
 def inflate(body: bytes, announced: Announced) -> bytes:
-    """Decompress a body, if it is compressed, to no more than its limit."""
-    if not announced.encoding:
+    """Decompress a body, if it is compressed, to no more than its limit.
+
+    A body of gzip may have several members, one behind the other: RFC 1952 section 2.2.
+
+    Raises:
+      MalformedRequest: it is not compressed that way, not whole, or has something behind it.
+      TooLarge: it becomes more than that, or has more than MEMBERS.
+    """
+    encoding = announced.encoding
+    if not encoding:
         return body
-    stream = zlib.decompressobj(_WINDOW_BITS[announced.encoding])
-    try:
-        whole = stream.decompress(body, announced.limit + 1)
-    except zlib.error as error:
-        raise MalformedRequest(f"body: expected {announced.encoding}, got {error}") from None
-    if len(whole) > announced.limit:
-        raise TooLarge(f"body: expected at most {announced.limit} bytes decompressed, got more")
-    if not stream.eof or stream.unused_data:
-        raise MalformedRequest(f"body: expected one whole {announced.encoding} stream")
-    return whole
+    parts: list[bytes] = []
+    at = size = members = 0
+    while at < len(body) or not members:
+        if members == MEMBERS:
+            raise TooLarge(f"body: expected at most {MEMBERS} members of gzip, got more")
+        if members and encoding != "gzip":
+            raise MalformedRequest(f"body: expected one whole {encoding} stream")
+        stream = zlib.decompressobj(_WINDOW_BITS[encoding])
+        at, size = _member(stream, body, at, announced, parts, size)
+        members += 1
+    return b"".join(parts)
+
+
+def _member(
+    stream: "zlib._Decompress",
+    body: bytes,
+    at: int,
+    announced: Announced,
+    parts: list[bytes],
+    size: int,
+) -> tuple[int, int]:
+    """Decompress one stream.
+
+    Args:
+      stream: decompresses it.
+      body: holds it.
+      at: where in the body it begins.
+      announced: has its limit, and its encoding.
+      parts: what comes of it is added to them.
+      size: of the parts.
+
+    Returns:
+      Where it ends, and the size of the parts.
+    """
+    piece = _PIECE_BYTES
+    while not stream.eof:
+        given = body[at : at + piece]
+        if not given:
+            raise MalformedRequest(f"body: expected one whole {announced.encoding} stream")
+        try:
+            part = stream.decompress(given, announced.limit + 1 - size)
+        except zlib.error as error:
+            raise MalformedRequest(f"body: expected {announced.encoding}, got {error}") from None
+        parts.append(part)
+        size += len(part)
+        if size > announced.limit:
+            raise TooLarge(f"body: expected at most {announced.limit} bytes decompressed, got more")
+        at += len(given) - len(stream.unused_data)
+        piece = min(2 * piece, _LARGEST_PIECE_BYTES)
+    return at, size
 
 
 def read(stream: BinaryIO, announced: Announced) -> bytes:

@@ -6,12 +6,21 @@ import re
 from pathlib import Path
 from typing import Any
 
+from runtime.localpaths import url_of, why_not_written
 from server import artifacts, body
+from server.cors import ANY
 from server.limits import Limits
 from server.pending import Nonfinite
+from server.target import is_canonical, spelt
 
 # Of the largest, how many bodies may be under way at once.
 _BODIES = 8
+# What gRPC's C core can count, in milliseconds: 23 days.
+_OLDEST_S = 2_000_000
+# As browsers write an origin: in lower case, and without the port that goes without saying.
+_ORIGIN = re.compile(
+    r"(?!https?://[^:]*:(?:80|443)$)[a-z][a-z0-9+.-]*://(?:[a-z0-9._~-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?"
+)
 # Where an image has its bundle, if one was baked in.
 BAKED_IN = "/bundle"
 
@@ -20,17 +29,20 @@ class ConfigError(Exception):
     """A flag or environment variable does not read; the message names it."""
 
 
-def _option(default: Any, unit: str, help_: str, *, also: str = "", shown: str = "") -> Any:
+def _option(
+    default: Any, unit: str, help_: str, *, also: str | tuple[str, ...] = (), shown: str = ""
+) -> Any:
     """Make a field that is an option.
 
     Args:
       default: of the field.
       unit: of its value, as the help's placeholder.
       help_: a sentence without its full stop.
-      also: another variable that it is read from, if its own is not set.
+      also: other variables that it is read from, in this order, if its own is not set.
       shown: what a person is told of the default.
     """
-    metadata = {"unit": unit, "help": help_, "also": also, "shown": shown}
+    others = (also,) if isinstance(also, str) else also
+    metadata = {"unit": unit, "help": help_, "also": others, "shown": shown}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -74,13 +86,21 @@ class ServerConfig:
         shown="1",
     )
     host: str = _option("0.0.0.0", "ADDRESS", "address to listen on, HTTP and gRPC")  # noqa: S104 (a container must)
-    port: int = _option(8080, "PORT", "HTTP port; 0 takes a free one", also="AIP_HTTP_PORT")
+    port: int = _option(
+        8080, "PORT", "HTTP port; 0 takes a free one", also=("AIP_HTTP_PORT", "PORT")
+    )
     grpc_port: int = _option(8001, "PORT", "gRPC port; 0 takes a free one, -1 none")
     predict_route: str = _option(
         "/predict", "PATH", "path of predictions", also="AIP_PREDICT_ROUTE"
     )
     health_route: str = _option(
         "/health", "PATH", "path of the health check", also="AIP_HEALTH_ROUTE"
+    )
+    cors_origin: str = _option(
+        "",
+        "URL[,URL]",
+        "origins whose pages may ask and read, such as https://app.example; * for all",
+        shown="none",
     )
     max_queue_delay_ms: float = _option(
         0.0, "MS", "longest that rows wait for company while the device is free"
@@ -102,11 +122,20 @@ class ServerConfig:
         "largest JSON body, decompressed, and never more than the above",
         shown="16777216, 16 MiB",
     )
+    grpc_max_connection_age_s: float = _option(
+        0.0,
+        "SECONDS",
+        "age at which a gRPC connection is closed once its calls are answered, so that clients "
+        "spread over the servers anew",
+        shown="none",
+    )
     golden: str = _option(
         "fail", "", "what a golden that this device does not reproduce does: end it, or warn"
     )
     nonfinite: Nonfinite = _option(  # noqa: RUF009 (a field, as the others)
-        "null", "", "what JSON has for NaN and infinity: null, an error 500, or a string"
+        "null",
+        "",
+        "what JSON has for NaN, and for infinity that the bundle does not declare: null, an error 500, or a string",
     )
     device_timeout_s: float = _option(
         120.0, "SECONDS", "a batch that takes longer ends the process: the device hangs"
@@ -154,6 +183,11 @@ class ServerConfig:
         """Give the limits of bodies."""
         return body.Limits(min(self.max_json_bytes, self.max_body_bytes), self.max_body_bytes)
 
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Give the origins whose pages may read answers."""
+        return tuple(filter(None, (origin.strip() for origin in self.cors_origin.split(","))))
+
     def __str__(self) -> str:
         """Write every option as name=value."""
         return ", ".join(f"{name}={value!r}" for name, value in dataclasses.asdict(self).items())
@@ -166,10 +200,7 @@ class ServerConfig:
         """
         if not self.bundle:
             raise ConfigError("bundle: expected a directory, got none; pass --bundle DIR")
-        try:
-            artifacts.locate(self.bundle)
-        except ValueError as error:
-            raise ConfigError(f"bundle: {error}") from None
+        self._check_places()
         if self.require_digest and not re.fullmatch(r"sha256:[0-9a-f]{64}", self.require_digest):
             raise ConfigError(
                 "require_digest: expected sha256: and the 64 hex digits that python -m runtime "
@@ -190,6 +221,20 @@ class ServerConfig:
                 expected = f"{', '.join(known[:-1])} or {known[-1]}"
                 raise ConfigError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
         self._check_routes()
+        self._check_origins()
+
+    def _check_places(self) -> None:
+        try:
+            artifacts.locate(self.bundle)
+        except ValueError as error:
+            raise ConfigError(f"bundle: {error}") from None
+        if "://" not in self.bundle and (url := url_of(self.bundle)):
+            meant = f"; did you mean {url!r}?" if url.startswith(("gs://", "file://")) else ""
+            raise ConfigError(
+                f"bundle: expected a directory, gs:// or file://, got {self.bundle!r}{meant}"
+            )
+        if reason := why_not_written(self.cache_dir):
+            raise ConfigError(f"cache_dir: {reason.partition(';')[0]}")
 
     def _check_numbers(self) -> None:
         for name in (
@@ -204,6 +249,11 @@ class ServerConfig:
         for name in ("max_queue_delay_ms", "drain_delay_s", "drain_timeout_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.grpc_max_connection_age_s <= _OLDEST_S:
+            raise ConfigError(
+                f"grpc_max_connection_age_s: expected 0 to {_OLDEST_S}, got "
+                f"{self.grpc_max_connection_age_s}"
+            )
         for name in ("request_timeout_ms", "device_timeout_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected more than 0, got {getattr(self, name)}")
@@ -216,7 +266,19 @@ class ServerConfig:
                     f"{name}: expected a path that begins with '/' and has none of '<>?# ', "
                     f"got {route!r}"
                 )
+            if not is_canonical(spelt(route)):
+                raise ConfigError(
+                    f"{name}: expected a path without '//', '/./' and '/../', got {route!r}"
+                )
         if self.predict_route == self.health_route:
             raise ConfigError(
                 f"predict_route and health_route: expected two paths, got {self.predict_route!r} twice"
             )
+
+    def _check_origins(self) -> None:
+        for origin in self.origins:
+            if not _ORIGIN.fullmatch(origin) and self.origins != (ANY,):
+                raise ConfigError(
+                    "cors_origin: expected origins as browsers write them, such as "
+                    f"https://app.example, or * alone, got {origin!r}"
+                )

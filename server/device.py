@@ -4,11 +4,12 @@ Batches come in through a queue and outcomes go out through a callback, called o
 thread. Nothing else is shared, so there is no lock. The thread exists for liveness: while a
 program runs the event loop goes on taking requests and keeping deadlines. A device that gains
 from two batches at once has two such threads. Quick batches the loop runs itself, while no
-thread has one; then they watch over the loop.
+thread has one; meanwhile an idle thread watches over the loop, which cannot answer for itself then.
 """
 
 import dataclasses
 import logging
+import math
 import queue
 import threading
 import time
@@ -17,16 +18,17 @@ from collections.abc import Callable
 import numpy as np
 
 from runtime.errors import ExecutionError
-from runtime.signature import Signature
+from runtime.signature import Signature, TensorSpec
+from runtime.staging import stage, unstage
 from runtime.tensors import Array
 from server.batching import Batch, Task
 from server.errors import OutOfMemory
-from server.staging import stage, unstage
 
 log = logging.getLogger(__name__)
 
-# A timeout of many years is more than a lock takes.
-_LONGEST_WAIT_S = 3600.0
+# An idle thread looks at the loop so often while that runs a batch in place, and at least once a second.
+_LOOKS = 4
+_LONGEST_TICK_S = 1.0
 
 Answer = tuple[Array, ...] | Exception
 Run = Callable[[Batch, tuple[Array, ...]], tuple[Array, ...]]
@@ -42,7 +44,7 @@ class Outcome:
       outputs: of the batch as a whole; empty if it failed.
       times: instants at which it was begun, staged, run and unstaged, monotonic; of the
         batch as a whole, not of the tasks that were tried again alone.
-      finite: whether no output holds NaN or infinity.
+      as_declared: whether no output holds NaN, or an infinity that is not declared.
       failed: whether the device failed on every task, not for want of memory, and then on
         inputs that cannot be at fault.
     """
@@ -51,7 +53,7 @@ class Outcome:
     answers: tuple[Answer, ...]
     outputs: tuple[Array, ...]
     times: tuple[float, float, float, float]
-    finite: bool
+    as_declared: bool
     failed: bool
 
     @property
@@ -69,7 +71,7 @@ class Device:
       canary: runs what cannot fail on a device that works.
       deliver: called with each outcome, on the device's thread.
       died: called if a thread ends by anything but `close`.
-      stall_s: longest that a batch takes in place before it is given up.
+      stall_s: longest that a batch may take in place, whatever `run_here` is told.
       hung: called, on a thread of the device, when one takes longer; has to end the process.
       threads: batches that run at once.
     """
@@ -92,7 +94,7 @@ class Device:
         self._died = died
         self._stall_s = stall_s
         self._hung = hung
-        self._here_since: float | None = None
+        self._here: tuple[Batch, float] | None = None
         self._inbox: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._loop, name="device", daemon=True) for _ in range(threads)
@@ -107,13 +109,18 @@ class Device:
         """Run a batch once a thread has none."""
         self._inbox.put(batch)
 
-    def run_here(self, batch: Batch) -> Outcome:
-        """Run a batch on the calling thread; none may be with the threads."""
-        self._here_since = time.monotonic()
+    def run_here(self, batch: Batch, stall_s: float = math.inf) -> Outcome:
+        """Run a batch on the calling thread; none may be with the threads.
+
+        Args:
+          batch: to run.
+          stall_s: longest that it may take, seconds.
+        """
+        self._here = batch, min(stall_s, self._stall_s)
         try:
             return self.execute(batch)
         finally:
-            self._here_since = None
+            self._here = None
 
     def close(self) -> None:
         """End the threads after the batches that they have."""
@@ -129,14 +136,21 @@ class Device:
             self._died()
 
     def _next(self) -> Batch | None:
-        """Wait for a batch, and look now and then whether the other thread hangs in one."""
+        """Wait for a batch, and look now and then whether the loop hangs in one.
+
+        It counts looks and not seconds: a process that was suspended has had no time to run.
+        """
+        tick_s = min(self._stall_s / _LOOKS, _LONGEST_TICK_S)
+        seen, looks = None, 0
         while True:
             try:
-                return self._inbox.get(timeout=min(self._stall_s / 2, _LONGEST_WAIT_S))
+                return self._inbox.get(timeout=tick_s)
             except queue.Empty:
-                since = self._here_since
-                if since is not None and time.monotonic() - since > self._stall_s:
-                    log.critical("the device hangs")
+                here = self._here
+                looks = looks + 1 if here is not None and here is seen else 0
+                seen = here
+                if here is not None and looks * tick_s >= here[1]:
+                    log.critical("the device hangs: a batch ran in place for %.3g s", here[1])
                     self._hung()
 
     def execute(self, batch: Batch) -> Outcome:
@@ -147,21 +161,22 @@ class Device:
         clock = time.monotonic
         begun = staged = run = clock()
         try:
-            inputs = stage(self._signature, batch)
+            parts = [task.payload[0] for task in batch.tasks]
+            inputs = stage(self._signature, parts, batch.bucket, batch.sizes)
             staged = clock()
             outputs = self._run(batch, inputs)
             run = clock()
-            answers: tuple[Answer, ...] = tuple(unstage(self._signature, batch, outputs))
-            finite = all(map(is_finite, outputs))
+            answers: tuple[Answer, ...] = tuple(unstage(self._signature, parts, outputs))
+            declared = all(map(is_as_declared, self._signature.outputs, outputs))
         except Exception as error:  # whatever it is, its tasks must hear of it
             log.exception("a batch of %d tasks failed", len(batch.tasks))
             outputs = ()
             answers = tuple(self._alone(batch, task, error) for task in batch.tasks)
-            finite = False
+            declared = False
             failed = self._is_broken(answers)
         else:
             failed = False
-        return Outcome(batch, answers, outputs, (begun, staged, run, clock()), finite, failed)
+        return Outcome(batch, answers, outputs, (begun, staged, run, clock()), declared, failed)
 
     def _is_broken(self, answers: tuple[Answer, ...]) -> bool:
         """Tell a device that is broken from requests that upset it."""
@@ -174,8 +189,9 @@ class Device:
         return False
 
     def _attempt(self, batch: Batch) -> list[tuple[Array, ...]]:
-        inputs = stage(self._signature, batch)
-        return unstage(self._signature, batch, self._run(batch, inputs))
+        parts = [task.payload[0] for task in batch.tasks]
+        inputs = stage(self._signature, parts, batch.bucket, batch.sizes)
+        return unstage(self._signature, parts, self._run(batch, inputs))
 
     def _alone(self, batch: Batch, task: Task, error: Exception) -> Answer:
         # Memory that a program lacked it lacks for one task as well: its shapes are the same.
@@ -187,9 +203,13 @@ class Device:
             return as_answer(again)
 
 
-def is_finite(output: Array) -> bool:
-    """Say whether an array holds neither NaN nor infinity."""
-    return output.dtype.kind in "biu" or bool(np.isfinite(output).all())
+def is_as_declared(spec: TensorSpec, output: Array) -> bool:
+    """Whether an output is finite, or holds infinities where the bundle declares them; no NaN."""
+    if output.dtype.kind in "biu":
+        return True
+    if spec.nonfinite:
+        return not np.isnan(output).any()
+    return bool(np.isfinite(output).all())
 
 
 def as_answer(error: Exception) -> Exception:

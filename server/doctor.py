@@ -5,15 +5,12 @@ Without a command it only says how many instances of a bundle fit into a request
 
 import argparse
 import json
-import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from pathlib import Path
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 
 from runtime.bundle import Bundle, open_bundle
-from runtime.commandline import Parser, seconds
+from runtime.commandline import Parser, add_version, seconds, to_read
 from runtime.description import columns
 from runtime.errors import BundleError, printable
 from server.bench import instances_of
@@ -21,6 +18,7 @@ from server.checkup import examine
 from server.finding import Finding, Times
 from server.patient import Unstartable
 from server.payloads import DEDICATED_BYTES, SHARED_BYTES, Encoding, encodings, table, to_json
+from server.signals import ending_in_order
 
 _EPILOG = """\
 The command behind -- starts the server: python -m server, or an image that is given the
@@ -56,12 +54,12 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return 0
     print()
     values = [json.loads(to_json(instance)) for instance in instances]
-    where = str(Path(arguments.bundle).resolve())
+    where = str(arguments.bundle.resolve())
     failed = 0
     times = Times(start=arguments.start_s)
     try:
         # Closed whatever happens here, so that no server is left behind.
-        with _ending_in_order(), closing(examine(command, environ, where, values, times)) as found:
+        with ending_in_order(), closing(examine(command, environ, where, values, times)) as found:
             for finding in found:
                 print(written(finding), flush=True)
                 failed += not finding.ok
@@ -70,22 +68,6 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return 2
     print(f"\n{failed} failed; Vertex would not be content" if failed else "\nall passed")
     return 1 if failed else 0
-
-
-@contextmanager
-def _ending_in_order() -> Iterator[None]:
-    """Make a signal an exit, so that what was started is ended first."""
-    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-
-    def leave(number: int, _: object) -> NoReturn:
-        sys.exit(128 + number)
-
-    before = [signal.signal(number, leave) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -97,8 +79,13 @@ def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add_version(parser)
     parser.add_argument(
-        "--bundle", required=True, metavar="DIR", help="bundle directory; its goldens are asked for"
+        "--bundle",
+        required=True,
+        type=to_read,
+        metavar="DIR",
+        help="bundle directory; its goldens are asked for",
     )
     parser.add_argument(
         "--start-s",

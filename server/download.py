@@ -1,5 +1,6 @@
 """The files of one bundle, brought from a store to a directory; threads share a `Download`."""
 
+import contextlib
 import fcntl
 import hashlib
 import io
@@ -14,7 +15,7 @@ from typing import BinaryIO, override
 
 from runtime.entries import MANIFEST_NAME, File
 from runtime.manifest import MAX_MANIFEST_BYTES
-from server.scratch import unwritable
+from server.scratch import part_of, unwritable
 from server.store import Lost, NotFetched, Replaced, Sink, Store, Stored
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Download:
         self._total = self._here = self._fetched = self._missing = 0
         self._began = self._logged = time.monotonic()
         self._failed: Exception | None = None
+        self._stored: dict[File, Stored] = {}
 
     def read_manifest(self) -> bytes:
         """Read manifest.json, which no digest is known of yet."""
@@ -59,6 +61,16 @@ class Download:
         self._total = sum(file.bytes for file in files)
         self._missing = len(files)
         log.info("fetching %s: %d files, %s", self._store, len(files), _megabytes(self._total))
+
+    def look(self, file: File, directory: Path) -> None:
+        """Hold a file's size against the store's, before anything is fetched; unless it is there.
+
+        Raises:
+          NotFetched: it has another size, or is not there.
+        """
+        if not (directory / file.path).exists():
+            with contextlib.suppress(Lost):  # another try is made when it is fetched
+                self._stored[file] = self._look(file, exactly=True)
 
     def check(self) -> None:
         """Raise what a file failed with, if one has: it spoils them all."""
@@ -111,7 +123,7 @@ class Download:
         return False
 
     def _download(self, target: Path, file: File) -> None:
-        path = target.with_name(target.name + ".part")
+        path = part_of(target)
         with open(path, "a+b", buffering=_CHUNK, opener=_itself) as f:
             # Another process may be fetching the same; it leaves the file, or where it got to.
             fcntl.flock(f, fcntl.LOCK_EX)
@@ -136,7 +148,7 @@ class Download:
     def _stream(self, part: "_Part", *, exactly: bool) -> None:
         """Fill a part, in as many tries as make headway."""
         tries, reached = 0, part.size
-        stored: Stored | None = None
+        stored = self._stored.pop(part.file, None)
         while True:
             try:
                 if stored is None:

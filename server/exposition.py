@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from runtime.model import Model
 from runtime.promises import promises, today
 from server.figures import Figures, Gather
-from server.metrics import Histogram, Metrics, Spent
+from server.metrics import DurationSum, Histogram, Metrics
 from server.reply import Reply
 from server.service import Service, State
 
@@ -65,7 +65,9 @@ class MetricsPage(Collector):
         yield _counter("padding_elements", "Input elements that were padding.", m.padding_elements)
         yield _histogram("queue_duration_seconds", "Wait of each task for its batch.", m.queued)
         yield _histogram("compute_duration_seconds", "Time of each batch.", m.computed)
-        yield _counter("nonfinite_outputs", "Answers with NaN or infinity.", m.nonfinite)
+        yield _counter(
+            "nonfinite_outputs", "Answers with NaN, or infinity that is not declared.", m.nonfinite
+        )
         yield from self._of_service(figures)
         yield from _of_processes(figures.pids)
 
@@ -105,6 +107,7 @@ class MetricsPage(Collector):
         yield _gauge("queue_depth", "Rows that wait.", figures.queued_rows)
         yield _gauge("runs_alone", "1 where batches hold one task, since rows mix.", service.alone)
         yield _counter("compiles_after_ready", "Programs compiled after ready.", figures.compiles)
+        yield _counter("log_lines_dropped", "Lines of the log not written.", figures.lines_dropped)
         if service.loaded:
             yield from _of_model(service.model)
             # Params and what programs under way hold: a number that grows is a leak.
@@ -168,7 +171,7 @@ def statistics(metrics: Metrics, name: str, version: str) -> dict[str, Any]:
         "compute_infer": [bucket.run for bucket in buckets],
         "compute_output": [bucket.unstage for bucket in buckets],
     }
-    queue = Spent(metrics.queued.count, metrics.queued.sum)
+    queue = DurationSum(metrics.queued.count, metrics.queued.sum)
     model = {
         "name": name,
         "version": version,
@@ -193,7 +196,7 @@ def statistics(metrics: Metrics, name: str, version: str) -> dict[str, Any]:
     return {"model_stats": [model]}
 
 
-def _spent(*parts: Spent) -> dict[str, int]:
+def _spent(*parts: DurationSum) -> dict[str, int]:
     return {
         "count": sum(part.count for part in parts),
         "ns": round(sum(part.seconds for part in parts) * 1e9),

@@ -1,6 +1,6 @@
 """A bundle on its way from a store to a directory, used while it arrives.
 
-1. the manifest is read
+1. the manifest is read, and what it claims held against memory, the disk and the objects' sizes
 2. the files it names are fetched, several at a time: programs first, since they are small and
    compiling them takes long, then params, goldens, and what is only kept
 3. a file's digest is taken while it streams into `NAME.part`; it gets its name when it is right
@@ -19,11 +19,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from runtime.bundle import Bundle, open_bundle
+from runtime.claims import expect_consistent, expect_memory
+from runtime.device import host_memory, host_memory_free
 from runtime.entries import MANIFEST_NAME, File
 from runtime.manifest import Manifest
 from server.artifacts import locate
 from server.download import Download
-from server.scratch import directory, unwritable
+from server.scratch import directory, expect_disk, unwritable
 from server.store import Store
 
 THREADS = 8
@@ -35,6 +37,7 @@ def fetching(
     cache: Path | None,
     pause: Callable[[float], object] | None = None,
     require_digest: str = "",
+    device: str = "",
 ) -> Iterator[Bundle]:
     """Fetch a bundle; it can be used at once, and each file is waited for when it is opened.
 
@@ -45,20 +48,26 @@ def fetching(
       pause: waits so many seconds before another try.
       require_digest: `sha256:HEX`, which bundle it has to be, "" for any. Where the cache has just
         that one, the store is not asked which one it has.
+      device: the name of what it is for, "" for any.
 
     Raises:
-      BundleError: it is not there, or not whole; also where a file is waited for.
+      BundleError: it is not there, or not whole; also where a file is waited for. Or it claims
+        more than there can be here.
     """
     stop = threading.Event()
     fetch = Download(store, pause or stop.wait, stop)
     data = _kept_manifest(cache, require_digest) or fetch.read_manifest()
     manifest = Manifest.from_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
+    _expect_room(manifest, device)
     with directory(cache, digest) as folder:
         pool = concurrent.futures.ThreadPoolExecutor(THREADS, thread_name_prefix="fetch")
         try:
             files = _in_order(manifest)
+            expect_disk(folder, files)
             fetch.begin(files)
+            for _ in pool.map(lambda file: fetch.look(file, folder), files):
+                pass  # raises what one of them does
             coming = {file: pool.submit(fetch.bring, file, folder) for file in files}
 
             def arrived(file: File) -> None:
@@ -75,13 +84,16 @@ def fetching(
 
 
 @contextlib.contextmanager
-def bundle_at(name: str, cache_dir: str, require_digest: str = "") -> Iterator[Bundle]:
+def bundle_at(
+    name: str, cache_dir: str, require_digest: str = "", device: str = ""
+) -> Iterator[Bundle]:
     """Open the bundle that `--bundle` names, wherever it is; see `artifacts` for the names.
 
     Args:
       name: of the bundle.
       cache_dir: see `fetching`; "" for none.
       require_digest: likewise. Whoever uses the bundle holds it against that.
+      device: likewise.
 
     Raises:
       BundleError: it is not there, or not whole.
@@ -93,7 +105,7 @@ def bundle_at(name: str, cache_dir: str, require_digest: str = "") -> Iterator[B
     from server.gcs import CloudStore
 
     cache = Path(cache_dir) if cache_dir else None
-    with fetching(CloudStore(place), cache, require_digest=require_digest) as bundle:
+    with fetching(CloudStore(place), cache, require_digest=require_digest, device=device) as bundle:
         yield bundle
 
 
@@ -107,6 +119,18 @@ def _kept_manifest(cache: Path | None, require_digest: str) -> bytes | None:
     except OSError:
         return None
     return data if hashlib.sha256(data).hexdigest() == digest else None
+
+
+def _expect_room(manifest: Manifest, device: str) -> None:
+    """Refuse what this machine cannot load, as far as that is known without its devices."""
+    expect_consistent(manifest)
+    on_cpu = device.startswith("cpu") or manifest.platforms == ("cpu",)
+    expect_memory(
+        manifest,
+        params=host_memory() if on_cpu else None,
+        device=None,
+        host=host_memory_free(),
+    )
 
 
 def _in_order(manifest: Manifest) -> list[File]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import orjson
 
 from runtime.device import live_arrays, memory_in_use
+from server.logs import lines_dropped
 from server.metrics import Metrics, total
 from server.service import Service
 
@@ -22,6 +23,7 @@ class Figures:
       arrays: held on the device.
       memory: bytes in use on the device; None where it does not say.
       pids: the processes.
+      lines_dropped: of the log, that nobody read in time or that were repeated too often.
     """
 
     metrics: Metrics
@@ -30,6 +32,7 @@ class Figures:
     arrays: int
     memory: int | None
     pids: tuple[int, ...]
+    lines_dropped: int = 0
 
 
 # Gives those of the whole server; called on the event loop.
@@ -46,6 +49,7 @@ def figures_of(service: Service) -> Figures:
         0 if model is None else live_arrays(model.platform),
         None if model is None else memory_in_use(model.device),
         (os.getpid(),),
+        lines_dropped(),
     )
 
 
@@ -59,18 +63,19 @@ def together(several: Sequence[Figures]) -> Figures:
         sum(figures.arrays for figures in several),
         sum(memory) if memory else None,
         tuple(pid for figures in several for pid in figures.pids),
+        sum(figures.lines_dropped for figures in several),
     )
 
 
 def write(figures: Figures) -> bytes:
     """Write figures for another process of the same server to read."""
     fields = {field.name: getattr(figures, field.name) for field in dataclasses.fields(figures)}
-    return orjson.dumps({**fields, "metrics": figures.metrics.plain()})
+    return orjson.dumps({**fields, "metrics": figures.metrics.to_json()})
 
 
 def read(data: bytes) -> Figures:
     """Read what `write` wrote."""
     found = orjson.loads(data)
     return Figures(
-        **{**found, "metrics": Metrics.of(found["metrics"]), "pids": tuple(found["pids"])}
+        **{**found, "metrics": Metrics.from_json(found["metrics"]), "pids": tuple(found["pids"])}
     )

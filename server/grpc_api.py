@@ -5,27 +5,31 @@ parse are refused in our words, and large ones can be read on another thread.
 """
 
 import asyncio
+import contextlib
 import functools
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, override
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NoReturn, override
 
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
 from grpc_reflection.v1alpha.reflection import aio as reflection
-from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 from runtime.model import Model
-from server import oip, oip_grpc
+from server import connections, oip, oip_grpc
 from server.config import ConfigError, ServerConfig
 from server.dialect import LARGE_BYTES, Call, Inference
-from server.errors import Unsupported
+from server.errors import Draining, Overloaded, Unsupported
 from server.exposition import statistics
 from server.figures import Gather, figures_of
 from server.grpc_health import Health
-from server.grpc_stream import Stream
+from server.grpc_options import address, options
+from server.grpc_receive import Receiver
+from server.grpc_stream import Stream, Streams
+from server.held import UNCOUNTED, Unread
 from server.protos import inference_pb2 as pb
 from server.protos.pool import POOL
 from server.request import REQUEST_ID, RequestId, request_id
@@ -36,15 +40,40 @@ from server.status import explain
 INFERENCE = "inference.GRPCInferenceService"
 HEALTH = "grpc.health.v1.Health"
 
-# Of one connection; a client that has more waits for those to end.
-CONCURRENT_STREAMS = 1024
-# Calls beyond those that the queue holds: the device's, streams, health checks.
-MORE_CALLS = 1024
+# Watches of the server's health at once.
+WATCHES = 4096
+# How long a stopping server lets calls wait for their refusal: most clients wait for it with them,
+# and send nothing while the connections close.
+HOLD_S = 0.2
+UNSERVED = "this method of the protocol is not served; ServerMetadata lists the extensions that are"
 # Trailers are limited to 8 KiB, and every byte may take three there.
 LONGEST_TEXT = 2000
 
 Context = Any  # grpc.aio.ServicerContext, which is not typed
-Method = Callable[[bytes, Context], Awaitable[bytes]]
+
+
+class _Calls:
+    """Calls that have come and are not over, down to the last byte of their answers."""
+
+    def __init__(self) -> None:
+        self.count = self.total = 0
+        self._over = asyncio.Event()
+
+    def add(self, context: Context) -> None:
+        """Count a call until it is over."""
+        self.count += 1
+        self.total += 1
+        context.add_done_callback(self._remove)
+
+    async def over(self) -> None:
+        """Wait until all of them are over."""
+        while self.count:
+            self._over.clear()
+            await self._over.wait()
+
+    def _remove(self, _: Context) -> None:
+        self.count -= 1
+        self._over.set()
 
 
 class Refused:
@@ -90,23 +119,24 @@ class Entrance:
         self._service = service
         self._figures = figures or functools.partial(figures_of, service)
         self._health = Health(service, (INFERENCE,))
-        self._streams: set[Stream] = set()
+        self._reflection = reflection.ReflectionServicer((INFERENCE, HEALTH, REFLECTION), POOL)
+        self._receiver = Receiver()
+        self._streams = Streams()
+        self._watches = 0
+        self._calls = _Calls()
+        self._stopping = False
+        self._stopped = asyncio.Event()
+        self._port = 0
         self._address = address(config.host, config.grpc_port)
-        self._server = grpc.aio.server(
-            options=_options(config),
-            # The queue refuses before this does: a client tries again for its UNAVAILABLE.
-            maximum_concurrent_rpcs=config.max_queue_rows + MORE_CALLS,
-        )
-        self._server.add_generic_rpc_handlers(
-            (
-                grpc.method_handlers_generic_handler(INFERENCE, self._methods()),
-                grpc.method_handlers_generic_handler(HEALTH, self._health_methods()),
-                _Unserved(self._unary(_unserved)),
-            )
-        )
+        self._server = grpc.aio.server(options=options(config))
+        services = {INFERENCE: self._methods(), HEALTH: self._health_methods()}
         if config.reflection:
-            servicer = reflection.ReflectionServicer((INFERENCE, HEALTH, REFLECTION), POOL)
-            add_ServerReflectionServicer_to_server(servicer, self._server)
+            services[REFLECTION] = {
+                "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(self._reflect)
+            }
+        handlers = [grpc.method_handlers_generic_handler(*service) for service in services.items()]
+        unserved = grpc.stream_unary_rpc_method_handler(self._unserved)
+        self._server.add_generic_rpc_handlers((*handlers, _Unserved(unserved)))
 
     async def start(self) -> int:
         """Begin to answer; returns the port.
@@ -119,21 +149,41 @@ class Entrance:
         except RuntimeError:
             raise ConfigError(f"listen on {self._address}: the address is not free") from None
         await self._server.start()
-        return int(port)
+        self._port = int(port)
+        return self._port
 
     async def stop(self, grace_s: float = 0.0) -> None:
-        """Take no more calls, answer those that are in, and end.
+        """Answer the calls that are in, refuse those that still come, and close.
 
         Streams and watches, which might go on for ever, end once what was read is answered.
 
+        Every call is answered, or its client told UNAVAILABLE. gRPC's own stop tells CANCELLED,
+        after which nobody tries again, to whoever's call comes while it goes on. So calls that
+        come are refused here, and it begins only when the connections have been shut.
+
         Args:
-          grace_s: what is not answered by then is cancelled.
+          grace_s: the longest that calls are waited for.
         """
-        stopping = asyncio.ensure_future(self._server.stop(grace_s))
+        calls, self._calls, self._stopping = self._calls, _Calls(), True
         self._health.stop()
-        for stream in self._streams:
-            stream.stop()
-        await stopping
+        self._streams.stop()
+        self._receiver.stop(_stopping())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await calls.over()
+                if calls.total:
+                    await asyncio.sleep(HOLD_S)
+        calls, self._calls = self._calls, _Calls()
+        self._stopped.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(grace_s, HOLD_S)):
+                await calls.over()
+        connections.shut(self._port)
+        closing = asyncio.Task(
+            self._server.stop(None), loop=asyncio.get_running_loop(), eager_start=True
+        )
+        connections.shut(self._port)  # those that were opened between the two
+        await closing
 
     def _methods(self) -> dict[str, grpc.RpcMethodHandler]:
         telling: dict[str, tuple[type, Callable[[Any], Any]]] = {
@@ -145,7 +195,8 @@ class Entrance:
             "ModelStatistics": (pb.ModelStatisticsRequest, self._statistics),
         }
         return {
-            "ModelInfer": grpc.unary_unary_rpc_method_handler(self._infer),
+            # A handler of one message would be called once that has arrived.
+            "ModelInfer": grpc.stream_unary_rpc_method_handler(self._infer),
             "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._stream_infer),
             **{name: self._unary(_reading(*how)) for name, how in telling.items()},
         }
@@ -154,60 +205,112 @@ class Entrance:
         check = _reading(HealthCheckRequest, lambda request: self._health.check(request.service))
         return {
             "Check": self._unary(check),
-            "Watch": grpc.unary_stream_rpc_method_handler(
-                self._watch, HealthCheckRequest.FromString
-            ),
+            "Watch": grpc.stream_stream_rpc_method_handler(self._watch),
         }
 
     def _unary(self, tell: Callable[[bytes], bytes]) -> grpc.RpcMethodHandler:
         """Make a method, counted as no inference, of a function of bytes."""
 
-        async def method(data: bytes, context: Context) -> bytes:
+        async def method(_: object, context: Context) -> bytes:
+            self._calls.add(context)
             made: bytes | Refused
             try:
-                made = tell(data)
+                made = tell(await self._receiver.receive(context))
             except Exception as error:  # noqa: BLE001 (every error has an answer)
                 made = Refused(error, context)
-            del data
             code = made.status.grpc if isinstance(made, Refused) else "OK"
             self._service.metrics.other("grpc", code)
             return await _sent(context, made)
 
-        return grpc.unary_unary_rpc_method_handler(method)
+        return grpc.stream_unary_rpc_method_handler(method)
 
-    async def _infer(self, data: bytes, context: Context) -> bytes:
-        made = await self._answer(data, context, stream=False)
-        del data
+    async def _unserved(self, _: object, context: Context) -> bytes:
+        refused = Refused(Unsupported(UNSERVED), context)
+        self._service.metrics.other("grpc", refused.status.grpc)
+        return await _sent(context, refused)
+
+    async def _infer(self, _: object, context: Context) -> bytes:
+        self._calls.add(context)
+        made = await self._answer(context, functools.partial(self._hold, context))
         return await _sent(context, made)
 
+    def _hold(self, context: Context, size: int) -> None:
+        """Count the answer of a call until its client has read it, unless it is a small one."""
+        if size > UNCOUNTED:
+            held = self._service.held
+            held.take_answer(size)
+            context.add_done_callback(lambda _: held.give(size))
+
     async def _stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        unread = Unread(self._service.held)
+
         async def answer(data: bytes) -> bytes:
-            made = await self._answer(data, context, stream=True)
+            made = await self._answer(context, unread.add, data)
             if isinstance(made, Refused):
-                return oip_grpc.refusal(made.identity, made.text)
+                text = oip_grpc.refusal(made.identity, made.text)
+                unread.size += len(text)
+                return text
             return made
 
-        stream = Stream(answer, context.write)
-        self._streams.add(stream)
-        try:
-            ended = await stream.run(requests)
-        finally:
-            self._streams.discard(stream)
-        if not ended:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
+        stream = Stream(
+            answer, context.write, unread=unread, expected=self._service.output_row_bytes
+        )
+        await self._run(stream, requests, context)
 
-    async def _answer(self, data: bytes, context: Context, *, stream: bool) -> bytes | Refused:
-        """Answer an inference, and count it."""
+    async def _reflect(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        async def answer(data: bytes) -> bytes:
+            request = ServerReflectionRequest.FromString(data)
+            told = self._reflection.ServerReflectionInfo(_only(request), context)
+            return b"".join([each.SerializeToString() async for each in told])
+
+        await self._run(Stream(answer, context.write), requests, context)
+
+    async def _run(self, stream: Stream, requests: AsyncIterator[bytes], context: Context) -> None:
+        """Answer a stream, and end it as it ends."""
+        self._calls.add(context)
+        refused = None
+        connection = context.peer()
+        try:
+            if self._stopping:
+                await self._refuse()
+            self._streams.add(connection, stream)
+            if not await stream.run(requests):
+                refused = Refused(_stopping(), context)
+        except Exception as error:  # noqa: BLE001 (every error has an answer)
+            refused = Refused(error, context)
+        finally:
+            self._streams.discard(connection, stream)
+        if refused is not None:
+            self._service.metrics.other("grpc", refused.status.grpc)
+            await _sent(context, refused)
+
+    async def _answer(
+        self, context: Context, hold: Callable[[int], object], data: bytes | None = None
+    ) -> bytes | Refused:
+        """Answer an inference, and count it.
+
+        Args:
+          context: of its call.
+          hold: counts an answer of so many bytes, or raises Overloaded.
+          data: the request, where it came by a stream; otherwise it has to arrive yet.
+        """
         begun = time.monotonic()
         count = self._service.metrics.inference
         identity, held = "", 0
+        stream = data is not None
         try:
+            if data is None:
+                if self._stopping:
+                    await self._refuse()
+                data = await self._receiver.receive(context)
             self._service.held.take(len(data))
-            held = len(data)
+            size = held = len(data)
             request = oip_grpc.parse(pb.ModelInferRequest, data)
+            del data
             identity = request.id
             inference = _Inference(self._service, request, context.time_remaining(), stream=stream)
-            made = await inference.answer(len(data))
+            made = await inference.answer(size)
+            hold(len(made))
         except asyncio.CancelledError:
             count("grpc", "CANCELLED", time.monotonic() - begun, "canceled")
             raise
@@ -220,10 +323,36 @@ class Entrance:
         count("grpc", "OK", time.monotonic() - begun)
         return made
 
-    async def _watch(self, request: HealthCheckRequest, context: Context) -> None:
-        self._service.metrics.other("grpc", "OK")
-        async for told in self._health.watch(request.service):
-            await context.write(told.SerializeToString())
+    async def _watch(self, _: object, context: Context) -> None:
+        self._calls.add(context)
+        refused = None
+        self._watches += 1
+        try:
+            self._expect_room()
+            request = oip_grpc.parse(HealthCheckRequest, await self._receiver.receive(context))
+            self._service.metrics.other("grpc", "OK")
+            async for told in self._health.watch(request.service):
+                await context.write(told.SerializeToString())
+        except Exception as error:  # noqa: BLE001 (every error has an answer)
+            refused = Refused(error, context)
+        finally:
+            self._watches -= 1
+        if refused is not None:
+            self._service.metrics.other("grpc", refused.status.grpc)
+            await _sent(context, refused)
+
+    def _expect_room(self) -> None:
+        if self._watches > WATCHES:
+            raise Overloaded(f"watches: expected at most {WATCHES} at once, got more")
+
+    async def _refuse(self) -> NoReturn:
+        """Refuse a call that comes while the server stops, together with the others.
+
+        Raises:
+          Draining: always.
+        """
+        await self._stopped.wait()
+        raise _stopping()
 
     def _live(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
@@ -324,10 +453,12 @@ class _Unserved(grpc.GenericRpcHandler):  # type: ignore[misc]
         return self._handler if ours else None
 
 
-def _unserved(_: bytes) -> bytes:
-    raise Unsupported(
-        "this method of the protocol is not served; ServerMetadata lists the extensions that are"
-    )
+def _stopping() -> Draining:
+    return Draining("the server is stopping")
+
+
+async def _only[M](message: M) -> AsyncIterator[M]:
+    yield message
 
 
 def _reading[M](kind: type[M], tell: Callable[[M], Any]) -> Callable[[bytes], bytes]:
@@ -346,24 +477,3 @@ async def _sent(context: Context, made: bytes | Refused) -> bytes:
     code = grpc.StatusCode[made.status.grpc]
     await context.abort(code, made.text, (("x-request-id", made.known),))
     raise AssertionError
-
-
-def address(host: str, port: int) -> str:
-    """Write an address as gRPC reads it."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _options(config: ServerConfig) -> list[tuple[str, int]]:
-    return [
-        # A port that is taken is an error, not shared in silence, except with our own.
-        ("grpc.so_reuseport", int(config.processes > 1)),
-        ("grpc.max_receive_message_length", config.max_body_bytes),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.max_concurrent_streams", CONCURRENT_STREAMS),
-        # Clients' pings, however many and between calls too, are no offence.
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_ping_strikes", 0),
-        # A client that vanished without a word is noticed, and its requests given up.
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-    ]

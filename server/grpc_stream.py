@@ -7,9 +7,19 @@ import asyncio
 import collections
 from collections.abc import AsyncIterable, Awaitable, Callable
 
+from server.errors import BodyTimeout, Overloaded
+from server.held import Unread
+
 # Of one stream, read but not yet answered. Enough for two batches of the largest buckets; a
 # client that does not read its answers holds no more.
 UNDER_WAY = 256
+# Bytes of answers, made or expected, that keep a stream from reading more requests.
+UNREAD = 1 << 24
+# For how many looks, each so long after the last, a client may read none of its answers.
+LOOK_S = 5.0
+LOOKS = 12
+# Streams at once in this process. Each may hold one message that is arriving.
+STREAMS = 128
 
 
 class Stream:
@@ -19,9 +29,11 @@ class Stream:
     already writes: no task has to be woken only to write.
 
     Args:
-      answer: gives the answer to a request; raises nothing.
+      answer: gives the answer to a request, and has counted it; raises nothing.
       write: sends an answer; called again only once it has.
       under_way: requests that are read before one of them is answered.
+      unread: counts the answers that the client has not read.
+      expected: bytes that an answer may have, before there was one.
     """
 
     def __init__(
@@ -29,16 +41,25 @@ class Stream:
         answer: Callable[[bytes], Awaitable[bytes]],
         write: Callable[[bytes], Awaitable[object]],
         under_way: int = UNDER_WAY,
+        unread: Unread | None = None,
+        expected: int = 0,
     ) -> None:
         self._answer = answer
         self._write = write
-        self._room = asyncio.Semaphore(under_way)
+        # The last of them is read, and waits: what follows it stays with the client.
+        self._room = asyncio.Semaphore(under_way + 1)
+        self._unread = unread
+        self._expected = expected
+        self._under_way = 0
+        self._read_on: asyncio.Future[None] | None = None
         self._ready: collections.deque[bytes] = collections.deque()
         self._writing = False
+        self._written = self._seen = self._looks = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._reader: asyncio.Task[object] | None = None
         self._reading = False
         self._error: Exception | None = None
+        self._refusal: Exception | None = None
 
     async def run(self, requests: AsyncIterable[bytes]) -> bool:
         """Answer until the client has no more requests; cancelling gives all of them up.
@@ -47,16 +68,22 @@ class Stream:
           Whether it was the client that ended it, and not `stop`.
 
         Raises:
-          Exception: what `write` raised.
+          Exception: what `write` raised, or `end` was given.
         """
         self._reader = asyncio.current_task()
         try:
             ended = await self._read(requests)
             while self._tasks:
                 await asyncio.wait(self._tasks)
+        except asyncio.CancelledError:
+            if self._refusal is None or self._reader is None or self._reader.uncancel():
+                raise  # it was not `end`, or not alone
+            raise self._refusal from None
         finally:
             for task in self._tasks:
                 task.cancel()
+            if self._unread is not None:
+                self._unread.remove(self._unread.size)
         if self._error is not None:
             raise self._error
         return ended
@@ -67,12 +94,34 @@ class Stream:
             self._reading = False
             self._reader.cancel()
 
+    def end(self, refusal: Exception) -> None:
+        """Give all requests up; `run` raises this."""
+        if self._refusal is None and self._reader is not None:
+            self._refusal = refusal
+            self._reader.cancel()
+
+    def look(self) -> None:
+        """End it if its client reads nothing; has to be called every so often."""
+        self._looks = self._looks + 1 if self._writing and self._written == self._seen else 0
+        self._seen = self._written
+        if self._looks > LOOKS:
+            self.end(BodyTimeout(f"answers: expected one to be read within {LOOKS * LOOK_S:g} s"))
+
     async def _read(self, requests: AsyncIterable[bytes]) -> bool:
         loop = asyncio.get_running_loop()
         self._reading = True
+        iterator = aiter(requests)
         try:
-            async for request in requests:
+            while True:
                 await self._room.acquire()
+                while self._full():
+                    self._read_on = loop.create_future()
+                    await self._read_on
+                try:
+                    request = await anext(iterator)
+                except StopAsyncIteration:
+                    break
+                self._under_way += 1
                 # Started at once, without a turn of the loop: often it gets into the batch
                 # that is about to be launched.
                 task = asyncio.Task(self._one(request), loop=loop, eager_start=True)
@@ -86,8 +135,17 @@ class Stream:
         self._reading = False
         return True
 
+    def _full(self) -> bool:
+        """Return whether another request could have more answers wait than may."""
+        if self._unread is None or self._unread.size + self._under_way == 0:
+            return False
+        return self._unread.size + (self._under_way + 1) * self._expected > UNREAD
+
     async def _one(self, request: bytes) -> None:
-        self._ready.append(await self._answer(request))
+        answer = await self._answer(request)
+        self._under_way -= 1
+        self._expected = max(self._expected, len(answer))
+        self._ready.append(answer)
         if self._writing:
             return
         self._writing = True
@@ -97,5 +155,77 @@ class Stream:
                 await self._write(answer)
             except Exception as error:  # noqa: BLE001 (its client has gone; gRPC ends the stream)
                 self._error = error
+            self._written += 1
+            if self._unread is not None:
+                self._unread.remove(len(answer))
             self._room.release()
+            if self._read_on is not None and not self._full():
+                waiting, self._read_on = self._read_on, None
+                if not waiting.done():
+                    waiting.set_result(None)
         self._writing = False
+
+
+class Streams:
+    """The streams that are open, which are looked at, and limited in number.
+
+    Where there is no room for another, it is one of the connection that has the most that ends.
+
+    Args:
+      most: at once.
+    """
+
+    def __init__(self, most: int = STREAMS) -> None:
+        self._most = most
+        self._connections: dict[str, dict[Stream, None]] = {}
+        self._count = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, connection: str, stream: Stream) -> None:
+        """Take a stream in.
+
+        Raises:
+          Overloaded: there are too many, of its own connection more than of others.
+        """
+        own = self._connections.get(connection, {})
+        if self._count >= self._most:
+            error = Overloaded(f"streams: expected at most {self._most} at once, got more")
+            most = max(self._connections.values(), key=len)
+            if len(most) <= len(own) + 1:
+                raise error
+            newest = next(reversed(most))
+            newest.end(error)
+            self._remove(newest)
+        self._connections.setdefault(connection, {})[stream] = None
+        self._count += 1
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look)
+
+    def discard(self, connection: str, stream: Stream) -> None:
+        """Let go of a stream, if it has not been already."""
+        streams = self._connections.get(connection, {})
+        if stream in streams:
+            del streams[stream]
+            self._count -= 1
+            if not streams:
+                del self._connections[connection]
+
+    def stop(self) -> None:
+        """Have all of them end once what was read is answered."""
+        for streams in self._connections.values():
+            for stream in streams:
+                stream.stop()
+
+    def _remove(self, stream: Stream) -> None:
+        for connection, streams in self._connections.items():
+            if stream in streams:
+                self.discard(connection, stream)
+                return
+
+    def _look(self) -> None:
+        self._timer = None
+        for streams in list(self._connections.values()):
+            for stream in list(streams):
+                stream.look()
+        if self._connections:
+            self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look)

@@ -5,6 +5,8 @@ from server.errors import Overloaded, TooLarge
 # What a connection may hold without being counted: to count it would cost every request more
 # than these bytes are worth, and connections are few enough.
 UNCOUNTED = 1 << 16
+# What clients have not read of their answers may be as much as this, however small bodies are.
+ANSWERS = 1 << 29
 # Parts of a body that are not worth an object of their own.
 _SMALL_PART = 4096
 
@@ -38,9 +40,58 @@ class Held:
             )
         self.size += size
 
+    def take_answer(self, size: int) -> None:
+        """Hold an answer until its client has read it.
+
+        Raises:
+          Overloaded: that would be too much; none of it is counted.
+        """
+        most = max(self._most, ANSWERS)
+        if self.size and self.size + size > most:
+            raise Overloaded(
+                f"answers: expected at most {most} bytes that wait to be read, got more"
+            )
+        self.size += size
+
     def give(self, size: int) -> None:
         """Hold so much less."""
         self.size -= size
+
+
+class Unread:
+    """The answers of one stream that its client has not read yet.
+
+    Args:
+      held: counts them, but for the first `UNCOUNTED` bytes.
+
+    Attributes:
+      size: bytes now.
+    """
+
+    def __init__(self, held: Held) -> None:
+        self._held = held
+        self._counted = 0
+        self.size = 0
+
+    def add(self, size: int) -> None:
+        """Count an answer.
+
+        Raises:
+          Overloaded: all streams together have too many; it is not counted.
+        """
+        more = self.size + size - UNCOUNTED - self._counted
+        if more > 0:
+            self._held.take_answer(more)
+            self._counted += more
+        self.size += size
+
+    def remove(self, size: int) -> None:
+        """Count an answer no more."""
+        self.size -= size
+        less = self._counted - max(0, self.size - UNCOUNTED)
+        if less > 0:
+            self._counted -= less
+            self._held.give(less)
 
 
 class Incoming:

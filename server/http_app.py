@@ -5,15 +5,26 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, NotFound
+from werkzeug.routing import RequestRedirect
 
 from server import body
 from server.body import Limits
-from server.errors import BodyTimeout
+from server.cors import NO_CORS, Cors
+from server.errors import BodyTimeout, MalformedRequest
 from server.reply import Headers, Reply, failure, refusal
 from server.request import Fields, Request, read_fields, request_id
 from server.routes import Done, Route
 from server.service import Service
+from server.target import (
+    METHODS,
+    WHOLE_SERVER,
+    check_host,
+    check_target,
+    is_canonical,
+    spelt,
+    split_target,
+)
 
 # Begins something on the service's event loop, and waits for its reply on the calling thread.
 Wait = Callable[[Callable[[Done], object]], Reply]
@@ -38,7 +49,13 @@ def make_wait(loop: asyncio.AbstractEventLoop) -> Wait:
     return wait
 
 
-def create_app(service: Service, routes: tuple[Route, ...], limits: Limits, wait: Wait) -> Flask:
+def create_app(
+    service: Service,
+    routes: tuple[Route, ...],
+    limits: Limits,
+    wait: Wait,
+    cors: Cors = NO_CORS,
+) -> Flask:
     """Make the application.
 
     Args:
@@ -46,11 +63,12 @@ def create_app(service: Service, routes: tuple[Route, ...], limits: Limits, wait
       routes: what is served.
       limits: of bodies.
       wait: begins something on the service's loop, and waits for it.
+      cors: says which other origins may read the answers.
     """
     app = Flask("hloserve", static_folder=None)
     app.response_class = _Plain
-    app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False  # it answers by redirecting, with a page of HTML
+    app.before_request(_check)
 
     def view(route: Route) -> Callable[..., Response]:
         def answer(**parts: str) -> Response:
@@ -77,7 +95,43 @@ def create_app(service: Service, routes: tuple[Route, ...], limits: Limits, wait
             made = failure(error, request_id(_header))
         return _response(wait(lambda done: done(_counted(service, made))))
 
+    @app.after_request
+    def share(made: Response) -> Response:
+        made.headers.extend(cors.headers(request.method, _header))
+        return made
+
     return app
+
+
+def _check() -> Response | None:
+    """Refuse a request by its host and its target, before it is given to a route.
+
+    Raises:
+      MalformedRequest: one of them is none.
+      NotFound: the path is spelt otherwise than paths are.
+    """
+    host = request.environ.get("HTTP_HOST")
+    if host is not None:
+        check_host(host)
+    elif request.environ.get("SERVER_PROTOCOL") == "HTTP/1.1":
+        raise MalformedRequest("host: expected a header of that name, got none")
+    target = _target()
+    check_target(request.method, target)
+    if target == WHOLE_SERVER:
+        return _Plain(headers={"allow": METHODS})
+    decoded = request.environ.get("PATH_INFO", "").encode("latin-1").decode(errors="replace")
+    if not is_canonical(split_target(target)[0]) or not is_canonical(spelt(decoded)):
+        raise NotFound
+    if isinstance(request.routing_exception, RequestRedirect):  # to a slash at the end
+        raise NotFound
+    return None
+
+
+def _target() -> bytes:
+    """Return the target as it was sent; what a server decodes it to, if it keeps nothing else."""
+    environ = request.environ
+    sent = environ.get("RAW_URI") or environ.get("REQUEST_URI")
+    return spelt(request.path) if sent is None else str(sent).encode("latin-1", "replace")
 
 
 class _Plain(Response):
@@ -130,6 +184,7 @@ def _refused(error: HTTPException) -> Reply:
     name = error.name or "error"
     allowed = getattr(error, "valid_methods", None)
     headers: Headers = (("allow", ", ".join(sorted(allowed))),) if allowed else ()
-    text = f"{request.method} {request.path[:100]}: {name}"
+    path = split_target(_target())[0].decode("latin-1")
+    text = f"{request.method} {path[:100]}: {name}"
     slug = name.lower().replace(" ", "_")
     return refusal(error.code or 500, slug, text, request_id(_header), headers)

@@ -7,6 +7,10 @@ the order of pipelined requests, sizes, times, and how a connection ends.
 import asyncio
 import collections
 import enum
+import fcntl
+import socket
+import sys
+import termios
 import time
 from collections.abc import Callable
 from typing import Any, Protocol, override
@@ -39,8 +43,10 @@ IDLE_S = 620.0
 HEAD_S = 30.0
 # For so many more bytes of an answer as a body has to have in its time.
 WRITE_S = 60.0
-# For how long what still comes is thrown away after a refusal, so that it can be read.
+# For how long what still comes is thrown away behind the last answer, so that it can be read.
 LINGER_S = 2.0
+# Of <netinet/tcp.h>: the state of a connection that was reset.
+_TCP_CLOSE = 7
 
 
 class Phase(enum.Enum):
@@ -111,6 +117,9 @@ class Connection(asyncio.Protocol):
         self._waiting: collections.deque[Message | Reply] = collections.deque()
         self._answering: Message | None = None
         self._withdraw: Withdraw | None = None
+        # Whether httptools is behind the first byte of a request, and not behind its last.
+        self._begun = False
+        self._half_closed = False
         # Of a body, since the connection was last given time for more.
         self._progress = 0
         self._blocked_since: float | None = None
@@ -136,10 +145,19 @@ class Connection(asyncio.Protocol):
 
     @override
     def eof_received(self) -> bool:
-        """Take the end of what the client sends for its leaving, unless a body was under way."""
+        """Answer what a client has asked that sends no more.
+
+        It may have gone, which looks the same until it resets the connection; see `look`.
+
+        Returns:
+          Whether the connection stays open, for answers that are to come.
+        """
+        self._half_closed = True
         if self._phase is Phase.BODY:
             self._refuse(IncompleteBody("body: expected all of it, got less"))
-        return False
+        elif not self._between and self._phase is Phase.HEAD:
+            self._refuse(MalformedRequest("head: expected all of it, got less"))
+        return self.owing
 
     @override
     def pause_writing(self) -> None:
@@ -197,6 +215,7 @@ class Connection(asyncio.Protocol):
         """Begin a request."""
         if self._phase is Phase.IDLE:  # it came behind another one, and may not be all there
             self._enter(Phase.HEAD)
+        self._begun = True
         self._target = b""
         self._fields = []
         self._headers = {}
@@ -264,10 +283,13 @@ class Connection(asyncio.Protocol):
         message = Message(head, self._client, self._body.whole(), keep_alive)
         self._bare_bytes = 0
         self._head = None
+        self._begun = False
         self._enter(Phase.IDLE)
         self._heads.remember(self._whole, message)
         self._whole = b""  # an idle connection holds nothing of what it has sent
         self._take(message)
+        if not keep_alive and self._phase is Phase.IDLE:
+            self._enter(Phase.LINGER)  # nothing behind the last request is one
 
     # Of our own.
 
@@ -305,12 +327,22 @@ class Connection(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         """Say whether nothing is asked of it."""
-        return self._phase is Phase.IDLE and self._quiet
+        return self._between and self.quiet
 
     @property
-    def _quiet(self) -> bool:
+    def _between(self) -> bool:
+        """Whether no request has begun to come; lines that are empty begin none."""
+        return self._phase is Phase.IDLE or (self._phase is Phase.HEAD and not self._begun)
+
+    @property
+    def quiet(self) -> bool:
         """Say whether no answer is to come, nor on its way."""
         return self._answering is None and not self._waiting and self._blocked_since is None
+
+    @property
+    def owing(self) -> bool:
+        """Whether something was asked that is not answered."""
+        return self._answering is not None or bool(self._waiting)
 
     @property
     def reading(self) -> bool:
@@ -318,7 +350,10 @@ class Connection(asyncio.Protocol):
         return self._phase is not Phase.LINGER
 
     def look(self, now: float) -> None:
-        """End the connection if what it waits for does not come in time."""
+        """End the connection if what it waits for does not come in time, or its client has gone."""
+        if self._half_closed and self._was_reset():
+            self._transport.abort()
+            return
         if self._blocked_since is not None:
             unsent = self._transport.get_write_buffer_size()
             if unsent <= self._unsent - PROGRESS_BYTES:
@@ -327,22 +362,41 @@ class Connection(asyncio.Protocol):
                 self._transport.abort()
                 return
         if now - self._since <= self._phase.value or (
-            self._phase not in _PARSED and not self._quiet
+            self._phase not in _PARSED and not self.quiet
         ):
             return
-        if self._phase is Phase.HEAD:
-            self._refuse(HeadTimeout("head: expected all of it sooner"))
+        if self._phase is Phase.LINGER:
+            self._transport.abort()
         elif self._phase is Phase.BODY:
             self._refuse(BodyTimeout("body: expected all of it sooner"))
-        else:
-            self._transport.abort()
+        elif not self._between:
+            self._refuse(HeadTimeout("head: expected all of it sooner"))
+        elif self.quiet:
+            self._part()
 
     def leave(self) -> None:
-        """End, unless there is an answer to come; a request that is not all there gets none."""
-        if self._phase in _PARSED:
+        """End, unless there is an answer to come; a request that is not all there is refused."""
+        if not self.reading:
+            return
+        if not self._between:
             self._refuse(Draining("the server is stopping"))
-        elif self.idle:
-            self._transport.close()
+        elif self.quiet and not self._unread():
+            self._part()
+
+    def _unread(self) -> int:
+        """Return how many bytes have come that the loop has not read yet."""
+        found = fcntl.ioctl(self._socket().fileno(), termios.FIONREAD, bytes(4))
+        return int.from_bytes(found, sys.byteorder)
+
+    def _was_reset(self) -> bool:
+        """Whether a client that sends no more has gone; a loop that does not read is not told."""
+        if not hasattr(socket, "TCP_INFO"):
+            return False
+        info: bytes = self._socket().getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        return info[0] == _TCP_CLOSE
+
+    def _socket(self) -> Any:
+        return self._transport.get_extra_info("socket")
 
     def _head_size(self) -> int:
         """Give the bytes of the head, whatever came with it."""
@@ -377,24 +431,37 @@ class Connection(asyncio.Protocol):
     def _send(self, made: Reply, message: Message | None) -> None:
         """Write an answer; with None it is the last one."""
         head_only = message is not None and message.head.method == "HEAD"
-        close = message is None or not message.keep_alive or self._answers.closing()
+        if self._answers.closing() and self._phase is Phase.IDLE:
+            self._enter(Phase.LINGER)  # what was read is answered, and nothing more is read
+        close = message is None or not message.keep_alive
+        close = close or (not self._waiting and (self._half_closed or not self.reading))
         # Clients of HTTP 1.0 take a connection for one that ends, unless they are told.
         old = message is not None and message.head.version == "1.0"
         connection = "close" if close else "keep-alive" if old else ""
         self._transport.write(write(made, head_only=head_only, connection=connection))
-        if not close:
-            return
-        self._drop_waiting()
-        if message is None and self._transport.can_write_eof():
-            # To close now would reset the connection, and lose the refusal, while the
-            # client is still sending.
-            self._transport.write_eof()
-            self._enter(Phase.LINGER)
-        else:
+        if close:
+            self._drop_waiting()
+            self._part()
+
+    def _part(self) -> None:
+        """Send no more, and throw away what still comes, for a while.
+
+        To close at once would reset the connection while the client is still sending, and what it
+        has not read of the answers would be lost to it.
+        """
+        if self._half_closed:
             self._transport.close()
+        else:
+            try:
+                self._transport.write_eof()
+            except OSError:  # it was reset, which the loop has not read yet
+                self._transport.abort()
+            self._enter(Phase.LINGER)
 
     def _refuse(self, error: Exception) -> None:
-        """Answer what was not read behind all that was, and read no more."""
+        """Answer what was not read behind all that was, and read no more; that is answered once."""
+        if self._phase is Phase.LINGER:
+            return
         self._enter(Phase.LINGER)
         self._body.drop()
         self._waiting.append(self._answers.refused(self._head, error))

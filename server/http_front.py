@@ -5,6 +5,7 @@ a worker thread.
 """
 
 import asyncio
+import functools
 import io
 import sys
 import urllib.parse
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from server.body import Announced, Limits, check_headers, check_length
+from server.cors import NO_CORS, Cors
 from server.errors import MalformedRequest, TooLarge, Unsupported
 from server.http_connection import Withdraw
 from server.http_message import Head, Message
@@ -20,6 +22,7 @@ from server.reply import Reply, failure
 from server.request import Request, read_fields, request_id
 from server.routes import Route
 from server.service import Service, State
+from server.target import check_host, check_target, split_target
 
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -43,16 +46,20 @@ class Front:
       service: counts the requests.
       limits: of bodies.
       threads: how many requests of the application run at once.
+      cors: says who else may read the answers; the application has its own.
 
     Attributes:
       held: counts the bytes of bodies.
       hot: paths to the routes that answer a POST there, with the named parts of each.
     """
 
-    def __init__(self, app: Wsgi, service: Service, limits: Limits, threads: int) -> None:
+    def __init__(
+        self, app: Wsgi, service: Service, limits: Limits, threads: int, cors: Cors = NO_CORS
+    ) -> None:
         self._app = app
         self._service = service
         self._limits = limits
+        self._cors = cors
         self.held = service.held
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="http")
         self.hot: dict[bytes, tuple[Route, dict[str, str]]] = {}
@@ -79,6 +86,8 @@ class Front:
         if head.route is None or announced is None:
             self._ask_app(message, done)
             return None
+        if self._cors:
+            done = functools.partial(self._shared, head, done)
         route: Route
         route, parts = head.route
         try:
@@ -91,6 +100,10 @@ class Front:
             done(route.refuse(self._service.metrics, error, request_id(head.headers.get)))
             return None
         return route.answer(self._service, request, parts, done)
+
+    def _shared(self, head: Head, done: Callable[[Reply], object], made: Reply) -> None:
+        """Pass an answer on with what is said of origins."""
+        done(_with(made, self._cors, head))
 
     def _ask_app(self, message: Message, done: Callable[[Reply], object]) -> None:
         def called(call: asyncio.Future[Reply]) -> None:
@@ -108,14 +121,14 @@ class Front:
             self._service.metrics.other("none", str(made.status))
         else:
             head.route[0].count(self._service.metrics, made, 0.0)
-        return made
+        return made if head is None else _with(made, self._cors, head)
 
     def closing(self) -> bool:
         """Say whether connections are to end with their answers."""
         return self._service.state not in (State.LOADING, State.READY)
 
     def _route(self, head: Head) -> tuple[Route, dict[str, str]] | None:
-        """Find who infers, by any spelling of the path.
+        """Find who infers, whatever comes before or behind the path.
 
         An inference that went to the application would hold one of its threads until it is
         answered, and a few of them the health check.
@@ -125,36 +138,29 @@ class Front:
         found = self.hot.get(head.target)
         if found is None:
             path, _ = split_target(head.target)
-            found = self.hot.get(path) or self.hot.get(path.removesuffix(b"/"))
+            found = self.hot.get(path)
         return found
+
+
+def _with(made: Reply, cors: Cors, head: Head) -> Reply:
+    return made._replace(headers=made.headers + cors.headers(head.method, head.headers.get))
 
 
 def _check_framing(head: Head) -> None:
     """Refuse what RFC 9112 has a server refuse, and httptools lets pass."""
     if head.version not in ("1.0", "1.1"):
         raise MalformedRequest(f"version: expected HTTP 1.0 or 1.1, got {head.version}")
-    if head.version == "1.1" and "host" not in head.headers:
+    host = head.headers.get("host")
+    if host is not None:
+        check_host(host)
+    elif head.version == "1.1":
         raise MalformedRequest("host: expected a header of that name, got none")
+    check_target(head.method, head.target)
     coding = head.headers.get("transfer-encoding")
     if coding is not None and head.version == "1.0":
         raise MalformedRequest("transfer-encoding: expected none in HTTP 1.0")
     if coding is not None and coding.strip().lower() != "chunked":
         raise Unsupported(f"transfer-encoding: expected chunked, got {coding[:100]!r}")
-
-
-def split_target(target: bytes) -> tuple[bytes, bytes]:
-    """Give the path of a target, decoded, and its query.
-
-    The target of a request to a proxy has scheme and host before the path, and a server has to
-    take it as well: RFC 9112 section 3.2.2.
-    """
-    path, _, query = target.partition(b"?")
-    if not path.startswith(b"/"):
-        _, absolute, behind = path.partition(b"://")
-        if absolute:
-            path = b"/" + behind.partition(b"/")[2]
-    # Flask reads a path that begins with several slashes as if there were one.
-    return b"/" + urllib.parse.unquote_to_bytes(path).lstrip(b"/"), query
 
 
 def environ_of(message: Message) -> dict[str, Any]:
@@ -164,7 +170,8 @@ def environ_of(message: Message) -> dict[str, Any]:
     environ: dict[str, Any] = {
         "REQUEST_METHOD": head.method,
         "SCRIPT_NAME": "",
-        "PATH_INFO": path.decode("latin-1"),
+        "PATH_INFO": urllib.parse.unquote_to_bytes(path).decode("latin-1"),
+        "RAW_URI": head.target.decode("latin-1"),
         "QUERY_STRING": query.decode("latin-1"),
         "SERVER_NAME": "localhost",
         "SERVER_PORT": "80",

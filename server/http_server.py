@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import logging
 import socket
+import struct
+import sys
 import time
 from typing import Any
 
@@ -17,8 +20,13 @@ log = logging.getLogger(__name__)
 CONNECTIONS = 2048
 # How often connections are looked at for what does not come.
 LOOK_S = 1.0
+_SO_ATTACH_FILTER = 26
 # Connections that are taken in before the others have their turn.
 _AT_ONCE = 64
+_TURN_S = 0.01
+# How long a server that stops waits for requests that are on their way. Less than the second after
+# which a client tries again to connect, so that it is refused at once then.
+GRACE_S = 0.5
 # Running out of these passes, once connections end.
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -41,6 +49,32 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     )
     listener.setblocking(False)
     return listener
+
+
+def turn_away(listener: socket.socket) -> None:
+    """Have the kernel drop what asks for a connection, as far as it knows how to.
+
+    A connection that came between the last `accept` and `close` would be reset, with the request
+    on it. Who gets no answer asks again a second later, and is refused.
+    """
+    if sys.platform != "linux":
+        return
+    # In classic BPF: load the flags of the TCP header; if of SYN and ACK it has SYN alone, take
+    # none of the packet, else all of it.
+    program = b"".join(
+        struct.pack("=HBBI", *line)
+        for line in (
+            (0x30, 0, 0, 13),
+            (0x54, 0, 0, 0x12),
+            (0x15, 0, 1, 0x02),
+            (0x06, 0, 0, 0),
+            (0x06, 0, 0, 0xFFFFFFFF),
+        )
+    )
+    kept = ctypes.create_string_buffer(program, len(program))
+    described = struct.pack("@HP", len(program) // 8, ctypes.addressof(kept))
+    with contextlib.suppress(OSError):  # it may be closed
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
 
 
 class HttpServer:
@@ -69,41 +103,87 @@ class HttpServer:
         self.connections: set[Connection] = set()
 
     async def serve(self) -> None:
-        """Accept connections; cancelled to end."""
+        """Accept connections until the listener is closed, or it is cancelled."""
         loop = asyncio.get_running_loop()
         looking = loop.create_task(self._look())
+        self._resume(loop)
         try:
-            with self._listener:
-                while True:
-                    await self._accept(loop)
+            while self._listener.fileno() >= 0:  # noqa: ASYNC110 (whoever closes it waits for it)
+                await asyncio.sleep(self._look_s)
         finally:
             looking.cancel()
+            self._close(loop)
+
+    async def finish(self, grace_s: float = GRACE_S) -> None:
+        """Listen no more, and wait until whatever was asked is answered.
+
+        Args:
+          grace_s: for how long connections are kept on which nothing is asked. What is on its way
+            is answered then, and not lost with them.
+        """
+        loop = asyncio.get_running_loop()
+        turn_away(self._listener)
+        until = time.monotonic() + grace_s
+        over = False
+        while not over or self._beginning or any(c.owing for c in self.connections):
+            if not over and time.monotonic() >= until:
+                over = True
+                self._close(loop)
+            self._look_at_all(leave=over)
+            await asyncio.sleep(_TURN_S)
 
     async def stop(self) -> None:
         """Close the connections as their answers are sent; all of them are closed then."""
+        await self.finish(0.0)
         while self.connections:
-            now = time.monotonic()
-            for connection in list(self.connections):
-                connection.leave()
-                connection.look(now)
-            await asyncio.sleep(0.01)
+            self._look_at_all(leave=True)
+            await asyncio.sleep(_TURN_S)
 
-    async def _accept(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _look_at_all(self, *, leave: bool) -> None:
+        now = time.monotonic()
+        for connection in list(self.connections):
+            if leave:
+                connection.leave()
+            connection.look(now)
+
+    def unfinished(self) -> int:
+        """Return the number of connections on which an answer is to come, or on its way."""
+        return sum(not connection.quiet for connection in self.connections)
+
+    def _close(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Listen no more; those who are connected are taken in, since to close would reset them."""
+        if self._listener.fileno() >= 0:
+            loop.remove_reader(self._listener)
+            with contextlib.suppress(OSError):  # there are no more
+                while True:
+                    self._begin(loop, self._listener.accept()[0])
+            self._listener.close()
+
+    def _resume(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Accept when there is somebody, unless there are as many connections as there may be."""
+        if self._listener.fileno() >= 0:
+            loop.add_reader(self._listener, self._accept, loop)
+
+    def _pause(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Accept nobody for a while."""
+        loop.remove_reader(self._listener)
+        loop.call_later(self._look_s, self._resume, loop)
+
+    def _accept(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take in the connections that wait, several at a turn: a turn can be a batch long."""
+        room = self._most - len(self.connections) - len(self._beginning)
         try:
-            first, _ = await loop.sock_accept(self._listener)
-            self._begin(loop, first)
-            with contextlib.suppress(BlockingIOError):
-                for _ in range(min(_AT_ONCE, self._most - len(self.connections)) - 1):
-                    more, _ = self._listener.accept()
-                    self._begin(loop, more)
+            for _ in range(min(_AT_ONCE, room)):
+                self._begin(loop, self._listener.accept()[0])
+        except BlockingIOError:
+            return
         except OSError as error:
             if error.errno in _SHORTAGES:
                 log.warning("no more connections for now: %s", error.strerror)
-                await asyncio.sleep(self._look_s)
+                self._pause(loop)
             return
-        while len(self.connections) >= self._most:  # noqa: ASYNC110 (at the limit a look now and then will do)
-            await asyncio.sleep(self._look_s)
+        if room <= _AT_ONCE:
+            self._pause(loop)
 
     def _begin(self, loop: asyncio.AbstractEventLoop, accepted: socket.socket) -> None:
         accepted.setblocking(False)
@@ -123,6 +203,4 @@ class HttpServer:
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(self._look_s)
-            now = time.monotonic()
-            for connection in list(self.connections):
-                connection.look(now)
+            self._look_at_all(leave=False)

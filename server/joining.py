@@ -22,11 +22,12 @@ from server.process import Process
 def main(argv: Sequence[str]) -> None:
     """Serve until the first process has it end, or is gone."""
     orders = Orders.read(argv[0])
+    logs.take_streams()
     logs.set_up(orders.config.log_format, orders.config.trace_project)
     # The first process has said all this already.
     logging.getLogger().setLevel(logging.WARNING)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        os._exit(runner.run(_serve(orders)))
+        logs.leave(runner.run(_serve(orders)))
 
 
 async def _serve(orders: Orders) -> int:
@@ -34,7 +35,7 @@ async def _serve(orders: Orders) -> int:
     first.setblocking(False)
     loop = asyncio.get_running_loop()
     board = Board(orders.board, orders.config.processes, orders.place)
-    process = Process(orders.config, os._exit, board, joined=lambda: first.send(b"\n"))
+    process = Process(orders.config, logs.leave, board, joined=lambda: first.send(b"\n"))
 
     def left() -> None:
         loop.remove_reader(first)

@@ -18,7 +18,7 @@ class Limits:
       stall_s: longest that a batch takes before the device is given up.
       failures: batches that fail whole, one after the other, before it is given up.
       in_place_s: batches that take no longer run on the loop's own thread; see `pump`.
-      nonfinite: what JSON is given for NaN and infinity.
+      nonfinite: what JSON is given for NaN, and for infinity that is not declared.
     """
 
     queue_rows: int = 4096

@@ -2,10 +2,11 @@
 
 import bisect
 import collections
+import copy
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 # OpenTelemetry's advised bounds, extended downwards: most answers take less than 5 ms.
@@ -88,7 +89,7 @@ def quantile(histograms: Iterable[Histogram], share: float) -> float | None:
 
 
 @dataclasses.dataclass(slots=True)
-class Spent:
+class DurationSum:
     """How often something was done, and the seconds that it took together."""
 
     count: int = 0
@@ -99,14 +100,14 @@ class Spent:
         self.count += 1
         self.seconds += seconds
 
-    def merge(self, other: "Spent") -> None:
-        """Count what another one did."""
+    def merge(self, other: "DurationSum") -> None:
+        """Add what another one counted."""
         self.count += other.count
         self.seconds += other.seconds
 
 
 @dataclasses.dataclass(slots=True)
-class Bucket:
+class BucketTimes:
     """What one program did.
 
     Attributes:
@@ -117,22 +118,30 @@ class Bucket:
     """
 
     batch: int
-    stage: Spent = dataclasses.field(default_factory=Spent)
-    run: Spent = dataclasses.field(default_factory=Spent)
-    unstage: Spent = dataclasses.field(default_factory=Spent)
+    stage: DurationSum = dataclasses.field(default_factory=DurationSum)
+    run: DurationSum = dataclasses.field(default_factory=DurationSum)
+    unstage: DurationSum = dataclasses.field(default_factory=DurationSum)
 
-    def merge(self, other: "Bucket") -> None:
-        """Count what the same program did elsewhere."""
+    def merge(self, other: "BucketTimes") -> None:
+        """Add what the same program did elsewhere."""
         self.stage.merge(other.stage)
         self.run.merge(other.run)
         self.unstage.merge(other.unstage)
 
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "BucketTimes":
+        """Return what orjson wrote of one."""
+        parts = (DurationSum(**found[part]) for part in ("stage", "run", "unstage"))
+        return cls(found["batch"], *parts)
 
-_PARTS = ("stage", "run", "unstage")
+
+def _seconds() -> Histogram:
+    return Histogram(SECONDS)
 
 
+@dataclasses.dataclass(slots=True)
 class Metrics:
-    """The counts of one server.
+    """The counts of one server. Each is named here and nowhere else in this file.
 
     Attributes:
       requests: (protocol, code) to requests.
@@ -143,29 +152,30 @@ class Metrics:
       queued: seconds from each task's arrival to its batch.
       computed: seconds of each batch on the device's thread.
       batch_rows: rows of each batch, without padding.
-      buckets: name to what it did.
+      buckets: name to what its program did.
       rows: answered.
       padding_rows: run for nothing.
       elements: of inputs that were run, padding included.
       padding_elements: of these, padding.
-      nonfinite: outputs that held NaN or infinity.
+      nonfinite: answers that held NaN, or infinity where the bundle declares none.
     """
 
-    def __init__(self) -> None:
-        self.requests: collections.Counter[tuple[str, str]] = collections.Counter()
-        self.failures: collections.Counter[str] = collections.Counter()
-        self.durations: dict[str, Histogram] = {}
-        self.succeeded = Spent()
-        self.failed = Spent()
-        self.queued = Histogram(SECONDS)
-        self.computed = Histogram(SECONDS)
-        self.batch_rows = Histogram(ROWS)
-        self.buckets: dict[str, Bucket] = {}
-        self.rows = 0
-        self.padding_rows = 0
-        self.elements = 0
-        self.padding_elements = 0
-        self.nonfinite = 0
+    requests: collections.Counter[tuple[str, str]] = dataclasses.field(
+        default_factory=collections.Counter
+    )
+    failures: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    durations: dict[str, Histogram] = dataclasses.field(default_factory=dict)
+    succeeded: DurationSum = dataclasses.field(default_factory=DurationSum)
+    failed: DurationSum = dataclasses.field(default_factory=DurationSum)
+    queued: Histogram = dataclasses.field(default_factory=_seconds)
+    computed: Histogram = dataclasses.field(default_factory=_seconds)
+    batch_rows: Histogram = dataclasses.field(default_factory=lambda: Histogram(ROWS))
+    buckets: dict[str, BucketTimes] = dataclasses.field(default_factory=dict)
+    rows: int = 0
+    padding_rows: int = 0
+    elements: int = 0
+    padding_elements: int = 0
+    nonfinite: int = 0
 
     def inference(self, protocol: str, code: str, seconds: float, slug: str | None = None) -> None:
         """Count a request for an inference.
@@ -205,7 +215,7 @@ class Metrics:
         """
         begun, staged, run, ended = times
         if name not in self.buckets:
-            self.buckets[name] = Bucket(bucket)
+            self.buckets[name] = BucketTimes(bucket)
         program = self.buckets[name]
         program.stage.add(staged - begun)
         program.run.add(run - staged)
@@ -225,45 +235,45 @@ class Metrics:
         self.requests[protocol, code] += 1
 
     def merge(self, other: "Metrics") -> None:
-        """Count what another process has counted."""
-        self.requests.update(other.requests)
-        self.failures.update(other.failures)
-        for protocol, histogram in other.durations.items():
-            self.durations.setdefault(protocol, Histogram(SECONDS)).merge(histogram)
-        self.succeeded.merge(other.succeeded)
-        self.failed.merge(other.failed)
-        self.queued.merge(other.queued)
-        self.computed.merge(other.computed)
-        self.batch_rows.merge(other.batch_rows)
-        for name, bucket in other.buckets.items():
-            self.buckets.setdefault(name, Bucket(bucket.batch)).merge(bucket)
-        self.rows += other.rows
-        self.padding_rows += other.padding_rows
-        self.elements += other.elements
-        self.padding_elements += other.padding_elements
-        self.nonfinite += other.nonfinite
+        """Add what another process has counted."""
+        for field in dataclasses.fields(self):
+            mine, more = getattr(self, field.name), getattr(other, field.name)
+            setattr(self, field.name, _added(mine, more))
 
-    def plain(self) -> dict[str, Any]:
-        """Give the counts as JSON has them, the dataclasses apart, which orjson writes."""
-        requests = [[*key, count] for key, count in self.requests.items()]
-        return {**vars(self), "requests": requests}
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as JSON has them, the dataclasses apart, which orjson writes."""
+        counts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**counts, "requests": [[*key, count] for key, count in self.requests.items()]}
 
     @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> "Metrics":
-        """Give the counts that `plain` gave to JSON."""
-        made = cls()
-        vars(made).update(plain)
-        made.requests = collections.Counter({(p, code): n for p, code, n in plain["requests"]})
-        made.failures = collections.Counter(plain["failures"])
-        made.durations = {p: Histogram(**found) for p, found in plain["durations"].items()}
-        made.succeeded, made.failed = Spent(**plain["succeeded"]), Spent(**plain["failed"])
-        for name in ("queued", "computed", "batch_rows"):
-            setattr(made, name, Histogram(**plain[name]))
-        made.buckets = {
-            name: Bucket(found["batch"], *(Spent(**found[part]) for part in _PARTS))
-            for name, found in plain["buckets"].items()
+    def from_json(cls, found: Mapping[str, Any]) -> "Metrics":
+        """Return the counts that `to_json` gave to JSON."""
+        read: dict[str, Callable[[Any], Any]] = {
+            "requests": lambda pairs: collections.Counter({(p, code): n for p, code, n in pairs}),
+            "failures": collections.Counter,
+            "durations": lambda each: {p: Histogram(**one) for p, one in each.items()},
+            "buckets": lambda each: {b: BucketTimes.from_json(one) for b, one in each.items()},
         }
-        return made
+        blank = cls()
+        for name, value in found.items():
+            default = getattr(blank, name)
+            if name in read:
+                setattr(blank, name, read[name](value))
+            else:
+                setattr(blank, name, value if type(default) is int else type(default)(**value))
+        return blank
+
+
+def _added(mine: Any, more: Any) -> Any:
+    """Return two counts of the same thing together; the first may be changed for it."""
+    if isinstance(mine, int | collections.Counter):
+        return mine + more
+    if isinstance(mine, dict):
+        for name, value in more.items():
+            mine[name] = _added(mine[name], value) if name in mine else copy.deepcopy(value)
+    else:
+        mine.merge(more)
+    return mine
 
 
 def total(several: Sequence[Metrics]) -> Metrics:

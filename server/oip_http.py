@@ -151,7 +151,7 @@ def write(model: Model, wanted: Wanted, answer: Answer) -> Reply:
             binary.append(array.tobytes())
             entry["parameters"] = {"binary_data_size": len(binary[-1])}
         else:
-            entry["data"] = writable(array, answer.nonfinite).reshape(-1)
+            entry["data"] = writable(array, spec, answer.nonfinite).reshape(-1)
         outputs.append(entry)
     message: dict[str, Any] = {
         "model_name": model.manifest.name,

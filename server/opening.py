@@ -22,6 +22,7 @@ from runtime.verify import check_goldens, check_rows
 from server import logs
 from server.config import ServerConfig
 from server.fetching import bundle_at
+from server.intact import changed
 from server.overlap import batches_at_once
 from server.service import Service
 from server.trust import letting_in, tell_promises
@@ -100,6 +101,22 @@ async def open_service(
     return 0
 
 
+async def unfit(service: Service, config: ServerConfig) -> int:
+    """Stop answering once a file that the model uses is no longer what was checked.
+
+    Args:
+      service: that has been opened.
+      config: says how the reason is told.
+
+    Returns:
+      The exit status of what is wrong, which has been said.
+    """
+    error = await changed(service.model.bundle)
+    service.fail("the model's files have changed")
+    logs.end(config.log_format, error)
+    return EXIT_BUNDLE
+
+
 def _served(model: Model) -> str:
     manifest = model.manifest
     sizes = [f"{axis.name} {_listed(axis.sizes)}" for axis in model.signature.axes]
@@ -129,7 +146,7 @@ def open_model(config: ServerConfig) -> Opened:
       ExecutionError: the device failed.
     """
     wait_in_place()
-    with bundle_at(config.bundle, config.cache_dir, config.require_digest) as bundle:
+    with bundle_at(config.bundle, config.cache_dir, config.require_digest, config.device) as bundle:
         with letting_in(bundle, config):
             model = load(bundle, config.device or None, progress=log.info)
         if config.processes > 1 and model.platform != "cpu":
@@ -153,6 +170,7 @@ def _proven(model: Model, config: ServerConfig) -> Opened:
     alone = _rows_mix(model)
     in_flight = batches_at_once(model)
     log.info("batches at once: %d", in_flight)
+    model.bundle.expect_unchanged()  # what was proven is what will answer
     return Opened(model, alone, in_flight)
 
 

@@ -4,13 +4,15 @@ import argparse
 import dataclasses
 import functools
 import itertools
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, override
 
-from runtime.commandline import Parser
+from runtime.commandline import Parser, add_version
 from runtime.entries import MANIFEST_NAME
+from runtime.textfiles import NotText, read_text
 from server.config import BAKED_IN, CHOICES, ConfigError, ServerConfig
 
 # Which bundle an image was built with, as sha256sum writes it.
@@ -53,6 +55,11 @@ class Option(NamedTuple):
         """Say whether it takes no value: what is on is switched off."""
         return self.flag.startswith("--no-")
 
+    @property
+    def repeats(self) -> bool:
+        """Whether it may be passed several times; the variable has the values with commas."""
+        return self.unit.endswith(f"[,{self.unit.partition('[')[0]}]")
+
 
 def options() -> Iterator[Option]:
     """Give every option there is, in the order of the help."""
@@ -62,9 +69,9 @@ def options() -> Iterator[Option]:
         about = field.metadata
         flag = ("--no-" if field.default is True else "--") + field.name.replace("_", "-")
         unit = about["unit"] or "|".join(CHOICES.get(field.name, ()))
-        variables = filter(None, (f"HLOSERVE_{field.name.upper()}", about["also"]))
+        variables = (f"HLOSERVE_{field.name.upper()}", *about["also"])
         default = about["shown"] or _shown(field.default, unit)
-        yield Option(field.name, group, flag, unit, tuple(variables), default, about["help"])
+        yield Option(field.name, group, flag, unit, variables, default, about["help"])
 
 
 def _shown(default: Any, unit: str) -> str:
@@ -122,6 +129,7 @@ def _parser() -> _Parser:
         formatter_class=_Lines,
         allow_abbrev=False,
     )
+    add_version(parser)
     for title, group in itertools.groupby(options(), lambda option: option.group):
         section = parser.add_argument_group(title)
         for option in group:
@@ -135,7 +143,8 @@ def _parser() -> _Parser:
             else:
                 variables = ", ".join(option.variables)
                 text = f"{option.help} (default: {option.default})\n[{variables}]"
-                add(metavar=option.unit, help=text.replace("%", "%%"))
+                action = "append" if option.repeats else "store"
+                add(metavar=option.unit, help=text.replace("%", "%%"), action=action)
     return parser
 
 
@@ -159,6 +168,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
         text, source = getattr(found, option.name), option.flag
         if text is None:
             text, source = _from_environment(option, environ)
+        if isinstance(text, list):
+            text = ",".join(text)
         if text is not None:
             values[option.name] = _convert(text, kinds[option.name], source)
         elif option.name.endswith("_route") and environ.get("AIP_MODE") == "PREDICTION":
@@ -170,8 +181,22 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
     if "bundle" not in values and Path(BAKED_IN, MANIFEST_NAME).is_file():
         values["bundle"] = BAKED_IN
         if "require_digest" not in values and PIN.is_file():
-            values["require_digest"] = f"sha256:{PIN.read_text().partition(' ')[0]}"
+            values["require_digest"] = f"sha256:{_pinned(PIN)}"
     return ServerConfig(**values)
+
+
+def _pinned(file: Path) -> str:
+    """Return the digest in a file that sha256sum wrote, in hex."""
+    try:
+        text = read_text(file)
+    except NotText as error:
+        raise ConfigError(f"{file}: expected a line of sha256sum, got {error}") from None
+    match = re.fullmatch(r"([0-9a-f]{64})( .*)?\n?", text)
+    if match is None:
+        raise ConfigError(
+            f"{file}: expected a line of sha256sum that begins with 64 hex digits, got {text[:80]!r}"
+        )
+    return match[1]
 
 
 def _from_environment(option: Option, environ: Mapping[str, str]) -> tuple[str | None, str]:

@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from runtime.description import describe_axis, describe_format, describe_tensor
+from runtime.description import describe_axis, describe_format, describe_output, describe_tensor
 from runtime.model import Model
 from runtime.signature import Signature, TensorSpec
 from server.figures import Figures, Gather
@@ -112,7 +112,7 @@ def _about(model: Model) -> dict[str, Any]:
         "digest": model.bundle.digest,
         "device": model.platform,
         "inputs": [describe_tensor(spec) for spec in model.signature.inputs],
-        "outputs": [describe_tensor(spec) for spec in model.signature.outputs],
+        "outputs": [describe_output(spec) for spec in model.signature.outputs],
         "axes": [describe_axis(axis) for axis in model.signature.axes],
         "buckets": ", ".join(map(str, manifest.buckets)),
         "format": describe_format(manifest.output_format, labels=False),

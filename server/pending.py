@@ -36,7 +36,8 @@ class Whole:
     """The outputs of a whole batch, for what is cheaper made of all rows at once.
 
     Args:
-      outputs: rows of all of the batch's tasks, none of them NaN or infinite.
+      outputs: rows of all of the batch's tasks, with no NaN in them, and no infinity but in
+        outputs that the bundle declares to hold such.
     """
 
     __slots__ = ("_made", "outputs")
@@ -74,7 +75,8 @@ class Answer(NamedTuple):
     Attributes:
       parts: one for each that was asked.
       evidence: how they came about.
-      nonfinite: what JSON is to have for NaN and infinity; None if there is neither.
+      nonfinite: what JSON is to have for NaN, and for infinity where the bundle declares none;
+        None if there is neither.
     """
 
     parts: Sequence[Part]
@@ -117,7 +119,7 @@ class Pending:
       arrived: the instant it was taken in, monotonic.
       done: called with what comes of it.
       timer: fires at its own deadline, if it has one.
-      tasks: each with (arrays, request, index) as payload.
+      tasks: each with (checked inputs, request, index) as payload.
       given: for each task what it got.
       left: tasks that have got nothing.
     """
@@ -134,18 +136,15 @@ class Pending:
     padded_rows: int = 0
     queue_s: float = 0.0
     compute_s: float = 0.0
-    finite: bool = True
+    as_declared: bool = True
 
     def __post_init__(self) -> None:
         self.tasks = []
         for checked in self.parts:
             for start in range(0, checked.rows, self.most):
-                rows = min(self.most, checked.rows - start)
-                arrays = checked.arrays
-                if rows < checked.rows:
-                    arrays = tuple([None if a is None else a[start : start + rows] for a in arrays])
-                payload = (arrays, self, len(self.tasks))
-                self.tasks.append(Task(rows, checked.sizes, payload, self.arrived))
+                part = checked.cut(start, min(start + self.most, checked.rows))
+                payload = (part, self, len(self.tasks))
+                self.tasks.append(Task(part.rows, part.sizes, payload, self.arrived))
         self.left = len(self.tasks)
         self.given = [None] * self.left
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from runtime.entries import OutputFormat
-from runtime.signature import Signature
+from runtime.signature import Signature, TensorSpec
 from runtime.tensors import Array, numpy_dtype
 from server.errors import NonFiniteOutput
 from server.pending import Nonfinite
@@ -30,83 +30,101 @@ def predictions_from(
       outputs: of the model, by name.
       signature: of the bundle.
       output_format: how they are written.
-      nonfinite: what to write for NaN and infinity; None if there is neither.
+      nonfinite: what to write for what `writable` finds undeclared; None if there is no such.
 
     Returns:
       What orjson can write: arrays, or lists of arrays and objects.
 
     Raises:
-      NonFiniteOutput: there is NaN or infinity, and the policy is not to write it.
+      NonFiniteOutput: there is such, and the policy is not to write it.
     """
     columns: dict[str, Any] = {}
     for spec in signature.outputs:
         array = outputs[spec.name]
         if spec.name == output_format.output and output_format.kind != "raw":
-            columns[spec.name] = formatted(array, output_format, nonfinite)
+            columns[spec.name] = formatted(array, spec, output_format, nonfinite)
         else:
-            columns[spec.name] = writable(array, nonfinite)
+            columns[spec.name] = writable(array, spec, nonfinite)
     if len(columns) == 1:
         return next(iter(columns.values()))
     names = list(columns)
     return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def writable(array: Array, nonfinite: Nonfinite | None) -> Array:
-    """Give an array that orjson writes: of a dtype it knows, and contiguous.
+def writable(array: Array, spec: TensorSpec, nonfinite: Nonfinite | None) -> Array:
+    """Return an array that orjson writes: of a dtype it knows, and contiguous.
+
+    An infinity that the bundle declares is spelt out, whatever the policy for others: null
+    would take away what the model says.
 
     Args:
       array: of any dtype of the format; float8 and bfloat16 become float32.
-      nonfinite: what to write for NaN and infinity; None if there is neither.
+      spec: of the output.
+      nonfinite: what to write for NaN, and for infinity where the bundle declares none; None
+        if there is neither.
 
     Returns:
-      The array, or one of objects in which NaN and infinity are spelt out. orjson itself
-      writes them as null.
+      The array, or one of objects in which what JSON lacks is spelt out. orjson itself writes
+      it as null.
 
     Raises:
       NonFiniteOutput: the policy is to fail.
     """
     if array.dtype in _NARROW:
         array = array.astype(np.float32)
-    if nonfinite is None or nonfinite == "null" or np.isfinite(array).all():
+    if nonfinite is None and not spec.nonfinite:
         return np.ascontiguousarray(array)
-    if nonfinite == "error":
+    if array.dtype.kind in "biu" or (finite := np.isfinite(array)).all():
+        return np.ascontiguousarray(array)
+    undeclared = np.isnan(array) if spec.nonfinite else ~finite
+    if nonfinite == "error" and undeclared.any():
         raise NonFiniteOutput("the answer holds NaN or infinity, which JSON has no way to write")
+    if nonfinite == "null" and not spec.nonfinite:
+        return np.ascontiguousarray(array)
     # By way of text, since a float32 has a shorter one than the double of the same value.
     spelt = array.astype(str).astype(np.float64).astype(object)
-    spelt[np.isnan(array)] = "NaN"
+    spelt[np.isnan(array)] = "NaN" if nonfinite == "string" else None
     spelt[np.isposinf(array)] = "Infinity"
     spelt[np.isneginf(array)] = "-Infinity"
     return spelt
 
 
 def formatted(
-    scores: Array, output_format: OutputFormat, nonfinite: Nonfinite | None = None
+    scores: Array,
+    spec: TensorSpec,
+    output_format: OutputFormat,
+    nonfinite: Nonfinite | None = None,
 ) -> Any:
     """Format one output: probabilities, or label, confidence and probabilities.
 
     Args:
       scores: float[n, classes], logits or probabilities as the format says.
+      spec: of the output. Where it declares infinities, a class whose logit is -inf has the
+        probability 0; a row of nothing else has no label.
       output_format: softmax or classification.
-      nonfinite: what to write for NaN and infinity; None if there is neither.
+      nonfinite: as for `writable`.
 
     Returns:
       float32[n, classes], or a list of n objects.
     """
-    probabilities = scores.astype(np.float32)
     if output_format.kind == "softmax" or output_format.scores == "logits":
-        probabilities = softmax(probabilities)
-    written = writable(probabilities, nonfinite)
+        probabilities = limit_softmax(scores) if spec.nonfinite else softmax(_single(scores))
+    else:
+        probabilities = _single(scores)
+    written = writable(probabilities, spec, nonfinite)
     if output_format.kind == "softmax":
         return written
     labels = output_format.labels or tuple(map(str, range(scores.shape[-1])))
     named = bool(output_format.labels)
+    # Where every class is ruled out none is the best.
+    possible = probabilities.any(axis=-1).tolist() if spec.nonfinite else [True] * len(scores)
     return [
         {
-            "label": labels[index],
+            "label": labels[index] if some else None,
             "confidence": row[index],
             "probabilities": dict(zip(labels, row, strict=True)) if named else row,
         }
-        for index, row in zip(best(probabilities, nonfinite), written, strict=True)
+        for index, row, some in zip(best(probabilities, nonfinite), written, possible, strict=True)
     ]
 
 
@@ -127,3 +145,26 @@ def softmax(logits: Array) -> Array:
         shifted = logits - logits.max(axis=-1, keepdims=True, initial=-np.inf)
         exponents = np.exp(shifted)
         return np.asarray(exponents / exponents.sum(axis=-1, keepdims=True))
+
+
+def limit_softmax(logits: Array) -> Array:
+    """Compute row-wise softmax of logits that can be infinite, as the limit that it tends to.
+
+    Args:
+      logits: float[n, classes].
+
+    Returns:
+      float32[n, classes]: 0 for -inf; where there are inf these share the row equally; a row
+      of -inf alone is all 0, since no class is possible; one with NaN is NaN.
+    """
+    wide = logits if logits.dtype == np.float64 else logits.astype(np.float32)
+    top = wide.max(axis=-1, keepdims=True, initial=-np.inf)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        exponents = np.where(np.isinf(top), wide == top, np.exp(wide - top))
+        exponents[np.isneginf(wide)] = 0
+        total = exponents.sum(axis=-1, keepdims=True)
+        return np.asarray(exponents / np.where(total == 0, 1, total), np.float32)
+
+
+def _single(scores: Array) -> Array:
+    return scores.astype(np.float32)

@@ -9,28 +9,34 @@ import signal
 from collections.abc import Callable
 
 from runtime.scratch import passing
+from server import logs, signals
 from server.board import Board
 from server.config import ServerConfig
+from server.cors import Cors
 from server.grpc_api import Entrance
 from server.http_app import create_app, make_wait
 from server.http_front import Front
-from server.http_server import HttpServer, listen
+from server.http_server import GRACE_S, HttpServer, listen
+from server.intact import BusErrors
 from server.joiners import Joiners
-from server.opening import EXIT_BUNDLE, EXIT_DEVICE, Opened, open_service
+from server.opening import EXIT_BUNDLE, EXIT_DEVICE, Opened, open_service, unfit
 from server.routes import hot_paths, make_routes
 from server.service import Service
 
 log = logging.getLogger("server")
 
 EXIT_UNANSWERED = 1
+# How long refusals have to go out to who was not answered in time.
+_REFUSALS_S = 1.0
 
 
 class Process:
     """Serves until a signal, or until there is nothing to serve.
 
     The first SIGTERM drains: for a while the server answers on but is not ready, so that
-    load balancers turn away; then it takes no more, answers what it has, and ends. SIGINT
-    leaves the while out. A second signal ends the process where it stands.
+    load balancers turn away; then it takes no more, answers what it has, and ends. So do the
+    others of `signals.DRAIN`; SIGINT leaves the while out. A second SIGTERM or SIGINT ends the
+    process where it stands.
 
     Of several processes the first one listens at once, and has the others begin when it has
     proven the bundle; when they listen as well, it is ready. What ends one ends all.
@@ -53,13 +59,18 @@ class Process:
         self._joined = joined
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[int] = self._loop.create_future()
-        self._gently = False
+        self._gently = self._insisted = False
         self._service = Service(
             config.limits,
             fatal=lambda _: self._end(EXIT_DEVICE),
             hung=lambda: die(EXIT_DEVICE),
         )
         self._config = config
+        self._bus_errors = BusErrors(
+            self._expect_unwritten,
+            functools.partial(logs.end, config.log_format),
+            functools.partial(die, EXIT_BUNDLE),
+        )
         self._joiners: Joiners | None = None
         gather = None
         if config.processes > 1:
@@ -69,16 +80,19 @@ class Process:
                 self._joiners = Joiners(board, self._lost)
         self._board = board
         self._routes = make_routes(self._service, config, gather)
-        app = create_app(self._service, self._routes, config.bodies, make_wait(self._loop))
-        self._front = Front(app, self._service, config.bodies, threads=8)
+        cors = Cors(config.origins)
+        app = create_app(self._service, self._routes, config.bodies, make_wait(self._loop), cors)
+        self._front = Front(app, self._service, config.bodies, threads=8, cors=cors)
         self._http: HttpServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._grpc = Entrance(self._service, config, gather) if config.grpc_port >= 0 else None
 
     async def serve(self) -> int:
         """Serve; returns the exit status."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._signalled, number)
+        self._bus_errors.install()
+        for number in (*signals.DRAIN, signal.SIGINT):
+            if signals.wanted(number):
+                self._loop.add_signal_handler(number, self._signalled, number)
         if self._joined is None:
             await self._listen()
         opening = self._loop.create_task(self._open())
@@ -108,7 +122,7 @@ class Process:
         listener = listen(config.host, config.port, shared=config.processes > 1)
         self._http = HttpServer(self._front, listener)
         serving = self._loop.create_task(self._http.serve())
-        # It returns only where it broke.
+        # It returns only where it broke, or was stopped.
         serving.add_done_callback(lambda _: self._end(EXIT_DEVICE))
         self._tasks.append(serving)
 
@@ -130,11 +144,15 @@ class Process:
             self._end(failed)
             return
         self._front.hot = hot_paths(self._service, self._routes)
+        self._tasks.append(self._loop.create_task(self._watch()))
         if self._board is not None:
             self._tasks.append(self._loop.create_task(self._board.keep(self._service)))
         if self._joined is not None:
             await self._listen()
             self._joined()
+
+    async def _watch(self) -> None:
+        self._end(await unfit(self._service, self._config))
 
     async def _proven(self, config: ServerConfig, opened: Opened) -> None:
         """Have the other processes begin, with the bundle that was proven and no other."""
@@ -149,9 +167,13 @@ class Process:
 
     async def _stop(self, status: int) -> int:
         """Answer what there is, within its time; returns the exit status."""
-        self._service.stop()
+        timeout_s = self._config.drain_timeout_s
+        self._service.drain()
         try:
-            async with asyncio.timeout(self._config.drain_timeout_s):
+            async with asyncio.timeout(timeout_s):
+                if self._http is not None:
+                    await self._http.finish(min(GRACE_S, timeout_s / 2))
+                self._service.stop()
                 await self._service.drained()
                 if self._grpc is not None:
                     await self._grpc.stop(self._config.drain_timeout_s)
@@ -160,14 +182,20 @@ class Process:
                 if self._http is not None:
                     await self._http.stop()
         except TimeoutError:
-            connections = 0 if self._http is None else len(self._http.connections)
-            log.error(  # noqa: TRY400
-                "stopping with %d requests unanswered, %d connections open",
-                self._service.abandon(),
-                connections,
-            )
-            await asyncio.sleep(0.1)  # their refusals go out
-            return status or EXIT_UNANSWERED
+            self._service.stop()
+            connections = 0 if self._http is None else self._http.unfinished()
+            unanswered = self._service.abandon()
+            if self._http is not None:  # their refusals go out
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_REFUSALS_S):
+                        await self._http.stop()
+            if unanswered or connections:
+                log.error(  # noqa: TRY400
+                    "stopping with %d requests unanswered, %d connections open",
+                    unanswered,
+                    connections,
+                )
+                return status or EXIT_UNANSWERED
         if not status:  # else the last line is the one that says why
             log.info("stopped")
         return status
@@ -176,15 +204,24 @@ class Process:
         if not self._ended.done():
             self._ended.set_result(status)
 
+    def _expect_unwritten(self) -> None:
+        if self._service.loaded:
+            self._service.model.bundle.expect_unwritten()
+
     def _lost(self, status: int) -> None:
         """End as another of the processes did."""
         self._end(status or EXIT_DEVICE)
 
     def _signalled(self, number: signal.Signals) -> None:
+        insists, again = number in (signal.SIGTERM, signal.SIGINT), self._insisted
+        self._insisted = insists or again
         if self._ended.done():
-            if self._joiners is not None:
-                self._joiners.signal(number)
-            self._die(EXIT_UNANSWERED)
+            # Further processes have theirs from the first, and from whoever signals all of them.
+            if insists and again and self._joined is None:
+                if self._joiners is not None:
+                    self._joiners.signal(signal.SIGKILL)
+                self._die(EXIT_UNANSWERED)
+            return
         log.info("received %s", number.name)
-        self._gently = number is signal.SIGTERM
+        self._gently = number is not signal.SIGINT
         self._end(0)

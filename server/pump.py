@@ -4,6 +4,10 @@ To hand a batch to the device's thread and back takes about as long as to read t
 the two threads then get in each other's way. So a batch that is known to be quick runs right on
 the loop, which keeps that from nothing that could not wait for it. gRPC's calls are another matter:
 each takes four turns of the loop, and the next batch fills only if those go on meanwhile.
+
+How long a program took once says how long it takes only if that does not depend on its inputs. One
+that branches or loops by what it is given always runs on the device's thread, so that the loop can
+answer for the process however long that takes. What runs in place is given up after `in_place_stall_s`.
 """
 
 import asyncio
@@ -15,12 +19,12 @@ from collections.abc import Callable
 
 from runtime.model import Model
 from runtime.signature import bucket_name
+from runtime.staging import count_elements
 from server.batching import Batch, BatchQueue
 from server.device import Device, Outcome
 from server.limits import Limits
 from server.metrics import Metrics
 from server.pending import Whole
-from server.staging import count_elements
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +32,10 @@ log = logging.getLogger(__name__)
 IDLE_TURN_S = 30e-6
 # Longest that a batch waits because the loop is busy.
 LINGER_S = 0.005
+# What a batch may take in place: so many times what was measured, and at least so long, since a
+# machine that is short of memory or processors is slow at times. The loop answers nobody meanwhile.
+_IN_PLACE_FACTOR = 10_000
+_IN_PLACE_LEAST_S = 5.0
 # What a batch costs beside its program and its rows: 27 µs in a tight loop, and twice that once a
 # program has emptied the caches. Without it programs that take as long for each row in any
 # bucket would be run in small ones.
@@ -104,6 +112,13 @@ class Pump:
             hung=hung,
             threads=in_flight,
         )
+        # Programs that run in place, and the seconds after which they are given up.
+        self._in_place = {
+            (sizes, bucket): in_place_stall_s(seconds)
+            for sizes, group in model.groups.items()
+            for bucket, seconds in group.planner.costs.items()
+            if seconds <= limits.in_place_s and not model.data_dependent(sizes, bucket)
+        }
         self._flying: dict[Batch, asyncio.TimerHandle] = {}
         self._wake: asyncio.TimerHandle | None = None
         self._coming = False
@@ -132,9 +147,7 @@ class Pump:
         """Launch what is due and fits; else come back when it is."""
         self._coming = False
         queue = self.queue
-        quick = (
-            self.fastest_s <= self._limits.in_place_s and not self._flying and not self._off_loop
-        )
+        quick = bool(self._in_place) and not self._flying and not self._off_loop
         if quick and queue.rows < queue.max_rows and self._lingers():
             self.come()
             return
@@ -152,20 +165,16 @@ class Pump:
             if batch is None:
                 break
             here = not self._flying and not self._off_loop
-            if here and self._seconds(batch) <= self._limits.in_place_s:
+            if here and (batch.sizes, batch.bucket) in self._in_place:
                 self._run_here(batch)
                 return
             stall = self._loop.call_later(self._limits.stall_s, self._give_up, "the device hangs")
             self._flying[batch] = stall
             self.device.submit(batch)
 
-    def _seconds(self, batch: Batch) -> float:
-        """Give the time that a batch's program took when it was measured."""
-        return self.model.groups[batch.sizes].planner.costs[batch.bucket]
-
     def _run_here(self, batch: Batch) -> None:
         try:
-            outcome = self.device.run_here(batch)
+            outcome = self.device.run_here(batch, self._in_place[batch.sizes, batch.bucket])
         except BaseException:  # as on the device's thread: whatever it is, the device is lost
             log.critical("the device died", exc_info=True)
             self._give_up("the device died")
@@ -207,14 +216,24 @@ class Pump:
         pairs = zip(batch.tasks, outcome.answers, strict=True)
         answered = sum([task.rows for task, answer in pairs if type(answer) is tuple])
         self._metrics.batch(name, batch.bucket, batch.rows, answered, outcome.times)
-        self._metrics.padding(*count_elements(signature, batch))
+        parts = [task.payload[0] for task in batch.tasks]
+        self._metrics.padding(*count_elements(signature, parts, batch.bucket, batch.sizes))
         self._failures = self._failures + 1 if outcome.failed else 0
         if self._failures >= self._limits.failures:
             self._give_up(f"{self._failures} batches failed one after the other")
 
     def _whole(self, outcome: Outcome) -> Whole | None:
         """Give a batch's outputs for all of its tasks, if they can be read row for row."""
-        if not outcome.finite or not self._by_row:
+        if not outcome.as_declared or not self._by_row:
             return None
         rows = [output[: outcome.batch.rows] for output in outcome.outputs]
         return Whole(dict(zip(self.model.output_names, rows, strict=True)))
+
+
+def in_place_stall_s(measured_s: float) -> float:
+    """Return how long a batch may take in place before the process is given up, in seconds.
+
+    Args:
+      measured_s: what its program took at load, in seconds.
+    """
+    return max(_IN_PLACE_LEAST_S, _IN_PLACE_FACTOR * measured_s)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, override
 
 from runtime.model import Model
+from runtime.release import version
 from server import oip, oip_http, tfserving, vertex
 from server.body import inflate
 from server.config import ServerConfig
@@ -23,9 +24,10 @@ from server.parse import expect_fitting
 from server.reply import Reply, failure, reply
 from server.request import Request
 from server.service import Service, State
+from server.target import spelt
 
 SERVER_NAME = "hloserve"
-SERVER_VERSION = "0.1.0"
+SERVER_VERSION = version()
 # What a client of the Open Inference Protocol may ask for and is not served.
 _UNSERVED = (
     "/v2/models/<model>/config",
@@ -220,7 +222,7 @@ def hot_paths(
         if route.infers:
             path = functools.reduce(lambda p, part: p.replace(*part), names.items(), route.rule)
             parts = {part[1:-1]: name for part, name in names.items() if part in route.rule}
-            found[path.encode()] = route, parts
+            found[spelt(path)] = route, parts
     return found
 
 

@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from runtime.entries import File
 from runtime.scratch import passing
 from server.store import NotFetched
 
@@ -29,6 +31,34 @@ def directory(cache: Path | None, digest: str) -> Iterator[Path]:
         except OSError as error:
             raise unwritable(cache or Path(tempfile.tempdir or "/tmp"), error) from None  # noqa: S108
         yield made
+
+
+def expect_disk(folder: Path, files: Iterable[File]) -> None:
+    """Refuse files that the disk has no room for, those that are there already apart.
+
+    Raises:
+      NotFetched: says how many bytes there are.
+    """
+    needed = sum(max(file.bytes - _here(folder / file.path), 0) for file in files)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise NotFetched(
+            f"{folder}: expected {needed:,} B free for the bundle, got {free:,} B; pass --cache-dir "
+            "with room for the bundle"
+        )
+
+
+def part_of(target: Path) -> Path:
+    """Return where a file is filled until it is whole."""
+    return target.with_name(target.name + ".part")
+
+
+def _here(target: Path) -> int:
+    """Return the bytes of a file that are there, whole or in part."""
+    for path in (target, part_of(target)):
+        with contextlib.suppress(OSError):
+            return path.lstat().st_size
+    return 0
 
 
 def unwritable(where: Path, error: OSError) -> NotFetched:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from runtime.inputs import Checked
 from runtime.model import Model
 from runtime.program import count_compiles
-from server.device import Outcome, is_finite
+from server.device import Outcome, is_as_declared
 from server.errors import DeadlineExceeded, Draining, NotReady, TooLarge
 from server.held import Held
 from server.limits import Limits
@@ -223,6 +223,16 @@ class Service:
         if self.state is not State.FAILED:
             self.state = State.STOPPING
 
+    def fail(self, reason: str) -> None:
+        """Be ready no more, and refuse every request, those that are in too.
+
+        Args:
+          reason: what their callers are told.
+        """
+        self.state = State.FAILED
+        for request in list(self._requests):
+            self._end(request, NotReady(reason))
+
     def abandon(self) -> int:
         """Refuse the requests that are still in; returns how many there were."""
         left = list(self._requests)
@@ -275,12 +285,16 @@ class Service:
         if request not in self._requests:
             return
         parts, evidence = request.answer(self.model)
-        if request.finite:
+        if request.as_declared:
             answer = Answer(parts, evidence)
         else:
             answer = Answer(parts, evidence, self._limits.nonfinite)
-            arrays = (array for part in parts for array in part.outputs.values())
-            self.metrics.nonfinite += not all(map(is_finite, arrays))
+            declared = (
+                is_as_declared(spec, part.outputs[spec.name])
+                for spec in self.model.signature.outputs
+                for part in parts
+            )
+            self.metrics.nonfinite += not all(declared)
         self._end(request, answer)
 
     def _expire(self) -> None:
@@ -308,18 +322,16 @@ class Service:
             elif request in self._requests:
                 given = Given(outputs, whole, start)
                 request.give(index, given, batch.bucket, padded, waited, outcome.seconds)
-                request.finite = request.finite and outcome.finite
+                request.as_declared = request.as_declared and outcome.as_declared
                 if not request.left:
                     self._complete(request)
             start += task.rows
 
     def _give_up(self, reason: str) -> None:
-        """Fail: refuse every request, those that are in too, and have the process ended."""
+        """Fail for want of a device, and have the process ended."""
         if self.state is not State.FAILED:
-            self.state = State.FAILED
             log.critical("giving up: %s", reason)
-            for request in list(self._requests):
-                self._end(request, NotReady("the device has failed"))
+            self.fail("the device has failed")
             self._fatal(reason)
 
 

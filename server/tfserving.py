@@ -4,6 +4,7 @@ https://github.com/tensorflow/serving/blob/master/tensorflow_serving/g3doc/api_r
 https://kserve.github.io/website/latest/modelserving/data_plane/v1_protocol/
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from runtime.errors import SignatureMismatch
 from runtime.manifest import Manifest
 from runtime.model import Model
-from runtime.signature import TensorSpec
+from runtime.signature import Signature, TensorSpec
 from runtime.tensors import Array, numpy_dtype
 from server import vertex
 from server.dialect import Call
@@ -81,7 +82,7 @@ def read(request: Request, model: Model, *, most_rows: int) -> Call[Reply]:
     if "instances" in value:
         return vertex.read_instances(request.body, value["instances"], model, most_rows)
     arrays = _columns(value["inputs"], model)
-    return Call([model.checker.check(arrays)], _write_columns)
+    return Call([model.checker.check(arrays)], functools.partial(_write_columns, model.signature))
 
 
 _KEYS = ("signature_name", "instances", "inputs")
@@ -112,8 +113,11 @@ def _tensor(spec: TensorSpec, values: Any, smallest: Mapping[str, int]) -> Array
     return array
 
 
-def _write_columns(answer: Answer) -> Reply:
-    outputs = {name: writable(array, answer.nonfinite) for name, array in answer.outputs.items()}
+def _write_columns(signature: Signature, answer: Answer) -> Reply:
+    outputs = {
+        spec.name: writable(answer.outputs[spec.name], spec, answer.nonfinite)
+        for spec in signature.outputs
+    }
     only = next(iter(outputs.values())) if len(outputs) == 1 else outputs
     return reply({"outputs": only})
 

@@ -19,8 +19,9 @@ from runtime.program import compute_with
 from server import logs
 from server.config import ServerConfig
 from server.cores import cores_here
+from server.cors import Cors
 from server.http_app import create_app, make_wait
-from server.opening import EXIT_DEVICE, open_service
+from server.opening import EXIT_DEVICE, open_service, unfit
 from server.options import parse
 from server.routes import make_routes
 from server.service import Service
@@ -65,11 +66,12 @@ class Application:
         service = Service(self._config.limits, fatal=give_up, hung=give_up)
 
         async def open_() -> None:
-            if failed := await open_service(service, self._config):
-                self._die(failed)
+            failed = await open_service(service, self._config)
+            self._die(failed or await unfit(service, self._config))
 
         routes = make_routes(service, self._config)
-        app = create_app(service, routes, self._config.bodies, make_wait(loop))
+        cors = Cors(self._config.origins)
+        app = create_app(service, routes, self._config.bodies, make_wait(loop), cors)
         threading.Thread(target=loop.run_forever, name="loop", daemon=True).start()
         asyncio.run_coroutine_threadsafe(open_(), loop)
         return app

@@ -2,6 +2,7 @@
 
     python -m tests.data.freeze mood tests/data/bundles/format-1_2026-11-22
     python -m tests.data.freeze lengths tests/data/bundles/format-3_2026-11-28
+    python -m tests.data.freeze suppressed tests/data/bundles/format-4_2026-11-30
 
 A frozen bundle stands for all those that were made at its date and are in use since. It is
 NEVER regenerated in place: a test that fails on it has found a release that cannot read
@@ -28,9 +29,10 @@ from flax import linen as nn
 
 from export import TensorSpec, export_model
 
-# The dates in the bundles' names: 2026-11-22 and 2026-11-28.
+# The dates in the bundles' names: 2026-11-22, 2026-11-28 and 2026-11-30.
 MOOD_EPOCH = "1795305600"
 LENGTHS_EPOCH = "1795824000"
+SUPPRESSED_EPOCH = "1795996800"
 
 
 class Mood(nn.Module):
@@ -93,5 +95,33 @@ def freeze_lengths(out: str) -> None:
     )
 
 
+def freeze_suppressed(out: str) -> None:
+    """Export logits of which one is never possible, and scores that are masked: format 4."""
+    os.environ["SOURCE_DATE_EPOCH"] = SUPPRESSED_EPOCH
+
+    def choose(params: jax.Array, ids: jax.Array) -> dict[str, jax.Array]:
+        rows = params[ids]
+        return {
+            "logits": rows.sum(axis=1).at[:, 1].set(-jnp.inf),
+            "scores": jnp.where(ids == 0, -jnp.inf, rows[..., 0]),
+        }
+
+    table = np.arange(48, dtype=np.float32).reshape(16, 3) / 64
+    table[0] = 0  # padding adds nothing
+    export_model(
+        choose,
+        table,
+        inputs=[TensorSpec(name="ids", dtype="int32", shape=("_", "seq"), minimum=0, maximum=15)],
+        axes={"seq": (4, 8)},
+        buckets=(1, 4),
+        output="classification:logits:logits",
+        labels=("stay", "never", "go"),
+        allow_infinite=("logits", "scores"),
+        name="choose",
+        out=out,
+    )
+
+
 if __name__ == "__main__":
-    {"mood": freeze_mood, "lengths": freeze_lengths}[sys.argv[1]](sys.argv[2])
+    kinds = {"mood": freeze_mood, "lengths": freeze_lengths, "suppressed": freeze_suppressed}
+    kinds[sys.argv[1]](sys.argv[2])

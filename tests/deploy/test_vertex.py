@@ -523,3 +523,19 @@ def test_cloud_build_says_what_its_words_mean():
     assert [step["id"] for step in config["steps"]] == ["build", "starts"]
     dockerfile = Path(ROOT / "Dockerfile")
     assert not dockerfile.exists() or "ARG DEVICE" in dockerfile.read_text()
+
+
+def test_a_url_is_no_bundle_to_upload(argv, capsys):
+    """
+    What is uploaded lies here: a bundle in a bucket is refused with what copies it.
+    """
+    argv[1] = "gs://models/iris"
+
+    with raises(SystemExit) as caught:
+        vertex.main(argv)
+
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: argument --bundle: expected a path on this machine, got 'gs://models/iris'; copy it "
+        "here first: gcloud storage cp -r gs://models/iris . and pass iris\n"
+    )

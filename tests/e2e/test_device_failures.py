@@ -1,9 +1,14 @@
 """A device that fails for good ends the real process, with a status; nobody waits in vain."""
 
 import asyncio
+import contextlib
+import itertools
 import signal
 import socket
 
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from pytest import fixture, mark
 
 from tests.e2e.clients import Connection
@@ -39,6 +44,12 @@ def fails_too(self):
 Model.run, Model.canary = fails, fails_too
 runpy.run_module("server", run_name="__main__", alter_sys=True)
 """
+# Before that: a batch in place has next to no time.
+HURRIED = """
+import server.pump
+server.pump._IN_PLACE_LEAST_S = 0.2
+server.pump._IN_PLACE_FACTOR = 1
+"""
 # Before that: programs take so long that they run on the device's thread, one after the other.
 SLOW = """
 import threading
@@ -54,6 +65,7 @@ def slowly(*arguments):
 Program.call = slowly
 """
 HANGS, BREAKS = 1001, 1002
+HANGS_FOR_REAL = 1013
 EXIT_DEVICE = 5
 
 
@@ -92,6 +104,65 @@ def test_a_device_that_hangs_ends_the_process(served):
     assert set(statuses) <= {503, None}
     assert (status, errors) == (EXIT_DEVICE, "")
     assert "the device hangs" in served.log
+
+
+def test_a_quick_batch_that_hangs_ends_the_process_sooner(wide_bundle):
+    """The loop answers nobody while it runs a batch: that has a time of its own, far below an hour."""
+    options = ("--device-timeout-s", "3600")
+    command = ("-c", HURRIED + COMMAND)
+    with started("--bundle", str(wide_bundle), *options, command=command) as served:
+        statuses = ask(served, HANGS)
+        status, errors = served.end()
+
+    assert statuses == [None]
+    assert (status, errors) == (EXIT_DEVICE, "")
+    assert "CRITICAL the device hangs: a batch ran in place for 0.2 s" in served.log
+
+
+def spin(params, x):
+    """Add a param, but go round and round where a row begins with 1013."""
+    x = lax.while_loop(lambda c: (c[:, 0] == HANGS_FOR_REAL).any(), jnp.abs, x)
+    return x + params["seven"]
+
+
+@fixture(scope="session")
+def spinning_bundle(exported):
+    """x float32[_, 2] plus 7; buckets 1, 2; loops for ever on one value."""
+    seven = {"seven": np.full(2, 7, np.float32)}
+    return exported("spinning", spin, seven, inputs=["x:float32[_,2]"], buckets=(1, 2))
+
+
+def test_a_program_that_loops_for_ever_leaves_the_loop_to_answer(spinning_bundle):
+    """While the device goes round and round the server says that it lives, and what waits."""
+    options = ("--device-timeout-s", "3600")
+    with (
+        started("--bundle", str(spinning_bundle), *options) as served,
+        contextlib.ExitStack() as stack,
+    ):
+        good = ask(served, 9)
+        numbers = itertools.chain([HANGS_FOR_REAL], itertools.repeat(9))
+        # Some may come into the batch of the first; those behind it wait.
+        while served.counts()["hloserve_queue_depth"] < 1:
+            connection = socket.create_connection(("127.0.0.1", served.port), timeout=TIMEOUT_S)
+            stack.enter_context(connection)
+            body = b'{"instances": [[%d, 0]]}' % next(numbers)
+            connection.sendall(request("/predict", body))
+        alive = served.get("/v2/health/live")
+
+    assert good == [200]
+    assert alive == '{"live":true}'
+
+
+def test_a_program_that_loops_for_ever_ends_the_process_in_its_time(spinning_bundle):
+    """What does not come back within --device-timeout-s is a device that is lost."""
+    options = ("--device-timeout-s", "1")
+    with started("--bundle", str(spinning_bundle), *options) as served:
+        statuses = ask(served, HANGS_FOR_REAL)
+        status, errors = served.end()
+
+    assert set(statuses) <= {503, None}
+    assert (status, errors) == (EXIT_DEVICE, "")
+    assert "CRITICAL giving up: the device hangs" in served.log
 
 
 def test_a_device_that_keeps_failing_ends_the_process(served):

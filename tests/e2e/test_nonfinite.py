@@ -1,4 +1,4 @@
-"""NaN and infinity in answers: JSON by policy, bytes as they are, batch-mates untouched."""
+"""NaN and infinity in answers: JSON by policy or declaration, bytes as they are."""
 
 import contextlib
 
@@ -9,7 +9,7 @@ from pytest import fixture, mark
 from export import export_model
 from server.grpc_api import INFERENCE
 from server.protos import inference_pb2 as pb
-from tests.serving import serving
+from tests.serving import ROOT, serving
 
 pytestmark = mark.e2e
 
@@ -119,3 +119,38 @@ def test_answers_that_hold_them_are_counted(servers):
     served.post({"instances": ROWS[1:2].tolist()})
 
     assert served.counts()[name] == before + 1
+
+
+FROZEN = ROOT / "tests" / "data" / "bundles" / "format-4_2026-11-30"
+IDS = np.array([[8, 0, 3]], np.int32)
+LOGITS, SCORES = [0.515625, "-Infinity", 0.578125], [0.375, "-Infinity", 0.140625]
+
+
+@mark.parametrize("policy", POLICIES)
+def test_a_bundle_that_declares_infinities_is_served(policy):
+    """Masked logits and scores are answered in every protocol, whatever the policy is."""
+    tensor = {"name": "ids", "datatype": "INT32", "shape": [1, 3], "data": IDS.tolist()}
+    message = pb.ModelInferRequest(model_name="choose")
+    message.inputs.add(name="ids", datatype="INT32", shape=IDS.shape)
+    message.raw_input_contents.append(IDS.tobytes())
+    with serving("--bundle", str(FROZEN), "--nonfinite", policy) as served:
+        _, vertex = served.post({"instances": IDS.tolist()})
+        _, columns = served.post({"inputs": IDS.tolist()}, "/v1/models/choose:predict")
+        _, oip = served.post({"inputs": [tensor]}, "/v2/models/choose/infer")
+        with grpc.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
+            answer = channel.unary_unary(
+                f"/{INFERENCE}/ModelInfer", None, pb.ModelInferResponse.FromString
+            )(message.SerializeToString())
+        counted = served.counts()["hloserve_nonfinite_outputs_total"]
+        page = served.get("/")
+
+    (prediction,) = vertex["predictions"]
+    assert (prediction["logits"]["label"], prediction["scores"]) == ("go", SCORES)
+    assert prediction["logits"]["probabilities"]["never"] == 0
+    assert columns == {"outputs": {"logits": [LOGITS], "scores": [SCORES]}}
+    assert [output["data"] for output in oip["outputs"]] == [LOGITS, SCORES]
+    assert [np.frombuffer(raw, np.float32).tolist() for raw in answer.raw_output_contents] == [
+        [float(value) for value in values] for values in (LOGITS, SCORES)
+    ]
+    assert counted == 0
+    assert "logits: float32[_, 3] (may be infinite)" in page

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import signal
 import socket
 import subprocess
@@ -166,3 +167,69 @@ def test_an_interrupt_while_it_imports_is_no_traceback(arguments):
         errors = process.stderr.read()
 
     assert (process.returncode, errors) == (-signal.SIGINT, b"")
+
+
+SENT_BY_MISTAKE = [
+    *("SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO", "SIGSTKFLT", "SIGPIPE"),
+    *("SIGXFSZ", "SIGRTMIN", "SIGRTMAX", "SIGCHLD", "SIGURG", "SIGWINCH", "SIGCONT"),
+]
+
+
+def test_signals_that_mean_nothing_do_nothing(wide_bundle):
+    """From its start to its end a server of several processes is ended by none of them, nor by one for all."""
+    numbers = [getattr(signal, name) for name in SENT_BY_MISTAKE]
+    port = free_port()
+    with start(port, "--bundle", str(wide_bundle), "--processes", "2") as process:
+        while "numpy" not in Path(f"/proc/{process.pid}/maps").read_text():
+            assert process.poll() is None
+        for number in numbers:
+            process.send_signal(number)
+        ready_line(process)
+        served = Served(process, port, -1)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for number in numbers:
+            process.send_signal(number)
+            for child in children:
+                os.kill(int(child), number)
+        answers = [served.post({"instances": [[1, 2]]}) for _ in range(10)]
+        for child in children:  # as whoever ends all processes of a container does
+            os.kill(int(child), signal.SIGTERM)
+        ended = served.end(signal.SIGTERM)
+
+    assert children
+    assert answers == [(200, ANSWER)] * 10
+    assert ended == (0, "")
+
+
+@mark.parametrize("number", [signal.SIGHUP, signal.SIGPWR, signal.SIGXCPU])
+def test_a_terminal_that_is_closed_ends_a_server_in_order(served, number):
+    """So do a power failure and the end of its processor time, however often it is told."""
+    with socket.create_connection(("127.0.0.1", served.port), timeout=TIMEOUT_S) as connection:
+        connection.sendall(REQUEST[:-5])
+        served.process.send_signal(number)
+        read_until(served.process, f"received {number.name}")
+        served.process.send_signal(number)
+        connection.sendall(REQUEST[-5:])
+        status, headers, body = read_answer(connection)
+
+    assert (status, body) in ((200, ANSWER), (503, body))
+    assert headers["connection"] == "close"
+    assert served.end() == (0, "")
+
+
+NOHUP = """
+import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+os.execv(sys.executable, [sys.executable, "-m", "server", *sys.argv[1:]])
+"""
+
+
+def test_who_ignores_hangups_has_them_ignored(wide_bundle):
+    """A server under nohup outlives its terminal."""
+    with started("--bundle", str(wide_bundle), command=("-c", NOHUP)) as served:
+        served.process.send_signal(signal.SIGHUP)
+        answer = served.post({"instances": [[1, 2]]})
+        ended = served.end(signal.SIGTERM)
+
+    assert answer == (200, ANSWER)
+    assert ended == (0, "")

@@ -9,12 +9,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from export import ExportError, Report, __main__, export_model, verification
-from export.exporting import _lower_all, _needs_wide_types
+from export.exporting import _lower_all
+from export.jax_settings import honouring
 from export.lowering import reproducible
 from export.plan import Plan, prepare
 from export.spec import ExportSpec
 from runtime import Model, load
-from runtime.program import wide_types
+from runtime.jax_settings import lifted
 from runtime.report import verification as verification_report
 from runtime.verify import verify
 
@@ -184,9 +185,8 @@ def plan():
     def run(model, params=None, *, inputs=(X,), **options) -> Plan:
         given = {"buckets": (1, 2), "platforms": ("cpu",), **options}
         spec = ExportSpec(model=model, params=params, inputs=inputs, **given).checked()
-        x64 = _needs_wide_types(spec)
-        with wide_types(x64), reproducible():
-            return prepare(spec, lambda _: None, x64=x64)
+        with honouring(spec) as honoured:
+            return prepare(honoured.spec, lambda _: None, x64=honoured.x64)
 
     return run
 
@@ -196,7 +196,7 @@ def lowered():
     """Lower what was planned."""
 
     def run(plan: Plan):
-        with wide_types(plan.x64), reproducible():
+        with lifted(x64=plan.x64), reproducible():
             return _lower_all(plan, lambda _: None)
 
     return run

@@ -284,7 +284,7 @@ def test_labels_come_from_a_file_or_the_command_line(command):
                 "which is no file"
             ),
         ),
-        ("latin.txt", "--labels latin.txt: expected text in UTF-8, got other bytes"),
+        ("latin.txt", "--labels latin.txt: expected text in UTF-8, got the byte 0xf6 in line 1"),
         ("crane,gull,crane", "labels: expected each name once, got 'crane' twice"),
     ],
 )

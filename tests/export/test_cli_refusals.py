@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from export import ExportError, export_model
 
 X = "x:float32[_,3]"
 
@@ -72,13 +75,16 @@ def test_wrong_usage_is_one_line_and_status_2(command, words, message):
         ),
         (
             ["models.py:affine", "--input", "x=float32[_,3]"],
-            "input 'x=float32[_,3]': expected NAME:DTYPE[_, SIZE, …] such as x:float32[_,28,28,1]",
+            (
+                "input 'x=float32[_,3]': expected NAME:DTYPE[_, SIZE, …] such as x:float32[_,28,28,1]; "
+                "write x:float32[_,3]"
+            ),
         ),
         (
             ["models.py:affine", "--input", "x:float32[3]"],
             (
                 "input 'x': expected [_, …] with sizes or axis names after the batch, got '3' in "
-                "'x:float32[3]'"
+                "'x:float32[3]'; the batch comes first, and is written _"
             ),
         ),
         (
@@ -294,8 +300,7 @@ def test_values_that_look_like_options_are_none(command):
         (
             ["models.py:spec", "--golden", "golden.npz"],
             (
-                "golden golden.npz: expected .safetensors or .npz of inputs by name, got [Errno 2] No "
-                "such file or directory: 'golden.npz'"
+                "golden golden.npz: expected .safetensors or .npz of inputs by name, got nothing there"
             ),
         ),
     ],
@@ -306,6 +311,170 @@ def test_what_cannot_be_exported_is_one_line_and_status_1(command, words, messag
 
     assert (ran.status, ran.error, ran.out) == (1, message, "")
     assert not Path("b").exists()
+
+
+def test_a_name_in_another_case_is_found(command):
+    """`Cnn` for `CNN` is a near miss, and where nothing is near the module's own names are listed."""
+    Path("nets.py").write_text(
+        "import numpy as np\nfrom flax import linen as nn\nfrom pathlib import Path\n"
+        "class CNN(nn.Module):\n    pass\ndef make_cnn():\n    return CNN()\ncnn_1 = CNN()\n"
+    )
+    wrong = {
+        word: command(f"nets.py:{word}", "--out", "b") for word in ("Cnn", "MAKE_CNN", "Model")
+    }
+
+    assert {word: (ran.status, ran.error.partition("got ")[2]) for word, ran in wrong.items()} == {
+        "Cnn": (1, "'Cnn'; did you mean 'CNN'?"),
+        "MAKE_CNN": (1, "'MAKE_CNN'; did you mean 'make_cnn'?"),
+        "Model": (1, "'Model'; it has CNN, make_cnn, cnn_1"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "got"),
+    [
+        (lambda _: None, "nothing there"),
+        (
+            lambda file: file.with_name("golden.npz").touch(),
+            "nothing there; did you mean 'golden.npz'?",
+        ),
+        (lambda file: file.mkdir(), "a directory"),
+        (lambda file: file.touch(), "an empty file"),
+        (lambda file: file.write_text("x,y\n1,2\n3,4\n"), "a text file"),
+        (lambda file: file.write_bytes(b"\x89HDF\r\n\x1a\n\0\0"), "a file of another form"),
+        (
+            lambda file: file.write_bytes(b"\x93NUMPY\x01\0"),
+            "one array without a name; write it with np.savez('golden.npz', NAME=array)",
+        ),
+    ],
+    ids=["nothing", "near", "directory", "empty", "text", "binary", "npy"],
+)
+def test_golden_inputs_are_looked_at_before_the_model(command, make, got):
+    """A file that cannot be one of golden inputs is refused before the model is even imported."""
+    Path("slow.py").write_text("raise RuntimeError('imported')\n")
+    make(Path("goldn.npz"))
+    ran = command("slow.py:spec", "--golden", "goldn.npz", "--out", "b")
+
+    assert (ran.status, ran.error, len(ran.err.splitlines())) == (
+        1,
+        f"golden goldn.npz: expected .safetensors or .npz of inputs by name, got {got}",
+        1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--params", "nothing"],
+            "params nothing: expected a file or directory, got nothing there",
+        ),
+        (
+            ["--params", "hf://owner/name"],
+            (
+                "params: expected a path on this machine or gs://, got 'hf://owner/name'; copy it "
+                "here first, and pass that"
+            ),
+        ),
+        (["--config", "c.json"], "--config c.json: expected a JSON file, got nothing there"),
+        (
+            ["--labels", "l.txt"],
+            (
+                "--labels: expected a,b,c or a file with a name on each line, got 'l.txt', which is "
+                "no file"
+            ),
+        ),
+    ],
+)
+def test_every_file_is_looked_for_before_the_model_is_imported(command, words, message):
+    """A model can take long to import: whatever is named beside it is there by then."""
+    Path("slow.py").write_text("raise RuntimeError('imported')\n")
+
+    assert command("slow.py:spec", *words, "--out", "b").error == message
+
+
+def test_golden_inputs_that_do_not_fit_are_refused_before_tracing(command):
+    """The rows of a golden file are held against the inputs before params are read."""
+    np.savez("golden.npz", x=np.ones((2, 4), np.float32))
+    ran = command("models.py:spec", "--golden", "golden.npz", "--out", "b")
+
+    assert ran.error == "golden: input 'x': expected float32[_, 3], got float32[2, 4]"
+    assert len(ran.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["models.py:spec", "--out", "URL"], "argument --out: "),
+        (["models.py:spec", "--out", "b", "--savedmodel", "URL"], "argument --savedmodel: "),
+        (["models.py:spec", "--out", "b", "--golden", "URL"], "argument --golden: "),
+        (["models.py:Dense", "--out", "b", "--config", "URL"], "argument --config: "),
+        (["models.py:spec", "--out", "b", "--labels", "URL"], "--labels: "),
+        (["URL", "--out", "b"], "model: "),
+    ],
+)
+def test_every_path_option_refuses_a_url(command, folder, words, message):
+    """No option takes a URL for a path, and no folder `gs:` is made."""
+    ran = command(*("gs://bucket/models/iris" if word == "URL" else word for word in words))
+
+    assert (ran.status, len(ran.err.splitlines())) == (2, 1)
+    assert ran.error.startswith(
+        f"{message}expected a path on this machine, got 'gs://bucket/models/iris'; "
+    )
+    assert "gcloud storage cp -r " in ran.error
+    assert not (folder / "gs:").exists()
+
+
+@pytest.mark.parametrize("what", ["out", "savedmodel", "golden"])
+@pytest.mark.parametrize("url", ["gs://bucket/iris", Path("gs://bucket/iris")])
+def test_python_callers_are_refused_a_url_too(what, url, folder):
+    """`export_model` writes to no URL and takes goldens from none, dry run or not."""
+    before = sorted(folder.iterdir())
+    options = {"out": "b", what: url, "inputs": [X], "buckets": (1,), "platforms": ("cpu",)}
+
+    for dry_run in (True, False):
+        with pytest.raises(
+            ExportError, match="^" + what + ": expected a path on this machine, got 'gs://"
+        ):
+            export_model(lambda _p, x: x, None, dry_run=dry_run, **options)
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b""])
+@pytest.mark.parametrize("end", [b"\r\n", b"\n"])
+def test_a_config_is_read_as_editors_write_it(command, mark, end):
+    """A byte order mark and Windows' line ends in a configuration change nothing."""
+    Path("c.json").write_bytes(mark + b'{"featuers": 2,' + end + b'"scale": 3.0}' + end)
+    words = ("--params", "dense.safetensors", "--input", X, "--platforms", "cpu", "--buckets", "1")
+    ran = command("models.py:Dense", *words, "--config", "c.json", "--out", "b", "--dry-run")
+
+    assert ran.status == 0, ran.err
+    assert "note: --config: ignored featuers, which the model does not take" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("make", "got"),
+    [
+        (lambda file: file.mkdir(), "a directory"),
+        (lambda _: None, "nothing there"),
+        (lambda file: file.write_bytes(b'{"a": "\xe9"}'), "the byte 0xe9 in line 1"),
+        (lambda file: file.write_text('{"a": 1, "a": 2}'), "the key 'a' twice"),
+    ],
+)
+def test_a_config_that_is_no_json_file_is_one_line(command, make, got):
+    """A configuration that is not there, no text or has a key twice is refused by name."""
+    make(Path("c.json"))
+    ran = command("models.py:Dense", "--config", "c.json", "--input", X, "--out", "b")
+
+    assert (ran.status, ran.error) == (1, f"--config c.json: expected a JSON file, got {got}")
+
+
+def test_a_model_file_that_is_a_folder_is_said(command, folder):
+    """A package is no Python file, and is not called absent."""
+    (folder / "pack.py").mkdir()
+    ran = command("pack.py:spec", "--out", "b")
+
+    assert ran.error == "model file pack.py: expected a Python file, got a directory"
 
 
 def test_a_script_that_exits_is_no_model(command):

@@ -78,7 +78,10 @@ INPUTS = "inputs: expected a list such as ['x:float32[_,28,28,1]'], got "
         (
             "inputs",
             [TensorSpec(name="x", dtype="float32", shape=(3,))],
-            "input 'x': expected [_, …] with sizes or axis names after the batch, got '3'",
+            (
+                "input 'x': expected [_, …] with sizes or axis names after the batch, got '3'; the "
+                "batch comes first, and is written _"
+            ),
         ),
         (
             "inputs",

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from export.jaxprs import read_inputs
 from export.writing import tolerances
 
 
@@ -96,6 +97,51 @@ def test_a_cast_loosens_the_outputs_that_pass_through_it_alone(plan, form):
 
     assert found["output_0"].rtol == 1e-4
     assert found["output_1"].rtol == 3e-2
+
+
+@pytest.mark.parametrize(
+    ("form", "read"),
+    [
+        (lambda a, b, _c: a + 0 * b.shape[0], [1, 0, 0]),
+        (jax.jit(lambda a, b, c: jax.jit(lambda x, y: (x, y))(a, b + c)[0]), [1, 0, 0]),
+        (jax.checkpoint(lambda a, _b, c: jnp.sin(a) * c), [1, 0, 1]),
+        (
+            lambda a, b, c: jax.lax.cond(b[0] > 0, lambda x, _y: x, lambda x, _y: x + 1, a, c),
+            [1, 1, 0],
+        ),
+        (lambda a, b, c: jax.lax.cond(b[0] > 0, lambda x, _y: x, lambda _x, y: y, a, c), [1, 1, 1]),
+        # The second carry is read two steps later, the third never.
+        (
+            lambda a, b, c: jax.lax.fori_loop(0, 3, lambda _, s: (s[1], s[1], s[2] * 2), (a, b, c))[
+                0
+            ],
+            [1, 1, 0],
+        ),
+        (
+            lambda a, b, c: jax.lax.while_loop(
+                lambda s: s[1][0] < 9, lambda s: (s[0] * 2, s[1] + 1, s[2]), (a, b, c)
+            )[0],
+            [1, 1, 0],
+        ),
+        (lambda a, b, c: jax.lax.scan(lambda s, x: (s + x[0], x[1]), a, (b, c))[0], [1, 1, 0]),
+        (lambda a, b, c: jax.lax.scan(lambda s, x: (s + x[0], x[1]), a, (b, c))[1], [0, 0, 1]),
+    ],
+    ids=["shape", "jit", "remat", "cond", "cond both", "carry", "while", "scan", "slices"],
+)
+def test_inputs_that_no_output_depends_on_are_told(form, read):
+    """An input is read if an output depends on its values, through whatever is in between."""
+    jaxpr = jax.make_jaxpr(form)(*[jnp.ones(3)] * 3)
+    assert read_inputs(jaxpr) == [bool(flag) for flag in read]
+
+
+def test_with_references_every_input_is_read():
+    """Where values are passed on in place, no input is told to be unread."""
+
+    def apply(a, b):
+        kept = jax.new_ref(a)
+        return kept[...] + 0 * b.shape[0]
+
+    assert read_inputs(jax.make_jaxpr(apply)(jnp.ones(3), jnp.ones(3))) == [True, True]
 
 
 def test_what_goes_through_references_counts_for_all_outputs(plan):

@@ -191,6 +191,26 @@ def test_a_large_constant_of_the_models_code_is_a_variable(make):
     np.testing.assert_array_equal(variables["constant/0"], table)
 
 
+def test_many_small_constants_of_the_models_code_are_variables(make):
+    """Small arrays that are large together are variables too, each by its own name."""
+    layers = list(np.random.default_rng(0).standard_normal((32, 96, 96)).astype(np.float32) / 10)
+
+    def apply(params, x):
+        for layer in layers:
+            x = jnp.tanh(x @ layer)
+        return x * params
+
+    made = make(apply, np.float32(2), inputs=["x:float32[_,96]"])
+
+    variables = made.ask(in_tensorflow.variables)
+    for i, layer in enumerate(layers):
+        np.testing.assert_array_equal(variables[f"constant/{i}"], layer)
+    assert Path(made.path, "saved_model.pb").stat().st_size < 100_000
+    rows = np.random.default_rng(1).standard_normal((3, 96)).astype(np.float32)
+    (answer,) = made.answer(x=rows).values()
+    np.testing.assert_allclose(answer, apply(np.float32(2), rows), rtol=1e-4, atol=1e-5)
+
+
 def test_names_and_dtypes_are_those_of_the_manifest(mixed):
     """Several inputs and outputs of several dtypes, bfloat16 among them, keep both."""
     x = np.random.default_rng(1).standard_normal((3, 4)).astype(jnp.bfloat16)

@@ -3,24 +3,14 @@
 import functools
 
 import hypothesis.strategies as st
-import ml_dtypes
-import numpy as np
 from hypothesis import example, given
-from hypothesis.extra import numpy as arrays
 from pytest import approx, mark
 
-from runtime.buckets import NOISE, Planner, pad, pad_axes, pick, unpad
+from runtime.buckets import NOISE, Planner, pick
 
 # Sums of eighths are exact, so that equal costs are equal.
 eighths = st.integers(1, 800).map(lambda n: n / 8)
 costs = st.dictionaries(st.integers(1, 12), eighths, min_size=1, max_size=4)
-rows_of_any_dtype = arrays.arrays(
-    st.sampled_from(
-        [np.bool_, np.int8, np.uint64, np.float32, np.float64, np.dtype(ml_dtypes.bfloat16)]
-    ),
-    arrays.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=5),
-    elements=st.integers(0, 1),
-)
 
 
 def cheapest(costs, rows):
@@ -33,42 +23,6 @@ def cheapest(costs, rows):
         )
 
     return least(rows)
-
-
-@mark.property
-@given(rows_of_any_dtype, st.integers(0, 6))
-def test_unpadding_undoes_padding(rows, missing):
-    """
-    Rows come back from a bucket bit for bit, whatever their dtype and shape.
-    """
-    bucket = len(rows) + missing
-
-    padded = pad(rows, bucket)
-
-    assert padded.shape == (bucket, *rows.shape[1:])
-    assert padded.dtype == rows.dtype
-    assert unpad(padded, len(rows)).tobytes() == rows.tobytes()
-
-
-@mark.property
-@given(rows_of_any_dtype, st.integers(1, 6))
-def test_padding_repeats_the_last_row(rows, missing):
-    """
-    Padding is a real row, never zeros, which could make NaN where real rows do not.
-    """
-    padded = pad(rows, len(rows) + missing)
-
-    assert all((row == rows[-1]).all() for row in padded[len(rows) :])
-
-
-def test_full_bucket_is_not_copied():
-    """
-    Rows that fill a bucket, and answers that are all real, are passed on as they are.
-    """
-    rows = np.arange(4)
-
-    assert pad(rows, 4) is rows
-    assert unpad(rows, 4) is rows
 
 
 @mark.property
@@ -189,33 +143,6 @@ def test_picking_takes_the_smallest_that_holds():
     A size goes to the smallest bucket of an axis that holds it, if one does.
     """
     assert [pick(size, (4, 8)) for size in (0, 1, 4, 5, 8, 9)] == [4, 4, 4, 8, 8, None]
-
-
-@mark.property
-@given(rows_of_any_dtype, st.lists(st.integers(0, 3), min_size=3, max_size=3), st.integers(0, 1))
-def test_axes_are_filled_behind_the_real_elements(array, more, value):
-    """
-    Padding axes keeps what is real in front and puts the pad value everywhere else.
-    """
-    shape = tuple(size + extra for size, extra in zip(array.shape, more, strict=False))
-    front = tuple(slice(size) for size in array.shape)
-
-    filled = pad_axes(array, shape, value)
-
-    assert (filled.shape, filled.dtype) == (shape, array.dtype)
-    assert (filled[front] == array).all()
-    rest = np.ones(shape, np.bool_)
-    rest[front] = False
-    assert (filled[rest] == value).all()
-
-
-def test_axis_that_is_full_is_not_copied():
-    """
-    An input that has a bucket's sizes already is passed on as it is.
-    """
-    array = np.ones((2, 3))
-
-    assert pad_axes(array, (2, 3), 0) is array
 
 
 @mark.parametrize(

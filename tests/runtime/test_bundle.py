@@ -337,3 +337,30 @@ def test_mapping_outlives_the_bundle_directory(paper):
     shutil.rmtree(paper)
 
     assert np.array_equal(tensors["weights"], PARAMS["weights"])
+
+
+def test_a_bundle_one_folder_below_is_named(paper, tmp_path):
+    """
+    The folder of a model's versions is no bundle, and is told from one that was interrupted.
+    """
+    for version in ("1", "2"):
+        shutil.copytree(paper, tmp_path / "models" / version)
+    (tmp_path / "models" / "notes").mkdir()
+    path = tmp_path / "models"
+
+    assert refusal(path, BundleError) == (
+        f"bundle {path}: expected a bundle, got a folder without manifest.json; there is one in "
+        f"{path}/1 and in {path}/2"
+    )
+
+
+def test_a_bundle_one_folder_above_is_named(paper, monkeypatch):
+    """
+    A folder in a bundle is answered with the bundle, from wherever it is looked at.
+    """
+    inside = paper / "programs"
+    got = "expected a bundle, got a folder without manifest.json; there is one in"
+
+    assert refusal(inside, BundleError) == f"bundle {inside}: {got} {paper}"
+    monkeypatch.chdir(inside)
+    assert refusal(".", BundleError) == f"bundle .: {got} {paper}"

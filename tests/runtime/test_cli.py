@@ -50,7 +50,6 @@ def test_verify_says_ok(classifier_bundle, capsys):
         "compiling programs/b2.exported (2/3)",
         "compiling programs/b4.exported (3/3)",
         "loading params",
-        "warming up",
         "checking goldens",
         "checking rows of b1",
         "checking rows of b2",

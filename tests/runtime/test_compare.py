@@ -171,6 +171,21 @@ def test_largest_difference_is_one_number():
     assert largest_difference(floats(np.nan), floats(1)) == math.inf
 
 
+@mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16, ml_dtypes.float8_e5m2])
+def test_equal_infinities_differ_by_nothing(dtype):
+    """
+    An infinity less itself is no NaN here, and elements beside it are compared as ever.
+    """
+    expected = np.array([-np.inf, 1.0, np.inf], dtype)
+    got = np.array([-np.inf, 1.5, np.inf], dtype)
+
+    comparison = compare(got, expected, tolerance=Tolerance(atol=0.4, rtol=0.0))
+
+    assert (comparison.ok, comparison.max_error, comparison.where) == (False, 0.5, (1,))
+    assert largest_difference(got, expected) == 0.5
+    assert largest_difference(expected[::2], expected[::2].copy()) == 0.0
+
+
 def test_differences_beyond_float64_are_infinite():
     """
     Two finite numbers too far apart for their difference to be one are infinitely far apart.

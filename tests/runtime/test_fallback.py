@@ -10,7 +10,7 @@ from pytest import fixture, mark, raises
 from runtime import IncompatibleProgram, IntegrityError, load
 from runtime.__main__ import main
 from runtime.customcalls import ALLOWED
-from runtime.program import custom_calls
+from runtime.stablehlo import custom_calls
 from tests.forging import expired, forged, with_expired_programs
 
 ROWS = {"x": np.arange(12, dtype=np.float32).reshape(3, 4)}

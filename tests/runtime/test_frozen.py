@@ -185,3 +185,31 @@ def test_frozen_bundle_of_format_3_answers(with_lengths):
     rows = {"ids": np.array([[1, 2, 3, 5, 8]] * 2, np.int32), "lengths": np.array([2, 5], np.int32)}
     answers = load(with_lengths, "cpu").predict(rows)
     np.testing.assert_array_equal(answers["output"], [[6, 8], [38, 43]])
+
+
+@fixture
+def with_infinities():
+    """The first bundle of format 4, of 2026-11-30: logits and scores that hold -inf."""
+    return BUNDLES / "format-4_2026-11-30"
+
+
+def test_frozen_bundle_of_format_4_is_as_it_was(with_infinities):
+    """
+    Not a byte of it has changed, and its manifest is written the same.
+    """
+    bundle = open_bundle(with_infinities)
+    bundle.check()
+
+    assert bundle.digest == "5a5bdeeae505e00b1ffefb5ce9a1935ca3b2a12830c9dbdaa6ff3524549aba09"
+    assert bundle.manifest.to_bytes() == (with_infinities / "manifest.json").read_bytes()
+
+
+def test_frozen_bundle_of_format_4_answers(with_infinities):
+    """
+    Its programs answer as they did. To be retired when no jax promises it, see freeze.py.
+    """
+    assert_bundle_matches_goldens(with_infinities, "cpu")
+
+    answers = load(with_infinities, "cpu").predict({"ids": np.array([[8, 0, 3]], np.int32)})
+    np.testing.assert_array_equal(answers["logits"], [[0.515625, -np.inf, 0.578125]])
+    np.testing.assert_array_equal(answers["scores"], [[0.375, -np.inf, 0.140625]])

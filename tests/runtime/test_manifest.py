@@ -587,15 +587,83 @@ def test_the_shortest_input_has_a_legal_length(value):
     )
 
 
+@mark.parametrize(
+    "origins", [[], [{"sha256": "0" * 64, "exporter": {"jax": "0.11.2"}}]], ids=["new", "refreshed"]
+)
+def test_infinities_are_of_format_4(value, origins):
+    """
+    A bundle with an output that may be infinite is written as 4, refreshed or not.
+    """
+    value["signature"]["outputs"][0] |= {"dtype": "float32", "nonfinite": "infinities"}
+    value |= {"format_version": 4, "refreshed_from": origins}
+
+    manifest = Manifest.from_bytes(json.dumps(value).encode())
+
+    assert manifest.signature.outputs[0].nonfinite == "infinities"
+    assert json.loads(manifest.to_bytes()) == value
+
+
+@mark.parametrize("written", ["infinities", None])
+@mark.parametrize("version", [1, 3])
+def test_older_formats_know_no_infinities(value, version, written):
+    """
+    The key is as unknown in an older format as it is to its readers, whatever its value.
+    """
+    value["signature"]["outputs"][0] |= {"dtype": "float32", "nonfinite": written}
+    value |= {"format_version": version} | ({"refreshed_from": []} if version > 1 else {})
+
+    assert refusal(json.dumps(value).encode()) == (
+        "manifest.json: unknown key 'nonfinite' at $.signature.outputs[0]"
+    )
+
+
+@mark.parametrize(
+    ("key", "change", "message"),
+    [
+        (
+            "outputs",
+            {"nonfinite": "nan"},
+            "expected 'infinities', got 'nan' at $.signature.outputs[0].nonfinite",
+        ),
+        (
+            "outputs",
+            {"nonfinite": True},
+            "expected string, got bool at $.signature.outputs[0].nonfinite",
+        ),
+        (
+            "outputs",
+            {"nonfinite": "infinities", "dtype": "int32"},
+            "expected a floating dtype for infinities, got int32 at $.signature.outputs[0].nonfinite",
+        ),
+        (
+            "inputs",
+            {"nonfinite": "infinities", "dtype": "float32"},
+            "expected none for an input, got 'infinities' at $.signature.inputs[0].nonfinite",
+        ),
+    ],
+)
+def test_infinities_are_of_floating_outputs(value, key, change, message):
+    """
+    What `nonfinite` cannot be, and where it cannot be, is refused.
+    """
+    entry = value["signature"][key][0]
+    for bound in ("minimum", "maximum", "pad"):
+        entry.pop(bound, None)
+    entry |= {"dtype": "float32"} | change
+    value |= {"format_version": 4, "refreshed_from": []}
+
+    assert refusal(json.dumps(value).encode()) == f"manifest.json: {message}"
+
+
 def test_version_is_looked_at_first():
     """
     A manifest of another version is called that, whatever else it holds or lacks.
     """
     with raises(UnsupportedFormat) as caught:
-        Manifest.from_bytes(b'{"format_version": 4, "new": true}')
+        Manifest.from_bytes(b'{"format_version": 5, "new": true}')
 
     assert str(caught.value) == (
-        "manifest.json: expected format_version 1, 2 or 3, got 4; re-export the model, or serve it with "
+        "manifest.json: expected format_version 1, 2, 3 or 4, got 5; re-export the model, or serve it with "
         "the release that wrote it"
     )
 

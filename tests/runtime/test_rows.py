@@ -1,6 +1,7 @@
 """Row independence, probed with programs that are plain functions."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from pytest import MonkeyPatch, mark, param
 
 from runtime import rows
-from runtime.rows import KINDS, Mixing, bounds, draw, find_mixing
+from runtime.rows import KINDS, Mixing, bounds, count_runs, draw, find_mixing
 from runtime.signature import DTYPE_BYTES, TensorSpec
 
 X = TensorSpec(name="x", dtype="float32", shape=("_", 3))
@@ -264,6 +265,33 @@ def test_integers_have_no_nan():
     find_mixing(count, [ids], ["y"], (np.arange(4, dtype=np.int32),), "b4", kinds=["nan"])
 
     assert next(calls) == 3  # the row itself in three positions
+
+
+@mark.parametrize(("batch", "runs"), [(1, 0), (2, 2 + 2 * 4 + 1), (8, 3 + 3 * 4 + 1), (16, 3 + 5)])
+def test_no_batch_is_run_twice(batch, runs):
+    """
+    Probes are as many as were counted beforehand, and each runs a batch of its own.
+    """
+    seen = []
+
+    def look(inputs):
+        seen.append(inputs[0].tobytes())
+        return inputs
+
+    if batch > 1:
+        find_mixing(look, [X], ["y"], (ROWS[:batch],), f"b{batch}")
+
+    assert len(seen) == len(set(seen)) == runs == count_runs([X], batch)
+
+
+@mark.parametrize("function", [row_by_row, less_the_mean, by_position])
+@mark.parametrize("batch", [2, 8, 16])
+def test_several_runs_at_once_find_the_same(function, batch):
+    """
+    A pool of threads runs the batches, and what is found does not depend on which ends first.
+    """
+    with ThreadPoolExecutor(4) as pool:
+        assert probe(function, batch, each=pool.map) == probe(function, batch)
 
 
 def test_other_rows_are_left_alone():

@@ -141,3 +141,47 @@ def test_absent_tool_is_named(monkeypatch, capsys):
         "error: --signature: needs model-signing, which is not installed; "
         "pip install 'hloserve[sign]'\n"
     )
+
+
+@mark.parametrize(
+    ("data", "got"),
+    [
+        (b"\xef\xbb\xbf", "one with a byte order mark or other text; save it as plain ASCII"),
+        (b"\xff\xfe", "a byte order mark of UTF-16, and other bytes"),
+        (None, "a directory"),
+        (b"\0", "bytes with zeros: a binary file, or UTF-16 without a byte order mark"),
+    ],
+)
+def test_a_key_that_is_no_key_is_not_blamed_on_the_bundle(signed, tmp_path, capsys, data, got):
+    """
+    A key that an editor saved in another encoding is named, not the signature.
+    """
+    bundle, signature, public, _ = signed
+    key = tmp_path / "key.pem"
+    if data is None:
+        key.mkdir()
+    else:
+        key.write_bytes(data + public.read_bytes() + b"\n" * (public.stat().st_size % 2 == 0))
+
+    assert inspect(bundle, signature, key) == 3
+    assert capsys.readouterr().err == f"error: public key {key}: expected one in PEM, got {got}\n"
+
+
+def test_a_private_key_is_not_taken_for_a_public_one(signed, tmp_path, capsys):
+    """
+    Neither key is mixed up with the other, nor with the signature.
+    """
+    bundle, signature, public, _ = signed
+    private, _ = make_keys(tmp_path, "another")
+
+    assert inspect(bundle, signature, private) == 3
+    assert inspect(bundle, signature, signature) == 3
+    assert inspect(bundle, public, public) == 3
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: public key {private}: expected one in PEM, got a private key",
+        f"error: public key {signature}: expected one in PEM, got a text file without BEGIN PUBLIC KEY",
+        (
+            f"error: signature {public}: expected the JSON that model-signing wrote, got Expecting "
+            "value: line 1 column 1 (char 0)"
+        ),
+    ]

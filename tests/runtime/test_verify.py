@@ -1,6 +1,7 @@
 """Verification: goldens and rows, checked on this device through the production path."""
 
 import json
+import threading
 
 import numpy as np
 from pytest import fixture, mark, param, raises
@@ -11,16 +12,30 @@ from runtime import (
     IntegrityError,
     assert_bundle_matches_goldens,
     load,
+    open_bundle,
+    proof,
 )
+from runtime.errors import DoesNotFit
+from runtime.model import Model
+from runtime.proof import prove
 from runtime.tensors import read_tensors, write_tensors
 from runtime.verify import verify
 from tests.forging import with_other_golden
+
+PROGRAMS = list(enumerate(("b1-seq4", "b4-seq4", "b1-seq8", "b4-seq8"), 1))
 
 
 @fixture
 def altered(classifier_bundle, tmp_path):
     """The classifier with other expected outputs, digests and all."""
     return with_other_golden(classifier_bundle, tmp_path / "altered")
+
+
+def poisoned(value):
+    """Make expected outputs of which one is no finite number."""
+    expected = np.zeros((4, 3), np.float32)
+    expected[1, 2] = value
+    return expected
 
 
 def unrecorded(bundle):
@@ -77,6 +92,65 @@ def test_progress_is_told(classifier):
     ]
 
 
+def test_a_long_proof_tells_how_long_it_takes(classifier, monkeypatch):
+    """
+    What is left is judged by the time that goldens took, row for row, and counted down.
+    """
+    steps, clock = [], iter((0.0, 12.0))
+    monkeypatch.setattr("runtime.verify.time.perf_counter", lambda: next(clock))
+
+    verify(classifier, progress=steps.append)
+
+    # Goldens took 4 + 4 + 4 rows; probes take none of b1, 11 times 2 of b2 and 16 times 4 of b4.
+    assert steps == [
+        "checking goldens",
+        "checking rows of b1, about 86 s left",
+        "checking rows of b2, about 86 s left",
+        "checking rows of b4, about 64 s left",
+    ]
+
+
+def test_a_proof_on_several_threads_is_the_same_proof(tagger, tagger_bundle):
+    """
+    Compiled and run side by side, and never timed, a bundle gets the report that it gets in turn.
+    """
+    steps = []
+
+    model, report = prove(open_bundle(tagger_bundle), "cpu", progress=steps.append)
+
+    assert report == verify(tagger)
+    assert list(model.groups) == list(tagger.groups)
+    assert "warming up" not in steps
+    assert steps[:4] == [f"compiling programs/{p}.exported ({i}/4)" for i, p in PROGRAMS]
+
+
+def test_a_proof_that_has_no_room_for_two_runs_makes_one_at_a_time(tagger_bundle, monkeypatch):
+    """
+    Memory for one run is enough to prove a bundle.
+    """
+    asked, running, most = [], set(), set()
+    run = Model.run
+
+    def expect_room(_, at_once=1):
+        asked.append(at_once)
+        if at_once > 1:
+            raise DoesNotFit("bucket b1: expected more")
+
+    def watched(self, program, inputs):
+        running.add(threading.get_ident())
+        most.add(len(running))
+        return run(self, program, inputs)
+
+    monkeypatch.setattr(proof.os, "sched_getaffinity", lambda _: range(3))
+    monkeypatch.setattr(Model, "expect_room", expect_room)
+    monkeypatch.setattr(Model, "run", watched)
+
+    _, report = prove(open_bundle(tagger_bundle), "cpu", progress=lambda _: None)
+
+    assert (asked, most) == ([1, 3], {1})
+    assert report.mismatches == ()
+
+
 def test_altered_golden_is_found_in_every_program(altered):
     """
     Other expected outputs fail in each program, with place, size and tolerance in the message.
@@ -130,6 +204,16 @@ def test_mixed_rows_that_nobody_recorded_fail(mixing_bundle, copy_of):
             lambda tensors: tensors.update({"input/x": np.zeros((3, 4), np.float32)}),
             "golden/0.safetensors: input/x: expected float32[4, 4], got float32[3, 4]",
             id="other-rows",
+        ),
+        param(
+            lambda tensors: tensors.update({"output/output": poisoned(np.nan)}),
+            "golden/0.safetensors: output/output: expected finite values, got nan at [1, 2]",
+            id="nan",
+        ),
+        param(
+            lambda tensors: tensors.update({"output/output": poisoned(-np.inf)}),
+            "golden/0.safetensors: output/output: expected finite values, got -inf at [1, 2]",
+            id="undeclared-infinity",
         ),
     ],
 )

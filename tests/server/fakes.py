@@ -63,6 +63,7 @@ class FakeModel:
     Attributes:
       ran: the (bucket, rows as lists) of each call.
       broken: the error that the device answers everything with, if it is broken.
+      loops: whether how long its programs run depends on their inputs.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class FakeModel:
         }
         self.ran = []
         self.broken = None
+        self.loops = False
         self.before = lambda _: None
 
     def run(self, program, arrays):
@@ -121,6 +123,10 @@ class FakeModel:
         """Run what cannot fail on a device that works."""
         if self.broken is not None:
             raise self.broken
+
+    def data_dependent(self, _sizes, _batch):
+        """Whether a program's time depends on its inputs: none's does unless it is told to."""
+        return self.loops
 
     def expect_room(self, at_once):
         """Refuse so many runs at once for want of memory."""

@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import json
 import socket
+import struct
 import time
 
 from server.config import ServerConfig
+from server.cors import Cors
 from server.http_app import create_app, make_wait
 from server.http_front import Front
 from server.http_server import HttpServer, listen
@@ -33,10 +35,11 @@ class Entrance:
         self.config = ServerConfig(bundle="unused", host="127.0.0.1", port=self.port, **config)
         self.service = self.running.service
         routes = make_routes(self.service, self.config)
+        cors = Cors(self.config.origins)
         self.app = create_app(
-            self.service, routes, self.config.bodies, make_wait(self.running.loop)
+            self.service, routes, self.config.bodies, make_wait(self.running.loop), cors
         )
-        self.front = Front(self.app, self.service, self.config.bodies, threads=4)
+        self.front = Front(self.app, self.service, self.config.bodies, threads=4, cors=cors)
         if load:
             self.running.open(self.model)
             self.front.hot = hot_paths(self.service, routes)
@@ -93,6 +96,12 @@ def request(path, body, headers="", method="POST"):
     """Write a request."""
     head = f"{method} {path} HTTP/1.1\r\nhost: t\r\ncontent-length: {len(body)}\r\n{headers}\r\n"
     return head.encode() + body
+
+
+def reset(connection):
+    """Leave so that the other side is told: with no more than an end the answer could still be read."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
 
 
 def read_all(connection):

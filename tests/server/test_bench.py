@@ -2,6 +2,7 @@
 
 from pytest import mark, param, raises
 
+from server import doctor
 from server.bench import main
 
 
@@ -65,4 +66,19 @@ def test_a_bundle_that_is_not_there_is_one_line(capsys, tmp_path):
     assert status == 3
     assert capsys.readouterr().err == (
         f"error: bundle {tmp_path}/none: expected a directory, got nothing there\n"
+    )
+
+
+@mark.parametrize("run", [main, doctor.main])
+def test_a_url_is_no_bundle_here(run, capsys):
+    """
+    What asks a server about a bundle reads it here: a URL is refused with what copies it.
+    """
+    with raises(SystemExit) as caught:
+        run(["--bundle", "gs://bucket/iris"], {})
+
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: argument --bundle: expected a path on this machine, got 'gs://bucket/iris'; copy it "
+        "here first: gcloud storage cp -r gs://bucket/iris . and pass iris\n"
     )

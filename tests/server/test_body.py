@@ -7,7 +7,7 @@ import zlib
 
 from pytest import mark, param, raises
 
-from server.body import Announced, Limits, check_headers, inflate, read
+from server.body import MEMBERS, Announced, Limits, check_headers, inflate, read
 from server.errors import MalformedRequest, TooLarge, UnsupportedMedia
 
 LIMITS = Limits(json_bytes=100, binary_bytes=1000)
@@ -192,7 +192,9 @@ def test_a_bomb_is_opened_no_further_than_the_limit(encoding):
         param(lambda _: b"", id="nothing"),
         param(lambda packed: packed[:-1], id="cut"),
         param(lambda packed: packed + b"x", id="junk-behind"),
-        param(lambda packed: packed + packed, id="two"),
+        param(lambda packed: packed + packed[:-1], id="second-cut"),
+        param(lambda packed: packed + bytes(512), id="zeros-behind"),
+        param(lambda packed: packed + packed + b"x", id="junk-behind-two"),
         param(lambda _: b"plain text", id="not-compressed"),
         param(lambda packed: packed[:-4] + bytes(4), id="checksum"),
     ],
@@ -203,6 +205,49 @@ def test_a_stream_that_is_not_one_whole_is_refused(encoding, spoil):
 
     with raises(MalformedRequest, match=r"^body: expected "):
         inflate(packed, Announced(len(packed), 100, None, encoding))
+
+
+def packed_as(encoding, packed, limit):
+    """Announce a packed body, by its headers."""
+    headers = {"content-encoding": encoding, "content-length": str(len(packed))}
+    return check_headers(headers.get, Limits(1 << 20, 1 << 20))._replace(limit=limit)
+
+
+@mark.parametrize("encoding", ["gzip", "x-gzip", "X-GZip"])
+@mark.parametrize("texts", [(b"a", b"b"), (b"", b"ab", b""), (b"a" * 70_000, b"b" * 300_000)])
+def test_the_members_of_gzip_are_one_body(encoding, texts):
+    """What several gzip streams hold, one behind the other, is read as one, to the same limit."""
+    packed = b"".join(map(gzip.compress, texts))
+    size = sum(map(len, texts))
+
+    assert inflate(packed, packed_as(encoding, packed, size)) == b"".join(texts)
+    with raises(TooLarge) as caught:
+        inflate(packed, Announced(len(packed), size - 1, None, "gzip"))
+    assert str(caught.value) == f"body: expected at most {size - 1} bytes decompressed, got more"
+
+
+def test_deflate_has_one_stream():
+    """Only gzip has members."""
+    packed = zlib.compress(b"text")
+
+    with raises(MalformedRequest) as caught:
+        inflate(packed + packed, Announced(2 * len(packed), 100, None, "deflate"))
+
+    assert str(caught.value) == "body: expected one whole deflate stream"
+
+
+def test_a_bomb_of_many_members_is_opened_no_further():
+    """Neither members that grow together beyond the limit nor thousands of empty ones are read on."""
+    large, empty = gzip.compress(bytes(1 << 15)), gzip.compress(b"")
+
+    with raises(TooLarge) as grown:
+        inflate(large * 1000, Announced(None, 1 << 16, None, "gzip"))
+    with raises(TooLarge) as many:
+        inflate(empty * (MEMBERS + 1), Announced(None, 1 << 16, None, "gzip"))
+
+    assert str(grown.value) == "body: expected at most 65536 bytes decompressed, got more"
+    assert str(many.value) == f"body: expected at most {MEMBERS} members of gzip, got more"
+    assert inflate(empty * MEMBERS, Announced(None, 1, None, "gzip")) == b""
 
 
 def test_one_encoding_is_not_taken_for_another():

@@ -133,6 +133,12 @@ def test_a_baked_in_bundle_is_the_one_of_the_image(tmp_path, monkeypatch):
             id="grpc-port-range",
         ),
         param(
+            ["--bundle", "b", "--grpc-max-connection-age-s", "-1"],
+            {},
+            "grpc_max_connection_age_s: expected 0 to 2000000, got -1.0",
+            id="grpc-age-range",
+        ),
+        param(
             ["--bundle", "b", "--predict-route", "predict"],
             {},
             "predict_route: expected a path that begins with '/' and has none of '<>?# ', got 'predict'",
@@ -143,6 +149,26 @@ def test_a_baked_in_bundle_is_the_one_of_the_image(tmp_path, monkeypatch):
             {},
             "predict_route and health_route: expected two paths, got '/health' twice",
             id="same-route",
+        ),
+        param(
+            ["--bundle", "b", "--predict-route", "/v2/../predict"],
+            {},
+            "predict_route: expected a path without '//', '/./' and '/../', got '/v2/../predict'",
+            id="route-with-dots",
+        ),
+        *(
+            param(
+                ["--bundle", "b", "--cors-origin", origin],
+                {},
+                "cors_origin: expected origins as browsers write them, such as "
+                f"https://app.example, or * alone, got {(origin.rpartition(',')[2])!r}",
+                id=f"origin-{origin}",
+            )
+            for origin in (
+                *("https://app.example/", "HTTPS://app.example", "https://App.example", "null"),
+                *("app.example", "https://app.example:443", "http://a:80", "https://*.example"),
+                *("https://app.example,*", "https://u@app.example", "https://app.example:port"),
+            )
         ),
         param(
             ["--bundle", "b", "--max-body-bytes", "0"],
@@ -198,6 +224,7 @@ SOMETHING_ELSE = {
     "grpc_port": -1,
     "predict_route": "/p",
     "health_route": "/h",
+    "cors_origin": "https://app.example,http://localhost:3000",
     "processes": 2,
     "max_queue_delay_ms": 1.5,
     "max_queue_rows": 1,
@@ -205,6 +232,7 @@ SOMETHING_ELSE = {
     "request_timeout_ms": 0.5,
     "max_body_bytes": 3,
     "max_json_bytes": 4,
+    "grpc_max_connection_age_s": 5.5,
     "golden": "warn",
     "nonfinite": "string",
     "device_timeout_s": 6.5,
@@ -236,6 +264,29 @@ def test_every_option_is_a_flag_and_a_variable(option):
 
     assert [getattr(config, option.name) for config in found] == [value] * len(found)
     assert own == f"HLOSERVE_{option.name.upper()}"
+
+
+def test_origins_are_named_one_after_the_other():
+    """Origins come in flags of their own, or with commas between them; * stands for all."""
+    two = ("https://app.example", "http://[::1]:3000")
+
+    flags = parse(["--bundle", "b", "--cors-origin", two[0], "--cors-origin", two[1]], {})
+    variable = parse(["--bundle", "b"], {"HLOSERVE_CORS_ORIGIN": ", ".join(two)})
+
+    assert flags.origins == variable.origins == two
+    assert parse(["--bundle", "b", "--cors-origin", "*"], {}).origins == ("*",)
+    assert parse(["--bundle", "b"], {}).origins == ()
+
+
+def test_the_port_of_cloud_run_is_read():
+    """Cloud Run, App Engine and Heroku say the port in PORT; whatever else is said of it wins."""
+    assert parse(["--bundle", "b"], {"PORT": "9000"}).port == 9000
+    assert parse(["--bundle", "b"], {"PORT": "9000", "AIP_HTTP_PORT": "8081"}).port == 8081
+    assert parse(["--bundle", "b"], {"PORT": "tcp://10.0.0.1:80"}).port == 8080
+    with raises(ConfigError) as caught:
+        parse(["--bundle", "b"], {"PORT": "http"})
+
+    assert str(caught.value) == "PORT: expected a whole number, got 'http'"
 
 
 def test_the_variables_of_a_kubernetes_service_are_not_ours():
@@ -295,3 +346,78 @@ def test_a_port_that_is_not_allowed_is_named(monkeypatch):
     assert str(caught.value) == (
         "listen on 0.0.0.0 port 80: Permission denied; pass another --port"
     )
+
+
+@mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--bundle", "gs:/bucket/iris"],
+            (
+                "bundle: expected a directory, gs:// or file://, got 'gs:/bucket/iris'; did you mean "
+                "'gs://bucket/iris'?"
+            ),
+        ),
+        (
+            ["--bundle", "file:x"],
+            "bundle: expected a directory, gs:// or file://, got 'file:x'",
+        ),
+        (
+            ["--bundle", "b", "--cache-dir", "gs://bucket/cache"],
+            "cache_dir: expected a path on this machine, got 'gs://bucket/cache'",
+        ),
+    ],
+)
+def test_a_url_is_not_taken_for_a_directory(words, message):
+    """
+    What pathlib leaves of a URL, and a cache in a bucket, are refused before anything is looked at.
+    """
+    with raises(ConfigError) as caught:
+        parse(words, {})
+
+    assert str(caught.value) == message
+
+
+DIGEST = "0123456789abcdef" * 4
+
+
+@mark.parametrize(
+    "data",
+    [
+        f"{DIGEST}  /bundle/manifest.json\n".encode(),
+        f"\ufeff{DIGEST} */bundle/manifest.json\r\n".encode(),
+        DIGEST.encode(),
+    ],
+)
+def test_the_digest_of_an_image_is_read_as_tools_write_it(tmp_path, monkeypatch, data):
+    """
+    The file of sha256sum may have other line ends, a byte order mark or the digest alone.
+    """
+    (tmp_path / "manifest.json").touch()
+    (tmp_path / "pin").write_bytes(data)
+    monkeypatch.setattr("server.options.BAKED_IN", str(tmp_path))
+    monkeypatch.setattr("server.options.PIN", tmp_path / "pin")
+
+    assert parse([], {}).require_digest == f"sha256:{DIGEST}"
+
+
+@mark.parametrize(
+    ("data", "got"),
+    [
+        (b"", "that begins with 64 hex digits, got ''"),
+        (b"sha256 of nothing", "that begins with 64 hex digits, got 'sha256 of nothing'"),
+    ],
+)
+def test_a_digest_of_an_image_that_does_not_read_is_named(tmp_path, monkeypatch, data, got):
+    """
+    A damaged file is no digest, and is named with what it holds.
+    """
+    (tmp_path / "manifest.json").touch()
+    (tmp_path / "pin").write_bytes(data)
+    monkeypatch.setattr("server.options.BAKED_IN", str(tmp_path))
+    monkeypatch.setattr("server.options.PIN", tmp_path / "pin")
+
+    with raises(ConfigError) as caught:
+        parse([], {})
+
+    assert str(caught.value) == f"{tmp_path}/pin: expected a line of sha256sum {got}"

@@ -1,12 +1,14 @@
 """The device's thread, its work done on the test's own wherever that tells as much."""
 
 import logging
+import queue
 import threading
 
 import numpy as np
 from pytest import fixture, mark
 
 from runtime.errors import ExecutionError
+from runtime.inputs import Checked
 from server.batching import Batch, Task
 from server.device import Device, as_answer
 from server.errors import OutOfMemory
@@ -50,9 +52,14 @@ def device(model, outcomes, deaths):
     return device_of(model, outcomes.append, deaths)
 
 
+def row_task(*arrays, sizes=()):
+    """Make a task of one row, as a request does."""
+    return Task(1, sizes, (Checked(arrays, 1, sizes),), 0.0)
+
+
 def batch_of(*numbers, bucket=4):
     """Make a batch with a task of one row for each number."""
-    tasks = tuple(Task(1, (), ((np.full((1, 2), n, np.float32),),), 0.0) for n in numbers)
+    tasks = tuple(row_task(np.full((1, 2), n, np.float32)) for n in numbers)
     return Batch((), bucket, tasks, len(tasks))
 
 
@@ -171,7 +178,7 @@ def test_an_error_that_is_not_the_devices_fails_the_batch_at_once(device, model,
 
 def test_a_batch_that_cannot_be_staged_fails_by_itself(device, model, caplog):
     """An array that fits no program fails its batch on the way in; the next one is answered."""
-    odd = Task(1, (), ((np.zeros((1, 3), np.float32),),), 0.0)
+    odd = row_task(np.zeros((1, 3), np.float32))
     fine = batch_of(1).tasks[0]
 
     outcome = device.execute(Batch((), 4, (odd, fine), 2))
@@ -189,7 +196,7 @@ def test_tasks_of_several_lengths_are_answered_in_their_own(outcomes):
     device = device_of(model, outcomes.append, signature=ECHO)
     model.before = refusing(13, ExecutionError("b4: no 13"))
     tasks = [
-        Task(1, (len(row),), ((np.array([row], np.int32), None),), 0.0)
+        row_task(np.array([row], np.int32), None, sizes=(len(row),))
         for row in ([1, 2], [13], [3, 4, 5])
     ]
 
@@ -307,6 +314,73 @@ def test_a_caller_that_hangs_in_the_device_is_noticed(model, outcomes):
     device._threads[0].join(30)
 
     assert noticed.is_set()
+
+
+def test_a_batch_in_place_may_have_less_time_than_others(model, outcomes):
+    """What is known to be quick is given up long before a batch that may take its time."""
+    noticed = threading.Event()
+    device = device_of(model, outcomes.append, stall_s=1e300, hung=noticed.set)
+    device.start()
+    model.before = lambda _: noticed.wait(30)
+
+    device.run_here(batch_of(1), stall_s=0.01)
+    device.close()
+    device._threads[0].join(30)
+
+    assert noticed.is_set()
+
+
+@mark.parametrize(("looks", "hung"), [(1, 0), (4, 0), (5, 1)])
+def test_time_in_which_nobody_looked_does_not_count(model, outcomes, looks, hung):
+    """A process that was suspended has had no time to run: looks count, each after its wait."""
+    told = []
+    device = device_of(model, outcomes.append, stall_s=4.0, hung=lambda: told.append("hung"))
+    device._inbox = Idle(looks)
+    device._here = batch_of(1), 4.0  # for hours, by the clock
+
+    device._loop()
+
+    assert len(told) == hung
+    assert set(device._inbox.waits) == {1.0}
+
+
+def test_each_batch_in_place_has_its_own_time(model, outcomes):
+    """Many quick batches one after the other are no batch that hangs."""
+    told = []
+    device = device_of(model, outcomes.append, stall_s=4.0, hung=lambda: told.append("hung"))
+
+    def another():
+        device._here = batch_of(1), 4.0
+
+    device._inbox = Idle(20, meanwhile=another)
+    device._loop()
+
+    assert told == []
+
+
+class Idle:
+    """An inbox that has nothing for so many waits, and then the end.
+
+    Args:
+      waits: that many.
+      meanwhile: called during each.
+
+    Attributes:
+      waits: the seconds of each wait.
+    """
+
+    def __init__(self, waits, meanwhile=lambda: None):
+        self._left = waits
+        self._meanwhile = meanwhile
+        self.waits = []
+
+    def get(self, timeout):
+        """Wait once, in no time."""
+        self._meanwhile()
+        self.waits.append(timeout)
+        self._left -= 1
+        if self._left >= 0:
+            raise queue.Empty
 
 
 def test_a_caller_that_is_back_is_not_watched(model, outcomes):

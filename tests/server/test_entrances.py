@@ -9,18 +9,20 @@ import http.client
 import io
 import json
 import re
+import urllib.parse
 
 from pytest import fixture, mark
 
 from server.config import ServerConfig
 from server.routes import make_routes
+from server.target import split_target
 from tests.server.fakes import ECHO, SUM, FakeModel, Running
 from tests.server.front import Entrance
 
 pytestmark = mark.e2e
 
 LIMITS = {"max_json_bytes": 2000, "max_body_bytes": 4000}
-COMPARED = ("content-type", "allow", "retry-after", "inference-header-content-length")
+COMPARED = ("content-type", "allow", "retry-after", "vary", "inference-header-content-length")
 LENGTH = "inference-header-content-length"
 
 
@@ -30,7 +32,7 @@ class Entrances(Entrance):
     def at_front(self, method, path, body, headers, *, chunked=False):
         """Ask the front, over a connection of its own, all in one piece."""
         framing = ("transfer-encoding", "chunked") if chunked else ("content-length", len(body))
-        fields = [("host", "t"), *headers.items(), framing]
+        fields = [*({"host": "t"} | headers).items(), framing]
         head = "".join(f"{name}: {value}\r\n" for name, value in fields)
         if chunked:
             parts = [part for part in (body[:3], body[3:]) if part]
@@ -43,14 +45,21 @@ class Entrances(Entrance):
 
     def at_application(self, method, path, body, headers, *, chunked=False):
         """Ask the application, without a socket."""
+        # As WSGI servers hand a target on, and not as the client that Flask tests with puts it right.
+        before, query = split_target(path.encode())
+        environ = {
+            "PATH_INFO": urllib.parse.unquote_to_bytes(before).decode("latin-1"),
+            "QUERY_STRING": query.decode(),
+            "RAW_URI": path,
+        }
         if chunked:
-            environ = {"wsgi.input": io.BytesIO(body), "wsgi.input_terminated": True}
-            headers = {**headers, "transfer-encoding": "chunked"}
-            answer = self.app.test_client().open(
-                path, method=method, headers=headers, environ_overrides=environ
-            )
-        else:
-            answer = self.app.test_client().open(path, method=method, data=body, headers=headers)
+            environ |= {"wsgi.input": io.BytesIO(body), "wsgi.input_terminated": True}
+            headers, body = {**headers, "transfer-encoding": "chunked"}, None
+        host = headers.get("host", "t")
+        environ |= {"HTTP_HOST": host}
+        answer = self.app.test_client().open(
+            "/", method=method, data=body, headers=headers, environ_overrides=environ
+        )
         return answer.status_code, list(answer.headers), answer.get_data()
 
 
@@ -91,6 +100,7 @@ def comparable(status, headers, body):
     return {
         "status": status,
         "evidence": sorted(name for name in found if name.startswith("x-hloserve")),
+        "shared": {n: v for n, v in found.items() if n.startswith("access-control")},
         "headers": {name: found.get(name) for name in COMPARED},
         "length": found.get("content-length") if status == 200 else None,
         "body": body,
@@ -262,3 +272,217 @@ def test_unknown_paths_are_refused_the_same(entrances, path):
     """What is not there is not there in the same words."""
     for method in ("GET", "POST", "HEAD", "OPTIONS", "DELETE"):
         assert same(entrances, method, path, b"", {}) == 404
+
+
+BAD_HOSTS = (
+    *("a b", "a/b", "user@t", "user:word@t", "t:http", "t:80:80", "t:70000", "t:-1", "t?x", "t#x"),
+    *(
+        "http://t",
+        "t,u",
+        "[::1",
+        "::1",
+        "[::1]x",
+        "[::g]",
+        "[t]",
+        "t%zz",
+        "<t>",
+        "t\\u",
+        '"t"',
+        "t\tu",
+    ),
+)
+GOOD_HOSTS = (
+    "",
+    "t",
+    "t:80",
+    "t:",
+    "T.example.",
+    "10.0.0.1:8080",
+    "[::1]",
+    "[fe80::1]:80",
+    "a_b",
+    "%41",
+)
+
+
+@fixture(scope="module")
+def sharing():
+    """A ready server that shares its answers with pages of two origins."""
+    entrances = Entrances(cors_origin="https://app.example,http://localhost:3000")
+    yield entrances
+    entrances.close()
+
+
+@mark.parametrize("host", BAD_HOSTS)
+def test_what_is_no_host_is_refused_the_same(sharing, host):
+    """RFC 9112 section 3.2: whatever the route, a Host that names none is 400."""
+    for method, path in (("POST", "/predict"), ("GET", "/health"), ("GET", "/nothing")):
+        assert same(sharing, method, path, b"", {"host": host}) == 400
+    answer = sharing.at_front("GET", "/health", b"", {"host": host})[2]
+    assert json.loads(answer)["error"] == f"host: expected a host, or host:port, got {host!r}"
+    assert json.loads(answer)["code"] == "invalid_argument"
+
+
+@mark.parametrize("host", GOOD_HOSTS)
+def test_a_host_of_any_form_is_taken(sharing, host):
+    """A name, an address, either with a port, or nothing."""
+    assert same(sharing, "GET", "/health", b"", {"host": host}) == 200
+    assert same(sharing, "POST", "/predict", b'{"instances": []}', {"host": host}) == 200
+
+
+OTHER_SPELLINGS = (
+    *(
+        "//metrics",
+        "/%2Fmetrics",
+        "/%2fmetrics",
+        "/./metrics",
+        "/metrics/",
+        "/metrics/.",
+        "/METRICS",
+    ),
+    *(
+        "/v2/../metrics",
+        "/%2e/metrics",
+        "/x/%2e%2e/metrics",
+        "/%6detrics",
+        "/%6Detrics",
+        "/metric%73",
+    ),
+    *(
+        "/metrics;x",
+        "/metrics;",
+        "/metrics%3Bx",
+        "/metrics%00",
+        "/metrics%20",
+        "/%5Cmetrics",
+        "/metrics//",
+    ),
+    *(
+        "/metrics%2F",
+        "/metrics%3Fx",
+        "/metrics%23",
+        "http://t//metrics",
+        "http://t/%6detrics",
+        "http://t/./metrics",
+    ),
+    *(
+        "/v2//models/fake",
+        "/v2%2Fmodels%2Ffake",
+        "/v2/models%2Fstats",
+        "/v2/repository/../../metrics",
+    ),
+)
+
+
+@mark.parametrize("path", OTHER_SPELLINGS)
+def test_a_path_has_one_spelling(sharing, path):
+    """What a proxy's rule about a path would let pass is not found, and not redirected either."""
+    for method in ("GET", "HEAD", "POST", "OPTIONS"):
+        assert same(sharing, method, path, b"", {}) == 404
+        assert same(sharing, method, f"{path}?x", b"", {}) == 404
+    body = sharing.at_front("GET", path, b"", {})[2]
+    assert json.loads(body)["error"] == f"GET {path.removeprefix('http://t')}: Not Found"
+
+
+@mark.parametrize("path", ["/predict/", "/%70redict", "//predict", "/v1/models/fake%3Apredict", "/v2/models/%66ake/infer"])  # fmt: skip
+def test_the_path_of_an_inference_has_one_spelling(sharing, path):
+    """The routes that infer are found in one spelling as well."""
+    assert same(sharing, "POST", path, b'{"instances": []}', {}) == 404
+
+
+def test_a_route_that_needs_encoding_is_found_encoded():
+    """A configured route of any letters is served as they come over the wire, and as nothing else."""
+    entrances = Entrances(predict_route="/prédire", health_route="/santé/")
+    good = b'{"instances": [[1, 2]]}'
+    try:
+        assert same(entrances, "POST", "/pr%C3%A9dire", good, {}) == 200
+        assert same(entrances, "GET", "/sant%C3%A9/", b"", {}) == 200
+        assert same(entrances, "POST", "/pr%c3%a9dire", good, {}) == 404
+        assert same(entrances, "GET", "/sant%C3%A9", b"", {}) == 404
+    finally:
+        entrances.close()
+
+
+def test_the_server_as_a_whole_is_asked_by_a_star(sharing):
+    """OPTIONS * says which methods there are; no other method has that target."""
+    assert same(sharing, "OPTIONS", "*", b"", {}) == 200
+    assert sharing.at_front("OPTIONS", "*", b"", {})[2] == b""
+    assert dict(sharing.at_front("OPTIONS", "*", b"", {})[1])["allow"] == "GET, HEAD, OPTIONS, POST"
+    assert same(sharing, "GET", "*", b"", {}) == 400
+    answer = json.loads(sharing.at_front("GET", "*", b"", {})[2])
+    assert answer["error"] == "target: expected a path, or a URL of http, got '*'"
+
+
+@mark.parametrize(
+    ("target", "status"),
+    [
+        ("http://t/health", 200),
+        ("HTTPS://u:8443/health?x", 200),
+        ("http://[::1]/health", 200),
+        ("http://t", 200),
+        ("http://t?x", 200),
+        ("ftp://t/health", 400),
+        ("http:///health", 400),
+        ("http://:80/health", 400),
+        ("http://user@t/health", 400),
+        ("http://t:port/health", 400),
+    ],
+)
+def test_a_target_may_name_the_host(sharing, target, status):
+    """RFC 9112 section 3.2.2: a URL of HTTP is its path, whatever Host says, and its host has to be one."""
+    assert same(sharing, "GET", target, b"", {}) == status
+
+
+PREFLIGHT = {
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "content-type",
+}
+
+
+@mark.parametrize("origin", ["https://app.example", "http://localhost:3000"])
+def test_pages_of_a_named_origin_may_ask_and_read(sharing, origin):
+    """Answers of every kind say so, and name what of them may be read; a question before is answered."""
+    good = b'{"instances": [[1, 2]]}'
+    page = {"origin": origin}
+    for method, path, body, status in (
+        ("POST", "/predict", good, 200),
+        ("POST", "/predict", b"{", 400),
+        ("GET", "/health", b"", 200),
+        ("GET", "/nothing", b"", 404),
+        ("POST", "/predict", b"[" * (1 << 25), 413),
+    ):
+        assert same(sharing, method, path, body, page) == status
+        found = dict(sharing.at_front(method, path, body, page)[1])
+        assert found["vary"] == "Origin"
+        assert found["access-control-allow-origin"] == origin
+        assert "x-hloserve-bucket" in found["access-control-expose-headers"]
+        assert "access-control-allow-credentials" not in found
+    assert same(sharing, "OPTIONS", "/predict", b"", page | PREFLIGHT) == 200
+    found = dict(sharing.at_front("OPTIONS", "/predict", b"", page | PREFLIGHT)[1])
+    assert found["access-control-allow-methods"] == "GET, POST"
+    assert "content-type" in found["access-control-allow-headers"].split(", ")
+
+
+@mark.parametrize("origin", ["https://app.example.evil", "http://app.example", "https://app.example:8443", "null", "*", ""])  # fmt: skip
+def test_pages_of_other_origins_may_not_read(sharing, origin):
+    """Any other origin gets the answer without a word about origins, but that it depends on them."""
+    for headers in ({"origin": origin}, {"origin": origin} | PREFLIGHT, {}):
+        for method, path in (("OPTIONS", "/predict"), ("POST", "/predict"), ("GET", "/health")):
+            same(sharing, method, path, b"", headers)
+            found = dict(sharing.at_front(method, path, b"", headers)[1])
+            assert found["vary"] == "Origin"
+            assert not any(name.startswith("access-control") for name in found)
+
+
+@mark.parametrize(("option", "allowed"), [("", None), ("*", "*")])
+def test_all_origins_or_none_need_no_variant(option, allowed):
+    """Without the option nothing is said; where it is *, all may read, and caches need not tell them apart."""
+    entrances = Entrances(cors_origin=option)
+    try:
+        for headers in ({"origin": "https://any.example"}, {"origin": "null"} | PREFLIGHT):
+            assert same(entrances, "OPTIONS", "/predict", b"", headers) == 200
+            found = dict(entrances.at_front("OPTIONS", "/predict", b"", headers)[1])
+            assert found.get("access-control-allow-origin") == allowed
+            assert "vary" not in found
+    finally:
+        entrances.close()

@@ -6,13 +6,14 @@ import re
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from pytest import fixture, mark, raises
 
 from runtime import load
 from runtime.bundle import open_bundle
-from runtime.errors import BundleError, ManifestError
+from runtime.errors import BundleError, DoesNotFit, ManifestError
 from server.fetching import fetching
 from server.gcs import CloudStore
 from server.store import NotFetched
@@ -250,6 +251,67 @@ def test_a_manifest_that_leads_elsewhere_is_refused(cloud, fetch, tmp_path, path
 
     assert [asked.name for asked in cloud.asked] == ["a/manifest.json"]
     assert list(tmp_path.iterdir()) == []
+
+
+def claiming(cloud, change):
+    """Change what the manifest in the bucket says."""
+    manifest = json.loads(cloud.objects["a/manifest.json"][0])
+    change(manifest)
+    cloud.put("a/manifest.json", json.dumps(manifest).encode())
+
+
+def nothing_was_fetched(cloud):
+    """Whether no byte of a file was asked for."""
+    return [asked.name for asked in cloud.asked] == ["a/manifest.json"]
+
+
+def test_an_object_of_another_size_is_refused_before_anything_is_fetched(cloud, fetch, files):
+    """What the store has is held against what the manifest claims, for every file, first of all."""
+    (file,) = (file for file in files if file.path == "params.safetensors")
+    claiming(cloud, lambda m: m["params"]["files"][0].update(bytes=file.bytes + 1))
+    with raises(NotFetched) as caught:
+        fetch()
+
+    assert str(caught.value) == (
+        f"gs://models/{PARAMS}: expected {file.bytes + 1} bytes, got {file.bytes}; was the bundle "
+        "replaced, or copied in part?"
+    )
+    assert nothing_was_fetched(cloud)
+
+
+def test_a_bundle_that_the_disk_cannot_hold_is_not_fetched(
+    cloud, fetch, tmp_path, files, monkeypatch
+):
+    """The bytes that are missing are held against the bytes that are free, those kept already apart."""
+    total = sum(file.bytes for file in files)
+    free = [total - 1]
+    monkeypatch.setattr("server.scratch.shutil.disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    with raises(NotFetched) as caught:
+        fetch(tmp_path)
+
+    (folder,) = tmp_path.iterdir()
+    assert str(caught.value) == (
+        f"{folder}: expected {total:,} B free for the bundle, got {total - 1:,} B; pass --cache-dir "
+        "with room for the bundle"
+    )
+    assert nothing_was_fetched(cloud)
+    free[0] = total
+    fetch(tmp_path)
+    free[0] = 0
+    fetch(tmp_path)
+
+
+def test_a_bundle_that_memory_cannot_hold_is_not_fetched(cloud, monkeypatch):
+    """On a CPU that is known before a device is looked for; on a GPU the machine's memory is no limit."""
+    monkeypatch.setattr("server.fetching.host_memory", lambda: 100)
+    with (
+        raises(DoesNotFit, match=r"^params: expected 320 B of memory, got 100 B; "),
+        fetching(CloudStore(FOLDER), None, device="cpu"),
+    ):
+        pass
+    assert nothing_was_fetched(cloud)
+    with fetching(CloudStore(FOLDER), None, device="cuda") as bundle:
+        bundle.check()
 
 
 def test_a_manifest_without_end_is_not_read(cloud, fetch, monkeypatch):

@@ -8,7 +8,7 @@ import socket
 import zlib
 
 import numpy as np
-from pytest import fixture, mark, param
+from pytest import fixture, mark, param, raises
 
 from server.body import BODY_S, PROGRESS_BYTES
 from server.http_connection import (
@@ -20,7 +20,7 @@ from server.http_connection import (
     WRITE_S,
 )
 from tests.server.fakes import FakeModel, Gate, signature
-from tests.server.front import Entrance, read_all, read_answer, request
+from tests.server.front import Entrance, read_all, read_answer, request, reset
 
 LIMIT = 5000
 BODY = b'{"instances": [[1, 2]]}'
@@ -348,7 +348,7 @@ def test_what_does_not_come_is_given_up(entrance, sent, seconds, slug):
     """A head or a body that stalls is 408, once its time is over, and its connection is closed."""
     with entrance.connect() as connection:
         connection.sendall(sent)
-        entrance.running.wait(until(lambda: not all(c.idle for c in entrance.server.connections)))
+        entrance.running.wait(until(lambda: begun(entrance)))
         entrance.look(seconds - 5)
         still = len(entrance.server.connections)
         entrance.look(seconds + 5)
@@ -447,9 +447,7 @@ def test_what_was_never_read_is_counted(entrance):
     for sent in (b"POST /pre", request("/predict", BODY)[:-1]):
         with entrance.connect() as connection:
             connection.sendall(sent)
-            entrance.running.wait(
-                until(lambda: not all(c.idle for c in entrance.server.connections))
-            )
+            entrance.running.wait(until(lambda: begun(entrance)))
             entrance.look(BODY_S + 5)
             read_answer(connection)
 
@@ -682,18 +680,16 @@ def test_nothing_behind_a_refusal_is_read(entrance):
 
 SPELLINGS = (
     "/predict?x=1",
-    "/predict/",
-    "/predict/?",
-    "/%70redict",
+    "/predict?",
     "http://t/predict",
-    "HTTP://t:80/predict/?x://y",
-    "/v2/models/%66ake/infer?x",
-    "/v1/models/fake%3Apredict",
+    "HTTP://t:80/predict?x://y",
+    "/v2/models/fake/infer?x",
+    "/v1/models/fake:predict",
 )
 
 
 @mark.parametrize("target", SPELLINGS)
-def test_inferences_take_no_thread_however_their_path_is_spelt(target):
+def test_inferences_take_no_thread_whatever_is_around_their_path(target):
     """While more of them wait than there are threads, the health check is answered; who goes is given up."""
     entrance, gate = Entrance(), Gate()
     entrance.model.before = gate
@@ -706,8 +702,7 @@ def test_inferences_take_no_thread_however_their_path_is_spelt(target):
         entrance.running.wait(gate.reached())
         entrance.running.wait(until(lambda: len(entrance.service._requests) == 6))
         healthy = entrance.send(head("host: t", "connection: close", path="/health", method="GET"))
-        gone = waiting.pop()
-        gone.close()
+        reset(waiting.pop())
         entrance.running.wait(until(lambda: len(entrance.service._requests) == 5))
         gate.open(6)
         statuses = {read_answer(connection)[0] for connection in waiting}
@@ -767,7 +762,7 @@ def test_a_client_that_goes_takes_its_request_out_of_the_queue(entrance):
     waiting.sendall(request("/predict", b'{"instances": [[13, 13]]}'))
     entrance.running.wait(until(lambda: entrance.service.queued_rows == 1))
 
-    waiting.close()
+    reset(waiting)
     entrance.running.wait(until(lambda: entrance.service.queued_rows == 0))
     entrance.model.before = lambda _: None
     gate.open()
@@ -777,6 +772,11 @@ def test_a_client_that_goes_takes_its_request_out_of_the_queue(entrance):
     assert answer[2] == {"predictions": [3.0]}
     assert not any([13.0, 13.0] in rows for _, rows in entrance.model.ran)
     assert entrance.service.metrics.failures["canceled"] == 1
+
+
+def begun(entrance):
+    """Whether a request has begun to come, and is read."""
+    return any(c.reading and not c.idle for c in entrance.server.connections)
 
 
 async def until(true):
@@ -793,7 +793,7 @@ def test_a_client_that_goes_while_its_batch_runs_leaves_nothing_behind(entrance)
     gone.sendall(request("/predict", BODY))
     entrance.running.wait(gate.reached())
 
-    gone.close()
+    reset(gone)
     entrance.running.wait(until(lambda: not entrance.service._requests))
     entrance.model.before = lambda _: None
     gate.open()
@@ -834,7 +834,203 @@ def test_many_clients_that_go_leave_nothing_behind(entrance):
     for _ in range(100):
         with entrance.connect() as connection:
             connection.sendall(request("/predict", BODY))
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            reset(connection)
 
     entrance.ask()
     entrance.running.wait(until(lambda: not entrance.server.connections))
+
+
+@mark.parametrize(
+    "refused",
+    [
+        param("content-encoding: br", id="encoding"),
+        param("content-type: text/html", id="type"),
+        param("host: u", id="host"),
+        param("x-large: " + "a" * HEAD_BYTES, id="head"),
+    ],
+)
+@mark.parametrize(
+    "behind",
+    [
+        b"\0\0",
+        b"GARBAGE\r\n\r\n",
+        b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
+        request("/predict", BODY),
+    ],
+)
+def test_a_request_is_refused_once(entrance, caplog, refused, behind):
+    """Whatever comes behind a request that is refused at its head, it gets one answer and no log line."""
+    counted = entrance.service.metrics.requests.total()
+
+    answer = entrance.send(head("host: t", refused, "content-length: 2") + b"{}" + behind)
+
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b"\r\nconnection: close\r\n" in answer
+    assert entrance.service.metrics.requests.total() == counted + 1
+    assert caplog.messages == []
+
+
+def test_nothing_behind_the_last_request_is_one(entrance, caplog):
+    """What a client sends behind its `connection: close` is neither read nor refused, and resets nothing."""
+    counted = entrance.service.metrics.requests.total()
+
+    answer = entrance.send(
+        request("/predict", BODY, "connection: close\r\n") + b"GARBAGE\r\n\r\n" * 1000
+    )
+
+    assert body_of(answer) == {"predictions": [3.0]}
+    assert entrance.service.metrics.requests.total() == counted + 1
+    assert caplog.messages == []
+
+
+@mark.parametrize(
+    ("parts", "count"),
+    [
+        param([request("/predict", BODY)], 1, id="one"),
+        param([request("/predict", BODY) * 5], 5, id="pipelined"),
+        param([head("host: t", "transfer-encoding: chunked") + chunked(BODY)], 1, id="chunks"),
+        param([request("/predict", padded(LIMIT))], 1, id="large"),
+        param([request("/predict", BODY), b"\r\n"], 1, id="empty-line"),
+        param([request("/health", b"", method="GET")], 1, id="application"),
+        param([request("/predict", BODY).replace(b"/1.1", b"/1.0")], 1, id="http-1.0"),
+    ],
+)
+def test_a_client_that_sends_no_more_is_answered(entrance, parts, count):
+    """Whoever closes its half of a connection gets all answers, and then the end."""
+    answer = entrance.send(*parts, cut=True)
+
+    assert answer.count(b"HTTP/1.1 200 OK") == answer.count(b"HTTP/1.1") == count
+    entrance.running.wait(until(lambda: not entrance.server.connections))
+
+
+def test_a_client_that_sends_no_more_is_answered_however_long_that_takes(entrance):
+    """It is told that the connection ends with the last answer, and with no other."""
+    gate = Gate()
+    entrance.model.before = gate
+    with entrance.connect() as connection:
+        connection.sendall(request("/predict", BODY) * 2)
+        connection.shutdown(socket.SHUT_WR)
+        entrance.running.wait(gate.reached())
+        entrance.running.wait(
+            until(lambda: any(c._half_closed for c in entrance.server.connections))
+        )
+        entrance.look(IDLE_S)
+        entrance.model.before = lambda _: None
+        gate.open()
+        answer = read_all(connection)
+
+    assert [b"\r\nconnection: close" in part for part in answer.split(b"HTTP/1.1 200")[1:]] == [
+        False,
+        True,
+    ]
+
+
+def test_a_client_that_resets_after_its_end_is_given_up(entrance):
+    """That a client has gone, and not only sends no more, is noticed when it resets the connection."""
+    gate = Gate()
+    entrance.model.before = gate
+    canceled = entrance.service.metrics.failures["canceled"]
+    connection = entrance.connect()
+    connection.sendall(request("/predict", BODY))
+    connection.shutdown(socket.SHUT_WR)
+    entrance.running.wait(gate.reached())
+    entrance.running.wait(until(lambda: any(c._half_closed for c in entrance.server.connections)))
+    entrance.look(0)
+    still = len(entrance.service._requests)
+
+    reset(connection)
+    entrance.running.wait(until(lambda: gone(entrance)))
+    entrance.model.before = lambda _: None
+    gate.open()
+
+    assert still == 1
+    assert entrance.service.metrics.failures["canceled"] == canceled + 1
+
+
+def gone(entrance):
+    """Have the server look at its connections, and tell whether there are none."""
+    for connection in list(entrance.server.connections):
+        connection.look(0.0)
+    return not entrance.server.connections and not entrance.service._requests
+
+
+@mark.parametrize("part", [b"POST /pre", request("/predict", BODY)[:-1]])
+def test_half_a_request_of_a_client_that_sends_no_more_is_refused(entrance, part):
+    """What cannot become a request any more is 400, behind the answer to what came before it."""
+    answer = entrance.send(request("/predict", BODY) + part, cut=True)
+
+    assert answer.count(b"HTTP/1.1") == 2
+    assert answer.index(b"HTTP/1.1 200") < answer.index(b"HTTP/1.1 400")
+    assert answer.endswith(b'"}')
+    assert b": expected all of it, got less" in answer
+
+
+def stopping(entrance, grace_s=30.0):
+    """Have a server listen no more; ends when what was asked is answered and the grace is over."""
+    return asyncio.run_coroutine_threadsafe(entrance.server.finish(grace_s), entrance.running.loop)
+
+
+def test_who_is_connected_as_the_listener_closes_is_answered():
+    """Connections that nobody has accepted, and idle ones, have their requests answered, and none is reset."""
+    entrance, gate = Entrance(), Gate()
+    entrance.model.before = gate
+    with contextlib.ExitStack() as stack:
+        held = stack.enter_context(entrance.connect())
+        idle = stack.enter_context(entrance.connect())
+        held.sendall(request("/predict", BODY))
+        entrance.running.wait(gate.reached())
+        entrance.server._most = 0  # so that nobody else is accepted
+        waiting = [stack.enter_context(entrance.connect()) for _ in range(20)]
+        for connection in waiting:
+            connection.sendall(request("/predict", BODY))
+        entrance.service.drain()
+        finished = stopping(entrance, grace_s=0.0)
+        entrance.running.wait(until(lambda: len(entrance.service._requests) == 21))
+        entrance.model.before = lambda _: None
+        gate.open()
+        finished.result(30)
+        answers = [read_all(connection) for connection in (held, *waiting)]
+        silent = read_all(idle)
+    entrance.close()
+
+    assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)
+    assert all(b"\r\nconnection: close\r\n" in answer for answer in answers)
+    assert silent == b""
+
+
+def test_who_asks_while_a_server_stops_is_answered():
+    """During the grace what was idle is answered, and so is all that was sent ahead and read."""
+    entrance, gate = Entrance(), Gate()
+    with entrance.connect() as idle, entrance.connect() as ahead:
+        ahead.sendall(request("/predict", BODY))
+        next_answer(ahead)
+        entrance.model.before = gate
+        ahead.sendall(request("/predict", BODY) * 4)
+        entrance.running.wait(gate.reached())
+        entrance.running.wait(
+            until(lambda: any(len(c._waiting) == 3 for c in entrance.server.connections))
+        )
+        entrance.service.drain()
+        finished = stopping(entrance)
+        entrance.model.before = lambda _: None
+        gate.open()
+        answers = read_all(ahead)
+        idle.sendall(request("/predict", BODY))
+        late = read_all(idle)
+        finished.cancel()
+    entrance.close()
+
+    assert answers.count(b"HTTP/1.1 200") == 4
+    assert answers.count(b"\r\nconnection: close\r\n") == 1
+    assert late.startswith(b"HTTP/1.1 200")
+
+
+def test_who_connects_to_a_server_that_stops_is_refused():
+    """After the listener has closed there is nobody to connect to."""
+    entrance = Entrance()
+    stopping(entrance, grace_s=0.0).result(30)
+
+    with raises(ConnectionRefusedError):
+        entrance.connect()
+
+    entrance.close()

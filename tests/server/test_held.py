@@ -12,7 +12,7 @@ from server.errors import Overloaded, TooLarge
 from server.held import UNCOUNTED, Held, Incoming
 from tests.server.calling import Called, array_of, refused, rows
 from tests.server.fakes import FakeModel, Gate
-from tests.server.front import Entrance, read_answer, request
+from tests.server.front import Entrance, read_answer, request, reset
 
 MOST = 400_000
 LARGE = 100_000
@@ -147,7 +147,7 @@ def test_a_body_whose_client_goes_is_held_no_more(entrance):
         gone.sendall(large()[:-1])
         stalled.sendall(large()[:-1])
         wait_until(entrance, 2 * (LARGE - 1))
-        gone.close()
+        reset(gone)
         wait_until(entrance, LARGE - 1)
         entrance.look(later_s=100)
         status = read_answer(stalled)[0]
@@ -166,7 +166,7 @@ def test_bodies_of_requests_that_wait_are_held(gate):
         entrance.running.wait(gate.reached())
         goes.sendall(large())
         wait_until(entrance, 2 * LARGE)
-        goes.close()
+        reset(goes)
         wait_until(entrance, LARGE)
         gate.open(2)
         answer = read_answer(stays)[2]
@@ -195,7 +195,7 @@ def test_a_body_counts_as_what_it_becomes(gate):
             status, _, refused = read_answer(late)
         goes.sendall(request("/predict", BODY.ljust(LARGE)))
         wait_until(entrance, added + LARGE)
-        goes.close()
+        reset(goes)
         wait_until(entrance, added)
         gate.open(2)
         answer = read_answer(stays)[2]
@@ -216,7 +216,7 @@ def test_a_compressed_body_whose_client_goes_is_held_no_more(gate):
         goes.sendall(request("/predict", packed, "content-encoding: gzip\r\n"))
         entrance.running.wait(gate.reached())
         wait_until(entrance, LARGE + len(BODY) - len(packed))
-        goes.close()
+        reset(goes)
         wait_until(entrance, 0)
         gate.open()
     entrance.close()

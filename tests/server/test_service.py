@@ -10,7 +10,7 @@ import time
 import weakref
 
 import numpy as np
-from pytest import fixture, mark, param, raises
+from pytest import approx, fixture, mark, param, raises
 
 from runtime.errors import ExecutionError, SignatureMismatch
 from server import pump
@@ -24,6 +24,7 @@ from server.errors import (
 )
 from server.limits import Limits
 from server.pending import Evidence, Given, Pending
+from server.pump import in_place_stall_s
 from server.service import Service, State
 from tests.server.fakes import ECHO, FakeModel, Gate, ask, serving
 
@@ -129,6 +130,28 @@ async def test_a_batch_that_is_known_to_be_quick_runs_on_the_loops_own_thread():
 
     assert threads[0] is threading.current_thread()
     assert threads[1] is service._pump.device._threads[0]
+
+
+@on_a_loop
+async def test_a_program_whose_time_depends_on_its_inputs_never_runs_on_the_loops_thread():
+    """However quick it was when it was measured, it may take for ever on what comes next."""
+    threads = []
+    model = FakeModel()
+    model.loops = True
+    model.before = lambda _: threads.append(threading.current_thread())
+    async with serving(model, in_place_s=1.0) as service:
+        assert await sums(asked(service, 1, 2)) == [1.0, 2.0]
+
+    assert threads == [service._pump.device._threads[0]]
+
+
+@mark.parametrize(
+    ("measured_s", "stall_s"),
+    [(0.0, 5.0), (1e-6, 5.0), (0.0005, 5.0), (0.00075, 7.5), (0.001, 10.0)],
+)
+def test_what_runs_in_place_has_a_time_that_follows_from_what_was_measured(measured_s, stall_s):
+    """Ten thousand times as long, and five seconds in any case, are no bad moment of a machine."""
+    assert in_place_stall_s(measured_s) == approx(stall_s)
 
 
 @on_a_loop
@@ -272,7 +295,7 @@ async def test_what_comes_while_the_device_is_busy_waits_for_it(gate, model):
     async with serving(model) as service:
         first = asked(service, 1)
         await gate.reached()
-        service._pump._limits = Limits(in_place_s=1.0)
+        service._pump._in_place = dict.fromkeys([((), 1), ((), 4)], 60.0)
         second = asked(service, 2)
         await begun()
 

@@ -1,0 +1,106 @@
+"""Constants of a model's code as params of all its programs."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from export.constants import excess_constants, first_use, stuck_constants, with_constants
+from export.errors import ExportError
+from export.lowering import Flat
+from export.packing import Packing, plan_packing
+from runtime.tensors import Array
+
+# How many hoisted constants are named one by one.
+_SHOWN = 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Hoisted:
+    """What was taken out of the programs.
+
+    Attributes:
+      constants: by name.
+      packing: where each lies in the arguments behind the model's own.
+      notes: what was taken out and what was not, a sentence each.
+      order: digest of a constant to its place among them.
+      count: number of the model's own arguments.
+    """
+
+    constants: dict[str, Array]
+    packing: Packing
+    notes: tuple[str, ...]
+    order: dict[str, int]
+    count: int
+
+    def apply(self, jaxpr: Any) -> Flat:
+        """Return the traced function with the constants' arguments behind its own."""
+        function = with_constants(jaxpr, self.order, self.count)
+
+        def apply(arguments: Sequence[Any], inputs: Sequence[Any]) -> tuple[Any, ...]:
+            constants = self.packing.unpack(arguments[self.count :])
+            return function([*arguments[: self.count], *constants.values()], inputs)
+
+        return apply
+
+
+def hoist(jaxprs: Sequence[Any], packing: Packing) -> Hoisted:
+    """Decide which constants become params: all of those programs that hold over 1 MiB of them.
+
+    Args:
+      jaxprs: of the programs, each of a function of packed params and inputs.
+      packing: of the model's own params.
+
+    Raises:
+      ExportError: a param has the name that a constant would get.
+    """
+    found: dict[str, Array] = {}
+    for jaxpr in jaxprs:
+        found |= excess_constants(jaxpr)
+    constants = {f"constant/{i}": array for i, array in enumerate(found.values())}
+    apart = plan_packing(constants, shared="constant")
+    taken = {entry.name for entry in packing.entries}
+    if taken & {*constants, *apart.arguments}:
+        raise ExportError("params: expected no param named 'constant/…', got one")
+    return Hoisted(
+        constants=constants,
+        packing=apart,
+        notes=(*_hoisted(constants, jaxprs[0]), *_stuck(stuck_constants(jaxprs[0]))),
+        order={key: i for i, key in enumerate(found)},
+        count=len(packing.arguments),
+    )
+
+
+def _hoisted(constants: dict[str, Array], jaxpr: Any) -> list[str]:
+    if len(constants) <= _SHOWN:
+        return [
+            f"a constant {_brief(array)} of the model's code became the param {name!r}"
+            for name, array in constants.items()
+        ]
+    line = first_use(jaxpr)
+    place = f", first used at {line}," if line else ""
+    names = list(constants)
+    became = f"{_together(list(constants.values()))}{place} became the params"
+    advice = "weights that a function closes over have names if it takes them as params"
+    return [f"{became} {names[0]!r} to {names[-1]!r}; {advice}"]
+
+
+def _stuck(arrays: Sequence[Array]) -> list[str]:
+    if len(arrays) <= _SHOWN:
+        return [
+            f"a constant {_brief(array)} of the model's code stays inside every program"
+            for array in arrays
+        ]
+    return [f"{_together(arrays)} stay inside every program"]
+
+
+def _together(arrays: Sequence[Array]) -> str:
+    return f"{len(arrays)} constants of the model's code ({_size(sum(a.nbytes for a in arrays))})"
+
+
+def _brief(array: Array) -> str:
+    return f"{array.dtype.name}{list(array.shape)} ({_size(array.nbytes)})"
+
+
+def _size(count: int) -> str:
+    mebibytes = count / 2**20
+    return f"{mebibytes:.1f} MiB" if mebibytes >= 0.1 else f"{count / 2**10:.1f} KiB"

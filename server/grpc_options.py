@@ -1,0 +1,55 @@
+"""How gRPC's C core is set up: what it may hold for clients, and how long for."""
+
+from server.config import ServerConfig
+
+# Connections at once; those beyond are closed.
+CONNECTIONS = 1024
+# Calls of one connection at once; a client that has more waits for those to end.
+CONCURRENT_STREAMS = 128
+# Calls of one connection that its client counts as ended, since they were answered or reset, and
+# this process not yet. Beyond these more calls are refused.
+ENDING_STREAMS = 128
+# Bytes of a message that come before its call asks for it. Left to itself, gRPC would make that
+# 4 MiB for each call as soon as it has measured the connection.
+WINDOW = 65535
+# Seconds that a call may wait for this process to look at it: a client has its own deadline.
+_FOR_EVER_S = 1 << 20
+# Calls that may wait for that, of all connections: more than 100 of them can have open at once.
+# Beyond that gRPC cancels calls of whoever comes, and no client tries again; by its own bounds,
+# 1,000 and 3,000, it did so in a burst of honest calls.
+PENDING = 32_768
+
+
+def address(host: str, port: int) -> str:
+    """Return an address as gRPC reads it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def options(config: ServerConfig) -> list[tuple[str, int]]:
+    """Return the options of the server."""
+    found = [
+        # A port that is taken is an error, not shared in silence, except with our own.
+        ("grpc.so_reuseport", int(config.processes > 1)),
+        ("grpc.max_allowed_incoming_connections", CONNECTIONS),
+        ("grpc.max_concurrent_streams", CONCURRENT_STREAMS),
+        ("grpc.http2.max_deallocating_streams", ENDING_STREAMS),
+        ("grpc.server.max_pending_requests", PENDING),
+        ("grpc.server.max_pending_requests_hard_limit", PENDING),
+        ("grpc.server_max_unrequested_time_in_server", _FOR_EVER_S),
+        ("grpc.max_receive_message_length", config.max_body_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.http2.lookahead_bytes", WINDOW),
+        ("grpc.http2.bdp_probe", 0),
+        # Clients' pings, however many and between calls too, are no offence.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_ping_strikes", 0),
+        # A client that vanished without a word is noticed, and its requests given up.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+    ]
+    if config.grpc_max_connection_age_s:
+        found += [
+            ("grpc.max_connection_age_ms", round(1e3 * config.grpc_max_connection_age_s)),
+            ("grpc.max_connection_age_grace_ms", round(config.request_timeout_ms)),
+        ]
+    return found

@@ -1,0 +1,272 @@
+"""Which gRPC calls receive their message, and how long that may take.
+
+gRPC's C core stores a message while it arrives, and says nothing of it until it is whole. Before
+a call asks for its message, flow control lets the client send no more than a window of it
+(`grpc_options.WINDOW`). So what arrives is bounded by having few calls ask at once.
+
+A message that its client sends at once takes a slot for less than a millisecond. Whoever sends
+one slowly, or not at all, must not keep the slots from the others:
+
+* while calls wait for a slot, one that has had its own for `PATIENCE` looks is slow. Slow calls
+  may have half of the slots, beyond that they are refused: another try may work
+* a connection that has had a slow call waits for those slots alone, until a message of it arrives
+* connections take turns, whatever the number of calls that each has
+* of more calls than may wait, one of the connection that has the most is refused
+
+All on the event loop. Time is counted in looks, not read from a clock: a process that was
+suspended refuses nobody for it.
+"""
+
+import asyncio
+import collections
+from typing import Any, Protocol
+
+import grpc
+
+from server.errors import BodyTimeout, MalformedRequest, Overloaded
+
+# Messages that arrive at once, each as large as one may be.
+SLOTS = 8
+# Calls that wait for a slot, each with a window of its message.
+WAITING = 4096
+# How often calls are looked at, and for how many looks a call may have a slot: while others wait
+# for one, while others wait for one of those that slow calls may have, and at most, a minute.
+LOOK_S = 0.25
+PATIENCE = 2
+SLOW_PATIENCE = 8
+LOOKS = 240
+# For how many looks a connection is remembered as a slow one.
+_REMEMBERED = 120
+
+
+class Context(Protocol):
+    """What is used of grpc.aio.ServicerContext, which is not typed."""
+
+    async def read(self) -> Any:
+        """Return the call's next message, or grpc.aio.EOF."""
+
+    def peer(self) -> str:
+        """Return the address of the connection's other end."""
+
+
+class _Arrival:
+    """A call on its way to its message."""
+
+    __slots__ = ("connection", "context", "error", "looks", "slow", "task", "turn")
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.task = asyncio.current_task()
+        self.turn: asyncio.Future[None] | None = None  # while it waits for a slot
+        self.connection = ""  # known only of those that have waited
+        self.looks = 0
+        self.slow = False
+        self.error: Exception | None = None
+
+
+# The calls of each connection that wait; the connection that comes first has the next turn.
+type _Waiting = dict[str, collections.deque[_Arrival]]
+
+
+class Receiver:
+    """Receives the messages of unary calls, few at once.
+
+    Args:
+      slots: messages that arrive at once.
+      waiting: calls that wait for a slot.
+      look_s: how often they are looked at.
+    """
+
+    def __init__(self, slots: int = SLOTS, waiting: int = WAITING, look_s: float = LOOK_S) -> None:
+        self._slots = slots
+        self._most_slow = max(1, slots // 2)
+        self._most_waiting = waiting
+        self._look_s = look_s
+        self._receiving: dict[_Arrival, None] = {}  # in the order in which they began
+        self._slow = 0  # of them
+        self._good: _Waiting = {}
+        self._bad: _Waiting = {}
+        self._waiting = 0
+        self._slow_connections: dict[str, int] = {}  # to the looks that are left
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def receiving(self) -> int:
+        """Return the number of calls that have a slot."""
+        return len(self._receiving)
+
+    @property
+    def waiting(self) -> int:
+        """Return the number of calls that wait for a slot."""
+        return self._waiting
+
+    async def receive(self, context: Context) -> bytes:
+        """Return the message of a call.
+
+        Raises:
+          MalformedRequest: the client sent none.
+          Overloaded: too many calls wait for theirs.
+          BodyTimeout: it did not arrive in time.
+        """
+        arrival = _Arrival(context)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._look_s, self._on_time)
+        turn = None
+        if self._waiting or self._slow_connections or len(self._receiving) >= self._slots:
+            turn = self._queue(arrival)
+        else:
+            self._receiving[arrival] = None
+        try:
+            if turn is not None:
+                await turn
+            message = await context.read()
+        except asyncio.CancelledError:
+            # Cancelled by `_end`, unless the client has gone as well.
+            if arrival.error is None or arrival.task is None or arrival.task.uncancel():
+                raise
+            raise arrival.error from None
+        finally:
+            self._leave(arrival)
+        if message is grpc.aio.EOF:
+            raise MalformedRequest("message: expected one, got none")
+        if self._slow_connections:
+            self._forgive(arrival.connection or context.peer())
+        return message  # type: ignore[no-any-return]
+
+    def stop(self, error: Exception) -> None:
+        """Refuse the calls that have not received their message."""
+        for queue in (self._good, self._bad):
+            for arrival in [each for calls in queue.values() for each in calls]:
+                self._end(arrival, error)
+        for arrival in self._receiving:
+            self._end(arrival, error)
+
+    def look(self) -> None:
+        """Refuse the calls whose message takes too long; has to be called every so often."""
+        for arrival in list(self._receiving):
+            arrival.looks += 1
+            if arrival.looks > LOOKS:
+                seconds = LOOKS * self._look_s
+                self._end(arrival, BodyTimeout(f"message: expected all of it within {seconds:g} s"))
+        old = [a for a in self._receiving if a.looks >= (SLOW_PATIENCE if a.slow else PATIENCE)]
+        for arrival in [a for a in old if a.slow][: len(self._bad)]:
+            self._end(arrival, self._overdue())
+        quick = [a for a in old if not a.slow] if self._good else []
+        for arrival in quick:
+            self._slow_down(arrival)
+        for arrival in [a for a in quick if not a.slow][: len(self._good)]:
+            self._end(arrival, self._overdue())
+        self._grant()
+        for connection, looks in list(self._slow_connections.items()):
+            if looks > 1 or connection in self._bad:
+                self._slow_connections[connection] = looks - 1
+            else:
+                del self._slow_connections[connection]
+
+    def _on_time(self) -> None:
+        self._timer = None
+        self.look()
+        if self._receiving or self._waiting or self._slow_connections:
+            self._timer = asyncio.get_running_loop().call_later(self._look_s, self._on_time)
+
+    def _slow_down(self, arrival: _Arrival) -> None:
+        """Have a call take one of the slots for slow ones, if there is one."""
+        connection = arrival.connection or arrival.context.peer()
+        self._slow_connections[connection] = _REMEMBERED
+        if connection in self._good:
+            self._bad[connection] = self._good.pop(connection)
+        if self._slow < self._most_slow:
+            arrival.slow = True
+            self._slow += 1
+
+    def _overdue(self) -> Overloaded:
+        return Overloaded(
+            "message: expected all of it by now, as more calls wait to send theirs than the "
+            f"{self._slots} that may at once, got a part"
+        )
+
+    def _forgive(self, connection: str) -> None:
+        """Trust a connection again, of which a message has arrived."""
+        self._slow_connections.pop(connection, None)
+        if connection in self._bad:
+            self._good[connection] = self._bad.pop(connection)
+            self._grant()
+
+    def _queue(self, arrival: _Arrival) -> "asyncio.Future[None]":
+        """Have a call wait for a slot; return what ends when it has one."""
+        connection = arrival.connection = arrival.context.peer()
+        if self._waiting >= self._most_waiting:
+            self._shed(connection)
+        queue = self._bad if connection in self._slow_connections else self._good
+        queue.setdefault(connection, collections.deque()).append(arrival)
+        self._waiting += 1
+        arrival.turn = turn = asyncio.get_running_loop().create_future()
+        self._grant()
+        return turn
+
+    def _leave(self, arrival: _Arrival) -> None:
+        """Let go of a call's slot, or of its place among those that wait."""
+        if arrival.turn is not None:
+            self._forget(arrival)
+            return
+        del self._receiving[arrival]
+        self._slow -= arrival.slow
+        if self._waiting:
+            self._grant()
+
+    def _grant(self) -> None:
+        """Give free slots to calls that wait."""
+        while self._good and len(self._receiving) < self._slots:
+            self._begin(self._good, slow=False)
+        while self._bad and len(self._receiving) < self._slots and self._slow < self._most_slow:
+            self._begin(self._bad, slow=True)
+
+    def _begin(self, queue: _Waiting, *, slow: bool) -> None:
+        connection, calls = next(iter(queue.items()))
+        del queue[connection]
+        arrival = calls.popleft()
+        if calls:
+            queue[connection] = calls  # behind the others
+        self._waiting -= 1
+        self._receiving[arrival] = None
+        arrival.slow = slow
+        self._slow += slow
+        turn, arrival.turn = arrival.turn, None
+        if turn is not None and not turn.done():
+            turn.set_result(None)
+
+    def _forget(self, arrival: _Arrival) -> None:
+        """Take a call out of those that wait, unless it is out."""
+        for queue in (self._good, self._bad):
+            calls = queue.get(arrival.connection)
+            if calls is not None and arrival in calls:
+                calls.remove(arrival)
+                self._waiting -= 1
+                if not calls:
+                    del queue[arrival.connection]
+
+    def _shed(self, connection: str) -> None:
+        """Refuse a call: of the connection that has the most that wait, this one's before others.
+
+        Raises:
+          Overloaded: it is the one that comes.
+        """
+        error = Overloaded(
+            f"message: expected at most {self._most_waiting} calls that wait to send theirs, got more"
+        )
+        queues = (*self._good.items(), *self._bad.items())
+        most, calls = max(queues, key=lambda item: len(item[1]))
+        own = self._good.get(connection) or self._bad.get(connection) or ()
+        if most == connection or len(calls) <= len(own) + 1:
+            raise error
+        self._end(calls[-1], error)
+
+    def _end(self, arrival: _Arrival, error: Exception) -> None:
+        """Refuse a call, which is told at the next turn of the loop."""
+        if arrival.turn is not None:
+            self._forget(arrival)
+            if not arrival.turn.done():
+                arrival.turn.set_exception(error)
+        elif arrival.error is None and arrival.task is not None:
+            arrival.error = error
+            arrival.task.cancel()

@@ -1,0 +1,471 @@
+"""A model that is still in training mode is refused by the name of what is on."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+from export.calling import calls
+
+ROWS = np.random.default_rng(3).standard_normal((3, 3)).astype(np.float32)
+ONLY = "; only if it samples on purpose: pin one by exporting a function: "
+PIN = (
+    f"{ONLY}def apply(params, x): return model.apply(params, x, "
+    "rngs={'dropout': jax.random.key(0)})"
+)
+
+
+def dropped(x, on):
+    """Drop and count units, as a model does that is still training."""
+    x = linen.BatchNorm(use_running_average=True)(x)
+    return linen.Dense(2)(linen.Dropout(0.5, deterministic=not on)(x))
+
+
+def variables_of(model, *args, **kwargs):
+    """Make variables."""
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    return model.init(keys, ROWS, *args, **kwargs)
+
+
+class EnableDropout(linen.Module):
+    """Calls its switch as T5X does."""
+
+    @linen.compact
+    def __call__(self, x, enable_dropout: bool = True):
+        return dropped(x, enable_dropout)
+
+
+class IsEval(linen.Module):
+    """Has the switch the other way round, by keyword only."""
+
+    @linen.compact
+    def __call__(self, x, *, is_eval: bool = False):
+        return dropped(x, not is_eval)
+
+
+class Inference(linen.Module):
+    """Calls its switch as Equinox does."""
+
+    @linen.compact
+    def __call__(self, x, inference=False):
+        return dropped(x, not inference)
+
+
+class Stochastic(linen.Module):
+    """Calls its switch a name of its own; beside it is one that is none."""
+
+    @linen.compact
+    def __call__(self, x, residual: bool = False, stochastic: bool = True):
+        return dropped(x, stochastic) + residual
+
+
+class Mode(linen.Module):
+    """Has a mode by name."""
+
+    @linen.compact
+    def __call__(self, x, mode: str = "train"):
+        return dropped(x, mode == "train")
+
+
+class Two(linen.Module):
+    """Has two switches, of which both are on."""
+
+    @linen.compact
+    def __call__(self, x, bias: bool = True, drop_early: bool = True, drop_late: bool = True):
+        return dropped(linen.Dropout(0.5, deterministic=not drop_early)(x) + bias, drop_late)
+
+
+class Attribute(linen.Module):
+    """Has its switch as an attribute."""
+
+    train: bool = True
+
+    @linen.compact
+    def __call__(self, x):
+        return dropped(x, self.train)
+
+
+class Nest(linen.Module):
+    """Has a module with a switch as an attribute, which it leaves on."""
+
+    @linen.compact
+    def __call__(self, x):
+        return Attribute(name="inner")(x)
+
+
+class NestOfCalls(linen.Module):
+    """Has a module with a switch as an argument, which it leaves on."""
+
+    @linen.compact
+    def __call__(self, x):
+        return Stochastic()(x)
+
+
+class Always(linen.Module):
+    """Drops units whatever it is told."""
+
+    @linen.compact
+    def __call__(self, x):
+        return dropped(x, on=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "off"),
+    [
+        (EnableDropout(), {"enable_dropout": False}),
+        (IsEval(), {"is_eval": True}),
+        (Inference(), {"inference": True}),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_switches_with_a_name_of_their_own_are_off(plan, model, off):
+    """Switches that can mean one thing only are set for inference."""
+    variables = variables_of(model)
+    made = plan(model, variables)
+    np.testing.assert_allclose(
+        made.goldens[0][2][0], model.apply(variables, made.goldens[0][1][0], **off), rtol=1e-5
+    )
+
+
+ON = "the model asks for a `dropout` key: Dropout is still on"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            Stochastic(),
+            f"Stochastic: {ON} through stochastic=True: try --call-arg stochastic=False{PIN}",
+        ),
+        (Mode(), f"Mode: {ON} through mode='train': try --call-arg mode='eval'{PIN}"),
+        (
+            Two(),
+            (
+                f"Two: {ON} through drop_early=True: try --call-arg drop_early=False, or "
+                f"drop_late=True: try --call-arg drop_late=False{PIN}"
+            ),
+        ),
+        (
+            Attribute(),
+            f"Attribute: {ON} through train=True of Attribute: make it with train=False{PIN}",
+        ),
+        (
+            Nest(),
+            f"Nest: {ON} through train=True of Attribute (inner): make it with train=False{PIN}",
+        ),
+        (
+            NestOfCalls(),
+            (
+                f"NestOfCalls: {ON} through stochastic=True in a call of Stochastic (Stochastic_0): "
+                f"call it with stochastic=False{PIN}"
+            ),
+        ),
+        (
+            Always(),
+            f"Always: {ON}; call it with deterministic=True (or train=False){PIN}",
+        ),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_what_leaves_dropout_on_is_named(refusal, model, message):
+    """The argument or attribute that is on is named first, and how to pin a key last."""
+    assert refusal(model, variables_of(model)) == message
+
+
+def test_a_function_whose_dropout_is_on_is_told_the_same(refusal):
+    """Functions are refused by their own arguments, and by those of the modules that they call."""
+    model = Stochastic()
+    variables = variables_of(model)
+
+    def apply(params, x, noisy=True):
+        return model.apply(params, x, stochastic=noisy)
+
+    def forgetful(params, x):
+        return model.apply(params, x)
+
+    assert refusal(apply, variables) == (
+        f"apply: {ON} through noisy=True: try --call-arg noisy=False{PIN}"
+    )
+    assert refusal(forgetful, variables) == (
+        f"forgetful: {ON} through stochastic=True in a call of Stochastic: call it with "
+        f"stochastic=False{PIN}"
+    )
+
+
+class Updating(linen.Module):
+    """Updates its statistics unless it is told otherwise."""
+
+    @linen.compact
+    def __call__(self, x, of_batch: bool = True):
+        return linen.BatchNorm(use_running_average=not of_batch)(x)
+
+
+def test_what_leaves_statistics_changing_is_named(refusal):
+    """A BatchNorm in training mode is refused by what leaves it so."""
+    assert refusal(Updating(), variables_of(Updating())) == (
+        'Updating: expected inference to leave its variables alone, got Cannot update variable "mean" '
+        'in "/BatchNorm_0" because collection "batch_stats" is immutable.; is it still in training '
+        "mode? of_batch=True: try --call-arg of_batch=False"
+    )
+
+
+class NnxNet(nnx.Module):
+    """Drops and normalizes by switches of its own."""
+
+    def __init__(self, rngs, *, noisy=False, **attributes):
+        """Make the layers."""
+        self.linear = nnx.Linear(3, 2, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.norm = nnx.BatchNorm(2, rngs=rngs)
+        self.noisy = noisy
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def __call__(self, x, fresh: bool = False, rough: bool = False):
+        x = self.norm(self.linear(x), use_running_average=not fresh)
+        return self.drop(x, deterministic=not (self.noisy or rough))
+
+
+class NnxRough(NnxNet):
+    """Drops when it is called, unless it is told otherwise."""
+
+    def __call__(self, x, rough: bool = True):
+        return NnxNet.__call__(self, x, rough=rough)
+
+
+class NnxFresh(NnxNet):
+    """Normalizes by its batch, unless it is told otherwise."""
+
+    def __call__(self, x, fresh: bool = True):
+        return NnxNet.__call__(self, x, fresh=fresh)
+
+
+class NnxNest(nnx.Module):
+    """Has a module that drops."""
+
+    def __init__(self, rngs):
+        """Make it."""
+        self.inner = NnxNet(rngs, noisy=True)
+
+    def __call__(self, x):
+        return self.inner(x)
+
+
+class NnxBare(nnx.Module):
+    """Drops without any random state to draw from."""
+
+    def __init__(self):
+        """Make the layer."""
+        self.drop = nnx.Dropout(0.5)
+
+    def __call__(self, x, rough: bool = True):
+        return self.drop(x, deterministic=not rough)
+
+
+NNX_PIN = (
+    f"{ONLY}graph, rngs, params = nnx.split(model, nnx.RngState, ...); "
+    "def apply(params, x): return nnx.merge(graph, rngs, params, copy=True)(x)"
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            NnxRough(nnx.Rngs(0)),
+            f"NnxRough: {ON} through rough=True: try --call-arg rough=False{NNX_PIN}",
+        ),
+        (NnxBare(), f"NnxBare: {ON} through rough=True: try --call-arg rough=False{NNX_PIN}"),
+        (
+            NnxNest(nnx.Rngs(0)),
+            f"NnxNest: {ON} through noisy=True of NnxNet: make it with noisy=False{NNX_PIN}",
+        ),
+        (
+            NnxFresh(nnx.Rngs(0)),
+            (
+                "NnxFresh: expected inference to use its statistics, got norm/mean that no answer "
+                "depends on; is it still in training mode? fresh=True: try --call-arg fresh=False"
+            ),
+        ),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_what_is_on_in_an_nnx_module_is_named(refusal, model, message):
+    """nnx Modules with switches that `eval` does not know are refused by these."""
+    assert refusal(model) == message
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (Stochastic(), {"stochastic": False}),
+        (Mode(), {"mode": "eval"}),
+        (Two(), {"drop_early": False, "drop_late": False, "bias": False}),
+        (Updating(), {"of_batch": False}),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_arguments_of_the_call_are_said_by_hand(export, model, said):
+    """What `call_args` says is what the model is called with."""
+    variables = variables_of(model)
+    made = export(model, variables, call_args=said, buckets=(1, 2))
+    np.testing.assert_allclose(
+        made.answer(x=ROWS), model.apply(variables, ROWS, **said), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", [NnxRough, NnxFresh])
+def test_arguments_of_an_nnx_call_are_said_by_hand(plan, kind):
+    """nnx Modules are called with `call_args` too."""
+    model = kind(nnx.Rngs(0))
+    made = plan(model, call_args={"rough" if kind is NnxRough else "fresh": False})
+    model.eval()
+    expected = NnxNet.__call__(model, made.goldens[0][1][0])
+    np.testing.assert_allclose(made.goldens[0][2][0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (
+            {"mood": "eval"},
+            "call_args: expected mode as the model has them, got 'mood'; did you mean 'mode'?",
+        ),
+        ({"x": 1}, "call_args: expected no input, got 'x', which is one"),
+        (["mode"], "call_args: expected arguments by name such as {'train': False}, got ['mode']"),
+    ],
+)
+def test_arguments_that_the_model_does_not_take_are_refused(refusal, said, message):
+    """Unknown arguments are refused with the nearest name, and so are inputs."""
+    assert refusal(Mode(), variables_of(Mode()), call_args=said) == message
+
+
+def test_the_command_line_reads_python_literals(command, folder):
+    """`--call-arg` takes a literal; a bare word would be a text, which is always true."""
+    (folder / "moody.py").write_text(
+        "def apply(params, x, mode='train', layers=1):\n"
+        "    return x * layers if mode == 'eval' else x @ 1\n"
+    )
+    words = ("moody.py:apply", "--input", "x:float32[_,3]", "--buckets", "1,2", "--dry-run")
+    words += ("--out", "b", "--platforms", "cpu", "--json")
+
+    good = command(*words, "--call-arg", "mode='eval'", "--call-arg", "layers=3")
+    assert good.status == 0, good.err
+    for text, meant in (("mode=eval", "mode='eval'"), ("mode=false", "mode=False")):
+        bad = command(*words, "--call-arg", text)
+        assert bad.status == 2
+        assert bad.error == (
+            "call_args: expected NAME=VALUE with a Python literal such as train=False, layers=2 or "
+            f"mode='eval', got {text!r}; did you mean {meant}?"
+        )
+    assert command(*words, "--call-arg", "mode").error == (
+        "call_args: expected NAME=VALUE with a Python literal such as train=False, layers=2 or "
+        "mode='eval', got 'mode'"
+    )
+
+
+def test_an_argument_that_has_to_be_said_is_asked_for(refusal):
+    """A plain argument without a default is no input: the error says how to say it."""
+
+    def apply(_params, x, depth: int):
+        return x * depth
+
+    assert refusal(apply) == (
+        "inputs: expected x, depth as the model has them, got x; say what depth is with --call-arg "
+        "depth=VALUE"
+    )
+
+
+class ByPlace(linen.Module):
+    """Takes its switches by place when it is rematerialized, behind a mask that it may lack."""
+
+    @linen.compact
+    def __call__(self, x, mask=None, train: bool = False, *, scale: float = 2.0):
+        if train:
+            x = x / 0
+        return dropped(x if mask is None else x * mask, train) * scale
+
+
+class Required(linen.Module):
+    """Has to be told whether it trains."""
+
+    @linen.compact
+    def __call__(self, x, train):
+        return dropped(x / 0 if train else x, train)
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "off"),
+    [(Required, 2, (False,)), (ByPlace, 3, (None, False)), (EnableDropout, 2, (False,))],
+    ids=["required", "behind a default", "default on"],
+)
+def test_remat_takes_its_switches_by_place(export, kind, place, off):
+    """A rematerialized module's switch is static: it goes by place, as in training."""
+    model = linen.remat(kind, static_argnums=(place,))()
+    variables = variables_of(model, *off)
+    made = export(model, variables, buckets=(1, 2))
+    np.testing.assert_allclose(
+        made.answer(x=ROWS), model.apply(variables, ROWS, *off), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_remat_of_a_function_takes_its_switch_by_place(plan):
+    """`jax.checkpoint(static_argnums=…)` knows places only."""
+    function = jax.checkpoint(lambda p, x, train: x / 0 if train else x * p, static_argnums=(2,))
+    made = plan(function, np.float32(3))
+    np.testing.assert_array_equal(made.goldens[0][2][0], made.goldens[0][1][0] * np.float32(3))
+
+
+def test_a_switch_before_the_input_keeps_its_place(plan):
+    """Inputs by place go where inputs are, whatever stands before them."""
+
+    def apply(params, train, y):
+        return y / 0 if train else y * params
+
+    made = plan(apply, np.float32(3))
+    np.testing.assert_array_equal(made.goldens[0][2][0], made.goldens[0][1][0] * np.float32(3))
+
+
+class Merged(linen.Module):
+    """Takes its switch as an attribute or as an argument, but once."""
+
+    deterministic: bool | None = None
+
+    @linen.compact
+    def __call__(self, x, deterministic: bool | None = None):
+        known = linen.merge_param("deterministic", self.deterministic, deterministic)
+        return dropped(x, not known)
+
+
+@pytest.mark.parametrize("model", [Merged(), Merged(deterministic=True)], ids=["call", "module"])
+def test_a_switch_is_said_once(plan, model):
+    """A module that was made for inference is not told again."""
+    variables = variables_of(Merged(deterministic=True))
+    made = plan(model, variables)
+    expected = Merged().apply(variables, made.goldens[0][1][0], deterministic=True)
+    np.testing.assert_allclose(made.goldens[0][2][0], expected, rtol=1e-5)
+
+
+def test_a_module_that_was_made_for_training_is_refused(refusal):
+    """An attribute that keeps dropout on is named, though the call has a switch of that name."""
+    assert re.fullmatch(
+        "Merged: the model asks for a `dropout` key: .*deterministic=False of Merged: make it with "
+        "deterministic=True; only if .*",
+        refusal(Merged(deterministic=False), variables_of(Merged(deterministic=True))),
+    )
+
+
+def test_a_call_binds_by_name_then_by_place_then_with_all_defaults():
+    """The ways of a call are tried in this order, and no argument is given twice."""
+
+    def function(_model, train, x, mask=None, *, layers=2):
+        raise NotImplementedError
+
+    ways = calls(function, {"x": 1}, {"layers": 3})
+    assert [way.bind({"x": 1}) for way in ways] == [
+        ((), {"x": 1, "train": False, "layers": 3}),
+        ((False, 1), {"layers": 3}),
+        ((False, 1, None), {"layers": 3}),
+    ]

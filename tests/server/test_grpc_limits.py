@@ -1,0 +1,314 @@
+"""What the gRPC entrance holds for clients, and what they are told where that is too much."""
+
+import asyncio
+import collections
+import threading
+
+import grpc
+import numpy as np
+from pytest import fixture, raises
+
+from server import grpc_stream
+from server.config import ServerConfig
+from server.errors import BodyTimeout, Overloaded
+from server.grpc_api import INFERENCE
+from server.grpc_options import options
+from server.grpc_receive import SLOTS
+from server.grpc_stream import LOOKS, Stream, Streams
+from server.held import UNCOUNTED, Held, Unread
+from server.protos import inference_pb2 as pb
+from tests.server.calling import Called, array_of, refused, rows
+from tests.server.fakes import FakeModel
+
+STOPPING = ("UNAVAILABLE", "the server is stopping")
+
+
+@fixture
+def called():
+    """An entrance before a model that sums rows."""
+    called = Called(FakeModel(buckets=(1, 64)))
+    yield called
+    called.close()
+
+
+class Silent:
+    """Calls of one connection that begin, and send no message until they are told to."""
+
+    def __init__(self, called, count):
+        self._go = threading.Event()
+        self._channel = grpc.insecure_channel(
+            f"127.0.0.1:{called.port}", options=[("grpc.use_local_subchannel_pool", 1)]
+        )
+        method = self._channel.stream_unary(f"/{INFERENCE}/ModelInfer")
+        self.calls = [method.future(self._late(), timeout=60) for _ in range(count)]
+        receiver = called.entrance._receiver
+        while called.on_loop(lambda: receiver.receiving + receiver.waiting) != count:
+            pass
+
+    def _late(self):
+        self._go.wait()
+        yield rows(1).SerializeToString()
+
+    def close(self):
+        """Send what is left, and close the connection."""
+        self._go.set()
+        self._channel.close()
+
+
+async def burst(port, count, channels):
+    """Call for each number at once; count what comes of it."""
+    found = collections.Counter()
+    made = [
+        grpc.aio.insecure_channel(
+            f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)]
+        )
+        for _ in range(channels)
+    ]
+
+    async def one(number):
+        method = made[number % channels].unary_unary(f"/{INFERENCE}/ModelInfer")
+        try:
+            answer = pb.ModelInferResponse.FromString(
+                await method(rows(number).SerializeToString(), timeout=120)
+            )
+            found[array_of(answer, "y", np.float32).tolist() == [float(number)]] += 1
+        except grpc.aio.AioRpcError as error:
+            found[error.code().name] += 1
+
+    await asyncio.gather(*map(one, range(count)))
+    for channel in made:
+        await channel.close()
+    return found
+
+
+def test_a_burst_of_calls_is_answered(called):
+    """Calls that come at once, as many as the queue takes, all get the answers that are theirs."""
+    assert asyncio.run(burst(called.port, 3600, channels=4)) == {True: 3600}
+
+
+def test_calls_that_never_send_their_message_hold_up_nobody(called):
+    """Another connection is answered while one has more such calls than may send at once."""
+    silent = Silent(called, 3 * SLOTS)
+
+    assert called.ask(7) == [7.0]
+    assert called.on_loop(lambda: called.entrance._receiver.receiving) <= SLOTS
+    silent.close()
+
+
+def test_a_stop_refuses_calls_whose_message_has_not_come(called):
+    """Calls that have sent no message are told that the server stops, and do not hold it up."""
+    silent = Silent(called, SLOTS + 2)
+
+    called.running.wait(called.entrance.stop(30))
+
+    assert {refused(call.result) for call in silent.calls} == {STOPPING}
+    assert called.service.metrics.requests == {("grpc", "UNAVAILABLE"): SLOTS + 2}
+    silent.close()
+
+
+def test_a_stop_cancels_no_call(called):
+    """Whatever comes while the server stops is answered, or UNAVAILABLE: it can be tried again."""
+    found, over = collections.Counter(), threading.Event()
+
+    def ask():
+        with grpc.insecure_channel(
+            f"127.0.0.1:{called.port}", options=[("grpc.use_local_subchannel_pool", 1)]
+        ) as channel:
+            method = channel.unary_unary(f"/{INFERENCE}/ModelInfer")
+            while not over.is_set():
+                try:
+                    method(rows(1).SerializeToString(), timeout=60)
+                    found["OK"] += 1
+                except grpc.RpcError as error:
+                    found[error.code().name] += 1
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    while found["OK"] < 100:
+        pass
+    called.running.wait(called.entrance.stop(30))
+    while not found["UNAVAILABLE"]:
+        pass
+    over.set()
+    for thread in threads:
+        thread.join()
+
+    assert set(found) == {"OK", "UNAVAILABLE"}
+
+
+def test_a_large_answer_is_counted_until_it_is_sent(called):
+    """Answers beyond what is not counted are held while they are sent, and then no more."""
+    numbers = range(1000)
+    large = rows(*numbers, identity="i" * 2 * UNCOUNTED)
+
+    assert len(called.infer(large, timeout=60).id) == 2 * UNCOUNTED
+    called.running.wait(called.entrance._calls.over())
+
+    assert called.service.held.size == 0
+
+
+def test_an_answer_that_may_not_wait_is_refused(called):
+    """Where answers that nobody reads are too many already, a large one is UNAVAILABLE."""
+    most = called.service.held._most
+    called.service.held.size = most - UNCOUNTED
+
+    large = rows(1, identity="i" * 2 * UNCOUNTED)
+    status, text = refused(lambda: called.infer(large, timeout=60))
+    called.service.held.size -= most - UNCOUNTED
+
+    assert status == "UNAVAILABLE"
+    assert text == f"bodies: expected at most {most} bytes of all requests under way, got more"
+    assert called.service.held.size == 0
+
+
+def test_answers_of_a_stream_are_counted_beyond_the_first():
+    """What a client has not read is held, but for a little of each stream."""
+    held = Held(1)
+    unread = Unread(held)
+
+    unread.add(UNCOUNTED)
+    small = held.size
+    unread.add(100)
+    counted = held.size
+    unread.remove(60)
+    unread.remove(UNCOUNTED)
+
+    assert (small, counted, held.size, unread.size) == (0, 100, 0, 40)
+
+
+def test_answers_of_all_streams_are_bounded():
+    """An answer that is too much is refused, and not counted."""
+    held = Held(1)
+    held.size = most = 1 << 29
+    unread = Unread(held)
+    unread.add(UNCOUNTED)
+
+    with raises(Overloaded, match=f"^answers: expected at most {most} bytes that wait to be read, got more$"):  # fmt: skip
+        unread.add(1)
+
+    assert (held.size, unread.size) == (most, UNCOUNTED)
+
+
+async def settled():
+    """Let everything run that can."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
+async def endless(read):
+    """Give requests without end, and count them."""
+    while True:
+        read.append(b"request")
+        yield read[-1]
+
+
+async def nobody(_):
+    """Be a client that reads nothing."""
+    await asyncio.Event().wait()
+
+
+def stream_of(size, write, expected=0):
+    """Make a stream whose answers have so many bytes; gives it and what counts them."""
+    unread = Unread(Held(1 << 30))
+
+    async def answer(_):
+        unread.add(size)
+        return b"a" * size
+
+    return Stream(answer, write, unread=unread, expected=expected), unread
+
+
+def test_large_answers_that_nobody_reads_hold_up_requests():
+    """A stream reads no request whose answer would be too much to wait with the others."""
+
+    async def run(**options):
+        read = []
+        stream, unread = stream_of(grpc_stream.UNREAD // 4, nobody, **options)
+        running = asyncio.ensure_future(stream.run(endless(read)))
+        await settled()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return len(read), unread.size
+
+    assert asyncio.run(run()) == (4, 0)
+    assert asyncio.run(run(expected=grpc_stream.UNREAD)) == (1, 0)
+
+
+def test_a_stream_whose_client_reads_nothing_ends():
+    """After so many looks without an answer that was read a stream is given up."""
+
+    async def run():
+        stream, unread = stream_of(10, nobody)
+        running = asyncio.ensure_future(stream.run(endless([])))
+        await settled()
+        for _ in range(LOOKS):
+            stream.look()
+        await settled()
+        assert not running.done()
+        stream.look()
+        with raises(BodyTimeout, match=r"^answers: expected one to be read within 60 s$"):
+            await asyncio.wait_for(running, 30)
+        return unread.size
+
+    assert asyncio.run(run()) == 0
+
+
+def test_a_stream_without_answers_to_read_goes_on():
+    """A client that asks nothing for long keeps its stream."""
+
+    async def run():
+        stream, _ = stream_of(10, nobody)
+        silent = asyncio.Event()
+
+        async def requests():
+            await silent.wait()
+            yield b""
+
+        running = asyncio.ensure_future(stream.run(requests()))
+        await settled()
+        for _ in range(3 * LOOKS):
+            stream.look()
+        await settled()
+        ended = running.done()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return ended
+
+    assert not asyncio.run(run())
+
+
+def test_of_too_many_streams_one_of_the_busiest_connection_ends():
+    """A connection with many streams makes room for one that has none, not for its own."""
+
+    async def run():
+        streams = Streams(most=3)
+        made = [stream_of(1, nobody)[0] for _ in range(5)]
+        running = [asyncio.ensure_future(stream.run(endless([]))) for stream in made]
+        await settled()
+        for stream in made[:3]:
+            streams.add("a", stream)
+        with raises(Overloaded, match=r"^streams: expected at most 3 at once, got more$"):
+            streams.add("a", made[3])
+        streams.add("b", made[4])
+        await settled()
+        done = [task.done() for task in running]
+        for connection, stream in (*(("a", each) for each in made[:4]), ("b", made[4])):
+            streams.discard(connection, stream)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        return done
+
+    assert asyncio.run(run()) == [False, False, True, False, False]
+
+
+def test_a_connection_grows_old_only_where_it_is_told_to():
+    """Connections live for ever by default, else as long as the option says, and their calls' time."""
+
+    def ages(**config):
+        found = dict(options(ServerConfig(bundle="unused", **config)))
+        return [found.get(f"grpc.max_connection_age{part}_ms") for part in ("", "_grace")]
+
+    assert ages() == [None, None]
+    assert ages(grpc_max_connection_age_s=0.5, request_timeout_ms=2000) == [500, 2000]

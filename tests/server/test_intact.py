@@ -1,0 +1,177 @@
+"""Who looks at the files in use, and what is told of a page that is gone."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+from pytest import fixture, mark
+
+from runtime.errors import IntegrityError
+from server.config import ServerConfig
+from server.errors import NotReady
+from server.intact import PERIOD_S, changed
+from server.opening import EXIT_BUNDLE, unfit
+from server.service import State
+from tests.server.fakes import FakeModel, Gate, ask, serving
+from tests.serving import ROOT, TIMEOUT_S
+
+PARAMS = "params.safetensors"
+
+# Loads a bundle, cuts its params off, and touches them in one of the ways there are.
+TOUCH = """
+import functools, hashlib, os, sys, threading
+import numpy as np
+from runtime import load
+from runtime.program import wait_in_place
+from server import logs
+from server.intact import BusErrors
+
+path, how, form = sys.argv[1:]
+if how != "pool":
+    wait_in_place()
+model = load(path, "cpu")
+logs.set_up(form)
+arrays = [np.asarray(param) for param in model.params]
+tell = functools.partial(logs.end, form)
+errors = BusErrors(model.bundle.expect_unwritten, tell, functools.partial(os._exit, 3))
+errors.install()
+os.truncate(f"{path}/params.safetensors", 0)
+rows = {"x": np.ones((4, 4), np.float32)}
+if how == "thread":
+    thread = threading.Thread(target=model.predict, args=(rows,))
+    thread.start()
+    thread.join()
+elif how == "copy":
+    [array.tobytes() for array in arrays]  # with Python's lock
+elif how == "hash":
+    [hashlib.sha256(array).hexdigest() for array in arrays]
+else:
+    model.predict(rows)
+print("survived", flush=True)
+"""
+
+
+class Watched:
+    """A bundle to look at: what each look raises, and what it says was replaced."""
+
+    def __init__(self, looks, replaced=""):
+        self.looks = iter(looks)
+        self.replaced = lambda: replaced
+
+    def expect_unchanged(self):
+        """Look once."""
+        error = next(self.looks)
+        if error is not None:
+            raise error
+
+
+def looked(bundle):
+    """Look until there is something; give what it is, and the pauses."""
+    pauses = []
+
+    async def pause(seconds):
+        pauses.append(seconds)
+
+    return asyncio.run(changed(bundle, pause)), pauses
+
+
+def test_files_are_looked_at_each_second_until_one_has_changed():
+    """The first look is at once, and a pause of a second is between any two."""
+    error = IntegrityError("params: other")
+
+    assert looked(Watched([None, None, None, error])) == (error, [PERIOD_S] * 3)
+    assert looked(Watched([error])) == (error, [])
+    assert PERIOD_S == 1.0
+
+
+def test_a_bundle_that_was_replaced_is_told_once_and_served_on(caplog):
+    """Whoever deploys sees that this process has the one of before."""
+    caplog.set_level("INFO", "server.intact")
+    error = IntegrityError("the end of the test")
+
+    assert looked(Watched([None, None, None, error], replaced=PARAMS))[0] is error
+    assert caplog.messages == [f"{PARAMS}: was replaced; the bundle that was loaded is served on"]
+
+
+def test_a_service_whose_files_have_changed_answers_nobody(capsys):
+    """It is not ready, whoever waits is refused without a word of files, and one line says why."""
+
+    async def run():
+        model, gate = FakeModel(), Gate()
+        model.before = gate
+        error = IntegrityError("params.safetensors: expected one thing, got another")
+        model.bundle = Watched([error])
+        async with serving(model) as service:
+            waiting = asyncio.ensure_future(ask(service, {"x": np.ones((1, 2), np.float32)}))
+            await gate.reached()
+            status = await unfit(service, ServerConfig(bundle="b"))
+            state = service.state
+            refused = await asyncio.gather(waiting, return_exceptions=True)
+            gate.open()
+            return status, state, refused
+
+    status, state, (refused,) = asyncio.run(run())
+
+    assert status == EXIT_BUNDLE
+    assert state is State.FAILED
+    assert isinstance(refused, NotReady)
+    assert str(refused) == "the model's files have changed"
+    assert capsys.readouterr().err == (
+        "error: params.safetensors: expected one thing, got another\n"
+    )
+
+
+@fixture
+def bundle(classifier_bundle, tmp_path):
+    """A copy of a bundle, to be tampered with."""
+    return shutil.copytree(classifier_bundle, tmp_path / "bundle")
+
+
+@mark.e2e
+@mark.parametrize("how", ["in-place", "pool", "thread", "copy", "hash"])
+def test_a_page_that_is_gone_is_an_error_of_the_bundle(bundle, how):
+    """Wherever it is touched, by a program or by Python, the file is named in one line."""
+    size = (bundle / PARAMS).stat().st_size
+    done = subprocess.run(
+        [sys.executable, "-c", TOUCH, bundle, how, "text"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == (
+        f"error: {PARAMS}: expected the file that was checked for as long as it is in use, got 0 of "
+        f"its {size} bytes; replace a bundle as a whole, by renaming, and start again\n"
+    )
+
+
+@mark.e2e
+def test_a_bus_error_of_another_kind_is_told_as_what_it_may_be(tmp_path):
+    """Where no file was written to, a disk may have failed; the process still ends in order."""
+    script = (
+        "import functools, os, signal\n"
+        "from server import logs\n"
+        "from server.intact import BusErrors\n"
+        "tell = functools.partial(logs.end, 'text')\n"
+        "errors = BusErrors(lambda: None, tell, functools.partial(os._exit, 3))\n"
+        "errors.install()\n"
+        "os.kill(os.getpid(), signal.SIGBUS)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == (
+        "error: bundle: expected files that can be read, got SIGBUS; is a disk failing?\n"
+    )

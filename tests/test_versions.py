@@ -1,0 +1,88 @@
+"""`--version`, of every command, from one place."""
+
+import importlib.metadata
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from pytest import mark, raises
+
+import deploy.vertex
+import export.__main__
+import runtime
+import runtime.__main__
+import server.bench
+import server.doctor
+from runtime import release
+from server.options import parse
+from server.routes import SERVER_VERSION
+
+ROOT = Path(__file__).parents[1]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+@mark.parametrize(
+    "run",
+    [
+        lambda: runtime.__main__.main(["--version"]),
+        lambda: runtime.__main__.main(["verify", "--version"]),
+        lambda: runtime.__main__.main(["refresh", "--version"]),
+        lambda: parse(["--version"], {}),
+        lambda: server.bench.main(["--version"], {}),
+        lambda: server.doctor.main(["--version"], {}),
+        lambda: deploy.vertex.main(["--version"]),
+        lambda: sys.exit(export.__main__.main(["--version"])),
+    ],
+    ids=["runtime", "verify", "refresh", "server", "bench", "doctor", "vertex", "export"],
+)
+def test_every_command_says_which_version_it_is(run, capsys):
+    """Whatever else a command needs, --version alone prints the name and version and ends well."""
+    with raises(SystemExit) as caught:
+        run()
+
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"hloserve {VERSION}\n"
+
+
+@mark.e2e
+@mark.parametrize("package", ["export", "runtime", "server"])
+def test_processes_say_it_from_any_directory(package, tmp_path):
+    """The version is that of the code that runs, wherever it is run."""
+    command = [sys.executable, "-m", package, "--version"]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, f"hloserve {VERSION}\n", "")
+
+
+def test_a_models_version_needs_its_digits(capsys):
+    """`export --version` with more words is the model's version, and never a success by mistake."""
+    with raises(SystemExit) as caught:
+        export.__main__.main(["m.py:spec", "--out", "b", "--version"])
+
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: argument --version: expected one argument\n"
+
+
+def test_the_version_is_written_once(tmp_path, monkeypatch):
+    """All that states it reads pyproject.toml; where there is none, what is installed says it."""
+    assert runtime.__version__ == SERVER_VERSION == release.version() == VERSION
+
+    other = tmp_path / "pyproject.toml"
+    monkeypatch.setattr(release, "_PROJECT", other)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: f"installed {name}")
+    assert release.version() == "installed hloserve"
+    other.write_text('[project]\nname = "somebody-elses"\nversion = "7"\n')
+    assert release.version() == "installed hloserve"
+
+
+def test_a_version_that_nobody_knows_is_no_error(tmp_path, monkeypatch):
+    """Sources that were copied without anything else run all the same."""
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(release, "_PROJECT", tmp_path / "pyproject.toml")
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+
+    assert release.version() == "unknown"
