@@ -141,6 +141,26 @@ def test_a_large_complex_constant_is_hoisted(export, rows):
     np.testing.assert_allclose(made.answer(x=rows), (rows @ matrix).real[:, :2], rtol=1e-3)
 
 
+def test_many_small_constants_of_such_dtypes_are_hoisted(export, rows):
+    """Complex and int4 arrays that are over 1 MiB together become params, and come back as they were."""
+    size = (3, HOIST_BYTES // 12 // 8)
+    parts = [(RNG.normal(size=size) + 1j).astype(np.complex64) for _ in range(6)]
+    narrow = [np.full(size, i, ml_dtypes.int4) for i in range(-8, 8)]
+
+    def closing(_, x):
+        found = sum(x @ jnp.asarray(part) for part in parts)
+        found += sum(x @ jnp.asarray(array).astype(jnp.float32) for array in narrow)
+        return jnp.real(found)[:, :2]
+
+    made = export(closing, buckets=(1, 2))
+
+    dtypes = [entry.dtype for entry in made.manifest.params.entries]
+    assert dtypes == ["float32"] * 6 + ["int8"] * 16
+    whole = sum(parts) + sum(array.astype(np.float32) for array in narrow)
+    expected = (rows @ whole).real[:, :2]
+    np.testing.assert_allclose(made.answer(x=rows), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_complex_numbers_count_for_tolerance_by_their_parts():
     """What passes through complex64 is no more exact than float32."""
     with jax.enable_x64(True):

@@ -429,3 +429,44 @@ def test_jax_arrays_are_as_good_as_numpys(plan):
     """Boxed arrays of JAX fit as those of NumPy do."""
     made = plan(linen.Dense(2), {"kernel": {"value": jnp.asarray(W)}, "bias": jnp.asarray(B)})
     np.testing.assert_allclose(made.goldens[0][2][0], made.goldens[0][1][0] @ W + B, rtol=1e-5)
+
+
+class OnAMesh(linen.Module):
+    """Cannot be made here, and has a boxed kernel."""
+
+    @linen.compact
+    def __call__(self, x):
+        if self.is_initializing() and jax.sharding.get_abstract_mesh().empty:
+            raise RuntimeError("expected a mesh")
+        ones = linen.initializers.ones
+        return linen.Dense(2, kernel_init=linen.with_partitioning(ones, (None, "model")))(x)
+
+
+def test_boxed_params_of_a_module_that_cannot_be_made_here(tmp_path, plan):
+    """Where init wants a mesh, what was saved is taken out of its boxes if it fits only so."""
+    mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        boxed = OnAMesh().init(jax.random.key(0), X)
+    for save in (in_memory, msgpack):
+        made = plan(OnAMesh(), save(tmp_path / save.__name__, boxed))
+        _, (x,), (answer,) = made.goldens[0]
+        np.testing.assert_allclose(answer, x.sum(1, keepdims=True).repeat(2, 1), rtol=1e-5)
+
+
+class Headed(linen.Module):
+    """Has a head that no answer depends on."""
+
+    @linen.compact
+    def __call__(self, x):
+        linen.Dense(4, name="head")(x)
+        return linen.Dense(2)(x)
+
+
+def test_params_elsewhere_are_found_with_what_no_answer_reads(refusal):
+    """A place in the tree is the model's where it has all that the model has, read or not."""
+    saved = Headed().init(jax.random.key(0), X)["params"]
+    for best in (saved, {"Dense_0": saved["Dense_0"]}):
+        assert refusal(Headed(), {"best": best, "epoch": np.int32(3)}, kind=ParamsError) == (
+            "params: expected those of the model alone, got best, epoch; the model's are under "
+            "best: pass --params-path best"
+        )
