@@ -1,8 +1,6 @@
 """What is decided before a program is lowered: signature, params, traces, goldens."""
 
-import contextlib
 import dataclasses
-import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,20 +12,20 @@ from export import goldens as golden_rules
 from export import infinities, params_files, weights
 from export.calling import Adapted
 from export.checkpoints import take_subtree
-from export.devices import named_device, refuse_several_devices
+from export.devices import named_device
 from export.diagnosis import float_notes, naming_shapes
-from export.errors import ExportError, ParamsError, Untraceable
+from export.errors import ExportError, ParamsError
 from export.fields import parse_output
 from export.golden_inputs import golden_inputs, with_goldens_read
-from export.hoisting import Hoisted, hoist
 from export.labels import LabelsOfFile
-from export.lowering import Traced, trace
+from export.lowering import Traced
 from export.models import abstract, adapt
 from export.outputs import Key, name_outputs, output_specs
-from export.packing import Packing, plan_packing
+from export.packing import Packing
 from export.random_bits import refuse_foreign_bits
 from export.spec import ExportSpec
 from export.storage import with_stored_params
+from export.tracing import bucket_keys, output_shapes, precision, trace_all
 from runtime.compare import largest_difference
 from runtime.entries import OutputFormat
 from runtime.errors import nearest
@@ -90,11 +88,11 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
     cast = weights.cast(given, adapted.castable, spec.dtype)
     flat = _Flat(adapted, [s.name for s in inputs])
     with naming_shapes(inputs, cast):
-        traced, packing, arguments, hoisted = _trace_all(spec, flat, cast, inputs, axes, tell)
+        traced, packing, arguments, hoisted = trace_all(spec, flat.call, cast, inputs, axes, tell)
     floats = float_notes(inputs, next(iter(traced.values())).jaxpr, len(arguments))
     outputs = output_specs(
         flat.names,
-        _shapes(spec, flat, packing, arguments, traced, inputs, axes),
+        output_shapes(spec, flat.call, packing, arguments, traced, inputs, axes),
         [a.name for a in axes],
     )
     outputs = infinities.declare(outputs, spec.allow_infinite)
@@ -155,7 +153,7 @@ def _abstract_inputs(
     These divide among all devices, so that a model that shards them fails for a better reason.
     """
     names = [axis.name for axis in axes]
-    keys = _keys(spec.buckets, axes)
+    keys = bucket_keys(spec.buckets, axes)
     return [
         abstract(inputs, batch, dict(zip(names, sizes, strict=True)))
         for batch, sizes in [(2 * jax.local_device_count(), keys[0][1]), *keys]
@@ -206,106 +204,6 @@ class _Flat:
             inputs,
             self.device,
         )
-
-
-def _trace_all(
-    spec: ExportSpec,
-    flat: _Flat,
-    params: dict[str, Array],
-    inputs: Sequence[TensorSpec],
-    axes: Sequence[Axis],
-    tell: Callable[[str], None],
-) -> tuple[dict[Key, Traced], Packing, dict[str, Array], Hoisted]:
-    packing = plan_packing(params)
-    arguments = packing.pack(params)
-    names = [axis.name for axis in axes]
-    traced: dict[Key, Traced] = {}
-
-    def one_trace(batch: int, sizes: tuple[int, ...]) -> Traced:
-        shapes = abstract(inputs, batch, dict(zip(names, sizes, strict=True)))
-        return _trace_one(spec, flat, packing, arguments, list(shapes.values()))
-
-    for key in _keys(spec.buckets, axes):
-        tell(f"tracing {bucket_name(key, names)}")
-        try:
-            traced[key] = one_trace(*key)
-        except Untraceable:
-            # Where rows are shared among devices, too few to share are only the outer reason.
-            count = jax.local_device_count()
-            if count > 1:
-                with contextlib.suppress(Untraceable):
-                    one_trace(key[0] * count, tuple(size * count for size in key[1]))
-            raise
-    hoisted = hoist([one.jaxpr for one in traced.values()], packing)
-    if hoisted.constants:
-        taken = arguments | hoisted.packing.pack(hoisted.constants)
-        for key, one in traced.items():
-            tell(f"hoisting constants of {bucket_name(key, names)}")
-            with precision(spec):
-                traced[key] = trace(hoisted.apply(one.jaxpr), _shapes_of(taken), one.arguments[1])
-        packing, arguments = packing + hoisted.packing, taken
-    return traced, packing, arguments, hoisted
-
-
-def _trace_one(
-    spec: ExportSpec,
-    flat: _Flat,
-    packing: Packing,
-    arguments: Mapping[str, Array],
-    shapes: Sequence[Any],
-) -> Traced:
-    with precision(spec):
-        one = trace(lambda p, x: flat.call(packing.unpack(p), x), _shapes_of(arguments), shapes)
-    refuse_several_devices(one.jaxpr)
-    return one
-
-
-def precision(spec: ExportSpec) -> Any:
-    """Set the precision of dots in this block; tracing and lowering both look at it."""
-    return jax.default_matmul_precision(spec.matmul_precision)
-
-
-def _shapes_of(arguments: Mapping[str, Array]) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arguments.values()]
-
-
-def _keys(buckets: Sequence[int], axes: Sequence[Axis]) -> list[Key]:
-    sizes = itertools.product(*(axis.sizes for axis in axes))
-    return [(batch, size) for size in sizes for batch in buckets]
-
-
-def bucket_name(key: Key, names: Sequence[str]) -> str:
-    """Name a bucket as files and people do: `b8`, `b8-seq32`."""
-    return "-".join([f"b{key[0]}", *(f"{n}{s}" for n, s in zip(names, key[1], strict=True))])
-
-
-def _shapes(
-    spec: ExportSpec,
-    flat: _Flat,
-    packing: Packing,
-    arguments: Mapping[str, Array],
-    traced: Mapping[Key, Traced],
-    inputs: Sequence[TensorSpec],
-    axes: Sequence[Axis],
-) -> dict[Key, Any]:
-    """Give output shapes at each bucket, and at sizes beside them where there is only one."""
-    shapes: dict[Key, Any] = {key: one.outputs for key, one in traced.items()}
-    batch, sizes = next(iter(traced))
-    extra: list[Key] = []
-    if len(spec.buckets) == 1:
-        extra.append((batch + 1, sizes))
-    for i, axis in enumerate(axes):
-        if len(axis.sizes) == 1 and axis.sizes[0] > axis.minimum:
-            shorter = max(axis.minimum, sizes[i] // 2)
-            extra.append((batch, (*sizes[:i], shorter, *sizes[i + 1 :])))
-    for key in extra:
-        named = dict(zip((axis.name for axis in axes), key[1], strict=True))
-        given = list(abstract(inputs, key[0], named).values())
-        try:
-            shapes[key] = _trace_one(spec, flat, packing, arguments, given).outputs
-        except ExportError:
-            continue  # the model takes this one size only; its shapes are all there is to go by
-    return shapes
 
 
 def _goldens(
