@@ -4,8 +4,6 @@ import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
-from flax.core import meta
-
 # Where a box, such as of `nn.with_partitioning` or an nnx.Param, keeps its array.
 BOXED = "value"
 _SEPARATORS = ("/", ".")
@@ -64,6 +62,8 @@ def alternatives(tree: Any) -> Iterator[Any]:
 
 def unboxed(tree: Any) -> Any:
     """Return a tree with each box replaced by what is in it; the same tree if it has none."""
+    from flax.core import meta
+
     if isinstance(tree, meta.AxisMetadata):
         return unboxed(tree.unbox())
     if isinstance(tree, Mapping):

@@ -37,6 +37,8 @@ def refuse_replicas(tree: Any, inputs: Inputs, gives_rows: Callable[[Any, Inputs
     sizes = {np.shape(leaf)[:1] for leaf in leaves}
     if len(sizes) != 1 or () in sizes or not all(map(repeats, leaves)):
         return
+    if not any(np.ndim(leaf) > 2 or not repeats(np.ravel(leaf)) for leaf in leaves):
+        return  # of a matrix of one value, such as ones, every row is the same
     ((size,),) = sizes
     given = {
         name: jax.ShapeDtypeStruct((size + 1, *spec.shape[1:]), spec.dtype)

@@ -110,6 +110,16 @@ def test_params_that_are_not_finite_are_named(refusal):
         )
 
 
+def test_a_matrix_of_one_value_is_no_replica(refusal):
+    """Rows of ones are alike without any device: what does not fit is the shape."""
+    message = refusal(lambda p, x: x[:, :2] @ p["w"], {"w": np.ones((3, 2), np.float32)})
+    assert message.startswith("the model cannot be traced: TypeError: dot_general requires")
+    kernels = {"kernel": np.ones((3, 2), np.float32), "bias": np.zeros(2, np.float32)}
+    assert refusal(affine, copies(kernels), kind=ParamsError).startswith(
+        "params: replicated over devices: each has the same extra leading axis of 8, equal values"
+    )
+
+
 def test_nan_that_no_golden_meets_are_noted(plan):
     """A table with a row of NaN is exported, and the report says so."""
 
