@@ -112,24 +112,23 @@ def _by_digest(constants: Iterable[Any]) -> dict[str, Array]:
     return {digest(array): array for array in arrays.values()}
 
 
-def _constants(jaxpr: Any, opened: Collection[str] | None) -> Iterator[Any]:
-    """Yield the arrays at the top and inside the primitives `opened`; None is all of them."""
-    yield from filter(_is_array, jaxpr.consts)
-    for equation in jaxpr.jaxpr.eqns:
-        literals = (v.val for v in equation.invars if isinstance(v, core.Literal))
-        yield from filter(_is_array, literals)
-        if opened is None or _can_open(equation, opened):
-            for one in inner(equation):
-                yield from _constants(one, opened)
+def all_constants(jaxpr: Any, opened: Collection[str] | None = None) -> Iterator[Any]:
+    """Yield the constants of a closed jaxpr, as the model's code holds them.
 
-
-def all_constants(jaxpr: Any) -> Iterator[Any]:
-    """Yield every constant in a closed jaxpr, as the model's code holds it."""
+    Args:
+      jaxpr: the closed jaxpr.
+      opened: primitives inside of which to look; None for all.
+    """
     yield from jaxpr.consts
     for equation in jaxpr.jaxpr.eqns:
         yield from (v.val for v in equation.invars if isinstance(v, core.Literal))
-        for one in inner(equation):
-            yield from all_constants(one)
+        if opened is None or _can_open(equation, opened):
+            for one in inner(equation):
+                yield from all_constants(one, opened)
+
+
+def _constants(jaxpr: Any, opened: Collection[str] | None) -> Iterator[Any]:
+    return filter(_is_array, all_constants(jaxpr, opened))
 
 
 def _is_array(constant: Any) -> bool:

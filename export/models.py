@@ -106,6 +106,11 @@ def _without_weights(factory: Any) -> tuple[nnx.Module, set[Path] | None]:
     return made, {p for p, array in plain_arrays(made).items() if np.array_equal(array, others[p])}
 
 
+def weights(model: Any, params: Any) -> Any:
+    """Return the weights that a model is exported with: those given, or an nnx Module's own."""
+    return nnx.state(model) if params is None and isinstance(model, nnx.Module) else params
+
+
 def is_factory(model: Any) -> bool:
     """Say whether this makes a model when called with no argument but `rngs`."""
     if isinstance(model, type) and issubclass(model, linen.Module | nnx.Module):

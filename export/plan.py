@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from export import goldens as golden_rules
-from export import infinities, params_files, weights
+from export import infinities, param_values, params_files
 from export.calling import Adapted
 from export.checkpoints import take_subtree
 from export.devices import named_device
@@ -19,7 +19,7 @@ from export.fields import parse_output
 from export.golden_inputs import golden_inputs, with_goldens_read
 from export.labels import LabelsOfFile
 from export.lowering import Traced
-from export.models import abstract, adapt
+from export.models import abstract, adapt, weights
 from export.outputs import Key, name_outputs, output_specs
 from export.packing import Packing
 from export.random_bits import refuse_foreign_bits
@@ -79,13 +79,13 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
     spec = with_goldens_read(spec)
     tell("reading params")
     params, around = _read(spec, tell)
-    with naming_shapes(inputs, params):
+    with naming_shapes(inputs, weights(spec.model, params)):
         adapted = adapt(
             spec.model, params, _abstract_inputs(spec, inputs, axes), around, spec.call_args
         )
     adapted = with_stored_params(adapted)
-    given, narrowed = weights.as_jax_keeps(adapted.params, x64=x64)
-    cast = weights.cast(given, adapted.castable, spec.dtype)
+    given, narrowed = param_values.as_jax_keeps(adapted.params, x64=x64)
+    cast = param_values.cast(given, adapted.castable, spec.dtype)
     flat = _Flat(adapted, [s.name for s in inputs])
     with naming_shapes(inputs, cast):
         traced, packing, arguments, hoisted = trace_all(spec, flat.call, cast, inputs, axes, tell)
@@ -103,7 +103,7 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
     flat.device = named_device(next(iter(traced.values())).jaxpr)
     goldens = _goldens(spec, signature, flat, cast, given, tell)
     notes += tuple(infinities.notes(outputs, [expected for _, _, expected in goldens]))
-    notes += tuple(weights.nan_notes(cast))
+    notes += tuple(param_values.nan_notes(cast))
     drift: dict[str, float] = {}
     if spec.dtype is not None:
         uncast = [flat.reference(given, arrays) for _, arrays, _ in goldens]
@@ -227,7 +227,7 @@ def _goldens(
                     signature.outputs,
                     expected,
                     signature.inputs,
-                    lambda: weights.not_finite(params, uncast),
+                    lambda: param_values.not_finite(params, uncast),
                 )
                 _check_shapes(signature, expected, len(ordered[0]), sizes)
             except ParamsError:

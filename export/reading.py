@@ -42,16 +42,24 @@ def read_params(
       ExportError: the model calls back into Python.
     """
     wanted = set(shapes if wanted is None else wanted)
-    read: set[str] = set()
-    for inputs in buckets:
-        answer, arrays, values = _in_order(apply, shapes, inputs)
-        jaxpr = jax.make_jaxpr(lambda *given: dict(name_outputs(answer(*given))))(arrays, values)  # noqa: B023 (called here)
-        refuse_callbacks(jaxpr)
-        flags = read_inputs(jaxpr)[: len(arrays)]
-        read |= {name for name, flag in zip(shapes, flags, strict=True) if flag}
+    first, *others = buckets
+    read = _read_at(apply, shapes, first)
+    for inputs in others:
         if wanted <= read:
             break
+        try:
+            read |= _read_at(apply, shapes, inputs)
+        except (Exception, SystemExit):  # noqa: BLE001 (lowering meets it again, and knows what it comes of)
+            return read | wanted
     return read
+
+
+def _read_at(apply: Apply, shapes: Mapping[str, Any], inputs: Inputs) -> set[str]:
+    answer, arrays, values = _in_order(apply, shapes, inputs)
+    jaxpr = jax.make_jaxpr(lambda *given: dict(name_outputs(answer(*given))))(arrays, values)
+    refuse_callbacks(jaxpr)
+    flags = read_inputs(jaxpr)[: len(arrays)]
+    return {name for name, flag in zip(shapes, flags, strict=True) if flag}
 
 
 def first_read(

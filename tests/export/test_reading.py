@@ -7,6 +7,7 @@ import pytest
 from flax import linen, nnx
 
 from export import ParamsError
+from export.reading import read_params
 
 ROWS = np.random.default_rng(3).standard_normal((3, 3)).astype(np.float32)
 MESH = jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
@@ -294,6 +295,19 @@ def test_params_that_one_bucket_reads_are_needed(export):
 
     assert [e.name for e in made.manifest.params.entries] == ["params/bias", "params/scale"]
     np.testing.assert_allclose(made.answer(x=x), model.apply(variables, x))
+
+
+def test_a_bucket_that_cannot_be_traced_leaves_nothing_out():
+    """Where a later bucket fails, lowering says why: until then every param counts as read."""
+
+    def apply(params, inputs):
+        return inputs["x"] * params["read"] + jnp.ones(len(inputs["x"]) - 2).sum()
+
+    shapes = {"read": jax.ShapeDtypeStruct((1,), "float32"), "unread": np.ones(2, np.float32)}
+    buckets = [{"x": jax.ShapeDtypeStruct((rows, 1), "float32")} for rows in (4, 1)]
+
+    assert read_params(apply, shapes, buckets[:1]) == {"read"}
+    assert read_params(apply, shapes, buckets) == {"read", "unread"}
 
 
 def test_a_function_keeps_what_it_was_given_and_says_what_it_does_not_read(plan):

@@ -201,12 +201,11 @@ def test_failing_device_is_exit_status_5(classifier, capsys, monkeypatch):
     """
     A device that fails while it runs a program is told apart from a wrong bundle.
     """
-    program = type(classifier.groups[()].programs[1])
 
-    def fails(_self, _params, _inputs):
+    def fails(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
-    monkeypatch.setattr(program, "launch", fails)
+    monkeypatch.setattr(jax.stages.Compiled, "__call__", fails)
 
     assert main(["verify", str(classifier.bundle.path), "--device", "cpu"]) == 5
 
