@@ -108,7 +108,8 @@ def _without_weights(factory: Any) -> tuple[nnx.Module, set[Path] | None]:
 
 def weights(model: Any, params: Any) -> Any:
     """Return the weights that a model is exported with: those given, or an nnx Module's own."""
-    return nnx.state(model) if params is None and isinstance(model, nnx.Module) else params
+    of_its_own = params is None and isinstance(model, nnx.Module)
+    return nnx.to_pure_dict(nnx.state(model)) if of_its_own else params
 
 
 def is_factory(model: Any) -> bool:
