@@ -14,10 +14,11 @@ ENDING_STREAMS = 128
 WINDOW = 65535
 # Seconds that a call may wait for this process to look at it: a client has its own deadline.
 _FOR_EVER_S = 1 << 20
-# Calls that may wait for that, of all connections: more than 100 of them can have open at once.
-# Beyond that gRPC cancels calls of whoever comes, and no client tries again; by its own bounds,
-# 1,000 and 3,000, it did so in a burst of honest calls.
-PENDING = 32_768
+# Calls that may wait for that: all that connections can have open. Only clients that end
+# connections and open others as fast as they can have more wait. Beyond that gRPC cancels calls
+# of whoever comes, and no client tries again; by its own bounds, 1,000 and 3,000, it did so in a
+# burst of honest calls.
+PENDING = CONNECTIONS * CONCURRENT_STREAMS
 
 
 def address(host: str, port: int) -> str:
