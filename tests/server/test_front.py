@@ -973,6 +973,29 @@ def test_a_client_that_sends_no_more_is_answered_however_long_that_takes(entranc
     ]
 
 
+def test_requests_of_a_client_that_sends_no_more_make_way(entrance):
+    """Those that wait for an answer, and those behind them, may be dropped where the queue is full."""
+    gate = Gate()
+    entrance.model.before = gate
+    deprioritized = entrance.service._deprioritized
+    with entrance.connect() as connection:
+        connection.sendall(request("/predict", BODY) * 2)
+        entrance.running.wait(gate.reached())
+        kept = dict(deprioritized)
+        connection.shutdown(socket.SHUT_WR)
+        entrance.running.wait(until(lambda: deprioritized))
+        (first,) = deprioritized
+        gate.open()
+        entrance.running.wait(until(lambda: deprioritized and first not in deprioritized))
+        entrance.model.before = lambda _: None
+        gate.open()
+        answer = read_all(connection)
+
+    assert kept == {}
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+    assert deprioritized == {}
+
+
 def test_a_client_that_resets_after_its_end_is_given_up(entrance):
     """That a client has gone, and not only sends no more, is noticed when it resets the connection."""
     gate = Gate()

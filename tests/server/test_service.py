@@ -521,6 +521,32 @@ async def test_a_full_queue_refuses_at_once(model, gate):
 
 
 @on_a_loop
+async def test_who_may_have_gone_makes_way_where_the_queue_is_full(model, gate):
+    """Requests whose clients may have gone are refused, the oldest first, as far as room is needed."""
+    async with serving(model, queue_rows=5) as service:
+        running = asked(service, 1)
+        await gate.reached()
+        oldest, stays, newer = asked(service, 2, 3), asked(service, 4), asked(service, 5)
+        await begun()
+        for request in list(service._requests):
+            if request.parts[0].arrays[0][0, 0] != 4:
+                service.deprioritize(request)
+        last = asked(service, 6, 7)
+        await begun()
+        gate.open(runs=3)
+
+        with raises(Overloaded) as refusal:
+            await oldest
+        assert [await sums(each) for each in (running, stays, newer, last)] == [
+            *([1.0], [4.0], [5.0]),
+            [6.0, 7.0],
+        ]
+
+    assert str(refusal.value) == "the queue is full, and others wait for answers"
+    assert service._deprioritized == {}
+
+
+@on_a_loop
 async def test_a_client_that_floods_overtakes_nobody(model, gate):
     """A request waits for what was there before it; what comes behind it comes later."""
     async with serving(model) as service:
