@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
@@ -280,3 +281,20 @@ def test_a_connection_grows_old_only_where_it_is_told_to():
 
     assert ages() == [None, None]
     assert ages(grpc_max_connection_age_s=0.5, request_timeout_ms=2000) == [500, 2000]
+
+
+def test_what_is_more_than_grpc_can_count_is_the_most_that_it_can():
+    """Bodies and times may be larger than 32 bits hold, as over HTTP they have no such limit."""
+    large = ServerConfig(
+        bundle="unused",
+        max_body_bytes=10**12,
+        grpc_max_connection_age_s=1e-9,
+        request_timeout_ms=1e300,
+    )
+
+    found = dict(options(large))
+
+    assert found["grpc.max_receive_message_length"] == 2**31 - 1
+    assert found["grpc.max_connection_age_ms"] == 1
+    assert found["grpc.max_connection_age_grace_ms"] == 2**31 - 1
+    grpc.server(ThreadPoolExecutor(1), options=options(large))

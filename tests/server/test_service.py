@@ -800,14 +800,28 @@ async def test_success_in_between_keeps_the_device(model):
     assert gave_up == []
 
 
+STALL_S = 3600.0
+
+
 @on_a_loop
 async def test_a_device_that_hangs_is_given_up(model, gate):
     """When a batch does not come back, whoever waits is answered and the process told to end."""
-    gave_up = []
-    async with serving(model, gave_up.append, stall_s=0.5, in_flight=2) as service:
+    gave_up, stalls = [], []
+    loop = asyncio.get_running_loop()
+    later = loop.call_later
+
+    def call_later(delay_s, call, *args):
+        if delay_s == STALL_S:
+            stalls.append(functools.partial(call, *args))
+        return later(delay_s, call, *args)
+
+    loop.call_later = call_later
+    async with serving(model, gave_up.append, stall_s=STALL_S, in_flight=2) as service:
         requests = [asked(service, 1)]
         await gate.reached()
         requests += [asked(service, 2), asked(service, 3)]  # with the device, and in the queue
+        await begun()
+        stalls[0]()  # its time is over
         answers = await asyncio.gather(*requests, return_exceptions=True)
         await service.drained()
 
