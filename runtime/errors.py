@@ -10,6 +10,8 @@
   - DeviceUnavailable      the device that was asked for is not there
 * InvalidInput             the caller's fault; the message is safe to show
   - SignatureMismatch      wrong name, dtype or shape
+  - MalformedRequest       not the JSON, or the bytes, that a record is written in
+* NonFiniteOutput          the answer holds NaN or infinity, which JSON has no way to write
 * ExecutionError           the device failed; the message belongs in the log
 
 Messages follow one grammar: *what, where: expected X, got Y[; do Z]*.
@@ -67,6 +69,14 @@ class InvalidInput(Exception):
 
 class SignatureMismatch(InvalidInput):
     """An input has the wrong name, dtype, shape or range."""
+
+
+class MalformedRequest(InvalidInput):
+    """The request is not what its reader takes: no such JSON, or bytes of another length."""
+
+
+class NonFiniteOutput(Exception):
+    """The answer holds NaN or infinity, which JSON has no way to write."""
 
 
 class ExecutionError(Exception):

@@ -13,16 +13,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-import numpy as np
 import orjson
 
 from runtime.bundle import Bundle, open_bundle
 from runtime.commandline import Parser, add_version, seconds, to_read
 from runtime.description import columns
 from runtime.errors import BundleError, printable
-from runtime.signature import Signature
+from server.golden_instances import golden_instances
 from server.load import Figures, post, send
 from server.signals import ending_in_order
 
@@ -128,34 +126,13 @@ def requests_of(bundle: Bundle, rows: int) -> list[bytes]:
       bundle: whose goldens are read.
       rows: of each request.
     """
-    instances = instances_of(bundle)
+    instances = golden_instances(bundle)
     requests = []
     for start in range(min(len(instances), _MOST_REQUESTS)):
         some = [instances[(start + i) % len(instances)] for i in range(rows)]
         body = orjson.dumps({"instances": some}, option=orjson.OPT_SERIALIZE_NUMPY)
         requests.append(post("/predict", body))
     return requests
-
-
-def instances_of(bundle: Bundle) -> list[dict[str, Any]]:
-    """Give the rows of a bundle's goldens: arrays by the names of the inputs."""
-    signature = bundle.manifest.signature
-    return [
-        instance
-        for golden in bundle.manifest.goldens
-        for instance in _instances(signature, bundle.map(golden.file), golden.rows)
-    ]
-
-
-def _instances(
-    signature: Signature, tensors: Mapping[str, Any], rows: int
-) -> Iterator[dict[str, Any]]:
-    arrays = {spec.name: tensors[f"input/{spec.name}"] for spec in signature.inputs}
-    for i in range(rows):
-        yield {
-            name: array[i].astype(np.float32) if array.dtype.kind == "V" else array[i]
-            for name, array in arrays.items()
-        }
 
 
 @contextlib.contextmanager

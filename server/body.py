@@ -1,11 +1,12 @@
 """Which bodies are read, how much of them, and what they say they are."""
 
-import dataclasses
 import zlib
-from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
 
-from server.errors import IncompleteBody, MalformedRequest, TooLarge, UnsupportedMedia
+from runtime.errors import MalformedRequest
+from server.errors import IncompleteBody, TooLarge, UnsupportedMedia
+from server.limits import BodyLimits
+from server.request_id import Header
 
 # For so many more bytes of a body. Someone far away with a large one takes minutes, and who
 # sends a byte now and then is not waited for.
@@ -26,17 +27,6 @@ MEMBERS = 10_000
 _PIECE_BYTES = 1 << 8
 _LARGEST_PIECE_BYTES = 1 << 20
 
-# Gives the first header of a (lower case) name, or None.
-Header = Callable[[str], str | None]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Limits:
-    """The largest bodies that are read, in bytes after decompression."""
-
-    json_bytes: int
-    binary_bytes: int
-
 
 class Announced(NamedTuple):
     """What the headers say of a body.
@@ -55,7 +45,7 @@ class Announced(NamedTuple):
     encoding: str
 
 
-def check_headers(header: Header, limits: Limits) -> Announced:
+def check_headers(header: Header, limits: BodyLimits) -> Announced:
     """Refuse a body by its headers, before it is read.
 
     Args:

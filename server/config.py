@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from runtime.localpaths import url_of, why_not_written
-from server import artifacts, body
-from server.cors import ANY
-from server.limits import Limits
-from server.pending import Nonfinite
+from server import artifacts
+from server.limits import BodyLimits, Limits
+from server.predictions import Nonfinite
 from server.target import is_canonical, spelt
 
 # Of the largest, how many bodies may be under way at once.
 _BODIES = 8
 # What gRPC's C core can count, in milliseconds: 23 days.
 _OLDEST_S = 2_000_000
+ANY_ORIGIN = "*"
 # As browsers write an origin: in lower case, and without the port that goes without saying.
 _HOST = r"(?:[a-z0-9._~-]+|\[[0-9a-f:.]+\])"
 _ORIGIN = re.compile(
@@ -180,9 +180,9 @@ class ServerConfig:
         )
 
     @property
-    def bodies(self) -> body.Limits:
+    def bodies(self) -> BodyLimits:
         """Give the limits of bodies."""
-        return body.Limits(min(self.max_json_bytes, self.max_body_bytes), self.max_body_bytes)
+        return BodyLimits(min(self.max_json_bytes, self.max_body_bytes), self.max_body_bytes)
 
     @property
     def origins(self) -> tuple[str, ...]:
@@ -278,7 +278,7 @@ class ServerConfig:
 
     def _check_origins(self) -> None:
         for origin in self.origins:
-            if not _ORIGIN.fullmatch(origin) and self.origins != (ANY,):
+            if not _ORIGIN.fullmatch(origin) and self.origins != (ANY_ORIGIN,):
                 raise ConfigError(
                     "cors_origin: expected origins as browsers write them, such as "
                     f"https://app.example, or * alone, got {origin!r}"

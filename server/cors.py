@@ -5,10 +5,10 @@ https://fetch.spec.whatwg.org/#http-cors-protocol. Never with credentials: there
 
 from collections.abc import Iterable
 
-from server.body import Header
+from server.config import ANY_ORIGIN
 from server.reply import Headers
+from server.request_id import Header
 
-ANY = "*"
 _METHODS = "GET, POST"
 # What routes read of a request, beside what a page may always send.
 _READ = (
@@ -54,13 +54,13 @@ class Cors:
         """
         if not self._origins:
             return ()
-        anyone = ANY in self._origins
+        anyone = ANY_ORIGIN in self._origins
         # Without it a cache would give one origin's answer to another.
         varies: Headers = () if anyone else (("vary", "Origin"),)
         origin = header("origin")
         if origin is None or not (anyone or origin in self._origins):
             return varies
-        allowed: Headers = (("access-control-allow-origin", ANY if anyone else origin),)
+        allowed: Headers = (("access-control-allow-origin", ANY_ORIGIN if anyone else origin),)
         if method == "OPTIONS" and header("access-control-request-method") is not None:
             return (
                 *varies,

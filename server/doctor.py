@@ -13,9 +13,9 @@ from runtime.bundle import Bundle, open_bundle
 from runtime.commandline import Parser, add_version, seconds, to_read
 from runtime.description import columns
 from runtime.errors import BundleError, printable
-from server.bench import instances_of
 from server.checkup import examine
 from server.finding import Finding, Times
+from server.golden_instances import golden_instances
 from server.patient import Unstartable
 from server.payloads import DEDICATED_BYTES, SHARED_BYTES, Encoding, encodings, table, to_json
 from server.signals import ending_in_order
@@ -42,7 +42,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     arguments, command = _split(argv)
     try:
         bundle = open_bundle(arguments.bundle)
-        instances = instances_of(bundle)
+        instances = golden_instances(bundle)
     except BundleError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 3

@@ -1,6 +1,7 @@
 """The files of one bundle, brought from a store to a directory; threads share a `Download`."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -15,7 +16,6 @@ from typing import BinaryIO, override
 
 from runtime.entries import MANIFEST_NAME, File
 from runtime.manifest import MAX_MANIFEST_BYTES
-from server.scratch import part_of, unwritable
 from server.store import Lost, NotFetched, Replaced, Sink, Store, Stored
 
 log = logging.getLogger(__name__)
@@ -244,3 +244,15 @@ class _Part(Sink):
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
+
+
+def part_of(target: Path) -> Path:
+    """Return where a file is filled until it is whole."""
+    return target.with_name(target.name + ".part")
+
+
+def unwritable(where: Path, error: OSError) -> NotFetched:
+    """Say what is wrong with a place, and what to do about it."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    wanted = "--cache-dir with room for the bundle" if full else "a --cache-dir that can be written"
+    return NotFetched(f"{where}: {error.strerror}; pass {wanted}")

@@ -1,7 +1,6 @@
 """What the server refuses, beside the runtime's own errors.
 
-* MalformedRequest         not what the route takes
-  - IncompleteBody         its body ended too soon
+* IncompleteBody           a body that ended too soon
 * UnsupportedMedia         a content type or encoding that the route does not read
 * NotFound                 no such model, version or path
 * Unsupported              a part of a protocol that is not served
@@ -14,14 +13,9 @@
   - Draining               the server is stopping
   - OutOfMemory            the device had no memory for this batch
 * DeadlineExceeded         no answer within the request's time
-* NonFiniteOutput          the answer holds NaN or infinity, which JSON has no way to write
 """
 
-from runtime.errors import InvalidInput
-
-
-class MalformedRequest(InvalidInput):
-    """The request is not what the route takes."""
+from runtime.errors import InvalidInput, MalformedRequest
 
 
 class IncompleteBody(MalformedRequest):
@@ -78,7 +72,3 @@ class OutOfMemory(Unavailable):
 
 class DeadlineExceeded(Exception):
     """There was no answer within the request's time."""
-
-
-class NonFiniteOutput(Exception):
-    """The answer holds NaN or infinity, which JSON has no way to write."""

@@ -24,8 +24,8 @@ from runtime.device import host_memory, host_memory_free
 from runtime.entries import MANIFEST_NAME, File
 from runtime.manifest import Manifest
 from server.artifacts import locate
-from server.download import Download
-from server.scratch import directory, expect_disk, unwritable
+from server.download import Download, unwritable
+from server.scratch import directory, expect_disk
 from server.store import Store
 
 THREADS = 8

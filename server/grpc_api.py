@@ -21,16 +21,10 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
     ServerReflectionResponse,
 )
 
+from runtime.errors import MalformedRequest
 from server import connections, oip, oip_grpc
 from server.config import ConfigError, ServerConfig
-from server.errors import (
-    BodyTimeout,
-    Draining,
-    MalformedRequest,
-    Overloaded,
-    Unavailable,
-    Unsupported,
-)
+from server.errors import BodyTimeout, Draining, Overloaded, Unavailable, Unsupported
 from server.exposition import statistics
 from server.figures import Gather, figures_of
 from server.grpc_calls import Calls, Context, Refused, sent
@@ -42,7 +36,6 @@ from server.grpc_stream import Stream, Streams
 from server.held import UNCOUNTED, Unread
 from server.protos import inference_pb2 as pb
 from server.protos.pool import POOL
-from server.routes import SERVER_NAME, SERVER_VERSION
 from server.service import Service, State
 
 INFERENCE = "inference.GRPCInferenceService"
@@ -350,7 +343,7 @@ class Entrance:
 
     def _about(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(
-            name=SERVER_NAME, version=SERVER_VERSION, extensions=oip.EXTENSIONS
+            name=oip.SERVER_NAME, version=oip.SERVER_VERSION, extensions=oip.EXTENSIONS
         )
 
     def _metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:

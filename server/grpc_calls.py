@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 
-from server.request import REQUEST_ID, RequestId, request_id
+from server.request_id import REQUEST_ID, RequestId, request_id
 from server.status import explain
 
 # Trailers are limited to 8 KiB, and every byte may take three there.

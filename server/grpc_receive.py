@@ -23,7 +23,8 @@ from typing import Any, Protocol
 
 import grpc
 
-from server.errors import BodyTimeout, MalformedRequest, Overloaded
+from runtime.errors import MalformedRequest
+from server.errors import BodyTimeout, Overloaded
 
 # Messages that arrive at once, each as large as one may be.
 SLOTS = 8

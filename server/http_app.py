@@ -8,12 +8,14 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.routing import RequestRedirect
 
+from runtime.errors import MalformedRequest
 from server import body
-from server.body import Limits
 from server.cors import NO_CORS, Cors
-from server.errors import BodyTimeout, MalformedRequest
+from server.errors import BodyTimeout
+from server.limits import BodyLimits
 from server.reply import Headers, Reply, failure, refusal
-from server.request import Fields, Request, read_fields, request_id
+from server.request import Fields, Request, read_fields
+from server.request_id import request_id
 from server.routes import Done, Route
 from server.service import Service
 from server.target import (
@@ -52,7 +54,7 @@ def make_wait(loop: asyncio.AbstractEventLoop) -> Wait:
 def create_app(
     service: Service,
     routes: tuple[Route, ...],
-    limits: Limits,
+    limits: BodyLimits,
     wait: Wait,
     cors: Cors = NO_CORS,
 ) -> Flask:
@@ -152,7 +154,7 @@ def _header(name: str) -> str | None:
     return found
 
 
-def _read(route: Route, limits: Limits) -> Request:
+def _read(route: Route, limits: BodyLimits) -> Request:
     if not route.infers:
         return Request(fields=Fields(id=request_id(_header)))
     announced = body.check_headers(_header, limits)

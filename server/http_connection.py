@@ -17,6 +17,7 @@ from typing import Any, Protocol, override
 
 import httptools
 
+from runtime.errors import MalformedRequest
 from server.body import BODY_S, PROGRESS_BYTES, Announced
 from server.errors import (
     BodyTimeout,
@@ -24,7 +25,6 @@ from server.errors import (
     HeadersTooLarge,
     HeadTimeout,
     IncompleteBody,
-    MalformedRequest,
     Overloaded,
     TooLarge,
 )

@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from server.body import Announced, Limits, check_headers, check_length, read_length
+from runtime.errors import MalformedRequest
+from server.body import Announced, check_headers, check_length, read_length
 from server.cors import NO_CORS, Cors
-from server.errors import MalformedRequest, TooLarge, Unsupported
+from server.errors import TooLarge, Unsupported
 from server.http_connection import Underway
 from server.http_message import Head, Message
+from server.limits import BodyLimits
 from server.reply import Reply, failure
-from server.request import Request, read_fields, request_id
+from server.request import Request, read_fields
+from server.request_id import request_id
 from server.routes import Route
 from server.service import Service, State
 from server.target import check_host, check_target, split_target
@@ -54,7 +57,7 @@ class Front:
     """
 
     def __init__(
-        self, app: Wsgi, service: Service, limits: Limits, threads: int, cors: Cors = NO_CORS
+        self, app: Wsgi, service: Service, limits: BodyLimits, threads: int, cors: Cors = NO_CORS
     ) -> None:
         self._app = app
         self._service = service

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import SignatureMismatch
+from runtime.errors import MalformedRequest, SignatureMismatch
 from runtime.inputs import Checked, Checker
 from runtime.model import Model
 from runtime.signature import Signature, TensorSpec, notation
 from runtime.tensors import Array, numpy_dtype
-from server.errors import MalformedRequest
 from server.typed import convert, from_bytes, kind_of, refuse
 
 _B64 = {"b64"}

@@ -1,8 +1,8 @@
-"""What a service takes on."""
+"""What a server takes on: rows, bytes and seconds."""
 
 import dataclasses
 
-from server.pending import Nonfinite
+from server.predictions import Nonfinite
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,3 +30,11 @@ class Limits:
     failures: int = 3
     in_place_s: float = 0.001
     nonfinite: Nonfinite = "null"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """The largest bodies that are read, in bytes after decompression."""
+
+    json_bytes: int
+    binary_bytes: int

@@ -9,11 +9,12 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from runtime.errors import SignatureMismatch
+from runtime.errors import MalformedRequest, SignatureMismatch
 from runtime.manifest import Manifest
+from runtime.release import version
 from runtime.signature import Signature, TensorSpec
 from runtime.tensors import Array
-from server.errors import MalformedRequest, NotFound
+from server.errors import NotFound
 from server.typed import brief, convert, from_bytes, kind_of, refuse
 
 # BF16 is not in the protocol's table, but gRPC's; the FP8 kinds follow its manner.
@@ -36,6 +37,8 @@ DATATYPES = {
 }
 PLATFORM = "jax_stablehlo"
 _LARGEST = 2**31 - 1
+SERVER_NAME = "hloserve"
+SERVER_VERSION = version()
 EXTENSIONS = ("binary_tensor_data", "statistics")
 
 

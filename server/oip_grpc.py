@@ -8,13 +8,13 @@ import numpy as np
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 
-from runtime.errors import SignatureMismatch
+from runtime.errors import MalformedRequest, SignatureMismatch
 from runtime.model import Model
 from runtime.signature import TensorSpec
 from runtime.tensors import Array, numpy_dtype
 from server import oip
 from server.dialect import Call, evidence_of
-from server.errors import MalformedRequest, Unsupported
+from server.errors import Unsupported
 from server.pending import Answer
 from server.protos.inference_pb2 import (
     InferParameter,

@@ -8,12 +8,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from runtime.errors import MalformedRequest
 from runtime.model import Model
 from runtime.signature import Signature, TensorSpec
 from runtime.tensors import Array
 from server import oip
 from server.dialect import Call, evidence_of
-from server.errors import MalformedRequest, Unsupported
+from server.errors import Unsupported
 from server.parse import parse_object
 from server.pending import Answer
 from server.predictions import writable

@@ -6,8 +6,9 @@ from typing import Any
 
 import orjson
 
+from runtime.errors import MalformedRequest
 from runtime.signature import Signature
-from server.errors import MalformedRequest, TooLarge
+from server.errors import TooLarge
 from server.typed import kind_of
 
 # Up to here even empty arrays are parsed in a tenth of a second.

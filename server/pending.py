@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,9 +11,7 @@ from runtime.inputs import Checked
 from runtime.model import Model
 from runtime.tensors import Array
 from server.batching import Task
-
-# What JSON, which has no NaN and no infinity, is given for them.
-Nonfinite = Literal["null", "error", "string"]
+from server.predictions import Nonfinite
 
 
 class Evidence(NamedTuple):

@@ -4,16 +4,17 @@ To add a format, name it in `runtime.entries.OUTPUT_KINDS` and write it in `form
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from runtime.entries import OutputFormat
+from runtime.errors import NonFiniteOutput
 from runtime.signature import Signature, TensorSpec
 from runtime.tensors import Array, numpy_dtype
-from server.errors import NonFiniteOutput
-from server.pending import Nonfinite
 
+# What JSON, which has no NaN and no infinity, is given for them.
+Nonfinite = Literal["null", "error", "string"]
 _NARROW = tuple(map(numpy_dtype, ("bfloat16", "float8_e4m3fn", "float8_e5m2")))
 _SMALL = 1000
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, override
 
 from runtime.model import Model
-from runtime.release import version
 from server import oip, oip_http, tfserving, vertex
 from server.body import inflate
 from server.config import ServerConfig
@@ -26,8 +25,6 @@ from server.request import Request
 from server.service import Service, State
 from server.target import spelt
 
-SERVER_NAME = "hloserve"
-SERVER_VERSION = version()
 # What a client of the Open Inference Protocol may ask for and is not served.
 _UNSERVED = (
     "/v2/models/<model>/config",
@@ -270,8 +267,8 @@ def _vertex(service: Service, config: ServerConfig) -> Iterator[Route]:
 def _oip(service: Service, figures: Gather) -> Iterator[Route]:
     def about() -> Any:
         return {
-            "name": SERVER_NAME,
-            "version": SERVER_VERSION,
+            "name": oip.SERVER_NAME,
+            "version": oip.SERVER_VERSION,
             "extensions": list(oip.EXTENSIONS),
         }
 

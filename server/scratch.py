@@ -1,7 +1,6 @@
 """Directories for what is fetched: one that is kept, or one that goes with the process."""
 
 import contextlib
-import errno
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from runtime.entries import File
 from runtime.scratch import passing
+from server.download import part_of, unwritable
 from server.store import NotFetched
 
 _PREFIX = "hloserve-fetched-"
@@ -48,21 +48,9 @@ def expect_disk(folder: Path, files: Iterable[File]) -> None:
         )
 
 
-def part_of(target: Path) -> Path:
-    """Return where a file is filled until it is whole."""
-    return target.with_name(target.name + ".part")
-
-
 def _here(target: Path) -> int:
     """Return the bytes of a file that are there, whole or in part."""
     for path in (target, part_of(target)):
         with contextlib.suppress(OSError):
             return path.lstat().st_size
     return 0
-
-
-def unwritable(where: Path, error: OSError) -> NotFetched:
-    """Say what is wrong with a place, and what to do about it."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    wanted = "--cache-dir with room for the bundle" if full else "a --cache-dir that can be written"
-    return NotFetched(f"{where}: {error.strerror}; pass {wanted}")

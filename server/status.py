@@ -7,7 +7,7 @@ code has several uses, TensorFlow Serving's pairing of the two protocols is foll
 import dataclasses
 import logging
 
-from runtime.errors import InvalidInput
+from runtime.errors import InvalidInput, MalformedRequest, NonFiniteOutput
 from server.errors import (
     BodyTimeout,
     DeadlineExceeded,
@@ -15,8 +15,6 @@ from server.errors import (
     HeadersTooLarge,
     HeadTimeout,
     IncompleteBody,
-    MalformedRequest,
-    NonFiniteOutput,
     NotFound,
     NotReady,
     OutOfMemory,
@@ -25,7 +23,7 @@ from server.errors import (
     Unsupported,
     UnsupportedMedia,
 )
-from server.request import RequestId
+from server.request_id import RequestId
 
 log = logging.getLogger(__name__)
 

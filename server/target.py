@@ -8,7 +8,7 @@ import ipaddress
 import re
 import urllib.parse
 
-from server.errors import MalformedRequest
+from runtime.errors import MalformedRequest
 
 # RFC 3986 section 3.3, without what separates segments.
 _SEGMENT = "-._~!$&'()*+,;=:@"

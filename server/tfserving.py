@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import SignatureMismatch
+from runtime.errors import MalformedRequest, SignatureMismatch
 from runtime.manifest import Manifest
 from runtime.model import Model
 from runtime.signature import Signature, TensorSpec
 from runtime.tensors import Array, numpy_dtype
 from server import vertex
 from server.dialect import Call
-from server.errors import MalformedRequest, UnsupportedMedia
+from server.errors import UnsupportedMedia
 from server.parse import parse_object
 from server.pending import Answer
 from server.predictions import writable

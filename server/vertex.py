@@ -10,15 +10,16 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+from runtime.errors import MalformedRequest
 from runtime.model import Model
 from runtime.tensors import Array
 from server import oip_http
 from server.dialect import Call
-from server.errors import MalformedRequest, TooLarge
+from server.errors import TooLarge
 from server.instances import read_rows
 from server.parse import parse_object
-from server.pending import Answer, Nonfinite, Part
-from server.predictions import predictions_from
+from server.pending import Answer, Part
+from server.predictions import Nonfinite, predictions_from
 from server.reply import Reply, reply
 from server.request import Request
 from server.typed import kind_of

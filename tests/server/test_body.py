@@ -7,10 +7,12 @@ import zlib
 
 from pytest import mark, param, raises
 
-from server.body import MEMBERS, Announced, Limits, check_headers, inflate, read
-from server.errors import MalformedRequest, TooLarge, UnsupportedMedia
+from runtime.errors import MalformedRequest
+from server.body import MEMBERS, Announced, check_headers, inflate, read
+from server.errors import TooLarge, UnsupportedMedia
+from server.limits import BodyLimits
 
-LIMITS = Limits(json_bytes=100, binary_bytes=1000)
+LIMITS = BodyLimits(json_bytes=100, binary_bytes=1000)
 VERTEX = "application/vnd.vertex-ai-triton.binary+json"
 
 
@@ -210,7 +212,7 @@ def test_a_stream_that_is_not_one_whole_is_refused(encoding, spoil):
 def packed_as(encoding, packed, limit):
     """Announce a packed body, by its headers."""
     headers = {"content-encoding": encoding, "content-length": str(len(packed))}
-    return check_headers(headers.get, Limits(1 << 20, 1 << 20))._replace(limit=limit)
+    return check_headers(headers.get, BodyLimits(1 << 20, 1 << 20))._replace(limit=limit)
 
 
 @mark.parametrize("encoding", ["gzip", "x-gzip", "X-GZip"])

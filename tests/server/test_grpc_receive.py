@@ -6,7 +6,8 @@ import re
 import grpc
 from pytest import fixture, mark, raises
 
-from server.errors import BodyTimeout, Draining, MalformedRequest, Overloaded
+from runtime.errors import MalformedRequest
+from server.errors import BodyTimeout, Draining, Overloaded
 from server.grpc_receive import LOOKS, PATIENCE, SLOW_PATIENCE, Receiver
 
 OVERDUE = (

@@ -8,9 +8,9 @@ import numpy as np
 from pytest import fixture, mark, raises
 
 from runtime.entries import OutputFormat
+from runtime.errors import NonFiniteOutput
 from runtime.signature import TensorSpec
 from runtime.tensors import numpy_dtype
-from server.errors import NonFiniteOutput
 from server.predictions import limit_softmax, writable
 from tests.server.asking import client_for, refused
 from tests.server.calling import Called, array_of

@@ -9,7 +9,7 @@ from pytest import fixture, mark, param
 
 from server.logs import JsonFormatter, TextFormatter, end
 from server.reply import failure
-from server.request import request_id
+from server.request_id import request_id
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 

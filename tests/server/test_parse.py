@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest import mark, param, raises
 
-from server.errors import MalformedRequest, TooLarge
+from runtime.errors import MalformedRequest
+from server.errors import TooLarge
 from server.parse import expect_fitting, parse_object
 from tests.server.fakes import ECHO, SUM, signature
 

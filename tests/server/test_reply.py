@@ -6,14 +6,12 @@ import re
 import numpy as np
 from pytest import mark, param, raises
 
-from runtime.errors import ExecutionError, SignatureMismatch
+from runtime.errors import ExecutionError, MalformedRequest, NonFiniteOutput, SignatureMismatch
 from runtime.signature import TensorSpec
 from runtime.tensors import numpy_dtype
 from server.errors import (
     DeadlineExceeded,
     Draining,
-    MalformedRequest,
-    NonFiniteOutput,
     NotFound,
     NotReady,
     OutOfMemory,
