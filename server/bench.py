@@ -20,7 +20,7 @@ from runtime.bundle import Bundle, open_bundle
 from runtime.commandline import Parser, add_version, seconds, to_read
 from runtime.description import columns
 from runtime.errors import BundleError, printable
-from server.golden_instances import golden_instances
+from runtime.records.golden_instances import golden_instances
 from server.load import Figures, post, send
 from server.signals import ending_in_order
 

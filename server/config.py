@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from runtime.localpaths import url_of, why_not_written
+from runtime.records.predictions import Nonfinite
 from server import artifacts
 from server.limits import BodyLimits, Limits
-from server.predictions import Nonfinite
 from server.target import is_canonical, spelt
 
 # Of the largest, how many bodies may be under way at once.

@@ -13,9 +13,9 @@ from runtime.bundle import Bundle, open_bundle
 from runtime.commandline import Parser, add_version, seconds, to_read
 from runtime.description import columns
 from runtime.errors import BundleError, printable
+from runtime.records.golden_instances import golden_instances
 from server.checkup import examine
 from server.finding import Finding, Times
-from server.golden_instances import golden_instances
 from server.patient import Unstartable
 from server.payloads import DEDICATED_BYTES, SHARED_BYTES, Encoding, encodings, table, to_json
 from server.signals import ending_in_order

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from server.predictions import Nonfinite
+from runtime.records.predictions import Nonfinite
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,11 +11,11 @@ from typing import Any
 
 from runtime.errors import MalformedRequest, SignatureMismatch
 from runtime.manifest import Manifest
+from runtime.records.tensors import brief, convert, from_bytes, kind_of, refuse
 from runtime.release import version
 from runtime.signature import Signature, TensorSpec
 from runtime.tensors import Array
 from server.errors import NotFound
-from server.typed import brief, convert, from_bytes, kind_of, refuse
 
 # BF16 is not in the protocol's table, but gRPC's; the FP8 kinds follow its manner.
 DATATYPES = {

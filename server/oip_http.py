@@ -10,6 +10,8 @@ from typing import Any
 
 from runtime.errors import MalformedRequest
 from runtime.model import Model
+from runtime.records.predictions import writable
+from runtime.records.tensors import brief, kind_of
 from runtime.signature import Signature, TensorSpec
 from runtime.tensors import Array
 from server import oip
@@ -17,10 +19,8 @@ from server.dialect import Call, evidence_of
 from server.errors import Unsupported
 from server.parse import parse_object
 from server.pending import Answer
-from server.predictions import writable
 from server.reply import Headers, Reply, reply, to_json
 from server.request import Request
-from server.typed import brief, kind_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from typing import Any
 import orjson
 
 from runtime.errors import MalformedRequest
+from runtime.records.tensors import kind_of
 from runtime.signature import Signature
 from server.errors import TooLarge
-from server.typed import kind_of
 
 # Up to here even empty arrays are parsed in a tenth of a second.
 _COUNTED_BYTES = 1 << 21

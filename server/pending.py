@@ -9,9 +9,9 @@ import numpy as np
 
 from runtime.inputs import Checked
 from runtime.model import Model
+from runtime.records.predictions import Nonfinite
 from runtime.tensors import Array
 from server.batching import Task
-from server.predictions import Nonfinite
 
 
 class Evidence(NamedTuple):

@@ -13,6 +13,8 @@ import numpy as np
 from runtime.errors import MalformedRequest, SignatureMismatch
 from runtime.manifest import Manifest
 from runtime.model import Model
+from runtime.records.predictions import writable
+from runtime.records.tensors import brief, convert, kind_of, refuse
 from runtime.signature import Signature, TensorSpec
 from runtime.tensors import Array, numpy_dtype
 from server import vertex
@@ -20,11 +22,9 @@ from server.dialect import Call
 from server.errors import UnsupportedMedia
 from server.parse import parse_object
 from server.pending import Answer
-from server.predictions import writable
 from server.reply import Reply, reply
 from server.request import Request
 from server.service import State
-from server.typed import brief, convert, kind_of, refuse
 
 SIGNATURE_NAME = "serving_default"
 # tensorflow/core/framework/types.proto

@@ -12,17 +12,17 @@ from typing import Any
 
 from runtime.errors import MalformedRequest
 from runtime.model import Model
+from runtime.records.instances import read_rows
+from runtime.records.predictions import Nonfinite, predictions_from
+from runtime.records.tensors import kind_of
 from runtime.tensors import Array
 from server import oip_http
 from server.dialect import Call
 from server.errors import TooLarge
-from server.instances import read_rows
 from server.parse import parse_object
 from server.pending import Answer, Part
-from server.predictions import Nonfinite, predictions_from
 from server.reply import Reply, reply
 from server.request import Request
-from server.typed import kind_of
 
 
 def read(request: Request, model: Model, *, most_rows: int) -> Call[Reply]:

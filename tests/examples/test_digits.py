@@ -11,9 +11,9 @@ from examples.digits.model import DigitClassifier
 from examples.digits.train import digits, save
 from export.checkpoints import read_params
 from runtime import load
+from runtime.records.instances import read_rows
+from runtime.records.predictions import formatted
 from runtime.tensors import read_tensors
-from server.instances import read_rows
-from server.predictions import formatted
 
 
 @fixture(scope="module")

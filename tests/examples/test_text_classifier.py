@@ -13,7 +13,7 @@ from examples.text_classifier.save import CONFIG, initial_params
 from export import VerificationError
 from export.__main__ import main
 from runtime import load
-from server.predictions import formatted
+from runtime.records.predictions import formatted
 from tests import in_tensorflow
 
 MODEL = "examples.text_classifier.model:TextClassifier"

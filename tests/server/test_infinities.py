@@ -9,9 +9,9 @@ from pytest import fixture, mark, raises
 
 from runtime.entries import OutputFormat
 from runtime.errors import NonFiniteOutput
+from runtime.records.predictions import limit_softmax, writable
 from runtime.signature import TensorSpec
 from runtime.tensors import numpy_dtype
-from server.predictions import limit_softmax, writable
 from tests.server.asking import client_for, refused
 from tests.server.calling import Called, array_of
 from tests.server.calling import rows as grpc_rows

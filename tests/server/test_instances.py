@@ -7,8 +7,8 @@ from pytest import mark, param, raises
 
 from runtime.errors import InvalidInput
 from runtime.inputs import Checker
+from runtime.records.instances import read_rows
 from runtime.signature import Axis, Signature, TensorSpec
-from server.instances import read_rows
 
 OUTPUTS = (TensorSpec(name="y", dtype="float32", shape=("_",)),)
 

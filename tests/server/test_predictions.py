@@ -6,8 +6,8 @@ import orjson
 from pytest import approx
 
 from runtime.entries import OutputFormat
+from runtime.records.predictions import predictions_from, softmax
 from runtime.signature import Signature, TensorSpec
-from server.predictions import predictions_from, softmax
 
 RAW = OutputFormat()
 INPUTS = (TensorSpec(name="x", dtype="float32", shape=("_", 2)),)

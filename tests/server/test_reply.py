@@ -7,6 +7,7 @@ import numpy as np
 from pytest import mark, param, raises
 
 from runtime.errors import ExecutionError, MalformedRequest, NonFiniteOutput, SignatureMismatch
+from runtime.records.predictions import writable
 from runtime.signature import TensorSpec
 from runtime.tensors import numpy_dtype
 from server.errors import (
@@ -20,7 +21,6 @@ from server.errors import (
     Unsupported,
     UnsupportedMedia,
 )
-from server.predictions import writable
 from server.reply import failure, refusal, reply, to_json
 
 

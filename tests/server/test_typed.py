@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from pytest import mark, param, raises
 
 from runtime.errors import SignatureMismatch
+from runtime.records.tensors import convert, from_bytes, kind_of, refuse
 from runtime.signature import DTYPE_BYTES, limits
 from runtime.tensors import numpy_dtype
-from server.typed import convert, from_bytes, kind_of, refuse
 
 WHOLE = [dtype for dtype in DTYPE_BYTES if "int" in dtype]
 REAL = [dtype for dtype in DTYPE_BYTES if "float" in dtype]

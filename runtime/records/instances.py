@@ -15,9 +15,9 @@ import numpy as np
 from runtime.errors import MalformedRequest, SignatureMismatch
 from runtime.inputs import Checked, Checker
 from runtime.model import Model
+from runtime.records.tensors import convert, from_bytes, kind_of, refuse
 from runtime.signature import Signature, TensorSpec, notation
 from runtime.tensors import Array, numpy_dtype
-from server.typed import convert, from_bytes, kind_of, refuse
 
 _B64 = {"b64"}
 

@@ -1,0 +1,1 @@
+"""JSON values to arrays and back: instances, tensors, predictions. Pure functions."""
