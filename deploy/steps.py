@@ -10,7 +10,7 @@ from typing import Any
 
 import server.options
 from runtime.bundle import Bundle
-from server.artifacts import CloudFolder
+from runtime.storage.uri import CloudFolder
 from server.config import ConfigError
 
 PORT, GRPC_PORT = 8080, 8001

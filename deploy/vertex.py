@@ -21,7 +21,7 @@ from runtime.bundle import Bundle, open_bundle
 from runtime.commandline import Parser, add_version, to_read
 from runtime.entries import MANIFEST_NAME
 from runtime.errors import BundleError
-from server.artifacts import CloudFolder, locate
+from runtime.storage.uri import CloudFolder, locate
 
 
 def main(argv: Sequence[str]) -> int:

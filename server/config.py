@@ -8,7 +8,7 @@ from typing import Any
 
 from runtime.localpaths import url_of, why_not_written
 from runtime.records.predictions import Nonfinite
-from server import artifacts
+from runtime.storage import uri
 from server.limits import BodyLimits, Limits
 from server.target import is_canonical, spelt
 
@@ -164,7 +164,7 @@ class ServerConfig:
     @property
     def remote(self) -> bool:
         """Say whether the bundle has to be fetched."""
-        return not isinstance(artifacts.locate(self.bundle), Path)
+        return not isinstance(uri.locate(self.bundle), Path)
 
     @property
     def limits(self) -> Limits:
@@ -226,7 +226,7 @@ class ServerConfig:
 
     def _check_places(self) -> None:
         try:
-            artifacts.locate(self.bundle)
+            uri.locate(self.bundle)
         except ValueError as error:
             raise ConfigError(f"bundle: {error}") from None
         if "://" not in self.bundle and (url := url_of(self.bundle)):

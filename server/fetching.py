@@ -23,10 +23,10 @@ from runtime.claims import expect_consistent, expect_memory
 from runtime.device import host_memory, host_memory_free
 from runtime.entries import MANIFEST_NAME, File
 from runtime.manifest import Manifest
-from server.artifacts import locate
-from server.download import Download, unwritable
+from runtime.storage.download import Download, unwritable
+from runtime.storage.store import Store
+from runtime.storage.uri import locate
 from server.scratch import directory, expect_disk
-from server.store import Store
 
 THREADS = 8
 
@@ -102,7 +102,7 @@ def bundle_at(
     if isinstance(place, Path):
         yield open_bundle(place)
         return
-    from server.gcs import CloudStore
+    from runtime.storage.gcs import CloudStore
 
     cache = Path(cache_dir) if cache_dir else None
     with fetching(CloudStore(place), cache, require_digest=require_digest, device=device) as bundle:

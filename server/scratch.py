@@ -8,8 +8,8 @@ from pathlib import Path
 
 from runtime.entries import File
 from runtime.scratch import passing
-from server.download import part_of, unwritable
-from server.store import NotFetched
+from runtime.storage.download import part_of, unwritable
+from runtime.storage.store import NotFetched
 
 _PREFIX = "hloserve-fetched-"
 

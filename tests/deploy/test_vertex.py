@@ -21,8 +21,8 @@ from pytest import fixture, mark, raises
 from deploy import steps, vertex
 from deploy.refusals import explained
 from runtime.bundle import open_bundle
+from runtime.storage.gcs import CloudStore
 from server.fetching import fetching
-from server.gcs import CloudStore
 from tests.serving import ROOT
 
 PLACE = "projects/p/locations/us-central1"

@@ -7,7 +7,7 @@ import urllib.parse
 from collections import defaultdict
 from typing import NamedTuple
 
-from server.artifacts import CloudFolder
+from runtime.storage.uri import CloudFolder
 from tests.serving import TIMEOUT_S
 
 BUCKET = "models"

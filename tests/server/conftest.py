@@ -2,10 +2,10 @@
 
 from pytest import fixture
 
-from server.artifacts import CloudFolder
+from runtime.storage.gcs import CloudStore
+from runtime.storage.uri import CloudFolder
 from server.config import ServerConfig
 from server.fetching import fetching
-from server.gcs import CloudStore
 from tests.server.cloud import BUCKET, Cloud
 from tests.server.fakes import Running
 

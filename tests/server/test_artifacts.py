@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pytest import mark, raises
 
-from server.artifacts import CloudFolder, locate
+from runtime.storage.uri import CloudFolder, locate
 
 
 @mark.parametrize(

@@ -4,9 +4,9 @@ import threading
 
 from pytest import mark, raises
 
+from runtime.storage.gcs import CloudStore
+from runtime.storage.store import NotFetched
 from server.fetching import fetching
-from server.gcs import CloudStore
-from server.store import NotFetched
 from tests.server.cloud import FOLDER, Asked, Stall, Status
 
 PARAMS = "a/params.safetensors"
@@ -142,7 +142,7 @@ def test_a_store_that_cannot_be_reached_is_given_up(cloud, fetch):
 @mark.parametrize("size", [0, 100])
 def test_a_store_that_falls_silent_is_asked_again(cloud, fetch, monkeypatch, size):
     """Who sends nothing for a while, before an answer or in the middle of it, is not waited for."""
-    monkeypatch.setattr("server.gcs._TIMEOUT", (10, 0.5))
+    monkeypatch.setattr("runtime.storage.gcs._TIMEOUT", (10, 0.5))
     over = threading.Event()
 
     def again():
@@ -159,7 +159,7 @@ def test_a_store_that_falls_silent_is_asked_again(cloud, fetch, monkeypatch, siz
 
 def test_a_store_that_stays_silent_is_given_up(cloud, fetch, monkeypatch):
     """Silence is told from refusals, and borne as often."""
-    monkeypatch.setattr("server.gcs._TIMEOUT", (10, 0.1))
+    monkeypatch.setattr("runtime.storage.gcs._TIMEOUT", (10, 0.1))
     over = threading.Event()
     cloud.before[PARAMS] = [lambda: Stall(0, over)] * 10
     with raises(NotFetched) as caught:
@@ -182,7 +182,7 @@ def test_one_failing_file_ends_the_wait_for_the_others(cloud):
 @mark.usefixtures("cloud")
 def test_getting_on_is_worth_any_number_of_tries(cloud, fetch, monkeypatch):
     """A connection that breaks off again and again is taken up for as long as bytes come."""
-    monkeypatch.setattr("server.download._HEADWAY", 40)
+    monkeypatch.setattr("runtime.storage.download._HEADWAY", 40)
     cloud.before[PARAMS] = [lambda: 40] * 10
     fetch()
 
@@ -200,7 +200,7 @@ def test_a_trickle_is_given_up(cloud, fetch):
 
 def test_an_object_that_is_replaced_all_the_time_is_given_up(cloud, fetch, monkeypatch):
     """Who uploads without end does not keep a server fetching without end."""
-    monkeypatch.setattr("server.download._HEADWAY", 40)
+    monkeypatch.setattr("runtime.storage.download._HEADWAY", 40)
 
     def replace():
         cloud.put(PARAMS, cloud.objects[PARAMS][0])

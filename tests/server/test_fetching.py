@@ -14,9 +14,9 @@ from pytest import fixture, mark, raises
 from runtime import load
 from runtime.bundle import open_bundle
 from runtime.errors import BundleError, DoesNotFit, ManifestError
+from runtime.storage.gcs import CloudStore
+from runtime.storage.store import NotFetched
 from server.fetching import fetching
-from server.gcs import CloudStore
-from server.store import NotFetched
 from tests.server.cloud import FOLDER
 from tests.serving import TIMEOUT_S, free_port, ready_line, start
 
@@ -94,7 +94,7 @@ def test_programs_are_compiled_while_params_still_come(cloud):
 @mark.usefixtures("cloud")
 def test_the_time_that_is_told_is_that_of_fetching(caplog):
     """That all is there is said when it is, not when the bundle has been used."""
-    caplog.set_level("INFO", "server.download")
+    caplog.set_level("INFO", "runtime.storage.download")
     with fetching(CloudStore(FOLDER), None) as bundle:
         for file in bundle.manifest.files:
             bundle.arrived(file)
@@ -316,7 +316,7 @@ def test_a_bundle_that_memory_cannot_hold_is_not_fetched(cloud, monkeypatch):
 
 def test_a_manifest_without_end_is_not_read(cloud, fetch, monkeypatch):
     """What is larger than any manifest is refused by its size."""
-    monkeypatch.setattr("server.download.MAX_MANIFEST_BYTES", 10)
+    monkeypatch.setattr("runtime.storage.download.MAX_MANIFEST_BYTES", 10)
     with raises(NotFetched, match=r"manifest.json: expected at most 10 bytes, got \d+$"):
         fetch()
 

@@ -9,8 +9,8 @@ import http
 from collections.abc import Iterator
 from typing import Any
 
-from server.artifacts import CloudFolder
-from server.store import Lost, NotFetched, Replaced, Sink, Stored
+from runtime.storage.store import Lost, NotFetched, Replaced, Sink, Stored
+from runtime.storage.uri import CloudFolder
 
 # Longest waits for a connection and for the next bytes, in seconds.
 _TIMEOUT = (10, 60)

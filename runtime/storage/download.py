@@ -16,7 +16,7 @@ from typing import BinaryIO, override
 
 from runtime.entries import MANIFEST_NAME, File
 from runtime.manifest import MAX_MANIFEST_BYTES
-from server.store import Lost, NotFetched, Replaced, Sink, Store, Stored
+from runtime.storage.store import Lost, NotFetched, Replaced, Sink, Store, Stored
 
 log = logging.getLogger(__name__)
 
