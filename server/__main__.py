@@ -46,9 +46,11 @@ with needing("server"), reading_settings():
     import uvloop
 
     from runtime.program import compute_with
-    from server import bench, doctor, logs
+    from server import logs
+    from server.bench import cli as bench
     from server.config import ConfigError, ServerConfig
     from server.cores import cores_here, share
+    from server.doctor import cli as doctor
     from server.http_server import listen
     from server.options import parse
     from server.process import Process

@@ -12,8 +12,8 @@ import deploy.vertex
 import export.__main__
 import runtime
 import runtime.__main__
-import server.bench
-import server.doctor
+import server.bench.cli
+import server.doctor.cli
 from runtime import release
 from server.options import parse
 from server.routes import SERVER_VERSION
@@ -29,8 +29,8 @@ VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
         lambda: runtime.__main__.main(["verify", "--version"]),
         lambda: runtime.__main__.main(["refresh", "--version"]),
         lambda: parse(["--version"], {}),
-        lambda: server.bench.main(["--version"], {}),
-        lambda: server.doctor.main(["--version"], {}),
+        lambda: server.bench.cli.main(["--version"], {}),
+        lambda: server.doctor.cli.main(["--version"], {}),
         lambda: deploy.vertex.main(["--version"]),
         lambda: sys.exit(export.__main__.main(["--version"])),
     ],

@@ -30,7 +30,7 @@ from export import TensorSpec, export_model
 from runtime import load
 from runtime.description import columns
 from runtime.device import device_kind, driver_versions
-from server.load import post, send
+from server.bench.load_generator import post, send
 
 BUCKETS, LENGTHS = (1, 8, 32, 128), (32, 128)
 CONNECTIONS = (1, 64)

@@ -11,8 +11,8 @@ import numpy as np
 from pytest import fixture, mark
 
 from runtime import load, open_bundle
-from server import doctor
 from server.config import BAKED_IN, ServerConfig
+from server.doctor import cli as doctor
 from tests.image.containers import builder, first_process, status_of
 from tests.serving import ROOT, TIMEOUT_S
 

@@ -2,8 +2,8 @@
 
 from pytest import mark, param, raises
 
-from server import doctor
-from server.bench import main
+from server.bench.cli import main
+from server.doctor import cli as doctor
 
 
 def refused(capsys, *arguments):

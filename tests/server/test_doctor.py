@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from pytest import fixture, mark, raises
 
-from server import doctor
-from server.checkup import examine
-from server.finding import Times
-from server.payloads import DEDICATED_BYTES, SHARED_BYTES, encodings
-from server.questions import as_doubles
+from server.doctor import cli as doctor
+from server.doctor.checks import examine
+from server.doctor.payload_limits import DEDICATED_BYTES, SHARED_BYTES, encodings
+from server.doctor.predict_checks import as_doubles
+from server.doctor.result import Times
 from tests.serving import ROOT
 
 pytestmark = mark.e2e

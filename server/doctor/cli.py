@@ -14,10 +14,17 @@ from runtime.commandline import Parser, add_version, seconds, to_read
 from runtime.description import columns
 from runtime.errors import BundleError, printable
 from runtime.records.golden_instances import golden_instances
-from server.checkup import examine
-from server.finding import Finding, Times
-from server.patient import Unstartable
-from server.payloads import DEDICATED_BYTES, SHARED_BYTES, Encoding, encodings, table, to_json
+from server.doctor.checks import examine
+from server.doctor.container import Unstartable
+from server.doctor.payload_limits import (
+    DEDICATED_BYTES,
+    SHARED_BYTES,
+    Encoding,
+    encodings,
+    table,
+    to_json,
+)
+from server.doctor.result import Finding, Times
 from server.signals import ending_in_order
 
 _EPILOG = """\

@@ -7,9 +7,9 @@ from typing import Any
 
 import orjson
 
-from server.finding import Finding, Times
-from server.patient import PREDICT_ROUTE, Answer, Broken, Patient, Refused
-from server.payloads import DEDICATED_BYTES, SHARED_BYTES
+from server.doctor.container import PREDICT_ROUTE, Answer, Broken, Patient, Refused
+from server.doctor.payload_limits import DEDICATED_BYTES, SHARED_BYTES
+from server.doctor.result import Finding, Times
 
 # What a batch prediction job sends at a time, unless it is told otherwise.
 BATCH = 64

@@ -21,7 +21,7 @@ from runtime.commandline import Parser, add_version, seconds, to_read
 from runtime.description import columns
 from runtime.errors import BundleError, printable
 from runtime.records.golden_instances import golden_instances
-from server.load import Figures, post, send
+from server.bench.load_generator import Figures, post, send
 from server.signals import ending_in_order
 
 _MOST_REQUESTS = 64

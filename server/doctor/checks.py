@@ -4,10 +4,10 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-from server.departure import terminated
-from server.finding import Finding, Times
-from server.patient import HEALTH_ROUTE, Broken, Patient, Refused
-from server.questions import Questions
+from server.doctor.container import HEALTH_ROUTE, Broken, Patient, Refused
+from server.doctor.predict_checks import Questions
+from server.doctor.result import Finding, Times
+from server.doctor.shutdown_check import terminated
 
 # How often in a row a health check may go unanswered.
 _UNANSWERED = 4

@@ -3,8 +3,8 @@
 import threading
 import time
 
-from server.finding import Finding, Times
-from server.patient import PREDICT_ROUTE, Broken, Patient, Refused
+from server.doctor.container import PREDICT_ROUTE, Broken, Patient, Refused
+from server.doctor.result import Finding, Times
 
 _LOADERS = 8
 

@@ -1,0 +1,1 @@
+"""`python -m server bench`: a load test of a bundle."""

@@ -1,0 +1,1 @@
+"""`python -m server doctor`: what Vertex AI would make of a server."""
