@@ -21,10 +21,10 @@ from runtime.program import wait_in_place
 from runtime.verify import check_goldens, check_rows
 from server import logs
 from server.config import ServerConfig
-from server.fetching import bundle_at
-from server.intact import changed
 from server.overlap import batches_at_once
 from server.service import Service
+from server.storage.bundle_fetch import bundle_at
+from server.storage.bundle_watch import changed
 from server.trust import letting_in, tell_promises
 
 log = logging.getLogger(__name__)

@@ -17,11 +17,11 @@ from server.grpc_api import Entrance
 from server.http_app import create_app, make_wait
 from server.http_front import Front
 from server.http_server import GRACE_S, HttpServer, listen
-from server.intact import BusErrors
 from server.joiners import Joiners
 from server.opening import EXIT_BUNDLE, EXIT_DEVICE, Opened, open_service, unfit
 from server.routes import hot_paths, make_routes
 from server.service import Service
+from server.storage.bundle_watch import BusErrors
 
 log = logging.getLogger("server")
 

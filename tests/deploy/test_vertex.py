@@ -22,7 +22,7 @@ from deploy import steps, vertex
 from deploy.refusals import explained
 from runtime.bundle import open_bundle
 from runtime.storage.gcs import CloudStore
-from server.fetching import fetching
+from server.storage.bundle_fetch import fetching
 from tests.serving import ROOT
 
 PLACE = "projects/p/locations/us-central1"

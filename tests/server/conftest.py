@@ -5,7 +5,7 @@ from pytest import fixture
 from runtime.storage.gcs import CloudStore
 from runtime.storage.uri import CloudFolder
 from server.config import ServerConfig
-from server.fetching import fetching
+from server.storage.bundle_fetch import fetching
 from tests.server.cloud import BUCKET, Cloud
 from tests.server.fakes import Running
 

@@ -6,7 +6,7 @@ from pytest import mark, raises
 
 from runtime.storage.gcs import CloudStore
 from runtime.storage.store import NotFetched
-from server.fetching import fetching
+from server.storage.bundle_fetch import fetching
 from tests.server.cloud import FOLDER, Asked, Stall, Status
 
 PARAMS = "a/params.safetensors"

@@ -16,7 +16,7 @@ from runtime.bundle import open_bundle
 from runtime.errors import BundleError, DoesNotFit, ManifestError
 from runtime.storage.gcs import CloudStore
 from runtime.storage.store import NotFetched
-from server.fetching import fetching
+from server.storage.bundle_fetch import fetching
 from tests.server.cloud import FOLDER
 from tests.serving import TIMEOUT_S, free_port, ready_line, start
 
@@ -285,7 +285,9 @@ def test_a_bundle_that_the_disk_cannot_hold_is_not_fetched(
     """The bytes that are missing are held against the bytes that are free, those kept already apart."""
     total = sum(file.bytes for file in files)
     free = [total - 1]
-    monkeypatch.setattr("server.scratch.shutil.disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    monkeypatch.setattr(
+        "server.storage.cache_dir.shutil.disk_usage", lambda _: SimpleNamespace(free=free[0])
+    )
     with raises(NotFetched) as caught:
         fetch(tmp_path)
 
@@ -303,7 +305,7 @@ def test_a_bundle_that_the_disk_cannot_hold_is_not_fetched(
 
 def test_a_bundle_that_memory_cannot_hold_is_not_fetched(cloud, monkeypatch):
     """On a CPU that is known before a device is looked for; on a GPU the machine's memory is no limit."""
-    monkeypatch.setattr("server.fetching.host_memory", lambda: 100)
+    monkeypatch.setattr("server.storage.bundle_fetch.host_memory", lambda: 100)
     with (
         raises(DoesNotFit, match=r"^params: expected 320 B of memory, got 100 B; "),
         fetching(CloudStore(FOLDER), None, device="cpu"),

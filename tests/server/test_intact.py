@@ -12,9 +12,9 @@ from pytest import fixture, mark
 from runtime.errors import IntegrityError
 from server.config import ServerConfig
 from server.errors import NotReady
-from server.intact import PERIOD_S, changed
 from server.opening import EXIT_BUNDLE, unfit
 from server.service import State
+from server.storage.bundle_watch import PERIOD_S, changed
 from tests.server.fakes import FakeModel, Gate, ask, serving
 from tests.serving import ROOT, TIMEOUT_S
 
@@ -27,7 +27,7 @@ import numpy as np
 from runtime import load
 from runtime.program import wait_in_place
 from server import logs
-from server.intact import BusErrors
+from server.storage.bundle_watch import BusErrors
 
 path, how, form = sys.argv[1:]
 if how != "pool":
@@ -89,7 +89,7 @@ def test_files_are_looked_at_each_second_until_one_has_changed():
 
 def test_a_bundle_that_was_replaced_is_told_once_and_served_on(caplog):
     """Whoever deploys sees that this process has the one of before."""
-    caplog.set_level("INFO", "server.intact")
+    caplog.set_level("INFO", "server.storage.bundle_watch")
     error = IntegrityError("the end of the test")
 
     assert looked(Watched([None, None, None, error], replaced=PARAMS))[0] is error
@@ -156,7 +156,7 @@ def test_a_bus_error_of_another_kind_is_told_as_what_it_may_be(tmp_path):
     script = (
         "import functools, os, signal\n"
         "from server import logs\n"
-        "from server.intact import BusErrors\n"
+        "from server.storage.bundle_watch import BusErrors\n"
         "tell = functools.partial(logs.end, 'text')\n"
         "errors = BusErrors(lambda: None, tell, functools.partial(os._exit, 3))\n"
         "errors.install()\n"

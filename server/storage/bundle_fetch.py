@@ -26,7 +26,7 @@ from runtime.manifest import Manifest
 from runtime.storage.download import Download, unwritable
 from runtime.storage.store import Store
 from runtime.storage.uri import locate
-from server.scratch import directory, expect_disk
+from server.storage.cache_dir import directory, expect_disk
 
 THREADS = 8
 
