@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from runtime.inputs import Checked
 from runtime.model import Model
-from server.pending import Answer, Evidence, Pending
+from server.batching.pending_request import Answer, Evidence, Pending
+from server.batching.service import Service
 from server.reply import Headers, Reply
 from server.request import Request
-from server.service import Service
 
 # Bodies above this are read, and answers above it written, on a worker thread, so that the
 # event loop goes on meanwhile: below it, changing threads costs more than it gives.

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import orjson
 
 from runtime.device import live_arrays, memory_in_use
+from server.batching.service import Service
 from server.logs import lines_dropped
 from server.metrics import Metrics, total
-from server.service import Service
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

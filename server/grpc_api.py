@@ -23,6 +23,8 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
 
 from runtime.errors import MalformedRequest
 from server import connections, oip, oip_grpc
+from server.batching.memory_budget import UNCOUNTED, Unread
+from server.batching.service import Service, State
 from server.config import ConfigError, ServerConfig
 from server.errors import BodyTimeout, Draining, Overloaded, Unavailable, Unsupported
 from server.exposition import statistics
@@ -33,10 +35,8 @@ from server.grpc_inference import GrpcInference
 from server.grpc_options import address, options
 from server.grpc_receive import Receiver
 from server.grpc_stream import Stream, Streams
-from server.held import UNCOUNTED, Unread
 from server.protos import inference_pb2 as pb
 from server.protos.pool import POOL
-from server.service import Service, State
 
 INFERENCE = "inference.GRPCInferenceService"
 HEALTH = "grpc.health.v1.Health"

@@ -13,8 +13,8 @@ from typing import Any
 
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
+from server.batching.service import Service, State
 from server.errors import NotFound
-from server.service import Service, State
 
 
 class Health:

@@ -5,9 +5,9 @@ from typing import override
 
 from runtime.model import Model
 from server import oip_grpc
+from server.batching.service import Service
 from server.dialect import LARGE_BYTES, Call, Inference
 from server.protos import inference_pb2 as pb
-from server.service import Service
 
 
 class GrpcInference(Inference[bytes]):

@@ -7,8 +7,8 @@ import asyncio
 import collections
 from collections.abc import AsyncIterable, Awaitable, Callable
 
+from server.batching.memory_budget import Unread
 from server.errors import BodyTimeout, Overloaded
-from server.held import Unread
 
 # Of one stream, read but not yet answered. Enough for two batches of the largest buckets; a
 # client that does not read its answers holds no more.

@@ -10,6 +10,7 @@ from werkzeug.routing import RequestRedirect
 
 from runtime.errors import MalformedRequest
 from server import body
+from server.batching.service import Service
 from server.cors import NO_CORS, Cors
 from server.errors import BodyTimeout
 from server.limits import BodyLimits
@@ -17,7 +18,6 @@ from server.reply import Headers, Reply, failure, refusal
 from server.request import Fields, Request, read_fields
 from server.request_id import request_id
 from server.routes import Done, Route
-from server.service import Service
 from server.target import (
     METHODS,
     WHOLE_SERVER,

@@ -18,6 +18,7 @@ from typing import Any, Protocol, override
 import httptools
 
 from runtime.errors import MalformedRequest
+from server.batching.memory_budget import UNCOUNTED, Held, Incoming
 from server.body import BODY_S, PROGRESS_BYTES, Announced
 from server.errors import (
     BodyTimeout,
@@ -28,7 +29,6 @@ from server.errors import (
     Overloaded,
     TooLarge,
 )
-from server.held import UNCOUNTED, Held, Incoming
 from server.http_message import Head, Heads, Message, without_offer, write
 from server.reply import Reply
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from runtime.errors import MalformedRequest
+from server.batching.service import Service, State
 from server.body import Announced, check_headers, check_length, read_length
 from server.cors import NO_CORS, Cors
 from server.errors import TooLarge, Unsupported
@@ -24,7 +25,6 @@ from server.reply import Reply, failure
 from server.request import Request, read_fields
 from server.request_id import request_id
 from server.routes import Route
-from server.service import Service, State
 from server.target import check_host, check_target, split_target
 
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]

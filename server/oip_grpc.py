@@ -13,9 +13,9 @@ from runtime.model import Model
 from runtime.signature import TensorSpec
 from runtime.tensors import Array, numpy_dtype
 from server import oip
+from server.batching.pending_request import Answer
 from server.dialect import Call, evidence_of
 from server.errors import Unsupported
-from server.pending import Answer
 from server.protos.inference_pb2 import (
     InferParameter,
     ModelInferRequest,

@@ -15,10 +15,10 @@ from runtime.records.tensors import brief, kind_of
 from runtime.signature import Signature, TensorSpec
 from runtime.tensors import Array
 from server import oip
+from server.batching.pending_request import Answer
 from server.dialect import Call, evidence_of
 from server.errors import Unsupported
 from server.parse import parse_object
-from server.pending import Answer
 from server.reply import Headers, Reply, reply, to_json
 from server.request import Request
 

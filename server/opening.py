@@ -20,9 +20,9 @@ from runtime.model import Group, Model
 from runtime.program import wait_in_place
 from runtime.verify import check_goldens, check_rows
 from server import logs
+from server.batching.overlap import batches_at_once
+from server.batching.service import Service
 from server.config import ServerConfig
-from server.overlap import batches_at_once
-from server.service import Service
 from server.storage.bundle_fetch import bundle_at
 from server.storage.bundle_watch import changed
 from server.trust import letting_in, tell_promises

@@ -19,11 +19,11 @@ from markupsafe import Markup
 from runtime.description import describe_axis, describe_format, describe_output, describe_tensor
 from runtime.model import Model
 from runtime.signature import Signature, TensorSpec
+from server.batching.service import Service
 from server.figures import Figures, Gather
 from server.metrics import quantile
 from server.oip import DATATYPES
 from server.reply import Headers, Reply
-from server.service import Service
 
 # An example of more elements would be most of the page.
 _MOST_ELEMENTS = 4096

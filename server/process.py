@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from runtime.scratch import passing
 from server import logs, signals
+from server.batching.service import Service
 from server.board import Board
 from server.config import ServerConfig
 from server.cors import Cors
@@ -20,7 +21,6 @@ from server.http_server import GRACE_S, HttpServer, listen
 from server.joiners import Joiners
 from server.opening import EXIT_BUNDLE, EXIT_DEVICE, Opened, open_service, unfit
 from server.routes import hot_paths, make_routes
-from server.service import Service
 from server.storage.bundle_watch import BusErrors
 
 log = logging.getLogger("server")

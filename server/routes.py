@@ -11,6 +11,7 @@ from typing import Any, override
 
 from runtime.model import Model
 from server import oip, oip_http, tfserving, vertex
+from server.batching.service import Service, State
 from server.body import inflate
 from server.config import ServerConfig
 from server.dialect import LARGE_BYTES, Call, Inference, Read, evidence_headers
@@ -22,7 +23,6 @@ from server.page import Page
 from server.parse import expect_fitting
 from server.reply import Reply, failure, reply
 from server.request import Request
-from server.service import Service, State
 from server.target import spelt
 
 # What a client of the Open Inference Protocol may ask for and is not served.

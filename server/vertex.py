@@ -17,10 +17,10 @@ from runtime.records.predictions import Nonfinite, predictions_from
 from runtime.records.tensors import kind_of
 from runtime.tensors import Array
 from server import oip_http
+from server.batching.pending_request import Answer, Part
 from server.dialect import Call
 from server.errors import TooLarge
 from server.parse import parse_object
-from server.pending import Answer, Part
 from server.reply import Reply, reply
 from server.request import Request
 

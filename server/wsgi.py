@@ -17,6 +17,7 @@ from flask import Flask
 
 from runtime.program import compute_with
 from server import logs
+from server.batching.service import Service
 from server.config import ServerConfig
 from server.cores import cores_here
 from server.cors import Cors
@@ -24,7 +25,6 @@ from server.http_app import create_app, make_wait
 from server.opening import EXIT_DEVICE, open_service, unfit
 from server.options import parse
 from server.routes import make_routes
-from server.service import Service
 
 log = logging.getLogger("server")
 

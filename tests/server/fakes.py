@@ -13,8 +13,8 @@ from runtime.entries import OutputFormat
 from runtime.inputs import Checker
 from runtime.signature import DTYPE_BYTES, Axis, Signature, TensorSpec
 from runtime.tensors import numpy_dtype
+from server.batching.service import Service
 from server.limits import Limits
-from server.service import Service
 
 SUM = Signature(
     inputs=(TensorSpec(name="x", dtype="float32", shape=("_", 2)),),

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from pytest import approx, mark, param, raises
 
 from runtime.buckets import Planner
-from server.batching import BatchQueue, Task
+from server.batching.queue import BatchQueue, Task
 from server.errors import Overloaded
 
 # A full bucket costs each row the least, and padding is nearly free.

@@ -9,8 +9,8 @@ from pytest import fixture, mark
 
 from runtime.errors import ExecutionError
 from runtime.inputs import Checked
-from server.batching import Batch, Task
-from server.device import Device, as_answer
+from server.batching.executor import Device, as_answer
+from server.batching.queue import Batch, Task
 from server.errors import OutOfMemory
 from tests.server.fakes import ECHO, SUM, FakeModel
 
@@ -254,7 +254,7 @@ def test_a_thread_that_dies_says_so(device, model, outcomes, deaths, caplog):
     assert deaths == ["died"]
     assert outcomes == []
     assert caplog.record_tuples == [
-        ("server.device", logging.CRITICAL, "the device thread died"),
+        ("server.batching.executor", logging.CRITICAL, "the device thread died"),
     ]
 
 

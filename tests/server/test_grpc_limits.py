@@ -10,13 +10,13 @@ import numpy as np
 from pytest import fixture, raises
 
 from server import grpc_stream
+from server.batching.memory_budget import UNCOUNTED, Held, Unread
 from server.config import ServerConfig
 from server.errors import BodyTimeout, Overloaded
 from server.grpc_api import INFERENCE
 from server.grpc_options import options
 from server.grpc_receive import SLOTS
 from server.grpc_stream import LOOKS, Stream, Streams
-from server.held import UNCOUNTED, Held, Unread
 from server.protos import inference_pb2 as pb
 from tests.server.calling import Called, array_of, refused, rows
 from tests.server.fakes import FakeModel

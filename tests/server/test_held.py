@@ -7,9 +7,9 @@ import json
 
 from pytest import fixture, mark, raises
 
+from server.batching.memory_budget import UNCOUNTED, Held, Incoming
 from server.config import ServerConfig
 from server.errors import Overloaded, TooLarge
-from server.held import UNCOUNTED, Held, Incoming
 from tests.server.calling import Called, array_of, refused, rows
 from tests.server.fakes import FakeModel, Gate
 from tests.server.front import Entrance, read_answer, request, reset

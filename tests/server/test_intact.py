@@ -10,10 +10,10 @@ import numpy as np
 from pytest import fixture, mark
 
 from runtime.errors import IntegrityError
+from server.batching.service import State
 from server.config import ServerConfig
 from server.errors import NotReady
 from server.opening import EXIT_BUNDLE, unfit
-from server.service import State
 from server.storage.bundle_watch import PERIOD_S, changed
 from tests.server.fakes import FakeModel, Gate, ask, serving
 from tests.serving import ROOT, TIMEOUT_S

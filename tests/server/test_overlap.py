@@ -6,7 +6,7 @@ import numpy as np
 from pytest import mark
 
 from runtime import DoesNotFit, ExecutionError
-from server.overlap import batches_at_once, gains
+from server.batching.overlap import batches_at_once, gains
 from tests.server.fakes import FakeModel
 
 

@@ -13,7 +13,10 @@ import numpy as np
 from pytest import approx, fixture, mark, param, raises
 
 from runtime.errors import ExecutionError, SignatureMismatch
-from server import pump
+from server.batching.pending_request import Evidence, Given, Pending
+from server.batching.queue import scheduler
+from server.batching.scheduler import in_place_stall_s
+from server.batching.service import Service, State
 from server.errors import (
     DeadlineExceeded,
     Draining,
@@ -23,9 +26,6 @@ from server.errors import (
     TooLarge,
 )
 from server.limits import Limits
-from server.pending import Evidence, Given, Pending
-from server.pump import in_place_stall_s
-from server.service import Service, State
 from tests.server.fakes import ECHO, FakeModel, Gate, ask, serving
 
 
@@ -215,8 +215,8 @@ async def test_rows_that_depend_on_each_other_run_in_the_smallest_bucket_that_ho
 @on_a_loop
 async def test_a_quick_batch_waits_while_the_loop_is_busy(model, monkeypatch):
     """What is read in the turns before a batch runs in place joins it, up to a full bucket."""
-    monkeypatch.setattr(pump, "IDLE_TURN_S", 0.0)  # every turn counts as busy
-    monkeypatch.setattr(pump, "LINGER_S", 3600.0)
+    monkeypatch.setattr(scheduler, "IDLE_TURN_S", 0.0)  # every turn counts as busy
+    monkeypatch.setattr(scheduler, "LINGER_S", 3600.0)
     async with serving(model, in_place_s=1.0) as service:
         requests = []
         for n in (1, 2, 3, 4):
@@ -232,8 +232,8 @@ async def test_a_quick_batch_waits_while_the_loop_is_busy(model, monkeypatch):
 @on_a_loop
 async def test_a_loop_that_is_always_busy_holds_no_batch_up(model, monkeypatch):
     """The wait for a quiet turn ends by itself."""
-    monkeypatch.setattr(pump, "IDLE_TURN_S", 0.0)
-    monkeypatch.setattr(pump, "LINGER_S", 0.0)
+    monkeypatch.setattr(scheduler, "IDLE_TURN_S", 0.0)
+    monkeypatch.setattr(scheduler, "LINGER_S", 0.0)
     async with serving(model, in_place_s=1.0) as service:
         assert await sums(asked(service, 1)) == [1.0]
         assert await sums(asked(service, 2)) == [2.0]

@@ -20,11 +20,11 @@ from collections.abc import Callable
 from runtime.model import Model
 from runtime.signature import bucket_name
 from runtime.staging import count_elements
-from server.batching import Batch, BatchQueue
-from server.device import Device, Outcome
+from server.batching.executor import Device, Outcome
+from server.batching.pending_request import Whole
+from server.batching.queue import Batch, BatchQueue
 from server.limits import Limits
 from server.metrics import Metrics
-from server.pending import Whole
 
 log = logging.getLogger(__name__)
 

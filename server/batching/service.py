@@ -24,13 +24,13 @@ from collections.abc import Callable, Sequence
 from runtime.inputs import Checked
 from runtime.model import Model
 from runtime.program import count_compiles
-from server.device import Outcome, is_as_declared
+from server.batching.executor import Outcome, is_as_declared
+from server.batching.memory_budget import Held
+from server.batching.pending_request import Answer, Given, Pending, Whole
+from server.batching.scheduler import Pump
 from server.errors import DeadlineExceeded, Draining, NotReady, Overloaded, TooLarge
-from server.held import Held
 from server.limits import Limits
 from server.metrics import Metrics
-from server.pending import Answer, Given, Pending, Whole
-from server.pump import Pump
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from runtime.inputs import Checked
 from runtime.model import Model
 from runtime.records.predictions import Nonfinite
 from runtime.tensors import Array
-from server.batching import Task
+from server.batching.queue import Task
 
 
 class Evidence(NamedTuple):

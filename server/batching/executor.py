@@ -21,7 +21,7 @@ from runtime.errors import ExecutionError
 from runtime.signature import Signature, TensorSpec
 from runtime.staging import stage, unstage
 from runtime.tensors import Array
-from server.batching import Batch, Task
+from server.batching.queue import Batch, Task
 from server.errors import OutOfMemory
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""The queue, the scheduler and the device's executor."""
