@@ -6,7 +6,7 @@ https://fetch.spec.whatwg.org/#http-cors-protocol. Never with credentials: there
 from collections.abc import Iterable
 
 from server.config import ANY_ORIGIN
-from server.reply import Headers
+from server.protocols.response import Headers
 from server.request_id import Header
 
 _METHODS = "GET, POST"

@@ -23,7 +23,7 @@ from runtime.promises import promises, today
 from server.batching.service import Service, State
 from server.figures import Figures, Gather
 from server.metrics import DurationSum, Histogram, Metrics
-from server.reply import Reply
+from server.protocols.response import Reply
 
 
 class MetricsPage(Collector):

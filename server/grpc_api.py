@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
 )
 
 from runtime.errors import MalformedRequest
-from server import connections, oip, oip_grpc
+from server import connections
 from server.batching.memory_budget import UNCOUNTED, Unread
 from server.batching.service import Service, State
 from server.config import ConfigError, ServerConfig
@@ -35,6 +35,7 @@ from server.grpc_inference import GrpcInference
 from server.grpc_options import address, options
 from server.grpc_receive import Receiver
 from server.grpc_stream import Stream, Streams
+from server.protocols import oip, oip_grpc
 from server.protos import inference_pb2 as pb
 from server.protos.pool import POOL
 

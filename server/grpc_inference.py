@@ -4,9 +4,9 @@ import asyncio
 from typing import override
 
 from runtime.model import Model
-from server import oip_grpc
 from server.batching.service import Service
-from server.dialect import LARGE_BYTES, Call, Inference
+from server.protocols import oip_grpc
+from server.protocols.inference import LARGE_BYTES, Call, Inference
 from server.protos import inference_pb2 as pb
 
 

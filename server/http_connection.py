@@ -19,7 +19,6 @@ import httptools
 
 from runtime.errors import MalformedRequest
 from server.batching.memory_budget import UNCOUNTED, Held, Incoming
-from server.body import BODY_S, PROGRESS_BYTES, Announced
 from server.errors import (
     BodyTimeout,
     Draining,
@@ -30,7 +29,8 @@ from server.errors import (
     TooLarge,
 )
 from server.http_message import Head, Heads, Message, without_offer, write
-from server.reply import Reply
+from server.protocols.body import BODY_S, PROGRESS_BYTES, Announced
+from server.protocols.response import Reply
 
 # The request line and headers together; proxies allow 8 to 60 KiB.
 HEAD_BYTES = 1 << 16

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from email.utils import formatdate
 from typing import Any
 
-from server.body import Announced
-from server.reply import Headers, Reply
-from server.request import Fields
+from server.protocols.body import Announced
+from server.protocols.request import Fields
+from server.protocols.response import Headers, Reply
 
 # A client's requests differ in their lengths if at all, so this is enough for many clients.
 _KNOWN = 1024

@@ -22,8 +22,8 @@ from runtime.signature import Signature, TensorSpec
 from server.batching.service import Service
 from server.figures import Figures, Gather
 from server.metrics import quantile
-from server.oip import DATATYPES
-from server.reply import Headers, Reply
+from server.protocols.oip import DATATYPES
+from server.protocols.response import Headers, Reply
 
 # An example of more elements would be most of the page.
 _MOST_ELEMENTS = 4096

@@ -10,19 +10,19 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, override
 
 from runtime.model import Model
-from server import oip, oip_http, tfserving, vertex
 from server.batching.service import Service, State
-from server.body import inflate
 from server.config import ServerConfig
-from server.dialect import LARGE_BYTES, Call, Inference, Read, evidence_headers
 from server.errors import Overloaded, Unsupported
 from server.exposition import MetricsPage, statistics
 from server.figures import Gather, figures_of
 from server.metrics import Metrics
 from server.page import Page
-from server.parse import expect_fitting
-from server.reply import Reply, failure, reply
-from server.request import Request
+from server.protocols import oip, oip_http, tfserving, vertex
+from server.protocols.body import inflate
+from server.protocols.inference import LARGE_BYTES, Call, Inference, Read, evidence_headers
+from server.protocols.request import Request
+from server.protocols.response import Reply, failure, reply
+from server.protocols.strict_json import expect_fitting
 from server.target import spelt
 
 # What a client of the Open Inference Protocol may ask for and is not served.

@@ -8,7 +8,7 @@ import numpy as np
 
 from runtime.bundle import open_bundle
 from runtime.compare import compare
-from server.oip import DATATYPES
+from server.protocols.oip import DATATYPES
 
 MOST_ROWS = 12
 

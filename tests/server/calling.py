@@ -5,7 +5,7 @@ import numpy as np
 
 from server.config import ServerConfig
 from server.grpc_api import INFERENCE, Entrance
-from server.oip import DATATYPES
+from server.protocols.oip import DATATYPES
 from server.protos import inference_pb2 as pb
 from tests.server.fakes import FakeModel, Running
 

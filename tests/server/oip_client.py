@@ -2,7 +2,7 @@
 
 import json
 
-from server.oip import DATATYPES
+from server.protocols.oip import DATATYPES
 
 INFER = "/v2/models/fake/infer"
 X = {"name": "x", "shape": [2, 2], "datatype": "FP32", "data": [[1, 2], [3, 4]]}

@@ -8,9 +8,9 @@ import zlib
 from pytest import mark, param, raises
 
 from runtime.errors import MalformedRequest
-from server.body import MEMBERS, Announced, check_headers, inflate, read
 from server.errors import TooLarge, UnsupportedMedia
 from server.limits import BodyLimits
+from server.protocols.body import MEMBERS, Announced, check_headers, inflate, read
 
 LIMITS = BodyLimits(json_bytes=100, binary_bytes=1000)
 VERTEX = "application/vnd.vertex-ai-triton.binary+json"

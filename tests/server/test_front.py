@@ -10,7 +10,6 @@ import zlib
 import numpy as np
 from pytest import fixture, mark, param, raises
 
-from server.body import BODY_S, PROGRESS_BYTES
 from server.http_connection import (
     HEAD_BYTES,
     HEAD_S,
@@ -19,6 +18,7 @@ from server.http_connection import (
     PIPELINED,
     WRITE_S,
 )
+from server.protocols.body import BODY_S, PROGRESS_BYTES
 from tests.server.fakes import FakeModel, Gate, signature
 from tests.server.front import Entrance, read_all, read_answer, request, reset
 

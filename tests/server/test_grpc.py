@@ -10,8 +10,8 @@ from pytest import fixture, mark, param, raises
 from runtime.errors import ExecutionError
 from runtime.signature import DTYPE_BYTES, Signature, TensorSpec
 from runtime.tensors import numpy_dtype
-from server import oip_grpc
 from server.errors import OutOfMemory
+from server.protocols import oip_grpc
 from server.protos import inference_pb2 as pb
 from tests.server.calling import Called, array_of, refused, request, rows
 from tests.server.fakes import ECHO, EVERY, FakeModel, Gate

@@ -6,8 +6,8 @@ import json
 from pytest import fixture, mark, param
 
 from runtime.errors import ExecutionError
-from server.body import BODY_S
 from server.config import ServerConfig
+from server.protocols.body import BODY_S
 from tests.server.asking import client_of, refused
 from tests.server.fakes import FakeModel
 

@@ -8,7 +8,7 @@ import sys
 from pytest import fixture, mark, param
 
 from server.logs import JsonFormatter, TextFormatter, end
-from server.reply import failure
+from server.protocols.response import failure
 from server.request_id import request_id
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -8,7 +8,7 @@ from pytest import mark, param, raises
 
 from runtime.errors import MalformedRequest
 from server.errors import TooLarge
-from server.parse import expect_fitting, parse_object
+from server.protocols.strict_json import expect_fitting, parse_object
 from tests.server.fakes import ECHO, SUM, signature
 
 VALUES = st.recursive(

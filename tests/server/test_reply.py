@@ -21,7 +21,7 @@ from server.errors import (
     Unsupported,
     UnsupportedMedia,
 )
-from server.reply import failure, refusal, reply, to_json
+from server.protocols.response import failure, refusal, reply, to_json
 
 
 @mark.parametrize(

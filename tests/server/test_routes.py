@@ -6,11 +6,11 @@ import numpy as np
 from pytest import fixture, mark
 
 from server.config import ServerConfig
-from server.dialect import Call
 from server.errors import TooLarge
 from server.http_app import make_wait
-from server.reply import reply
-from server.request import Request
+from server.protocols.inference import Call
+from server.protocols.request import Request
+from server.protocols.response import reply
 from server.routes import Route, hot_paths, make_routes
 from tests.server.asking import client_for, client_of, refused
 from tests.server.fakes import FakeModel, Running

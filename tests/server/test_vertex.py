@@ -9,7 +9,7 @@ from pytest import fixture, mark, param, raises
 
 from runtime.entries import OutputFormat
 from server.errors import TooLarge
-from server.vertex import read_instances
+from server.protocols.vertex import read_instances
 from tests.server.asking import client_for, refused
 from tests.server.fakes import ECHO, EVERY, FakeModel, Running, signature
 

@@ -12,10 +12,10 @@ from runtime.errors import MalformedRequest, SignatureMismatch
 from runtime.model import Model
 from runtime.signature import TensorSpec
 from runtime.tensors import Array, numpy_dtype
-from server import oip
 from server.batching.pending_request import Answer
-from server.dialect import Call, evidence_of
 from server.errors import Unsupported
+from server.protocols import oip
+from server.protocols.inference import Call, evidence_of
 from server.protos.inference_pb2 import (
     InferParameter,
     ModelInferRequest,

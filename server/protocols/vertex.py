@@ -16,13 +16,13 @@ from runtime.records.instances import read_rows
 from runtime.records.predictions import Nonfinite, predictions_from
 from runtime.records.tensors import kind_of
 from runtime.tensors import Array
-from server import oip_http
 from server.batching.pending_request import Answer, Part
-from server.dialect import Call
 from server.errors import TooLarge
-from server.parse import parse_object
-from server.reply import Reply, reply
-from server.request import Request
+from server.protocols import oip_http
+from server.protocols.inference import Call
+from server.protocols.request import Request
+from server.protocols.response import Reply, reply
+from server.protocols.strict_json import parse_object
 
 
 def read(request: Request, model: Model, *, most_rows: int) -> Call[Reply]:

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from runtime.errors import MalformedRequest
-from server.body import Announced
+from server.protocols.body import Announced
 from server.request_id import Header, RequestId, request_id
 
 

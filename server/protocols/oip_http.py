@@ -14,13 +14,13 @@ from runtime.records.predictions import writable
 from runtime.records.tensors import brief, kind_of
 from runtime.signature import Signature, TensorSpec
 from runtime.tensors import Array
-from server import oip
 from server.batching.pending_request import Answer
-from server.dialect import Call, evidence_of
 from server.errors import Unsupported
-from server.parse import parse_object
-from server.reply import Headers, Reply, reply, to_json
-from server.request import Request
+from server.protocols import oip
+from server.protocols.inference import Call, evidence_of
+from server.protocols.request import Request
+from server.protocols.response import Headers, Reply, reply, to_json
+from server.protocols.strict_json import parse_object
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -17,14 +17,14 @@ from runtime.records.predictions import writable
 from runtime.records.tensors import brief, convert, kind_of, refuse
 from runtime.signature import Signature, TensorSpec
 from runtime.tensors import Array, numpy_dtype
-from server import vertex
 from server.batching.pending_request import Answer
 from server.batching.service import State
-from server.dialect import Call
 from server.errors import UnsupportedMedia
-from server.parse import parse_object
-from server.reply import Reply, reply
-from server.request import Request
+from server.protocols import vertex
+from server.protocols.inference import Call
+from server.protocols.request import Request
+from server.protocols.response import Reply, reply
+from server.protocols.strict_json import parse_object
 
 SIGNATURE_NAME = "serving_default"
 # tensorflow/core/framework/types.proto

@@ -12,8 +12,8 @@ from runtime.inputs import Checked
 from runtime.model import Model
 from server.batching.pending_request import Answer, Evidence, Pending
 from server.batching.service import Service
-from server.reply import Headers, Reply
-from server.request import Request
+from server.protocols.request import Request
+from server.protocols.response import Headers, Reply
 
 # Bodies above this are read, and answers above it written, on a worker thread, so that the
 # event loop goes on meanwhile: below it, changing threads costs more than it gives.

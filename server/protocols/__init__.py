@@ -1,0 +1,1 @@
+"""The inference protocols: how a request is read and an answer written."""
