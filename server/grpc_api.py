@@ -27,14 +27,14 @@ from server.batching.memory_budget import UNCOUNTED, Unread
 from server.batching.service import Service, State
 from server.config import ConfigError, ServerConfig
 from server.errors import BodyTimeout, Draining, Overloaded, Unavailable, Unsupported
-from server.exposition import statistics
-from server.figures import Gather, figures_of
 from server.grpc_calls import Calls, Context, Refused, sent
 from server.grpc_health import Health
 from server.grpc_inference import GrpcInference
 from server.grpc_options import address, options
 from server.grpc_receive import Receiver
 from server.grpc_stream import Stream, Streams
+from server.observability.prometheus import statistics
+from server.observability.snapshot import Gather, figures_of
 from server.protocols import oip, oip_grpc
 from server.protos import inference_pb2 as pb
 from server.protos.pool import POOL

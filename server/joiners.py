@@ -10,8 +10,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from server.board import Board
 from server.config import ServerConfig
+from server.observability.shared_stats import Board
 
 log = logging.getLogger("server")
 

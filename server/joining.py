@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import uvloop
 
 from server import logs
-from server.board import Board
 from server.joiners import Orders
+from server.observability.shared_stats import Board
 from server.process import Process
 
 

@@ -20,8 +20,8 @@ from runtime.description import describe_axis, describe_format, describe_output,
 from runtime.model import Model
 from runtime.signature import Signature, TensorSpec
 from server.batching.service import Service
-from server.figures import Figures, Gather
 from server.metrics import quantile
+from server.observability.snapshot import Figures, Gather
 from server.protocols.oip import DATATYPES
 from server.protocols.response import Headers, Reply
 

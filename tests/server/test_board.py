@@ -7,11 +7,11 @@ import os
 import numpy as np
 from pytest import fixture
 
-from server.board import PLACE_BYTES, Board
 from server.config import ServerConfig
-from server.figures import Figures, together
 from server.joiners import Orders
 from server.metrics import Metrics
+from server.observability.shared_stats import PLACE_BYTES, Board
+from server.observability.snapshot import Figures, together
 from tests.server.fakes import FakeModel, Gate, ask, serving
 
 

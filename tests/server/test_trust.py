@@ -9,8 +9,9 @@ from pytest import fixture, mark, raises
 
 from runtime import BundleError, IntegrityError, open_bundle
 from runtime.promises import promises
-from server import exposition, trust
+from server import trust
 from server.config import ConfigError, ServerConfig
+from server.observability import prometheus
 from server.trust import letting_in
 from tests.forging import FROZEN, with_deadly_program
 from tests.server.asking import client_for
@@ -128,7 +129,7 @@ def test_server_says_how_long_its_bundle_lasts(tmp_path):
 
 def test_days_left_are_a_metric(running, monkeypatch):
     """A scrape has the days for each form, counted from the day of the scrape."""
-    monkeypatch.setattr(exposition, "today", lambda: dt.date(2027, 4, 22))
+    monkeypatch.setattr(prometheus, "today", lambda: dt.date(2027, 4, 22))
 
     text = client_for(running, FakeModel()).get("/metrics").get_data(as_text=True)
 

@@ -21,8 +21,8 @@ from prometheus_client.registry import Collector
 from runtime.model import Model
 from runtime.promises import promises, today
 from server.batching.service import Service, State
-from server.figures import Figures, Gather
 from server.metrics import DurationSum, Histogram, Metrics
+from server.observability.snapshot import Figures, Gather
 from server.protocols.response import Reply
 
 

@@ -12,8 +12,8 @@ import struct
 import zlib
 
 from server.batching.service import Service
-from server.figures import Figures, figures_of, read, together, write
 from server.logs import lines_dropped
+from server.observability.snapshot import Figures, figures_of, read, together, write
 
 # A place holds about 10 KB of counts, labels and all.
 PLACE_BYTES = 1 << 18

@@ -1,0 +1,1 @@
+"""What the server's counts look like from outside."""
