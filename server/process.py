@@ -13,7 +13,7 @@ from server import logs, signals
 from server.batching.service import Service
 from server.config import ServerConfig
 from server.cors import Cors
-from server.grpc_api import Entrance
+from server.grpc.server import Entrance
 from server.http_app import create_app, make_wait
 from server.http_front import Front
 from server.http_server import GRACE_S, HttpServer, listen

@@ -7,7 +7,7 @@ import numpy as np
 
 from bench.soak.answers import Answers, Asked
 from bench.soak.tally import Tally
-from server.grpc_api import INFERENCE
+from server.grpc.server import INFERENCE
 from server.protos import inference_pb2 as pb
 
 AT_ONCE = 8

@@ -6,7 +6,7 @@ import json
 import grpc
 import numpy as np
 
-from server.grpc_api import INFERENCE
+from server.grpc.server import INFERENCE
 from server.protos import inference_pb2 as pb
 from tests.server.front import request
 

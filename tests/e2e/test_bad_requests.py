@@ -10,7 +10,7 @@ import numpy as np
 from pytest import fixture, mark, param
 
 from runtime.bundle import open_bundle
-from server.grpc_api import INFERENCE
+from server.grpc.server import INFERENCE
 from tests.server import calling
 from tests.server.front import read_all
 from tests.serving import ROOT, TIMEOUT_S

@@ -10,7 +10,7 @@ import numpy as np
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from pytest import mark, raises
 
-from server.grpc_api import HEALTH, INFERENCE
+from server.grpc.server import HEALTH, INFERENCE
 from server.protos import inference_pb2 as pb
 from tests.serving import TIMEOUT_S, free_port, ready_line, start
 

@@ -7,7 +7,7 @@ import numpy as np
 from pytest import fixture, mark
 
 from export import export_model
-from server.grpc_api import INFERENCE
+from server.grpc.server import INFERENCE
 from server.protos import inference_pb2 as pb
 from tests.serving import ROOT, serving
 

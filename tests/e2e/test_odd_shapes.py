@@ -11,7 +11,7 @@ import numpy as np
 from pytest import fixture, mark
 
 from runtime import InvalidInput, load
-from server.grpc_api import INFERENCE
+from server.grpc.server import INFERENCE
 from server.protos import inference_pb2 as pb
 from tests.serving import serving
 

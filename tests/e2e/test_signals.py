@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 from pytest import fixture, mark
 
-from server.grpc_api import INFERENCE
+from server.grpc.server import INFERENCE
 from tests.e2e.clients import Calls, ask_http, channel, is_answer, message
 from tests.server.front import read_answer
 from tests.serving import ROOT, TIMEOUT_S, Served, free_port, ready_line, start, started

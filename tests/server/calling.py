@@ -4,7 +4,7 @@ import grpc
 import numpy as np
 
 from server.config import ServerConfig
-from server.grpc_api import INFERENCE, Entrance
+from server.grpc.server import INFERENCE, Entrance
 from server.protocols.oip import DATATYPES
 from server.protos import inference_pb2 as pb
 from tests.server.fakes import FakeModel, Running

@@ -4,7 +4,7 @@ import socket
 
 from pytest import raises
 
-from server.connections import leave
+from server.grpc.connections import leave
 
 
 def test_a_port_that_is_left_ends_its_connections_and_no_others():

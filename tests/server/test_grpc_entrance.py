@@ -9,7 +9,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from pytest import fixture, mark, raises
 
 from server.config import ConfigError, ServerConfig
-from server.grpc_api import HEALTH, INFERENCE, Entrance, address
+from server.grpc.server import HEALTH, INFERENCE, Entrance, address
 from server.protos import inference_pb2 as pb
 from server.routes import SERVER_NAME, SERVER_VERSION
 from tests.server.calling import Called, array_of, refused, rows

@@ -9,14 +9,14 @@ import grpc
 import numpy as np
 from pytest import fixture, raises
 
-from server import grpc_stream
 from server.batching.memory_budget import UNCOUNTED, Held, Unread
 from server.config import ServerConfig
 from server.errors import BodyTimeout, Overloaded
-from server.grpc_api import INFERENCE
-from server.grpc_options import options
-from server.grpc_receive import SLOTS
-from server.grpc_stream import LOOKS, Stream, Streams
+from server.grpc import stream
+from server.grpc.options import options
+from server.grpc.receive import SLOTS
+from server.grpc.server import INFERENCE
+from server.grpc.stream import LOOKS, Stream, Streams
 from server.protos import inference_pb2 as pb
 from tests.server.calling import Called, array_of, refused, rows
 from tests.server.fakes import FakeModel
@@ -193,7 +193,7 @@ def test_large_answers_that_nobody_reads_hold_up_requests():
 
     async def run(**options):
         read = []
-        stream, unread = stream_of(grpc_stream.UNREAD // 4, nobody, **options)
+        stream, unread = stream_of(stream.UNREAD // 4, nobody, **options)
         running = asyncio.ensure_future(stream.run(endless(read)))
         await settled()
         running.cancel()
@@ -201,7 +201,7 @@ def test_large_answers_that_nobody_reads_hold_up_requests():
         return len(read), unread.size
 
     assert asyncio.run(run()) == (4, 0)
-    assert asyncio.run(run(expected=grpc_stream.UNREAD)) == (1, 0)
+    assert asyncio.run(run(expected=stream.UNREAD)) == (1, 0)
 
 
 def test_a_stream_whose_client_reads_nothing_ends():

@@ -8,7 +8,7 @@ from pytest import fixture, mark, raises
 
 from runtime.errors import MalformedRequest
 from server.errors import BodyTimeout, Draining, Overloaded
-from server.grpc_receive import LOOKS, PATIENCE, SLOW_PATIENCE, Receiver
+from server.grpc.receive import LOOKS, PATIENCE, SLOW_PATIENCE, Receiver
 
 OVERDUE = (
     "message: expected all of it by now, as more calls wait to send theirs than the 2 that may "

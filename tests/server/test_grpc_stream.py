@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 from pytest import fixture, raises
 
-from server.grpc_stream import UNDER_WAY, Stream
+from server.grpc.stream import UNDER_WAY, Stream
 from tests.server.calling import Called, array_of, rows
 from tests.server.fakes import FakeModel, Gate
 

@@ -22,17 +22,17 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
 )
 
 from runtime.errors import MalformedRequest
-from server import connections
 from server.batching.memory_budget import UNCOUNTED, Unread
 from server.batching.service import Service, State
 from server.config import ConfigError, ServerConfig
 from server.errors import BodyTimeout, Draining, Overloaded, Unavailable, Unsupported
-from server.grpc_calls import Calls, Context, Refused, sent
-from server.grpc_health import Health
-from server.grpc_inference import GrpcInference
-from server.grpc_options import address, options
-from server.grpc_receive import Receiver
-from server.grpc_stream import Stream, Streams
+from server.grpc import connections
+from server.grpc.calls import Calls, Context, Refused, sent
+from server.grpc.health import Health
+from server.grpc.inference import GrpcInference
+from server.grpc.options import address, options
+from server.grpc.receive import Receiver
+from server.grpc.stream import Stream, Streams
 from server.observability.prometheus import statistics
 from server.observability.snapshot import Gather, figures_of
 from server.protocols import oip, oip_grpc

@@ -1,0 +1,1 @@
+"""gRPC: the server, its streams and its health service."""
