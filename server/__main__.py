@@ -51,7 +51,7 @@ with needing("server"), reading_settings():
     from server.config import ConfigError, ServerConfig
     from server.cores import cores_here, share
     from server.doctor import cli as doctor
-    from server.http_server import listen
+    from server.http.listener import listen
     from server.options import parse
     from server.process import Process
 

@@ -12,15 +12,15 @@ from runtime.scratch import passing
 from server import logs, signals
 from server.batching.service import Service
 from server.config import ServerConfig
-from server.cors import Cors
 from server.grpc.server import Entrance
-from server.http_app import create_app, make_wait
-from server.http_front import Front
-from server.http_server import GRACE_S, HttpServer, listen
+from server.http.cors import Cors
+from server.http.flask_app import create_app, make_wait
+from server.http.frontend import Front
+from server.http.listener import GRACE_S, HttpServer, listen
+from server.http.routes import hot_paths, make_routes
 from server.joiners import Joiners
 from server.observability.shared_stats import Board
 from server.opening import EXIT_BUNDLE, EXIT_DEVICE, Opened, open_service, unfit
-from server.routes import hot_paths, make_routes
 from server.storage.bundle_watch import BusErrors
 
 log = logging.getLogger("server")

@@ -20,11 +20,11 @@ from server import logs
 from server.batching.service import Service
 from server.config import ServerConfig
 from server.cores import cores_here
-from server.cors import Cors
-from server.http_app import create_app, make_wait
+from server.http.cors import Cors
+from server.http.flask_app import create_app, make_wait
+from server.http.routes import make_routes
 from server.opening import EXIT_DEVICE, open_service, unfit
 from server.options import parse
-from server.routes import make_routes
 
 log = logging.getLogger("server")
 

@@ -10,8 +10,8 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks
 
 from server.config import ServerConfig
-from server.http_app import create_app, make_wait
-from server.routes import make_routes
+from server.http.flask_app import create_app, make_wait
+from server.http.routes import make_routes
 from server.status import _TABLE, INTERNAL
 from tests.server.fakes import FakeModel, Running
 from tests.serving import ROOT

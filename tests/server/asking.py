@@ -1,8 +1,8 @@
 """A server without jax, asked through Flask's test client."""
 
 from server.config import ServerConfig
-from server.http_app import create_app, make_wait
-from server.routes import make_routes
+from server.http.flask_app import create_app, make_wait
+from server.http.routes import make_routes
 
 
 def client_of(running, config):

@@ -8,11 +8,11 @@ import struct
 import time
 
 from server.config import ServerConfig
-from server.cors import Cors
-from server.http_app import create_app, make_wait
-from server.http_front import Front
-from server.http_server import HttpServer, listen
-from server.routes import hot_paths, make_routes
+from server.http.cors import Cors
+from server.http.flask_app import create_app, make_wait
+from server.http.frontend import Front
+from server.http.listener import HttpServer, listen
+from server.http.routes import hot_paths, make_routes
 from tests.server.fakes import FakeModel, Running
 
 

@@ -14,7 +14,7 @@ import urllib.parse
 from pytest import fixture, mark
 
 from server.config import ServerConfig
-from server.routes import make_routes
+from server.http.routes import make_routes
 from server.target import split_target
 from tests.server.fakes import ECHO, SUM, FakeModel, Running
 from tests.server.front import Entrance

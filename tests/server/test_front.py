@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 from pytest import fixture, mark, param, raises
 
-from server.http_connection import (
+from server.http.connection import (
     HEAD_BYTES,
     HEAD_S,
     IDLE_S,

@@ -10,8 +10,8 @@ from pytest import fixture, mark, raises
 
 from server.config import ConfigError, ServerConfig
 from server.grpc.server import HEALTH, INFERENCE, Entrance, address
+from server.http.routes import SERVER_NAME, SERVER_VERSION
 from server.protos import inference_pb2 as pb
-from server.routes import SERVER_NAME, SERVER_VERSION
 from tests.server.calling import Called, array_of, refused, rows
 from tests.server.fakes import FakeModel, Gate
 

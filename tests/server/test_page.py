@@ -16,8 +16,8 @@ from runtime.entries import OutputFormat
 from runtime.inputs import Checker
 from runtime.signature import DTYPE_BYTES, Axis, Signature, TensorSpec
 from server.batching.service import State
+from server.http.page import example_bodies, example_instance
 from server.metrics import SECONDS, Histogram, quantile
-from server.page import example_bodies, example_instance
 from server.protocols import oip
 from tests.server.asking import client_for, client_of, refused
 from tests.server.fakes import ECHO, EVERY, SUM, FakeModel, signature

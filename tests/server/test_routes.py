@@ -7,11 +7,11 @@ from pytest import fixture, mark
 
 from server.config import ServerConfig
 from server.errors import TooLarge
-from server.http_app import make_wait
+from server.http.flask_app import make_wait
+from server.http.routes import Route, hot_paths, make_routes
 from server.protocols.inference import Call
 from server.protocols.request import Request
 from server.protocols.response import reply
-from server.routes import Route, hot_paths, make_routes
 from tests.server.asking import client_for, client_of, refused
 from tests.server.fakes import FakeModel, Running
 

@@ -11,8 +11,8 @@ import sys
 import time
 from typing import Any
 
-from server.http_connection import Answers, Connection
-from server.http_message import Heads
+from server.http.connection import Answers, Connection
+from server.http.message import Heads
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from runtime.model import Model
 from server.batching.service import Service, State
 from server.config import ServerConfig
 from server.errors import Overloaded, Unsupported
+from server.http.page import Page
 from server.metrics import Metrics
 from server.observability.prometheus import MetricsPage, statistics
 from server.observability.snapshot import Gather, figures_of
-from server.page import Page
 from server.protocols import oip, oip_http, tfserving, vertex
 from server.protocols.body import inflate
 from server.protocols.inference import LARGE_BYTES, Call, Inference, Read, evidence_headers

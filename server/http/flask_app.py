@@ -10,14 +10,14 @@ from werkzeug.routing import RequestRedirect
 
 from runtime.errors import MalformedRequest
 from server.batching.service import Service
-from server.cors import NO_CORS, Cors
 from server.errors import BodyTimeout
+from server.http.cors import NO_CORS, Cors
+from server.http.routes import Done, Route
 from server.limits import BodyLimits
 from server.protocols import body
 from server.protocols.request import Fields, Request, read_fields
 from server.protocols.response import Headers, Reply, failure, refusal
 from server.request_id import request_id
-from server.routes import Done, Route
 from server.target import (
     METHODS,
     WHOLE_SERVER,

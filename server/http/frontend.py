@@ -15,16 +15,16 @@ from typing import Any
 
 from runtime.errors import MalformedRequest
 from server.batching.service import Service, State
-from server.cors import NO_CORS, Cors
 from server.errors import TooLarge, Unsupported
-from server.http_connection import Underway
-from server.http_message import Head, Message
+from server.http.connection import Underway
+from server.http.cors import NO_CORS, Cors
+from server.http.message import Head, Message
+from server.http.routes import Route
 from server.limits import BodyLimits
 from server.protocols.body import Announced, check_headers, check_length, read_length
 from server.protocols.request import Request, read_fields
 from server.protocols.response import Reply, failure
 from server.request_id import request_id
-from server.routes import Route
 from server.target import check_host, check_target, split_target
 
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]

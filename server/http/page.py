@@ -51,7 +51,7 @@ class Page:
         self._rules = list(rules)
         self._predict_route = predict_route
         self._origin = f"http://localhost:{port}"
-        files = importlib.resources.files("server")
+        files = importlib.resources.files("server.http")
         style, script = (files.joinpath(f"page.{kind}").read_text() for kind in ("css", "js"))
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
         environment.globals |= {"style": Markup(style), "script": Markup(script)}  # noqa: S704 (our own)

@@ -28,7 +28,7 @@ from server.errors import (
     Overloaded,
     TooLarge,
 )
-from server.http_message import Head, Heads, Message, without_offer, write
+from server.http.message import Head, Heads, Message, without_offer, write
 from server.protocols.body import BODY_S, PROGRESS_BYTES, Announced
 from server.protocols.response import Reply
 

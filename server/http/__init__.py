@@ -1,0 +1,1 @@
+"""HTTP/1: sockets, connections, routes and the page."""
