@@ -49,11 +49,11 @@ with needing("server"), reading_settings():
     from server import logs
     from server.bench import cli as bench
     from server.config import ConfigError, ServerConfig
-    from server.cores import cores_here, share
+    from server.cpu_limits import cores_here, share
     from server.doctor import cli as doctor
     from server.http.listener import listen
+    from server.lifecycle import Process
     from server.options import parse
-    from server.process import Process
 
 EXIT_CONFIG = 2
 

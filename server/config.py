@@ -10,7 +10,7 @@ from runtime.localpaths import url_of, why_not_written
 from runtime.records.predictions import Nonfinite
 from runtime.storage import uri
 from server.limits import BodyLimits, Limits
-from server.target import is_canonical, spelt
+from server.request_target import is_canonical, spelt
 
 # Of the largest, how many bodies may be under way at once.
 _BODIES = 8

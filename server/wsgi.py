@@ -19,12 +19,12 @@ from runtime.program import compute_with
 from server import logs
 from server.batching.service import Service
 from server.config import ServerConfig
-from server.cores import cores_here
+from server.cpu_limits import cores_here
 from server.http.cors import Cors
 from server.http.flask_app import create_app, make_wait
 from server.http.routes import make_routes
-from server.opening import EXIT_DEVICE, open_service, unfit
 from server.options import parse
+from server.startup import EXIT_DEVICE, open_service, unfit
 
 log = logging.getLogger("server")
 

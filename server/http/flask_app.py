@@ -18,7 +18,7 @@ from server.protocols import body
 from server.protocols.request import Fields, Request, read_fields
 from server.protocols.response import Headers, Reply, failure, refusal
 from server.request_id import request_id
-from server.target import (
+from server.request_target import (
     METHODS,
     WHOLE_SERVER,
     check_host,

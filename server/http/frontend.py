@@ -25,7 +25,7 @@ from server.protocols.body import Announced, check_headers, check_length, read_l
 from server.protocols.request import Request, read_fields
 from server.protocols.response import Reply, failure
 from server.request_id import request_id
-from server.target import check_host, check_target, split_target
+from server.request_target import check_host, check_target, split_target
 
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 

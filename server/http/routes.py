@@ -23,7 +23,7 @@ from server.protocols.inference import LARGE_BYTES, Call, Inference, Read, evide
 from server.protocols.request import Request
 from server.protocols.response import Reply, failure, reply
 from server.protocols.strict_json import expect_fitting
-from server.target import spelt
+from server.request_target import spelt
 
 # What a client of the Open Inference Protocol may ask for and is not served.
 _UNSERVED = (

@@ -261,7 +261,7 @@ def test_server_warns_of_what_it_took_from_stablehlo(old_bundle, caplog):
     """
     A server says in one warning that its bundle has aged, and what mends that.
     """
-    from server.trust import tell_promises
+    from server.bundle_trust import tell_promises
 
     with caplog.at_level(logging.INFO):
         tell_promises(load(old_bundle, "cpu"))

@@ -8,10 +8,10 @@ import numpy as np
 from pytest import fixture
 
 from server.config import ServerConfig
-from server.joiners import Orders
 from server.metrics import Metrics
 from server.observability.shared_stats import PLACE_BYTES, Board
 from server.observability.snapshot import Figures, together
+from server.workers import Orders
 from tests.server.fakes import FakeModel, Gate, ask, serving
 
 

@@ -6,7 +6,7 @@ import sys
 
 from pytest import mark
 
-from server.cores import cores_here, share
+from server.cpu_limits import cores_here, share
 
 MACHINE = len(os.sched_getaffinity(0))
 

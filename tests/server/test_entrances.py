@@ -15,7 +15,7 @@ from pytest import fixture, mark
 
 from server.config import ServerConfig
 from server.http.routes import make_routes
-from server.target import split_target
+from server.request_target import split_target
 from tests.server.fakes import ECHO, SUM, FakeModel, Running
 from tests.server.front import Entrance
 

@@ -13,7 +13,7 @@ from runtime.errors import IntegrityError
 from server.batching.service import State
 from server.config import ServerConfig
 from server.errors import NotReady
-from server.opening import EXIT_BUNDLE, unfit
+from server.startup import EXIT_BUNDLE, unfit
 from server.storage.bundle_watch import PERIOD_S, changed
 from tests.server.fakes import FakeModel, Gate, ask, serving
 from tests.serving import ROOT, TIMEOUT_S

@@ -9,10 +9,10 @@ from pytest import fixture, mark, raises
 
 from runtime import BundleError, IntegrityError, open_bundle
 from runtime.promises import promises
-from server import trust
+from server import bundle_trust
+from server.bundle_trust import letting_in
 from server.config import ConfigError, ServerConfig
 from server.observability import prometheus
-from server.trust import letting_in
 from tests.forging import FROZEN, with_deadly_program
 from tests.server.asking import client_for
 from tests.server.fakes import FakeModel
@@ -29,7 +29,7 @@ def probed(monkeypatch):
         asked.append((arguments, options))
         yield
 
-    monkeypatch.setattr(trust, "probing", probing)
+    monkeypatch.setattr(bundle_trust, "probing", probing)
     return asked
 
 
@@ -144,7 +144,7 @@ def test_probe_that_fails_keeps_the_bundle_out(monkeypatch):
     def fail(*_, **__):
         raise BundleError("bundle b: ended the process that opened it: SIGSEGV")
 
-    monkeypatch.setattr(trust, "probing", fail)
+    monkeypatch.setattr(bundle_trust, "probing", fail)
 
     with raises(BundleError, match="SIGSEGV"):
         let_in(open_bundle(FROZEN), ServerConfig(bundle=str(FROZEN)))

@@ -22,10 +22,10 @@ from runtime.verify import check_goldens, check_rows
 from server import logs
 from server.batching.overlap import batches_at_once
 from server.batching.service import Service
+from server.bundle_trust import letting_in, tell_promises
 from server.config import ServerConfig
 from server.storage.bundle_fetch import bundle_at
 from server.storage.bundle_watch import changed
-from server.trust import letting_in, tell_promises
 
 log = logging.getLogger(__name__)
 

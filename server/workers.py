@@ -82,7 +82,7 @@ class Joiners:
         ours.setblocking(False)
         with theirs:
             process = subprocess.Popen(  # noqa: S603 (our own)
-                [sys.executable, "-m", "server.joining", orders.write()],
+                [sys.executable, "-m", "server.worker", orders.write()],
                 stdin=theirs.fileno(),
                 pass_fds=(orders.board,),
                 process_group=0,  # a terminal's signals are for the first process alone

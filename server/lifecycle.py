@@ -18,10 +18,10 @@ from server.http.flask_app import create_app, make_wait
 from server.http.frontend import Front
 from server.http.listener import GRACE_S, HttpServer, listen
 from server.http.routes import hot_paths, make_routes
-from server.joiners import Joiners
 from server.observability.shared_stats import Board
-from server.opening import EXIT_BUNDLE, EXIT_DEVICE, Opened, open_service, unfit
+from server.startup import EXIT_BUNDLE, EXIT_DEVICE, Opened, open_service, unfit
 from server.storage.bundle_watch import BusErrors
+from server.workers import Joiners
 
 log = logging.getLogger("server")
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import uvloop
 
 from server import logs
-from server.joiners import Orders
+from server.lifecycle import Process
 from server.observability.shared_stats import Board
-from server.process import Process
+from server.workers import Orders
 
 
 def main(argv: Sequence[str]) -> None:
