@@ -12,11 +12,10 @@ from pytest import fixture, raises
 from server.batching.memory_budget import UNCOUNTED, Held, Unread
 from server.config import ServerConfig
 from server.errors import BodyTimeout, Overloaded
-from server.grpc import stream
 from server.grpc.options import options
 from server.grpc.receive import SLOTS
 from server.grpc.server import INFERENCE
-from server.grpc.stream import LOOKS, Stream, Streams
+from server.grpc.stream import LOOKS, UNREAD, Stream, Streams
 from server.protos import inference_pb2 as pb
 from tests.server.calling import Called, array_of, refused, rows
 from tests.server.fakes import FakeModel
@@ -193,7 +192,7 @@ def test_large_answers_that_nobody_reads_hold_up_requests():
 
     async def run(**options):
         read = []
-        stream, unread = stream_of(stream.UNREAD // 4, nobody, **options)
+        stream, unread = stream_of(UNREAD // 4, nobody, **options)
         running = asyncio.ensure_future(stream.run(endless(read)))
         await settled()
         running.cancel()
@@ -201,7 +200,7 @@ def test_large_answers_that_nobody_reads_hold_up_requests():
         return len(read), unread.size
 
     assert asyncio.run(run()) == (4, 0)
-    assert asyncio.run(run(expected=stream.UNREAD)) == (1, 0)
+    assert asyncio.run(run(expected=UNREAD)) == (1, 0)
 
 
 def test_a_stream_whose_client_reads_nothing_ends():
