@@ -48,7 +48,7 @@ def movable_constants(jaxpr: Any) -> dict[str, Array]:
     return _by_digest(_constants(jaxpr, _OPENED))
 
 
-def stuck_constants(jaxpr: Any) -> list[Array]:
+def inlined_constants(jaxpr: Any) -> list[Array]:
     """Return the constants that `with_constants` cannot take out, if they are over 1 MiB together."""
     movable = movable_constants(jaxpr)
     arrays = {id(constant): np.asarray(constant) for constant in _constants(jaxpr, None)}

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from export.constants import excess_constants, first_use, stuck_constants, with_constants
+from export.constants import excess_constants, first_use, inlined_constants, with_constants
 from export.errors import ExportError
 from export.lowering import Flat
 from export.packing import Packing, plan_packing
@@ -64,7 +64,7 @@ def hoist(jaxprs: Sequence[Any], packing: Packing) -> Hoisted:
     return Hoisted(
         constants=constants,
         packing=apart,
-        notes=(*_hoisted(constants, jaxprs[0]), *_stuck(stuck_constants(jaxprs[0]))),
+        notes=(*_hoisted(constants, jaxprs[0]), *_stuck(inlined_constants(jaxprs[0]))),
         order={key: i for i, key in enumerate(found)},
         count=len(packing.arguments),
     )

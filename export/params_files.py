@@ -17,7 +17,7 @@ from export.errors import CheckpointError, first_line
 from export.orbax_steps import MARKS
 from runtime.errors import nearest
 from runtime.localpaths import url_of, why_not_read
-from runtime.scratch import passing
+from runtime.scratch import temporary_directory
 
 # Longest waits for a connection and for the next bytes, and for all tries at an object, in seconds.
 _TIMEOUT = (10, 60)
@@ -54,7 +54,7 @@ def read(
     if match is None:
         raise CheckpointError(f"params {url}: expected gs://BUCKET/FOLDER, got no bucket")
     name, url = match["name"], url.rstrip("/")
-    with passing("hloserve-params-") as scratch:
+    with temporary_directory("hloserve-params-") as scratch:
         here = scratch / (PurePosixPath(name).name or match["bucket"])
         with _explained(url):
             _copy(_client().bucket(match["bucket"]), name, here, url, tell)

@@ -27,7 +27,7 @@ from runtime.errors import (
     GoldenMismatch,
     printable,
 )
-from runtime.guard import step_aside
+from runtime.guard import run_in_child
 
 if TYPE_CHECKING:
     from runtime.bundle import Bundle
@@ -305,7 +305,7 @@ def _check_plot(file: Path) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends quietly before `head`, as tools do
-    step_aside()
+    run_in_child()
     try:
         sys.exit(main())
     except KeyboardInterrupt:  # ends by the signal, without a word, so that a shell knows

@@ -25,7 +25,7 @@ from runtime.loading import assemble, compile_all
 from runtime.manifest import Manifest
 from runtime.probe import probing
 from runtime.program import Program, versions
-from runtime.promises import Promise, assumed, is_known, promises
+from runtime.promises import CompatibilityWindow, assumed, compatibility_windows, is_known
 from runtime.room import needs
 from runtime.signature import bucket_name
 from runtime.verify import check_goldens
@@ -51,7 +51,7 @@ def examine(
     """
     manifest = bundle.manifest
     here = versions()["jax"]
-    promised = promises(manifest)
+    promised = compatibility_windows(manifest)
     found = {
         "bundle": str(bundle.path),
         "digest": f"sha256:{bundle.digest}",
@@ -69,7 +69,7 @@ def examine(
     return found | {"exit_status": _exit_status(found)}
 
 
-def _promise(promise: Promise, today: dt.date) -> Findings:
+def _promise(promise: CompatibilityWindow, today: dt.date) -> Findings:
     return {
         "form": promise.form,
         "written_by_jax": promise.writer,
@@ -80,9 +80,11 @@ def _promise(promise: Promise, today: dt.date) -> Findings:
 
 
 def _custom_calls(manifest: Manifest) -> list[Findings]:
-    """List each custom call. JAX keeps it as long as `.exported`; StableHLO promises none."""
+    """List each custom call. JAX keeps it as long as `.exported`; StableHLO compatibility_windows none."""
     targets = sorted({target for p in manifest.programs for target in p.custom_calls})
-    last = next((str(p.last) for p in promises(manifest) if p.form == "exported"), None)
+    last = next(
+        (str(p.last) for p in compatibility_windows(manifest) if p.form == "exported"), None
+    )
     return [
         {
             "target": target,
@@ -97,7 +99,9 @@ def _custom_calls(manifest: Manifest) -> list[Findings]:
 def _judged(manifest: Manifest, version: str, day: dt.date | None, today: dt.date) -> Findings:
     """Say from which form a version of jax is promised to load the bundle."""
     build = day or assumed(version, today)
-    forms = [p.form for p in promises(manifest) if build is not None and p.covers(build)]
+    forms = [
+        p.form for p in compatibility_windows(manifest) if build is not None and p.covers(build)
+    ]
     if any(p.custom_calls for p in manifest.programs):
         forms = [form for form in forms if form == "exported"]
     return {

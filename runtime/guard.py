@@ -24,7 +24,7 @@ _CRASHES = {
 _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
-def step_aside() -> None:
+def run_in_child() -> None:
     """Go on in a child; this process waits for it, and ends as it did.
 
     A crash is reported as an error with the signal, and the exit status of a bundle that cannot
@@ -34,7 +34,7 @@ def step_aside() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
     child = os.fork()
     if child == 0:
-        be_expendable()
+        mark_expendable()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return
 
@@ -61,7 +61,7 @@ def step_aside() -> None:
     os._exit(_ended_by(os.WTERMSIG(status)))
 
 
-def be_expendable() -> None:
+def mark_expendable() -> None:
     """Leave no core file, end with the process that started this one, and go first if memory does."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
@@ -71,7 +71,7 @@ def be_expendable() -> None:
         prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def described(status: int) -> str:
+def exit_description(status: int) -> str:
     """Say what ended a process, and what it is a sign of.
 
     Args:
@@ -93,7 +93,7 @@ def signal_name(number: int) -> str:
 
 def _ended_by(number: int) -> int:
     if number in _CRASHES or number == signal.SIGKILL:
-        _say(f"error: the bundle ended the process that opened it: {described(-number)}")
+        _say(f"error: the bundle ended the process that opened it: {exit_description(-number)}")
         return EXIT_BUNDLE if number in _CRASHES else EXIT_DEVICE
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

@@ -128,7 +128,7 @@ def assemble(bundle: Bundle, target: Device, programs: tuple[Program, ...]) -> M
     """
     params = put(_arguments(bundle), target, x64=bundle.manifest.x64)
     model = Model(bundle, target, programs, params)
-    model.expect_room()
+    model.check_memory()
     return model
 
 

@@ -15,7 +15,7 @@ from runtime.errors import SignatureMismatch
 from runtime.inputs import Checked, Checker
 from runtime.manifest import Manifest
 from runtime.program import Program
-from runtime.room import expect_room
+from runtime.room import check_memory
 from runtime.signature import Signature, TensorSpec, bucket_name
 from runtime.staging import stage, unstage
 from runtime.tensors import Array, numpy_dtype
@@ -186,7 +186,7 @@ class Model:
         """
         return self.groups[sizes].programs[batch].data_dependent
 
-    def expect_room(self, at_once: int = 1) -> None:
+    def check_memory(self, at_once: int = 1) -> None:
         """Refuse programs that the device has too little memory left to run.
 
         Args:
@@ -200,7 +200,7 @@ class Model:
             for group in self.groups.values()
             for batch, program in group.programs.items()
         }
-        expect_room(named, params_bytes(self.manifest), free_memory(self.device), at_once)
+        check_memory(named, params_bytes(self.manifest), free_memory(self.device), at_once)
 
     def canary(self) -> None:
         """Run the smallest program on inputs that cannot be at fault.

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from runtime.bundle import Bundle
 from runtime.errors import BundleError
-from runtime.guard import described
-from runtime.program import keeping_compiled
-from runtime.scratch import passing
+from runtime.guard import exit_description
+from runtime.program import shared_compilation_cache
+from runtime.scratch import temporary_directory
 
 # Beyond this a bundle is thought to loop for ever: one flipped bit can do that as well.
 _TIMEOUT_S = 900
@@ -62,7 +62,7 @@ def probing(bundle: Bundle, device: str = "", *, remembered: Path | None = None)
             with contextlib.suppress(OSError):  # then it is opened there the next time as well
                 stamp.parent.mkdir(parents=True, exist_ok=True)
                 stamp.touch()
-        with keeping_compiled(compiled) if compiled else contextlib.nullcontext():
+        with shared_compilation_cache(compiled) if compiled else contextlib.nullcontext():
             yield
 
 
@@ -71,7 +71,7 @@ def _shared_folder() -> Iterator[str]:
     """Make a folder for compiled programs; where none can be, give no name: it only saves time."""
     with contextlib.ExitStack() as stack:
         try:
-            folder = str(stack.enter_context(passing("hloserve-compiled-")))
+            folder = str(stack.enter_context(temporary_directory("hloserve-compiled-")))
         except OSError:
             folder = ""
         yield folder
@@ -90,7 +90,7 @@ def _probe(bundle: Bundle, device: str, compiled: str) -> bool:
         ) from None
     if status not in (OPENED, REFUSED):
         raise BundleError(
-            f"bundle {bundle.path}: ended the process that opened it: {described(status)}"
+            f"bundle {bundle.path}: ended the process that opened it: {exit_description(status)}"
         )
     return status == OPENED
 

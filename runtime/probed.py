@@ -10,17 +10,17 @@ from runtime.device import find_device
 from runtime.loading import assemble, compile_all
 from runtime.manifest import Manifest
 from runtime.probe import OPENED, REFUSED
-from runtime.program import keeping_compiled, wait_in_place
+from runtime.program import shared_compilation_cache, use_sync_dispatch
 from runtime.verify import golden_rows
 
 
 def main(argv: Sequence[str]) -> None:
     """Open the bundle whose manifest comes in; ends the process."""
     path, device, compiled = argv
-    wait_in_place()
+    use_sync_dispatch()
     bundle = Bundle(Path(path), Manifest.from_bytes(sys.stdin.buffer.read()), digest="")
     try:
-        with keeping_compiled(compiled) if compiled else contextlib.nullcontext():
+        with shared_compilation_cache(compiled) if compiled else contextlib.nullcontext():
             run_each(bundle, device)
     except Exception:  # noqa: BLE001 (what Python can catch is for the other process to tell)
         sys.exit(REFUSED)

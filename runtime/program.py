@@ -61,7 +61,7 @@ def jaxlib_version() -> str:
     return importlib.metadata.version("jaxlib")
 
 
-def wait_in_place() -> None:
+def use_sync_dispatch() -> None:
     """Have CPU programs run on the thread that calls them, for all of this process.
 
     JAX hands them to threads of its own by default, so that a caller can go on meanwhile. One
@@ -71,7 +71,7 @@ def wait_in_place() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-def compute_with(threads: int) -> None:
+def set_cpu_threads(threads: int) -> None:
     """Have the CPU's programs compute with so many threads, where NPROC does not say how many.
 
     XLA takes as many as the machine has cores otherwise. To be called before any device is used,
@@ -99,7 +99,7 @@ def count_compiles() -> Callable[[], int]:
 
 
 @contextlib.contextmanager
-def keeping_compiled(folder: str) -> Iterator[None]:
+def shared_compilation_cache(folder: str) -> Iterator[None]:
     """Keep what is compiled meanwhile in a folder, and take what another process has put there.
 
     Where JAX was told of a folder already, that one serves. For all threads of this process.

@@ -13,7 +13,7 @@ import re
 from runtime.manifest import Manifest
 
 # When the releases of jax that this project knows were built: the days of their wheels.
-BUILT = {
+JAX_BUILD_DATES = {
     "0.11.2": dt.date(2026, 9, 17),
     "0.12.0": dt.date(2026, 10, 19),
     "0.12.0.1": dt.date(2026, 10, 21),
@@ -21,7 +21,7 @@ BUILT = {
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Promise:
+class CompatibilityWindow:
     """In which jax one form of a bundle's programs is promised to load.
 
     Attributes:
@@ -45,7 +45,7 @@ class Promise:
         return (self.last - today).days
 
 
-def promises(manifest: Manifest) -> tuple[Promise, ...]:
+def compatibility_windows(manifest: Manifest) -> tuple[CompatibilityWindow, ...]:
     """Give what is promised of `.exported` and of `.stablehlo`, in the order they are tried.
 
     Returns:
@@ -59,8 +59,10 @@ def promises(manifest: Manifest) -> tuple[Promise, ...]:
     if wrapped is None or written is None:
         return ()
     return (
-        Promise("exported", wrapper, wrapped - dt.timedelta(weeks=3), _later(wrapped, 6)),
-        Promise("stablehlo", writer, _later(written, -24), _later(written, 60)),
+        CompatibilityWindow(
+            "exported", wrapper, wrapped - dt.timedelta(weeks=3), _later(wrapped, 6)
+        ),
+        CompatibilityWindow("stablehlo", writer, _later(written, -24), _later(written, 60)),
     )
 
 
@@ -70,13 +72,13 @@ def built(version: str) -> dt.date | None:
     Releases come in order, so a bundle that an unknown one wrote lasts at least as long as
     the newest known one before it would let it.
     """
-    earlier = [day for known, day in BUILT.items() if _order(known) <= _order(version)]
+    earlier = [day for known, day in JAX_BUILD_DATES.items() if _order(known) <= _order(version)]
     return max(earlier, default=None)
 
 
 def is_known(version: str) -> bool:
     """Say whether it is known when a jax was built."""
-    return any(_order(known) == _order(version) for known in BUILT)
+    return any(_order(known) == _order(version) for known in JAX_BUILD_DATES)
 
 
 def assumed(version: str, today: dt.date) -> dt.date | None:
@@ -85,7 +87,7 @@ def assumed(version: str, today: dt.date) -> dt.date | None:
     Returns:
       None for one that is older than those that can read any bundle.
     """
-    newest = all(_order(known) < _order(version) for known in BUILT)
+    newest = all(_order(known) < _order(version) for known in JAX_BUILD_DATES)
     return today if newest else built(version)
 
 
@@ -106,7 +108,7 @@ def summary(manifest: Manifest, today: dt.date) -> str:
     """Say in a line how long the bundle is promised to load."""
     parts = [
         f".{p.form} up to jax builds of {p.last} ({p.days_left(today)} days left)"
-        for p in promises(manifest)
+        for p in compatibility_windows(manifest)
     ]
     writer = manifest.exporter.get("jax", "?")
     return "promised: " + ("; ".join(parts) or f"nothing known of jax {writer}")

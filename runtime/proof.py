@@ -52,7 +52,7 @@ def prove(
 
 def _has_room(model: Model, at_once: int) -> bool:
     try:
-        model.expect_room(at_once)
+        model.check_memory(at_once)
     except DoesNotFit:
         return False
     return True

@@ -16,7 +16,7 @@ def needs(program: Program) -> int | None:
     return int(sum(costs[part] for part in parts)) if costs.keys() >= set(parts) else None
 
 
-def expect_room(
+def check_memory(
     programs: Mapping[str, Program], params: int, free: int | None, at_once: int
 ) -> None:
     """Refuse programs that need more than is free. What nobody tells is no reason to.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def passing(prefix: str) -> Iterator[Path]:
+def temporary_directory(prefix: str) -> Iterator[Path]:
     """Give a directory that goes when the context ends, or once a process is started anew.
 
     A process that is killed, or told to stop while it starts, leaves its directory behind, and a

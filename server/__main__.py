@@ -45,7 +45,7 @@ from runtime.commandline import needing, reading_settings
 with needing("server"), reading_settings():
     import uvloop
 
-    from runtime.program import compute_with
+    from runtime.program import set_cpu_threads
     from server import logs
     from server.bench import cli as bench
     from server.config import ConfigError, ServerConfig
@@ -67,7 +67,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> None:
         print(f"error: {error}", file=sys.stderr)
         logs.leave(EXIT_CONFIG)
     logs.set_up(config.log_format, config.trace_project)
-    compute_with(share(config.processes, cores_here()))
+    set_cpu_threads(share(config.processes, cores_here()))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config))
 

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def letting_in(bundle: Bundle, config: ServerConfig) -> Iterator[None]:
+def verified_in_subprocess(bundle: Bundle, config: ServerConfig) -> Iterator[None]:
     """Let a bundle in whose digest is required; any other one only once it came through a probe.
 
     Raises:
@@ -34,7 +34,7 @@ def letting_in(bundle: Bundle, config: ServerConfig) -> Iterator[None]:
         yield
 
 
-def tell_promises(model: Model) -> None:
+def log_compatibility(model: Model) -> None:
     """Log how long the bundle is promised to load, and what would not load as it was written."""
     old = [
         program

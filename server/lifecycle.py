@@ -8,20 +8,20 @@ import logging
 import signal
 from collections.abc import Callable
 
-from runtime.scratch import passing
+from runtime.scratch import temporary_directory
 from server import logs, signals
 from server.batching.service import Service
 from server.config import ServerConfig
-from server.grpc.server import Entrance
+from server.grpc.server import GrpcServer
 from server.http.cors import Cors
 from server.http.flask_app import create_app, make_wait
-from server.http.frontend import Front
+from server.http.frontend import HttpFrontend
 from server.http.listener import GRACE_S, HttpServer, listen
 from server.http.routes import hot_paths, make_routes
-from server.observability.shared_stats import Board
+from server.observability.shared_stats import SharedStats
 from server.startup import EXIT_BUNDLE, EXIT_DEVICE, Opened, open_service, unfit
 from server.storage.bundle_watch import BusErrors
-from server.workers import Joiners
+from server.workers import WorkerPool
 
 log = logging.getLogger("server")
 
@@ -52,7 +52,7 @@ class Process:
         self,
         config: ServerConfig,
         die: Callable[[int], None],
-        board: Board | None = None,
+        board: SharedStats | None = None,
         joined: Callable[[], object] | None = None,
     ) -> None:
         self._die = die
@@ -71,21 +71,21 @@ class Process:
             functools.partial(logs.end, config.log_format),
             functools.partial(die, EXIT_BUNDLE),
         )
-        self._joiners: Joiners | None = None
+        self._joiners: WorkerPool | None = None
         gather = None
         if config.processes > 1:
-            board = board or Board(None, config.processes, 0)
+            board = board or SharedStats(None, config.processes, 0)
             gather = functools.partial(board.gather, self._service)
             if joined is None:
-                self._joiners = Joiners(board, self._lost)
+                self._joiners = WorkerPool(board, self._lost)
         self._board = board
         self._routes = make_routes(self._service, config, gather)
         cors = Cors(config.origins)
         app = create_app(self._service, self._routes, config.bodies, make_wait(self._loop), cors)
-        self._front = Front(app, self._service, config.bodies, threads=8, cors=cors)
+        self._front = HttpFrontend(app, self._service, config.bodies, threads=8, cors=cors)
         self._http: HttpServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._grpc = Entrance(self._service, config, gather) if config.grpc_port >= 0 else None
+        self._grpc = GrpcServer(self._service, config, gather) if config.grpc_port >= 0 else None
 
     async def serve(self) -> int:
         """Serve; returns the exit status."""
@@ -131,7 +131,7 @@ class Process:
         with contextlib.ExitStack() as stack:
             if self._joiners is not None and config.remote and not config.cache_dir:
                 # What comes from afar comes once.
-                kept = stack.enter_context(passing("hloserve-kept-"))
+                kept = stack.enter_context(temporary_directory("hloserve-kept-"))
                 config = dataclasses.replace(config, cache_dir=str(kept))
             listening = self._joined is None
             failed = await open_service(
@@ -143,10 +143,10 @@ class Process:
         if failed:
             self._end(failed)
             return
-        self._front.hot = hot_paths(self._service, self._routes)
+        self._front.inference_routes = hot_paths(self._service, self._routes)
         self._tasks.append(self._loop.create_task(self._watch()))
         if self._board is not None:
-            self._tasks.append(self._loop.create_task(self._board.keep(self._service)))
+            self._tasks.append(self._loop.create_task(self._board.publish(self._service)))
         if self._joined is not None:
             await self._listen()
             self._joined()
@@ -158,7 +158,7 @@ class Process:
         """Have the other processes begin, with the bundle that was proven and no other."""
         if self._joiners is not None:
             digest = f"sha256:{opened.model.bundle.digest}"
-            await self._joiners.join(dataclasses.replace(config, require_digest=digest))
+            await self._joiners.start(dataclasses.replace(config, require_digest=digest))
 
     def _opened(self, opening: "asyncio.Task[None]") -> None:
         if not opening.cancelled() and (error := opening.exception()) is not None:

@@ -177,7 +177,9 @@ class Metrics:
     padding_elements: int = 0
     nonfinite: int = 0
 
-    def inference(self, protocol: str, code: str, seconds: float, slug: str | None = None) -> None:
+    def count_inference(
+        self, protocol: str, code: str, seconds: float, slug: str | None = None
+    ) -> None:
         """Count a request for an inference.
 
         Args:
@@ -196,7 +198,7 @@ class Metrics:
             self.failures[_REASONS.get(slug, "other")] += 1
             self.failed.add(seconds)
 
-    def batch(
+    def count_batch(
         self,
         name: str,
         bucket: int,
@@ -225,12 +227,12 @@ class Metrics:
         self.rows += answered
         self.padding_rows += bucket - rows
 
-    def padding(self, elements: int, padding: int) -> None:
+    def count_padding(self, elements: int, padding: int) -> None:
         """Count the input elements of a batch, and those that were padding."""
         self.elements += elements
         self.padding_elements += padding
 
-    def other(self, protocol: str, code: str) -> None:
+    def count_request(self, protocol: str, code: str) -> None:
         """Count a request for anything but an inference."""
         self.requests[protocol, code] += 1
 

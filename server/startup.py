@@ -17,12 +17,12 @@ from collections.abc import Awaitable, Callable, Iterable
 from runtime.errors import BundleError, DeviceUnavailable, ExecutionError, GoldenMismatch
 from runtime.loading import load
 from runtime.model import Group, Model
-from runtime.program import wait_in_place
+from runtime.program import use_sync_dispatch
 from runtime.verify import check_goldens, check_rows
 from server import logs
 from server.batching.overlap import batches_at_once
 from server.batching.service import Service
-from server.bundle_trust import letting_in, tell_promises
+from server.bundle_trust import log_compatibility, verified_in_subprocess
 from server.config import ServerConfig
 from server.storage.bundle_fetch import bundle_at
 from server.storage.bundle_watch import changed
@@ -48,13 +48,13 @@ class Opened:
 
     Attributes:
       model: loaded and measured.
-      alone: whether requests have to run by themselves, since rows were seen to depend on
+      no_batching: whether requests have to run by themselves, since rows were seen to depend on
         each other here.
       in_flight: batches that the device is to have at once.
     """
 
     model: Model
-    alone: bool
+    no_batching: bool
     in_flight: int
 
 
@@ -94,7 +94,7 @@ async def open_service(
     gc.set_threshold(10_000, 10, 10)
     if proven is not None:
         await proven(opened)
-    service.open(opened.model, alone=opened.alone, in_flight=opened.in_flight)
+    service.open(opened.model, no_batching=opened.no_batching, in_flight=opened.in_flight)
     http, grpc = _addresses(config) if listening else ("serving", "")
     seconds = time.monotonic() - begin
     log.info("ready: %s %s%s, after %.1f s", http, _served(opened.model), grpc, seconds)
@@ -145,9 +145,9 @@ def open_model(config: ServerConfig) -> Opened:
         configuration says that a warning will do.
       ExecutionError: the device failed.
     """
-    wait_in_place()
+    use_sync_dispatch()
     with bundle_at(config.bundle, config.cache_dir, config.require_digest, config.device) as bundle:
-        with letting_in(bundle, config):
+        with verified_in_subprocess(bundle, config):
             model = load(bundle, config.device or None, progress=log.info)
         if config.processes > 1 and model.platform != "cpu":
             raise DeviceUnavailable(
@@ -166,12 +166,12 @@ def _proven(model: Model, config: ServerConfig) -> Opened:
         if config.golden == "fail":
             raise GoldenMismatch(text)
         log.warning("%s", text)
-    tell_promises(model)
-    alone = _rows_mix(model)
+    log_compatibility(model)
+    no_batching = _rows_mix(model)
     in_flight = batches_at_once(model)
     log.info("batches at once: %d", in_flight)
     model.bundle.expect_unchanged()  # what was proven is what will answer
-    return Opened(model, alone, in_flight)
+    return Opened(model, no_batching, in_flight)
 
 
 def _rows_mix(model: Model) -> bool:

@@ -15,13 +15,13 @@ import uvloop
 
 from server import logs
 from server.lifecycle import Process
-from server.observability.shared_stats import Board
-from server.workers import Orders
+from server.observability.shared_stats import SharedStats
+from server.workers import WorkerArgs
 
 
 def main(argv: Sequence[str]) -> None:
     """Serve until the first process has it end, or is gone."""
-    orders = Orders.read(argv[0])
+    orders = WorkerArgs.read(argv[0])
     logs.take_streams()
     logs.set_up(orders.config.log_format, orders.config.trace_project)
     # The first process has said all this already.
@@ -30,11 +30,11 @@ def main(argv: Sequence[str]) -> None:
         logs.leave(runner.run(_serve(orders)))
 
 
-async def _serve(orders: Orders) -> int:
+async def _serve(orders: WorkerArgs) -> int:
     first = socket.socket(fileno=os.dup(sys.stdin.fileno()))
     first.setblocking(False)
     loop = asyncio.get_running_loop()
-    board = Board(orders.board, orders.config.processes, orders.place)
+    board = SharedStats(orders.stats_fd, orders.config.processes, orders.slot)
     process = Process(orders.config, logs.leave, board, joined=lambda: first.send(b"\n"))
 
     def left() -> None:

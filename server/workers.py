@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 
 from server.config import ServerConfig
-from server.observability.shared_stats import Board
+from server.observability.shared_stats import SharedStats
 
 log = logging.getLogger("server")
 
@@ -20,17 +20,17 @@ _SPARE_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Orders:
+class WorkerArgs:
     """What a further process is told on its command line.
 
     Attributes:
-      place: on the board, from 1.
-      board: descriptor of its memory.
+      slot: on the board, from 1.
+      stats_fd: descriptor of its memory.
       config: as the first process has it, but for what that one has found out.
     """
 
-    place: int
-    board: int
+    slot: int
+    stats_fd: int
     config: ServerConfig
 
     def write(self) -> str:
@@ -38,13 +38,13 @@ class Orders:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def read(cls, text: str) -> "Orders":
+    def read(cls, text: str) -> "WorkerArgs":
         """Read what `write` wrote."""
         told = json.loads(text)
         return cls(told["place"], told["board"], ServerConfig(**told["config"]))
 
 
-class Joiners:
+class WorkerPool:
     """Starts them, passes signals on, and notices when one ends.
 
     Args:
@@ -52,14 +52,14 @@ class Joiners:
       lost: called with the exit status of one that ended untold.
     """
 
-    def __init__(self, board: Board, lost: Callable[[int], object]) -> None:
+    def __init__(self, board: SharedStats, lost: Callable[[int], object]) -> None:
         self._board = board
         self._lost = lost
         self._told = False
         self._processes: list[subprocess.Popen[bytes]] = []
         self._ends: list[asyncio.Task[int]] = []
 
-    async def join(self, config: ServerConfig) -> None:
+    async def start(self, config: ServerConfig) -> None:
         """Start all of them; returns once each listens, never if one ends before.
 
         Args:
@@ -68,28 +68,28 @@ class Joiners:
         loop = asyncio.get_running_loop()
         listening = []
         for place in range(1, config.processes):
-            process, line = self._start(Orders(place, self._board.fd, config))
+            process, line = self._start(WorkerArgs(place, self._board.fd, config))
             listens = loop.create_future()
             listening.append(listens)
             self._processes.append(process)
-            self._ends.append(loop.create_task(self._follow(process, line, listens)))
+            self._ends.append(loop.create_task(self._supervise(process, line, listens)))
         await asyncio.gather(*listening)
         log.info("processes: %d", config.processes)
 
     @staticmethod
-    def _start(orders: Orders) -> tuple["subprocess.Popen[bytes]", socket.socket]:
+    def _start(orders: WorkerArgs) -> tuple["subprocess.Popen[bytes]", socket.socket]:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with theirs:
             process = subprocess.Popen(  # noqa: S603 (our own)
                 [sys.executable, "-m", "server.worker", orders.write()],
                 stdin=theirs.fileno(),
-                pass_fds=(orders.board,),
+                pass_fds=(orders.stats_fd,),
                 process_group=0,  # a terminal's signals are for the first process alone
             )
         return process, ours
 
-    async def _follow(
+    async def _supervise(
         self,
         process: "subprocess.Popen[bytes]",
         line: socket.socket,

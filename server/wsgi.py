@@ -15,7 +15,7 @@ from typing import Any
 
 from flask import Flask
 
-from runtime.program import compute_with
+from runtime.program import set_cpu_threads
 from server import logs
 from server.batching.service import Service
 from server.config import ServerConfig
@@ -85,5 +85,5 @@ def create() -> Application:
     """
     config = parse([], os.environ)
     logs.set_up(config.log_format, config.trace_project)
-    compute_with(cores_here())
+    set_cpu_threads(cores_here())
     return Application(config)

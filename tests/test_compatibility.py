@@ -8,7 +8,7 @@ from pytest import fixture, mark
 
 from bench.fuzz import __main__ as fuzz
 from runtime.customcalls import ALLOWED
-from runtime.promises import BUILT
+from runtime.promises import JAX_BUILD_DATES
 from tests import skew
 from tests.forging import FROZEN
 from tests.guide import alike, blocks, commands, make_tools, run_command
@@ -45,7 +45,7 @@ def test_the_table_of_tries_is_whole():
     """What was tried is filled in for every frozen bundle and both ends of the range, all well."""
     table = PAGE.split(skew.BEGIN)[1].split(skew.END)[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    oldest, newest = next(iter(BUILT)), list(BUILT)[-1]
+    oldest, newest = next(iter(JAX_BUILD_DATES)), list(JAX_BUILD_DATES)[-1]
     frozen = [
         "format {}, frozen on {}".format(*folder.name.removeprefix("format-").split("_"))
         for folder in sorted(skew.FROZEN.iterdir())
@@ -85,7 +85,7 @@ def test_the_range_of_jax_is_the_one_that_was_tried():
     """The oldest jax that is asked for is the oldest whose build date is known."""
     (oldest,) = re.findall(r'"jax>=([\d.]+),', (ROOT / "pyproject.toml").read_text())
 
-    assert oldest == next(iter(BUILT))
+    assert oldest == next(iter(JAX_BUILD_DATES))
 
 
 def test_the_format_names_where_custom_calls_are_listed():

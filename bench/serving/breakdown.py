@@ -30,22 +30,22 @@ PIECES: Mapping[str, str] = {
     "Connection._send": "writing to the socket",
     "Runner.run": "waiting for sockets and reading them",
     **dict.fromkeys(
-        ("http_connection", "http_message", "http_front", "held", "body", "request"), "HTTP"
+        ("connection", "message", "frontend", "memory_budget", "body", "request"), "HTTP"
     ),
-    **dict.fromkeys(("vertex", "instances", "typed", "parse", "inputs"), "JSON to arrays"),
-    **dict.fromkeys(("predictions", "reply", "orjson"), "arrays to JSON"),
+    **dict.fromkeys(("vertex", "instances", "tensors", "strict_json", "inputs"), "JSON to arrays"),
+    **dict.fromkeys(("predictions", "response", "orjson"), "arrays to JSON"),
     **dict.fromkeys(
-        ("service", "pending", "pump", "batching", "buckets"), "queue, batches, deadlines"
+        ("service", "pending_request", "scheduler", "queue", "buckets"), "queue, batches, deadlines"
     ),
     **dict.fromkeys(
-        ("device", "staging", "model", "program", "_base", "base_events", "events"),
+        ("executor", "staging", "model", "program", "_base", "base_events", "events"),
         "to the device and back",
     ),
-    **dict.fromkeys(("routes", "dialect", "metrics", "status"), "routes and counts"),
+    **dict.fromkeys(("routes", "inference", "metrics", "status"), "routes and counts"),
 }
 OTHER = "anything else"
 # Threads that have nothing to do, where py-spy takes them for busy.
-_WAITING = ("_worker", "Device._next", "Device._loop", "Condition.wait")
+_WAITING = ("_worker", "DeviceExecutor._next", "DeviceExecutor._loop", "Condition.wait")
 
 
 def main() -> int:

@@ -44,14 +44,14 @@ class Running:
         port = process.free_port()
         name = f"{server.name}-{server.model}-{server.grpc.connections[0]}".replace(" ", "-")
         self._url = f"http://127.0.0.1:{port}{server.path}"
-        self._bodies = work.write(folder / f"{name}.jsonl", server.protocols.inference)
+        self._bodies = work.write(folder / f"{name}.jsonl", server.dialect)
         env = {
             "BENCH_PARAMS": str(PARAMS),
             **{k: v.format(port=port) for k, v in server.env.items()},
         }
         command = [part.replace("{port}", str(port)) for part in server.command]
         self._processes = process.Processes(command, env, server.cwd, folder / f"{name}.log")
-        self._first = work.body(0, server.protocols.inference)
+        self._first = work.body(0, server.dialect)
 
     def wait(self) -> None:
         """Wait for the first answer, and hold all of them against the model's."""

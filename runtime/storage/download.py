@@ -16,13 +16,13 @@ from typing import BinaryIO, override
 
 from runtime.entries import MANIFEST_NAME, File
 from runtime.manifest import MAX_MANIFEST_BYTES
-from runtime.storage.store import Lost, NotFetched, Replaced, Sink, Store, Stored
+from runtime.storage.store import FetchError, ObjectChanged, ObjectInfo, Sink, Store, TransientError
 
 log = logging.getLogger(__name__)
 
 # How often a file is tried without getting on, and by how many bytes a try has to get on.
 _TRIES = 6
-_HEADWAY = 1 << 18
+_MIN_PROGRESS = 1 << 18
 # How often a file is begun before it is believed to be another one.
 _STARTS = 2
 _LOG_EVERY_S = 5.0
@@ -46,7 +46,7 @@ class Download:
         self._total = self._here = self._fetched = self._missing = 0
         self._began = self._logged = time.monotonic()
         self._failed: Exception | None = None
-        self._stored: dict[File, Stored] = {}
+        self._stored: dict[File, ObjectInfo] = {}
 
     def read_manifest(self) -> bytes:
         """Read manifest.json, which no digest is known of yet."""
@@ -62,26 +62,26 @@ class Download:
         self._missing = len(files)
         log.info("fetching %s: %d files, %s", self._store, len(files), _megabytes(self._total))
 
-    def look(self, file: File, directory: Path) -> None:
+    def stat(self, file: File, directory: Path) -> None:
         """Hold a file's size against the store's, before anything is fetched; unless it is there.
 
         Raises:
-          NotFetched: it has another size, or is not there.
+          FetchError: it has another size, or is not there.
         """
         if not (directory / file.path).exists():
-            with contextlib.suppress(Lost):  # another try is made when it is fetched
-                self._stored[file] = self._look(file, exactly=True)
+            with contextlib.suppress(TransientError):  # another try is made when it is fetched
+                self._stored[file] = self._stat(file, exactly=True)
 
     def check(self) -> None:
         """Raise what a file failed with, if one has: it spoils them all."""
         if self._failed is not None:
             raise self._failed
 
-    def bring(self, file: File, directory: Path) -> None:
+    def fetch_file(self, file: File, directory: Path) -> None:
         """Bring one file into the directory, unless it is there."""
         target = directory / file.path
         try:
-            if not self._kept(target, file):
+            if not self._is_cached(target, file):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 self._download(target, file)
             self._arrived()
@@ -107,7 +107,7 @@ class Download:
             self._failed = self._failed or error
         self._stop.set()
 
-    def _kept(self, target: Path, file: File) -> bool:
+    def _is_cached(self, target: Path, file: File) -> bool:
         """Say whether the file is there, as it should be; one that is not goes away."""
         if not target.is_symlink():  # a bundle has none
             if not target.exists():
@@ -127,7 +127,7 @@ class Download:
         with open(path, "a+b", buffering=_CHUNK, opener=_itself) as f:
             # Another process may be fetching the same; it leaves the file, or where it got to.
             fcntl.flock(f, fcntl.LOCK_EX)
-            if self._kept(target, file):
+            if self._is_cached(target, file):
                 path.unlink(missing_ok=True)
                 return
             part = _Part(f, file, self._count)
@@ -140,7 +140,7 @@ class Download:
                     return
                 log.warning("%s: not the file that the manifest describes; once more", file.path)
                 part.restart()
-            raise NotFetched(
+            raise FetchError(
                 f"{self._store}/{file.path}: expected sha256 {file.sha256}, got another file; "
                 "was the bundle replaced, or copied in part?"
             )
@@ -152,38 +152,38 @@ class Download:
         while True:
             try:
                 if stored is None:
-                    stored = self._look(part.file, exactly=exactly)
+                    stored = self._stat(part.file, exactly=exactly)
                 if part.size < stored.bytes:
                     self._store.read(part.file.path, stored, part.size, part)
                 if part.size == stored.bytes:
                     return
                 reason = f"broke off after {part.size} of {stored.bytes} bytes"
-            except Replaced:
+            except ObjectChanged:
                 stored, reason = None, "was replaced while it was read"
                 part.restart()
-            except Lost as error:
+            except TransientError as error:
                 reason = str(error)
             # A store that lets go after every byte, or is written to all the time, does not get on.
-            if part.size >= reached + _HEADWAY:
+            if part.size >= reached + _MIN_PROGRESS:
                 tries, reached = 0, part.size
             tries += 1
             where = f"{self._store}/{part.file.path}"
             if tries >= _TRIES:
-                raise NotFetched(f"{where}: gave up after {tries} tries: {reason}")
+                raise FetchError(f"{where}: gave up after {tries} tries: {reason}")
             log.warning("%s: %s; trying again", where, reason)
             self._pause(min(2.0**tries, 16.0) / 2 * random.uniform(0.5, 1))  # noqa: S311 (no secret)
             if self._stop.is_set():
                 raise _Stopped
 
-    def _look(self, file: File, *, exactly: bool) -> Stored:
-        stored = self._store.look(file.path)
+    def _stat(self, file: File, *, exactly: bool) -> ObjectInfo:
+        stored = self._store.stat(file.path)
         if exactly and stored.bytes != file.bytes:
-            raise NotFetched(
+            raise FetchError(
                 f"{self._store}/{file.path}: expected {file.bytes} bytes, got {stored.bytes}; "
                 "was the bundle replaced, or copied in part?"
             )
         if stored.bytes > file.bytes:
-            raise NotFetched(
+            raise FetchError(
                 f"{self._store}/{file.path}: expected at most {file.bytes} bytes, got {stored.bytes}"
             )
         return stored
@@ -237,7 +237,7 @@ class _Part(Sink):
         self._count(len(data))
         self.size += len(data)
         if self.size > self.file.bytes:
-            raise NotFetched(f"{self.file.path}: expected {self.file.bytes} bytes, got more")
+            raise FetchError(f"{self.file.path}: expected {self.file.bytes} bytes, got more")
         self.digest.update(data)
         return self._into.write(data)
 
@@ -251,8 +251,8 @@ def part_of(target: Path) -> Path:
     return target.with_name(target.name + ".part")
 
 
-def unwritable(where: Path, error: OSError) -> NotFetched:
+def unwritable(where: Path, error: OSError) -> FetchError:
     """Say what is wrong with a place, and what to do about it."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     wanted = "--cache-dir with room for the bundle" if full else "a --cache-dir that can be written"
-    return NotFetched(f"{where}: {error.strerror}; pass {wanted}")
+    return FetchError(f"{where}: {error.strerror}; pass {wanted}")

@@ -9,7 +9,7 @@ import http
 from collections.abc import Iterator
 from typing import Any
 
-from runtime.storage.store import Lost, NotFetched, Replaced, Sink, Stored
+from runtime.storage.store import FetchError, ObjectChanged, ObjectInfo, Sink, TransientError
 from runtime.storage.uri import CloudFolder
 
 # Longest waits for a connection and for the next bytes, in seconds.
@@ -20,7 +20,7 @@ class CloudStore:
     """The objects of a folder. Retries nothing: `download` knows what is worth another try.
 
     Raises:
-      NotFetched: there is no client, or there are no credentials.
+      FetchError: there is no client, or there are no credentials.
     """
 
     def __init__(self, folder: CloudFolder) -> None:
@@ -29,13 +29,13 @@ class CloudStore:
             from google.auth.exceptions import DefaultCredentialsError
             from google.cloud import storage
         except ImportError:
-            raise NotFetched(
+            raise FetchError(
                 f"{folder}: expected google-cloud-storage, got none; pip install 'hloserve[gcs]'"
             ) from None
         try:
             client = storage.Client(project=None)
         except DefaultCredentialsError:
-            raise NotFetched(
+            raise FetchError(
                 f"{folder}: expected credentials, got none; run as a service account, or run "
                 "gcloud auth application-default login"
             ) from None
@@ -45,14 +45,14 @@ class CloudStore:
         """Write it as `gs://…`."""
         return str(self.folder)
 
-    def look(self, path: str) -> Stored:
+    def stat(self, path: str) -> ObjectInfo:
         """Say what is stored under a path now; see `store.Store`."""
         blob = self._bucket.blob(self.folder.name_of(path))
         with self._explained(path):
             blob.reload(timeout=_TIMEOUT, retry=None)
-        return Stored(int(blob.size), int(blob.generation))
+        return ObjectInfo(int(blob.size), int(blob.generation))
 
-    def read(self, path: str, stored: Stored, start: int, sink: Sink) -> None:
+    def read(self, path: str, stored: ObjectInfo, start: int, sink: Sink) -> None:
         """Stream an object from a byte on; see `store.Store`."""
         name = self.folder.name_of(path)
         blob = self._bucket.blob(name, generation=stored.generation)
@@ -68,7 +68,7 @@ class CloudStore:
             )
 
     @contextlib.contextmanager
-    def _explained(self, path: str, pinned: Stored | None = None) -> Iterator[None]:
+    def _explained(self, path: str, pinned: ObjectInfo | None = None) -> Iterator[None]:
         """Turn what the client raises into what `download` knows."""
         from google.api_core.exceptions import GoogleAPICallError
         from google.auth.exceptions import GoogleAuthError, TransportError
@@ -81,18 +81,18 @@ class CloudStore:
         except GoogleAPICallError as error:
             code = int(error.code or 0)
             if code == 404 and pinned is not None:
-                raise Replaced(where) from None
+                raise ObjectChanged(where) from None
             if code in (401, 403, 404):
-                raise NotFetched(_refusal(where, code, error)) from None
+                raise FetchError(_refusal(where, code, error)) from None
             if code not in (408, 429) and code < 500:
-                raise NotFetched(f"{where}: {code} {_reason(error)}") from None
-            raise Lost(f"{code} {_reason(error)}") from None
+                raise FetchError(f"{where}: {code} {_reason(error)}") from None
+            raise TransientError(f"{code} {_reason(error)}") from None
         except (RequestException, HTTPError, TransportError, ConnectionError) as error:
-            raise Lost(_cause(error)) from None
+            raise TransientError(_cause(error)) from None
         except GoogleAuthError as error:
             if error.retryable:
-                raise Lost(_first_line(error)) from None
-            raise NotFetched(f"{where}: credentials were refused: {_first_line(error)}") from None
+                raise TransientError(_first_line(error)) from None
+            raise FetchError(f"{where}: credentials were refused: {_first_line(error)}") from None
 
 
 def _refusal(where: str, code: int, error: Any) -> str:

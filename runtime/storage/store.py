@@ -5,19 +5,19 @@ from typing import NamedTuple, Protocol
 from runtime.errors import BundleError
 
 
-class NotFetched(BundleError):
+class FetchError(BundleError):
     """The bundle cannot be brought here; another try at once would end the same."""
 
 
-class Lost(Exception):
+class TransientError(Exception):
     """The store did not answer, or broke off; another try may go better."""
 
 
-class Replaced(Exception):
+class ObjectChanged(Exception):
     """The object that was being read is no longer there."""
 
 
-class Stored(NamedTuple):
+class ObjectInfo(NamedTuple):
     """An object in a store: its size, and the generation that tells it from its successors."""
 
     bytes: int
@@ -34,11 +34,11 @@ class Sink(Protocol):
 class Store(Protocol):
     """Where a bundle is; as text, what messages call it. Threads may share one.
 
-    Its methods raise Lost and NotFetched; `read` also Replaced.
+    Its methods raise TransientError and FetchError; `read` also ObjectChanged.
     """
 
-    def look(self, path: str) -> Stored:
+    def stat(self, path: str) -> ObjectInfo:
         """Say what is stored under a path below the bundle now."""
 
-    def read(self, path: str, stored: Stored, start: int, sink: Sink) -> None:
+    def read(self, path: str, stored: ObjectInfo, start: int, sink: Sink) -> None:
         """Stream just this generation of an object, from a byte on."""

@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 _LOOKS = 4
 _LONGEST_TICK_S = 1.0
 
-Answer = tuple[Array, ...] | Exception
+TaskOutputs = tuple[Array, ...] | Exception
 Run = Callable[[Batch, tuple[Array, ...]], tuple[Array, ...]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Outcome:
+class BatchResult:
     """What became of a batch.
 
     Attributes:
@@ -50,7 +50,7 @@ class Outcome:
     """
 
     batch: Batch
-    answers: tuple[Answer, ...]
+    answers: tuple[TaskOutputs, ...]
     outputs: tuple[Array, ...]
     times: tuple[float, float, float, float]
     as_declared: bool
@@ -62,7 +62,7 @@ class Outcome:
         return self.times[3] - self.times[0]
 
 
-class Device:
+class DeviceExecutor:
     """Runs batches on threads of its own.
 
     Args:
@@ -71,7 +71,7 @@ class Device:
       canary: runs what cannot fail on a device that works.
       deliver: called with each outcome, on the device's thread.
       died: called if a thread ends by anything but `close`.
-      stall_s: longest that a batch may take in place, whatever `run_here` is told.
+      stall_s: longest that a batch may take in place, whatever `run_inline` is told.
       hung: called, on a thread of the device, when one takes longer; has to end the process.
       threads: batches that run at once.
     """
@@ -81,7 +81,7 @@ class Device:
         run: Run,
         signature: Signature,
         canary: Callable[[], object],
-        deliver: Callable[[Outcome], object],
+        deliver: Callable[[BatchResult], object],
         died: Callable[[], object],
         stall_s: float,
         hung: Callable[[], object],
@@ -109,7 +109,7 @@ class Device:
         """Run a batch once a thread has none."""
         self._inbox.put(batch)
 
-    def run_here(self, batch: Batch, stall_s: float = math.inf) -> Outcome:
+    def run_inline(self, batch: Batch, stall_s: float = math.inf) -> BatchResult:
         """Run a batch on the calling thread; none may be with the threads.
 
         Args:
@@ -118,7 +118,7 @@ class Device:
         """
         self._here = batch, min(stall_s, self._stall_s)
         try:
-            return self.execute(batch)
+            return self.run_batch(batch)
         finally:
             self._here = None
 
@@ -130,7 +130,7 @@ class Device:
     def _loop(self) -> None:
         try:
             while (batch := self._next()) is not None:
-                self._deliver(self.execute(batch))
+                self._deliver(self.run_batch(batch))
         except BaseException:  # whatever it is, the thread ends with it
             log.critical("the device thread died", exc_info=True)
             self._died()
@@ -153,7 +153,7 @@ class Device:
                     log.critical("the device hangs: a batch ran in place for %.3g s", here[1])
                     self._hung()
 
-    def execute(self, batch: Batch) -> Outcome:
+    def run_batch(self, batch: Batch) -> BatchResult:
         """Run one batch; on a device error each of its tasks once more, alone.
 
         A request whose values upset the device thereby fails by itself.
@@ -166,26 +166,26 @@ class Device:
             staged = clock()
             outputs = self._run(batch, inputs)
             run = clock()
-            answers: tuple[Answer, ...] = tuple(unstage(self._signature, parts, outputs))
+            answers: tuple[TaskOutputs, ...] = tuple(unstage(self._signature, parts, outputs))
             declared = all(map(is_as_declared, self._signature.outputs, outputs))
         except Exception as error:  # whatever it is, its tasks must hear of it
             log.exception("a batch of %d tasks failed", len(batch.tasks))
             outputs = ()
-            answers = tuple(self._alone(batch, task, error) for task in batch.tasks)
+            answers = tuple(self._retry_alone(batch, task, error) for task in batch.tasks)
             declared = False
             failed = self._is_broken(answers)
         else:
             failed = False
-        return Outcome(batch, answers, outputs, (begun, staged, run, clock()), declared, failed)
+        return BatchResult(batch, answers, outputs, (begun, staged, run, clock()), declared, failed)
 
-    def _is_broken(self, answers: tuple[Answer, ...]) -> bool:
+    def _is_broken(self, answers: tuple[TaskOutputs, ...]) -> bool:
         """Tell a device that is broken from requests that upset it."""
         if any(not isinstance(a, Exception) or isinstance(a, OutOfMemory) for a in answers):
             return False
         try:
             self._canary()
         except Exception as error:  # noqa: BLE001 (whatever it is, the device failed)
-            return not isinstance(as_answer(error), OutOfMemory)
+            return not isinstance(as_task_error(error), OutOfMemory)
         return False
 
     def _attempt(self, batch: Batch) -> list[tuple[Array, ...]]:
@@ -193,14 +193,14 @@ class Device:
         inputs = stage(self._signature, parts, batch.bucket, batch.sizes)
         return unstage(self._signature, parts, self._run(batch, inputs))
 
-    def _alone(self, batch: Batch, task: Task, error: Exception) -> Answer:
+    def _retry_alone(self, batch: Batch, task: Task, error: Exception) -> TaskOutputs:
         # Memory that a program lacked it lacks for one task as well: its shapes are the same.
         if len(batch.tasks) == 1 or not isinstance(error, ExecutionError) or _no_memory(error):
-            return as_answer(error)
+            return as_task_error(error)
         try:
             return self._attempt(Batch(batch.sizes, batch.bucket, (task,), task.rows))[0]
         except Exception as again:  # noqa: BLE001 (likewise)
-            return as_answer(again)
+            return as_task_error(again)
 
 
 def is_as_declared(spec: TensorSpec, output: Array) -> bool:
@@ -212,7 +212,7 @@ def is_as_declared(spec: TensorSpec, output: Array) -> bool:
     return bool(np.isfinite(output).all())
 
 
-def as_answer(error: Exception) -> Exception:
+def as_task_error(error: Exception) -> Exception:
     """Tell a device that was out of memory from one that failed: the former may work again."""
     if _no_memory(error):
         return OutOfMemory("the device has no memory for this batch now")

@@ -4,14 +4,14 @@ from server.errors import Overloaded, TooLarge
 
 # What a connection may hold without being counted: to count it would cost every request more
 # than these bytes are worth, and connections are few enough.
-UNCOUNTED = 1 << 16
+FREE_BYTES = 1 << 16
 # What clients have not read of their answers may be as much as this, however small bodies are.
 ANSWERS = 1 << 29
 # Parts of a body that are not worth an object of their own.
 _SMALL_PART = 4096
 
 
-class Held:
+class MemoryBudget:
     """Counts bytes of bodies and messages, on all connections together. All on the event loop.
 
     Each of them has a limit of its own, but together they could be as much as all memory. What
@@ -28,7 +28,7 @@ class Held:
         self._most = most
         self.size = 0
 
-    def take(self, size: int) -> None:
+    def acquire(self, size: int) -> None:
         """Hold some more.
 
         Raises:
@@ -53,7 +53,7 @@ class Held:
             )
         self.size += size
 
-    def give(self, size: int) -> None:
+    def release(self, size: int) -> None:
         """Hold so much less."""
         self.size -= size
 
@@ -62,13 +62,13 @@ class Unread:
     """The answers of one stream that its client has not read yet.
 
     Args:
-      held: counts them, but for the first `UNCOUNTED` bytes.
+      held: counts them, but for the first `FREE_BYTES` bytes.
 
     Attributes:
       size: bytes now.
     """
 
-    def __init__(self, held: Held) -> None:
+    def __init__(self, held: MemoryBudget) -> None:
         self._held = held
         self._counted = 0
         self.size = 0
@@ -79,7 +79,7 @@ class Unread:
         Raises:
           Overloaded: all streams together have too many; it is not counted.
         """
-        more = self.size + size - UNCOUNTED - self._counted
+        more = self.size + size - FREE_BYTES - self._counted
         if more > 0:
             self._held.take_answer(more)
             self._counted += more
@@ -88,20 +88,20 @@ class Unread:
     def remove(self, size: int) -> None:
         """Count an answer no more."""
         self.size -= size
-        less = self._counted - max(0, self.size - UNCOUNTED)
+        less = self._counted - max(0, self.size - FREE_BYTES)
         if less > 0:
             self._counted -= less
-            self._held.give(less)
+            self._held.release(less)
 
 
-class Incoming:
+class BodyBuffer:
     """The body of one request of a connection after the other, while it comes.
 
     Args:
       held: counts it.
     """
 
-    def __init__(self, held: Held) -> None:
+    def __init__(self, held: MemoryBudget) -> None:
         self._held = held
         self._limit = self._size = self._counted = 0
         self.parts: list[bytes | bytearray] = []
@@ -121,7 +121,7 @@ class Incoming:
         self._size += len(part)
         if self._size > self._limit:
             raise TooLarge(f"body: expected at most {self._limit} bytes, got more")
-        if self._size > UNCOUNTED:
+        if self._size > FREE_BYTES:
             self.count(self._size)
         if len(part) < _SMALL_PART and self.parts:
             # In tiny chunks a body of bytes objects would take 60 times its size.
@@ -131,7 +131,7 @@ class Incoming:
         else:
             self.parts.append(part)
 
-    def whole(self) -> bytes:
+    def take(self) -> bytes:
         """Give the body that has come; it stays counted."""
         parts, self.parts = self.parts, []
         only = parts[0] if len(parts) == 1 else None
@@ -143,10 +143,10 @@ class Incoming:
         Raises:
           Overloaded: that would be too much.
         """
-        self._held.take(size - self._counted)
+        self._held.acquire(size - self._counted)
         self._counted = size
 
-    def hand_over(self) -> int:
+    def detach(self) -> int:
         """Give how much of it is counted; whoever asks has to give that back."""
         counted, self._counted = self._counted, 0
         return counted
@@ -154,4 +154,4 @@ class Incoming:
     def drop(self) -> None:
         """Let go of it."""
         self.parts = []
-        self._held.give(self.hand_over())
+        self._held.release(self.detach())

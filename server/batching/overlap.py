@@ -39,7 +39,7 @@ def batches_at_once(model: Model) -> int:
         return time.perf_counter() - begin
 
     try:
-        model.expect_room(at_once=2)
+        model.check_memory(at_once=2)
         with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(2) as two:
             return 2 if gains((seconds(one), seconds(two)) for _ in range(_TRIES)) else 1
     except (DoesNotFit, ExecutionError):

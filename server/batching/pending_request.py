@@ -14,7 +14,7 @@ from runtime.tensors import Array
 from server.batching.queue import Task
 
 
-class Evidence(NamedTuple):
+class InferenceMetadata(NamedTuple):
     """How an answer came about.
 
     Attributes:
@@ -30,7 +30,7 @@ class Evidence(NamedTuple):
     compute_s: float
 
 
-class Whole:
+class BatchOutputs:
     """The outputs of a whole batch, for what is cheaper made of all rows at once.
 
     Args:
@@ -44,30 +44,30 @@ class Whole:
         self.outputs = outputs
         self._made: Any = None
 
-    def once(self, make: Callable[[dict[str, Array]], Any]) -> Any:
+    def memoize(self, make: Callable[[dict[str, Array]], Any]) -> Any:
         """Give what the first caller's `make` made of the outputs, row for row."""
         if self._made is None:
             self._made = make(self.outputs)
         return self._made
 
 
-class Part(NamedTuple):
+class ResultSlice(NamedTuple):
     """The answer to rows that were asked together.
 
     Attributes:
       outputs: by name, row for row.
-      whole: the batch in which they are the rows from `start` on; None if there was not one.
+      batch: the batch in which they are the rows from `start` on; None if there was not one.
       start: see there.
       rows: how many they are.
     """
 
     outputs: dict[str, Array]
-    whole: Whole | None
+    batch: BatchOutputs | None
     start: int
     rows: int
 
 
-class Answer(NamedTuple):
+class InferenceResult(NamedTuple):
     """What came of a request.
 
     Attributes:
@@ -77,8 +77,8 @@ class Answer(NamedTuple):
         None if there is neither.
     """
 
-    parts: Sequence[Part]
-    evidence: Evidence
+    parts: Sequence[ResultSlice]
+    evidence: InferenceMetadata
     nonfinite: Nonfinite | None = None
 
     @property
@@ -93,43 +93,43 @@ class Answer(NamedTuple):
         return part.outputs
 
 
-class Given(NamedTuple):
+class TaskResult(NamedTuple):
     """What a batch gave one task.
 
     Attributes:
       outputs: in the signature's order.
-      whole: of the batch, if what it gave can be read row for row.
+      batch: of the batch, if what it gave can be read row for row.
       start: the task's first row in it.
     """
 
     outputs: tuple[Array, ...]
-    whole: Whole | None
+    batch: BatchOutputs | None
     start: int
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Pending:
+class PendingRequest:
     """A request on its way: its tasks, and what they were given so far.
 
     Attributes:
       parts: what is asked; each part's rows have the same sizes.
-      most: rows that a task has at most.
+      max_task_rows: rows that a task has at most.
       arrived: the instant it was taken in, monotonic.
       done: called with what comes of it.
       timer: fires at its own deadline, if it has one.
       tasks: each with (checked inputs, request, index) as payload.
-      given: for each task what it got.
-      left: tasks that have got nothing.
+      results: for each task what it got.
+      remaining: tasks that have got nothing.
     """
 
     parts: Sequence[Checked]
-    most: int
+    max_task_rows: int
     arrived: float
-    done: Callable[[Answer | Exception], object]
+    done: Callable[[InferenceResult | Exception], object]
     timer: asyncio.TimerHandle | None = None
     tasks: list[Task] = dataclasses.field(init=False)
-    given: list[Given | None] = dataclasses.field(init=False)
-    left: int = dataclasses.field(init=False)
+    results: list[TaskResult | None] = dataclasses.field(init=False)
+    remaining: int = dataclasses.field(init=False)
     bucket: int = 0
     padded_rows: int = 0
     queue_s: float = 0.0
@@ -139,23 +139,29 @@ class Pending:
     def __post_init__(self) -> None:
         self.tasks = []
         for checked in self.parts:
-            for start in range(0, checked.rows, self.most):
-                part = checked.cut(start, min(start + self.most, checked.rows))
+            for start in range(0, checked.rows, self.max_task_rows):
+                part = checked.cut(start, min(start + self.max_task_rows, checked.rows))
                 payload = (part, self, len(self.tasks))
                 self.tasks.append(Task(part.rows, part.sizes, payload, self.arrived))
-        self.left = len(self.tasks)
-        self.given = [None] * self.left
+        self.remaining = len(self.tasks)
+        self.results = [None] * self.remaining
 
-    def release(self) -> None:
+    def clear(self) -> None:
         """Let go of what was asked and given, once it has ended.
 
         Tasks and requests know each other, so nothing else would free a body of megabytes
         before the next look for garbage.
         """
-        self.tasks, self.given, self.parts, self.done, self.timer = [], [], (), _nobody, None
+        self.tasks, self.results, self.parts, self.done, self.timer = [], [], (), _nobody, None
 
-    def give(
-        self, index: int, given: Given, bucket: int, padded_rows: int, queue_s: float, run_s: float
+    def add_result(
+        self,
+        index: int,
+        given: TaskResult,
+        bucket: int,
+        padded_rows: int,
+        queue_s: float,
+        run_s: float,
     ) -> None:
         """Take what one task got.
 
@@ -167,32 +173,32 @@ class Pending:
           queue_s: for which it waited.
           run_s: for which the batch was on the device's thread.
         """
-        self.given[index] = given
+        self.results[index] = given
         self.bucket = bucket
         self.padded_rows = padded_rows
         self.queue_s = max(self.queue_s, queue_s)
         self.compute_s += run_s
-        self.left -= 1
+        self.remaining -= 1
 
-    def answer(self, model: Model) -> tuple[list[Part], Evidence]:
+    def answer(self, model: Model) -> tuple[list[ResultSlice], InferenceMetadata]:
         """Bring what the tasks were given together, part by part; none may be left."""
         names = model.output_names
-        given = iter(self.given)
+        given = iter(self.results)
         parts = []
         for checked in self.parts:
-            count = -(-checked.rows // self.most)
+            count = -(-checked.rows // self.max_task_rows)
             pieces: list[Any] = [next(given) for _ in range(count)]
             if count == 1:
                 outputs, whole, start = pieces[0]
                 named = dict(zip(names, outputs))  # noqa: B905 (checking takes longer)
-                parts.append(Part(named, whole, start, checked.rows))
+                parts.append(ResultSlice(named, whole, start, checked.rows))
             elif count:
                 joined = map(np.concatenate, zip(*[piece.outputs for piece in pieces], strict=True))
                 named = dict(zip(names, joined, strict=True))
-                parts.append(Part(named, None, 0, checked.rows))
+                parts.append(ResultSlice(named, None, 0, checked.rows))
             else:
-                parts.append(Part(model.no_rows(checked.sizes), None, 0, 0))
-        return parts, Evidence(self.bucket, self.padded_rows, self.queue_s, self.compute_s)
+                parts.append(ResultSlice(model.no_rows(checked.sizes), None, 0, 0))
+        return parts, InferenceMetadata(self.bucket, self.padded_rows, self.queue_s, self.compute_s)
 
 
 def _nobody(_: object) -> None:

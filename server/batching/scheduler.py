@@ -20,8 +20,8 @@ from collections.abc import Callable
 from runtime.model import Model
 from runtime.signature import bucket_name
 from runtime.staging import count_elements
-from server.batching.executor import Device, Outcome
-from server.batching.pending_request import Whole
+from server.batching.executor import BatchResult, DeviceExecutor
+from server.batching.pending_request import BatchOutputs
 from server.batching.queue import Batch, BatchQueue
 from server.limits import Limits
 from server.metrics import Metrics
@@ -42,7 +42,7 @@ _IN_PLACE_LEAST_S = 5.0
 BATCH_S = 50e-6
 
 
-class Pump:
+class BatchScheduler:
     """Owns the queue, and the device with the batches that it has. All on the running loop.
 
     Args:
@@ -52,13 +52,13 @@ class Pump:
       deliver: called with each outcome, and with its outputs if they can be read row for row.
       give_up: called, with the reason, when the device is lost.
       hung: called, on another thread, when the loop itself hangs in the device.
-      alone: run every task by itself.
+      no_batching: run every task by itself.
       in_flight: batches that the device has at once.
 
     Attributes:
       model: the same.
-      alone: the same.
-      queue: the tasks that wait. Whoever puts one there calls `come`.
+      no_batching: the same.
+      queue: the tasks that wait. Whoever puts one there calls `notify`.
       device: runs batches.
       fastest_s: what the quickest batch takes.
     """
@@ -68,11 +68,11 @@ class Pump:
         model: Model,
         limits: Limits,
         metrics: Metrics,
-        deliver: Callable[[Outcome, Whole | None], object],
+        deliver: Callable[[BatchResult, BatchOutputs | None], object],
         give_up: Callable[[str], object],
         hung: Callable[[], object],
         *,
-        alone: bool,
+        no_batching: bool,
         in_flight: int,
     ) -> None:
         self._loop = loop = asyncio.get_running_loop()
@@ -83,11 +83,11 @@ class Pump:
                 loop.call_soon_threadsafe(call, what)
 
         self.model = model
-        self.alone = alone
+        self.no_batching = no_batching
         self._limits = limits
         self._metrics = metrics
         self._deliver = deliver
-        self._give_up = give_up
+        self._on_fatal = give_up
         self._in_flight = in_flight
         # Whether a row's outputs have the same shape, whatever batch it is in.
         self._by_row = not any(
@@ -98,15 +98,15 @@ class Pump:
             {sizes: group.planner.with_overhead(BATCH_S) for sizes, group in model.groups.items()},
             capacity_rows=limits.queue_rows,
             max_delay_s=limits.queue_delay_s,
-            alone=alone,
+            no_batching=no_batching,
         )
-        self.device = Device(
+        self.device = DeviceExecutor(
             lambda batch, arrays: model.run(
                 model.groups[batch.sizes].programs[batch.bucket], arrays
             ),
             model.signature,
             canary=model.canary,
-            deliver=functools.partial(tell, self._came),
+            deliver=functools.partial(tell, self._on_batch_done),
             died=functools.partial(tell, give_up, "the device thread died"),
             stall_s=limits.stall_s,
             hung=hung,
@@ -119,70 +119,70 @@ class Pump:
             for bucket, seconds in group.planner.costs.items()
             if seconds <= limits.in_place_s and not model.data_dependent(sizes, bucket)
         }
-        self._flying: dict[Batch, asyncio.TimerHandle] = {}
+        self._running: dict[Batch, asyncio.TimerHandle] = {}
         self._wake: asyncio.TimerHandle | None = None
-        self._coming = False
-        self._off_loop = False
-        self._lingering: float | None = None
-        self._turn = 0.0
+        self._notified = False
+        self._prefer_thread = False
+        self._waiting_since: float | None = None
+        self._last_turn = 0.0
         self._failures = 0
         self.device.start()
 
-    def come(self, *, off_loop: bool = False) -> None:
+    def notify(self, *, prefer_thread: bool = False) -> None:
         """Pump once the loop has taken in all that it has received, so that it shares a batch.
 
         Args:
-          off_loop: whether what waits now is better run on the device's thread, however quick it is.
+          prefer_thread: whether what waits now is better run on the device's thread, however quick it is.
         """
-        self._off_loop = self._off_loop or off_loop
-        if not self._coming and len(self._flying) < self._in_flight:
-            self._coming = True
-            self._loop.call_soon(self._pump)
+        self._prefer_thread = self._prefer_thread or prefer_thread
+        if not self._notified and len(self._running) < self._in_flight:
+            self._notified = True
+            self._loop.call_soon(self._dispatch)
 
     def close(self) -> None:
         """End the device's thread after the batches that it has."""
         self.device.close()
 
-    def _pump(self) -> None:
+    def _dispatch(self) -> None:
         """Launch what is due and fits; else come back when it is."""
-        self._coming = False
+        self._notified = False
         queue = self.queue
-        quick = bool(self._in_place) and not self._flying and not self._off_loop
-        if quick and queue.rows < queue.max_rows and self._lingers():
-            self.come()
+        quick = bool(self._in_place) and not self._running and not self._prefer_thread
+        if quick and queue.rows < queue.max_rows and self._wait_for_more():
+            self.notify()
             return
-        while len(self._flying) < self._in_flight:
+        while len(self._running) < self._in_flight:
             now = time.monotonic()
             due = queue.due_in(now)
             if due is None:
-                self._off_loop = False
+                self._prefer_thread = False
                 break
             if due > 0.0:
                 if self._wake is None:
-                    self._wake = self._loop.call_later(due, self._woken)
+                    self._wake = self._loop.call_later(due, self._on_timer)
                 return
             batch = queue.take(now)
             if batch is None:
                 break
-            here = not self._flying and not self._off_loop
+            here = not self._running and not self._prefer_thread
             if here and (batch.sizes, batch.bucket) in self._in_place:
-                self._run_here(batch)
+                self._run_inline(batch)
                 return
-            stall = self._loop.call_later(self._limits.stall_s, self._give_up, "the device hangs")
-            self._flying[batch] = stall
+            stall = self._loop.call_later(self._limits.stall_s, self._on_fatal, "the device hangs")
+            self._running[batch] = stall
             self.device.submit(batch)
 
-    def _run_here(self, batch: Batch) -> None:
+    def _run_inline(self, batch: Batch) -> None:
         try:
-            outcome = self.device.run_here(batch, self._in_place[batch.sizes, batch.bucket])
+            outcome = self.device.run_inline(batch, self._in_place[batch.sizes, batch.bucket])
         except BaseException:  # as on the device's thread: whatever it is, the device is lost
             log.critical("the device died", exc_info=True)
-            self._give_up("the device died")
+            self._on_fatal("the device died")
             return
         self._settle(outcome)
-        self.come()
+        self.notify()
 
-    def _lingers(self) -> bool:
+    def _wait_for_more(self) -> bool:
         """Say whether a batch that would run in place has to wait for more to be read.
 
         Nothing is read while it runs, so it waits while the loop is busy: a turn of the loop in
@@ -190,44 +190,44 @@ class Pump:
         single event a turn, and a call makes four.
         """
         now = time.monotonic()
-        if self._lingering is None:
-            self._lingering = now
-        elif now - self._turn < IDLE_TURN_S or now - self._lingering > LINGER_S:
-            self._lingering = None
+        if self._waiting_since is None:
+            self._waiting_since = now
+        elif now - self._last_turn < IDLE_TURN_S or now - self._waiting_since > LINGER_S:
+            self._waiting_since = None
             return False
-        self._turn = now
+        self._last_turn = now
         return True
 
-    def _woken(self) -> None:
+    def _on_timer(self) -> None:
         self._wake = None
-        self._pump()
+        self._dispatch()
 
-    def _came(self, outcome: Outcome) -> None:
+    def _on_batch_done(self, outcome: BatchResult) -> None:
         """Settle what the device's thread has done; called on the loop."""
-        self._flying.pop(outcome.batch).cancel()
+        self._running.pop(outcome.batch).cancel()
         self._settle(outcome)
-        self._pump()
+        self._dispatch()
 
-    def _settle(self, outcome: Outcome) -> None:
+    def _settle(self, outcome: BatchResult) -> None:
         """Pass on what became of a batch, count it, and see whether the device still works."""
-        self._deliver(outcome, self._whole(outcome))
+        self._deliver(outcome, self._batch_outputs(outcome))
         batch, signature = outcome.batch, self.model.signature
         name = bucket_name(signature, batch.sizes, batch.bucket)
         pairs = zip(batch.tasks, outcome.answers, strict=True)
         answered = sum([task.rows for task, answer in pairs if type(answer) is tuple])
-        self._metrics.batch(name, batch.bucket, batch.rows, answered, outcome.times)
+        self._metrics.count_batch(name, batch.bucket, batch.rows, answered, outcome.times)
         parts = [task.payload[0] for task in batch.tasks]
-        self._metrics.padding(*count_elements(signature, parts, batch.bucket, batch.sizes))
+        self._metrics.count_padding(*count_elements(signature, parts, batch.bucket, batch.sizes))
         self._failures = self._failures + 1 if outcome.failed else 0
         if self._failures >= self._limits.failures:
-            self._give_up(f"{self._failures} batches failed one after the other")
+            self._on_fatal(f"{self._failures} batches failed one after the other")
 
-    def _whole(self, outcome: Outcome) -> Whole | None:
+    def _batch_outputs(self, outcome: BatchResult) -> BatchOutputs | None:
         """Give a batch's outputs for all of its tasks, if they can be read row for row."""
         if not outcome.as_declared or not self._by_row:
             return None
         rows = [output[: outcome.batch.rows] for output in outcome.outputs]
-        return Whole(dict(zip(self.model.output_names, rows, strict=True)))
+        return BatchOutputs(dict(zip(self.model.output_names, rows, strict=True)))
 
 
 def in_place_stall_s(measured_s: float) -> float:

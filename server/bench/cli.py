@@ -21,7 +21,7 @@ from runtime.commandline import Parser, add_version, seconds, to_read
 from runtime.description import columns
 from runtime.errors import BundleError, printable
 from runtime.records.golden_instances import golden_instances
-from server.bench.load_generator import Figures, post, send
+from server.bench.load_generator import LoadResult, post, send
 from server.signals import ending_in_order
 
 _MOST_REQUESTS = 64
@@ -168,7 +168,7 @@ def _server(bundle: str, options: Sequence[str], environ: Mapping[str, str]) -> 
                 pass
 
 
-def _as_json(figures: Figures, rows: int) -> dict[str, float]:
+def _as_json(figures: LoadResult, rows: int) -> dict[str, float]:
     return {
         "connections": figures.connections,
         "requests_per_s": figures.per_second,
@@ -179,7 +179,7 @@ def _as_json(figures: Figures, rows: int) -> dict[str, float]:
     }
 
 
-def table(figures: Sequence[Figures], rows: int) -> str:
+def table(figures: Sequence[LoadResult], rows: int) -> str:
     """Write the figures for people."""
     header = ("connections", "requests/s", "rows/s", "p50", "p99", "failed")
     lines = [

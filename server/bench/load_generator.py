@@ -13,7 +13,7 @@ from typing import Any, override
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Figures:
+class LoadResult:
     """What came of a load.
 
     Attributes:
@@ -110,7 +110,7 @@ def post(path: str, body: bytes) -> bytes:
 
 async def send(
     host: str, port: int, requests: Sequence[bytes], connections: int, seconds: float
-) -> Figures:
+) -> LoadResult:
     """Send requests, in turn, and measure after a fifth of the time.
 
     Args:
@@ -140,4 +140,4 @@ async def send(
     for client in clients:
         client.stop()
     await asyncio.wait([client.closed for client in clients], timeout=60)
-    return Figures(connections, taken, tuple(latencies), failed)
+    return LoadResult(connections, taken, tuple(latencies), failed)

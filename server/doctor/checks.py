@@ -4,9 +4,9 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-from server.doctor.container import HEALTH_ROUTE, Broken, Patient, Refused
+from server.doctor.container import HEALTH_ROUTE, Broken, ContainerProcess, Refused
 from server.doctor.predict_checks import Questions
-from server.doctor.result import Finding, Times
+from server.doctor.result import CheckResult, Times
 from server.doctor.shutdown_check import terminated
 
 # How often in a row a health check may go unanswered.
@@ -19,7 +19,7 @@ def examine(
     storage_uri: str,
     instances: Sequence[Any],
     times: Times,
-) -> Generator[Finding]:
+) -> Generator[CheckResult]:
     """Start a server as Vertex would and go through its checks, one finding at a time.
 
     Args:
@@ -29,7 +29,7 @@ def examine(
       instances: legal ones, as JSON values.
       times: how long to wait.
     """
-    with Patient(command, environ, storage_uri) as patient:
+    with ContainerProcess(command, environ, storage_uri) as patient:
         for check in (_liveness, _address, _health):
             finding = check(patient, times)
             yield finding
@@ -42,27 +42,29 @@ def examine(
     yield _empty_uri(command, environ, times)
 
 
-def _liveness(patient: Patient, times: Times) -> Finding:
+def _liveness(patient: ContainerProcess, times: Times) -> CheckResult:
     def done() -> bool:
         return patient.listens("127.0.0.1")
 
     vertex = "restarts the container, again and again: nothing accepts connections on AIP_HTTP_PORT"
     if not patient.until(done, times.liveness):
-        seen = patient.silence(f"no connection within {times.liveness:.3g} s")
-        return Finding("TCP liveness", ok=False, seen=seen, vertex=vertex)
+        seen = patient.silent_for(f"no connection within {times.liveness:.3g} s")
+        return CheckResult("TCP liveness", ok=False, observed=seen, consequence=vertex)
     seconds = time.monotonic() - patient.began
-    return Finding("TCP liveness", ok=True, seen=f"connected after {seconds:.1f} s", vertex=vertex)
+    return CheckResult(
+        "TCP liveness", ok=True, observed=f"connected after {seconds:.1f} s", consequence=vertex
+    )
 
 
-def _address(patient: Patient, _: Times) -> Finding:
+def _address(patient: ContainerProcess, _: Times) -> CheckResult:
     # Another address of this machine; only who listens on all of them answers there.
     ok = patient.listens("127.0.0.2")
     seen = "0.0.0.0" if ok else "127.0.0.1 only"  # noqa: S104 (a container must)
     vertex = "does not reach it, and restarts the container: listen on 0.0.0.0"
-    return Finding("address", ok=ok, seen=seen, vertex=vertex)
+    return CheckResult("address", ok=ok, observed=seen, consequence=vertex)
 
 
-def _health(patient: Patient, times: Times) -> Finding:
+def _health(patient: ContainerProcess, times: Times) -> CheckResult:
     longest = 0.0
     unanswered = 0
     last = "no answer"
@@ -83,29 +85,29 @@ def _health(patient: Patient, times: Times) -> Finding:
 
     vertex = "gives the deployment up: model server never became ready"
     if not patient.until(done, times.start - (time.monotonic() - patient.began)):
-        seen = patient.silence(f"no 200 within {times.start:.3g} s, last {last}")
-        return Finding(check, ok=False, seen=seen, vertex=vertex)
+        seen = patient.silent_for(f"no 200 within {times.start:.3g} s, last {last}")
+        return CheckResult(check, ok=False, observed=seen, consequence=vertex)
     seconds = time.monotonic() - patient.began
     if last.startswith("no answer"):
         vertex = "takes it for unhealthy: after four bad answers it sends no traffic"
-        return Finding(check, ok=False, seen=last, vertex=vertex)
+        return CheckResult(check, ok=False, observed=last, consequence=vertex)
     seen = f"200 after {seconds:.1f} s; slowest answer {longest * 1e3:.0f} ms"
-    return Finding(check, ok=True, seen=seen, vertex=vertex)
+    return CheckResult(check, ok=True, observed=seen, consequence=vertex)
 
 
-def _severity(patient: Patient) -> Finding:
+def _severity(patient: ContainerProcess) -> CheckResult:
     count = len(patient.errors)
     seen = f"{count} lines, first: {patient.errors[0][:100]}" if count else "no lines"
     vertex = "shows them as ERROR in Cloud Logging, whatever they say: write logs to stdout"
-    return Finding("stderr", ok=not count, seen=seen, vertex=vertex)
+    return CheckResult("stderr", ok=not count, observed=seen, consequence=vertex)
 
 
-def _empty_uri(command: Sequence[str], environ: Mapping[str, str], times: Times) -> Finding:
+def _empty_uri(command: Sequence[str], environ: Mapping[str, str], times: Times) -> CheckResult:
     """Look at a model without artifacts: it has a bundle of its own, or says that it has none."""
     check = "empty AIP_STORAGE_URI"
     vertex = "waits for it until the deployment times out, and tells nobody why"
 
-    with Patient(command, environ, "") as patient:
+    with ContainerProcess(command, environ, "") as patient:
 
         def healthy() -> bool:
             try:
@@ -114,10 +116,12 @@ def _empty_uri(command: Sequence[str], environ: Mapping[str, str], times: Times)
                 return False
 
         if patient.until(healthy, times.start):
-            return Finding(check, ok=True, seen="serves a bundle of its own", vertex=vertex)
+            return CheckResult(
+                check, ok=True, observed="serves a bundle of its own", consequence=vertex
+            )
         if patient.status:
-            words = patient.last_words()
+            words = patient.last_log_line()
             seen = f"ends with status {patient.status}: {words or 'without a word'}"
-            return Finding(check, ok=bool(words), seen=seen, vertex=vertex)
-        seen = patient.silence(f"no 200 within {times.start:.3g} s")
-        return Finding(check, ok=False, seen=seen, vertex=vertex)
+            return CheckResult(check, ok=bool(words), observed=seen, consequence=vertex)
+        seen = patient.silent_for(f"no 200 within {times.start:.3g} s")
+        return CheckResult(check, ok=False, observed=seen, consequence=vertex)

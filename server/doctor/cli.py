@@ -24,7 +24,7 @@ from server.doctor.payload_limits import (
     table,
     to_json,
 )
-from server.doctor.result import Finding, Times
+from server.doctor.result import CheckResult, Times
 from server.signals import ending_in_order
 
 _EPILOG = """\
@@ -127,7 +127,7 @@ def _notes(bundle: Bundle, weights: Sequence[Encoding]) -> list[str]:
     return notes
 
 
-def written(finding: Finding) -> str:
+def written(finding: CheckResult) -> str:
     """Write a finding for a person."""
-    line = f"{'pass' if finding.ok else 'FAIL'}  {finding.check:<22} {finding.seen}"
-    return line if finding.ok else f"{line}\n      Vertex {finding.vertex}"
+    line = f"{'pass' if finding.ok else 'FAIL'}  {finding.check:<22} {finding.observed}"
+    return line if finding.ok else f"{line}\n      Vertex {finding.consequence}"

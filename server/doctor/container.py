@@ -22,7 +22,7 @@ _LEAVE_S = 10.0
 _READ_BYTES = 1 << 16
 
 
-class Answer(NamedTuple):
+class HttpAnswer(NamedTuple):
     """What came back: status, body, and after how many seconds."""
 
     status: int
@@ -80,7 +80,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-class Patient:
+class ContainerProcess:
     """A server process; ends with the context, whatever it does.
 
     Args:
@@ -153,7 +153,7 @@ class Patient:
 
     def ask(
         self, path: str, body: bytes | None = None, timeout_s: float = 60.0, host: str = "127.0.0.1"
-    ) -> Answer:
+    ) -> HttpAnswer:
         """Send a request on a connection of its own: a GET, or a POST of JSON.
 
         Raises:
@@ -170,7 +170,7 @@ class Patient:
             headers = {} if body is None else {"Content-Type": "application/json"}
             connection.request("GET" if body is None else "POST", path, body, headers)
             answer = connection.getresponse()
-            return Answer(answer.status, answer.read(), time.monotonic() - begin)
+            return HttpAnswer(answer.status, answer.read(), time.monotonic() - begin)
         except (OSError, http.client.HTTPException) as error:
             raise Broken(str(error) or type(error).__name__) from None
         finally:
@@ -197,18 +197,18 @@ class Patient:
             time.sleep(_POLL_S)
         return True
 
-    def silence(self, otherwise: str) -> str:
+    def silent_for(self, otherwise: str) -> str:
         """Say how the command ended, or else what is given."""
         if self.status is None:
             return otherwise
-        return f"ended with status {self.status}: {self.last_words() or 'without a word'}"
+        return f"ended with status {self.status}: {self.last_log_line() or 'without a word'}"
 
     @property
     def errors(self) -> list[str]:
         """Give the lines on stderr, as far as anybody wants to read them."""
         return _read(self._stderr, 0).splitlines()
 
-    def last_words(self) -> str:
+    def last_log_line(self) -> str:
         """Give the last line on stderr, or of the log, which belongs on stdout; "" if it was mute."""
         for written in (self._stderr, self._stdout):
             size = os.fstat(written.fileno()).st_size

@@ -7,9 +7,9 @@ from typing import Any
 
 import orjson
 
-from server.doctor.container import PREDICT_ROUTE, Answer, Broken, Patient, Refused
+from server.doctor.container import PREDICT_ROUTE, Broken, ContainerProcess, HttpAnswer, Refused
 from server.doctor.payload_limits import DEDICATED_BYTES, SHARED_BYTES
-from server.doctor.result import Finding, Times
+from server.doctor.result import CheckResult, Times
 
 # What a batch prediction job sends at a time, unless it is told otherwise.
 BATCH = 64
@@ -18,12 +18,12 @@ BATCH = 64
 class Questions:
     """Requests to the predict route of a healthy server."""
 
-    def __init__(self, patient: Patient, instances: Sequence[Any], times: Times) -> None:
+    def __init__(self, patient: ContainerProcess, instances: Sequence[Any], times: Times) -> None:
         self._patient = patient
         self._instances = instances
         self._times = times
 
-    def __iter__(self) -> Iterator[Finding]:
+    def __iter__(self) -> Iterator[CheckResult]:
         """Ask one after the other."""
         yield from (self.one(), self.batch(), self.doubles())
         for size, name, kind in (
@@ -39,24 +39,24 @@ class Questions:
         """Write a request for one prediction."""
         return _written(self._instances[:1])
 
-    def one(self) -> Finding:
+    def one(self) -> CheckResult:
         """Ask for one prediction, right after the health route said that it may be."""
         vertex = "passes the error on to the client, who was told that the model is healthy"
         return self._asked("predict", self.request, 1, vertex)
 
-    def batch(self) -> Finding:
+    def batch(self) -> CheckResult:
         """Ask for as many predictions as a batch prediction job does."""
         body = _written(list(itertools.islice(itertools.cycle(self._instances), BATCH)))
         vertex = f"fails batch prediction: it sends {BATCH} instances in a request"
         return self._asked(f"{BATCH} instances", body, BATCH, vertex)
 
-    def body(self, size: int, check: str, why: str) -> Finding:
+    def body(self, size: int, check: str, why: str) -> CheckResult:
         """Ask with a body of a size; white space makes it so long."""
         body = self.request
         vertex = f"passes the error on to the client: {why}"
         return self._asked(check, body[:-1] + b" " * (size - len(body)) + b"}", 1, vertex, size)
 
-    def doubles(self) -> Finding:
+    def doubles(self) -> CheckResult:
         """Ask with all numbers as doubles, as gRPC clients of Vertex send them."""
         vertex = "passes 1.0 where the client wrote 1: its gRPC clients know no other numbers"
         check = "numbers as doubles"
@@ -64,10 +64,10 @@ class Questions:
         finding = self._asked(check, _written(as_doubles(self._instances[:1])), 1, vertex)
         again = self._ask(_written(as_doubles(self._instances[:1])))
         if finding.ok and _predicted(plain) != _predicted(again):
-            return Finding(check, ok=False, seen="another prediction", vertex=vertex)
+            return CheckResult(check, ok=False, observed="another prediction", consequence=vertex)
         return finding
 
-    def _ask(self, body: bytes) -> Answer | Exception:
+    def _ask(self, body: bytes) -> HttpAnswer | Exception:
         try:
             return self._patient.ask(PREDICT_ROUTE, body, self._times.predict)
         except (Refused, Broken) as error:
@@ -75,16 +75,16 @@ class Questions:
 
     def _asked(
         self, check: str, body: bytes, rows: int, vertex: str, most: float = math.inf
-    ) -> Finding:
+    ) -> CheckResult:
         answer = self._ask(body)
-        if not isinstance(answer, Answer):
-            return Finding(check, ok=False, seen=f"no answer: {answer}", vertex=vertex)
+        if not isinstance(answer, HttpAnswer):
+            return CheckResult(check, ok=False, observed=f"no answer: {answer}", consequence=vertex)
         predictions = answer.predictions()
         if answer.status != 200 or predictions is None:
-            return Finding(check, ok=False, seen=str(answer), vertex=vertex)
+            return CheckResult(check, ok=False, observed=str(answer), consequence=vertex)
         seen = f"{len(predictions)} predictions, {len(answer.body):,} bytes, {answer.seconds:.3f} s"
         ok = len(predictions) == rows and len(answer.body) <= most
-        return Finding(check, ok=ok, seen=seen, vertex=vertex)
+        return CheckResult(check, ok=ok, observed=seen, consequence=vertex)
 
 
 def _written(instances: Sequence[Any]) -> bytes:
@@ -100,5 +100,5 @@ def as_doubles(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _predicted(answer: Answer | Exception) -> list[Any] | None:
-    return answer.predictions() if isinstance(answer, Answer) else None
+def _predicted(answer: HttpAnswer | Exception) -> list[Any] | None:
+    return answer.predictions() if isinstance(answer, HttpAnswer) else None

@@ -23,17 +23,17 @@ class Times:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """The outcome of a check.
 
     Attributes:
       check: what was looked at.
       ok: whether Vertex would be content.
-      seen: what was seen.
-      vertex: what Vertex would have done, where it would not.
+      observed: what was seen.
+      consequence: what Vertex would have done, where it would not.
     """
 
     check: str
     ok: bool
-    seen: str
-    vertex: str
+    observed: str
+    consequence: str

@@ -3,8 +3,8 @@
 import threading
 import time
 
-from server.doctor.container import PREDICT_ROUTE, Broken, Patient, Refused
-from server.doctor.result import Finding, Times
+from server.doctor.container import PREDICT_ROUTE, Broken, ContainerProcess, Refused
+from server.doctor.result import CheckResult, Times
 
 _LOADERS = 8
 
@@ -12,7 +12,7 @@ _LOADERS = 8
 class _Load:
     """Requests from several threads, until nobody answers."""
 
-    def __init__(self, patient: Patient, body: bytes, times: Times) -> None:
+    def __init__(self, patient: ContainerProcess, body: bytes, times: Times) -> None:
         self._patient, self._body, self._times = patient, body, times
         self._signalled = threading.Event()
         self._over = threading.Event()
@@ -59,7 +59,7 @@ class _Load:
         return seconds if ended else None
 
 
-def terminated(patient: Patient, body: bytes, times: Times) -> Finding:
+def terminated(patient: ContainerProcess, body: bytes, times: Times) -> CheckResult:
     """Look at who is left without an answer, and whether it ends at all.
 
     Args:
@@ -72,12 +72,14 @@ def terminated(patient: Patient, body: bytes, times: Times) -> Finding:
     load.begin()
     if patient.status is not None:
         vertex = "restarts it, and its requests fail meanwhile"
-        return Finding(check, ok=False, seen=patient.silence("ended before"), vertex=vertex)
+        return CheckResult(
+            check, ok=False, observed=patient.silent_for("ended before"), consequence=vertex
+        )
     seconds = load.end()
     vertex = "drops them whenever it scales in, updates or moves the container"
     if seconds is None:
         seen = f"still running after {times.grace:.3g} s"
         vertex = "kills it, with whatever it was answering"
-        return Finding(check, ok=False, seen=seen, vertex=vertex)
+        return CheckResult(check, ok=False, observed=seen, consequence=vertex)
     seen = f"{load.answered} answered, {load.lost} lost; ended after {seconds:.1f} s with status {patient.status}"
-    return Finding(check, ok=not load.lost, seen=seen, vertex=vertex)
+    return CheckResult(check, ok=not load.lost, observed=seen, consequence=vertex)

@@ -52,7 +52,7 @@ class Calls:
             self._awaited.set()
 
 
-class Refused:
+class RpcError:
     """A request is answered with an error.
 
     Nothing that is raised: gRPC keeps what `abort` raises in a circle with the call, and by it
@@ -80,7 +80,7 @@ class Refused:
         self.text = text[:LONGEST_TEXT]
 
 
-async def sent(context: Context, made: bytes | Refused) -> bytes:
+async def sent(context: Context, made: bytes | RpcError) -> bytes:
     """Give an answer, or abort the call with the refusal."""
     if isinstance(made, bytes):
         return made

@@ -6,14 +6,14 @@ from typing import override
 from runtime.model import Model
 from server.batching.service import Service
 from server.protocols import oip_grpc
-from server.protocols.inference import LARGE_BYTES, Call, Inference
+from server.protocols.inference import LARGE_BYTES, Inference, ParsedRequest
 from server.protos import inference_pb2 as pb
 
 
 class GrpcInference(Inference[bytes]):
     """A request for an inference, which a coroutine waits for."""
 
-    off_loop = True
+    prefer_thread = True
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class GrpcInference(Inference[bytes]):
         try:
             await self._ended
         except asyncio.CancelledError:
-            self.withdraw()
+            self.cancel()
             raise
         # An error knows the frames that it passed. If one of them, or what that has, knew the
         # error, only the next look for garbage would free them all, and the message with them.
@@ -49,16 +49,16 @@ class GrpcInference(Inference[bytes]):
         return self._made
 
     @override
-    def read(self, model: Model) -> Call[bytes]:
+    def parse(self, model: Model) -> ParsedRequest[bytes]:
         return oip_grpc.read(self._request, model, stream=self._stream)
 
     @override
-    def written(self, message: bytes) -> None:
+    def on_response(self, message: bytes) -> None:
         self._made = message
         self._end()
 
     @override
-    def failed(self, error: Exception) -> None:
+    def on_error(self, error: Exception) -> None:
         self._error = error
         self._end()
 

@@ -142,7 +142,7 @@ class Receiver:
         for arrival in self._receiving:
             self._end(arrival, error)
 
-    def look(self) -> None:
+    def check_timeouts(self) -> None:
         """Refuse the calls whose message takes too long; has to be called every so often."""
         for arrival in list(self._receiving):
             arrival.looks += 1
@@ -166,7 +166,7 @@ class Receiver:
 
     def _on_time(self) -> None:
         self._timer = None
-        self.look()
+        self.check_timeouts()
         if self._receiving or self._waiting or self._slow_connections:
             self._timer = asyncio.get_running_loop().call_later(self._look_s, self._on_time)
 

@@ -22,19 +22,19 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
 )
 
 from runtime.errors import MalformedRequest
-from server.batching.memory_budget import UNCOUNTED, Unread
+from server.batching.memory_budget import FREE_BYTES, Unread
 from server.batching.service import Service, State
 from server.config import ConfigError, ServerConfig
 from server.errors import BodyTimeout, Draining, Overloaded, Unavailable, Unsupported
 from server.grpc import connections
-from server.grpc.calls import Calls, Context, Refused, sent
+from server.grpc.calls import Calls, Context, RpcError, sent
 from server.grpc.health import Health
 from server.grpc.inference import GrpcInference
 from server.grpc.options import address, options
 from server.grpc.receive import Receiver
 from server.grpc.stream import Stream, Streams
 from server.observability.prometheus import statistics
-from server.observability.snapshot import Gather, figures_of
+from server.observability.snapshot import CollectStats, snapshot_of
 from server.protocols import oip, oip_grpc
 from server.protos import inference_pb2 as pb
 from server.protos.pool import POOL
@@ -50,7 +50,7 @@ HOLD_S = 0.2
 UNSERVED = "this method of the protocol is not served; ServerMetadata lists the extensions that are"
 
 
-class Entrance:
+class GrpcServer:
     """A gRPC server before a service.
 
     Args:
@@ -60,10 +60,10 @@ class Entrance:
     """
 
     def __init__(
-        self, service: Service, config: ServerConfig, figures: Gather | None = None
+        self, service: Service, config: ServerConfig, figures: CollectStats | None = None
     ) -> None:
         self._service = service
-        self._figures = figures or functools.partial(figures_of, service)
+        self._figures = figures or functools.partial(snapshot_of, service)
         self._health = Health(service, (INFERENCE,))
         self._reflection = reflection.ReflectionServicer((INFERENCE, HEALTH, REFLECTION), POOL)
         self._receiver = Receiver()
@@ -168,13 +168,13 @@ class Entrance:
             calls = self._calls
             calls.enter()
             try:
-                made: bytes | Refused
+                made: bytes | RpcError
                 try:
                     made = tell(await self._receiver.receive(context))
                 except Exception as error:  # noqa: BLE001 (every error has an answer)
-                    made = Refused(error, context)
-                code = made.status.grpc if isinstance(made, Refused) else "OK"
-                self._service.metrics.other("grpc", code)
+                    made = RpcError(error, context)
+                code = made.status.grpc if isinstance(made, RpcError) else "OK"
+                self._service.metrics.count_request("grpc", code)
                 return await sent(context, made)
             finally:
                 calls.leave(context)
@@ -182,8 +182,8 @@ class Entrance:
         return grpc.stream_unary_rpc_method_handler(method)
 
     async def _unserved(self, _: object, context: Context) -> bytes:
-        refused = Refused(Unsupported(UNSERVED), context)
-        self._service.metrics.other("grpc", refused.status.grpc)
+        refused = RpcError(Unsupported(UNSERVED), context)
+        self._service.metrics.count_request("grpc", refused.status.grpc)
         return await sent(context, refused)
 
     async def _infer(self, _: object, context: Context) -> bytes:
@@ -200,16 +200,16 @@ class Entrance:
         Raises:
           Overloaded: all answers together would be too much.
         """
-        held = self._service.held
+        held = self._service.memory
         held.take_answer(size)
-        context.add_done_callback(lambda _: held.give(size))
+        context.add_done_callback(lambda _: held.release(size))
 
     async def _stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
-        unread = Unread(self._service.held)
+        unread = Unread(self._service.memory)
 
         async def answer(data: bytes) -> bytes:
             made = await self._answer(context, data, unread)
-            if isinstance(made, Refused):
+            if isinstance(made, RpcError):
                 text = oip_grpc.refusal(made.identity, made.text)
                 unread.size += len(text)
                 return text
@@ -244,19 +244,19 @@ class Entrance:
                 await self._refuse()
             self._streams.add(connection, stream)
             if not await stream.run(requests):
-                refused = Refused(_stopping(), context)
+                refused = RpcError(_stopping(), context)
         except (Unavailable, BodyTimeout) as error:  # others are gRPC's: the client has gone
-            refused = Refused(error, context)
+            refused = RpcError(error, context)
         finally:
             self._streams.discard(connection, stream)
             calls.leave(context)
         if refused is not None:
-            self._service.metrics.other("grpc", refused.status.grpc)
+            self._service.metrics.count_request("grpc", refused.status.grpc)
             await sent(context, refused)
 
     async def _answer(
         self, context: Context, data: bytes | None = None, unread: Unread | None = None
-    ) -> bytes | Refused:
+    ) -> bytes | RpcError:
         """Answer an inference, and count it.
 
         Args:
@@ -265,14 +265,14 @@ class Entrance:
           unread: counts the answers of that stream.
         """
         begun = time.monotonic()
-        count = self._service.metrics.inference
+        count = self._service.metrics.count_inference
         identity, held = "", 0
         try:
             if data is None:
                 if self._stopping:
                     await self._refuse()
                 data = await self._receiver.receive(context)
-            self._service.held.take(len(data))
+            self._service.memory.acquire(len(data))
             size = held = len(data)
             request = oip_grpc.parse(pb.ModelInferRequest, data)
             del data
@@ -283,17 +283,17 @@ class Entrance:
             made = await inference.answer(size)
             if unread is not None:
                 unread.add(len(made))
-            elif len(made) > UNCOUNTED:
+            elif len(made) > FREE_BYTES:
                 self._hold(context, len(made))
         except asyncio.CancelledError:
             count("grpc", "CANCELLED", time.monotonic() - begun, "canceled")
             raise
         except Exception as error:  # noqa: BLE001 (every error has an answer)
-            refused = Refused(error, context, identity)
+            refused = RpcError(error, context, identity)
             count("grpc", refused.status.grpc, time.monotonic() - begun, refused.status.slug)
             return refused
         finally:
-            self._service.held.give(held)
+            self._service.memory.release(held)
         count("grpc", "OK", time.monotonic() - begun)
         return made
 
@@ -305,16 +305,16 @@ class Entrance:
         try:
             self._expect_room()
             request = oip_grpc.parse(HealthCheckRequest, await self._receiver.receive(context))
-            self._service.metrics.other("grpc", "OK")
+            self._service.metrics.count_request("grpc", "OK")
             async for told in self._health.watch(request.service):
                 await context.write(told.SerializeToString())
         except (Unavailable, BodyTimeout, MalformedRequest) as error:  # others are gRPC's
-            refused = Refused(error, context)
+            refused = RpcError(error, context)
         finally:
             self._watches -= 1
             calls.leave(context)
         if refused is not None:
-            self._service.metrics.other("grpc", refused.status.grpc)
+            self._service.metrics.count_request("grpc", refused.status.grpc)
             await sent(context, refused)
 
     def _expect_room(self) -> None:

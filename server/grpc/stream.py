@@ -100,7 +100,7 @@ class Stream:
             self._refusal = refusal
             self._reader.cancel()
 
-    def look(self) -> None:
+    def check_timeouts(self) -> None:
         """End it if its client reads nothing; has to be called every so often."""
         self._looks = self._looks + 1 if self._writing and self._written == self._seen else 0
         self._seen = self._written
@@ -226,6 +226,6 @@ class Streams:
         self._timer = None
         for streams in list(self._connections.values()):
             for stream in list(streams):
-                stream.look()
+                stream.check_timeouts()
         if self._connections:
             self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look)

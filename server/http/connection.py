@@ -18,7 +18,7 @@ from typing import Any, Protocol, override
 import httptools
 
 from runtime.errors import MalformedRequest
-from server.batching.memory_budget import UNCOUNTED, Held, Incoming
+from server.batching.memory_budget import FREE_BYTES, BodyBuffer, MemoryBudget
 from server.errors import (
     BodyTimeout,
     Draining,
@@ -28,9 +28,9 @@ from server.errors import (
     Overloaded,
     TooLarge,
 )
-from server.http.message import Head, Heads, Message, without_offer, write
-from server.protocols.body import BODY_S, PROGRESS_BYTES, Announced
-from server.protocols.response import Reply
+from server.http.message import HeadCache, Message, RequestHead, without_offer, write
+from server.protocols.body import BODY_S, PROGRESS_BYTES, BodyInfo
+from server.protocols.response import Response
 
 # The request line and headers together; proxies allow 8 to 60 KiB.
 HEAD_BYTES = 1 << 16
@@ -65,29 +65,29 @@ _PARSED = (Phase.HEAD, Phase.BODY)
 class Underway(Protocol):
     """A request that is being answered, as its connection sees it."""
 
-    def withdraw(self) -> object:
+    def cancel(self) -> object:
         """Give it up: its client has gone."""
 
     def deprioritize(self) -> object:
         """Answer it only while there is room: its client may have gone."""
 
 
-class Answers(Protocol):
+class RequestHandler(Protocol):
     """Whoever answers the requests of connections.
 
     Attributes:
-      held: counts the bytes of bodies.
+      memory: counts the bytes of bodies.
     """
 
-    held: Held
+    memory: MemoryBudget
 
-    def admit(self, head: Head) -> Announced:
+    def on_headers(self, head: RequestHead) -> BodyInfo:
         """Give what the head says of the body; raises what refuses the request."""
 
-    def answer(self, message: Message, done: Callable[[Reply], object]) -> Underway | None:
+    def answer(self, message: Message, done: Callable[[Response], object]) -> Underway | None:
         """Answer a request; what is returned hears of its client's going before it is done."""
 
-    def refused(self, head: Head | None, error: Exception) -> Reply:
+    def refused(self, head: RequestHead | None, error: Exception) -> Response:
         """Write the refusal of a request that was not read."""
 
     def closing(self) -> bool:
@@ -103,7 +103,9 @@ class Connection(asyncio.Protocol):
       heads: that were read before, on any connection.
     """
 
-    def __init__(self, answers: Answers, connections: "set[Connection]", heads: Heads) -> None:
+    def __init__(
+        self, answers: RequestHandler, connections: "set[Connection]", heads: HeadCache
+    ) -> None:
         self._answers = answers
         self._connections = connections
         self._heads = heads
@@ -119,10 +121,10 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._fields: list[tuple[str, bytes]] = []
         self._headers: dict[str, str] = {}
-        self._doubled: set[str] = set()
-        self._head: Head | None = None
-        self._body = Incoming(answers.held)
-        self._waiting: collections.deque[Message | Reply] = collections.deque()
+        self._duplicates: set[str] = set()
+        self._head: RequestHead | None = None
+        self._body = BodyBuffer(answers.memory)
+        self._waiting: collections.deque[Message | Response] = collections.deque()
         self._answering: Message | None = None
         self._underway: Underway | None = None
         # Whether httptools is behind the first byte of a request, and not behind its last.
@@ -148,14 +150,14 @@ class Connection(asyncio.Protocol):
         self._body.drop()
         self._drop_waiting()
         if self._answering is not None and self._underway is not None:
-            self._underway.withdraw()
+            self._underway.cancel()
             self._release(self._answering)
 
     @override
     def eof_received(self) -> bool:
         """Answer what a client has asked that sends no more.
 
-        It may have gone, which looks the same until it resets the connection; see `look`.
+        It may have gone, which looks the same until it resets the connection; see `check_timeouts`.
 
         Returns:
           Whether the connection stays open, for answers that are to come.
@@ -184,7 +186,7 @@ class Connection(asyncio.Protocol):
         if self._phase is Phase.LINGER:
             return
         if self._phase is Phase.IDLE:
-            known = self._heads.recall(data, self._client)
+            known = self._heads.get(data, self._client)
             if known is not None:
                 self._take(known)
                 return
@@ -229,7 +231,7 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._fields = []
         self._headers = {}
-        self._doubled = set()
+        self._duplicates = set()
         self._head = None
 
     def on_url(self, part: bytes) -> None:
@@ -242,7 +244,7 @@ class Connection(asyncio.Protocol):
             key = name.decode("latin-1").lower()
             self._fields.append((key, value))
             if key in self._headers:
-                self._doubled.add(key)
+                self._duplicates.add(key)
             else:
                 # Of the white space that RFC 9112 section 5.1 has ignored, llhttp leaves tabs.
                 self._headers[key] = value.decode("latin-1").strip(" \t")
@@ -252,12 +254,12 @@ class Connection(asyncio.Protocol):
         parser = self._parser
         if self._phase is Phase.LINGER or parser.should_upgrade():
             return
-        self._head = head = Head(
+        self._head = head = RequestHead(
             parser.get_method().decode(),
             self._target,
             parser.get_http_version(),
             self._headers,
-            self._doubled,
+            self._duplicates,
         )
         self._enter(Phase.BODY)
         if self._bare_bytes > HEAD_BYTES and self._head_size() > HEAD_BYTES:
@@ -265,7 +267,7 @@ class Connection(asyncio.Protocol):
             return
         self._bare_bytes = 0
         try:
-            head.announced = announced = self._answers.admit(head)
+            head.body_info = announced = self._answers.on_headers(head)
         except Exception as error:  # noqa: BLE001 (every error has an answer)
             self._refuse(error)
             return
@@ -291,12 +293,12 @@ class Connection(asyncio.Protocol):
         if self._phase is Phase.LINGER or head is None:
             return
         keep_alive = self._parser.should_keep_alive()
-        message = Message(head, self._client, self._body.whole(), keep_alive)
+        message = Message(head, self._client, self._body.take(), keep_alive)
         self._bare_bytes = 0
         self._head = None
         self._begun = False
         self._enter(Phase.IDLE)
-        self._heads.remember(self._whole, message)
+        self._heads.put(self._whole, message)
         self._whole = b""  # an idle connection holds nothing of what it has sent
         self._take(message)
         if not keep_alive and self._phase is Phase.IDLE:
@@ -306,7 +308,7 @@ class Connection(asyncio.Protocol):
 
     def _take(self, message: Message) -> None:
         try:
-            self._hold(message)
+            self._count_memory(message)
         except (TooLarge, Overloaded) as error:
             self._head = message.head
             self._refuse(error)
@@ -314,19 +316,19 @@ class Connection(asyncio.Protocol):
             self._waiting.append(message)
             self._next()
 
-    def _hold(self, message: Message) -> None:
+    def _count_memory(self, message: Message) -> None:
         """Count a request that came whole, unless it is small and the only one."""
         if len(self._waiting) == PIPELINED:
             raise TooLarge(f"requests: expected at most {PIPELINED} ahead of their answers")
         size = len(message.body)
-        if size > UNCOUNTED or self._waiting or self._answering is not None:
+        if size > FREE_BYTES or self._waiting or self._answering is not None:
             self._body.count(size)
-            message.counted = self._body.hand_over()
+            message.counted = self._body.detach()
 
     def _release(self, message: Message) -> None:
         """Count the body of a request no more: it is answered, or given up."""
         if message.counted:
-            self._answers.held.give(message.counted)
+            self._answers.memory.release(message.counted)
             message.counted = 0
 
     def _drop_waiting(self) -> None:
@@ -360,7 +362,7 @@ class Connection(asyncio.Protocol):
         """Say whether what comes is read, and not thrown away."""
         return self._phase is not Phase.LINGER
 
-    def look(self, now: float) -> None:
+    def check_timeouts(self, now: float) -> None:
         """End the connection if what it waits for does not come in time, or its client has gone."""
         if self._half_closed and self._was_reset():
             self._transport.abort()
@@ -385,7 +387,7 @@ class Connection(asyncio.Protocol):
         elif self.quiet:
             self._part()
 
-    def leave(self) -> None:
+    def close_gracefully(self) -> None:
         """End, unless there is an answer to come; a request that is not all there is refused."""
         if not self.reading:
             return
@@ -423,7 +425,7 @@ class Connection(asyncio.Protocol):
         if self._answering is not None or self._blocked_since is not None or not self._waiting:
             return
         item = self._waiting.popleft()
-        if isinstance(item, Reply):
+        if isinstance(item, Response):
             self._send(item, None)
         else:
             self._answering = item
@@ -433,7 +435,7 @@ class Connection(asyncio.Protocol):
                 if self._half_closed and underway is not None:
                     underway.deprioritize()
 
-    def _answered(self, made: Reply) -> None:
+    def _answered(self, made: Response) -> None:
         message, self._answering, self._underway = self._answering, None, None
         if message is not None:
             self._release(message)
@@ -441,7 +443,7 @@ class Connection(asyncio.Protocol):
             self._send(made, message)
             self._next()
 
-    def _send(self, made: Reply, message: Message | None) -> None:
+    def _send(self, made: Response, message: Message | None) -> None:
         """Write an answer; with None it is the last one."""
         head_only = message is not None and message.head.method == "HEAD"
         if self._answers.closing() and self._phase is Phase.IDLE:

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from flask import Flask, Response, request
+from flask import Flask, request
+from flask import Response as FlaskResponse
 from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.routing import RequestRedirect
 
@@ -16,7 +17,7 @@ from server.http.routes import Done, Route
 from server.limits import BodyLimits
 from server.protocols import body
 from server.protocols.request import Fields, Request, read_fields
-from server.protocols.response import Headers, Reply, failure, refusal
+from server.protocols.response import Headers, Response, error_response, exception_response
 from server.request_id import request_id
 from server.request_target import (
     METHODS,
@@ -29,14 +30,14 @@ from server.request_target import (
 )
 
 # Begins something on the service's event loop, and waits for its reply on the calling thread.
-Wait = Callable[[Callable[[Done], object]], Reply]
+Wait = Callable[[Callable[[Done], object]], Response]
 
 
 def make_wait(loop: asyncio.AbstractEventLoop) -> Wait:
     """Make what an application waits with, for a service on this loop."""
 
-    def wait(begin: Callable[[Done], object]) -> Reply:
-        made: Future[Reply] = Future()
+    def wait(begin: Callable[[Done], object]) -> Response:
+        made: Future[Response] = Future()
 
         def run() -> None:
             try:
@@ -72,8 +73,8 @@ def create_app(
     app.url_map.merge_slashes = False  # it answers by redirecting, with a page of HTML
     app.before_request(_check)
 
-    def view(route: Route) -> Callable[..., Response]:
-        def answer(**parts: str) -> Response:
+    def view(route: Route) -> Callable[..., FlaskResponse]:
+        def answer(**parts: str) -> FlaskResponse:
             try:
                 asked = _read(route, limits)
             except Exception as error:  # noqa: BLE001 (every error has an answer)
@@ -90,22 +91,22 @@ def create_app(
         app.add_url_rule(route.rule, endpoint, view(route), methods=[route.method])
 
     @app.errorhandler(Exception)
-    def fail(error: Exception) -> Response:
+    def fail(error: Exception) -> FlaskResponse:
         if isinstance(error, HTTPException):
             made = _refused(error)
         else:
-            made = failure(error, request_id(_header))
+            made = exception_response(error, request_id(_header))
         return _response(wait(lambda done: done(_counted(service, made))))
 
     @app.after_request
-    def share(made: Response) -> Response:
+    def share(made: FlaskResponse) -> FlaskResponse:
         made.headers.extend(cors.headers(request.method, _header))
         return made
 
     return app
 
 
-def _check() -> Response | None:
+def _check() -> FlaskResponse | None:
     """Refuse a request by its host and its target, before it is given to a route.
 
     Raises:
@@ -136,14 +137,14 @@ def _target() -> bytes:
     return spelt(request.path) if sent is None else str(sent).encode("latin-1", "replace")
 
 
-class _Plain(Response):
+class _Plain(FlaskResponse):
     """An answer that has no type unless it is given one: to OPTIONS there is no body."""
 
     default_mimetype = None
 
 
-def _counted(service: Service, made: Reply) -> Reply:
-    service.metrics.other("none", str(made.status))
+def _counted(service: Service, made: Response) -> Response:
+    service.metrics.count_request("none", str(made.status))
     return made
 
 
@@ -162,7 +163,7 @@ def _read(route: Route, limits: BodyLimits) -> Request:
     return Request(whole, announced.json_bytes, read_fields(_header))
 
 
-def _read_body(announced: body.Announced) -> bytes:
+def _read_body(announced: body.BodyInfo) -> bytes:
     """Read the body; where the WSGI server lends its socket, as gunicorn does, not for ever."""
     connection = request.environ.get("gunicorn.socket")
     if connection is None:
@@ -177,11 +178,11 @@ def _read_body(announced: body.Announced) -> bytes:
         connection.settimeout(None)
 
 
-def _response(made: Reply) -> Response:
+def _response(made: Response) -> FlaskResponse:
     return _Plain(made.body, made.status, list(made.headers))
 
 
-def _refused(error: HTTPException) -> Reply:
+def _refused(error: HTTPException) -> Response:
     """Write what Flask itself refuses: an unknown path, a method that a route lacks."""
     name = error.name or "error"
     allowed = getattr(error, "valid_methods", None)
@@ -189,4 +190,4 @@ def _refused(error: HTTPException) -> Reply:
     path = split_target(_target())[0].decode("latin-1")
     text = f"{request.method} {path[:100]}: {name}"
     slug = name.lower().replace(" ", "_")
-    return refusal(error.code or 500, slug, text, request_id(_header), headers)
+    return error_response(error.code or 500, slug, text, request_id(_header), headers)

@@ -18,12 +18,12 @@ from server.batching.service import Service, State
 from server.errors import TooLarge, Unsupported
 from server.http.connection import Underway
 from server.http.cors import NO_CORS, Cors
-from server.http.message import Head, Message
+from server.http.message import Message, RequestHead
 from server.http.routes import Route
 from server.limits import BodyLimits
-from server.protocols.body import Announced, check_headers, check_length, read_length
+from server.protocols.body import BodyInfo, check_headers, check_length, read_length
 from server.protocols.request import Request, read_fields
-from server.protocols.response import Reply, failure
+from server.protocols.response import Response, exception_response
 from server.request_id import request_id
 from server.request_target import check_host, check_target, split_target
 
@@ -41,7 +41,7 @@ _SINGLE = frozenset(
 )
 
 
-class Front:
+class HttpFrontend:
     """Answers the requests of connections; see `http_connection.Answers`.
 
     Args:
@@ -52,8 +52,8 @@ class Front:
       cors: says who else may read the answers; the application has its own.
 
     Attributes:
-      held: counts the bytes of bodies.
-      hot: paths to the routes that answer a POST there, with the named parts of each.
+      memory: counts the bytes of bodies.
+      inference_routes: paths to the routes that answer a POST there, with the named parts of each.
     """
 
     def __init__(
@@ -63,15 +63,15 @@ class Front:
         self._service = service
         self._limits = limits
         self._cors = cors
-        self.held = service.held
+        self.memory = service.memory
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="http")
-        self.hot: dict[bytes, tuple[Route, dict[str, str]]] = {}
+        self.inference_routes: dict[bytes, tuple[Route, dict[str, str]]] = {}
 
-    def admit(self, head: Head) -> Announced:
+    def on_headers(self, head: RequestHead) -> BodyInfo:
         """Give what the head says of the body; raises what refuses the request."""
         head.route = self._route(head)
-        if not head.doubled.isdisjoint(_SINGLE):
-            name = min(head.doubled & _SINGLE)
+        if not head.duplicates.isdisjoint(_SINGLE):
+            name = min(head.duplicates & _SINGLE)
             raise MalformedRequest(f"{name}: expected one header of that name, got several")
         _check_framing(head)
         if head.route is not None:
@@ -80,12 +80,12 @@ class Front:
         length = read_length(head.headers.get("content-length", "0"))
         if length > limit:
             raise TooLarge(f"body: expected at most {limit} bytes, got {length}")
-        return Announced(None, limit, None, "")
+        return BodyInfo(None, limit, None, "")
 
-    def answer(self, message: Message, done: Callable[[Reply], object]) -> Underway | None:
+    def answer(self, message: Message, done: Callable[[Response], object]) -> Underway | None:
         """Answer a request; what is returned hears of its client's going before it is done."""
         head = message.head
-        announced = head.announced
+        announced = head.body_info
         if head.route is None or announced is None:
             self._ask_app(message, done)
             return None
@@ -104,24 +104,26 @@ class Front:
             return None
         return route.answer(self._service, request, parts, done)
 
-    def _shared(self, head: Head, done: Callable[[Reply], object], made: Reply) -> None:
+    def _shared(
+        self, head: RequestHead, done: Callable[[Response], object], made: Response
+    ) -> None:
         """Pass an answer on with what is said of origins."""
         done(_with(made, self._cors, head))
 
-    def _ask_app(self, message: Message, done: Callable[[Reply], object]) -> None:
-        def called(call: asyncio.Future[Reply]) -> None:
+    def _ask_app(self, message: Message, done: Callable[[Response], object]) -> None:
+        def called(call: asyncio.Future[Response]) -> None:
             error = call.exception()
-            done(call.result() if error is None else failure(error))
+            done(call.result() if error is None else exception_response(error))
 
         loop = asyncio.get_running_loop()
         call = loop.run_in_executor(self._pool, _call, self._app, environ_of(message))
         call.add_done_callback(called)
 
-    def refused(self, head: Head | None, error: Exception) -> Reply:
+    def refused(self, head: RequestHead | None, error: Exception) -> Response:
         """Write the refusal of a request that was not read."""
-        made = failure(error, None if head is None else request_id(head.headers.get))
+        made = exception_response(error, None if head is None else request_id(head.headers.get))
         if head is None or head.route is None:
-            self._service.metrics.other("none", str(made.status))
+            self._service.metrics.count_request("none", str(made.status))
         else:
             head.route[0].count(self._service.metrics, made, 0.0)
         return made if head is None else _with(made, self._cors, head)
@@ -130,7 +132,7 @@ class Front:
         """Say whether connections are to end with their answers."""
         return self._service.state not in (State.LOADING, State.READY)
 
-    def _route(self, head: Head) -> tuple[Route, dict[str, str]] | None:
+    def _route(self, head: RequestHead) -> tuple[Route, dict[str, str]] | None:
         """Find who infers, whatever comes before or behind the path.
 
         An inference that went to the application would hold one of its threads until it is
@@ -138,18 +140,18 @@ class Front:
         """
         if head.method != "POST":
             return None
-        found = self.hot.get(head.target)
+        found = self.inference_routes.get(head.target)
         if found is None:
             path, _ = split_target(head.target)
-            found = self.hot.get(path)
+            found = self.inference_routes.get(path)
         return found
 
 
-def _with(made: Reply, cors: Cors, head: Head) -> Reply:
+def _with(made: Response, cors: Cors, head: RequestHead) -> Response:
     return made._replace(headers=made.headers + cors.headers(head.method, head.headers.get))
 
 
-def _check_framing(head: Head) -> None:
+def _check_framing(head: RequestHead) -> None:
     """Refuse what RFC 9112 has a server refuse, and httptools lets pass."""
     if head.version not in ("1.0", "1.1"):
         raise MalformedRequest(f"version: expected HTTP 1.0 or 1.1, got {head.version}")
@@ -194,7 +196,7 @@ def environ_of(message: Message) -> dict[str, Any]:
     return environ
 
 
-def _call(app: Wsgi, environ: dict[str, Any]) -> Reply:
+def _call(app: Wsgi, environ: dict[str, Any]) -> Response:
     """Run the application to its end, on a worker thread."""
     started: list[tuple[int, list[tuple[str, str]]]] = []
 
@@ -209,4 +211,4 @@ def _call(app: Wsgi, environ: dict[str, Any]) -> Reply:
         if close is not None:
             close()
     status, headers = started[-1]
-    return Reply(status, tuple(headers), body)
+    return Response(status, tuple(headers), body)

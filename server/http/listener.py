@@ -11,15 +11,15 @@ import sys
 import time
 from typing import Any
 
-from server.http.connection import Answers, Connection
-from server.http.message import Heads
+from server.http.connection import Connection, RequestHandler
+from server.http.message import HeadCache
 
 log = logging.getLogger(__name__)
 
 # Above what a load balancer opens; the kernel keeps some more waiting.
 CONNECTIONS = 2048
 # How often connections are looked at for what does not come.
-LOOK_S = 1.0
+TIMEOUT_CHECK_S = 1.0
 _SO_ATTACH_FILTER = 26
 # Connections that are taken in before the others have their turn.
 _AT_ONCE = 64
@@ -83,29 +83,29 @@ class HttpServer:
     Args:
       answers: answers the requests.
       listener: a socket that listens; see `listen`.
-      most: connections at once; the kernel keeps those beyond.
+      max_connections: connections at once; the kernel keeps those beyond.
       look_s: how often they are looked at for what does not come.
     """
 
     def __init__(
         self,
-        answers: Answers,
+        answers: RequestHandler,
         listener: socket.socket,
         most: int = CONNECTIONS,
-        look_s: float = LOOK_S,
+        look_s: float = TIMEOUT_CHECK_S,
     ) -> None:
         self._answers = answers
         self._listener = listener
         self._most = most
         self._look_s = look_s
-        self._heads = Heads()
+        self._heads = HeadCache()
         self._beginning: set[asyncio.Task[Any]] = set()
         self.connections: set[Connection] = set()
 
     async def serve(self) -> None:
         """Accept connections until the listener is closed, or it is cancelled."""
         loop = asyncio.get_running_loop()
-        looking = loop.create_task(self._look())
+        looking = loop.create_task(self._check_timeouts())
         self._resume(loop)
         try:
             while self._listener.fileno() >= 0:  # noqa: ASYNC110 (whoever closes it waits for it)
@@ -143,8 +143,8 @@ class HttpServer:
         now = time.monotonic()
         for connection in list(self.connections):
             if leave:
-                connection.leave()
-            connection.look(now)
+                connection.close_gracefully()
+            connection.check_timeouts(now)
 
     def unfinished(self) -> int:
         """Return the number of connections on which an answer is to come, or on its way."""
@@ -200,7 +200,7 @@ class HttpServer:
         if not begun.cancelled() and isinstance(error := begun.exception(), OSError):
             log.debug("a connection was gone again: %s", error)
 
-    async def _look(self) -> None:
+    async def _check_timeouts(self) -> None:
         while True:
             await asyncio.sleep(self._look_s)
             self._look_at_all(leave=False)

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from email.utils import formatdate
 from typing import Any
 
-from server.protocols.body import Announced
+from server.protocols.body import BodyInfo
 from server.protocols.request import Fields
-from server.protocols.response import Headers, Reply
+from server.protocols.response import Headers, Response
 
 # A client's requests differ in their lengths if at all, so this is enough for many clients.
 _KNOWN = 1024
@@ -20,7 +20,7 @@ _CONNECTION = (b"close", b"keep-alive")
 
 
 @dataclasses.dataclass(slots=True)
-class Head:
+class RequestHead:
     """The head of a request.
 
     Attributes:
@@ -28,9 +28,9 @@ class Head:
       target: path and query, as sent.
       version: of HTTP, such as 1.1.
       headers: by lower-case name; of several with one name the first.
-      doubled: names that came more than once.
+      duplicates: names that came more than once.
       route: what answers it, as whoever admitted it knows it.
-      announced: what it says of the body, once that is accepted.
+      body_info: what it says of the body, once that is accepted.
       fields: what it asks of routes, once that was read.
     """
 
@@ -38,9 +38,9 @@ class Head:
     target: bytes
     version: str
     headers: dict[str, str]
-    doubled: set[str]
+    duplicates: set[str]
     route: Any = None
-    announced: Announced | None = None
+    body_info: BodyInfo | None = None
     fields: Fields | None = None
 
     @property
@@ -61,14 +61,14 @@ class Message:
       counted: bytes of the body that count as held; see `held`.
     """
 
-    head: Head
+    head: RequestHead
     client: str
     body: bytes = b""
     keep_alive: bool = True
     counted: int = 0
 
 
-class Heads:
+class HeadCache:
     """Heads that were read before.
 
     Clients that keep a connection send the same head again and again. One that httptools has
@@ -79,9 +79,9 @@ class Heads:
     """
 
     def __init__(self) -> None:
-        self._heads: dict[bytes, tuple[Head, int]] = {}
+        self._heads: dict[bytes, tuple[RequestHead, int]] = {}
 
-    def recall(self, data: bytes, client: str) -> Message | None:
+    def get(self, data: bytes, client: str) -> Message | None:
         """Read a request whose head is known, if that and its body are all there is."""
         end = data.find(b"\r\n\r\n") + 4
         known = self._heads.get(data[:end])
@@ -89,14 +89,14 @@ class Heads:
             return None
         return Message(known[0], client, data[end:])
 
-    def remember(self, data: bytes, message: Message) -> None:
+    def put(self, data: bytes, message: Message) -> None:
         """Keep the head of a request that was read from exactly this."""
         head, length = message.head, len(message.body)
         end = len(data) - length
         if (
             length
-            and head.announced is not None
-            and head.announced.length == length
+            and head.body_info is not None
+            and head.body_info.length == length
             and message.keep_alive
             and not head.expects_continue
             and data.find(b"\r\n\r\n") + 4 == end <= _KNOWN_BYTES
@@ -127,7 +127,7 @@ def without_offer(
     return b"\r\n".join([*lines, b"", b""])
 
 
-def write(made: Reply, *, head_only: bool, connection: str) -> bytes:
+def write(made: Response, *, head_only: bool, connection: str) -> bytes:
     """Write an answer.
 
     Args:

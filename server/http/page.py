@@ -21,9 +21,9 @@ from runtime.model import Model
 from runtime.signature import Signature, TensorSpec
 from server.batching.service import Service
 from server.metrics import quantile
-from server.observability.snapshot import Figures, Gather
+from server.observability.snapshot import CollectStats, StatsSnapshot
 from server.protocols.oip import DATATYPES
-from server.protocols.response import Headers, Reply
+from server.protocols.response import Headers, Response
 
 # An example of more elements would be most of the page.
 _MOST_ELEMENTS = 4096
@@ -44,7 +44,12 @@ class Page:
     """
 
     def __init__(
-        self, service: Service, gather: Gather, rules: Iterable[Rule], predict_route: str, port: int
+        self,
+        service: Service,
+        gather: CollectStats,
+        rules: Iterable[Rule],
+        predict_route: str,
+        port: int,
     ) -> None:
         self._service = service
         self._gather = gather
@@ -64,7 +69,7 @@ class Page:
             ("cache-control", "no-store"),
         )
 
-    def reply(self) -> Reply:
+    def reply(self) -> Response:
         """Write the page; called on the event loop, which owns the counts."""
         service = self._service
         text = self._template.render(
@@ -75,7 +80,7 @@ class Page:
             figures=_figures(self._gather()),
             **(_example_of(service.model.signature) if service.loaded else {"example": None}),
         )
-        return Reply(200, self._headers, text.encode())
+        return Response(200, self._headers, text.encode())
 
     def _curls(self) -> Iterator[tuple[str, str]]:
         """Give the protocol of each route, and the line that asks it."""
@@ -121,7 +126,7 @@ def _about(model: Model) -> dict[str, Any]:
     }
 
 
-def _figures(figures: Figures) -> list[tuple[str, str]]:
+def _figures(figures: StatsSnapshot) -> list[tuple[str, str]]:
     """Give what was counted since the start, named."""
     metrics = figures.metrics
     batches = sum(bucket.run.count for bucket in metrics.buckets.values())

@@ -16,12 +16,12 @@ from server.errors import Overloaded, Unsupported
 from server.http.page import Page
 from server.metrics import Metrics
 from server.observability.prometheus import MetricsPage, statistics
-from server.observability.snapshot import Gather, figures_of
+from server.observability.snapshot import CollectStats, snapshot_of
 from server.protocols import oip, oip_http, tfserving, vertex
 from server.protocols.body import inflate
-from server.protocols.inference import LARGE_BYTES, Call, Inference, Read, evidence_headers
+from server.protocols.inference import LARGE_BYTES, Inference, ParsedRequest, Read, evidence_headers
 from server.protocols.request import Request
-from server.protocols.response import Reply, failure, reply
+from server.protocols.response import Response, exception_response, json_response
 from server.protocols.strict_json import expect_fitting
 from server.request_target import spelt
 
@@ -43,8 +43,8 @@ _UNSERVED = (
 _GONE = "499"
 
 # Takes the named parts of the path, as keywords; gives what is told.
-Tell = Callable[..., Reply]
-Done = Callable[[Reply], object]
+Tell = Callable[..., Response]
+Done = Callable[[Response], object]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Route:
     method: str
     rule: str
     protocol: str
-    tell: Tell = Reply
+    tell: Tell = Response
     read: Read | None = None
 
     @property
@@ -91,26 +91,26 @@ class Route:
         try:
             made = self.tell(**parts)
         except Exception as error:  # noqa: BLE001 (every error has an answer)
-            made = failure(error, request.fields.id)
+            made = exception_response(error, request.fields.id)
         self.count(service.metrics, made, 0.0)
         done(made)
         return None
 
-    def refuse(self, metrics: Metrics, error: Exception, identity: str | None) -> Reply:
+    def refuse(self, metrics: Metrics, error: Exception, identity: str | None) -> Response:
         """Answer a request that could not be read, and count it."""
-        made = failure(error, identity)
+        made = exception_response(error, identity)
         self.count(metrics, made, 0.0)
         return made
 
-    def count(self, metrics: Metrics, made: Reply, seconds: float) -> None:
+    def count(self, metrics: Metrics, made: Response, seconds: float) -> None:
         """Count a request that was answered, or refused."""
         if self.read is not None:
-            metrics.inference(self.protocol, str(made.status), seconds, made.slug)
+            metrics.count_inference(self.protocol, str(made.status), seconds, made.slug)
         else:
-            metrics.other(self.protocol, str(made.status))
+            metrics.count_request(self.protocol, str(made.status))
 
 
-class _Inference(Inference[Reply]):
+class _Inference(Inference[Response]):
     """A request of a route that asks the model; it is counted with how it ended."""
 
     def __init__(
@@ -131,7 +131,7 @@ class _Inference(Inference[Reply]):
         self._added = self._held = 0
 
     @override
-    def read(self, model: Model) -> Call[Reply]:
+    def parse(self, model: Model) -> ParsedRequest[Response]:
         parts, read = self._parts, self._route.read
         if parts:
             oip.check_names(model.manifest, parts["model"], parts.get("version", ""))
@@ -140,50 +140,50 @@ class _Inference(Inference[Reply]):
             whole = inflate(request.body, request.packed)
             self._added = max(0, len(whole) - len(request.body))
             request = request._replace(body=whole, packed=None)
-        rows = self.service.most_rows
+        rows = self.service.max_request_rows
         expect_fitting(request.body, request.json_bytes, model.signature, rows)
         return read(request, model)  # type: ignore[misc]
 
     @override
-    def submit(self, call: Call[Reply]) -> None:
+    def submit(self, call: ParsedRequest[Response]) -> None:
         try:
-            self.service.held.take(self._added)
+            self.service.memory.acquire(self._added)
         except Overloaded as error:
-            self.failed(error)
+            self.on_error(error)
             return
         self._held = self._added
         super().submit(call)
 
     @override
-    def written(self, message: Reply) -> None:
+    def on_response(self, message: Response) -> None:
         if self._request.fields.evidence:
             headers = evidence_headers(self.service.model, self.evidence)
             message = message._replace(headers=message.headers + headers)
         self._end(message)
 
     @override
-    def failed(self, error: Exception) -> None:
-        self._end(failure(error, self._request.fields.id))
+    def on_error(self, error: Exception) -> None:
+        self._end(exception_response(error, self._request.fields.id))
 
     @override
-    def withdraw(self) -> None:
-        super().withdraw()
+    def cancel(self) -> None:
+        super().cancel()
         self._let_go()
         seconds = time.monotonic() - self._begun
-        self.service.metrics.inference(self._route.protocol, _GONE, seconds, "canceled")
+        self.service.metrics.count_inference(self._route.protocol, _GONE, seconds, "canceled")
 
     def _let_go(self) -> None:
-        self.service.held.give(self._held)
+        self.service.memory.release(self._held)
         self._held = 0
 
-    def _end(self, made: Reply) -> None:
+    def _end(self, made: Response) -> None:
         self._let_go()
         self._route.count(self.service.metrics, made, time.monotonic() - self._begun)
         self._done(made)
 
 
 def make_routes(
-    service: Service, config: ServerConfig, figures: Gather | None = None
+    service: Service, config: ServerConfig, figures: CollectStats | None = None
 ) -> tuple[Route, ...]:
     """Make every route; where a configured one takes a fixed one's place, it has it.
 
@@ -192,7 +192,7 @@ def make_routes(
       config: names routes, and says whether there are metrics and a page.
       figures: gives the server's counts; those of this process unless it is given.
     """
-    figures = figures or functools.partial(figures_of, service)
+    figures = figures or functools.partial(snapshot_of, service)
     found: dict[tuple[str, str], Route] = {}
     for route in [
         *_vertex(service, config),
@@ -224,47 +224,47 @@ def hot_paths(
 
 def _telling(tell: Callable[..., Any]) -> Tell:
     """Write what a function gives as JSON."""
-    return lambda **parts: reply(tell(**parts))
+    return lambda **parts: json_response(tell(**parts))
 
 
 def _of_model(service: Service, tell: Callable[[], Any]) -> Tell:
     """Write what a function gives about the model, named in the path or not."""
 
-    def told(model: str | None = None, version: str = "") -> Reply:
+    def told(model: str | None = None, version: str = "") -> Response:
         if model is not None:
             oip.check_names(service.model.manifest, model, version)
-        return reply(tell())
+        return json_response(tell())
 
     return told
 
 
 def _health(service: Service) -> Tell:
-    def told() -> Reply:
+    def told() -> Response:
         status = 200 if service.state is State.READY else 503
-        return reply({"status": service.state.value}, status)
+        return json_response({"status": service.state.value}, status)
 
     return told
 
 
 def _ready(service: Service) -> Tell:
-    def told(model: str | None = None, version: str = "") -> Reply:
+    def told(model: str | None = None, version: str = "") -> Response:
         ready = service.state is State.READY
         if model is None:
-            return reply({"ready": ready}, 200 if ready else 503)
+            return json_response({"ready": ready}, 200 if ready else 503)
         manifest = service.model.manifest
         oip.check_names(manifest, model, version)
-        return reply({"name": manifest.name, "ready": ready}, 200 if ready else 503)
+        return json_response({"name": manifest.name, "ready": ready}, 200 if ready else 503)
 
     return told
 
 
 def _vertex(service: Service, config: ServerConfig) -> Iterator[Route]:
-    read = functools.partial(vertex.read, most_rows=service.most_rows)
+    read = functools.partial(vertex.read, most_rows=service.max_request_rows)
     yield Route("POST", config.predict_route, "vertex", read=read)
     yield Route("GET", config.health_route, "health", _health(service))
 
 
-def _oip(service: Service, figures: Gather) -> Iterator[Route]:
+def _oip(service: Service, figures: CollectStats) -> Iterator[Route]:
     def about() -> Any:
         return {
             "name": oip.SERVER_NAME,
@@ -291,7 +291,7 @@ def _oip(service: Service, figures: Gather) -> Iterator[Route]:
             yield Route(method, rule, "oip", _unserved)
 
 
-def _unserved(**_: str) -> Reply:
+def _unserved(**_: str) -> Response:
     raise Unsupported("this extension of the protocol is not served; GET /v2 lists those that are")
 
 
@@ -307,16 +307,18 @@ def _tfserving(service: Service) -> Iterator[Route]:
     for model in ("/v1/models/<model>", "/v1/models/<model>/versions/<version>"):
         yield Route("GET", model, "tfserving", _of_model(service, status))
         yield Route("GET", f"{model}/metadata", "tfserving", describe)
-        read = functools.partial(tfserving.read, most_rows=service.most_rows)
+        read = functools.partial(tfserving.read, most_rows=service.max_request_rows)
         yield Route("POST", f"{model}:predict", "tfserving", read=read)
 
 
-def _metrics(service: Service, config: ServerConfig, figures: Gather) -> Iterator[Route]:
+def _metrics(service: Service, config: ServerConfig, figures: CollectStats) -> Iterator[Route]:
     if config.metrics:
         yield Route("GET", "/metrics", "metrics", MetricsPage(service, figures).reply)
 
 
-def _page(service: Service, figures: Gather, config: ServerConfig, routes: list[Route]) -> Route:
+def _page(
+    service: Service, figures: CollectStats, config: ServerConfig, routes: list[Route]
+) -> Route:
     shown = ((r.protocol, r.method, r.rule) for r in routes if r.tell is not _unserved)
     page = Page(service, figures, shown, config.predict_route, config.port)
     return Route("GET", "/", "page", page.reply)

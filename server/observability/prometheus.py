@@ -19,11 +19,11 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from runtime.model import Model
-from runtime.promises import promises, today
+from runtime.promises import compatibility_windows, today
 from server.batching.service import Service, State
 from server.metrics import DurationSum, Histogram, Metrics
-from server.observability.snapshot import Figures, Gather
-from server.protocols.response import Reply
+from server.observability.snapshot import CollectStats, StatsSnapshot
+from server.protocols.response import Response
 
 
 class MetricsPage(Collector):
@@ -34,16 +34,16 @@ class MetricsPage(Collector):
       gather: gives the counts.
     """
 
-    def __init__(self, service: Service, gather: Gather) -> None:
+    def __init__(self, service: Service, gather: CollectStats) -> None:
         self._service = service
         self._gather = gather
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
-    def reply(self) -> Reply:
+    def reply(self) -> Response:
         """Write the page; called on the event loop, which owns the counts."""
         body = generate_latest(self._registry)
-        return Reply(200, (("content-type", CONTENT_TYPE_LATEST),), body)
+        return Response(200, (("content-type", CONTENT_TYPE_LATEST),), body)
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family."""
@@ -101,11 +101,13 @@ class MetricsPage(Collector):
         manifest = self._service.model.manifest
         return manifest.name, manifest.version
 
-    def _of_service(self, figures: Figures) -> Iterator[Metric]:
+    def _of_service(self, figures: StatsSnapshot) -> Iterator[Metric]:
         service = self._service
         yield _gauge("ready", "1 while requests are answered.", service.state is State.READY)
         yield _gauge("queue_depth", "Rows that wait.", figures.queued_rows)
-        yield _gauge("runs_alone", "1 where batches hold one task, since rows mix.", service.alone)
+        yield _gauge(
+            "runs_alone", "1 where batches hold one task, since rows mix.", service.no_batching
+        )
         yield _counter("compiles_after_ready", "Programs compiled after ready.", figures.compiles)
         yield _counter("log_lines_dropped", "Lines of the log not written.", figures.lines_dropped)
         if service.loaded:
@@ -130,7 +132,7 @@ def _of_model(model: Model) -> Iterator[Metric]:
         "Days of jax builds that are promised to read the bundle.",
         labels=["form"],
     )
-    for promise in promises(manifest):
+    for promise in compatibility_windows(manifest):
         left.add_metric([promise.form], promise.days_left(today()))
     yield left
 

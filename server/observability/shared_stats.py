@@ -13,7 +13,7 @@ import zlib
 
 from server.batching.service import Service
 from server.logs import lines_dropped
-from server.observability.snapshot import Figures, figures_of, read, together, write
+from server.observability.snapshot import StatsSnapshot, merge, read, snapshot_of, write
 
 # A place holds about 10 KB of counts, labels and all.
 PLACE_BYTES = 1 << 18
@@ -23,7 +23,7 @@ _HEAD = struct.Struct("=II")  # bytes that follow, and their CRC-32
 _TRIES = 8
 
 
-class Board:
+class SharedStats:
     """The board, as one of the processes sees it.
 
     Args:
@@ -42,9 +42,9 @@ class Board:
         self._memory = mmap.mmap(self.fd, places * PLACE_BYTES)
         self._places = places
         self._mine = mine
-        self._last: dict[int, Figures] = {}
+        self._last: dict[int, StatsSnapshot] = {}
 
-    def write(self, figures: Figures) -> None:
+    def write(self, figures: StatsSnapshot) -> None:
         """Write this process's figures."""
         data = write(figures)
         at = self._mine * PLACE_BYTES
@@ -52,7 +52,7 @@ class Board:
             self._memory[at + _HEAD.size : at + _HEAD.size + len(data)] = data
             self._memory[at : at + _HEAD.size] = _HEAD.pack(len(data), zlib.crc32(data))
 
-    def others(self) -> list[Figures]:
+    def read_others(self) -> list[StatsSnapshot]:
         """Read those of the other processes, as far as they have written any."""
         for place in range(self._places):
             if place != self._mine:
@@ -63,7 +63,7 @@ class Board:
                         break
         return list(self._last.values())
 
-    def _read(self, place: int) -> Figures | None:
+    def _read(self, place: int) -> StatsSnapshot | None:
         at = place * PLACE_BYTES
         size, checksum = _HEAD.unpack(self._memory[at : at + _HEAD.size])
         data = self._memory[at + _HEAD.size : at + _HEAD.size + size]
@@ -71,11 +71,11 @@ class Board:
             return None
         return read(data)
 
-    def gather(self, service: Service) -> Figures:
+    def gather(self, service: Service) -> StatsSnapshot:
         """Give the figures of all processes, this one's as they are now."""
-        return together([figures_of(service), *self.others()])
+        return merge([snapshot_of(service), *self.read_others()])
 
-    async def keep(self, service: Service, every_s: float = RENEWED_S) -> None:
+    async def publish(self, service: Service, every_s: float = RENEWED_S) -> None:
         """Write this process's figures whenever they have changed; cancelled to end."""
         last = None
         while True:
@@ -83,5 +83,5 @@ class Board:
             counted = metrics.requests.total(), metrics.rows, service.queued_rows, lines_dropped()
             if counted != last:
                 last = counted
-                self.write(figures_of(service))
+                self.write(snapshot_of(service))
             await asyncio.sleep(every_s)

@@ -1,4 +1,4 @@
-"""What a server's page and metrics show: the counts of its processes together."""
+"""What a server's page and metrics show: the counts of its processes merge."""
 
 import dataclasses
 import os
@@ -13,8 +13,8 @@ from server.metrics import Metrics, total
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Figures:
-    """What one process has counted, or several have together.
+class StatsSnapshot:
+    """What one process has counted, or several have merge.
 
     Attributes:
       metrics: counts.
@@ -36,13 +36,13 @@ class Figures:
 
 
 # Gives those of the whole server; called on the event loop.
-Gather = Callable[[], Figures]
+CollectStats = Callable[[], StatsSnapshot]
 
 
-def figures_of(service: Service) -> Figures:
+def snapshot_of(service: Service) -> StatsSnapshot:
     """Give those of this process."""
     model = service.model if service.loaded else None
-    return Figures(
+    return StatsSnapshot(
         service.metrics,
         service.queued_rows,
         service.compiles,
@@ -53,10 +53,10 @@ def figures_of(service: Service) -> Figures:
     )
 
 
-def together(several: Sequence[Figures]) -> Figures:
+def merge(several: Sequence[StatsSnapshot]) -> StatsSnapshot:
     """Add up those of several processes."""
     memory = [figures.memory for figures in several if figures.memory is not None]
-    return Figures(
+    return StatsSnapshot(
         total([figures.metrics for figures in several]),
         sum(figures.queued_rows for figures in several),
         sum(figures.compiles for figures in several),
@@ -67,15 +67,15 @@ def together(several: Sequence[Figures]) -> Figures:
     )
 
 
-def write(figures: Figures) -> bytes:
+def write(figures: StatsSnapshot) -> bytes:
     """Write figures for another process of the same server to read."""
     fields = {field.name: getattr(figures, field.name) for field in dataclasses.fields(figures)}
     return orjson.dumps({**fields, "metrics": figures.metrics.to_json()})
 
 
-def read(data: bytes) -> Figures:
+def read(data: bytes) -> StatsSnapshot:
     """Read what `write` wrote."""
     found = orjson.loads(data)
-    return Figures(
+    return StatsSnapshot(
         **{**found, "metrics": Metrics.from_json(found["metrics"]), "pids": tuple(found["pids"])}
     )

@@ -28,7 +28,7 @@ _PIECE_BYTES = 1 << 8
 _LARGEST_PIECE_BYTES = 1 << 20
 
 
-class Announced(NamedTuple):
+class BodyInfo(NamedTuple):
     """What the headers say of a body.
 
     Attributes:
@@ -45,7 +45,7 @@ class Announced(NamedTuple):
     encoding: str
 
 
-def check_headers(header: Header, limits: BodyLimits) -> Announced:
+def check_headers(header: Header, limits: BodyLimits) -> BodyInfo:
     """Refuse a body by its headers, before it is read.
 
     Args:
@@ -78,13 +78,13 @@ def check_headers(header: Header, limits: BodyLimits) -> Announced:
     if header("transfer-encoding") is not None:
         if length is not None:
             raise MalformedRequest("content-length: expected none beside transfer-encoding")
-        return Announced(None, limit, json_bytes, encoding)
+        return BodyInfo(None, limit, json_bytes, encoding)
     if not length:
-        return Announced(0, limit, json_bytes, encoding)
+        return BodyInfo(0, limit, json_bytes, encoding)
     announced = read_length(length)
     if announced > limit:
         raise TooLarge(f"body: expected at most {limit} bytes, got {announced}")
-    return Announced(announced, limit, json_bytes, encoding)
+    return BodyInfo(announced, limit, json_bytes, encoding)
 
 
 def read_length(text: str) -> int:
@@ -97,7 +97,7 @@ def read_length(text: str) -> int:
 
 
 def _json_bytes(header: Header) -> int | None:
-    """Tell JSON from binary tensors; see `Announced.json_bytes`."""
+    """Tell JSON from binary tensors; see `BodyInfo.json_bytes`."""
     content_type = header("content-type")
     json_bytes = header("inference-header-content-length")
     if json_bytes is None and (content_type is None or content_type == "application/json"):
@@ -134,7 +134,7 @@ def _number(name: str, text: str) -> int:
     return int(text)
 
 
-def check_length(body: bytes, announced: Announced) -> None:
+def check_length(body: bytes, announced: BodyInfo) -> None:
     """Refuse a body that is shorter than announced or longer than the limit.
 
     Several servers hand a short body over as if it were whole.
@@ -145,7 +145,7 @@ def check_length(body: bytes, announced: Announced) -> None:
         raise TooLarge(f"body: expected at most {announced.limit} bytes, got more")
 
 
-def inflate(body: bytes, announced: Announced) -> bytes:
+def inflate(body: bytes, announced: BodyInfo) -> bytes:
     """Decompress a body, if it is compressed, to no more than its limit.
 
     A body of gzip may have several members, one behind the other: RFC 1952 section 2.2.
@@ -174,7 +174,7 @@ def _member(
     stream: "zlib._Decompress",
     body: bytes,
     at: int,
-    announced: Announced,
+    announced: BodyInfo,
     parts: list[bytes],
     size: int,
 ) -> tuple[int, int]:
@@ -209,7 +209,7 @@ def _member(
     return at, size
 
 
-def read(stream: BinaryIO, announced: Announced) -> bytes:
+def read(stream: BinaryIO, announced: BodyInfo) -> bytes:
     """Read a body whole; one of unknown length up to one byte beyond the limit, to tell.
 
     Werkzeug's own reading cuts a chunked body at its limit without a word.

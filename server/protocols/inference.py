@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 
 from runtime.inputs import Checked
 from runtime.model import Model
-from server.batching.pending_request import Answer, Evidence, Pending
+from server.batching.pending_request import InferenceMetadata, InferenceResult, PendingRequest
 from server.batching.service import Service
 from server.protocols.request import Request
-from server.protocols.response import Headers, Reply
+from server.protocols.response import Headers, Response
 
 # Bodies above this are read, and answers above it written, on a worker thread, so that the
 # event loop goes on meanwhile: below it, changing threads costs more than it gives.
 LARGE_BYTES = 1 << 18
 
 
-class Call[T](NamedTuple):
+class ParsedRequest[T](NamedTuple):
     """A request that was read.
 
     Attributes:
@@ -30,18 +30,18 @@ class Call[T](NamedTuple):
     """
 
     parts: Sequence[Checked]
-    write: Callable[[Answer], T]
+    write: Callable[[InferenceResult], T]
     timeout_s: float | None = None
 
 
-Read = Callable[[Request, Model], Call[Reply]]
+Read = Callable[[Request, Model], ParsedRequest[Response]]
 
 
 class Inference[T](abc.ABC):
     """A request on its way: it is read, answered, and the answer written. On the event loop.
 
-    Exactly one of `written` and `failed` is called, once, perhaps before `begin` returns;
-    neither after `withdraw`.
+    Exactly one of `on_response` and `on_error` is called, once, perhaps before `begin` returns;
+    neither after `cancel`.
 
     Args:
       service: that answers.
@@ -50,30 +50,30 @@ class Inference[T](abc.ABC):
     Attributes:
       service: that answers.
       evidence: how the answer came about, once it is written.
-      off_loop: whether its entrance needs the loop while a program runs; see `Pump`.
+      prefer_thread: whether its entrance needs the loop while a program runs; see `Pump`.
     """
 
-    off_loop = False
+    prefer_thread = False
 
     def __init__(self, service: Service, timeout_s: float | None) -> None:
         self.service = service
-        self.evidence: Evidence
+        self.evidence: InferenceMetadata
         self._timeout_s = timeout_s
-        self._write: Callable[[Answer], T]
-        self._pending: Pending | None = None
-        self._withdrawn = False
+        self._write: Callable[[InferenceResult], T]
+        self._pending: PendingRequest | None = None
+        self._cancelled = False
         self._deprioritized = False
 
     @abc.abstractmethod
-    def read(self, model: Model) -> Call[T]:
+    def parse(self, model: Model) -> ParsedRequest[T]:
         """Read the request for a model; raises what is wrong with it."""
 
     @abc.abstractmethod
-    def written(self, message: T) -> None:
+    def on_response(self, message: T) -> None:
         """Take the answer."""
 
     @abc.abstractmethod
-    def failed(self, error: Exception) -> None:
+    def on_error(self, error: Exception) -> None:
         """Take what went wrong; `status.explain` knows what to say of it."""
 
     def begin(self, *, large: bool) -> None:
@@ -85,19 +85,19 @@ class Inference[T](abc.ABC):
         try:
             model = self.service.model
             if large:
-                self._aside(self.submit, self.read, model)
+                self._in_thread(self.submit, self.parse, model)
                 return
-            call = self.read(model)
+            call = self.parse(model)
         except Exception as error:  # noqa: BLE001 (every error has an answer)
-            self.failed(error)
+            self.on_error(error)
         else:
             self.submit(call)
 
-    def withdraw(self) -> None:
+    def cancel(self) -> None:
         """Give the request up: its client has gone."""
-        self._withdrawn = True
+        self._cancelled = True
         if self._pending is not None:
-            self.service.withdraw(self._pending)
+            self.service.cancel(self._pending)
 
     def deprioritize(self) -> None:
         """Answer the request only while there is room: its client may have gone."""
@@ -105,7 +105,7 @@ class Inference[T](abc.ABC):
         if self._pending is not None:
             self.service.deprioritize(self._pending)
 
-    def submit(self, call: Call[T]) -> None:
+    def submit(self, call: ParsedRequest[T]) -> None:
         """Have what was read answered."""
         parts, self._write, own_s = call
         timeout_s = self._timeout_s
@@ -113,38 +113,40 @@ class Inference[T](abc.ABC):
             timeout_s = own_s
         try:
             self._pending = self.service.submit(
-                parts, self._answered, timeout_s, off_loop=self.off_loop
+                parts, self._answered, timeout_s, prefer_thread=self.prefer_thread
             )
         except Exception as error:  # noqa: BLE001 (likewise)
-            self.failed(error)
+            self.on_error(error)
         else:
             if self._deprioritized:
                 self.deprioritize()
 
-    def _answered(self, answer: Answer | Exception) -> None:
+    def _answered(self, answer: InferenceResult | Exception) -> None:
         if isinstance(answer, Exception):
-            self.failed(answer)
+            self.on_error(answer)
             return
         self.evidence = answer.evidence
         if answer.rows * self.service.output_row_bytes > LARGE_BYTES:
-            self._aside(self.written, self._write, answer)
+            self._in_thread(self.on_response, self._write, answer)
             return
         try:
             message = self._write(answer)
         except Exception as error:  # noqa: BLE001 (likewise)
-            self.failed(error)
+            self.on_error(error)
         else:
-            self.written(message)
+            self.on_response(message)
 
-    def _aside(self, then: Callable[[Any], object], work: Callable[..., Any], what: object) -> None:
+    def _in_thread(
+        self, then: Callable[[Any], object], work: Callable[..., Any], what: object
+    ) -> None:
         """Do on a worker thread what takes long, and go on with what comes of it."""
 
         def came(worked: asyncio.Future[Any]) -> None:
             error = worked.exception()
-            if self._withdrawn:
+            if self._cancelled:
                 return
             if isinstance(error, Exception):
-                self.failed(error)
+                self.on_error(error)
             else:
                 then(worked.result())
 
@@ -152,7 +154,7 @@ class Inference[T](abc.ABC):
         loop.run_in_executor(None, work, what).add_done_callback(came)
 
 
-def evidence_of(model: Model, evidence: Evidence) -> dict[str, str | int]:
+def evidence_of(model: Model, evidence: InferenceMetadata) -> dict[str, str | int]:
     """Name what an answer rests on."""
     return {
         "bundle": model.bundle.digest,
@@ -163,7 +165,7 @@ def evidence_of(model: Model, evidence: Evidence) -> dict[str, str | int]:
     }
 
 
-def evidence_headers(model: Model, evidence: Evidence) -> Headers:
+def evidence_headers(model: Model, evidence: InferenceMetadata) -> Headers:
     """Write the evidence as X-Hloserve-* headers."""
     named = evidence_of(model, evidence).items()
     return tuple((f"x-hloserve-{name.replace('_', '-')}", str(value)) for name, value in named)

@@ -43,7 +43,7 @@ EXTENSIONS = ("binary_tensor_data", "statistics")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Head:
+class RequestFields:
     """What a request says of one input, its values apart.
 
     Attributes:
@@ -65,7 +65,7 @@ class Head:
         return math.prod(self.shape)
 
 
-def read_head(signature: Signature, name: object, datatype: object, shape: object) -> Head:
+def read_head(signature: Signature, name: object, datatype: object, shape: object) -> RequestFields:
     """Hold an input's name, datatype and shape against the signature.
 
     Raises:
@@ -95,15 +95,15 @@ def read_head(signature: Signature, name: object, datatype: object, shape: objec
             raise SignatureMismatch(
                 f"input {spec.name!r}: expected {spec}, got {brief(size)} in its shape"
             )
-    return Head(spec, tuple(shape))
+    return RequestFields(spec, tuple(shape))
 
 
-def from_raw(head: Head, data: bytes | memoryview) -> Array:
+def from_raw(head: RequestFields, data: bytes | memoryview) -> Array:
     """View an input's bytes as a tensor; see `typed.from_bytes`."""
     return from_bytes(head.spec.dtype, head.shape, data, head.where)
 
 
-def from_values(head: Head, values: Any) -> Array:
+def from_values(head: RequestFields, values: Any) -> Array:
     """Type JSON numbers; nested as the shape says, or flat in row-major order.
 
     Raises:
@@ -142,7 +142,7 @@ def from_body(signature: Signature, data: bytes) -> dict[str, Array]:
         raise SignatureMismatch(f"body: expected a multiple of {unit} bytes, got {len(data)}")
     count = len(data) // unit
     shape = spec.concrete(1 if axes else count, dict.fromkeys(axes, count))
-    return {spec.name: from_raw(Head(spec, shape), data)}
+    return {spec.name: from_raw(RequestFields(spec, shape), data)}
 
 
 def read_timeout(value: object) -> float | None:

@@ -12,10 +12,10 @@ from runtime.errors import MalformedRequest, SignatureMismatch
 from runtime.model import Model
 from runtime.signature import TensorSpec
 from runtime.tensors import Array, numpy_dtype
-from server.batching.pending_request import Answer
+from server.batching.pending_request import InferenceResult
 from server.errors import Unsupported
 from server.protocols import oip
-from server.protocols.inference import Call, evidence_of
+from server.protocols.inference import ParsedRequest, evidence_of
 from server.protos.inference_pb2 import (
     InferParameter,
     ModelInferRequest,
@@ -102,7 +102,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
     return value, at
 
 
-def read(request: ModelInferRequest, model: Model, *, stream: bool = False) -> Call[bytes]:
+def read(request: ModelInferRequest, model: Model, *, stream: bool = False) -> ParsedRequest[bytes]:
     """Read a request, to be answered by a ModelInferResponse.
 
     Args:
@@ -123,7 +123,7 @@ def read(request: ModelInferRequest, model: Model, *, stream: bool = False) -> C
     if type(evidence) is not bool:
         raise MalformedRequest("parameters: expected true or false for evidence")
     timeout = _parameter(request.parameters, "timeout", default=0)
-    return Call(
+    return ParsedRequest(
         [model.checker.check(inputs)],
         functools.partial(_write, model, request.id, outputs, evidence, stream),
         oip.read_timeout(timeout),
@@ -175,7 +175,7 @@ def _typed(request: ModelInferRequest, model: Model) -> dict[str, Array]:
 
 def _head(
     tensor: ModelInferRequest.InferInputTensor, model: Model, found: Mapping[str, Array]
-) -> oip.Head:
+) -> oip.RequestFields:
     head = oip.read_head(model.signature, tensor.name, tensor.datatype, tuple(tensor.shape))
     if head.spec.name in found:
         raise MalformedRequest(f"{head.where}: expected once, got it twice")
@@ -216,7 +216,7 @@ def _write(
     outputs: list[TensorSpec],
     evidence: bool,
     stream: bool,
-    answer: Answer,
+    answer: InferenceResult,
 ) -> bytes:
     """Write an answer; NaN and infinity go as they are."""
     whole: ModelInferResponse | ModelStreamInferResponse

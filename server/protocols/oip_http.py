@@ -14,12 +14,12 @@ from runtime.records.predictions import writable
 from runtime.records.tensors import brief, kind_of
 from runtime.signature import Signature, TensorSpec
 from runtime.tensors import Array
-from server.batching.pending_request import Answer
+from server.batching.pending_request import InferenceResult
 from server.errors import Unsupported
 from server.protocols import oip
-from server.protocols.inference import Call, evidence_of
+from server.protocols.inference import ParsedRequest, evidence_of
 from server.protocols.request import Request
-from server.protocols.response import Headers, Reply, reply, to_json
+from server.protocols.response import Headers, Response, json_response, to_json
 from server.protocols.strict_json import parse_object
 
 
@@ -38,7 +38,7 @@ class Wanted:
     evidence: bool
 
 
-def read(request: Request, model: Model) -> Call[Reply]:
+def read(request: Request, model: Model) -> ParsedRequest[Response]:
     """Read a request.
 
     Raises:
@@ -50,7 +50,9 @@ def read(request: Request, model: Model) -> Call[Reply]:
     if request.json_bytes == 0:
         inputs = oip.from_body(model.signature, request.body)
         wanted = Wanted(None, tuple((spec, True) for spec in model.signature.outputs), False)
-        return Call([model.checker.check(inputs)], lambda answer: write(model, wanted, answer))
+        return ParsedRequest(
+            [model.checker.check(inputs)], lambda answer: write(model, wanted, answer)
+        )
     if request.json_bytes > len(request.body):
         raise MalformedRequest(
             f"inference-header-content-length: expected at most {len(request.body)} as the body "
@@ -60,7 +62,9 @@ def read(request: Request, model: Model) -> Call[Reply]:
     return read_object(value, memoryview(request.body)[request.json_bytes :], model)
 
 
-def read_object(value: Mapping[str, Any], binary: bytes | memoryview, model: Model) -> Call[Reply]:
+def read_object(
+    value: Mapping[str, Any], binary: bytes | memoryview, model: Model
+) -> ParsedRequest[Response]:
     """Read a request whose JSON is parsed, and the binary tensors behind it."""
     _expect_keys(value, ("id", "parameters", "inputs", "outputs"), "body")
     identity = value.get("id")
@@ -70,7 +74,7 @@ def read_object(value: Mapping[str, Any], binary: bytes | memoryview, model: Mod
     inputs = _inputs(value, binary, model.signature)
     outputs = _outputs(value, model.signature, _flag(parameters, "binary_data_output"))
     wanted = Wanted(identity, outputs, _flag(parameters, "evidence"))
-    return Call(
+    return ParsedRequest(
         [model.checker.check(inputs)],
         lambda answer: write(model, wanted, answer),
         oip.read_timeout(parameters.get("timeout", 0)),
@@ -107,7 +111,7 @@ def _inputs(
     return found
 
 
-def _size(value: object, head: oip.Head, has_data: bool) -> int:
+def _size(value: object, head: oip.RequestFields, has_data: bool) -> int:
     if type(value) is not int or value < 0:
         raise MalformedRequest(
             f"{head.where}: expected binary_data_size of 0 or more, got {brief(value)}"
@@ -137,7 +141,7 @@ def _outputs(
     return tuple(zip(specs, flags or [binary] * len(specs), strict=True))
 
 
-def write(model: Model, wanted: Wanted, answer: Answer) -> Reply:
+def write(model: Model, wanted: Wanted, answer: InferenceResult) -> Response:
     """Write an answer: JSON, and behind it the outputs that are to be binary."""
     binary: list[bytes] = []
     outputs = []
@@ -164,13 +168,13 @@ def write(model: Model, wanted: Wanted, answer: Answer) -> Reply:
         message["parameters"] = evidence_of(model, answer.evidence)
     message["outputs"] = outputs
     if not binary:
-        return reply(message)
+        return json_response(message)
     head = to_json(message)
     headers: Headers = (
         ("content-type", "application/octet-stream"),
         ("inference-header-content-length", str(len(head))),
     )
-    return Reply(200, headers, b"".join([head, *binary]))
+    return Response(200, headers, b"".join([head, *binary]))
 
 
 def _flag(parameters: Mapping[str, Any], name: str, *, default: bool = False) -> bool:

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from runtime.errors import MalformedRequest
-from server.protocols.body import Announced
+from server.protocols.body import BodyInfo
 from server.request_id import Header, RequestId, request_id
 
 
@@ -35,7 +35,7 @@ class Request(NamedTuple):
     body: bytes = b""
     json_bytes: int | None = None
     fields: Fields = Fields()
-    packed: Announced | None = None
+    packed: BodyInfo | None = None
 
 
 def read_fields(header: Header) -> Fields:

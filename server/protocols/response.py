@@ -14,7 +14,7 @@ _JSON: Headers = (("content-type", "application/json"),)
 RETRY_AFTER_S = "1"
 
 
-class Reply(NamedTuple):
+class Response(NamedTuple):
     """What goes back.
 
     Attributes:
@@ -42,21 +42,21 @@ def _elements(value: Any) -> Any:
     raise TypeError(type(value).__name__)
 
 
-def reply(value: object, status: int = 200, headers: Headers = ()) -> Reply:
+def json_response(value: object, status: int = 200, headers: Headers = ()) -> Response:
     """Write a value as JSON."""
-    return Reply(status, _JSON + headers, to_json(value))
+    return Response(status, _JSON + headers, to_json(value))
 
 
-def refusal(
+def error_response(
     status: int, slug: str, text: str, identity: str | None = None, headers: Headers = ()
-) -> Reply:
+) -> Response:
     """Write an error the way all errors are written."""
     request_id = identity or uuid.uuid4().hex
     body = to_json({"error": text, "code": slug, "request_id": request_id})
-    return Reply(status, _JSON + headers, body, slug)
+    return Response(status, _JSON + headers, body, slug)
 
 
-def failure(error: BaseException, identity: str | None = None) -> Reply:
+def exception_response(error: BaseException, identity: str | None = None) -> Response:
     """Write an exception; of an internal one only the log learns more.
 
     Args:
@@ -66,4 +66,4 @@ def failure(error: BaseException, identity: str | None = None) -> Reply:
     identity = identity or uuid.uuid4().hex
     status, text = explain(error, identity)
     headers: Headers = (("retry-after", RETRY_AFTER_S),) if status.http == 503 else ()
-    return refusal(status.http, status.slug, text, identity, headers)
+    return error_response(status.http, status.slug, text, identity, headers)

@@ -17,13 +17,13 @@ from runtime.records.predictions import writable
 from runtime.records.tensors import brief, convert, kind_of, refuse
 from runtime.signature import Signature, TensorSpec
 from runtime.tensors import Array, numpy_dtype
-from server.batching.pending_request import Answer
+from server.batching.pending_request import InferenceResult
 from server.batching.service import State
 from server.errors import UnsupportedMedia
 from server.protocols import vertex
-from server.protocols.inference import Call
+from server.protocols.inference import ParsedRequest
 from server.protocols.request import Request
-from server.protocols.response import Reply, reply
+from server.protocols.response import Response, json_response
 from server.protocols.strict_json import parse_object
 
 SIGNATURE_NAME = "serving_default"
@@ -55,7 +55,7 @@ _STATES = {
 }
 
 
-def read(request: Request, model: Model, *, most_rows: int) -> Call[Reply]:
+def read(request: Request, model: Model, *, most_rows: int) -> ParsedRequest[Response]:
     """Read a predict request, in the row form or the columnar one.
 
     Args:
@@ -82,7 +82,9 @@ def read(request: Request, model: Model, *, most_rows: int) -> Call[Reply]:
     if "instances" in value:
         return vertex.read_instances(request.body, value["instances"], model, most_rows)
     arrays = _columns(value["inputs"], model)
-    return Call([model.checker.check(arrays)], functools.partial(_write_columns, model.signature))
+    return ParsedRequest(
+        [model.checker.check(arrays)], functools.partial(_write_columns, model.signature)
+    )
 
 
 _KEYS = ("signature_name", "instances", "inputs")
@@ -113,13 +115,13 @@ def _tensor(spec: TensorSpec, values: Any, smallest: Mapping[str, int]) -> Array
     return array
 
 
-def _write_columns(signature: Signature, answer: Answer) -> Reply:
+def _write_columns(signature: Signature, answer: InferenceResult) -> Response:
     outputs = {
         spec.name: writable(answer.outputs[spec.name], spec, answer.nonfinite)
         for spec in signature.outputs
     }
     only = next(iter(outputs.values())) if len(outputs) == 1 else outputs
-    return reply({"outputs": only})
+    return json_response({"outputs": only})
 
 
 def status(manifest: Manifest, state: State) -> dict[str, Any]:

@@ -16,16 +16,16 @@ from runtime.records.instances import read_rows
 from runtime.records.predictions import Nonfinite, predictions_from
 from runtime.records.tensors import kind_of
 from runtime.tensors import Array
-from server.batching.pending_request import Answer, Part
+from server.batching.pending_request import InferenceResult, ResultSlice
 from server.errors import TooLarge
 from server.protocols import oip_http
-from server.protocols.inference import Call
+from server.protocols.inference import ParsedRequest
 from server.protocols.request import Request
-from server.protocols.response import Reply, reply
+from server.protocols.response import Response, json_response
 from server.protocols.strict_json import parse_object
 
 
-def read(request: Request, model: Model, *, most_rows: int) -> Call[Reply]:
+def read(request: Request, model: Model, *, most_rows: int) -> ParsedRequest[Response]:
     """Read a prediction request.
 
     Args:
@@ -55,7 +55,7 @@ def read(request: Request, model: Model, *, most_rows: int) -> Call[Reply]:
 
 def read_instances(
     body: bytes, instances: Any, model: Model, most_rows: int, timeout_s: float | None = None
-) -> Call[Reply]:
+) -> ParsedRequest[Response]:
     """Read `instances`, to be answered by `predictions`.
 
     Args:
@@ -72,7 +72,7 @@ def read_instances(
     # To look for one letter first is quickest by far, and most bodies lack both.
     booleans = (b"u" in body and b"true" in body) or (b"f" in body and b"false" in body)
     parts = read_rows(instances, model, booleans=booleans)
-    return Call(parts, functools.partial(write, model), timeout_s)
+    return ParsedRequest(parts, functools.partial(write, model), timeout_s)
 
 
 def _timeout(parameters: Any) -> float | None:
@@ -94,21 +94,23 @@ def _timeout(parameters: Any) -> float | None:
     return float(found) / 1e3
 
 
-def write(model: Model, answer: Answer) -> Reply:
+def write(model: Model, answer: InferenceResult) -> Response:
     """Write an answer."""
     if len(answer.parts) == 1:
-        return reply({"predictions": _predictions(model, answer.parts[0], answer.nonfinite)})
+        return json_response(
+            {"predictions": _predictions(model, answer.parts[0], answer.nonfinite)}
+        )
     parts = (_predictions(model, part, answer.nonfinite) for part in answer.parts)
-    return reply({"predictions": list(itertools.chain.from_iterable(parts))})
+    return json_response({"predictions": list(itertools.chain.from_iterable(parts))})
 
 
-def _predictions(model: Model, part: Part, nonfinite: Nonfinite | None) -> Any:
+def _predictions(model: Model, part: ResultSlice, nonfinite: Nonfinite | None) -> Any:
     """Give the predictions of some rows; whoever shares their batch may have made them already."""
 
     def make(outputs: dict[str, Array]) -> Any:
         form = model.manifest.output_format
         return predictions_from(outputs, model.signature, form, nonfinite)
 
-    if part.whole is None or nonfinite is not None:
+    if part.batch is None or nonfinite is not None:
         return make(part.outputs)
-    return part.whole.once(make)[part.start : part.start + part.rows]
+    return part.batch.memoize(make)[part.start : part.start + part.rows]

@@ -66,9 +66,9 @@ def fetching(
             files = _in_order(manifest)
             expect_disk(folder, files)
             fetch.begin(files)
-            for _ in pool.map(lambda file: fetch.look(file, folder), files):
+            for _ in pool.map(lambda file: fetch.stat(file, folder), files):
                 pass  # raises what one of them does
-            coming = {file: pool.submit(fetch.bring, file, folder) for file in files}
+            coming = {file: pool.submit(fetch.fetch_file, file, folder) for file in files}
 
             def arrived(file: File) -> None:
                 concurrent.futures.wait([coming[file]])

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from runtime.entries import File
-from runtime.scratch import passing
+from runtime.scratch import temporary_directory
 from runtime.storage.download import part_of, unwritable
-from runtime.storage.store import NotFetched
+from runtime.storage.store import FetchError
 
 _PREFIX = "hloserve-fetched-"
 
@@ -19,12 +19,12 @@ def directory(cache: Path | None, digest: str) -> Iterator[Path]:
     """Give the directory for the bundle of this digest.
 
     Raises:
-      NotFetched: it cannot be made.
+      FetchError: it cannot be made.
     """
     with contextlib.ExitStack() as stack:
         try:
             if cache is None:
-                made = stack.enter_context(passing(_PREFIX))
+                made = stack.enter_context(temporary_directory(_PREFIX))
             else:
                 made = cache / digest
                 made.mkdir(parents=True, exist_ok=True)
@@ -37,12 +37,12 @@ def expect_disk(folder: Path, files: Iterable[File]) -> None:
     """Refuse files that the disk has no room for, those that are there already apart.
 
     Raises:
-      NotFetched: says how many bytes there are.
+      FetchError: says how many bytes there are.
     """
     needed = sum(max(file.bytes - _here(folder / file.path), 0) for file in files)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise NotFetched(
+        raise FetchError(
             f"{folder}: expected {needed:,} B free for the bundle, got {free:,} B; pass --cache-dir "
             "with room for the bundle"
         )

@@ -10,7 +10,7 @@ from pytest import fixture, mark, param, raises
 from tritonclient.utils import InferenceServerException
 
 from export import export_model
-from server.http.routes import SERVER_NAME
+from server.protocols.oip import SERVER_NAME
 from tests.serving import TIMEOUT_S, serving
 
 pytestmark = mark.e2e

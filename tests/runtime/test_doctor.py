@@ -14,7 +14,7 @@ from pytest import fixture, mark, raises
 from runtime import device, doctor, model, open_bundle
 from runtime.__main__ import main
 from runtime.doctor import examine, written
-from runtime.promises import BUILT
+from runtime.promises import JAX_BUILD_DATES
 from tests.forging import (
     forged,
     with_deadly_program,
@@ -82,7 +82,7 @@ def test_healthy_bundle_is_described(classifier_bundle):
             f"{p['days_left']} days left (by jax {HERE})"
             for form, p in windows.items()
         },
-        f"jax {HERE}": f"built {BUILT[HERE]}: promised to load .exported",
+        f"jax {HERE}": f"built {JAX_BUILD_DATES[HERE]}: promised to load .exported",
         "platforms": "cpu, cuda; verified on cpu",
         "device": "cpu (cpu), 1,000,000,000 B free",
     }

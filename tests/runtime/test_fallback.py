@@ -261,10 +261,10 @@ def test_server_warns_of_what_it_took_from_stablehlo(old_bundle, caplog):
     """
     A server says in one warning that its bundle has aged, and what mends that.
     """
-    from server.bundle_trust import tell_promises
+    from server.bundle_trust import log_compatibility
 
     with caplog.at_level(logging.INFO):
-        tell_promises(load(old_bundle, "cpu"))
+        log_compatibility(load(old_bundle, "cpu"))
 
     warning, line = caplog.messages
     assert warning.startswith("3 programs came from .stablehlo, ")

@@ -208,7 +208,7 @@ def test_no_room_for_compiled_programs_is_no_failure(monkeypatch, ran):
     def refuse(*_, **__):
         raise FileNotFoundError("no usable temporary directory")
 
-    monkeypatch.setattr(probe, "passing", refuse)
+    monkeypatch.setattr(probe, "temporary_directory", refuse)
 
     assert load(FROZEN, "cpu", isolated=True).manifest.name == "mood"
     assert ran == [""]
@@ -227,7 +227,7 @@ def test_ends_are_described(status, words):
     """
     Whatever ended a process is named, with what it is a sign of.
     """
-    assert guard.described(status) == words
+    assert guard.exit_description(status) == words
 
 
 @mark.parametrize("command", ["verify", "bench"])
@@ -261,7 +261,7 @@ def test_what_is_expendable_goes_first():
     """
     Where memory runs out the system ends the child, not the process behind it.
     """
-    code = "from runtime.guard import be_expendable as b; b(); print(open('/proc/self/oom_score_adj').read())"
+    code = "from runtime.guard import mark_expendable as b; b(); print(open('/proc/self/oom_score_adj').read())"
 
     assert run("-c", code)[1].strip() == "1000"
 

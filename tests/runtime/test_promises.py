@@ -6,7 +6,14 @@ from types import SimpleNamespace
 from pytest import mark
 
 from runtime.entries import Origin
-from runtime.promises import BUILT, assumed, built, is_known, promises, summary
+from runtime.promises import (
+    JAX_BUILD_DATES,
+    assumed,
+    built,
+    compatibility_windows,
+    is_known,
+    summary,
+)
 
 DAY = dt.date(2026, 11, 23)
 
@@ -26,9 +33,9 @@ def test_promises_count_from_build_dates():
     The wrapper lasts from three weeks before its jax to six months after, StableHLO from two
     years before to five after.
     """
-    exported, stablehlo = promises(manifest("0.12.0.1"))
+    exported, stablehlo = compatibility_windows(manifest("0.12.0.1"))
 
-    assert BUILT["0.12.0.1"] == dt.date(2026, 10, 21)
+    assert JAX_BUILD_DATES["0.12.0.1"] == dt.date(2026, 10, 21)
     assert (exported.form, exported.first, exported.last) == (
         "exported",
         dt.date(2026, 9, 30),
@@ -45,7 +52,7 @@ def test_refreshing_renews_the_wrapper_alone():
     """
     The StableHLO of a refreshed bundle is as old as its first export.
     """
-    exported, stablehlo = promises(manifest("0.12.0.1", "0.11.2", "0.12.0"))
+    exported, stablehlo = compatibility_windows(manifest("0.12.0.1", "0.11.2", "0.12.0"))
 
     assert (exported.writer, exported.last) == ("0.12.0.1", dt.date(2027, 4, 21))
     assert (stablehlo.writer, stablehlo.last) == ("0.11.2", dt.date(2031, 9, 17))
@@ -55,7 +62,7 @@ def test_a_promise_covers_its_first_and_last_day():
     """
     Builds of the first and the last day are covered, those of a day beyond are not.
     """
-    exported, _ = promises(manifest("0.12.0.1"))
+    exported, _ = compatibility_windows(manifest("0.12.0.1"))
     day = dt.timedelta(days=1)
 
     assert exported.covers(exported.first)
@@ -68,7 +75,7 @@ def test_days_left_become_negative():
     """
     Days are counted from today, below zero once a promise is over.
     """
-    exported, _ = promises(manifest("0.12.0.1"))
+    exported, _ = compatibility_windows(manifest("0.12.0.1"))
 
     assert exported.days_left(DAY) == 149
     assert exported.days_left(dt.date(2027, 5, 1)) == -10
@@ -78,11 +85,11 @@ def test_months_end_where_they_end():
     """
     Six months after the 31st of August is the last of February.
     """
-    BUILT["0.11.1.5"] = dt.date(2026, 8, 31)
+    JAX_BUILD_DATES["0.11.1.5"] = dt.date(2026, 8, 31)
     try:
-        assert promises(manifest("0.11.1.5"))[0].last == dt.date(2027, 2, 28)
+        assert compatibility_windows(manifest("0.11.1.5"))[0].last == dt.date(2027, 2, 28)
     finally:
-        del BUILT["0.11.1.5"]
+        del JAX_BUILD_DATES["0.11.1.5"]
 
 
 @mark.parametrize(
@@ -131,7 +138,7 @@ def test_nothing_is_promised_of_an_unknown_jax():
     """
     A bundle of a jax that could not have written it has no promise, and its summary says so.
     """
-    assert promises(manifest("0.1")) == ()
+    assert compatibility_windows(manifest("0.1")) == ()
     assert summary(manifest("0.1"), DAY) == "promised: nothing known of jax 0.1"
 
 

@@ -8,7 +8,7 @@ from pytest import fixture, raises
 
 from runtime import GoldenMismatch, IncompatibleProgram, ManifestError, load, open_bundle
 from runtime.__main__ import main
-from runtime.promises import promises
+from runtime.promises import compatibility_windows
 from runtime.refresh import refresh
 from tests.forging import forged, with_expired_programs, with_other_golden
 
@@ -103,7 +103,7 @@ def test_refreshing_again_keeps_the_first_export(fresh_bundle, old_bundle, tmp_p
         open_bundle(old_bundle).digest,
         open_bundle(fresh_bundle).digest,
     ]
-    assert promises(manifest)[1].writer == "0.11.2"
+    assert compatibility_windows(manifest)[1].writer == "0.11.2"
 
 
 def test_bundle_that_nobody_had_verified_gets_its_drift(classifier_bundle, tmp_path):

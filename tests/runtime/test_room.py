@@ -10,7 +10,7 @@ from pytest import fixture, mark, raises
 from runtime import DoesNotFit, ExecutionError, load, model
 from runtime.__main__ import main
 from runtime.program import Program, put
-from runtime.room import expect_room, needs
+from runtime.room import check_memory, needs
 
 
 class Compiled:
@@ -98,7 +98,7 @@ def test_the_least_bucket_that_does_not_fit_is_named(free, at_once, message):
     One line says which bucket, what it needs, what is free, and which buckets would do.
     """
     with raises(DoesNotFit, match=f"^{re.escape(message)}$"):
-        expect_room(PROGRAMS, 1_000_000, free, at_once)
+        check_memory(PROGRAMS, 1_000_000, free, at_once)
 
 
 @mark.parametrize(
@@ -115,7 +115,7 @@ def test_programs_that_fit_to_the_byte_are_run(programs, free, at_once):
     """
     Exactly enough is enough, and where the device or XLA says nothing, nothing is made up.
     """
-    expect_room(programs, 1_000_000, free, at_once)
+    check_memory(programs, 1_000_000, free, at_once)
 
 
 def test_no_program_runs_where_one_does_not_fit(classifier_bundle, free, monkeypatch):
@@ -189,9 +189,9 @@ def test_two_runs_at_once_need_twice_as_much(classifier, free):
         for p in group.programs.values()
     )
     free(2 * most)
-    classifier.expect_room(at_once=2)
+    classifier.check_memory(at_once=2)
     free(2 * most - 1)
-    classifier.expect_room()
+    classifier.check_memory()
 
     with raises(DoesNotFit):
-        classifier.expect_room(at_once=2)
+        classifier.check_memory(at_once=2)

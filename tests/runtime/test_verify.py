@@ -131,7 +131,7 @@ def test_a_proof_that_has_no_room_for_two_runs_makes_one_at_a_time(tagger_bundle
     asked, running, most = [], set(), set()
     run = Model.run
 
-    def expect_room(_, at_once=1):
+    def check_memory(_, at_once=1):
         asked.append(at_once)
         if at_once > 1:
             raise DoesNotFit("bucket b1: expected more")
@@ -142,7 +142,7 @@ def test_a_proof_that_has_no_room_for_two_runs_makes_one_at_a_time(tagger_bundle
         return run(self, program, inputs)
 
     monkeypatch.setattr(proof.os, "sched_getaffinity", lambda _: range(3))
-    monkeypatch.setattr(Model, "expect_room", expect_room)
+    monkeypatch.setattr(Model, "check_memory", check_memory)
     monkeypatch.setattr(Model, "run", watched)
 
     _, report = prove(open_bundle(tagger_bundle), "cpu", progress=lambda _: None)

@@ -4,7 +4,7 @@ import grpc
 import numpy as np
 
 from server.config import ServerConfig
-from server.grpc.server import INFERENCE, Entrance
+from server.grpc.server import INFERENCE, GrpcServer
 from server.protocols.oip import DATATYPES
 from server.protos import inference_pb2 as pb
 from tests.server.fakes import FakeModel, Running
@@ -31,7 +31,7 @@ class Called:
             self.running.open(self.model)
 
     async def _start(self):
-        self.entrance = Entrance(self.service, self._config)
+        self.entrance = GrpcServer(self.service, self._config)
         return await self.entrance.start()
 
     def on_loop(self, function, *arguments):

@@ -128,7 +128,7 @@ class FakeModel:
         """Whether a program's time depends on its inputs: none's does unless it is told to."""
         return self.loops
 
-    def expect_room(self, at_once):
+    def check_memory(self, at_once):
         """Refuse so many runs at once for want of memory."""
 
     def no_rows(self, sizes):
@@ -148,7 +148,7 @@ async def ask(service, inputs, timeout_s=None):
     try:
         answer = await result
     except asyncio.CancelledError:
-        service.withdraw(request)
+        service.cancel(request)
         raise
     if isinstance(answer, Exception):
         raise answer

@@ -10,7 +10,7 @@ import time
 from server.config import ServerConfig
 from server.http.cors import Cors
 from server.http.flask_app import create_app, make_wait
-from server.http.frontend import Front
+from server.http.frontend import HttpFrontend
 from server.http.listener import HttpServer, listen
 from server.http.routes import hot_paths, make_routes
 from tests.server.fakes import FakeModel, Running
@@ -39,10 +39,10 @@ class Entrance:
         self.app = create_app(
             self.service, routes, self.config.bodies, make_wait(self.running.loop), cors
         )
-        self.front = Front(self.app, self.service, self.config.bodies, threads=4, cors=cors)
+        self.front = HttpFrontend(self.app, self.service, self.config.bodies, threads=4, cors=cors)
         if load:
             self.running.open(self.model)
-            self.front.hot = hot_paths(self.service, routes)
+            self.front.inference_routes = hot_paths(self.service, routes)
         self.server = HttpServer(self.front, listener)
         self._served = asyncio.run_coroutine_threadsafe(self.server.serve(), self.running.loop)
 
@@ -51,7 +51,7 @@ class Entrance:
 
         async def look():
             for connection in list(self.server.connections):
-                connection.look(time.monotonic() + later_s)
+                connection.check_timeouts(time.monotonic() + later_s)
 
         self.running.wait(look())
 

@@ -184,7 +184,7 @@ def test_a_task_larger_than_the_plan_is_run_whole():
 
 def test_every_task_runs_alone_where_rows_depend_on_each_other():
     """Tasks of a model that mixes rows never share a batch, nor wait for company."""
-    queue = queue_of(max_delay_s=60.0, alone=True)
+    queue = queue_of(max_delay_s=60.0, no_batching=True)
     tasks = offered(queue, task(2), task(1))
 
     assert queue.due_in(0.0) == 0.0
@@ -339,17 +339,23 @@ class Ledger:
 
 
 @mark.property
-@given(short=costs, long=costs, steps=steps, delay=st.sampled_from([0.0, 3.0]), alone=st.booleans())
+@given(
+    short=costs,
+    long=costs,
+    steps=steps,
+    delay=st.sampled_from([0.0, 3.0]),
+    no_batching=st.booleans(),
+)
 @example(
     short=Planner({1: 1.0, 3: 1.0, 4: 1.0}),
     long=Planner({1: 1.0, 3: 1.0, 4: 1.0}),
     steps=[("offer", [(1, 4)]), ("offer", [(1, 8)]), ("offer", [(1, 4)]), ("take", None)],
     delay=0.0,
-    alone=False,
+    no_batching=False,
 )
-def test_nothing_is_lost_duplicated_or_overtaken(short, long, steps, delay, alone):
+def test_nothing_is_lost_duplicated_or_overtaken(short, long, steps, delay, no_batching):
     """After any sequence of offers, takes and discards, every task came out once, in order."""
-    ledger = Ledger({(4,): short, (8,): long}, max_delay_s=delay, alone=alone)
+    ledger = Ledger({(4,): short, (8,): long}, max_delay_s=delay, no_batching=no_batching)
 
     for step, argument in steps:
         getattr(ledger, step)(argument)

@@ -10,7 +10,7 @@ from pytest import mark, param, raises
 from runtime.errors import MalformedRequest
 from server.errors import TooLarge, UnsupportedMedia
 from server.limits import BodyLimits
-from server.protocols.body import MEMBERS, Announced, check_headers, inflate, read
+from server.protocols.body import MEMBERS, BodyInfo, check_headers, inflate, read
 
 LIMITS = BodyLimits(json_bytes=100, binary_bytes=1000)
 VERTEX = "application/vnd.vertex-ai-triton.binary+json"
@@ -24,35 +24,35 @@ def announced(**headers):
 @mark.parametrize(
     ("headers", "expected"),
     [
-        param({}, Announced(0, 100, None, ""), id="nothing"),
-        param({"content_length": ""}, Announced(0, 100, None, ""), id="empty-length"),
-        param({"content_length": "100"}, Announced(100, 100, None, ""), id="json"),
-        param({"transfer_encoding": "chunked"}, Announced(None, 100, None, ""), id="chunked"),
-        param({"content_encoding": "identity"}, Announced(0, 100, None, ""), id="identity"),
-        param({"content_encoding": " GZip "}, Announced(0, 100, None, "gzip"), id="gzip"),
+        param({}, BodyInfo(0, 100, None, ""), id="nothing"),
+        param({"content_length": ""}, BodyInfo(0, 100, None, ""), id="empty-length"),
+        param({"content_length": "100"}, BodyInfo(100, 100, None, ""), id="json"),
+        param({"transfer_encoding": "chunked"}, BodyInfo(None, 100, None, ""), id="chunked"),
+        param({"content_encoding": "identity"}, BodyInfo(0, 100, None, ""), id="identity"),
+        param({"content_encoding": " GZip "}, BodyInfo(0, 100, None, "gzip"), id="gzip"),
         param(
             {"content_length": "1000", "inference_header_content_length": "7"},
-            Announced(1000, 1000, 7, ""),
+            BodyInfo(1000, 1000, 7, ""),
             id="binary",
         ),
         param(
             {"content_length": "1000", "inference_header_content_length": "100"},
-            Announced(1000, 1000, 100, ""),
+            BodyInfo(1000, 1000, 100, ""),
             id="binary-behind-the-most-json",
         ),
         param(
             {"content_length": "5", "inference_header_content_length": "1001"},
-            Announced(5, 1000, 1001, ""),
+            BodyInfo(5, 1000, 1001, ""),
             id="more-json-than-any-body",
         ),
         param(
             {"content_type": f"{VERTEX};json-header-size=7"},
-            Announced(0, 1000, 7, ""),
+            BodyInfo(0, 1000, 7, ""),
             id="binary-on-vertex",
         ),
         param(
             {"content_type": f'{VERTEX.upper()} ; JSON-Header-Size="0"'},
-            Announced(0, 1000, 0, ""),
+            BodyInfo(0, 1000, 0, ""),
             id="binary-on-vertex-quoted",
         ),
         param(
@@ -60,7 +60,7 @@ def announced(**headers):
                 "content_type": "application/octet-stream",
                 "inference_header_content_length": "7",
             },
-            Announced(0, 1000, 7, ""),
+            BodyInfo(0, 1000, 7, ""),
             id="octets",
         ),
     ],
@@ -113,14 +113,14 @@ def test_an_announced_body_is_read_to_its_end_and_no_further(length):
     """What lies behind a body belongs to the next request."""
     stream = io.BytesIO(b"a" * length + b"next")
 
-    assert read(stream, Announced(length, 100, None, "")) == b"a" * length
+    assert read(stream, BodyInfo(length, 100, None, "")) == b"a" * length
     assert stream.read() == b"next"
 
 
 @mark.parametrize("length", [0, 99, 100])
 def test_a_chunked_body_is_read_to_its_end(length):
     """A body of unknown length is read whole, up to exactly the limit."""
-    assert read(io.BytesIO(b"a" * length), Announced(None, 100, None, "")) == b"a" * length
+    assert read(io.BytesIO(b"a" * length), BodyInfo(None, 100, None, "")) == b"a" * length
 
 
 def test_a_chunked_body_beyond_the_limit_is_read_one_byte_beyond_it():
@@ -128,7 +128,7 @@ def test_a_chunked_body_beyond_the_limit_is_read_one_byte_beyond_it():
     stream = io.BytesIO(b"a" * 1000)
 
     with raises(TooLarge) as caught:
-        read(stream, Announced(None, 100, None, ""))
+        read(stream, BodyInfo(None, 100, None, ""))
 
     assert str(caught.value) == "body: expected at most 100 bytes, got more"
     assert stream.tell() == 101
@@ -137,7 +137,7 @@ def test_a_chunked_body_beyond_the_limit_is_read_one_byte_beyond_it():
 def test_a_body_that_ends_early_is_refused():
     """A client that went away in the middle sent nothing that counts."""
     with raises(MalformedRequest) as caught:
-        read(io.BytesIO(b"a" * 9), Announced(10, 100, None, ""))
+        read(io.BytesIO(b"a" * 9), BodyInfo(10, 100, None, ""))
 
     assert str(caught.value) == "body: expected 10 bytes, got 9"
 
@@ -155,7 +155,7 @@ class Drops:
 
 def test_a_body_in_many_small_pieces_is_read():
     """How a body is cut into pieces on its way does not matter."""
-    assert read(Drops(b"a" * 90), Announced(None, 100, None, "")) == b"a" * 90
+    assert read(Drops(b"a" * 90), BodyInfo(None, 100, None, "")) == b"a" * 90
 
 
 PACKERS = {"gzip": gzip.compress, "deflate": zlib.compress}
@@ -167,9 +167,9 @@ def test_a_compressed_body_is_opened(encoding):
     fits = PACKERS[encoding](b"a" * 100)
     too_large = PACKERS[encoding](b"a" * 101)
 
-    assert inflate(fits, Announced(len(fits), 100, None, encoding)) == b"a" * 100
+    assert inflate(fits, BodyInfo(len(fits), 100, None, encoding)) == b"a" * 100
     with raises(TooLarge) as caught:
-        inflate(too_large, Announced(len(too_large), 100, None, encoding))
+        inflate(too_large, BodyInfo(len(too_large), 100, None, encoding))
     assert str(caught.value) == "body: expected at most 100 bytes decompressed, got more"
 
 
@@ -180,7 +180,7 @@ def test_a_bomb_is_opened_no_further_than_the_limit(encoding):
     tracemalloc.start()
 
     with raises(TooLarge):
-        inflate(bomb, Announced(len(bomb), 1 << 16, None, encoding))
+        inflate(bomb, BodyInfo(len(bomb), 1 << 16, None, encoding))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
@@ -206,7 +206,7 @@ def test_a_stream_that_is_not_one_whole_is_refused(encoding, spoil):
     packed = spoil(PACKERS[encoding](b"text"))
 
     with raises(MalformedRequest, match=r"^body: expected "):
-        inflate(packed, Announced(len(packed), 100, None, encoding))
+        inflate(packed, BodyInfo(len(packed), 100, None, encoding))
 
 
 def packed_as(encoding, packed, limit):
@@ -224,7 +224,7 @@ def test_the_members_of_gzip_are_one_body(encoding, texts):
 
     assert inflate(packed, packed_as(encoding, packed, size)) == b"".join(texts)
     with raises(TooLarge) as caught:
-        inflate(packed, Announced(len(packed), size - 1, None, "gzip"))
+        inflate(packed, BodyInfo(len(packed), size - 1, None, "gzip"))
     assert str(caught.value) == f"body: expected at most {size - 1} bytes decompressed, got more"
 
 
@@ -233,7 +233,7 @@ def test_deflate_has_one_stream():
     packed = zlib.compress(b"text")
 
     with raises(MalformedRequest) as caught:
-        inflate(packed + packed, Announced(2 * len(packed), 100, None, "deflate"))
+        inflate(packed + packed, BodyInfo(2 * len(packed), 100, None, "deflate"))
 
     assert str(caught.value) == "body: expected one whole deflate stream"
 
@@ -243,13 +243,13 @@ def test_a_bomb_of_many_members_is_opened_no_further():
     large, empty = gzip.compress(bytes(1 << 15)), gzip.compress(b"")
 
     with raises(TooLarge) as grown:
-        inflate(large * 1000, Announced(None, 1 << 16, None, "gzip"))
+        inflate(large * 1000, BodyInfo(None, 1 << 16, None, "gzip"))
     with raises(TooLarge) as many:
-        inflate(empty * (MEMBERS + 1), Announced(None, 1 << 16, None, "gzip"))
+        inflate(empty * (MEMBERS + 1), BodyInfo(None, 1 << 16, None, "gzip"))
 
     assert str(grown.value) == "body: expected at most 65536 bytes decompressed, got more"
     assert str(many.value) == f"body: expected at most {MEMBERS} members of gzip, got more"
-    assert inflate(empty * MEMBERS, Announced(None, 1, None, "gzip")) == b""
+    assert inflate(empty * MEMBERS, BodyInfo(None, 1, None, "gzip")) == b""
 
 
 def test_one_encoding_is_not_taken_for_another():
@@ -257,4 +257,4 @@ def test_one_encoding_is_not_taken_for_another():
     packed = gzip.compress(b"text")
 
     with raises(MalformedRequest, match="body: expected deflate, got "):
-        inflate(packed, Announced(len(packed), 100, None, "deflate"))
+        inflate(packed, BodyInfo(len(packed), 100, None, "deflate"))

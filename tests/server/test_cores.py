@@ -49,11 +49,11 @@ def test_processes_share_the_cores(processes, cores, threads):
 _COUNT = """
 from pathlib import Path
 
-from runtime.program import compute_with
+from runtime.program import set_cpu_threads
 
 threads = lambda: [t for t in Path("/proc/self/task").iterdir()
                    if (t / "comm").read_text().startswith("tf_XLAEigen")]
-compute_with({told})
+set_cpu_threads({told})
 import jax.numpy as jnp
 jnp.ones(3).block_until_ready()
 print(len(threads()))

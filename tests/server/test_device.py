@@ -9,7 +9,7 @@ from pytest import fixture, mark
 
 from runtime.errors import ExecutionError
 from runtime.inputs import Checked
-from server.batching.executor import Device, as_answer
+from server.batching.executor import DeviceExecutor, as_task_error
 from server.batching.queue import Batch, Task
 from server.errors import OutOfMemory
 from tests.server.fakes import ECHO, SUM, FakeModel
@@ -35,7 +35,7 @@ def deaths():
 
 def device_of(model, deliver, deaths=(), signature=SUM, stall_s=60.0, hung=print):
     """Make a device whose thread is not started."""
-    return Device(
+    return DeviceExecutor(
         lambda batch, arrays: model.run(batch.bucket, arrays),
         signature,
         model.canary,
@@ -82,7 +82,7 @@ def test_every_task_of_a_batch_gets_its_rows(device, model):
     """One run answers all tasks, and what became of the batch comes with its times."""
     batch = batch_of(1, 2, 3)
 
-    outcome = device.execute(batch)
+    outcome = device.run_batch(batch)
 
     assert sums(outcome) == [[2.0], [4.0], [6.0]]
     assert outcome.batch is batch
@@ -96,7 +96,7 @@ def test_only_the_task_that_upsets_the_device_fails(device, model, caplog):
     error = ExecutionError("program b4: no 13")
     model.before = refusing(13, error)
 
-    outcome = device.execute(batch_of(1, 13, 3))
+    outcome = device.run_batch(batch_of(1, 13, 3))
 
     assert sums(outcome) == [[2.0], error, [6.0]]
     assert not outcome.failed
@@ -109,7 +109,7 @@ def test_a_lone_task_that_fails_is_not_run_again(device, model):
     error = ExecutionError("program b1: no 13")
     model.before = refusing(13, error)
 
-    outcome = device.execute(batch_of(13, bucket=1))
+    outcome = device.run_batch(batch_of(13, bucket=1))
 
     assert sums(outcome) == [error]
     assert len(model.ran) == 1
@@ -119,15 +119,15 @@ def test_requests_that_upset_a_device_that_works_are_not_held_against_it(device,
     """Where every task fails but a canary does not, it is the tasks that are at fault."""
     model.before = refusing(13, ExecutionError("program b1: no 13"))
 
-    assert not device.execute(batch_of(13)).failed
-    assert not device.execute(batch_of(13, 13)).failed
+    assert not device.run_batch(batch_of(13)).failed
+    assert not device.run_batch(batch_of(13, 13)).failed
 
 
 def test_a_device_that_fails_every_task_has_failed(device, model):
     """Where no task is answered, alone or not, nor the canary, it is the device that failed."""
     error = model.broken = ExecutionError("program b4: gone")
 
-    outcome = device.execute(batch_of(1, 1))
+    outcome = device.run_batch(batch_of(1, 1))
 
     assert sums(outcome) == [error, error]
     assert outcome.failed
@@ -138,8 +138,8 @@ def test_a_batch_that_lacks_memory_may_be_tried_again_by_its_callers(device, mod
     """Out of memory is told apart: it is not run again here, and the device has not failed."""
     model.before = refusing(1, ExecutionError("program b4: RESOURCE_EXHAUSTED: 4 GiB at 0x7f"))
 
-    outcome = device.execute(batch_of(1, 2))
-    after = device.execute(batch_of(2, 3))
+    outcome = device.run_batch(batch_of(1, 2))
+    after = device.run_batch(batch_of(2, 3))
 
     assert [type(answer) for answer in outcome.answers] == [OutOfMemory, OutOfMemory]
     assert [str(a) for a in outcome.answers] == ["the device has no memory for this batch now"] * 2
@@ -158,7 +158,7 @@ def test_memory_that_lacks_in_the_second_try_is_told_apart_too(device, model):
 
     model.before = before
 
-    outcome = device.execute(batch_of(13, 2))
+    outcome = device.run_batch(batch_of(13, 2))
 
     assert isinstance(outcome.answers[0], OutOfMemory)
     assert sums(outcome)[1] == [4.0]
@@ -169,7 +169,7 @@ def test_an_error_that_is_not_the_devices_fails_the_batch_at_once(device, model,
     """What is no device error will not go away: nothing runs again, and every task hears of it."""
     model.before = refusing(1, error)
 
-    outcome = device.execute(batch_of(1, 2))
+    outcome = device.run_batch(batch_of(1, 2))
 
     assert sums(outcome) == [error, error]
     assert not outcome.failed
@@ -181,8 +181,8 @@ def test_a_batch_that_cannot_be_staged_fails_by_itself(device, model, caplog):
     odd = row_task(np.zeros((1, 3), np.float32))
     fine = batch_of(1).tasks[0]
 
-    outcome = device.execute(Batch((), 4, (odd, fine), 2))
-    after = device.execute(batch_of(1))
+    outcome = device.run_batch(Batch((), 4, (odd, fine), 2))
+    after = device.run_batch(batch_of(1))
 
     assert all(isinstance(answer, ValueError) for answer in outcome.answers)
     assert model.ran[0][1] == [[1.0, 1.0]] * 4
@@ -200,7 +200,7 @@ def test_tasks_of_several_lengths_are_answered_in_their_own(outcomes):
         for row in ([1, 2], [13], [3, 4, 5])
     ]
 
-    outcome = device.execute(Batch((4,), 4, tuple(tasks), 3))
+    outcome = device.run_batch(Batch((4,), 4, tuple(tasks), 3))
 
     first, poisoned, third = outcome.answers
     assert [part.tolist() for part in first] == [[[1, 2]], [3]]
@@ -212,8 +212,8 @@ def test_errors_that_are_no_want_of_memory_stay_what_they_are():
     """Only the device's own words for a lack of memory count."""
     other, foreign = ExecutionError("INTERNAL: oops"), ValueError("RESOURCE_EXHAUSTED")
 
-    assert as_answer(other) is other
-    assert as_answer(foreign) is foreign
+    assert as_task_error(other) is other
+    assert as_task_error(foreign) is foreign
 
 
 def test_closing_drains_the_inbox(device, outcomes, deaths):
@@ -296,7 +296,7 @@ def test_batches_run_on_a_thread_of_their_own(model, deaths):
 
 def test_a_batch_can_be_run_where_it_is_called(device, outcomes):
     """What runs on the caller's thread is returned, and not delivered."""
-    outcome = device.run_here(batch_of(1, 2))
+    outcome = device.run_inline(batch_of(1, 2))
 
     assert [answer[0].tolist() for answer in outcome.answers] == [[2.0], [4.0]]
     assert outcomes == []
@@ -309,7 +309,7 @@ def test_a_caller_that_hangs_in_the_device_is_noticed(model, outcomes):
     device.start()
     model.before = lambda _: noticed.wait(30)
 
-    device.run_here(batch_of(1))
+    device.run_inline(batch_of(1))
     device.close()
     device._threads[0].join(30)
 
@@ -323,7 +323,7 @@ def test_a_batch_in_place_may_have_less_time_than_others(model, outcomes):
     device.start()
     model.before = lambda _: noticed.wait(30)
 
-    device.run_here(batch_of(1), stall_s=0.01)
+    device.run_inline(batch_of(1), stall_s=0.01)
     device.close()
     device._threads[0].join(30)
 
@@ -388,7 +388,7 @@ def test_a_caller_that_is_back_is_not_watched(model, outcomes):
     hung = []
     device = device_of(model, outcomes.append, stall_s=0.002, hung=lambda: hung.append("hung"))
     device.start()
-    device.run_here(batch_of(1))
+    device.run_inline(batch_of(1))
     looked = threading.Event()
     device._inbox = Looked(device._inbox, looks=3, seen=looked.set)
     assert looked.wait(30)

@@ -45,7 +45,7 @@ def test_a_good_server_passes():
 
     assert list(found) == CHECKS
     assert [f for f in found.values() if not f.ok] == []
-    assert found["64 instances"].seen.startswith("64 predictions, ")
+    assert found["64 instances"].observed.startswith("64 predictions, ")
 
 
 @mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_server_that_never_gets_traffic_is_asked_nothing_more(fault, times, ch
     """Where Vertex would give up, so does the doctor, and says what it saw."""
     found = list(findings(fault, **times).values())
 
-    assert (found[-1].check, found[-1].ok, found[-1].seen) == (check, False, seen)
+    assert (found[-1].check, found[-1].ok, found[-1].observed) == (check, False, seen)
     assert all(finding.ok for finding in found[:-1])
 
 
@@ -94,8 +94,8 @@ def test_a_fault_is_found(fault, times, check, seen):
     """Every check fails for a server that is wrong in just that, and only where it is wrong."""
     found = findings(fault, **times)
 
-    assert seen in found[check].seen
-    assert found[check].vertex
+    assert seen in found[check].observed
+    assert found[check].consequence
     failed = {name for name, finding in found.items() if not finding.ok}
     follows = {
         "broken": {*CHECKS[4:8], "SIGTERM under load"},
@@ -115,7 +115,7 @@ def test_what_a_server_leaves_running_is_not_waited_for():
     """A server that ended is told of at once, though a child of it keeps its output open."""
     [found] = findings("leaves a child").values()
 
-    assert found.seen == "ended with status 1: no model here"
+    assert found.observed == "ended with status 1: no model here"
 
 
 def test_an_instance_that_passes_no_endpoint_is_not_asked_for_there():

@@ -5,7 +5,7 @@ import threading
 from pytest import mark, raises
 
 from runtime.storage.gcs import CloudStore
-from runtime.storage.store import NotFetched
+from runtime.storage.store import FetchError
 from server.storage.bundle_fetch import fetching
 from tests.server.cloud import FOLDER, Asked, Stall, Status
 
@@ -45,7 +45,7 @@ def test_an_object_replaced_by_others_is_refused(cloud, fetch, tmp_path):
 
     cloud.before[PARAMS] = [lambda: 100, replace]
     with raises(
-        NotFetched, match=r"expected sha256 [0-9a-f]{64}, got another file; was the bundle"
+        FetchError, match=r"expected sha256 [0-9a-f]{64}, got another file; was the bundle"
     ):
         fetch(tmp_path)
 
@@ -57,7 +57,7 @@ def test_wrong_bytes_are_tried_once_more(cloud, fetch):
     """A digest that does not match is not believed at once, nor more than twice."""
     data = cloud.objects[PARAMS][0]
     cloud.put(PARAMS, data[:-1] + bytes([data[-1] ^ 1]))
-    with raises(NotFetched) as caught:
+    with raises(FetchError) as caught:
         fetch()
 
     assert str(caught.value).startswith("gs://models/a/params.safetensors: expected sha256 ")
@@ -69,7 +69,7 @@ def test_a_wrong_size_is_refused_unread(cloud, fetch, change):
     """An object that has another size than the manifest says is not downloaded."""
     size = len(cloud.objects[PARAMS][0])
     cloud.put(PARAMS, bytes(size + change))
-    with raises(NotFetched) as caught:
+    with raises(FetchError) as caught:
         fetch()
 
     assert str(caught.value) == (
@@ -83,7 +83,7 @@ def test_a_wrong_size_is_refused_unread(cloud, fetch, change):
 def test_a_missing_object_is_named(cloud, fetch, name):
     """A 404 is no matter for another try."""
     del cloud.objects[f"a/{name}"]
-    with raises(NotFetched) as caught:
+    with raises(FetchError) as caught:
         fetch()
 
     assert str(caught.value) == (
@@ -96,7 +96,7 @@ def test_a_missing_object_is_named(cloud, fetch, name):
 def test_missing_permission_says_which_role(cloud, fetch):
     """A refusal names the role that is needed."""
     cloud.before["metadata of a/manifest.json"] = [lambda: 403]
-    with raises(NotFetched) as caught:
+    with raises(FetchError) as caught:
         fetch()
 
     assert str(caught.value) == (
@@ -121,7 +121,7 @@ def test_passing_faults_are_tried_again(cloud, fetch, status):
 def test_a_store_that_stays_away_is_given_up(cloud, fetch):
     """After six tries without a byte the fetch ends, and says what it met."""
     cloud.before["metadata of a/manifest.json"] = [lambda: 503] * 10
-    with raises(NotFetched) as caught:
+    with raises(FetchError) as caught:
         fetch()
 
     message = "gs://models/a/manifest.json: gave up after 6 tries: 503 told to"
@@ -132,7 +132,7 @@ def test_a_store_that_stays_away_is_given_up(cloud, fetch):
 def test_a_store_that_cannot_be_reached_is_given_up(cloud, fetch):
     """A closed port is told from the store's own refusals."""
     cloud.close()
-    with raises(NotFetched) as caught:
+    with raises(FetchError) as caught:
         fetch()
 
     message = "gs://models/a/manifest.json: gave up after 6 tries: [Errno 111] Connection refused"
@@ -162,7 +162,7 @@ def test_a_store_that_stays_silent_is_given_up(cloud, fetch, monkeypatch):
     monkeypatch.setattr("runtime.storage.gcs._TIMEOUT", (10, 0.1))
     over = threading.Event()
     cloud.before[PARAMS] = [lambda: Stall(0, over)] * 10
-    with raises(NotFetched) as caught:
+    with raises(FetchError) as caught:
         fetch()
     over.set()
 
@@ -174,7 +174,7 @@ def test_one_failing_file_ends_the_wait_for_the_others(cloud):
     """A program that is there is not given out once the params are known to be missing."""
     del cloud.objects[PARAMS]
     store = CloudStore(FOLDER)
-    with raises(NotFetched, match="expected an object, got 404"):  # noqa: SIM117
+    with raises(FetchError, match="expected an object, got 404"):  # noqa: SIM117
         with fetching(store, None) as bundle:
             bundle.check()
 
@@ -182,7 +182,7 @@ def test_one_failing_file_ends_the_wait_for_the_others(cloud):
 @mark.usefixtures("cloud")
 def test_getting_on_is_worth_any_number_of_tries(cloud, fetch, monkeypatch):
     """A connection that breaks off again and again is taken up for as long as bytes come."""
-    monkeypatch.setattr("runtime.storage.download._HEADWAY", 40)
+    monkeypatch.setattr("runtime.storage.download._MIN_PROGRESS", 40)
     cloud.before[PARAMS] = [lambda: 40] * 10
     fetch()
 
@@ -192,7 +192,7 @@ def test_getting_on_is_worth_any_number_of_tries(cloud, fetch, monkeypatch):
 def test_a_trickle_is_given_up(cloud, fetch):
     """A store that lets go after every byte is no better than one that is silent."""
     cloud.before[PARAMS] = [lambda: 1] * 20
-    with raises(NotFetched, match=r"params\.safetensors: gave up after 6 tries: "):
+    with raises(FetchError, match=r"params\.safetensors: gave up after 6 tries: "):
         fetch()
 
     assert len([asked for asked in cloud.asked if asked.name == PARAMS]) == 6
@@ -200,13 +200,13 @@ def test_a_trickle_is_given_up(cloud, fetch):
 
 def test_an_object_that_is_replaced_all_the_time_is_given_up(cloud, fetch, monkeypatch):
     """Who uploads without end does not keep a server fetching without end."""
-    monkeypatch.setattr("runtime.storage.download._HEADWAY", 40)
+    monkeypatch.setattr("runtime.storage.download._MIN_PROGRESS", 40)
 
     def replace():
         cloud.put(PARAMS, cloud.objects[PARAMS][0])
 
     cloud.before[PARAMS] = [lambda: 100, replace] * 10
-    with raises(NotFetched, match="gave up after 6 tries: "):
+    with raises(FetchError, match="gave up after 6 tries: "):
         fetch()
 
     assert len([asked for asked in cloud.asked if asked.name == PARAMS]) <= 8

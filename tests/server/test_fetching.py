@@ -15,7 +15,7 @@ from runtime import load
 from runtime.bundle import open_bundle
 from runtime.errors import BundleError, DoesNotFit, ManifestError
 from runtime.storage.gcs import CloudStore
-from runtime.storage.store import NotFetched
+from runtime.storage.store import FetchError
 from server.storage.bundle_fetch import fetching
 from tests.server.cloud import FOLDER
 from tests.serving import TIMEOUT_S, free_port, ready_line, start
@@ -269,7 +269,7 @@ def test_an_object_of_another_size_is_refused_before_anything_is_fetched(cloud, 
     """What the store has is held against what the manifest claims, for every file, first of all."""
     (file,) = (file for file in files if file.path == "params.safetensors")
     claiming(cloud, lambda m: m["params"]["files"][0].update(bytes=file.bytes + 1))
-    with raises(NotFetched) as caught:
+    with raises(FetchError) as caught:
         fetch()
 
     assert str(caught.value) == (
@@ -288,7 +288,7 @@ def test_a_bundle_that_the_disk_cannot_hold_is_not_fetched(
     monkeypatch.setattr(
         "server.storage.cache_dir.shutil.disk_usage", lambda _: SimpleNamespace(free=free[0])
     )
-    with raises(NotFetched) as caught:
+    with raises(FetchError) as caught:
         fetch(tmp_path)
 
     (folder,) = tmp_path.iterdir()
@@ -319,7 +319,7 @@ def test_a_bundle_that_memory_cannot_hold_is_not_fetched(cloud, monkeypatch):
 def test_a_manifest_without_end_is_not_read(cloud, fetch, monkeypatch):
     """What is larger than any manifest is refused by its size."""
     monkeypatch.setattr("runtime.storage.download.MAX_MANIFEST_BYTES", 10)
-    with raises(NotFetched, match=r"manifest.json: expected at most 10 bytes, got \d+$"):
+    with raises(FetchError, match=r"manifest.json: expected at most 10 bytes, got \d+$"):
         fetch()
 
     assert cloud.asked == []
@@ -354,7 +354,7 @@ def test_links_in_a_cache_are_not_followed(fetch, tmp_path):
     params.unlink()
     elsewhere.write_bytes(b"keep this")
     params.with_name("params.safetensors.part").symlink_to(elsewhere)
-    with raises(NotFetched, match="Too many levels of symbolic links; pass a --cache-dir"):
+    with raises(FetchError, match="Too many levels of symbolic links; pass a --cache-dir"):
         fetch(tmp_path)
     assert elsewhere.read_bytes() == b"keep this"
 
@@ -365,7 +365,7 @@ def test_nothing_but_the_cache_is_written_to(fetch, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
 
     assert fetch(tmp_path).manifest.name == "classifier"
-    with raises(NotFetched) as caught:
+    with raises(FetchError) as caught:
         fetch()
     assert str(caught.value) == (
         f"{tmp_path}/none: No such file or directory; pass a --cache-dir that can be written"
@@ -437,7 +437,7 @@ def test_a_server_that_was_killed_leaves_nothing_for_ever(cloud, environ, tmp_pa
 def test_a_cache_that_cannot_be_written_says_so(fetch, tmp_path):
     """The reason names the directory and the option."""
     (tmp_path / "file").touch()
-    with raises(NotFetched) as caught:
+    with raises(FetchError) as caught:
         fetch(tmp_path / "file")
 
     message = f"{tmp_path}/file: Not a directory; pass a --cache-dir that can be written"

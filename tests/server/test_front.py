@@ -680,7 +680,7 @@ def test_a_client_that_does_not_read_is_answered_no_further():
     entrance.close()
     assert others == 5
     assert still == 1
-    assert entrance.service.held.size == 0
+    assert entrance.service.memory.size == 0
 
 
 def test_a_client_that_reads_slowly_gets_all_of_its_answer():
@@ -1021,7 +1021,7 @@ def test_a_client_that_resets_after_its_end_is_given_up(entrance):
 def gone(entrance):
     """Have the server look at its connections, and tell whether there are none."""
     for connection in list(entrance.server.connections):
-        connection.look(0.0)
+        connection.check_timeouts(0.0)
     return not entrance.server.connections and not entrance.service._requests
 
 

@@ -9,8 +9,8 @@ from grpc_reflection.v1alpha import reflection_pb2
 from pytest import fixture, mark, raises
 
 from server.config import ConfigError, ServerConfig
-from server.grpc.server import HEALTH, INFERENCE, Entrance, address
-from server.http.routes import SERVER_NAME, SERVER_VERSION
+from server.grpc.server import HEALTH, INFERENCE, GrpcServer, address
+from server.protocols.oip import SERVER_NAME, SERVER_VERSION
 from server.protos import inference_pb2 as pb
 from tests.server.calling import Called, array_of, refused, rows
 from tests.server.fakes import FakeModel, Gate
@@ -355,7 +355,7 @@ def test_a_port_that_is_taken_is_refused(called):
     config = ServerConfig(bundle="unused", host="127.0.0.1", grpc_port=called.port)
 
     async def start():
-        await Entrance(called.service, config).start()
+        await GrpcServer(called.service, config).start()
 
     expected = f"^listen on 127.0.0.1:{called.port}: the address is not free$"
     with raises(ConfigError, match=expected):

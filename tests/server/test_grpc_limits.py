@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 from pytest import fixture, raises
 
-from server.batching.memory_budget import UNCOUNTED, Held, Unread
+from server.batching.memory_budget import FREE_BYTES, MemoryBudget, Unread
 from server.config import ServerConfig
 from server.errors import BodyTimeout, Overloaded
 from server.grpc.options import options
@@ -109,53 +109,53 @@ def test_a_stop_refuses_calls_whose_message_has_not_come(called):
 def test_a_large_answer_is_counted_until_it_is_sent(called):
     """Answers beyond what is not counted are held while they are sent, and then no more."""
     numbers = range(1000)
-    large = rows(*numbers, identity="i" * 2 * UNCOUNTED)
+    large = rows(*numbers, identity="i" * 2 * FREE_BYTES)
 
-    assert len(called.infer(large, timeout=60).id) == 2 * UNCOUNTED
-    while called.on_loop(lambda: called.service.held.size):
+    assert len(called.infer(large, timeout=60).id) == 2 * FREE_BYTES
+    while called.on_loop(lambda: called.service.memory.size):
         pass
 
 
 def test_an_answer_that_may_not_wait_is_refused(called):
     """Where answers that nobody reads are too many already, a large one is UNAVAILABLE."""
-    most = called.service.held._most
-    called.service.held.size = most - UNCOUNTED
+    most = called.service.memory._most
+    called.service.memory.size = most - FREE_BYTES
 
-    large = rows(1, identity="i" * 2 * UNCOUNTED)
+    large = rows(1, identity="i" * 2 * FREE_BYTES)
     status, text = refused(lambda: called.infer(large, timeout=60))
-    called.service.held.size -= most - UNCOUNTED
+    called.service.memory.size -= most - FREE_BYTES
 
     assert status == "UNAVAILABLE"
     assert text == f"bodies: expected at most {most} bytes of all requests under way, got more"
-    assert called.service.held.size == 0
+    assert called.service.memory.size == 0
 
 
 def test_answers_of_a_stream_are_counted_beyond_the_first():
     """What a client has not read is held, but for a little of each stream."""
-    held = Held(1)
+    held = MemoryBudget(1)
     unread = Unread(held)
 
-    unread.add(UNCOUNTED)
+    unread.add(FREE_BYTES)
     small = held.size
     unread.add(100)
     counted = held.size
     unread.remove(60)
-    unread.remove(UNCOUNTED)
+    unread.remove(FREE_BYTES)
 
     assert (small, counted, held.size, unread.size) == (0, 100, 0, 40)
 
 
 def test_answers_of_all_streams_are_bounded():
     """An answer that is too much is refused, and not counted."""
-    held = Held(1)
+    held = MemoryBudget(1)
     held.size = most = 1 << 29
     unread = Unread(held)
-    unread.add(UNCOUNTED)
+    unread.add(FREE_BYTES)
 
     with raises(Overloaded, match=f"^answers: expected at most {most} bytes that wait to be read, got more$"):  # fmt: skip
         unread.add(1)
 
-    assert (held.size, unread.size) == (most, UNCOUNTED)
+    assert (held.size, unread.size) == (most, FREE_BYTES)
 
 
 async def settled():
@@ -178,7 +178,7 @@ async def nobody(_):
 
 def stream_of(size, write, expected=0):
     """Make a stream whose answers have so many bytes; gives it and what counts them."""
-    unread = Unread(Held(1 << 30))
+    unread = Unread(MemoryBudget(1 << 30))
 
     async def answer(_):
         unread.add(size)
@@ -211,10 +211,10 @@ def test_a_stream_whose_client_reads_nothing_ends():
         running = asyncio.ensure_future(stream.run(endless([])))
         await settled()
         for _ in range(LOOKS):
-            stream.look()
+            stream.check_timeouts()
         await settled()
         assert not running.done()
-        stream.look()
+        stream.check_timeouts()
         with raises(BodyTimeout, match=r"^answers: expected one to be read within 60 s$"):
             await asyncio.wait_for(running, 30)
         return unread.size
@@ -236,7 +236,7 @@ def test_a_stream_without_answers_to_read_goes_on():
         running = asyncio.ensure_future(stream.run(requests()))
         await settled()
         for _ in range(3 * LOOKS):
-            stream.look()
+            stream.check_timeouts()
         await settled()
         ended = running.done()
         running.cancel()

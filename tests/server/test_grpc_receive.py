@@ -60,10 +60,10 @@ class Door:
         """Give what a call received."""
         return await asyncio.wait_for(self.results[call], 30)
 
-    async def look(self, times=1):
+    async def check_timeouts(self, times=1):
         """Have the calls looked at."""
         for _ in range(times):
-            self.receiver.look()
+            self.receiver.check_timeouts()
         await settled()
 
     async def close(self):
@@ -136,7 +136,7 @@ def test_calls_that_never_send_make_room_for_others(played):
         silent = [await door.come("a") for _ in range(2)]
         honest = await door.come("b")
 
-        await door.look(PATIENCE)
+        await door.check_timeouts(PATIENCE)
         assert honest.asked
         assert door.receiver.receiving == 2
         refused = [call for call in silent if door.results[call].done()]
@@ -161,11 +161,11 @@ def test_slow_calls_of_slow_connections_make_room_for_each_other(played):
     async def scene(door):
         [await door.come("a") for _ in range(2)]
         await door.come("b")
-        await door.look(PATIENCE)
+        await door.check_timeouts(PATIENCE)
         waits = await door.come("a")
         assert not waits.asked
 
-        await door.look(SLOW_PATIENCE)
+        await door.check_timeouts(SLOW_PATIENCE)
 
         assert waits.asked
 
@@ -178,7 +178,7 @@ def test_a_connection_whose_message_arrives_is_trusted_again(played):
     async def scene(door):
         first, second = [await door.come("a") for _ in range(2)]
         third = await door.come("b")
-        await door.look(PATIENCE)
+        await door.check_timeouts(PATIENCE)
         slow = second if door.results[first].done() else first
 
         slow.arrive()
@@ -196,7 +196,7 @@ def test_a_slow_message_is_whole_in_the_end_where_nobody_waits(played):
 
     async def scene(door):
         call = await door.come("a")
-        await door.look(LOOKS)
+        await door.check_timeouts(LOOKS)
         call.arrive()
 
         assert await door.result(call) == b"whole"
@@ -209,7 +209,7 @@ def test_a_message_that_never_comes_is_given_up(played):
 
     async def scene(door):
         call = await door.come("a")
-        await door.look(LOOKS + 1)
+        await door.check_timeouts(LOOKS + 1)
 
         with raises(BodyTimeout, match=r"^message: expected all of it within 864000 s$"):
             await door.result(call)

@@ -7,7 +7,7 @@ import json
 
 from pytest import fixture, mark, raises
 
-from server.batching.memory_budget import UNCOUNTED, Held, Incoming
+from server.batching.memory_budget import FREE_BYTES, BodyBuffer, MemoryBudget
 from server.config import ServerConfig
 from server.errors import Overloaded, TooLarge
 from tests.server.calling import Called, array_of, refused, rows
@@ -43,7 +43,7 @@ def wait_until(entrance, size):
     """Wait until the entrance holds so many bytes."""
 
     async def wait():
-        while entrance.service.held.size != size:  # noqa: ASYNC110 (nobody tells)
+        while entrance.service.memory.size != size:  # noqa: ASYNC110 (nobody tells)
             await asyncio.sleep(0)
 
     entrance.running.wait(asyncio.wait_for(wait(), 30))
@@ -51,39 +51,39 @@ def wait_until(entrance, size):
 
 def test_what_is_held_is_counted_to_the_byte():
     """As much as there may be is taken, one byte more is not, and what is given back is free."""
-    held = Held(10)
-    held.take(4)
-    held.take(6)
+    held = MemoryBudget(10)
+    held.acquire(4)
+    held.acquire(6)
     with raises(Overloaded, match=r"^bodies: expected at most 10 bytes of all requests under way"):
-        held.take(1)
-    held.give(6)
-    held.take(5)
+        held.acquire(1)
+    held.release(6)
+    held.acquire(5)
 
     assert held.size == 9
 
 
 def test_small_bodies_are_not_counted():
     """A body counts from the byte on that makes it large, and then all of it."""
-    held = Held(MOST)
-    body = Incoming(held)
+    held = MemoryBudget(MOST)
+    body = BodyBuffer(held)
     body.begin(MOST)
 
-    body.add(b"a" * UNCOUNTED)
+    body.add(b"a" * FREE_BYTES)
     small = held.size
     body.add(b"b")
     counted = held.size
-    whole = body.whole()
-    passed_on = body.hand_over()
+    whole = body.take()
+    passed_on = body.detach()
     body.drop()
 
-    assert (small, counted, passed_on, held.size) == (0, UNCOUNTED + 1, UNCOUNTED + 1, counted)
-    assert whole == b"a" * UNCOUNTED + b"b"
+    assert (small, counted, passed_on, held.size) == (0, FREE_BYTES + 1, FREE_BYTES + 1, counted)
+    assert whole == b"a" * FREE_BYTES + b"b"
 
 
 def test_a_body_beyond_its_own_limit_is_too_large():
     """The limit of a single body comes first, and a body that is dropped counts no more."""
-    held = Held(MOST)
-    body = Incoming(held)
+    held = MemoryBudget(MOST)
+    body = BodyBuffer(held)
     body.begin(LARGE)
     body.add(b"a" * LARGE)
 
@@ -122,7 +122,7 @@ def test_bodies_that_are_too_much_together_are_refused(entrance):
     assert headers["retry-after"] == "1"
     assert beside == {"predictions": [3.0]}
     assert whole == [(200, {"predictions": [3.0]})] * 4
-    assert entrance.service.held.size == 0
+    assert entrance.service.memory.size == 0
     assert entrance.service.metrics.failures["rejected"] == 1
 
 
@@ -153,7 +153,7 @@ def test_a_body_whose_client_goes_is_held_no_more(entrance):
         status = read_answer(stalled)[0]
 
         assert status == 408
-        assert entrance.service.held.size == 0
+        assert entrance.service.memory.size == 0
 
 
 def test_bodies_of_requests_that_wait_are_held(gate):

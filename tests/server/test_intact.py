@@ -25,13 +25,13 @@ TOUCH = """
 import functools, hashlib, os, sys, threading
 import numpy as np
 from runtime import load
-from runtime.program import wait_in_place
+from runtime.program import use_sync_dispatch
 from server import logs
 from server.storage.bundle_watch import BusErrors
 
 path, how, form = sys.argv[1:]
 if how != "pool":
-    wait_in_place()
+    use_sync_dispatch()
 model = load(path, "cpu")
 logs.set_up(form)
 arrays = [np.asarray(param) for param in model.params]

@@ -8,7 +8,7 @@ import sys
 from pytest import fixture, mark, param
 
 from server.logs import JsonFormatter, TextFormatter, end
-from server.protocols.response import failure
+from server.protocols.response import exception_response
 from server.request_id import request_id
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -85,7 +85,8 @@ def test_a_failed_request_is_logged_with_its_trace(logged, headers, project, nam
     made = []
     error = RuntimeError("inside")
     (line,) = logged(
-        JsonFormatter(project), lambda: made.append(failure(error, request_id(headers.get)))
+        JsonFormatter(project),
+        lambda: made.append(exception_response(error, request_id(headers.get))),
     )
 
     entry = json.loads(line)

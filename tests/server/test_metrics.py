@@ -90,11 +90,13 @@ def test_processes_add_up_to_what_one_would_have_counted(requests):
     alone, two = Metrics(), (Metrics(), Metrics())
     for number, (protocol, slug, process) in enumerate(requests):
         for metrics in (alone, two[process]):
-            metrics.inference(protocol, "200" if slug is None else "503", number, slug)
-            metrics.batch("b4", 4, 1 + number % 4, 1 + number % 4, (0.0, 1.0, 3.0, number + 4.0))
+            metrics.count_inference(protocol, "200" if slug is None else "503", number, slug)
+            metrics.count_batch(
+                "b4", 4, 1 + number % 4, 1 + number % 4, (0.0, 1.0, 3.0, number + 4.0)
+            )
             metrics.queued.observe(number)
-            metrics.padding(8, 2)
-            metrics.other("health", "200")
+            metrics.count_padding(8, 2)
+            metrics.count_request("health", "200")
             metrics.nonfinite += 1
 
     assert total(two) == alone
@@ -217,7 +219,7 @@ def test_failures_have_one_of_four_reasons():
     }
     for slug, reason in reasons.items():
         metrics = Metrics()
-        metrics.inference("vertex", "500", 0.5, slug)
+        metrics.count_inference("vertex", "500", 0.5, slug)
 
         assert metrics.failures == {reason: 1}
         assert (metrics.failed.count, metrics.failed.seconds) == (1, 0.5)

@@ -41,7 +41,7 @@ def test_two_that_do_not_fit_are_not_tried(monkeypatch):
 
     model = FakeModel()
     model.blank = lambda rows, _: (np.zeros((rows, 2), np.float32),)
-    monkeypatch.setattr(model, "expect_room", refuse)
+    monkeypatch.setattr(model, "check_memory", refuse)
 
     assert batches_at_once(model) == 1
     assert model.ran == []

@@ -21,7 +21,7 @@ from server.errors import (
     Unsupported,
     UnsupportedMedia,
 )
-from server.protocols.response import failure, refusal, reply, to_json
+from server.protocols.response import error_response, exception_response, json_response, to_json
 
 
 @mark.parametrize(
@@ -80,7 +80,7 @@ def test_narrow_floats_are_written_as_their_exact_value(dtype, policy):
 )
 def test_each_error_has_its_status_and_slug(error, status, slug):
     """An error of the caller's, or one that another try may mend, is told as it is."""
-    made = failure(error, "mine")
+    made = exception_response(error, "mine")
 
     assert (made.status, made.slug) == (status, slug)
     assert json.loads(made.body) == {"error": "m", "code": slug, "request_id": "mine"}
@@ -91,7 +91,7 @@ def test_each_error_has_its_status_and_slug(error, status, slug):
 @mark.parametrize("error", [ExecutionError("secret"), ValueError("secret"), KeyError("secret")])
 def test_an_internal_error_is_told_to_the_log_alone(error, caplog):
     """Of what went wrong inside a client learns no more than where to look."""
-    made = failure(error)
+    made = exception_response(error)
 
     body = json.loads(made.body)
     assert made.status == 500
@@ -103,14 +103,14 @@ def test_an_internal_error_is_told_to_the_log_alone(error, caplog):
 
 def test_ids_are_made_where_there_is_none():
     """Two refusals without an id get different ones."""
-    first, second = (json.loads(refusal(404, "not_found", "x").body) for _ in range(2))
+    first, second = (json.loads(error_response(404, "not_found", "x").body) for _ in range(2))
 
     assert first["request_id"] != second["request_id"]
 
 
 def test_headers_stand_beside_the_type():
-    """A reply carries the headers that it is given."""
-    made = reply([1], 202, (("x-a", "b"),))
+    """A json_response carries the headers that it is given."""
+    made = json_response([1], 202, (("x-a", "b"),))
 
     assert (made.status, made.body, made.slug) == (202, b"[1]", None)
     assert made.headers == (("content-type", "application/json"), ("x-a", "b"))

@@ -9,9 +9,9 @@ from server.config import ServerConfig
 from server.errors import TooLarge
 from server.http.flask_app import make_wait
 from server.http.routes import Route, hot_paths, make_routes
-from server.protocols.inference import Call
+from server.protocols.inference import ParsedRequest
 from server.protocols.request import Request
-from server.protocols.response import reply
+from server.protocols.response import json_response
 from tests.server.asking import client_for, client_of, refused
 from tests.server.fakes import FakeModel, Running
 
@@ -199,13 +199,13 @@ def test_a_request_whose_client_has_gone_is_counted_as_canceled(running):
     """Nobody reads an answer, but the count says why there was none."""
     running.open(FakeModel())
     row = running.service.model.checker.check({"x": np.zeros((1, 2), np.float32)})
-    route = Route("POST", "/p", "vertex", read=lambda *_: Call([row], print))
+    route = Route("POST", "/p", "vertex", read=lambda *_: ParsedRequest([row], print))
     metrics = running.service.metrics
 
     def leave(done):
         underway = route.answer(running.service, Request(), {}, print)
-        underway.withdraw()
-        done(reply({}))
+        underway.cancel()
+        done(json_response({}))
 
     make_wait(running.loop)(leave)
 
@@ -235,7 +235,9 @@ def test_what_writing_raises_is_answered_and_counted(running):
     def break_(_):
         raise ValueError("inside")
 
-    made = answered(running, Route("POST", "/p", "oip", read=lambda *_: Call([row], break_)))
+    made = answered(
+        running, Route("POST", "/p", "oip", read=lambda *_: ParsedRequest([row], break_))
+    )
 
     assert (made.status, made.slug) == (500, "internal")
     assert b"inside" not in made.body
@@ -245,7 +247,7 @@ def test_only_inferences_have_durations(running):
     """A health check says nothing of how long an inference takes."""
     metrics = running.service.metrics
 
-    answered(running, Route("GET", "/h", "health", lambda: reply({})))
+    answered(running, Route("GET", "/h", "health", lambda: json_response({})))
 
     assert metrics.requests == {("health", "200"): 1}
     assert metrics.durations == {}

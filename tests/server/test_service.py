@@ -13,8 +13,8 @@ import numpy as np
 from pytest import approx, fixture, mark, param, raises
 
 from runtime.errors import ExecutionError, SignatureMismatch
-from server.batching.pending_request import Evidence, Given, Pending
-from server.batching.queue import scheduler
+from server.batching import scheduler
+from server.batching.pending_request import InferenceMetadata, PendingRequest, TaskResult
 from server.batching.scheduler import in_place_stall_s
 from server.batching.service import Service, State
 from server.errors import (
@@ -75,7 +75,7 @@ async def begun():
 
 def waiting(service):
     """Give the rows that wait."""
-    return service._pump.queue.rows
+    return service._scheduler.queue.rows
 
 
 def ran(model):
@@ -129,7 +129,7 @@ async def test_a_batch_that_is_known_to_be_quick_runs_on_the_loops_own_thread():
         assert await sums(asked(service, 1, 2, 3)) == [1.0, 2.0, 3.0]
 
     assert threads[0] is threading.current_thread()
-    assert threads[1] is service._pump.device._threads[0]
+    assert threads[1] is service._scheduler.device._threads[0]
 
 
 @on_a_loop
@@ -142,7 +142,7 @@ async def test_a_program_whose_time_depends_on_its_inputs_never_runs_on_the_loop
     async with serving(model, in_place_s=1.0) as service:
         assert await sums(asked(service, 1, 2)) == [1.0, 2.0]
 
-    assert threads == [service._pump.device._threads[0]]
+    assert threads == [service._scheduler.device._threads[0]]
 
 
 @mark.parametrize(
@@ -161,10 +161,10 @@ async def test_a_quick_batch_runs_on_the_devices_thread_where_an_entrance_needs_
     model = FakeModel()
     model.before = lambda _: ran_on.append(threading.current_thread().name)
     async with serving(model, in_place_s=1.0) as service:
-        for off_loop in (True, False):
+        for prefer_thread in (True, False):
             done = asyncio.get_running_loop().create_future()
             parts = [model.checker.check(rows(1))]
-            service.submit(parts, done.set_result, off_loop=off_loop)
+            service.submit(parts, done.set_result, prefer_thread=prefer_thread)
             await done
             await begun()
 
@@ -295,7 +295,7 @@ async def test_what_comes_while_the_device_is_busy_waits_for_it(gate, model):
     async with serving(model) as service:
         first = asked(service, 1)
         await gate.reached()
-        service._pump._in_place = dict.fromkeys([((), 1), ((), 4)], 60.0)
+        service._scheduler._in_place = dict.fromkeys([((), 1), ((), 4)], 60.0)
         second = asked(service, 2)
         await begun()
 
@@ -360,7 +360,7 @@ async def test_no_rows_are_answered_without_the_device(model):
 
     assert answer.outputs["y"].dtype == np.float32
     assert answer.outputs["y"].shape == (0,)
-    assert answer.evidence == Evidence(0, 0, 0.0, 0.0)
+    assert answer.evidence == InferenceMetadata(0, 0, 0.0, 0.0)
     assert model.ran == []
 
 
@@ -459,17 +459,17 @@ async def test_an_answer_says_how_it_came_about(model, gate):
 def test_evidence_of_a_split_request_covers_all_its_batches(model):
     """Where several batches answered, the longest wait and the whole time on the device count."""
     three = model.checker.check(rows(1, 2, 3))
-    request = Pending([three], most=2, arrived=0.0, done=print)
-    first, second = (Given((np.float32(sums),), None, 0) for sums in ([1, 2], [3]))
+    request = PendingRequest([three], max_task_rows=2, arrived=0.0, done=print)
+    first, second = (TaskResult((np.float32(sums),), None, 0) for sums in ([1, 2], [3]))
 
-    request.give(1, second, 4, padded_rows=1, queue_s=0.5, run_s=1.0)
-    left = request.left
-    request.give(0, first, 2, padded_rows=0, queue_s=0.25, run_s=2.0)
+    request.add_result(1, second, 4, padded_rows=1, queue_s=0.5, run_s=1.0)
+    left = request.remaining
+    request.add_result(0, first, 2, padded_rows=0, queue_s=0.25, run_s=2.0)
     (part,), evidence = request.answer(model)
 
-    assert (left, request.left) == (1, 0)
+    assert (left, request.remaining) == (1, 0)
     assert part.outputs["y"].tolist() == [1.0, 2.0, 3.0]
-    assert evidence == Evidence(2, 0, queue_s=0.5, compute_s=3.0)
+    assert evidence == InferenceMetadata(2, 0, queue_s=0.5, compute_s=3.0)
 
 
 @on_a_loop
@@ -683,7 +683,7 @@ async def test_a_client_that_goes_while_the_device_runs_leaves_nothing_behind(mo
         gate.open()
 
         assert await sums(staying) == [2.0, 3.0, 4.0]
-        assert (service._requests, service._pump._flying, waiting(service)) == ({}, {}, 0)
+        assert (service._requests, service._scheduler._running, waiting(service)) == ({}, {}, 0)
 
 
 @on_a_loop
@@ -703,7 +703,7 @@ async def test_ten_thousand_clients_that_go_leave_no_trace(model, gate):
 
         assert await sums(first) == [1.0]
         await service.drained()
-        assert (service._requests, service._pump._flying) == ({}, {})
+        assert (service._requests, service._scheduler._running) == ({}, {})
 
     assert len(model.ran) == 1
 
@@ -829,12 +829,12 @@ async def test_a_device_that_hangs_is_given_up(model, gate):
         assert gave_up == ["the device hangs"]
         gate.open(runs=2)  # it comes back after all: nobody is left to care
         service.close()
-        await asyncio.to_thread(service._pump.device._threads[0].join, 30)
+        await asyncio.to_thread(service._scheduler.device._threads[0].join, 30)
         await begun()
 
     assert [type(answer) for answer in answers] == [NotReady] * 3
     assert [str(answer) for answer in answers] == ["the device has failed"] * 3
-    assert service._pump._flying == {}
+    assert service._scheduler._running == {}
     assert len(model.ran) == 2
     assert gave_up == ["the device hangs"]
 
@@ -845,7 +845,7 @@ async def test_a_batch_that_comes_back_is_not_waited_for_any_longer(model, gate)
     async with serving(model) as service:
         request = asked(service, 1)
         await gate.reached()
-        (stall,) = service._pump._flying.values()
+        (stall,) = service._scheduler._running.values()
         gate.open()
         await request
 
@@ -971,7 +971,7 @@ async def test_closing_ends_the_devices_thread(model):
     """A closed service leaves no thread."""
     async with serving(model) as service:
         assert await sums(asked(service, 1)) == [1.0]
-    thread = service._pump.device._threads[0]
+    thread = service._scheduler.device._threads[0]
 
     await asyncio.to_thread(thread.join, 30)
 
@@ -986,7 +986,7 @@ def test_a_batch_that_outlives_the_loop_is_no_error(model, gate, caplog):
             request = asked(service, 1)
             await gate.reached()
             request.cancel()
-            return service._pump.device._threads[0]
+            return service._scheduler.device._threads[0]
 
     thread = asyncio.run(leave())
     gate.open()

@@ -8,9 +8,9 @@ import re
 from pytest import fixture, mark, raises
 
 from runtime import BundleError, IntegrityError, open_bundle
-from runtime.promises import promises
+from runtime.promises import compatibility_windows
 from server import bundle_trust
-from server.bundle_trust import letting_in
+from server.bundle_trust import verified_in_subprocess
 from server.config import ConfigError, ServerConfig
 from server.observability import prometheus
 from tests.forging import FROZEN, with_deadly_program
@@ -35,7 +35,7 @@ def probed(monkeypatch):
 
 def let_in(bundle, config):
     """Let a bundle in, and do nothing with it."""
-    with letting_in(bundle, config):
+    with verified_in_subprocess(bundle, config):
         pass
 
 
@@ -107,7 +107,7 @@ def test_deadly_bundle_ends_the_server_in_order(tmp_path):
 
 @mark.e2e
 def test_server_says_how_long_its_bundle_lasts(tmp_path):
-    """A server that is not told what to serve remembers what came through, and tells its promises."""
+    """A server that is not told what to serve remembers what came through, and tells its compatibility_windows."""
     options = {"HLOSERVE_REQUIRE_DIGEST": "", "HLOSERVE_CACHE_DIR": str(tmp_path)}
     for _ in range(2):
         said = []
@@ -135,7 +135,10 @@ def test_days_left_are_a_metric(running, monkeypatch):
 
     assert 'hloserve_promised_days_left{form="exported"} -1.0\n' in text
     assert 'hloserve_promised_days_left{form="stablehlo"} 1643.0\n' in text
-    assert [p.form for p in promises(FakeModel().manifest)] == ["exported", "stablehlo"]
+    assert [p.form for p in compatibility_windows(FakeModel().manifest)] == [
+        "exported",
+        "stablehlo",
+    ]
 
 
 def test_probe_that_fails_keeps_the_bundle_out(monkeypatch):

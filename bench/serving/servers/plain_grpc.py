@@ -10,12 +10,12 @@ import grpc
 import numpy as np
 
 from runtime import load
-from runtime.program import wait_in_place
+from runtime.program import use_sync_dispatch
 from server.protos import inference_pb2 as pb
 
 
 async def main(port: str, bundle: str) -> None:
-    wait_in_place()
+    use_sync_dispatch()
     model = load(bundle)
     (given,), (wanted,) = model.signature.inputs, model.signature.outputs
 
