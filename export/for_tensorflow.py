@@ -47,7 +47,7 @@ _ROOT = Path(runtime.__file__).resolve().parent.parent
 # Expendable: whoever writes where the staging was must not outlive the export.
 _CHILD = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); sys.modules['keras'] = None; "
-    "from runtime.guard import be_expendable; be_expendable(); "
+    "from runtime.guard import mark_expendable; mark_expendable(); "
     "from export.savedmodel import main; sys.exit(main(*sys.argv[1:]))"
 )
 # Nothing here needs what TensorFlow says on stderr while it starts.

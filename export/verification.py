@@ -24,7 +24,7 @@ _FORBIDDEN = ("flax", "orbax", "optax", "tensorflow", "export")
 _CHILD = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); "
     f"sys.modules.update(dict.fromkeys({_FORBIDDEN!r})); "
-    "from runtime.guard import be_expendable; be_expendable(); "
+    "from runtime.guard import mark_expendable; mark_expendable(); "
     "from runtime.__main__ import main; sys.exit(main(sys.argv[1:]))"
 )
 

@@ -29,8 +29,8 @@ OPENED, REFUSED = 0, 3
 _CHILD = """
 import sys
 sys.path[:] = sys.argv.pop(1).split("\\n")
-from runtime.guard import be_expendable
-be_expendable()
+from runtime.guard import mark_expendable
+mark_expendable()
 from runtime.probed import main
 main(sys.argv[1:])
 """

@@ -50,7 +50,7 @@ class Inference[T](abc.ABC):
     Attributes:
       service: that answers.
       evidence: how the answer came about, once it is written.
-      prefer_thread: whether its entrance needs the loop while a program runs; see `Pump`.
+      prefer_thread: whether its entrance needs the loop while a program runs; see `BatchScheduler`.
     """
 
     prefer_thread = False

@@ -281,7 +281,7 @@ def test_guard_ends_as_its_child_did(ending, status):
     """
     An exit status and a signal that somebody sent are passed on; a crash is a bundle's fault.
     """
-    code = f"import os, signal; from runtime.guard import step_aside; step_aside(); {ending}"
+    code = f"import os, signal; from runtime.guard import run_in_child; run_in_child(); {ending}"
 
     assert run("-c", code)[0] == status
 
@@ -290,7 +290,7 @@ def test_guard_ends_as_its_child_did(ending, status):
 def guarded(setting_up=""):
     """Run a command that waits in a child for ever; gives the command and the child's number."""
     code = (
-        "import os, signal; from runtime.guard import step_aside; step_aside(); "
+        "import os, signal; from runtime.guard import run_in_child; run_in_child(); "
         f"{setting_up}\nprint(os.getpid(), flush=True); signal.pause()"
     )
     process = subprocess.Popen(
