@@ -16,6 +16,15 @@ Device = Any
 _DRIVER = Path("/proc/driver/nvidia/version")
 _MEMORY = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+_CPUS = Path("/proc/cpuinfo")
+# Features whose name in Linux is not LLVM's without underscores.
+_LLVM_NAMES = (
+    *(("lm", "64bit"), ("pni", "sse3"), ("sse4_1", "sse4.1"), ("sse4_2", "sse4.2")),
+    *(("sse4_2", "crc32"), ("lahf_lm", "sahf"), ("abm", "lzcnt"), ("sha_ni", "sha")),
+    *(("pclmulqdq", "pclmul"), ("3dnowprefetch", "prfchw"), ("bmi1", "bmi"), ("rdrand", "rdrnd")),
+    *(("amx_tile", "amx-tile"), ("amx_int8", "amx-int8"), ("amx_bf16", "amx-bf16")),
+    ("user_shstk", "shstk"),
+)
 
 
 def find_device(wanted: object | None) -> Device:
@@ -154,6 +163,33 @@ def driver_versions(device: Device) -> Mapping[str, str]:
         if line.startswith("NVRM version:"):
             found["driver"] = line.partition(":")[2].strip()
     return found
+
+
+def cpu_model() -> str:
+    """Return the name of this machine's CPU; empty where nobody says."""
+    return next(iter(_cpu_fields("model name")), "")
+
+
+def cpu_features() -> frozenset[str] | None:
+    """Return the instruction sets of this machine's CPU by LLVM's names; None where it is no x86.
+
+    Linux has names of its own for some of them (arch/x86/include/asm/cpufeatures.h).
+    """
+    flags = {flag for line in _cpu_fields("flags") for flag in line.split()}
+    if not flags:
+        return None
+    plain = {flag.replace("_", "") for flag in flags} | flags
+    return frozenset(plain | {llvm for linux, llvm in _LLVM_NAMES if linux in flags})
+
+
+def _cpu_fields(wanted: str) -> list[str]:
+    """Return the values of a field of /proc/cpuinfo, each once."""
+    found: dict[str, None] = {}
+    for line in _lines(_CPUS):
+        name, _, value = line.partition(":")
+        if name.strip() == wanted:
+            found[value.strip()] = None
+    return list(found)
 
 
 def _lines(file: Path) -> list[str]:

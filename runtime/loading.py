@@ -3,7 +3,9 @@
 import contextlib
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from runtime.bundle import Bundle, open_bundle
@@ -19,12 +21,15 @@ from runtime.device import (
 )
 from runtime.entries import ProgramEntry
 from runtime.errors import IncompatibleProgram, IntegrityError
+from runtime.executable_cache import ExecutableCache
 from runtime.model import Model
 from runtime.probe import probing
-from runtime.program import Program, compile_program, put
+from runtime.program import Program, compile_program, cpu_threads, put
 from runtime.tensors import Array
 
 Progress = Callable[[str], None]
+
+_MOST_THREADS = 4
 
 
 def load(
@@ -34,6 +39,7 @@ def load(
     progress: Progress | None = None,
     require_digest: str | None = None,
     isolated: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Load a bundle: compile every program for one device and put the params there.
 
@@ -46,6 +52,7 @@ def load(
       progress: called with a short sentence before each slow step.
       require_digest: `sha256:HEX`, what its manifest.json has to be; None for any.
       isolated: open it in a process of its own first.
+      cache_dir: keeps what is compiled, and is looked at first; see `executable_cache`.
 
     Returns:
       A model; nothing is compiled after this.
@@ -56,22 +63,34 @@ def load(
     tell = progress or (lambda _: None)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     opened.require(require_digest)
+    cache = None if cache_dir is None else ExecutableCache(Path(cache_dir), tell)
     with contextlib.ExitStack() as stack:
+        caches = [] if cache is None else [cache]
         if isolated:
             tell("opening the bundle in a process of its own first")
-            stack.enter_context(probing(opened, named(device)))
+            compiled = stack.enter_context(probing(opened, named(device), cache=cache))
+            caches += [] if compiled is None else [compiled]
         target = find_device(device)
-        programs = compile_all(opened, target, progress=tell)
+        with program_threads(target) as pool:
+            programs = compile_all(opened, target, progress=tell, each=pool.map, caches=caches)
     tell("loading params")
     model = assemble(opened, target, programs)
     tell("warming up")
     model.measure()
+    if cache is not None:
+        for program in programs:
+            program.keep(cache)
     release_memory()
     return model
 
 
 def compile_all(
-    bundle: Bundle, target: Device, *, progress: Progress, each: Callable[..., Any] = map
+    bundle: Bundle,
+    target: Device,
+    *,
+    progress: Progress,
+    each: Callable[..., Any] = map,
+    caches: Sequence[ExecutableCache] = (),
 ) -> tuple[Program, ...]:
     """Compile every program of a bundle for one device; nothing is run yet.
 
@@ -80,6 +99,7 @@ def compile_all(
       target: the device.
       progress: called with a sentence before each program.
       each: compiles them: `map`, or that of a pool of threads.
+      caches: of programs that were compiled before; looked at in this order.
 
     Raises:
       BundleError: as for `load`.
@@ -99,16 +119,15 @@ def compile_all(
     )
 
     # Programs first: compiling needs memory of its own, and needs no params.
-    def told() -> Iterator[ProgramEntry]:
-        for i, entry in enumerate(manifest.programs, 1):
-            progress(f"compiling {entry.exported.path} ({i}/{len(manifest.programs)})")
-            yield entry
-
     def compiled(entry: ProgramEntry) -> Program:
-        return compile_program(bundle.read, entry, manifest, target)
+        return compile_program(bundle.read, entry, manifest, target, caches)
 
     programs = []
-    for entry, program in zip(manifest.programs, each(compiled, told()), strict=True):
+    for i, (entry, program) in enumerate(
+        zip(manifest.programs, each(compiled, manifest.programs), strict=True), 1
+    ):
+        done = "loaded" if program.source else "compiled"
+        progress(f"{done} {entry.exported.path} ({i}/{len(manifest.programs)})")
         programs.append(program)
         if program.fallback:
             progress(
@@ -130,6 +149,15 @@ def assemble(bundle: Bundle, target: Device, programs: tuple[Program, ...]) -> M
     model = Model(bundle, target, programs, params)
     model.check_memory()
     return model
+
+
+def program_threads(target: Device) -> ThreadPoolExecutor:
+    """Return the threads that programs are compiled, loaded and run on before any request.
+
+    LLVM and XLA use several cores by themselves; a second thread keeps them busy in between.
+    """
+    several = platform_of(target) == "cpu"
+    return ThreadPoolExecutor(min(_MOST_THREADS, cpu_threads()) if several else 1)
 
 
 def release_memory() -> None:

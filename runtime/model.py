@@ -21,9 +21,10 @@ from runtime.staging import stage, unstage
 from runtime.tensors import Array, numpy_dtype
 
 # When run times are measured each program has so many turns, none much longer than this. One
-# that takes longer by itself has two.
-_TURNS = 4
+# that takes much longer by itself has one.
+_TURNS = 2
 _TURN_S = 0.015
+_SLOW_S = 0.1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -157,25 +158,51 @@ class Model:
             for spec in self.signature.outputs
         }
 
-    def measure(self) -> None:
-        """Run every program until its time is known, and plan by these times from now on.
+    def measure(
+        self, known: Mapping[str, float] | None = None, *, warm: bool = False
+    ) -> dict[str, float]:
+        """Plan by the programs' run times from now on.
 
-        The first runs also do what a device does once only (page weights in, pick
-        algorithms), so that no request pays for it. The programs of a group take turns, so
-        that what else the machine does for a moment slows none of them alone.
+        Args:
+          known: seconds of each program by its bucket's name, where they were measured on such a
+            device before; a group that lacks one is measured.
+          warm: whether each program ran already. A first run does what a device does once only
+            (page weights in, pick algorithms), so that no request pays for it, and takes up to
+            twenty times as long as others: it is never planned by.
+
+        Returns:
+          The seconds of each program, by its bucket's name.
         """
+        found: dict[str, float] = {}
         for sizes, group in self.groups.items():
-            blank = {batch: self.blank(batch, sizes) for batch in group.programs}
-            costs = dict.fromkeys(group.programs, math.inf)
-            for turn in range(_TURNS):
-                for batch, program in group.programs.items():
-                    if turn == 0:
-                        program.call(self.params, blank[batch])
-                    elif turn > 1 and costs[batch] > _TURN_S:
-                        continue
-                    costs[batch] = min(costs[batch], _seconds(program, self.params, blank[batch]))
+            names = {batch: bucket_name(self.signature, sizes, batch) for batch in group.programs}
+            if known is not None and all(name in known for name in names.values()):
+                costs = {batch: known[name] for batch, name in names.items()}
+                if not warm:
+                    self._warm_up(group)
+            else:
+                if not warm:
+                    self._warm_up(group)
+                costs = self._measured(group)
             planner = Planner(costs, mixed=bool(self.manifest.row_mixing))
             self.groups[sizes] = dataclasses.replace(group, planner=planner)
+            found |= {names[batch]: cost for batch, cost in costs.items()}
+        return found
+
+    def _warm_up(self, group: Group) -> None:
+        for batch, program in group.programs.items():
+            program.call(self.params, self.blank(batch, group.sizes))
+
+    def _measured(self, group: Group) -> dict[int, float]:
+        """Time the programs of a group, in turns: what slows the machine for a moment slows all."""
+        costs = dict.fromkeys(group.programs, math.inf)
+        for _ in range(_TURNS):
+            for batch, program in group.programs.items():
+                if _SLOW_S < costs[batch] < math.inf:
+                    continue  # once is enough, smoothed with the others
+                inputs = self.blank(batch, group.sizes)
+                costs[batch] = min(costs[batch], _seconds(program, self.params, inputs))
+        return _smoothed(costs) if max(costs.values()) > _TURN_S else costs
 
     def data_dependent(self, sizes: tuple[int, ...], batch: int) -> bool:
         """Whether how long a program runs depends on its inputs, so that measuring does not tell.
@@ -253,6 +280,22 @@ def _seconds(program: Program, params: tuple[object, ...], inputs: tuple[Array, 
         if spent > _TURN_S:
             break
     return best
+
+
+def _smoothed(costs: Mapping[int, float]) -> dict[int, float]:
+    """Return run times as a + b·rows, by least squares of the relative errors.
+
+    A single run can be several times off; a plan that follows it would be as well.
+    """
+    if len(costs) < 3:
+        return dict(costs)
+    rows = np.array(list(costs), float)
+    seconds = np.array(list(costs.values()))
+    design = np.stack([1 / seconds, rows / seconds], axis=1)
+    (base, slope), *_ = np.linalg.lstsq(design, np.ones(len(rows)), rcond=None)
+    if base < 0 or slope <= 0:
+        return dict(costs)
+    return {batch: float(base + slope * batch) for batch in costs}
 
 
 def _nearest_to_zero(spec: TensorSpec) -> int:

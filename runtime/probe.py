@@ -16,8 +16,8 @@ from pathlib import Path
 
 from runtime.bundle import Bundle
 from runtime.errors import BundleError
+from runtime.executable_cache import ExecutableCache
 from runtime.guard import exit_description
-from runtime.program import shared_compilation_cache
 from runtime.scratch import temporary_directory
 
 # Beyond this a bundle is thought to loop for ever: one flipped bit can do that as well.
@@ -37,37 +37,43 @@ main(sys.argv[1:])
 
 
 @contextlib.contextmanager
-def probing(bundle: Bundle, device: str = "", *, remembered: Path | None = None) -> Iterator[None]:
+def probing(
+    bundle: Bundle, device: str = "", *, cache: ExecutableCache | None = None
+) -> Iterator[ExecutableCache | None]:
     """Open a bundle in a process of its own first, as far as running each of its programs.
 
-    What is to be done with the bundle here is done within: meanwhile the programs that
-    the other process has compiled are not compiled again.
+    What is to be done with the bundle here is done within.
 
     Args:
       bundle: whose files are there, or on their way.
       device: a device's name, or nothing for JAX's default.
-      remembered: a directory that keeps which bundles came through, with which jaxlib; those
-        are not opened elsewhere again.
+      cache: keeps which bundles came through, with which jaxlib; those are not opened elsewhere
+        again.
+
+    Yields:
+      What the other process has compiled, for as long as the context lasts; None where there is
+      nothing.
 
     Raises:
       BundleError: the process ended, by a signal or otherwise than it should. What else is
         wrong with the bundle is left for whoever opens it next to find.
     """
-    stamp = remembered / _stamp(bundle, device) if remembered else None
-    if stamp is not None and stamp.is_file():
-        yield
+    key = {
+        "opened": bundle.digest,
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "device": device,
+    }
+    if cache is not None and cache.record(key).get("opened") is True:
+        yield None
         return
-    with _shared_folder() as compiled:
-        if _probe(bundle, device, compiled) and stamp is not None:
-            with contextlib.suppress(OSError):  # then it is opened there the next time as well
-                stamp.parent.mkdir(parents=True, exist_ok=True)
-                stamp.touch()
-        with shared_compilation_cache(compiled) if compiled else contextlib.nullcontext():
-            yield
+    with _compiled_folder() as folder:
+        if _probe(bundle, device, folder) and cache is not None:
+            cache.keep_record(key, {"opened": True})
+        yield ExecutableCache(Path(folder)) if folder else None
 
 
 @contextlib.contextmanager
-def _shared_folder() -> Iterator[str]:
+def _compiled_folder() -> Iterator[str]:
     """Make a folder for compiled programs; where none can be, give no name: it only saves time."""
     with contextlib.ExitStack() as stack:
         try:
@@ -93,11 +99,6 @@ def _probe(bundle: Bundle, device: str, compiled: str) -> bool:
             f"bundle {bundle.path}: ended the process that opened it: {exit_description(status)}"
         )
     return status == OPENED
-
-
-def _stamp(bundle: Bundle, device: str) -> str:
-    jaxlib = importlib.metadata.version("jaxlib")
-    return f"opened/{bundle.digest}-jaxlib-{jaxlib}-{device.replace(':', '') or 'default'}"
 
 
 def _run(bundle: Bundle, device: str, compiled: str) -> int:

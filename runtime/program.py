@@ -4,7 +4,7 @@ Whatever of JAX's surface serving needs is here or, of devices, in `device`; and
 JAX does not promise is here, or in `stablehlo`, so that a release that changes it breaks these:
 
 * `jax._src.export.serialization`, for the version of the wrapper
-* `jax.experimental.compilation_cache`, to have compiled programs kept elsewhere from now on
+* what `executables` lists, to keep compiled programs as bytes
 * that a `jax.export.Exported` is a dataclass, and what its `mlir_module_serialized` holds
 * the name of the event that tells of a compilation
 * `NPROC`, which XLA's CPU client takes the size of its thread pools from
@@ -13,9 +13,11 @@ JAX does not promise is here, or in `stablehlo`, so that a release that changes 
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.metadata
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,10 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 from jax._src.export import serialization
-from jax.experimental.compilation_cache import compilation_cache
 
 from runtime.customcalls import ALLOWED
-from runtime.device import Device, platform_of
+from runtime.device import Device, device_kind, platform_of
 from runtime.entries import File, ProgramEntry
 from runtime.errors import (
     BundleError,
@@ -34,6 +35,13 @@ from runtime.errors import (
     IncompatibleProgram,
     IntegrityError,
     first_line,
+)
+from runtime.executable_cache import Executable, ExecutableCache
+from runtime.executables import (
+    NotSerializable,
+    deserialize,
+    platform_version,
+    serialize,
 )
 from runtime.jax_settings import lifted, lifted_for_call
 from runtime.manifest import Manifest
@@ -80,6 +88,12 @@ def set_cpu_threads(threads: int) -> None:
     os.environ.setdefault("NPROC", str(threads))
 
 
+def cpu_threads() -> int:
+    """Return the number of threads that the CPU's programs are compiled to compute with."""
+    told = os.environ.get("NPROC", "")
+    return int(told) if told.isdecimal() and int(told) else os.cpu_count() or 1
+
+
 def count_compiles() -> Callable[[], int]:
     """Count the programs that XLA compiles in this process from now on.
 
@@ -96,35 +110,6 @@ def count_compiles() -> Callable[[], int]:
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     return lambda: len(compiled)
-
-
-@contextlib.contextmanager
-def shared_compilation_cache(folder: str) -> Iterator[None]:
-    """Keep what is compiled meanwhile in a folder, and take what another process has put there.
-
-    Where JAX was told of a folder already, that one serves. For all threads of this process.
-    """
-    if jax.config.jax_compilation_cache_dir:
-        yield
-        return
-    options = {
-        "jax_compilation_cache_dir": folder,
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    try:
-        _configure(options)
-        yield
-    finally:
-        _configure(before)
-
-
-def _configure(options: Mapping[str, Any]) -> None:
-    """Set options of JAX's cache, which looks at them once unless it is told to again."""
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def put(arrays: Sequence[Array], device: Device, *, x64: bool) -> tuple[Any, ...]:
@@ -151,6 +136,9 @@ class Program:
       axes: size of each bucketed axis.
       fallback: why it was made from `.stablehlo`; empty if it was not.
       data_dependent: whether how long it runs depends on its inputs; see `stablehlo`.
+      key: what it was compiled from and for; see `executable_cache`.
+      source: the cache that it was loaded from; None if it was compiled here.
+      threads: that it computes with, where the platform is a CPU; else 0.
     """
 
     batch: int
@@ -159,6 +147,9 @@ class Program:
     _x64: bool
     fallback: str = ""
     data_dependent: bool = False
+    key: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    source: ExecutableCache | None = None
+    threads: int = 0
 
     def call(self, params: tuple[Any, ...], inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         """Run the program and bring its outputs to the host.
@@ -178,6 +169,14 @@ class Program:
                 return tuple(np.asarray(output) for output in self._compiled(params, inputs))
         except (jax.errors.JaxRuntimeError, RuntimeError) as error:
             raise ExecutionError(f"program b{self.batch}: {error}") from error
+
+    def keep(self, cache: ExecutableCache) -> None:
+        """Keep the program as bytes; one that has none is compiled at each start."""
+        if self.source is cache:
+            return
+        with contextlib.suppress(NotSerializable):
+            data = serialize(self._compiled)
+            cache.keep(self.key, Executable(data, self.threads, self.data_dependent, self.fallback))
 
     def costs(self) -> dict[str, float]:
         """Say what XLA says of the program: flops, bytes_accessed, temp_bytes, …; may lack keys."""
@@ -225,9 +224,13 @@ class _Arguments:
 
 
 def compile_program(
-    read: Callable[[File], bytes], entry: ProgramEntry, manifest: Manifest, device: Device
+    read: Callable[[File], bytes],
+    entry: ProgramEntry,
+    manifest: Manifest,
+    device: Device,
+    caches: Sequence[ExecutableCache] = (),
 ) -> Program:
-    """Deserialize a program and compile it for a device, ahead of time.
+    """Load a program that was compiled before, or deserialize and compile it, ahead of time.
 
     Its `.exported` form is taken, or its `.stablehlo` where this jax no longer, or not yet,
     reads the other; the program says so.
@@ -237,28 +240,105 @@ def compile_program(
       entry: the program's entry in the manifest.
       manifest: the manifest, for its signature and params.
       device: where it will run.
+      caches: of programs that were compiled before; looked at in this order.
 
     Raises:
       IncompatibleProgram: jax refuses it: outside its compatibility window, for
         another platform, or with custom calls it does not know.
       IntegrityError: it makes other custom calls than the manifest lists.
     """
+    threads = cpu_threads() if platform_of(device) == "cpu" else 0
     with lifted(x64=manifest.x64):
         arguments = _Arguments.of(entry, manifest, device)
-        try:
-            exported, found, fallback = _read(read, entry, manifest)
-            _expect_signature(exported, arguments)
-            compiled = jax.jit(exported.call).lower(arguments.params, arguments.inputs).compile()
-        except BundleError:
-            raise
-        except Exception as error:
-            reason = str(error) if isinstance(error, _Unreadable) else first_line(error)
-            raise IncompatibleProgram(
-                f"{entry.exported.path}: exported by jax {manifest.exporter.get('jax', '?')}, this "
-                f"is jax {jax.__version__} on {platform_of(device)}: {reason}; "
-                "re-export the model with a jax near this one"
-            ) from error
-    return Program(entry.batch, entry.axes, compiled, manifest.x64, fallback, found.data_dependent)
+        key = _key(entry, manifest, device, arguments)
+        for cache in caches:
+            found = cache.executable(key, threads)
+            if found is None:
+                continue
+            with contextlib.suppress(NotSerializable):
+                compiled = deserialize(
+                    found.data, (arguments.params, arguments.inputs), arguments.outputs, device
+                )
+                return Program(
+                    entry.batch,
+                    entry.axes,
+                    compiled,
+                    manifest.x64,
+                    found.fallback,
+                    found.data_dependent,
+                    key,
+                    cache,
+                    found.threads,
+                )
+        compiled, data_dependent, fallback = _compiled(read, entry, manifest, device, arguments)
+    return Program(
+        entry.batch,
+        entry.axes,
+        compiled,
+        manifest.x64,
+        fallback,
+        data_dependent,
+        key,
+        threads=threads,
+    )
+
+
+def _compiled(
+    read: Callable[[File], bytes],
+    entry: ProgramEntry,
+    manifest: Manifest,
+    device: Device,
+    arguments: _Arguments,
+) -> tuple[Any, bool, str]:
+    """Return a compiled program, whether its time depends on its inputs, and its fallback."""
+    try:
+        exported, found, fallback = _read(read, entry, manifest)
+        _expect_signature(exported, arguments)
+        # Arguments that are not used stay, so that an executable takes what the manifest lists.
+        jitted = jax.jit(exported.call, keep_unused=True)
+        compiled = jitted.lower(arguments.params, arguments.inputs).compile()
+    except BundleError:
+        raise
+    except Exception as error:
+        reason = str(error) if isinstance(error, _Unreadable) else first_line(error)
+        raise IncompatibleProgram(
+            f"{entry.exported.path}: exported by jax {manifest.exporter.get('jax', '?')}, this "
+            f"is jax {jax.__version__} on {platform_of(device)}: {reason}; "
+            "re-export the model with a jax near this one"
+        ) from error
+    return compiled, found.data_dependent, fallback
+
+
+def _key(
+    entry: ProgramEntry, manifest: Manifest, device: Device, arguments: _Arguments
+) -> dict[str, Any]:
+    """Return everything that a compiled program depends on.
+
+    XLA would ignore most of it: what was compiled with other flags, or by another version, runs
+    as it was compiled.
+    """
+    specs = (arguments.params, arguments.inputs, arguments.outputs)
+    shapes = [[f"{spec.dtype.name}{list(spec.shape)}" for spec in part] for part in specs]
+    return {
+        **environment(device),
+        "program": entry.exported.sha256,
+        "stablehlo": entry.stablehlo.sha256,
+        "arguments": hashlib.sha256(json.dumps(shapes).encode()).hexdigest(),
+        "custom_calls": list(entry.custom_calls),
+        "x64": manifest.x64,
+    }
+
+
+def environment(device: Device) -> dict[str, Any]:
+    """Return what compiles here, and for what: the part of a key that no program is needed for."""
+    return {
+        "jax": jax.__version__,
+        "jaxlib": jaxlib_version(),
+        "platform": platform_of(device),
+        "platform_version": platform_version(device),
+        "device_kind": device_kind(device),
+        "xla_flags": os.environ.get("XLA_FLAGS", "").split(),
+    }
 
 
 def rewrap(artifact: bytes, entry: ProgramEntry, manifest: Manifest) -> bytes:

@@ -89,7 +89,7 @@ def find_mixing(
 
     def note(cause: str, position: int, before: Rows, after: Rows) -> None:
         for name, a, b in zip(outputs, before, after, strict=True):
-            if _same_bits(a, b):
+            if same_bits(a, b):
                 continue
             change = largest_difference(a, b)
             known = found.get((name, cause))
@@ -140,7 +140,8 @@ def _row(output: Array, position: int) -> Array:
     return output[position : position + 1].copy()
 
 
-def _same_bits(a: Array, b: Array) -> bool:
+def same_bits(a: Array, b: Array) -> bool:
+    """Return whether two arrays hold the same bits."""
     return a.tobytes() == b.tobytes()
 
 

@@ -132,7 +132,7 @@ def check_goldens(model: Model, each: Each = map) -> tuple[list[GoldenCheck], di
         for group, batch in _programs_for(model, golden):
             got = _answer(model, group, batch, golden, inputs, each)
             answers.append(got)
-            checks += _compare(
+            checks += compare_with(
                 model, bucket_name(model.signature, group.sizes, batch), golden, got, expected
             )
         for i, spec in enumerate(model.signature.outputs):
@@ -163,9 +163,9 @@ def check_rows(
 def golden_rows(model: Model, group: Group, batch: int) -> Rows:
     """Fill a program's inputs with rows of the longest golden that it holds, in a cycle."""
     holdable = (g for g in model.manifest.goldens if _fits(model, g, group))
-    golden = max(holdable, key=lambda g: (_sizes(model, g), g.rows))
+    golden = max(holdable, key=lambda g: (sizes_of(model, g), g.rows))
     inputs, _ = read_golden(model, golden)
-    rows = Checked(tuple(_cycle(a, 0, batch) for a in inputs), batch, _sizes(model, golden))
+    rows = Checked(tuple(_cycle(a, 0, batch) for a in inputs), batch, sizes_of(model, golden))
     return stage(model.signature, (rows,), batch, group.sizes)
 
 
@@ -232,12 +232,13 @@ def assert_bundle_matches_goldens(
         )
 
 
-def _sizes(model: Model, golden: Golden) -> tuple[int, ...]:
+def sizes_of(model: Model, golden: Golden) -> tuple[int, ...]:
+    """Return a golden's size of each bucketed axis, in the signature's order."""
     return tuple(golden.axes[axis.name] for axis in model.signature.axes)
 
 
 def _fits(model: Model, golden: Golden, group: Group) -> bool:
-    sizes = _sizes(model, golden)
+    sizes = sizes_of(model, golden)
     return all(real <= size for real, size in zip(sizes, group.sizes, strict=True))
 
 
@@ -274,7 +275,7 @@ def _answer(
     model: Model, group: Group, batch: int, golden: Golden, inputs: Rows, each: Each
 ) -> Rows:
     """Answer all rows of a golden with one program, filled up by repeating rows in a cycle."""
-    sizes = _sizes(model, golden)
+    sizes = sizes_of(model, golden)
     batches = (
         tuple(_cycle(a, start, batch) for a in inputs) for start in range(0, golden.rows, batch)
     )
@@ -286,9 +287,10 @@ def _cycle(rows: Array, start: int, count: int) -> Array:
     return np.take(rows, range(start, start + count), axis=0, mode="wrap")
 
 
-def _compare(
+def compare_with(
     model: Model, bucket: str, golden: Golden, got: Rows, expected: Rows
 ) -> list[GoldenCheck]:
+    """Hold a program's answer against a golden's: one check for each output."""
     checks = []
     for spec, a, e in zip(model.signature.outputs, got, expected, strict=True):
         tolerance = model.manifest.tolerances[model.platform][spec.name]

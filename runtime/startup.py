@@ -1,0 +1,221 @@
+"""From an opened bundle to a model that is checked on this device: what a server does before ready.
+
+1. a bundle that nobody vouches for is opened in a process of its own first, once
+2. programs are loaded from the cache, or compiled
+3. params are put on the device
+4. the startup check; the full one where this platform was not verified yet
+5. run times, known or measured, to plan by
+6. what was compiled and found out is kept for the next start
+
+A program from the cache that fails its check is thrown away and compiled anew: a cache can cost time,
+never an answer.
+"""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from runtime.bundle import Bundle
+from runtime.device import Device, cpu_model, find_device, named
+from runtime.errors import ExecutionError
+from runtime.executable_cache import ExecutableCache, seconds_of
+from runtime.loading import Progress, assemble, compile_all, program_threads, release_memory
+from runtime.model import Model
+from runtime.probe import probing
+from runtime.program import Program, cpu_threads, environment
+from runtime.startup_check import check_startup
+from runtime.verify import verify
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Started:
+    """A model that was checked on its device.
+
+    Attributes:
+      model: loaded, warm, with a plan.
+      failed: golden checks that failed, the worst of what may be wrong.
+      mixing: ways in which rows were seen to depend on each other, here or at an earlier start.
+      full: whether all golden rows went through all programs, with all kinds of rows beside them.
+      compiled: programs that were compiled; the others were loaded.
+      stages: seconds by what was done, in order.
+      groups: what was checked, one line for each group of programs.
+    """
+
+    model: Model
+    failed: tuple[str, ...]
+    mixing: tuple[str, ...]
+    full: bool
+    compiled: int
+    stages: Mapping[str, float]
+    groups: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Found:
+    failed: tuple[str, ...]
+    mixing: tuple[str, ...]
+    groups: tuple[str, ...]
+
+
+def start(
+    bundle: Bundle,
+    device: object | None = None,
+    *,
+    cache: ExecutableCache | None = None,
+    isolated: bool = True,
+    full: bool = False,
+    progress: Progress | None = None,
+) -> Started:
+    """Load a bundle and check it on a device.
+
+    Args:
+      bundle: opened; whether it is the one that is wanted is the caller's to have asked.
+      device: as for `runtime.load`.
+      cache: of what was compiled and found out before.
+      isolated: whether a bundle that did not come through one before is opened in a process of its
+        own first.
+      full: whether to run the full check wherever this is.
+      progress: called with a sentence for each step.
+
+    Raises:
+      BundleError: it cannot be served here.
+      ExecutionError: the device failed.
+    """
+    tell = progress or (lambda _: None)
+    stages = _Stages()
+    caches = [] if cache is None else [cache]
+    with contextlib.ExitStack() as stack:
+        if isolated:
+            with stages.timed("sandbox"):
+                compiled = stack.enter_context(probing(bundle, named(device), cache=cache))
+            caches += [] if compiled is None else [compiled]
+        with stages.timed("programs"):
+            target = find_device(device)
+            with program_threads(target) as pool:
+                programs = compile_all(bundle, target, progress=tell, each=pool.map, caches=caches)
+    key = {**environment(target), "bundle": bundle.digest}
+    record = {} if cache is None else cache.record(key)
+    full = full or not _verified_before(bundle, programs, record)
+    with stages.timed("params"):
+        model = assemble(bundle, target, programs)
+    name = "full check" if full else "startup check"
+    with stages.timed(name):
+        model, programs, found = _checked(bundle, target, model, programs, full, tell, cache)
+    with stages.timed("run times"):
+        seconds = model.measure(_known_seconds(record, target), warm=True)
+    release_memory()
+    mixing = found.mixing or _texts(record.get("mixing"))
+    if cache is not None and not found.failed:
+        with stages.timed("keeping"):
+            for program in programs:
+                program.keep(cache)
+            cache.keep_record(key, _record(full, record, mixing, seconds, target))
+    return Started(
+        model,
+        found.failed,
+        mixing,
+        full,
+        sum(program.source is None for program in programs),
+        stages.seconds,
+        found.groups,
+    )
+
+
+def _checked(
+    bundle: Bundle,
+    target: Device,
+    model: Model,
+    programs: tuple[Program, ...],
+    full: bool,
+    tell: Progress,
+    cache: ExecutableCache | None,
+) -> tuple[Model, tuple[Program, ...], _Found]:
+    """Check a model; where a program was loaded and something fails, check one compiled here."""
+    loaded = any(program.source is not None for program in programs)
+    try:
+        found = _check(model, full, tell)
+    except ExecutionError:
+        if not loaded:
+            raise
+        found = None
+    if loaded and (found is None or found.failed or found.mixing):
+        tell("a program from the cache did not pass its check; all are compiled anew")
+        for program in programs:
+            if cache is not None:
+                cache.forget(program.key)
+        with program_threads(target) as pool:
+            programs = compile_all(bundle, target, progress=tell, each=pool.map)
+        model = assemble(bundle, target, programs)
+        found = _check(model, full, tell)
+    assert found is not None  # noqa: S101
+    return model, programs, found
+
+
+def _check(model: Model, full: bool, tell: Progress) -> _Found:
+    if not full:
+        quick = check_startup(model, progress=tell)
+        return _Found(
+            tuple(map(str, quick.mismatches)), tuple(map(str, quick.mixing)), quick.groups
+        )
+    report = verify(model, progress=tell)
+    mixing = () if model.manifest.row_mixing else tuple(map(str, report.mixing))
+    line = f"{len(report.goldens)} golden checks, all kinds of rows beside each other"
+    return _Found(tuple(map(str, report.mismatches)), mixing, (line,))
+
+
+def _verified_before(
+    bundle: Bundle, programs: Sequence[Program], record: Mapping[str, Any]
+) -> bool:
+    platform = programs[0].key.get("platform")
+    return platform in bundle.manifest.verified or record.get("verified") is True
+
+
+def _record(
+    full: bool,
+    record: Mapping[str, Any],
+    mixing: tuple[str, ...],
+    seconds: Mapping[str, float],
+    target: Device,
+) -> dict[str, Any]:
+    return {
+        "verified": full or record.get("verified") is True,
+        "mixing": list(mixing),
+        "seconds": dict(seconds),
+        **_timed_on(target),
+    }
+
+
+def _timed_on(target: Device) -> dict[str, Any]:
+    """Return what run times depend on beside what a record's key says."""
+    return {"cpu": cpu_model(), "threads": cpu_threads() if target.platform == "cpu" else 0}
+
+
+def _known_seconds(record: Mapping[str, Any], target: Device) -> dict[str, float] | None:
+    if any(record.get(name) != value for name, value in _timed_on(target).items()):
+        return None
+    kept = record.get("seconds")
+    if not isinstance(kept, dict):
+        return None
+    read = {str(name): seconds_of(value) for name, value in kept.items()}
+    return {name: value for name, value in read.items() if value is not None}
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, list) else ()
+
+
+class _Stages:
+    """Seconds by the name of what was done."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
