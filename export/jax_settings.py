@@ -20,7 +20,6 @@ from export.lowering import configured, reproducible
 from export.spec import ExportSpec
 from runtime.jax_settings import lifted
 
-
 # Checks that jax.numpy adds to what it traces. They have no context, and so are none of the runtime's.
 _ERROR_CHECKS = {f"jax_error_checking_behavior_{of}": "ignore" for of in ("nan", "divide", "oob")}
 
