@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from export.errors import CheckpointError
+from export.matching import flatten
 from export.misfits import OPTIMIZER
 
 Tree = Any
@@ -68,7 +69,7 @@ def _is_collection(tree: Tree, params: Mapping[str, Any]) -> bool:
     return (
         isinstance(tree, dict)
         and bool(tree.keys() & params.keys())
-        and not bool(jax.tree.structure(tree) == jax.tree.structure(params))
+        and flatten(tree).keys() != flatten(params).keys()
     )
 
 
