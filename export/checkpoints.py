@@ -16,6 +16,7 @@ from export.forms import nested
 from export.orbax_steps import is_orbax, read_step, steps_in
 from export.weight_files import (
     ACCEPTED,
+    is_shard,
     read_msgpack,
     read_safetensors,
     read_weights,
@@ -102,7 +103,7 @@ def as_tree(params: Tree) -> Tree:
 def _reader(source: Path, *, allow_pickle: bool) -> Callable[[Path], Tree]:
     if source.is_dir():
         return _read_directory
-    if source.name.endswith(".index.json"):
+    if source.name.endswith(".index.json") or is_shard(source):
         return read_weights
     with source.open("rb") as f:
         head = f.read(10)

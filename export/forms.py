@@ -46,7 +46,7 @@ def put(tree: dict[Any, Any], path: Sequence[Any], leaf: Any) -> None:
 
 
 def alternatives(tree: Any) -> Iterator[Any]:
-    """Yield the other forms that a function may take this tree in: unboxed, nested, flat."""
+    """Yield the other forms that a function may take this tree in: unboxed, nested, flat, with lists."""
     plain = unboxed(tree)
     if plain is not tree:
         yield plain
@@ -58,6 +58,9 @@ def alternatives(tree: Any) -> Iterator[Any]:
             flat = dict(_flat(plain, separator))
             if flat.keys() != plain.keys():
                 yield flat
+    whole = _listed(inside)
+    if whole is not inside:
+        yield whole
 
 
 def unboxed(tree: Any) -> Any:
@@ -76,6 +79,18 @@ def unboxed(tree: Any) -> Any:
         changed = any(a is not b for a, b in zip(items, tree, strict=True))
         return type(tree)(items) if changed else tree
     return tree
+
+
+def _listed(tree: Any) -> Any:
+    """Return a tree with lists in the place of mappings of "0", "1", …, as msgpack and flat names keep them."""
+    if not isinstance(tree, Mapping) or not tree:
+        return tree
+    inside = {key: _listed(value) for key, value in tree.items()}
+    places = [str(i) for i in range(len(inside))]
+    if set(map(str, inside)) == set(places):
+        by_place = {str(key): value for key, value in inside.items()}
+        return [by_place[place] for place in places]
+    return inside if any(inside[key] is not tree[key] for key in tree) else tree
 
 
 def _is_folder(value: Any) -> bool:

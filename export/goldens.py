@@ -75,7 +75,7 @@ def refuse_non_finite(
     specs: Sequence[TensorSpec],
     outputs: Sequence[Array],
     inputs: Sequence[TensorSpec],
-    cause: Callable[[], str],
+    cause: Callable[[], tuple[str, bool]],
 ) -> None:
     """Refuse an expected answer that is NaN, or infinite where none is declared.
 
@@ -84,7 +84,8 @@ def refuse_non_finite(
       outputs: the un-exported model's answers.
       inputs: of the model; an integer one without a range may be why there is NaN, where the
         params are not.
-      cause: returns what is wrong with the params, or nothing; called where an answer is bad.
+      cause: returns what is wrong with the params, or nothing, and whether that may be meant; called
+        where an answer is bad.
 
     Raises:
       ParamsError: there is a cause.
@@ -98,10 +99,12 @@ def refuse_non_finite(
         if not bad.any():
             continue
         shown = f"{int(bad.sum())} of {bad.size}"
-        if found := cause():
+        found, may_be_meant = cause()
+        if found:
+            meant = _hint(spec, wide[bad], ()) if may_be_meant and not np.isnan(wide).any() else ""
             raise ParamsError(
                 f"{found}; so {shown} values of output {spec.name!r} are not finite either (the "
-                "un-exported model, op by op)"
+                f"un-exported model, op by op){meant}"
             )
         expected = "finite values or infinities" if spec.nonfinite else "finite values"
         seen = " and ".join(_firsts(wide, bad))
@@ -135,6 +138,14 @@ def _hint(spec: TensorSpec, bad: Array, inputs: Sequence[TensorSpec]) -> str:
     ]
     if loose:
         return f"; is a value of {loose[0]!r} out of range? pass --range {loose[0]}=0:N"
+    ranged = [s for s in inputs if isinstance(s.maximum, int) and s.minimum is not None]
+    if ranged:
+        # Golden inputs of a narrower range would hide what a server then answers with NaN.
+        name, low, high = ranged[0].name, ranged[0].minimum, ranged[0].maximum
+        return (
+            f"; does the range {low}:{high} of {name!r} reach beyond what the model knows, as an "
+            f"embedding of fewer rows does? Then narrow it, --range {name}={low}:N"
+        )
     return "; pass representative inputs with --golden FILE"
 
 

@@ -15,6 +15,7 @@ from export.linen_variables import (
     NEEDLESS,
     Called,
     Initialized,
+    copies_of_params,
     initialized,
     made_in_training,
 )
@@ -76,9 +77,10 @@ def adapt_linen(
         boxes=made.boxes,
     )
     if made.variables is not None:
-        unlisted = {p: leaf for p, leaf in unread.items() if p[0] not in NEEDLESS}
+        needless = (*NEEDLESS, *copies_of_params(saved))
+        unlisted = {p: leaf for p, leaf in unread.items() if p[0] not in needless}
         trained = made_in_training(model, call, buckets[0], unlisted) if unlisted else set()
-        refuse_likely([path for path in unlisted if path not in trained], list(needed))
+        refuse_likely({p: a for p, a in unlisted.items() if p not in trained}, list(needed))
     castable = frozenset(n for n, a in leaves.items() if n.startswith("params/") and floating(a))
     left = {"/".join(path) for path in (*own, *extra)} - read
     apply = filled(called.apply(call), called.shapes, read)

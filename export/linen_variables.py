@@ -10,6 +10,7 @@ from flax import linen
 
 from export.calling import MODES, Call, Inputs, Params
 from export.errors import ExportError
+from export.forms import BOXED
 from export.matching import Path, flatten
 from export.reading import Apply, of_shape, traces
 
@@ -158,6 +159,20 @@ def made_in_training(
         shapes = {path: array.shape for path, array in flatten(made).items()}
         found |= {path for path, leaf in saved.items() if shapes.get(path) == np.shape(leaf)}
     return found
+
+
+def copies_of_params(saved: Mapping[Path, Any]) -> set[str]:
+    """Return what stands beside the params and has all their paths and shapes, as their moving average.
+
+    Args:
+      saved: leaves of a checkpoint by path, its collections first.
+    """
+    trees: dict[str, dict[Path, Any]] = {}
+    for (name, *inside), leaf in saved.items():
+        path = tuple(inside[:-1] if inside[-1:] == [BOXED] else inside)
+        trees.setdefault(name, {})[path] = np.shape(leaf)
+    params = trees.pop("params", None)
+    return {name for name, tree in trees.items() if tree == params}
 
 
 def _training(call: Call, inputs: Inputs) -> Iterator[dict[str, Any]]:

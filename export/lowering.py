@@ -79,7 +79,9 @@ class Lowered:
 def reproducible() -> contextlib.AbstractContextManager[None]:
     """Keep source paths and call stacks out of what is lowered in this block."""
     return configured(
-        jax_traceback_in_locations_limit=0, jax_hlo_source_file_canonicalization_regex=".*"
+        jax_traceback_in_locations_limit=0,
+        jax_include_full_tracebacks_in_locations=True,
+        jax_hlo_source_file_canonicalization_regex=".*",
     )
 
 

@@ -253,7 +253,7 @@ def _from_checkpoint(
     given = {path: leaf for path, leaf in {**got, **added}.items() if path in needed}
     extra = {path: leaf for path, leaf in got.items() if path not in called.own}
     leaves = match(needed, given, beside=extra, unread=called.own, saved=saved)
-    refuse_likely(list(extra), list(needed))
+    refuse_likely(extra, list(needed))
     left = {"/".join(path) for path in (*called.own, *extra)} - set(leaves)
     if not added:
         return leaves, left, ()

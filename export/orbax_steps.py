@@ -1,17 +1,24 @@
 """Checkpoints of Orbax: a step, bare or of several items, and directories of steps."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from export.errors import CheckpointError
+from export.matching import flatten
+from export.misfits import OPTIMIZER
 
 Tree = Any
 
 # The files by which a checkpoint of Orbax is known.
 MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "_sharding")
+
+# Where ArrayCheckpointHandler has its one array; of a tree that is a file, if it is there.
+_ARRAY = "checkpoint"
 
 
 def is_orbax(source: Path) -> bool:
@@ -30,23 +37,39 @@ def steps_in(source: Path) -> dict[int, Path]:
 
 
 def read_step(source: Path) -> Tree:
-    """Read a step: a bare checkpoint, or the item of a composite one that has the params.
+    """Read a step: a bare checkpoint, or what a composite one has of the model.
+
+    Where the params are an item of their own, the model's other collections may be as well: they are
+    read with it, `{"params": …, "batch_stats": …}`. Other items are left alone.
 
     Raises:
       CheckpointError: several items could be meant.
     """
     if (source / "_METADATA").exists() or (source / "manifest.ocdbt").exists():
         return _restore(source)
-    items = [p for p in _folders(source) if (p / "_METADATA").exists()]
-    for name in ("default", "params", "state", "model"):
-        for item in items:
-            if item.name == name:
-                return _restore(item)
-    if len(items) == 1:
-        return _restore(items[0])
-    raise CheckpointError(
-        f"params {source}: expected one item, got {', '.join(p.name for p in items) or 'none'}; "
-        "name the item's directory"
+    items = {p.name: p for p in _folders(source) if (p / "_METADATA").exists()}
+    named = [name for name in ("default", "params", "variables", "state", "model") if name in items]
+    chosen = named[0] if named else next(iter(items)) if len(items) == 1 else None
+    if chosen is None:
+        raise CheckpointError(
+            f"params {source}: expected one item, got {', '.join(items) or 'none'}; "
+            "name the item's directory"
+        )
+    tree = _restore(items[chosen])
+    if chosen != "params" or not isinstance(tree, dict) or chosen in tree:
+        return tree
+    beside = [name for name in items if name != chosen and name not in OPTIMIZER]
+    others = {name: _restore(items[name]) for name in beside}
+    found = {name: other for name, other in others.items() if _is_collection(other, tree)}
+    return {chosen: tree, **found} if found else tree
+
+
+def _is_collection(tree: Tree, params: Mapping[str, Any]) -> bool:
+    """Whether a tree is of the modules that have the params, and not a copy of these, such as their mean."""
+    return (
+        isinstance(tree, dict)
+        and bool(tree.keys() & params.keys())
+        and flatten(tree).keys() != flatten(params).keys()
     )
 
 
@@ -59,12 +82,15 @@ def _restore(source: Path) -> Tree:
 
     What was saved as Python's own, a string or a bool, comes back as that.
     """
-    import jax
     import orbax.checkpoint as ocp
 
+    path = source.absolute()
+    if (source / _ARRAY).is_dir():
+        array = ocp.Checkpointer(ocp.ArrayCheckpointHandler())
+        as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+        return array.restore(path, args=ocp.args.ArrayRestore(restore_args=as_numpy))
     handler = ocp.PyTreeCheckpointHandler()
     checkpointer = ocp.Checkpointer(handler)
-    path = source.absolute()
     metadata = checkpointer.metadata(path)
     tree = getattr(metadata, "item_metadata", metadata)
     tree = getattr(tree, "tree", tree)

@@ -57,8 +57,10 @@ def cast(
         return {n: a.astype(to) if n in castable else a for n, a in params.items()}
 
 
-def not_finite(params: Mapping[str, Array], before: Mapping[str, Array]) -> str:
+def not_finite(params: Mapping[str, Array], before: Mapping[str, Array]) -> tuple[str, bool]:
     """Return which params hold NaN or infinities, and how many, as a sentence; '' if none does.
+
+    Beside it, whether that may be meant: infinities alone, as a mask has them, and not of a cast.
 
     Args:
       params: by name, as the model gets them.
@@ -66,15 +68,17 @@ def not_finite(params: Mapping[str, Array], before: Mapping[str, Array]) -> str:
     """
     found = {name: counts for name, array in params.items() if (counts := _counts(array))}
     if not found:
-        return ""
+        return "", False
     cast = [name for name in found if not _counts(before[name])]
     if len(cast) == len(found):
         dtype = params[cast[0]].dtype
-        return (
+        text = (
             f"params: expected values that {dtype} can hold, got {_listed(found, cast)} once cast to "
             "it; cast to bfloat16, or leave them as they are"
         )
-    return f"params: expected finite values, got {_listed(found, list(found))}"
+        return text, False
+    meant = not cast and not any(_counts(params[name], nan=True) for name in found)
+    return f"params: expected finite values, got {_listed(found, list(found))}", meant
 
 
 def nan_notes(params: Mapping[str, Array]) -> list[str]:

@@ -153,20 +153,22 @@ def _some(names: Collection[str]) -> str:
     return ", ".join(sorted(names)[:SHOWN]) + more
 
 
-def refuse_likely(extra: Collection[Path], expected: Collection[Path]) -> None:
+def refuse_likely(extra: Mapping[Path, Any], expected: Collection[Path]) -> None:
     """Raise ParamsError for params that the model does not have and may well have had in training.
 
     They are not read; but a model with fewer layers than its checkpoint, or without its biases,
     would answer wrongly for that very reason.
 
     Args:
-      extra: paths in the checkpoint that the model does not have.
+      extra: leaves in the checkpoint that the model does not have; what is no number is no param.
       expected: paths that it has.
     """
     alike = {_pattern(path): path for path in expected}
     beside = {path[:-1]: path for path in expected}
     problems = []
-    for path in extra:
+    for path, leaf in extra.items():
+        if isinstance(leaf, bool | str | bytes):
+            continue
         like = alike.get(_pattern(path)) or beside.get(path[:-1])
         if like or any(_GIVEN_BY_FLAX.fullmatch(word) for word in path):
             near = f", where the model has {'/'.join(like)}" if like else ""

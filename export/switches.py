@@ -7,6 +7,7 @@ asks no more once it has its other value. Nothing is switched by itself.
 
 import contextlib
 import dataclasses
+import enum
 import inspect
 import re
 import traceback
@@ -92,7 +93,7 @@ def in_call(call: Call, given: Inputs, quiet: Callable[[Call], bool]) -> list[st
     suspects = []
     for p in call.parameters:
         value = call.switches.get(p.name, p.default)
-        others = [] if p.name in given else _others(value, p.annotation)
+        others = [] if p.name in given else _others(p.name, value, p.annotation)
         for other in others:
             changed = dataclasses.replace(call, switches={**call.switches, p.name: other})
             if quiet(changed):
@@ -113,20 +114,51 @@ def in_attributes(
       quiet: whether the model asks for nothing with other values of some.
     """
     for name, value in attributes.items():
-        for other in _others(value):
-            if quiet({name: other}):
-                return [f"{name}={value!r} of {owner}: make it with {name}={other!r}"]
+        for place, old, other, changed in _changes(name, value):
+            if quiet({name: changed}):
+                return [f"{place}={_shown(old)} of {owner}: make it with {place}={_shown(other)}"]
     return []
 
 
+def _changes(name: str, value: Any) -> Iterator[tuple[str, Any, Any, Any]]:
+    """Yield where an attribute or what it has inside is a switch, both its values, and the attribute changed."""
+    for other in _others(name, value):
+        yield name, value, other, other
+    inside: dict[str, Any] = {}
+    if isinstance(value, Mapping):
+        inside = {key: item for key, item in value.items() if isinstance(key, str)}
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type | linen.Module):
+        inside = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value) if f.init}
+    for key, item in inside.items():
+        for other in _others(key, item):
+            changed = (
+                {**value, key: other}
+                if isinstance(value, Mapping)
+                else dataclasses.replace(value, **{key: other})
+            )
+            yield f"{name}.{key}", item, other, changed
+
+
 def _argument(name: str, value: Any, other: Any) -> str:
+    if isinstance(other, enum.Enum):
+        return (
+            f"{name}={_shown(value)}: try call_args={{{name!r}: {_shown(other)}}} of an ExportSpec"
+        )
     return f"{name}={value!r}: try --call-arg {name}={other!r}"
 
 
-def _others(value: Any, annotation: Any = None) -> list[Any]:
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__}.{value.name}" if isinstance(value, enum.Enum) else repr(value)
+
+
+def _others(name: str, value: Any, annotation: Any = None) -> list[Any]:
     """Return what a switch may be instead of this; nothing for what is no switch."""
     if isinstance(value, bool):
         return [not value]
+    if isinstance(value, enum.Enum):
+        return [other for other in type(value) if other is not value]
+    if isinstance(value, float):
+        return [0.0] if value > 0 and _TRAINING.search(name) else []
     if isinstance(value, str) and _TRAIN_MODE.fullmatch(value):
         return list(_MODES_BY_NAME)
     unset = value is None or value is inspect.Parameter.empty

@@ -103,6 +103,11 @@ def weights_in(folder: Path) -> Path | None:
     return folder / found[0] if found else None
 
 
+def is_shard(source: Path) -> bool:
+    """Whether a file is called like one of several shards."""
+    return re.fullmatch(_SHARD, source.name) is not None
+
+
 def read_weights(source: Path) -> Tree:
     """Read a file of a folder: weights, an index of shards, or one shard together with its others.
 

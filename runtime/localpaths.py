@@ -20,21 +20,24 @@ _WELL_KNOWN = frozenset(
     )
 )
 
+# What Hadoop calls S3.
+_S3 = re.compile(r"^s3[an]:")
+
 
 def url_of(path: str | os.PathLike[str]) -> str | None:
-    """Return the URL that a path was meant as, with both its slashes, or None for a path."""
+    """Return the URL that a path was meant as, its scheme in small letters, or None for a path."""
     text = os.fsdecode(path)
     match = _URL.match(text)
     if match is None:
         return None
     scheme, slashes, rest = match["scheme"].lower(), match["slashes"], match["rest"]
     if len(slashes) >= 2:
-        return text
+        return scheme + text[len(scheme) :]
     if scheme not in _WELL_KNOWN:
         return text if slashes and not os.path.lexists(text) else None
     if not slashes:
         return None if os.path.lexists(text) else text
-    return f"{match['scheme']}://{'/' if scheme == 'file' else ''}{rest}"
+    return f"{scheme}://{'/' if scheme == 'file' else ''}{rest}"
 
 
 def why_not_read(path: str | os.PathLike[str]) -> str | None:
@@ -42,15 +45,19 @@ def why_not_read(path: str | os.PathLike[str]) -> str | None:
     url = url_of(path)
     if url is None:
         return None
-    scheme, _, rest = url.partition("://")
-    name = rest.rstrip("/").rpartition("/")[2]
+    name = url.rstrip("/").rpartition("/")[2]
+    there = shlex.quote(_S3.sub("s3:", url))
+    parts = urllib.parse.urlsplit(url)
+    file = shlex.quote(parts.path.rpartition("/")[2])
+    web = f"copy it here first: curl -L -o {file} {there} and pass {file}" if parts.path else ""
     hint = {
-        "gs": f"copy it here first: gcloud storage cp -r {shlex.quote(url)} . and pass {name}",
-        "s3": f"copy it here first: aws s3 cp --recursive {shlex.quote(url)} {name} and pass {name}",
+        "gs": f"copy it here first: gcloud storage cp -r {there} . and pass {name}",
+        "s3": f"copy it here first: aws s3 cp --recursive {there} {name} and pass {name}",
+        "hdfs": f"copy it here first: hdfs dfs -get {there} . and pass {name}",
+        **dict.fromkeys(("http", "https", "ftp"), web),
     }
-    return (
-        f"{_expected(url)}; {hint.get(scheme) or _pass(url) or 'copy it here first, and pass that'}"
-    )
+    known = hint.get(_S3.sub("s3:", url).partition(":")[0])
+    return f"{_expected(url)}; {known or _pass(url) or 'copy it here first, and pass that'}"
 
 
 def why_not_written(path: str | os.PathLike[str], *, file: bool = False) -> str | None:
@@ -63,15 +70,17 @@ def why_not_written(path: str | os.PathLike[str], *, file: bool = False) -> str 
     url = url_of(path)
     if url is None:
         return None
-    folder = shlex.quote(url if url.endswith("/") else f"{url}/")
+    there = _S3.sub("s3:", url)
+    folder = shlex.quote(there if there.endswith("/") else f"{there}/")
     hint = {
         "gs": f"gcloud storage cp FILE {shlex.quote(url)}"
         if file
         else f"gcloud storage cp -r DIR/* {folder}",
-        "s3": f"aws s3 cp FILE {shlex.quote(url)}"
+        "s3": f"aws s3 cp FILE {shlex.quote(there)}"
         if file
         else f"aws s3 cp --recursive DIR {folder}",
-    }.get(url.partition("://")[0])
+        "hdfs": f"hdfs dfs -put {'FILE' if file else 'DIR'} {shlex.quote(url)}",
+    }.get(there.partition(":")[0])
     here = f"write {'FILE' if file else 'DIR'} here and copy it: {hint}" if hint else ""
     return f"{_expected(url)}; {here or _pass(url) or 'write it here, and copy it there'}"
 

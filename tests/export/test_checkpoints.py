@@ -114,7 +114,7 @@ def test_an_empty_step_is_not_taken(steps):
     assert same(read_params(steps), marked(12))
 
 
-@pytest.mark.parametrize("name", ["default", "params", "state", "model", "weights"])
+@pytest.mark.parametrize("name", ["default", "params", "variables", "state", "model", "weights"])
 def test_a_composite_step_gives_the_item_with_the_params(tmp_path, name):
     """Of a step's items the one with arrays is read, whatever stands beside it."""
     items = {name: ocp.args.StandardSave(TREE), "extra": ocp.args.JsonSave({"a": 1})}
@@ -132,6 +132,42 @@ def test_a_composite_step_with_a_choice_names_the_items(tmp_path):
     with pytest.raises(CheckpointError, match="expected one item, got student, teacher; name the"):
         read_params(tmp_path / "c")
     assert same(read_params(tmp_path / "c/1/teacher"), marked(9))
+
+
+STATISTICS = {"Dense_0": {"mean": B}}
+
+
+@pytest.mark.parametrize(
+    ("beside", "taken"),
+    [
+        ({"batch_stats": STATISTICS}, {"batch_stats": STATISTICS}),
+        ({"batch_stats": STATISTICS, "opt_state": [TREE]}, {"batch_stats": STATISTICS}),
+        ({"ema": marked(9)}, {}),
+        ({"history": {"loss": B}}, {}),
+    ],
+    ids=["statistics", "optimizer", "copy", "others"],
+)
+def test_collections_that_are_items_beside_the_params_are_read(tmp_path, beside, taken):
+    """Params and batch statistics saved as two items are the variables of one model."""
+    items = {"params": TREE, **beside}
+    with ocp.CheckpointManager(tmp_path / "c") as manager:
+        saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        manager.save(1, args=ocp.args.Composite(**saved))
+
+    assert same(read_params(tmp_path / "c"), {"params": TREE, **taken} if taken else TREE)
+
+
+@pytest.mark.parametrize("as_item", [False, True])
+def test_a_checkpoint_of_one_array_is_that_array(tmp_path, as_item):
+    """What ArrayCheckpointHandler saved, alone or as an item, is an array and no tree."""
+    if as_item:
+        with ocp.CheckpointManager(tmp_path / "c") as manager:
+            manager.save(1, args=ocp.args.Composite(params=ocp.args.ArraySave(W)))
+    else:
+        with ocp.Checkpointer(ocp.ArrayCheckpointHandler()) as checkpointer:
+            checkpointer.save(tmp_path / "c", args=ocp.args.ArraySave(W))
+
+    assert same(read_params(tmp_path / "c"), W)
 
 
 @pytest.mark.e2e

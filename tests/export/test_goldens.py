@@ -136,6 +136,17 @@ def test_non_finite_goldens_name_the_range_that_is_missing(refusal):
     )
 
 
+def test_a_range_beyond_the_model_is_suspected_before_the_goldens(refusal):
+    """NaN of ids that are allowed and unknown is the range's; other goldens would only hide it."""
+    ids = TensorSpec(name="ids", dtype="int32", shape=("_", 6), minimum=0, maximum=99)
+    message = refusal(lookup, np.ones((5, 2), np.float32), inputs=[ids], buckets=(1,))
+
+    assert message.endswith(
+        "; does the range 0:99 of 'ids' reach beyond what the model knows, as an embedding of fewer "
+        "rows does? Then narrow it, --range ids=0:N"
+    )
+
+
 def test_a_declared_range_makes_goldens_finite(export):
     """The same model with its range is exported, and the range is enforced when serving."""
     table = np.ones((5, 2), np.float32)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 from jax.sharding import AxisType, Mesh, PartitionSpec
-from pytest import fixture, mark, param
+from pytest import approx, fixture, mark, param
 
 from runtime.jax_settings import LIFTED
 from tests.runtime.test_jax_settings import ENVIRONMENT, TROUBLE, everywhere
@@ -211,6 +211,75 @@ def test_a_default_device_does_not_reach_the_program(export, undisturbed, defaul
         made = export(*MODELS["function"])
 
     assert programs(made) == undisturbed["function"]
+
+
+@mark.parametrize("of", ["nan", "divide", "oob"])
+def test_checks_of_jax_numpy_do_not_reach_the_program(export, undisturbed, of):
+    """What jax.numpy would check in a trace, by an option of the process, is lifted and then in force again."""
+    with everywhere(f"error_checking_behavior_{of}", "raise"):
+        made = export(*MODELS["function"])
+        after = getattr(jax.config, f"jax_error_checking_behavior_{of}")
+
+    assert programs(made) == undisturbed["function"]
+    assert after == "raise"
+
+
+@mark.parametrize(
+    ("name", "value"),
+    [
+        ("include_full_tracebacks_in_locations", False),
+        ("traceback_in_locations_limit", 3),
+        ("hlo_source_file_canonicalization_regex", "/.*/"),
+        ("log_compiles", True),
+        ("explain_cache_misses", True),
+        ("traceback_filtering", "off"),
+        ("logging_level", "WARNING"),
+    ],
+)
+def test_what_is_written_for_people_is_not_in_the_program(export, undisturbed, name, value):
+    """Settings of locations, logs and tracebacks leave a bundle byte for byte as it is."""
+    with everywhere(name, value):
+        made = export(*MODELS["function"])
+        after = getattr(jax.config, f"jax_{name}")
+
+    assert programs(made) == undisturbed["function"]
+    assert after == value
+
+
+def test_the_seed_offset_is_in_the_program(export):
+    """jax_random_seed_offset changes what a pinned key draws, as it does for the model itself."""
+    with everywhere("random_seed_offset", 1):
+        made = export(drawing)
+        expected = drawing({}, np.zeros((1, 3), np.float32))
+
+    assert made.answer(x=np.zeros((1, 3), np.float32)) == approx(np.asarray(expected), rel=1e-5)
+    assert programs(made) != programs(export(drawing))
+
+
+@mark.e2e
+def test_what_jax_writes_and_keeps_is_left_to_it(folder):
+    """The environment's compilation cache, dumps, logs and XLA_FLAGS are JAX's own, in each process."""
+    environ = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DUMP_IR_TO": str(folder / "dumps"),
+        "JAX_TRACEBACK_FILTERING": "off",
+        "XLA_FLAGS": "--xla_cpu_enable_fast_math=false",
+    }
+    done = command_line(folder, **environ)
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "b" / "manifest.json").read_bytes())["verified"] == ["cpu"]
+    assert list((folder / "dumps").iterdir())
+
+
+@mark.e2e
+def test_a_flag_that_xla_does_not_know_ends_no_export_with_half_a_bundle(folder):
+    """XLA ends a process that has a flag it does not know; nothing is written."""
+    done = command_line(folder, XLA_FLAGS="--xla_no_such_flag=1")
+
+    assert done.returncode != 0
+    assert not (folder / "b").exists()
 
 
 def test_wide_types_of_a_context_are_recorded(export):

@@ -147,7 +147,7 @@ def test_what_is_not_there_is_one_line_with_the_url(read, url, message):
             Path("https://host/x.msgpack"),
             (
                 "params: expected a path on this machine or gs://, got 'https://host/x.msgpack'; "
-                "copy it here first, and pass that"
+                "copy it here first: curl -L -o x.msgpack https://host/x.msgpack and pass x.msgpack"
             ),
         ),
     ],

@@ -218,6 +218,60 @@ def test_a_function_gets_its_params_in_the_form_it_reads(plan, function, params)
     np.testing.assert_allclose(made.goldens[0][2][0], made.goldens[0][1][0] @ W + B, rtol=1e-5)
 
 
+def layers(params, x):
+    """Read params that are a list of pairs."""
+    for w, b in params:
+        x = x @ w + b
+    return x
+
+
+@pytest.mark.parametrize("write", ["msgpack", "safetensors", "nested"])
+def test_a_function_gets_lists_that_were_saved_as_mappings(tmp_path, plan, write):
+    """A list of layers comes back as one from a file that knows its places by name alone."""
+    path = tmp_path / "params"
+    params = {
+        str(i): {"0": np.eye(3, dtype=np.float32), "1": np.float32([i, 0, 0])} for i in range(11)
+    }
+    if write == "msgpack":
+        path.write_bytes(serialization.to_bytes([(p["0"], p["1"]) for p in params.values()]))
+    elif write == "safetensors":
+        save_file({f"{i}.{j}": a for i, p in params.items() for j, a in p.items()}, path)
+    made = plan(layers, params if write == "nested" else path)
+
+    np.testing.assert_allclose(made.goldens[0][2][0], made.goldens[0][1][0] + [55, 0, 0], rtol=1e-5)
+
+
+class One(linen.Module):
+    """A model of one layer that Flax names."""
+
+    @linen.compact
+    def __call__(self, x):
+        """Score two classes."""
+        return linen.Dense(2)(x)
+
+
+@pytest.mark.parametrize("box", [lambda a: a, lambda a: {"value": a}])
+def test_a_copy_of_the_params_beside_them_is_left_out(plan, box):
+    """An average of the params by another name, without anything of a train state, is named."""
+    params = {"Dense_0": {"kernel": W, "bias": B}}
+    average = jax.tree.map(lambda array: box(2 * array), params)
+    made = plan(One(), {"params": params, "ema_params": average})
+
+    np.testing.assert_allclose(made.goldens[0][2][0], made.goldens[0][1][0] @ W + B, rtol=1e-5)
+    (note,) = made.notes
+    assert note.startswith("left out 2 params, on which no answer depends: ema_params/Dense_0/bias")
+
+
+def test_a_switch_among_the_params_is_no_layer_that_the_model_lacks(plan):
+    """A bool or a name beside a layer's arrays is left out and named, and blamed for nothing."""
+    made = plan(
+        linen.Dense(2), {"params": {"kernel": W, "bias": B, "trainable": True, "kind": "a"}}
+    )
+    assert made.notes == (
+        "left out 2 params, on which no answer depends: params/kind, params/trainable",
+    )
+
+
 def test_a_param_called_value_is_no_box():
     """Leaf by leaf: what the model calls `value` stays, what it does not is a box."""
     expected = {("s", "value"): W, ("w",): W}
@@ -313,6 +367,14 @@ def test_an_index_is_read_by_its_own_name(tmp_path):
     shards_of_safetensors(place)
     found = read_params(place / "model.safetensors.index.json")
     np.testing.assert_array_equal(found["dense"]["kernel"], W)
+
+
+def test_one_shard_stands_for_all(tmp_path):
+    """--params may name a shard: it is read together with the others."""
+    place = folder(tmp_path)
+    shards_of_safetensors(place)
+    for shard in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
+        assert read_params(place / shard)["dense"].keys() == {"kernel", "bias"}
 
 
 SECOND = "model-00002-of-00002.safetensors"

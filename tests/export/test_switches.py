@@ -1,5 +1,7 @@
 """A model that is still in training mode is refused by the name of what is on."""
 
+import dataclasses
+import enum
 import re
 
 import jax
@@ -171,6 +173,78 @@ ON = "the model asks for a `dropout` key: Dropout is still on"
 )
 def test_what_leaves_dropout_on_is_named(refusal, model, message):
     """The argument or attribute that is on is named first, and how to pin a key last."""
+    assert refusal(model, variables_of(model)) == message
+
+
+class Phase(enum.Enum):
+    """What a model is run for."""
+
+    TRAIN = 0
+    EVAL = 1
+
+
+class Phased(linen.Module):
+    """Takes its mode as a member of an enumeration."""
+
+    @linen.compact
+    def __call__(self, x, phase=Phase.TRAIN):
+        return dropped(x, phase is Phase.TRAIN)
+
+
+class Rated(linen.Module):
+    """Takes the share of units that it drops."""
+
+    @linen.compact
+    def __call__(self, x, dropout_rate=0.1):
+        return linen.Dense(2)(linen.Dropout(dropout_rate, deterministic=False)(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What large models keep their switches in."""
+
+    width: int = 2
+    deterministic: bool = False
+
+
+class Configured(linen.Module):
+    """Has its switch inside of an attribute."""
+
+    config: Config | dict
+
+    @linen.compact
+    def __call__(self, x):
+        config = self.config
+        off = config.deterministic if isinstance(config, Config) else config["deterministic"]
+        return dropped(x, not off)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            Phased(),
+            (
+                f"Phased: {ON} through phase=Phase.TRAIN: try call_args={{'phase': Phase.EVAL}} of an "
+                f"ExportSpec{PIN}"
+            ),
+        ),
+        (Rated(), f"Rated: {ON} through dropout_rate=0.1: try --call-arg dropout_rate=0.0{PIN}"),
+        *(
+            (
+                Configured(config),
+                (
+                    f"Configured: {ON} through config.deterministic=False of Configured: make it with "
+                    f"config.deterministic=True{PIN}"
+                ),
+            )
+            for config in (Config(), {"deterministic": False})
+        ),
+    ],
+    ids=["enumeration", "rate", "dataclass", "mapping"],
+)
+def test_a_switch_of_another_kind_is_named(refusal, model, message):
+    """Members of enumerations, rates, and what is inside of a configuration are found by trying too."""
     assert refusal(model, variables_of(model)) == message
 
 

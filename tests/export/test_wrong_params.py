@@ -110,6 +110,21 @@ def test_params_that_are_not_finite_are_named(refusal):
         )
 
 
+def test_a_mask_of_infinities_among_the_params_may_be_meant(refusal, plan):
+    """Infinite params are named, and so is the option for a mask; with it the model is exported."""
+    params = {**DENSE["params"], "mask": np.float32([-np.inf, 0])}
+
+    def masked(params, x):
+        return affine(params, x) + params["mask"]
+
+    assert refusal(masked, params, kind=ParamsError) == (
+        "params: expected finite values, got 1 infinite of 2 in 'mask'; so 4 of 8 values of output "
+        "'output' are not finite either (the un-exported model, op by op); where the model means it, "
+        "as for masked logits or suppressed tokens, pass --allow-infinite output"
+    )
+    assert np.isneginf(plan(masked, params, allow_infinite=["output"]).goldens[0][2][0][:, 0]).all()
+
+
 def test_a_matrix_of_one_value_is_no_replica(refusal):
     """Rows of ones are alike without any device: what does not fit is the shape."""
     message = refusal(lambda p, x: x[:, :2] @ p["w"], {"w": np.ones((3, 2), np.float32)})

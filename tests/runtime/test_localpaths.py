@@ -16,7 +16,8 @@ from runtime.writer import BundleWriter
     [
         ("gs://bucket/models/iris", "gs://bucket/models/iris"),
         (Path("gs://bucket/models/iris"), "gs://bucket/models/iris"),
-        ("S3://bucket/x", "S3://bucket/x"),
+        ("S3://bucket/x", "s3://bucket/x"),
+        ("GS:/bucket/x", "gs://bucket/x"),
         ("hf://owner/name", "hf://owner/name"),
         (Path("https://host/x.npz"), "https://host/x.npz"),
         ("file:///tmp/x", "file:///tmp/x"),
@@ -74,6 +75,27 @@ def test_a_file_that_is_there_is_a_path_unless_its_name_is_a_known_urls(tmp_path
             "write DIR here and copy it: aws s3 cp --recursive DIR s3://bucket/iris/",
         ),
         ("file:///a%20b/c", "pass '/a b/c'", "pass '/a b/c'"),
+        (
+            "s3a://bucket/iris",
+            "copy it here first: aws s3 cp --recursive s3://bucket/iris iris and pass iris",
+            "write DIR here and copy it: aws s3 cp --recursive DIR s3://bucket/iris/",
+        ),
+        (
+            "hdfs://node/iris",
+            "copy it here first: hdfs dfs -get hdfs://node/iris . and pass iris",
+            "write DIR here and copy it: hdfs dfs -put DIR hdfs://node/iris",
+        ),
+        (
+            "https://host/labels.txt?raw=1",
+            "copy it here first: curl -L -o labels.txt 'https://host/labels.txt?raw=1' and pass labels.txt",
+            "write it here, and copy it there",
+        ),
+        (
+            "gs://bucket",
+            "copy it here first: gcloud storage cp -r gs://bucket . and pass bucket",
+            "write DIR here and copy it: gcloud storage cp -r DIR/* gs://bucket/",
+        ),
+        ("https://host", "copy it here first, and pass that", "write it here, and copy it there"),
         ("hf://o/n", "copy it here first, and pass that", "write it here, and copy it there"),
         ("file://far/c", "copy it here first, and pass that", "write it here, and copy it there"),
     ],
