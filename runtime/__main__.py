@@ -1,4 +1,4 @@
-"""`python -m runtime`: verify, inspect, bench, examine and refresh a bundle on this machine."""
+"""`python -m runtime`: verify, inspect, bench, compile, examine and refresh a bundle on this machine."""
 
 import argparse
 import datetime as dt
@@ -32,6 +32,7 @@ from runtime.guard import run_in_child
 if TYPE_CHECKING:
     from runtime.bundle import Bundle
 
+_MOST_THREADS = 1024
 EXIT_OK, EXIT_USAGE, EXIT_BUNDLE, EXIT_GOLDEN, EXIT_DEVICE = 0, 2, 3, 4, 5
 
 
@@ -82,7 +83,9 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     add_version(parser)
-    commands = parser.add_subparsers(required=True, metavar="verify|inspect|bench|doctor|refresh")
+    commands = parser.add_subparsers(
+        required=True, metavar="verify|inspect|bench|compile|doctor|refresh"
+    )
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Parser:
         added = commands.add_parser(
@@ -106,6 +109,17 @@ def _parser() -> Parser:
     verify.add_argument(
         "--junit", type=file_to_write, metavar="FILE", help="write a JUnit XML report"
     )
+    verify.add_argument(
+        "--startup",
+        action="store_true",
+        help="what a server does before it is ready, with the seconds of each stage",
+    )
+    verify.add_argument(
+        "--cache",
+        type=directory_to_write,
+        metavar="DIR",
+        help="with --startup: executables, as the server's --cache-dir",
+    )
     inspect = command("inspect", _inspect, "check every file and show what a bundle holds")
     inspect.add_argument("--json", action="store_true", help="print it for machines")
     for added in (verify, inspect):
@@ -126,6 +140,27 @@ def _parser() -> Parser:
     bench.add_argument("--json", action="store_true", help="print the figures for machines")
     bench.add_argument(
         "--plot", type=file_to_write, metavar="FILE", help="write a chart, .svg or .png"
+    )
+    compiling = command("compile", _compile, "compile and check its programs for later starts")
+    compiling.add_argument(
+        "--cache",
+        type=directory_to_write,
+        required=True,
+        metavar="DIR",
+        help="where they are kept: what the server's --cache-dir names",
+    )
+    compiling.add_argument("--device", **device)
+    compiling.add_argument(
+        "--threads",
+        type=_counts,
+        default=(),
+        metavar="N[,N]",
+        help="numbers of threads that a CPU's programs compute with (default: this machine's)",
+    )
+    compiling.add_argument(
+        "--portable",
+        action="store_true",
+        help="for any x86 machine with AVX2, not only for such a one as this",
     )
     doctor = command("doctor", _doctor, "say whether a bundle loads, where, and for how long")
     doctor.add_argument("--device", **device)
@@ -151,6 +186,13 @@ def _digest(text: str) -> str:
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
         raise argparse.ArgumentTypeError(f"expected sha256: and 64 hex digits, got {text!r}")
     return text
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdecimal() and 0 < int(part) <= _MOST_THREADS for part in parts):
+        raise argparse.ArgumentTypeError(f"expected numbers such as 1,2,4, got {text!r}")
+    return tuple(map(int, parts))
 
 
 def _version(text: str) -> tuple[str, dt.date | None]:
@@ -202,9 +244,12 @@ def _open(arguments: argparse.Namespace) -> "Bundle":
 def _verify(arguments: argparse.Namespace) -> int:
     if arguments.junit:
         _check_writable("--junit", arguments.junit)
-    bundle = _open(
-        arguments
-    )  # first: a wrong path is seen before jax is imported, which takes longer
+    if arguments.cache and not arguments.startup:
+        raise UsageError("--cache: expected --startup beside it")
+    # First: a wrong path is seen before jax is imported, which takes longer.
+    bundle = _open(arguments)
+    if arguments.startup:
+        return _verify_startup(arguments, bundle)
     with reading_settings():
         from runtime.proof import prove
         from runtime.report import junit, verification
@@ -227,6 +272,41 @@ def _verify(arguments: argparse.Namespace) -> int:
             f"each other; on {found['device']}"
         )
     return EXIT_OK if verification(model, report)["ok"] else EXIT_GOLDEN
+
+
+def _verify_startup(arguments: argparse.Namespace, bundle: "Bundle") -> int:
+    if arguments.junit:
+        raise UsageError("--junit: expected no --startup beside it")
+    with reading_settings():
+        from runtime.executable_cache import ExecutableCache
+        from runtime.report import startup, startup_table
+        from runtime.startup import start
+
+    cache = ExecutableCache(arguments.cache, _say) if arguments.cache else None
+    started = start(bundle, arguments.device, cache=cache, isolated=False, progress=_say)
+    print(
+        json.dumps(startup(started))
+        if arguments.json
+        else "\n".join(map(printable, startup_table(started).split("\n")))
+    )
+    return EXIT_OK if startup(started)["ok"] else EXIT_GOLDEN
+
+
+def _compile(arguments: argparse.Namespace) -> int:
+    bundle = _open(arguments)
+    with reading_settings():
+        from runtime.precompile import precompile
+
+    digest = precompile(
+        bundle,
+        arguments.cache,
+        arguments.device or "",
+        threads=arguments.threads,
+        portable=arguments.portable,
+        progress=_say,
+    )
+    print(f"executables of {arguments.bundle} in {arguments.cache}: {digest}")
+    return EXIT_OK
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

@@ -78,6 +78,7 @@ class ExecutableCache:
     Args:
       directory: below which they are kept; made where it is missing. None keeps nothing.
       tell: called with one line for each thing that cannot be used.
+      exact_threads: whether a program that computes with another number of threads is none.
       vouched: a directory of executables, and the digest of its list of them.
     """
 
@@ -86,9 +87,11 @@ class ExecutableCache:
         directory: Path | None,
         tell: Tell = lambda _: None,
         *,
+        exact_threads: bool = False,
         vouched: tuple[Path, str] | None = None,
     ) -> None:
         self._tell = tell
+        self._exact_threads = exact_threads
         self._own = _Own(directory / FOLDER, tell) if directory else None
         self._vouched = None
         if vouched is not None:
@@ -107,12 +110,19 @@ class ExecutableCache:
         name = _name(key)
         for place in self._places():
             for count in _nearest(threads, place.thread_counts(name)):
+                if self._exact_threads and count != threads:
+                    continue
                 file = f"{name}-t{count}{_PROGRAM}"
                 with self._rejecting(file):
                     data = place.read(file)
                     if data is not None:
                         executable = _executable(*_unpacked(data), key, count)
                         _expect_instructions(executable.data, key)
+                        if count != threads:
+                            self._tell(
+                                f"executable cache: took a program for {count} threads, for want of one "
+                                f"for {threads}"
+                            )
                         return executable
         return None
 
@@ -299,10 +309,11 @@ def _read_plain(path: Path, owner: int | None) -> bytes | None:
         raise _Rejected(
             "it is a link" if error.errno == errno.ELOOP else str(error.strerror)
         ) from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise _Rejected("it is no plain file")
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise _Rejected("it is no plain file")
         if owner is not None and (status.st_uid != owner or status.st_mode & 0o022):
             raise _Rejected("others can have written it")
         if status.st_size > _MAX_FILE_BYTES:

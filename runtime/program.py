@@ -48,6 +48,9 @@ from runtime.manifest import Manifest
 from runtime.stablehlo import Contents, contents
 from runtime.tensors import Array, numpy_dtype
 
+# Flags of XLA that were set here: executables are looked for by those of whoever serves.
+_OWN_FLAGS: list[str] = []
+
 
 def jax_version() -> str:
     """Name the jax that runs."""
@@ -86,6 +89,17 @@ def set_cpu_threads(threads: int) -> None:
     and while no other thread may read the environment.
     """
     os.environ.setdefault("NPROC", str(threads))
+
+
+def limit_instructions(instructions: str) -> None:
+    """Have the CPU's programs use no more than a set of instructions, such as AVX2.
+
+    What is compiled then runs wherever those are, and is kept as what is compiled without the
+    limit. To be called before any device is used.
+    """
+    flag = f"--xla_cpu_max_isa={instructions}"
+    _OWN_FLAGS.append(flag)
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 
 
 def cpu_threads() -> int:
@@ -337,7 +351,7 @@ def environment(device: Device) -> dict[str, Any]:
         "platform": platform_of(device),
         "platform_version": platform_version(device),
         "device_kind": device_kind(device),
-        "xla_flags": os.environ.get("XLA_FLAGS", "").split(),
+        "xla_flags": [f for f in os.environ.get("XLA_FLAGS", "").split() if f not in _OWN_FLAGS],
     }
 
 

@@ -4,10 +4,44 @@ import math
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from runtime.description import columns
 from runtime.device import device_kind
 from runtime.model import Model
 from runtime.signature import bucket_name
+from runtime.startup import Started
 from runtime.verify import Report
+
+
+def startup(started: Started) -> dict[str, Any]:
+    """Return what a start did and found, as JSON values."""
+    model = started.model
+    return {
+        "bundle": str(model.bundle.path),
+        "digest": model.bundle.digest,
+        "device": f"{model.platform} ({device_kind(model.device)})",
+        "ok": not started.failed and (not started.mixing or bool(model.manifest.row_mixing)),
+        "check": "full" if started.full else "startup",
+        "checked": list(started.groups),
+        "mismatches": list(started.failed),
+        "row_mixing": list(started.mixing),
+        "programs": sum(len(group.programs) for group in model.groups.values()),
+        "compiled": started.compiled,
+        "seconds": {name: round(seconds, 3) for name, seconds in started.stages.items()},
+    }
+
+
+def startup_table(started: Started) -> str:
+    """Write what a start did, one line for each stage."""
+    found = startup(started)
+    rows: list[tuple[str, ...]] = [("stage", "seconds")]
+    rows += [(name, f"{seconds:.2f}") for name, seconds in started.stages.items()]
+    rows.append(("all", f"{sum(started.stages.values()):.2f}"))
+    head = (
+        f"{'ok' if found['ok'] else 'FAILED'}: {found['check']} check on {found['device']}, "
+        f"{found['programs']} programs, {found['compiled']} of them compiled"
+    )
+    wrong = [f"FAILED {line}" for line in (*started.failed, *started.mixing)]
+    return "\n".join([head, *found["checked"], *wrong, columns(rows)])
 
 
 def verification(model: Model, report: Report) -> dict[str, Any]:

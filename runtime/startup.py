@@ -182,20 +182,22 @@ def _record(
     return {
         "verified": full or record.get("verified") is True,
         "mixing": list(mixing),
-        "seconds": dict(seconds),
-        **_timed_on(target),
+        "seconds": {**_timed(record), _timed_on(target): dict(seconds)},
     }
 
 
-def _timed_on(target: Device) -> dict[str, Any]:
-    """Return what run times depend on beside what a record's key says."""
-    return {"cpu": cpu_model(), "threads": cpu_threads() if target.platform == "cpu" else 0}
+def _timed_on(target: Device) -> str:
+    """Name what run times depend on beside what a record's key says."""
+    return f"{cpu_model()}, {cpu_threads()} threads" if target.platform == "cpu" else "device"
+
+
+def _timed(record: Mapping[str, Any]) -> dict[str, Any]:
+    kept = record.get("seconds")
+    return kept if isinstance(kept, dict) else {}
 
 
 def _known_seconds(record: Mapping[str, Any], target: Device) -> dict[str, float] | None:
-    if any(record.get(name) != value for name, value in _timed_on(target).items()):
-        return None
-    kept = record.get("seconds")
+    kept = _timed(record).get(_timed_on(target))
     if not isinstance(kept, dict):
         return None
     read = {str(name): seconds_of(value) for name, value in kept.items()}

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 def seeded(number):
     """Give a generator that always gives the same."""
-    return random.Random(number)  # noqa: S311 (no secret)
+    return random.Random(number)
 
 
 @mark.e2e

@@ -421,7 +421,7 @@ async def test_every_caller_gets_its_own_rows():
     """Of 10,000 requests of random sizes, 200 at a time, each gets exactly its own answer."""
     model = FakeModel(buckets=(1, 4, 16))
     numbers = itertools.count()
-    sizes = random.Random(5)  # noqa: S311 (nobody has to guess it)
+    sizes = random.Random(5)
     wrong = []
 
     async def client(service):

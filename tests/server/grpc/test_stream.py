@@ -60,7 +60,7 @@ def waiting(called, count):
 
 def test_a_stream_gives_each_request_its_answer(called):
     """A thousand requests of random sizes on one stream get the sums that are theirs."""
-    sizes = random.Random(0)  # noqa: S311 (no secret)
+    sizes = random.Random(0)
     numbers = itertools.count()
     asked = {
         str(i): [float(next(numbers)) for _ in range(sizes.randrange(1, 7))] for i in range(1000)
