@@ -748,6 +748,24 @@ def test_number_of_values_is_limited(monkeypatch, written):
     )
 
 
+@mark.parametrize(
+    ("place", "where"),
+    [
+        (("created",), "$.created"),
+        (("exporter", "jax"), "$.exporter.jax"),
+        (("signature", "inputs", 0, "name"), "$.signature.inputs[0].name"),
+        (("params", "entries", 0, "name"), "$.params.entries[0].name"),
+    ],
+)
+def test_texts_are_no_longer_than_messages_can_repeat(value, place, where):
+    """
+    What is told of a bundle stays a line, whatever the bundle calls itself and its tensors.
+    """
+    assert refusal(json.dumps(changed(value, place, "x" * 4097)).encode()) == (
+        f"manifest.json: expected at most 4,096 characters, got 4,097 at {where}"
+    )
+
+
 def test_path_of_a_file_is_no_longer_than_paths_are(value):
     """
     A path of millions of folders is refused before anything looks at one of them.
