@@ -15,7 +15,14 @@ from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 
-from runtime.claims import LENGTH_BYTES, expect_consistent, expect_data, expect_header
+from runtime.claims import (
+    LENGTH_BYTES,
+    data_bytes,
+    expect_consistent,
+    expect_data,
+    expect_data_of_all,
+    expect_header,
+)
 from runtime.entries import MANIFEST_NAME, File
 from runtime.errors import BundleError, IntegrityError, printable
 from runtime.localpaths import why_not_read
@@ -27,6 +34,8 @@ log = logging.getLogger(__name__)
 
 # Entries of a folder that are looked at when it is no bundle itself.
 _MOST_NEIGHBOURS = 1000
+# Entries that are looked at for files that the manifest does not name.
+_MOST_ENTRIES = 20_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -199,9 +208,12 @@ def open_bundle(path: str | os.PathLike[str], *, require_digest: str | None = No
     bundle = Bundle(root, manifest, hashlib.sha256(data).hexdigest())
     bundle.require(require_digest)
     expect_consistent(manifest)
+    stored = {}
     for file in manifest.files:
-        with _opened(root, file):
-            pass
+        with _opened(root, file) as descriptor:
+            status = os.fstat(descriptor)
+            stored[status.st_dev, status.st_ino] = data_bytes(status, descriptor)
+    expect_data_of_all(sum(file.bytes for file in manifest.files), sum(stored.values()))
     _warn_about_strangers(root, manifest)
     return bundle
 
@@ -230,16 +242,29 @@ def _is_bundle(folder: Path) -> bool:
 
 def _warn_about_strangers(root: Path, manifest: Manifest) -> None:
     known = {MANIFEST_NAME, *(file.path for file in manifest.files)}
-    found = (p for p in root.rglob("*") if p.is_symlink() or not p.is_dir())
-    strangers = sorted(
-        str(p.relative_to(root)) for p in found if str(p.relative_to(root)) not in known
+    found = (
+        os.path.relpath(entry.path, root)
+        for entry in itertools.islice(_entries_below(root), _MOST_ENTRIES)
+        if not entry.is_dir(follow_symlinks=False)
     )
+    strangers = sorted(path for path in found if path not in known)
     if strangers:
         log.warning(
             "bundle %s has files its manifest does not name: %s",
             root,
             printable(", ".join(strangers[:5])),
         )
+
+
+def _entries_below(root: Path) -> Iterator[os.DirEntry[str]]:
+    """Yield what is in a folder and in those below it; one that cannot be looked into is passed over."""
+    folders = [str(root)]
+    while folders:
+        with contextlib.suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                yield entry
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
 
 
 def _what(path: Path) -> str:

@@ -37,7 +37,7 @@ def params_bytes(manifest: Manifest) -> int:
 def expect_consistent(manifest: Manifest) -> None:
     """Hold what a manifest says of large files against what it says is in them.
 
-    What is small is read, and found out then.
+    What is small is read, and found out then; many small ones are large together.
 
     Raises:
       ManifestError: a file is too small or too large for that, or there are too many.
@@ -53,11 +53,13 @@ def expect_consistent(manifest: Manifest) -> None:
                     f"expected a program of at most {_LARGEST_PROGRAM} bytes, got {file.bytes}",
                     f"$.programs[{i}].{form}.bytes",
                 )
-    held: dict[str, int] = dict.fromkeys((file.path for file in manifest.params.files), 0)
+    files = manifest.params.files
+    held: dict[str, int] = dict.fromkeys((file.path for file in files), 0)
     for argument in manifest.params.arguments:
         held[argument.file] += math.prod(argument.shape) * DTYPE_BYTES[argument.dtype]
-    for i, file in enumerate(manifest.params.files):
-        _expect_header(file, held[file.path], f"$.params.files[{i}].bytes")
+    if max(sum(file.bytes for file in files), sum(held.values())) > _LARGE_BYTES:
+        for i, file in enumerate(files):
+            _expect_header(file, held[file.path], f"$.params.files[{i}].bytes")
     for i, golden in enumerate(manifest.goldens):
         tensors = (*manifest.signature.inputs, *manifest.signature.outputs)
         size = golden.rows * _row_bytes(tensors, golden)
@@ -77,8 +79,7 @@ def _row_bytes(tensors: Iterable[TensorSpec], golden: Golden) -> int:
 def _expect_header(file: File, tensors: int, where: str) -> None:
     """Expect a params file of the bytes of its tensors, and a header of a possible length."""
     header = file.bytes - tensors - LENGTH_BYTES
-    large = max(file.bytes, tensors) > _LARGE_BYTES
-    if large and not _SHORTEST_HEADER <= header <= _LONGEST_HEADER:
+    if not _SHORTEST_HEADER <= header <= _LONGEST_HEADER:
         raise ManifestError(
             f"expected the {tensors} bytes of its arguments and a header, got {file.bytes}", where
         )
@@ -110,15 +111,48 @@ def expect_data(file: File, status: os.stat_result, descriptor: int) -> None:
     Raises:
       IntegrityError: it is one.
     """
-    stored = status.st_blocks * 512
-    if status.st_size <= _LARGE_BYTES or stored * _SPARSE_PART >= status.st_size:
-        return
-    # A file system that counts no blocks knows of no holes either.
-    if os.lseek(descriptor, 0, os.SEEK_HOLE) < status.st_size:
+    stored = data_bytes(status, descriptor)
+    if _hollow(status.st_size, stored):
         raise IntegrityError(
             f"{file.path}: expected {status.st_size} bytes of data, got {stored} on the disk; the "
             "rest of it is a hole"
         )
+
+
+def expect_data_of_all(size: int, stored: int) -> None:
+    """Refuse files that are large together, while the disk has hardly anything of them.
+
+    Args:
+      size: bytes of all files of a bundle.
+      stored: bytes that the disk has of them; of one file under several names, once.
+
+    Raises:
+      IntegrityError: they are holes, or names of the same few bytes.
+    """
+    if _hollow(size, stored):
+        raise IntegrityError(
+            f"bundle: expected {size} bytes of data in its files, got {stored} on the disk; the rest "
+            "are holes, or other names of the same file"
+        )
+
+
+def data_bytes(status: os.stat_result, descriptor: int) -> int:
+    """Return how much of a file the disk has, in bytes: all of it where it has no hole.
+
+    A file system that counts no blocks knows of no holes either, and some know nothing of them.
+    """
+    stored = status.st_blocks * 512
+    if stored >= status.st_size:
+        return status.st_size
+    try:
+        hole = os.lseek(descriptor, 0, os.SEEK_HOLE) < status.st_size
+    except OSError:
+        hole = False
+    return stored if hole else status.st_size
+
+
+def _hollow(size: int, stored: int) -> bool:
+    return size > _LARGE_BYTES and stored * _SPARSE_PART < size
 
 
 def expect_memory(

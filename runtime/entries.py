@@ -18,6 +18,7 @@ OUTPUT_KINDS = ("raw", "softmax", "classification")
 SCORES = ("logits", "probabilities")
 
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+_LONGEST_PATH = 1024  # as long as a name at gs:// can be
 _AXES = 64  # as many as an array can have
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -34,6 +35,11 @@ class File:
     def from_node(cls, node: Node) -> "File":
         """Read a file entry; a path can only point below the bundle."""
         path = node.take("path", str)
+        if len(path) > _LONGEST_PATH:
+            raise ManifestError(
+                f"expected a path of at most {_LONGEST_PATH:,} characters, got {len(path):,}",
+                f"{node.where}.path",
+            )
         if not _PATH.fullmatch(path) or path == MANIFEST_NAME:
             raise ManifestError(
                 f"expected a plain relative path, got {path!r}", f"{node.where}.path"

@@ -9,6 +9,9 @@ from runtime.errors import ManifestError
 T = TypeVar("T")
 U = TypeVar("U")
 
+# Characters of a text: messages, logs and pages repeat it.
+_LONGEST_TEXT = 4096
+
 
 class Node:
     """A JSON object that knows its path, so that every complaint names a place.
@@ -116,6 +119,10 @@ def typed[T](value: object, kind: type[T], where: str) -> T:
         names = {dict: "object", list: "array", str: "string"}
         expected = names.get(cast("Any", kind), kind.__name__)
         raise ManifestError(f"expected {expected}, got {kind_of(value)}", where)
+    if isinstance(value, str) and len(value) > _LONGEST_TEXT:
+        raise ManifestError(
+            f"expected at most {_LONGEST_TEXT:,} characters, got {len(value):,}", where
+        )
     return value
 
 

@@ -5,16 +5,37 @@ import fcntl
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+# How often a directory is removed in which another process still writes.
+_TRIES = 100
+
+# Of this process, those that are there; the lock is held while one is made.
+_in_use: set[Path] = set()
+_making = threading.Lock()
+
+
+def remove_all() -> None:
+    """Remove the directories of this process, which ends now, without leaving their contexts.
+
+    None is made any more.
+    """
+    _making.acquire()
+    for path in list(_in_use):
+        for _ in range(_TRIES):
+            shutil.rmtree(path, ignore_errors=True)
+            if not path.exists():
+                break
 
 
 @contextlib.contextmanager
 def temporary_directory(prefix: str) -> Iterator[Path]:
     """Give a directory that goes when the context ends, or once a process is started anew.
 
-    A process that is killed, or told to stop while it starts, leaves its directory behind, and a
-    container's /tmp may outlive it. Whoever uses a directory holds its lock, which no process
+    A process that is killed leaves its directory behind, and a container's /tmp may outlive it.
+    Whoever uses a directory holds its lock, which no process
     takes along when it ends.
 
     Args:
@@ -26,7 +47,11 @@ def temporary_directory(prefix: str) -> Iterator[Path]:
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         _remove(left)
     with contextlib.ExitStack() as stack:
-        yield _make(prefix, stack)
+        with _making:
+            path = _make(prefix, stack)
+            _in_use.add(path)
+        stack.callback(_in_use.discard, path)
+        yield path
 
 
 def _make(prefix: str, stack: contextlib.ExitStack) -> Path:

@@ -26,8 +26,7 @@ if __name__ == "__main__":  # who only imports this has signals and streams of t
     if sys.argv[1:2] not in (["bench"], ["doctor"]):
         signals.ignore()
     # What follows takes seconds, in which Python would answer an interrupt with a traceback.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signals.end_at_interrupt()
     if os.getpid() == 1:
         # A container's first process gets only the signals it handles.
         for number in (*signals.DRAIN, signal.SIGINT):

@@ -16,6 +16,7 @@ import threading
 import time
 from typing import NoReturn, override
 
+from runtime import scratch
 from runtime.errors import printable
 from server.log_writer import LineWriter, note
 
@@ -202,9 +203,10 @@ def end(form: str, error: Exception) -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """End the process now, with its last lines if they are taken in time.
+    """End the process now, with its last lines if they are taken in time, and without its directories.
 
     Threads that load, run or read may not end by themselves.
     """
+    scratch.remove_all()
     _flush()
     os._exit(status)

@@ -40,6 +40,26 @@ def ignore() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
+def end_at_interrupt() -> None:
+    """Have SIGINT end the process without a word, also one that came while it was blocked.
+
+    What somebody has a handler for is left to it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextlib.contextmanager
+def interrupt_blocked() -> Iterator[None]:
+    """Have a process that is started within get SIGINT once it calls `end_at_interrupt`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def wanted(number: signal.Signals) -> bool:
     """Whether whoever started the process has not had it ignore a signal, as nohup does."""
     return signal.getsignal(number) is not signal.SIG_IGN

@@ -4,11 +4,18 @@ It loads the bundle that the first process has proven, proves it for itself, lis
 first one does, and says so. It ends with the first one, whose end of its standard input closes.
 """
 
+# Little is imported before signals are seen to.
+import sys
+
+from server import signals
+
+if __name__ == "__main__":  # who only imports this has signals of their own
+    signals.end_at_interrupt()
+
 import asyncio
 import logging
 import os
 import socket
-import sys
 from collections.abc import Sequence
 
 import uvloop

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+from server import signals
 from server.config import ServerConfig
 from server.observability.shared_stats import SharedStats
 
@@ -41,7 +42,7 @@ class WorkerArgs:
     def read(cls, text: str) -> "WorkerArgs":
         """Read what `write` wrote."""
         told = json.loads(text)
-        return cls(told["place"], told["board"], ServerConfig(**told["config"]))
+        return cls(told["slot"], told["stats_fd"], ServerConfig(**told["config"]))
 
 
 class WorkerPool:
@@ -80,7 +81,8 @@ class WorkerPool:
     def _start(orders: WorkerArgs) -> tuple["subprocess.Popen[bytes]", socket.socket]:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        with theirs:
+        # A worker's Python would answer an interrupt with a traceback until the worker sees to it.
+        with theirs, signals.interrupt_blocked():
             process = subprocess.Popen(  # noqa: S603 (our own)
                 [sys.executable, "-m", "server.worker", orders.write()],
                 stdin=theirs.fileno(),

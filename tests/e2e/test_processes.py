@@ -10,6 +10,9 @@ from pathlib import Path
 
 from pytest import fixture, mark
 
+from server.config import ServerConfig
+from server.observability.shared_stats import SharedStats
+from server.workers import WorkerArgs, WorkerPool
 from tests.e2e.clients import ask_http
 from tests.e2e.test_signals import signalling
 from tests.serving import TIMEOUT_S, free_port, start, started
@@ -122,6 +125,27 @@ def test_processes_end_with_the_first(served):
     assert all(select.select([each], [], [], TIMEOUT_S)[0] for each in waiting)
     for each in waiting:
         os.close(each)
+
+
+@mark.parametrize("imported", ["", "numpy"])
+def test_an_interrupt_while_a_worker_starts_is_no_traceback(capfd, imported):
+    """The first process interrupts a worker whenever it is interrupted itself, as early as may be."""
+    stats = SharedStats(None, 2, 0)
+    worker, line = WorkerPool._start(WorkerArgs(1, stats.fd, ServerConfig(bundle="none")))
+    with line, worker:
+        while imported not in Path(f"/proc/{worker.pid}/maps").read_text():
+            assert worker.poll() is None
+        worker.send_signal(signal.SIGINT)
+
+    assert worker.returncode == -signal.SIGINT
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_worker_reads_what_it_was_told():
+    """What the first process writes on a worker's command line is what that one is."""
+    told = WorkerArgs(3, 7, ServerConfig(bundle="some", processes=4))
+
+    assert WorkerArgs.read(told.write()) == told
 
 
 def test_a_server_that_is_stopped_while_processes_start_ends_well(wide_bundle):

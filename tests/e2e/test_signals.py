@@ -133,6 +133,21 @@ def test_a_signal_while_it_loads_ends_the_process(wide_bundle):
         assert Served(process, port, -1).end(signal.SIGTERM) == (0, "")
 
 
+@mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_while_another_process_opens_the_bundle_leaves_nothing(
+    wide_bundle, tmp_path, number
+):
+    """The directory that both share goes with the server, which does not wait for the other."""
+    environ = {"HLOSERVE_REQUIRE_DIGEST": "", "TMPDIR": str(tmp_path)}
+    port = free_port()
+    with start(port, "--bundle", str(wide_bundle), **environ) as process:
+        while not list(tmp_path.glob("hloserve-compiled-*")):
+            assert process.poll() is None
+
+        assert Served(process, port, -1).end(number) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_server_that_was_killed_leaves_its_ports_free(served, wide_bundle):
     """After SIGKILL in the middle of requests a new server takes the same ports at once."""
     with (

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import shutil
+import subprocess
 
 import numpy as np
 from pytest import mark, param, raises
@@ -217,6 +218,28 @@ def test_the_bundle_itself_may_be_a_symbolic_link(paper):
     current.symlink_to(paper)
 
     read_all(current)
+
+
+def test_folders_of_any_depth_and_number_are_beside_a_bundle(paper, monkeypatch, caplog):
+    """
+    What the manifest does not name is looked at so far, whatever somebody has put there.
+    """
+    folder = os.open(paper, os.O_RDONLY)
+    for _ in range(1100):
+        os.mkdir("deeper", dir_fd=folder)
+        below = os.open("deeper", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    os.close(folder)
+    try:
+        read_all(paper)
+        assert caplog.messages == []
+        monkeypatch.setattr("runtime.bundle._MOST_ENTRIES", 0)
+        (paper / "beyond").touch()
+        read_all(paper)
+        assert caplog.messages == []
+    finally:
+        subprocess.run(["rm", "-r", paper / "deeper"], check=True)
 
 
 def test_extra_files_are_named_and_ignored(paper, caplog):

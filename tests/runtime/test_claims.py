@@ -10,7 +10,13 @@ import numpy as np
 from pytest import fixture, mark, param, raises
 
 from runtime import DoesNotFit, IntegrityError, ManifestError, claims, device, loading, open_bundle
-from runtime.claims import expect_consistent, expect_data, expect_memory, params_bytes
+from runtime.claims import (
+    data_bytes,
+    expect_consistent,
+    expect_data,
+    expect_memory,
+    params_bytes,
+)
 from runtime.loading import load
 from runtime.manifest import Manifest
 
@@ -93,6 +99,84 @@ def test_file_is_a_hole_where_its_file_system_says_both(monkeypatch, size, store
 
     with raises(IntegrityError) if refused else contextlib.nullcontext():
         expect_data(file, status, 0)
+
+
+def many(bundle, count, size, put):
+    """Claim more params files, each below a GiB, and put them there."""
+    entry = {"bytes": size, "sha256": "0" * 64}
+    for i in range(count):
+        put(bundle / f"more{i}", size)
+    more = [{"path": f"more{i}", **entry} for i in range(count)]
+    claim(bundle, lambda value: value["params"]["files"].extend(more))
+
+
+def put_hole(path, size):
+    """Make a file that takes up no room."""
+    path.touch()
+    os.truncate(path, size)
+
+
+def put_link(path, size):
+    """Make another name of one file that is whole."""
+    whole = path.parent / "whole"
+    if not whole.exists():
+        whole.write_bytes(bytes(size))
+    path.hardlink_to(whole)
+
+
+@mark.usefixtures("unread")
+@mark.parametrize(
+    ("put", "count", "size"), [(put_hole, 2000, GIB - 1), (put_link, 2000, GIB // 1024)]
+)
+def test_files_that_are_large_together_are_there(paper, monkeypatch, put, count, size):
+    """
+    Files of which each is small take as long to hash as a large one: they are no holes either, nor
+    one file under many names.
+    """
+    monkeypatch.setattr(claims, "_SHORTEST_HEADER", 0)
+    monkeypatch.setattr(claims, "_LONGEST_HEADER", 2 * GIB)
+    many(paper, count, size, put)
+    manifest = Manifest.from_bytes((paper / "manifest.json").read_bytes())
+    claimed = sum(file.bytes for file in manifest.files)
+
+    with raises(IntegrityError) as caught:
+        open_bundle(paper)
+
+    message = str(caught.value)
+    stored = int(message.partition(", got ")[2].split()[0])
+    assert stored * 64 < claimed
+    assert message == (
+        f"bundle: expected {claimed} bytes of data in its files, got {stored} on the disk; the rest "
+        "are holes, or other names of the same file"
+    )
+
+
+def test_files_that_are_large_together_hold_their_arguments(paper):
+    """
+    A params file that no argument is in is a header, however many of them there are.
+    """
+    many(paper, 3, GIB // 2, put_hole)
+
+    with raises(ManifestError) as caught:
+        open_bundle(paper)
+
+    assert str(caught.value) == (
+        f"manifest.json: expected the 0 bytes of its arguments and a header, got {GIB // 2} at "
+        "$.params.files[1].bytes"
+    )
+
+
+def test_file_system_that_knows_no_holes_has_all_of_a_file(monkeypatch):
+    """
+    Where nobody can say where a hole is, there is none.
+    """
+
+    def refuse(*_):
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr("os.lseek", refuse)
+
+    assert data_bytes(SimpleNamespace(st_size=70 * GIB, st_blocks=0), 0) == 70 * GIB
 
 
 @mark.usefixtures("unread")

@@ -736,6 +736,51 @@ def test_size_is_limited():
     )
 
 
+@mark.parametrize("written", [b"0,", b"[]", b"{}"])
+def test_number_of_values_is_limited(monkeypatch, written):
+    """
+    What has more values than any real manifest takes minutes to parse, and is not parsed.
+    """
+    monkeypatch.setattr("json.loads", None)
+
+    assert refusal(b"[" + written * 2_000_000) == (
+        "manifest.json: expected at most 2,000,000 values, got 2,000,001 at $"
+    )
+
+
+@mark.parametrize(
+    ("place", "where"),
+    [
+        (("created",), "$.created"),
+        (("exporter", "jax"), "$.exporter.jax"),
+        (("signature", "inputs", 0, "name"), "$.signature.inputs[0].name"),
+        (("params", "entries", 0, "name"), "$.params.entries[0].name"),
+    ],
+)
+def test_texts_are_no_longer_than_messages_can_repeat(value, place, where):
+    """
+    What is told of a bundle stays a line, whatever the bundle calls itself and its tensors.
+    """
+    assert refusal(json.dumps(changed(value, place, "x" * 4097)).encode()) == (
+        f"manifest.json: expected at most 4,096 characters, got 4,097 at {where}"
+    )
+
+
+def test_path_of_a_file_is_no_longer_than_paths_are(value):
+    """
+    A path of millions of folders is refused before anything looks at one of them.
+    """
+    entry = value["programs"][0]["exported"]
+    entry["path"] = "a/" * 511 + "bc"
+    Manifest.from_bytes(json.dumps(value).encode())
+
+    entry["path"] = "a/" * 512 + "b"
+    assert refusal(json.dumps(value).encode()) == (
+        "manifest.json: expected a path of at most 1,024 characters, got 1,025 at "
+        "$.programs[0].exported.path"
+    )
+
+
 def test_integers_that_multiply_for_ever_are_refused_at_once(value):
     """
     Sizes of thousands of digits, and thousands of sizes, would be multiplied for hours.
