@@ -119,22 +119,30 @@ def compile_all(
     )
 
     # Programs first: compiling needs memory of its own, and needs no params.
-    def compiled(entry: ProgramEntry) -> Program:
-        return compile_program(bundle.read, entry, manifest, target, caches)
+    count = len(manifest.programs)
+
+    def compiled(numbered: tuple[int, ProgramEntry]) -> Program:
+        i, entry = numbered
+
+        def begin() -> None:
+            progress(f"compiling {entry.exported.path} ({i}/{count})")
+
+        return compile_program(bundle.read, entry, manifest, target, caches, begin)
 
     programs = []
-    for i, (entry, program) in enumerate(
-        zip(manifest.programs, each(compiled, manifest.programs), strict=True), 1
-    ):
-        done = "loaded" if program.source else "compiled"
-        progress(f"{done} {entry.exported.path} ({i}/{len(manifest.programs)})")
+    numbered = enumerate(manifest.programs, 1)
+    for entry, program in zip(manifest.programs, each(compiled, numbered), strict=True):
         programs.append(program)
         if program.fallback:
             progress(
                 f"{entry.exported.path} is not read by this jax ({program.fallback}); took "
                 f"{entry.stablehlo.path}"
             )
-    release_memory()
+    loaded = sum(program.source is not None for program in programs)
+    if loaded:
+        progress(f"loaded {loaded} of {count} programs from the executable cache")
+    if loaded < count:
+        release_memory()
     return tuple(programs)
 
 

@@ -243,6 +243,7 @@ def compile_program(
     manifest: Manifest,
     device: Device,
     caches: Sequence[ExecutableCache] = (),
+    compiling: Callable[[], object] = lambda: None,
 ) -> Program:
     """Load a program that was compiled before, or deserialize and compile it, ahead of time.
 
@@ -255,6 +256,7 @@ def compile_program(
       manifest: the manifest, for its signature and params.
       device: where it will run.
       caches: of programs that were compiled before; looked at in this order.
+      compiling: called before it is compiled, where it is.
 
     Raises:
       IncompatibleProgram: jax refuses it: outside its compatibility window, for
@@ -284,6 +286,7 @@ def compile_program(
                     cache,
                     found.threads,
                 )
+        compiling()
         compiled, data_dependent, fallback = _compiled(read, entry, manifest, device, arguments)
     return Program(
         entry.batch,

@@ -71,13 +71,12 @@ def test_open_bundle_can_be_loaded(classifier_bundle):
     model = load(bundle, jax.local_devices(backend="cpu")[0], progress=steps.append)
 
     assert model.bundle is bundle
-    assert steps == [
+    assert sorted(steps[:3]) == [
         "compiling programs/b1.exported (1/3)",
         "compiling programs/b2.exported (2/3)",
         "compiling programs/b4.exported (3/3)",
-        "loading params",
-        "warming up",
     ]
+    assert steps[3:] == ["loading params", "warming up"]
 
 
 @mark.parametrize(

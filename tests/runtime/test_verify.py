@@ -121,7 +121,7 @@ def test_a_proof_on_several_threads_is_the_same_proof(tagger, tagger_bundle):
     assert report == verify(tagger)
     assert list(model.groups) == list(tagger.groups)
     assert "warming up" not in steps
-    assert steps[:4] == [f"compiling programs/{p}.exported ({i}/4)" for i, p in PROGRAMS]
+    assert set(steps[:4]) == {f"compiling programs/{p}.exported ({i}/4)" for i, p in PROGRAMS}
 
 
 def test_a_proof_that_has_no_room_for_two_runs_makes_one_at_a_time(tagger_bundle, monkeypatch):
