@@ -41,7 +41,7 @@ class WorkerArgs:
     def read(cls, text: str) -> "WorkerArgs":
         """Read what `write` wrote."""
         told = json.loads(text)
-        return cls(told["place"], told["board"], ServerConfig(**told["config"]))
+        return cls(told["slot"], told["stats_fd"], ServerConfig(**told["config"]))
 
 
 class WorkerPool:

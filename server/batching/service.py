@@ -346,9 +346,9 @@ class Service:
                 self._finish(request, outputs)
             elif request in self._requests:
                 given = TaskResult(outputs, whole, start)
-                request.give(index, given, batch.bucket, padded, waited, outcome.seconds)
+                request.add_result(index, given, batch.bucket, padded, waited, outcome.seconds)
                 request.as_declared = request.as_declared and outcome.as_declared
-                if not request.left:
+                if not request.remaining:
                     self._complete(request)
             start += task.rows
 
