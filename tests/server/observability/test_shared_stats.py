@@ -86,7 +86,7 @@ def test_a_process_writes_its_figures_as_they_change(boards):
     async def count():
         async with serving(FakeModel()) as service:
             keeping = asyncio.create_task(boards[1].publish(service, every_s=0))
-            service.metrics.other("health", "200")
+            service.metrics.count_request("health", "200")
             for _ in range(100):
                 await asyncio.sleep(0)
             keeping.cancel()
