@@ -14,10 +14,9 @@ from server.batching.service import Service
 from server.config import ServerConfig
 from server.grpc.server import GrpcServer
 from server.http.cors import Cors
-from server.http.flask_app import create_app, make_wait
 from server.http.frontend import HttpFrontend
 from server.http.listener import GRACE_S, HttpServer, listen
-from server.http.routes import hot_paths, make_routes
+from server.http.routes import make_routes
 from server.observability.shared_stats import SharedStats
 from server.startup import EXIT_BUNDLE, EXIT_DEVICE, Opened, open_service, unfit
 from server.storage.bundle_watch import BusErrors
@@ -79,10 +78,9 @@ class Process:
             if joined is None:
                 self._joiners = WorkerPool(board, self._lost)
         self._board = board
-        self._routes = make_routes(self._service, config, gather)
+        routes = make_routes(self._service, config, gather)
         cors = Cors(config.origins)
-        app = create_app(self._service, self._routes, config.bodies, make_wait(self._loop), cors)
-        self._front = HttpFrontend(app, self._service, config.bodies, threads=8, cors=cors)
+        self._front = HttpFrontend(self._service, routes, config.bodies, cors)
         self._http: HttpServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._grpc = GrpcServer(self._service, config, gather) if config.grpc_port >= 0 else None
@@ -143,7 +141,6 @@ class Process:
         if failed:
             self._end(failed)
             return
-        self._front.inference_routes = hot_paths(self._service, self._routes)
         self._tasks.append(self._loop.create_task(self._watch()))
         if self._board is not None:
             self._tasks.append(self._loop.create_task(self._board.publish(self._service)))

@@ -37,7 +37,7 @@ class Page:
 
     Args:
       service: whose model and state are shown.
-      gather: gives the counts.
+      collect_stats: returns the statistics.
       rules: protocol, method and rule of each route that is shown.
       predict_route: where the form sends its instance.
       port: of curl's lines, for readers without JavaScript.
@@ -46,13 +46,13 @@ class Page:
     def __init__(
         self,
         service: Service,
-        gather: CollectStats,
+        collect_stats: CollectStats,
         rules: Iterable[Rule],
         predict_route: str,
         port: int,
     ) -> None:
         self._service = service
-        self._gather = gather
+        self._collect_stats = collect_stats
         self._rules = list(rules)
         self._predict_route = predict_route
         self._origin = f"http://localhost:{port}"
@@ -69,7 +69,7 @@ class Page:
             ("cache-control", "no-store"),
         )
 
-    def reply(self) -> Response:
+    def respond(self) -> Response:
         """Write the page; called on the event loop, which owns the counts."""
         service = self._service
         text = self._template.render(
@@ -77,7 +77,7 @@ class Page:
             model=_about(service.model) if service.loaded else None,
             predict_route=self._predict_route,
             curls=list(self._curls()) if service.loaded else [],
-            figures=_figures(self._gather()),
+            figures=_figures(self._collect_stats()),
             **(_example_of(service.model.signature) if service.loaded else {"example": None}),
         )
         return Response(200, self._headers, text.encode())

@@ -31,23 +31,23 @@ class MetricsPage(Collector):
 
     Args:
       service: whose state and model are shown.
-      gather: gives the counts.
+      collect_stats: returns the statistics.
     """
 
-    def __init__(self, service: Service, gather: CollectStats) -> None:
+    def __init__(self, service: Service, collect_stats: CollectStats) -> None:
         self._service = service
-        self._gather = gather
+        self._collect_stats = collect_stats
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
-    def reply(self) -> Response:
+    def respond(self) -> Response:
         """Write the page; called on the event loop, which owns the counts."""
         body = generate_latest(self._registry)
         return Response(200, (("content-type", CONTENT_TYPE_LATEST),), body)
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family."""
-        figures = self._gather()
+        figures = self._collect_stats()
         m = figures.metrics
         yield from self._of_requests(m)
         yield _counter("inferences", "Rows answered.", m.rows)
