@@ -10,7 +10,7 @@ from runtime.localpaths import url_of, why_not_written
 from runtime.records.predictions import Nonfinite
 from runtime.storage import uri
 from server.limits import BodyLimits, Limits
-from server.request_target import is_canonical, spelt
+from server.request_target import encode_path, is_canonical
 
 # Of the largest, how many bodies may be under way at once.
 _BODIES = 8
@@ -267,7 +267,7 @@ class ServerConfig:
                     f"{name}: expected a path that begins with '/' and has none of '<>?# ', "
                     f"got {route!r}"
                 )
-            if not is_canonical(spelt(route)):
+            if not is_canonical(encode_path(route)):
                 raise ConfigError(
                     f"{name}: expected a path without '//', '/./' and '/../', got {route!r}"
                 )

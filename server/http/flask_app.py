@@ -21,7 +21,7 @@ from server.request_id import request_id
 from server.request_target import (
     check_host,
     check_target,
-    spelt,
+    encode_path,
 )
 
 # Calls a function on the service's event loop, and waits in the calling thread for the response that
@@ -128,7 +128,7 @@ def _target() -> bytes:
     """Return the target as it was sent; from the decoded path, if the WSGI server has nothing else."""
     environ = request.environ
     sent = environ.get("RAW_URI") or environ.get("REQUEST_URI")
-    return spelt(request.path) if sent is None else str(sent).encode("latin-1", "replace")
+    return encode_path(request.path) if sent is None else str(sent).encode("latin-1", "replace")
 
 
 class _PlainResponse(FlaskResponse):

@@ -10,7 +10,7 @@ from werkzeug.routing import Map, Rule
 from server.errors import MethodNotAllowed, NotFound
 from server.http.routes import Route
 from server.protocols.response import Response
-from server.request_target import METHODS, WHOLE_SERVER, is_canonical, spelt, split_target
+from server.request_target import METHODS, WHOLE_SERVER, encode_path, is_canonical, split_target
 
 # Matches of a longer target are not cached, so that no client fills memory with them.
 _CACHED_TARGET_BYTES = 256
@@ -62,7 +62,7 @@ class Router:
           NotFound: no route has this path, or target and path are not in the canonical spelling.
           MethodNotAllowed: the routes that have this path have other methods.
         """
-        if not is_canonical(split_target(target)[0]) or not is_canonical(spelt(path)):
+        if not is_canonical(split_target(target)[0]) or not is_canonical(encode_path(path)):
             raise _not_found(method, target)
         try:
             name, variables = self._urls.match(path, method)
