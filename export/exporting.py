@@ -27,12 +27,13 @@ from export.outputs import Key
 from export.plan import Plan, prepare
 from export.report import ProgramReport, Progress, Report
 from export.spec import ExportSpec
-from export.tracing import bucket_name, precision
+from export.tracing import precision
 from export.writing import tolerances, write
 from runtime.description import describe_format, describe_output
 from runtime.errors import nearest
 from runtime.localpaths import why_not_written
 from runtime.manifest import Manifest
+from runtime.signature import join_bucket_name
 from runtime.tensors import Array
 from runtime.writer import BundleWriter
 
@@ -158,7 +159,7 @@ def _lower_all(plan: Plan, tell: Callable[[str], None]) -> dict[Key, Lowered]:
     programs = {}
     with precision(plan.spec):
         for key, traced in plan.traced.items():
-            tell(f"lowering {bucket_name(key, names)}")
+            tell(f"lowering {join_bucket_name(names, key[1], key[0])}")
             programs[key] = lower(traced, plan.spec.platforms)
     return programs
 
@@ -179,7 +180,7 @@ def _report(
     names = [axis.name for axis in plan.signature.axes]
     rows = []
     for key, lowered in programs.items():
-        bucket = bucket_name(key, names)
+        bucket = join_bucket_name(names, key[1], key[0])
         found = measured.get(bucket, {})
         rows.append(
             ProgramReport(

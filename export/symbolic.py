@@ -18,8 +18,8 @@ from export.constants import digest, movable_constants, with_constants
 from export.errors import first_line
 from export.lowering import Traced, configured, trace
 from export.plan import Plan
-from export.tracing import bucket_name, precision
-from runtime.signature import BATCH, Axis
+from export.tracing import precision
+from runtime.signature import BATCH, Axis, join_bucket_name
 from runtime.tensors import numpy_dtype
 
 Tell = Callable[[str], None]
@@ -170,4 +170,4 @@ def _name(plan: Plan, key: Sequence[int | None]) -> str:
     fixed = [(a.name, s) for a, s in zip(plan.signature.axes, sizes, strict=True) if s is not None]
     if batch is None:
         return "-".join(f"{name}{size}" for name, size in fixed) or "predict"
-    return bucket_name((batch, tuple(size for _, size in fixed)), [name for name, _ in fixed])
+    return join_bucket_name([name for name, _ in fixed], [size for _, size in fixed], batch)

@@ -15,7 +15,7 @@ from export.models import abstract
 from export.outputs import Key
 from export.packing import Packing, plan_packing
 from export.spec import ExportSpec
-from runtime.signature import Axis, TensorSpec
+from runtime.signature import Axis, TensorSpec, join_bucket_name
 from runtime.tensors import Array
 
 # A model: params by name, and inputs in their order, to outputs.
@@ -56,7 +56,7 @@ def trace_all(
         return _trace_one(spec, call, packing, arguments, list(shapes.values()))
 
     for key in bucket_keys(spec.buckets, axes):
-        tell(f"tracing {bucket_name(key, names)}")
+        tell(f"tracing {join_bucket_name(names, key[1], key[0])}")
         try:
             traced[key] = one_trace(*key)
         except Untraceable:
@@ -70,7 +70,7 @@ def trace_all(
     if hoisted.constants:
         taken = arguments | hoisted.packing.pack(hoisted.constants)
         for key, one in traced.items():
-            tell(f"hoisting constants of {bucket_name(key, names)}")
+            tell(f"hoisting constants of {join_bucket_name(names, key[1], key[0])}")
             with precision(spec):
                 traced[key] = trace(hoisted.apply(one.jaxpr), _shapes_of(taken), one.arguments[1])
         packing, arguments = packing + hoisted.packing, taken
@@ -103,11 +103,6 @@ def bucket_keys(buckets: Sequence[int], axes: Sequence[Axis]) -> list[Key]:
     """Return (batch, axis sizes) of each bucket, in the order in which they are traced."""
     sizes = itertools.product(*(axis.sizes for axis in axes))
     return [(batch, size) for size in sizes for batch in buckets]
-
-
-def bucket_name(key: Key, names: Sequence[str]) -> str:
-    """Name a bucket as files and people do: `b8`, `b8-seq32`."""
-    return "-".join([f"b{key[0]}", *(f"{n}{s}" for n, s in zip(names, key[1], strict=True))])
 
 
 def output_shapes(

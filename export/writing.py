@@ -12,10 +12,10 @@ from export.jaxprs import floating_dtypes
 from export.lowering import Lowered
 from export.outputs import Key
 from export.plan import Plan
-from export.tracing import bucket_name
 from runtime.entries import Argument, Golden, Params, ProgramEntry
 from runtime.manifest import Manifest
 from runtime.release import version
+from runtime.signature import join_bucket_name
 from runtime.tensors import Array
 from runtime.writer import BundleWriter
 
@@ -35,7 +35,7 @@ def write(writer: BundleWriter, plan: Plan, programs: Mapping[Key, Lowered]) -> 
     names = [axis.name for axis in signature.axes]
     entries = []
     for key, lowered in programs.items():
-        bucket = bucket_name(key, names)
+        bucket = join_bucket_name(names, key[1], key[0])
         entries.append(
             ProgramEntry(
                 batch=key[0],

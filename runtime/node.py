@@ -26,7 +26,7 @@ class Node:
 
     def __init__(self, value: object, where: str = "$", version: int = 0) -> None:
         if not isinstance(value, dict):
-            raise ManifestError(f"expected object, got {kind_of(value)}", where)
+            raise ManifestError(f"expected object, got {_type_name(value)}", where)
         self._left = dict(cast("dict[str, object]", value))
         self.where = where
         self.version = version
@@ -104,8 +104,8 @@ class Node:
         return result
 
 
-def kind_of(value: object) -> str:
-    """Name the JSON kind of a value."""
+def _type_name(value: object) -> str:
+    """Return the name of a value's JSON type."""
     names = {dict: "object", list: "array", str: "string", bool: "bool", int: "int"}
     names |= {float: "float", type(None): "null"}
     return names.get(type(value), type(value).__name__)
@@ -118,7 +118,7 @@ def typed[T](value: object, kind: type[T], where: str) -> T:
     if type(value) is not kind:
         names = {dict: "object", list: "array", str: "string"}
         expected = names.get(cast("Any", kind), kind.__name__)
-        raise ManifestError(f"expected {expected}, got {kind_of(value)}", where)
+        raise ManifestError(f"expected {expected}, got {_type_name(value)}", where)
     if isinstance(value, str) and len(value) > _LONGEST_TEXT:
         raise ManifestError(
             f"expected at most {_LONGEST_TEXT:,} characters, got {len(value):,}", where

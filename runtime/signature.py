@@ -277,15 +277,19 @@ def _nonfinite(node: Node) -> str | None:
 
 
 def bucket_name(signature: Signature, sizes: Sequence[int], batch: int) -> str:
-    """Name a program as people see it: `b8`, `b8-seq32`.
+    """Return the name of a bucket: `b8`, `b8-seq32`.
 
     Args:
-      signature: whose axes name the sizes.
-      sizes: of the bucketed axes.
-      batch: rows that it takes.
+      signature: with the bucketed axes.
+      sizes: of these axes.
+      batch: batch size.
     """
-    axes = zip(signature.axes, sizes, strict=True)
-    return "-".join([f"b{batch}", *(f"{printable(axis.name)}{size}" for axis, size in axes)])
+    return join_bucket_name([printable(axis.name) for axis in signature.axes], sizes, batch)
+
+
+def join_bucket_name(axes: Iterable[str], sizes: Iterable[int], batch: int) -> str:
+    """Return the name of a bucket from the names of its axes; see `bucket_name`."""
+    return "-".join([f"b{batch}", *(f"{n}{s}" for n, s in zip(axes, sizes, strict=True))])
 
 
 def increasing(sizes: tuple[int, ...], where: str) -> None:

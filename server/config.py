@@ -1,4 +1,4 @@
-"""Everything the server can be told; `options` reads it."""
+"""Server configuration: the fields, defaults and validation; `options` parses it."""
 
 import dataclasses
 import math
@@ -10,37 +10,37 @@ from runtime.localpaths import url_of, why_not_written
 from runtime.records.predictions import Nonfinite
 from runtime.storage import uri
 from server.limits import BodyLimits, Limits
-from server.request_target import is_canonical, spelt
+from server.request_target import encode_path, is_canonical
 
-# Of the largest, how many bodies may be under way at once.
-_BODIES = 8
-# What gRPC's C core can count, in milliseconds: 23 days.
-_OLDEST_S = 2_000_000
+# The memory budget, as a number of bodies of the maximum size.
+_MEMORY_BODIES = 8
+# 23 days, the longest time that gRPC's C core can represent in milliseconds.
+_MAX_AGE_S = 2_000_000
 ANY_ORIGIN = "*"
-# As browsers write an origin: in lower case, and without the port that goes without saying.
+# As browsers send an origin: in lower case, and without the scheme's default port.
 _HOST = r"(?:[a-z0-9._~-]+|\[[0-9a-f:.]+\])"
 _ORIGIN = re.compile(
     rf"(?!http://{_HOST}:80$|https://{_HOST}:443$)[a-z][a-z0-9+.-]*://{_HOST}(?::[1-9][0-9]{{0,4}})?"
 )
-# Where an image has its bundle, if one was baked in.
+# Directory of the bundle in an image that was built with one.
 BAKED_IN = "/bundle"
 
 
 class ConfigError(Exception):
-    """A flag or environment variable does not read; the message names it."""
+    """A flag or environment variable is invalid; the message names it."""
 
 
 def _option(
     default: Any, unit: str, help_: str, *, also: str | tuple[str, ...] = (), shown: str = ""
 ) -> Any:
-    """Make a field that is an option.
+    """Return a dataclass field that is an option.
 
     Args:
-      default: of the field.
-      unit: of its value, as the help's placeholder.
-      help_: a sentence without its full stop.
-      also: other variables that it is read from, in this order, if its own is not set.
-      shown: what a person is told of the default.
+      default: default of the field.
+      unit: placeholder of its value in the help.
+      help_: description, without a full stop.
+      also: further environment variables, in this order of precedence after its own.
+      shown: the default as the help shows it.
     """
     others = (also,) if isinstance(also, str) else also
     metadata = {"unit": unit, "help": help_, "also": others, "shown": shown}
@@ -56,7 +56,7 @@ CHOICES = {
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """What the server is told. The names of AIP_* variables are Vertex AI's."""
+    """The configuration. The names of AIP_* variables are Vertex AI's."""
 
     bundle: str = _option(
         "",
@@ -68,29 +68,29 @@ class ServerConfig:
     cache_dir: str = _option(
         "",
         "DIR",
-        "directory that keeps, for the next start, what gs:// gave and which bundles opened well",
+        "directory that caches downloads from gs:// and the digests of bundles that opened well",
         shown="none",
     )
     require_digest: str = _option(
         "",
         "sha256:HEX",
-        "the only bundle to serve; it is opened at once, others in a process of their own first",
+        "digest of the only bundle to serve; without it, a bundle is first opened in a separate process",
         shown="any",
     )
     device: str = _option(
-        "", "NAME", "what programs run on: cpu, cuda, cuda:1", shown="JAX's choice"
+        "", "NAME", "device that programs run on: cpu, cuda, cuda:1", shown="JAX's choice"
     )
     processes: int = _option(
         1,
         "N",
-        "processes that share the ports, each with its own copy of the model; on a CPU alone",
+        "worker processes that share the ports, each with its own copy of the model; on a CPU only",
         shown="1",
     )
     host: str = _option("0.0.0.0", "ADDRESS", "address to listen on, HTTP and gRPC")  # noqa: S104 (a container must)
     port: int = _option(
-        8080, "PORT", "HTTP port; 0 takes a free one", also=("AIP_HTTP_PORT", "PORT")
+        8080, "PORT", "HTTP port; 0 for any free port", also=("AIP_HTTP_PORT", "PORT")
     )
-    grpc_port: int = _option(8001, "PORT", "gRPC port; 0 takes a free one, -1 none")
+    grpc_port: int = _option(8001, "PORT", "gRPC port; 0 for any free port, -1 for no gRPC")
     predict_route: str = _option(
         "/predict", "PATH", "path of predictions", also="AIP_PREDICT_ROUTE"
     )
@@ -100,54 +100,57 @@ class ServerConfig:
     cors_origin: str = _option(
         "",
         "URL[,URL]",
-        "origins whose pages may ask and read, such as https://app.example; * for all",
+        "origins whose pages may send requests and read responses, such as https://app.example; * for all",
         shown="none",
     )
     max_queue_delay_ms: float = _option(
-        0.0, "MS", "longest that rows wait for company while the device is free"
+        0.0,
+        "MS",
+        "maximum time a request waits for others to share its batch while the device is free",
     )
-    max_queue_rows: int = _option(4096, "ROWS", "rows that may wait; beyond, 503")
-    max_request_rows: int = _option(1024, "ROWS", "rows of one request; beyond, 413")
+    max_queue_rows: int = _option(4096, "ROWS", "maximum rows in the queue; beyond, 503")
+    max_request_rows: int = _option(1024, "ROWS", "maximum rows of a request; beyond, 413")
     request_timeout_ms: float = _option(
-        60_000.0, "MS", "longest that a request takes; beyond, 504. It may ask for less itself"
+        60_000.0, "MS", "maximum time of a request; beyond, 504. A request may ask for less"
     )
     max_body_bytes: int = _option(
         64 * 1024 * 1024,
         "BYTES",
-        "largest binary body or gRPC message, decompressed; beyond, 413",
+        "maximum size of a binary body or gRPC message, decompressed; beyond, 413",
         shown="67108864, 64 MiB",
     )
     max_json_bytes: int = _option(
         16 * 1024 * 1024,
         "BYTES",
-        "largest JSON body, decompressed, and never more than the above",
+        "maximum size of a JSON body, decompressed; at most the above",
         shown="16777216, 16 MiB",
     )
     grpc_max_connection_age_s: float = _option(
         0.0,
         "SECONDS",
-        "age at which a gRPC connection is closed once its calls are answered, so that clients "
-        "spread over the servers anew",
+        "age at which a gRPC connection is closed, after its calls, so that clients reach servers that were added",
         shown="none",
     )
     golden: str = _option(
-        "fail", "", "what a golden that this device does not reproduce does: end it, or warn"
+        "fail", "", "action when a golden check fails on this device: exit or warn"
     )
     nonfinite: Nonfinite = _option(  # noqa: RUF009 (a field, as the others)
         "null",
         "",
-        "what JSON has for NaN, and for infinity that the bundle does not declare: null, an error 500, or a string",
+        "JSON for NaN, and for infinity that the bundle does not declare: null, an error 500, or a string",
     )
     device_timeout_s: float = _option(
-        120.0, "SECONDS", "a batch that takes longer ends the process: the device hangs"
+        120.0,
+        "SECONDS",
+        "maximum time of a batch; beyond, the device counts as hung and the process exits",
     )
     drain_delay_s: float = _option(
-        5.0, "SECONDS", "after SIGTERM, how long to answer on, not ready any more"
+        5.0, "SECONDS", "after SIGTERM, how long to keep serving while not ready"
     )
     drain_timeout_s: float = _option(
-        25.0, "SECONDS", "then, how long what is in may take before it is refused"
+        25.0, "SECONDS", "after that, how long to wait for accepted requests to finish"
     )
-    log_format: str = _option("text", "", "log lines for a person, or as JSON for Cloud Logging")
+    log_format: str = _option("text", "", "format of log lines: text, or JSON for Cloud Logging")
     trace_project: str = _option(
         "",
         "ID",
@@ -155,24 +158,24 @@ class ServerConfig:
         also="GOOGLE_CLOUD_PROJECT",
         shown="none",
     )
-    metrics: bool = _option(True, "", "leave out /metrics, which Prometheus reads")
-    page: bool = _option(True, "", "leave out the page at / that shows what is served")
+    metrics: bool = _option(True, "", "disable /metrics, for Prometheus")
+    page: bool = _option(True, "", "disable the page at / that shows what is served")
     reflection: bool = _option(
-        True, "", "leave out gRPC's reflection, which shows its services and their messages"
+        True, "", "disable gRPC reflection, which lists services and messages"
     )
 
     @property
     def remote(self) -> bool:
-        """Say whether the bundle has to be fetched."""
+        """Whether the bundle has to be downloaded."""
         return not isinstance(uri.locate(self.bundle), Path)
 
     @property
     def limits(self) -> Limits:
-        """Give what the service takes on."""
+        """Return the limits of the service."""
         return Limits(
             queue_rows=self.max_queue_rows,
             request_rows=self.max_request_rows,
-            held_bytes=_BODIES * self.max_body_bytes,
+            held_bytes=_MEMORY_BODIES * self.max_body_bytes,
             queue_delay_s=self.max_queue_delay_ms / 1e3,
             timeout_s=self.request_timeout_ms / 1e3,
             stall_s=self.device_timeout_s,
@@ -181,27 +184,27 @@ class ServerConfig:
 
     @property
     def bodies(self) -> BodyLimits:
-        """Give the limits of bodies."""
+        """Return the limits of bodies."""
         return BodyLimits(min(self.max_json_bytes, self.max_body_bytes), self.max_body_bytes)
 
     @property
     def origins(self) -> tuple[str, ...]:
-        """Give the origins whose pages may read answers."""
+        """Return the origins whose pages may read responses."""
         return tuple(filter(None, (origin.strip() for origin in self.cors_origin.split(","))))
 
     def __str__(self) -> str:
-        """Write every option as name=value."""
+        """Return every option as name=value."""
         return ", ".join(f"{name}={value!r}" for name, value in dataclasses.asdict(self).items())
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work.
+        """Validate the values.
 
         Raises:
-          ConfigError: names the option, what it takes and what it got.
+          ConfigError: with the option, what is expected and what it has.
         """
         if not self.bundle:
             raise ConfigError("bundle: expected a directory, got none; pass --bundle DIR")
-        self._check_places()
+        self._check_paths()
         if self.require_digest and not re.fullmatch(r"sha256:[0-9a-f]{64}", self.require_digest):
             raise ConfigError(
                 "require_digest: expected sha256: and the 64 hex digits that python -m runtime "
@@ -224,7 +227,7 @@ class ServerConfig:
         self._check_routes()
         self._check_origins()
 
-    def _check_places(self) -> None:
+    def _check_paths(self) -> None:
         try:
             uri.locate(self.bundle)
         except ValueError as error:
@@ -250,9 +253,9 @@ class ServerConfig:
         for name in ("max_queue_delay_ms", "drain_delay_s", "drain_timeout_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        if not 0 <= self.grpc_max_connection_age_s <= _OLDEST_S:
+        if not 0 <= self.grpc_max_connection_age_s <= _MAX_AGE_S:
             raise ConfigError(
-                f"grpc_max_connection_age_s: expected 0 to {_OLDEST_S}, got "
+                f"grpc_max_connection_age_s: expected 0 to {_MAX_AGE_S}, got "
                 f"{self.grpc_max_connection_age_s}"
             )
         for name in ("request_timeout_ms", "device_timeout_s"):
@@ -267,7 +270,7 @@ class ServerConfig:
                     f"{name}: expected a path that begins with '/' and has none of '<>?# ', "
                     f"got {route!r}"
                 )
-            if not is_canonical(spelt(route)):
+            if not is_canonical(encode_path(route)):
                 raise ConfigError(
                     f"{name}: expected a path without '//', '/./' and '/../', got {route!r}"
                 )

@@ -3,6 +3,7 @@
 * IncompleteBody           a body that ended too soon
 * UnsupportedMedia         a content type or encoding that the route does not read
 * NotFound                 no such model, version or path
+* MethodNotAllowed         the path has no such method
 * Unsupported              a part of a protocol that is not served
 * TooLarge                 more bytes or rows than a request may have
   - HeadersTooLarge        more bytes of headers
@@ -14,6 +15,8 @@
   - OutOfMemory            the device had no memory for this batch
 * DeadlineExceeded         no answer within the request's time
 """
+
+from collections.abc import Sequence
 
 from runtime.errors import InvalidInput, MalformedRequest
 
@@ -28,6 +31,19 @@ class UnsupportedMedia(InvalidInput):
 
 class NotFound(Exception):
     """There is no such model, version or path."""
+
+
+class MethodNotAllowed(Exception):
+    """The path has other methods.
+
+    Args:
+      message: what was asked for.
+      allowed: the methods of the path.
+    """
+
+    def __init__(self, message: str, allowed: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.allowed = allowed
 
 
 class Unsupported(Exception):

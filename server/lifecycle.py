@@ -14,10 +14,9 @@ from server.batching.service import Service
 from server.config import ServerConfig
 from server.grpc.server import GrpcServer
 from server.http.cors import Cors
-from server.http.flask_app import create_app, make_wait
 from server.http.frontend import HttpFrontend
 from server.http.listener import GRACE_S, HttpServer, listen
-from server.http.routes import hot_paths, make_routes
+from server.http.routes import make_routes
 from server.observability.shared_stats import SharedStats
 from server.startup import EXIT_BUNDLE, EXIT_DEVICE, Opened, open_service, watch_files
 from server.storage.bundle_watch import BusErrors
@@ -75,10 +74,9 @@ class Process:
             if on_listening is None:
                 self._workers = WorkerPool(stats, self._on_worker_exit)
         self._stats = stats
-        self._routes = make_routes(self._service, config, collect_stats)
+        routes = make_routes(self._service, config, collect_stats)
         cors = Cors(config.origins)
-        app = create_app(self._service, self._routes, config.bodies, make_wait(self._loop), cors)
-        self._frontend = HttpFrontend(app, self._service, config.bodies, threads=8, cors=cors)
+        self._frontend = HttpFrontend(self._service, routes, config.bodies, cors)
         self._http: HttpServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._grpc: GrpcServer | None = None
@@ -149,7 +147,6 @@ class Process:
         if failed:
             self._end(failed)
             return
-        self._frontend.inference_routes = hot_paths(self._service, self._routes)
         self._tasks.append(self._loop.create_task(self._watch()))
         if self._stats is not None:
             self._tasks.append(self._loop.create_task(self._stats.publish(self._service)))

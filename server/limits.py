@@ -1,4 +1,4 @@
-"""What a server takes on: rows, bytes and seconds."""
+"""Limits of the service and of bodies: rows, bytes and seconds."""
 
 import dataclasses
 
@@ -7,18 +7,18 @@ from runtime.records.predictions import Nonfinite
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What the service takes on.
+    """Limits of the service.
 
     Attributes:
-      queue_rows: rows that may wait.
-      request_rows: rows of one request, which has to fit in the queue as well.
-      held_bytes: of bodies and messages, from when they begin to come until they are answered.
-      queue_delay_s: longest that a task waits for company while the device is free.
-      timeout_s: longest that a request takes, its own deadline apart.
-      stall_s: longest that a batch takes before the device is given up.
-      failures: batches that fail whole, one after the other, before it is given up.
-      in_place_s: batches that take no longer run on the loop's own thread; see `pump`.
-      nonfinite: what JSON is given for NaN, and for infinity that is not declared.
+      queue_rows: maximum rows in the batch queue.
+      request_rows: maximum rows of a request, which has to fit in the queue as well.
+      held_bytes: memory budget of bodies and messages, from their first byte to the response.
+      queue_delay_s: maximum time a task waits for others to share its batch.
+      timeout_s: maximum time of a request, beside its own deadline.
+      stall_s: maximum time of a batch; beyond, the device counts as hung.
+      failures: consecutive failed batches after which the device counts as broken.
+      in_place_s: maximum measured time of batches that run inline; see `scheduler`.
+      nonfinite: JSON for NaN, and for infinity that is not declared.
     """
 
     queue_rows: int = 4096
@@ -34,7 +34,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """The largest bodies that are read, in bytes after decompression."""
+    """Maximum bytes of bodies, after decompression."""
 
     json_bytes: int
     binary_bytes: int

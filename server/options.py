@@ -1,4 +1,4 @@
-"""The server's options: flag, else environment variable, else default."""
+"""Command line and environment variables of the server, and its `--help`."""
 
 import argparse
 import dataclasses
@@ -15,10 +15,10 @@ from runtime.entries import MANIFEST_NAME
 from runtime.textfiles import NotText, read_text
 from server.config import BAKED_IN, CHOICES, ConfigError, ServerConfig
 
-# Which bundle an image was built with, as sha256sum writes it.
-PIN = Path(sys.prefix, "bundle.sha256")
+# Digest of the bundle that an image was built with, written by sha256sum.
+DIGEST_FILE = Path(sys.prefix, "bundle.sha256")
 
-# The field that each group of the help begins with.
+# The first field of each group in the help.
 _GROUPS = {
     "bundle": "bundle and device",
     "host": "addresses",
@@ -30,16 +30,16 @@ _GROUPS = {
 
 
 class Option(NamedTuple):
-    """A field as a person sees it.
+    """An option of the command line and the environment.
 
     Attributes:
-      name: of the field.
-      group: under which it is listed.
+      name: of its field in the configuration.
+      group: heading in the help.
       flag: on the command line.
-      unit: what stands for its value there; none for a switch.
-      variables: in the environment; the first that is set counts.
-      default: if neither is there.
-      help: what it says or switches off.
+      unit: placeholder of its value; empty for a switch.
+      variables: environment variables; the first that is set counts.
+      default: the default as the help shows it.
+      help: description.
     """
 
     name: str
@@ -52,26 +52,26 @@ class Option(NamedTuple):
 
     @property
     def switch(self) -> bool:
-        """Say whether it takes no value: what is on is switched off."""
+        """Whether it takes no value, and disables what is enabled by default."""
         return self.flag.startswith("--no-")
 
     @property
     def repeats(self) -> bool:
-        """Whether it may be passed several times; the variable has the values with commas."""
+        """Whether it may be passed several times; the variable is a list with commas."""
         return self.unit.endswith(f"[,{self.unit.partition('[')[0]}]")
 
 
 def options() -> Iterator[Option]:
-    """Give every option there is, in the order of the help."""
+    """Yield every option in the order of the help."""
     group = ""
     for field in dataclasses.fields(ServerConfig):
         group = _GROUPS.get(field.name, group)
-        about = field.metadata
+        metadata = field.metadata
         flag = ("--no-" if field.default is True else "--") + field.name.replace("_", "-")
-        unit = about["unit"] or "|".join(CHOICES.get(field.name, ()))
-        variables = (f"HLOSERVE_{field.name.upper()}", *about["also"])
-        default = about["shown"] or _shown(field.default, unit)
-        yield Option(field.name, group, flag, unit, variables, default, about["help"])
+        unit = metadata["unit"] or "|".join(CHOICES.get(field.name, ()))
+        variables = (f"HLOSERVE_{field.name.upper()}", *metadata["also"])
+        default = metadata["shown"] or _shown(field.default, unit)
+        yield Option(field.name, group, flag, unit, variables, default, metadata["help"])
 
 
 def _shown(default: Any, unit: str) -> str:
@@ -83,7 +83,7 @@ def _shown(default: Any, unit: str) -> str:
 
 
 class _Lines(argparse.RawDescriptionHelpFormatter):
-    """Wraps what an option is about, and has its variables on a line of their own."""
+    """Wraps descriptions, and keeps the variables on a line of their own."""
 
     @override
     def _split_lines(self, text: str, width: int) -> list[str]:
@@ -105,16 +105,16 @@ _USAGE = """python -m server --bundle DIR [option …]
        python -m server doctor --bundle DIR [-- CMD …]"""
 _ABOUT = """\
 Serve a bundle over HTTP and gRPC: Vertex AI's predictions, the Open Inference Protocol v2,
-TensorFlow Serving's REST API, Prometheus metrics. `bench` says how many requests it answers here,
-`doctor` what Vertex AI would make of it.
+TensorFlow Serving's REST API, Prometheus metrics. `bench` measures its throughput on this machine,
+`doctor` checks that it meets Vertex AI's requirements.
 
-Every option is also read from the environment, from the variables in [brackets]; a flag wins.
+Every option can also be set by the environment variables in [brackets]; a flag overrides them.
 """
 _STATUSES = """\
 exit status:
-  0  stopped by a signal, everything answered
-  1  stopped by a signal, not everything answered
-  2  the configuration is wrong, a port is taken, or a package is missing
+  0  stopped by a signal, all requests answered
+  1  stopped by a signal, not all requests answered
+  2  the configuration is invalid, a port is taken, or a package is missing
   3  the bundle cannot be served
   4  this device does not reproduce the bundle's goldens
   5  the device is missing or failed
@@ -149,44 +149,44 @@ def _parser() -> _Parser:
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
-    """Read the command line and the environment.
+    """Return the configuration from the command line and the environment.
 
     Args:
       argv: without the program's name.
-      environ: only the variables that `--help` names are looked at, and AIP_MODE. An empty one
-        counts as absent: Vertex sets AIP_STORAGE_URI to "" for a model without artifacts.
+      environ: the variables that `--help` names are read, and AIP_MODE. An empty one counts as
+        unset: Vertex AI sets AIP_STORAGE_URI to "" for a model without artifacts.
 
     Raises:
-      ConfigError: names the flag or variable, what it takes and what it got.
+      ConfigError: with the flag or variable, what is expected and what it has.
     """
-    found, others = _parser().parse_known_args(argv)
+    flags, others = _parser().parse_known_args(argv)
     if others:
         raise ConfigError(f"{others[0]!r}: expected options alone; pass --bundle DIR")
-    kinds = {field.name: type(field.default) for field in dataclasses.fields(ServerConfig)}
+    types = {field.name: type(field.default) for field in dataclasses.fields(ServerConfig)}
     values: dict[str, Any] = {}
     for option in options():
-        text, source = getattr(found, option.name), option.flag
+        text, source = getattr(flags, option.name), option.flag
         if text is None:
             text, source = _from_environment(option, environ)
         if isinstance(text, list):
             text = ",".join(text)
         if text is not None:
-            values[option.name] = _convert(text, kinds[option.name], source)
+            values[option.name] = _convert(text, types[option.name], source)
         elif option.name.endswith("_route") and environ.get("AIP_MODE") == "PREDICTION":
-            # Vertex AI names both; a guess would leave a server there that nobody reaches.
+            # Vertex AI sets both; with a default path it would not reach the server.
             raise ConfigError(
                 f"{option.variables[-1]}: expected a path, as AIP_MODE is PREDICTION, got none; "
                 f"pass {option.flag}"
             )
     if "bundle" not in values and Path(BAKED_IN, MANIFEST_NAME).is_file():
         values["bundle"] = BAKED_IN
-        if "require_digest" not in values and PIN.is_file():
-            values["require_digest"] = f"sha256:{_pinned(PIN)}"
+        if "require_digest" not in values and DIGEST_FILE.is_file():
+            values["require_digest"] = f"sha256:{_read_digest(DIGEST_FILE)}"
     return ServerConfig(**values)
 
 
-def _pinned(file: Path) -> str:
-    """Return the digest in a file that sha256sum wrote, in hex."""
+def _read_digest(file: Path) -> str:
+    """Return the digest in a file written by sha256sum, in hex."""
     try:
         text = read_text(file)
     except NotText as error:
@@ -201,21 +201,21 @@ def _pinned(file: Path) -> str:
 
 def _from_environment(option: Option, environ: Mapping[str, str]) -> tuple[str | None, str]:
     for name in option.variables:
-        # In a namespace with a service of the name X, Kubernetes sets X_PORT=tcp://…
+        # In a namespace with a service named X, Kubernetes sets X_PORT=tcp://…
         if (text := environ.get(name)) and not text.startswith("tcp://"):
             return text, name
     return None, ""
 
 
-def _convert(text: str, kind: type, source: str) -> Any:
-    if kind is str:
+def _convert(text: str, type_: type, source: str) -> Any:
+    if type_ is str:
         return text
-    if kind is bool:
+    if type_ is bool:
         if text not in ("0", "1"):
             raise ConfigError(f"{source}: expected 0 or 1, got {text!r}")
         return text == "1"
     try:
-        return kind(text)
+        return type_(text)
     except ValueError:
-        expected = "a whole number" if kind is int else "a number"
+        expected = "a whole number" if type_ is int else "a number"
         raise ConfigError(f"{source}: expected {expected}, got {text!r}") from None

@@ -1,22 +1,22 @@
-"""The name of a request: the client's own, or that of the trace it is part of."""
+"""Request ids: X-Request-Id, or the id of the request's trace."""
 
 import re
 from collections.abc import Callable
 from typing import Self
 
-# Return the first header of a (lower case) name, or None.
+# Returns the first header of a lower-case name, or None.
 Header = Callable[[str], str | None]
 
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-# https://www.w3.org/TR/trace-context/#traceparent-header, and what Google had before it.
+# https://www.w3.org/TR/trace-context/#traceparent-header, and Google's older header.
 _TRACE = re.compile(r"(?:[0-9a-f]{2}-)?(?!0{32})([0-9a-f]{32})(?:[-/;].{0,64})?")
 
 
 class RequestId(str):
-    """The name of a request in its answer and in the log.
+    """The id of a request, in its response and in the log.
 
     Attributes:
-      trace: that it is part of, if any.
+      trace: id of its trace, if it has one.
     """
 
     __slots__ = ("trace",)
@@ -24,14 +24,14 @@ class RequestId(str):
     trace: str | None
 
     def __new__(cls, name: str, trace: str | None = None) -> Self:
-        """Make one."""
-        made = super().__new__(cls, name)
-        made.trace = trace
-        return made
+        """Return an id with its trace."""
+        self = super().__new__(cls, name)
+        self.trace = trace
+        return self
 
 
 def request_id(header: Header) -> RequestId | None:
-    """Give the caller's X-Request-Id, or its trace; None if there is none that can be repeated."""
+    """Return the client's X-Request-Id, or the id of its trace; None if neither is valid."""
     found = header("x-request-id")
     trace = header("traceparent") or header("x-cloud-trace-context")
     if found is None and trace is None:

@@ -1,7 +1,7 @@
-"""The target of a request and its Host: what they may be, and the one spelling of a path.
+"""Request targets and Host headers: validation, and the canonical spelling of a path.
 
-A proxy in front denies paths as they are spelt. So a path is served in one spelling alone: what
-would mean the same to a server that decodes, joins slashes or resolves dots is not found.
+Proxies deny paths by their spelling. So a path is served in its canonical spelling only; others that
+would be equal after decoding, joining slashes or resolving dots are not found.
 """
 
 import ipaddress
@@ -12,25 +12,25 @@ from runtime.errors import MalformedRequest
 
 # RFC 3986 section 3.3, without what separates segments.
 _SEGMENT = "-._~!$&'()*+,;=:@"
-# RFC 3986 section 3.2.2. A comma is left out: where a server joins several headers it has one.
+# RFC 3986 section 3.2.2. Without the comma, which servers join several headers with.
 _AUTHORITY = re.compile(
     r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?:[-A-Za-z0-9._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*)"
     r"(?::0*(?P<port>[0-9]{0,5}))?"
 )
-_LAST_PORT = 65535
-# What OPTIONS asks of the server as a whole.
+_MAX_PORT = 65535
+# Target of OPTIONS for the server as a whole.
 WHOLE_SERVER = b"*"
 METHODS = "GET, HEAD, OPTIONS, POST"
 
 
 def check_host(text: str) -> None:
-    """Refuse what names no host; RFC 9112 section 3.2 asks for that.
+    """Raise unless a Host header is valid; RFC 9112 section 3.2 requires it.
 
     Raises:
-      MalformedRequest: it is no host, with or without a port. An empty one is.
+      MalformedRequest: not a host with an optional port. An empty header is valid.
     """
     match = _AUTHORITY.fullmatch(text)
-    if match is None or int(match["port"] or 0) > _LAST_PORT or not _is_address(match["address"]):
+    if match is None or int(match["port"] or 0) > _MAX_PORT or not _is_address(match["address"]):
         raise MalformedRequest(f"host: expected a host, or host:port, got {text[:100]!r}")
 
 
@@ -44,10 +44,10 @@ def _is_address(text: str | None) -> bool:
 
 
 def check_target(method: str, target: bytes) -> None:
-    """Refuse a target that is neither a path nor a URL of HTTP, with its method.
+    """Raise unless a target is a path, an HTTP URL, or `*` for OPTIONS.
 
     Raises:
-      MalformedRequest: says what was expected.
+      MalformedRequest: for any other target.
     """
     if target.startswith(b"/") or (target == WHOLE_SERVER and method == "OPTIONS"):
         return
@@ -60,10 +60,10 @@ def check_target(method: str, target: bytes) -> None:
 
 
 def split_target(target: bytes) -> tuple[bytes, bytes]:
-    """Return the path of a target, as it is spelt, and its query.
+    """Return the path of a target, not decoded, and its query.
 
-    The target of a request to a proxy has scheme and host before the path, and a server has to
-    take it as well: RFC 9112 section 3.2.2.
+    Requests to a proxy have scheme and host before the path, which a server has to accept as well: RFC
+    9112 section 3.2.2.
     """
     path, _, query = target.partition(b"?")
     if not path.startswith(b"/") and path != WHOLE_SERVER:
@@ -71,16 +71,16 @@ def split_target(target: bytes) -> tuple[bytes, bytes]:
     return path, query
 
 
-def spelt(path: str) -> bytes:
-    """Return the one spelling of a path, as it comes over the wire."""
+def encode_path(path: str) -> bytes:
+    """Return the canonical spelling of a path, percent-encoded."""
     return urllib.parse.quote(path, "/" + _SEGMENT).encode()
 
 
 def is_canonical(path: bytes) -> bool:
-    """Whether a path is spelt in the one way there is.
+    """Whether a path is in its canonical spelling.
 
-    It has no segment that is empty, except the last, nor `.` or `..`. Of its bytes those that may be in
-    a path are themselves, and the others percent-encoded in upper case.
+    It has no empty segment but the last, and none of `.` and `..`. Bytes that are allowed in a path
+    are not encoded; others are percent-encoded in upper case.
     """
     segments = path.split(b"/")
     if segments[0] or b"" in segments[1:-1] or b"." in segments or b".." in segments:

@@ -1,4 +1,4 @@
-"""Errors to what a client sees: the one table of codes, for HTTP and for gRPC.
+"""Error codes: the HTTP status, gRPC status and code of each exception.
 
 The gRPC codes are those of https://grpc.github.io/grpc/core/md_doc_statuscodes.html; where a
 code has several uses, TensorFlow Serving's pairing of the two protocols is followed.
@@ -15,6 +15,7 @@ from server.errors import (
     HeadersTooLarge,
     HeadTimeout,
     IncompleteBody,
+    MethodNotAllowed,
     NotFound,
     NotReady,
     OutOfMemory,
@@ -30,18 +31,18 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Status:
-    """What a client sees of an error.
+    """What a client gets for an exception.
 
     Attributes:
-      http: the HTTP status.
-      grpc: the name of the gRPC status.
-      slug: a stable word for programs.
-      public: whether the message is shown; otherwise a fixed sentence is.
+      http: HTTP status code.
+      grpc: name of the gRPC status.
+      error_code: stable code for programs.
+      public: whether the client gets the exception's message, or a fixed sentence.
     """
 
     http: int
     grpc: str
-    slug: str
+    error_code: str
     public: bool = True
 
 
@@ -51,6 +52,7 @@ _TABLE: dict[type[BaseException], Status] = {
     IncompleteBody: Status(400, "INVALID_ARGUMENT", "incomplete_body"),
     InvalidInput: Status(400, "INVALID_ARGUMENT", "invalid_argument"),
     NotFound: Status(404, "NOT_FOUND", "not_found"),
+    MethodNotAllowed: Status(405, "UNIMPLEMENTED", "method_not_allowed"),
     Unsupported: Status(501, "UNIMPLEMENTED", "unsupported"),
     TooLarge: Status(413, "RESOURCE_EXHAUSTED", "too_large"),
     HeadersTooLarge: Status(431, "RESOURCE_EXHAUSTED", "headers_too_large"),
@@ -68,7 +70,7 @@ INTERNAL_TEXT = "internal error; the server's log says more"
 
 
 def status_of(error: BaseException) -> Status:
-    """Give the status of an error; everything unknown is internal."""
+    """Return the status of an exception; INTERNAL for types that are not in the table."""
     for kind in type(error).__mro__:
         if kind in _TABLE:
             return _TABLE[kind]
@@ -76,11 +78,11 @@ def status_of(error: BaseException) -> Status:
 
 
 def explain(error: BaseException, identity: str) -> tuple[Status, str]:
-    """Give the status of an error and what the client is told; of an internal one only the log learns more.
+    """Return the status of an exception and the message for the client; log an internal one.
 
     Args:
-      error: what happened.
-      identity: the request's name in the log.
+      error: the exception.
+      identity: id of the request, for the log.
     """
     status = status_of(error)
     if status.public:

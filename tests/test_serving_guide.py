@@ -145,7 +145,7 @@ def test_the_guide_names_every_option():
 def test_the_guide_names_every_error():
     """The guide's table has each code with its two statuses, as the server has them."""
     statuses = {*_TABLE.values(), INTERNAL}
-    expected = {f"`{s.slug}`": [str(s.http), f"`{s.grpc}`"] for s in statuses}
+    expected = {f"`{s.error_code}`": [str(s.http), f"`{s.grpc}`"] for s in statuses}
 
     assert {row[0]: row[1:3] for row in table("code")} == expected
 

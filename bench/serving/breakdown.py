@@ -27,10 +27,14 @@ ROUNDS = 3
 PIECES: Mapping[str, str] = {
     "Compiled.__call__": "the program",
     "ExecuteReplicated.__call__": "the program",
-    "Connection._send": "writing to the socket",
+    "Connection._write": "writing to the socket",
     "Runner.run": "waiting for sockets and reading them",
     **dict.fromkeys(
-        ("connection", "message", "frontend", "memory_budget", "body", "request"), "HTTP"
+        (
+            *("connection", "parser", "pipeline", "flow_control", "message", "frontend", "router"),
+            *("memory_budget", "body", "request_options"),
+        ),
+        "HTTP",
     ),
     **dict.fromkeys(("vertex", "instances", "tensors", "strict_json", "inputs"), "JSON to arrays"),
     **dict.fromkeys(("predictions", "response", "orjson"), "arrays to JSON"),

@@ -136,7 +136,7 @@ def refuse(dtype: str, values: Any, where: str) -> SignatureMismatch:
 
 
 def kind_of(value: Any) -> str:
-    """Name the JSON kind of a value, for a message."""
+    """Return the JSON type of a value with its article, for a message."""
     if isinstance(value, str):
         return "a string"
     kinds = {type(None): "null", bool: "a boolean", dict: "an object", list: "an array"}

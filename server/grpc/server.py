@@ -290,7 +290,7 @@ class GrpcServer:
             raise
         except Exception as error:  # noqa: BLE001 (every error has an answer)
             refused = RpcError(error, context, identity)
-            count("grpc", refused.status.grpc, time.monotonic() - begun, refused.status.slug)
+            count("grpc", refused.status.grpc, time.monotonic() - begun, refused.status.error_code)
             return refused
         finally:
             self._service.memory.release(held)

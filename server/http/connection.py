@@ -1,468 +1,245 @@
-"""One connection: bytes to requests, answers to bytes, in order.
+"""HTTP/1.1 connection: an asyncio protocol from received bytes to responses, in order.
 
-httptools reads HTTP/1 (it is llhttp, which reads strictly); what it has no say in is here:
-the order of pipelined requests, sizes, times, and how a connection ends.
+`parser` turns bytes into requests, `pipeline` has them answered one at a time, `flow_control`
+has the timeouts; how a connection ends is decided here.
 """
 
 import asyncio
-import collections
-import enum
 import fcntl
 import socket
 import sys
 import termios
-import time
-from collections.abc import Callable
-from typing import Any, Protocol, override
-
-import httptools
+from typing import Any, override
 
 from runtime.errors import MalformedRequest
-from server.batching.memory_budget import FREE_BYTES, BodyBuffer, MemoryBudget
 from server.errors import (
     BodyTimeout,
     Draining,
-    HeadersTooLarge,
     HeadTimeout,
     IncompleteBody,
     Overloaded,
     TooLarge,
 )
-from server.http.message import HeadCache, Message, RequestHead, without_offer, write
-from server.protocols.body import BODY_S, PROGRESS_BYTES, BodyInfo
+from server.http.flow_control import FlowControl, Phase, ReadTimeout
+from server.http.message import HeadCache, Request, RequestHead, serialize
+from server.http.parser import RequestParser
+from server.http.pipeline import Pipeline, RequestHandler
+from server.protocols.body import BodyInfo
 from server.protocols.response import Response
 
-# The request line and headers together; proxies allow 8 to 60 KiB.
-HEAD_BYTES = 1 << 16
-# Requests that wait behind the one that is being answered, or behind answers that the client
-# does not read. Clients that pipeline at all send a few.
-PIPELINED = 64
-# Longer than the idle time of the load balancers in use (Google's: 600 s), so that none
-# of them sends a request into a connection that closes.
-IDLE_S = 620.0
-HEAD_S = 30.0
-# For so many more bytes of an answer as a body has to have in its time.
-WRITE_S = 60.0
-# For how long what still comes is thrown away behind the last answer, so that it can be read.
-LINGER_S = 2.0
 # Of <netinet/tcp.h>: the state of a connection that was reset.
 _TCP_CLOSE = 7
 
 
-class Phase(enum.Enum):
-    """What a connection waits for, and for how many seconds at most."""
-
-    IDLE = IDLE_S
-    HEAD = HEAD_S
-    BODY = BODY_S
-    LINGER = LINGER_S
-
-
-# While httptools is in the middle of a request.
-_PARSED = (Phase.HEAD, Phase.BODY)
-
-
-class Underway(Protocol):
-    """A request that is being answered, as its connection sees it."""
-
-    def cancel(self) -> object:
-        """Give it up: its client has gone."""
-
-    def deprioritize(self) -> object:
-        """Answer it only while there is room: its client may have gone."""
-
-
-class RequestHandler(Protocol):
-    """Whoever answers the requests of connections.
-
-    Attributes:
-      memory: counts the bytes of bodies.
-    """
-
-    memory: MemoryBudget
-
-    def on_headers(self, head: RequestHead) -> BodyInfo:
-        """Give what the head says of the body; raises what refuses the request."""
-
-    def answer(self, message: Message, done: Callable[[Response], object]) -> Underway | None:
-        """Answer a request; what is returned hears of its client's going before it is done."""
-
-    def refused(self, head: RequestHead | None, error: Exception) -> Response:
-        """Write the refusal of a request that was not read."""
-
-    def closing(self) -> bool:
-        """Say whether connections are to end with their answers."""
-
-
 class Connection(asyncio.Protocol):
-    """A connection. All on the event loop.
+    """A connection of a client. All methods run on the event loop.
 
     Args:
-      answers: answers its requests.
-      connections: of which it is one while it is open.
-      heads: that were read before, on any connection.
+      handler: answers its requests.
+      connections: the open connections; it adds and removes itself.
+      heads: heads that were parsed before, on any connection.
     """
 
     def __init__(
-        self, answers: RequestHandler, connections: "set[Connection]", heads: HeadCache
+        self, handler: RequestHandler, connections: "set[Connection]", heads: HeadCache
     ) -> None:
-        self._answers = answers
+        self._handler = handler
         self._connections = connections
         self._heads = heads
-        self._loop = asyncio.get_running_loop()
-        self._parser = httptools.HttpRequestParser(self)
-        self._transport: Any = None
-        self._client = ""
-        self._phase = Phase.IDLE
-        self._since = time.monotonic()
-        # That came without any of a body: of a head, or of what frames a body in chunks.
-        self._bare_bytes = 0
-        self._whole = b""
-        self._target = b""
-        self._fields: list[tuple[str, bytes]] = []
-        self._headers: dict[str, str] = {}
-        self._duplicates: set[str] = set()
-        self._head: RequestHead | None = None
-        self._body = BodyBuffer(answers.memory)
-        self._waiting: collections.deque[Message | Response] = collections.deque()
-        self._answering: Message | None = None
-        self._underway: Underway | None = None
-        # Whether httptools is behind the first byte of a request, and not behind its last.
-        self._begun = False
+        self._parser = RequestParser(self, handler.memory)
+        self._timeout = ReadTimeout()
+        self._transport: Any
+        self._flow: FlowControl
+        self._pipeline: Pipeline
         self._half_closed = False
-        # Of a body, since the connection was last given time for more.
-        self._progress = 0
-        self._blocked_since: float | None = None
-        self._unsent = 0
 
-    # Of asyncio.
+    # asyncio.Protocol
 
     @override
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        peer = transport.get_extra_info("peername")
-        self._client = str(peer[0]) if peer else ""
+        self._flow = FlowControl(transport)
+        self._pipeline = Pipeline(self._handler, self._flow, self._write)
         self._connections.add(self)
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
-        self._body.drop()
-        self._drop_waiting()
-        if self._answering is not None and self._underway is not None:
-            self._underway.cancel()
-            self._release(self._answering)
+        self._parser.stop()
+        self._pipeline.cancel()
 
     @override
     def eof_received(self) -> bool:
-        """Answer what a client has asked that sends no more.
+        """Answer what was received from a client that sends no more.
 
-        It may have gone, which looks the same until it resets the connection; see `check_timeouts`.
+        The client may have disconnected, which looks the same until it resets the connection; see
+        `check_timeouts`.
 
         Returns:
-          Whether the connection stays open, for answers that are to come.
+          Whether the connection stays open, for responses that are still to be sent.
         """
         self._half_closed = True
-        if self._underway is not None:
-            self._underway.deprioritize()
-        if self._phase is Phase.BODY:
+        self._pipeline.deprioritize()
+        if self._timeout.phase is Phase.BODY:
             self._refuse(IncompleteBody("body: expected all of it, got less"))
-        elif not self._between and self._phase is Phase.HEAD:
+        elif not self._between_requests and self._timeout.phase is Phase.HEAD:
             self._refuse(MalformedRequest("head: expected all of it, got less"))
-        return self.owing
+        return self.has_requests
 
     @override
     def pause_writing(self) -> None:
-        self._blocked_since = time.monotonic()
-        self._unsent = self._transport.get_write_buffer_size()
+        self._flow.pause()
 
     @override
     def resume_writing(self) -> None:
-        self._blocked_since = None
-        self._next()
+        self._flow.resume()
+        self._pipeline.resume()
 
     @override
     def data_received(self, data: bytes) -> None:
-        if self._phase is Phase.LINGER:
-            return
-        if self._phase is Phase.IDLE:
-            known = self._heads.get(data, self._client)
-            if known is not None:
-                self._take(known)
+        phase = self._timeout.phase
+        if phase is Phase.IDLE:
+            request = self._heads.get(data)
+            if request is not None:
+                self._add(request)
                 return
-            self._whole = data
-            self._enter(Phase.HEAD)
-        else:
-            self._whole = b""
-        self._bare_bytes += len(data)
-        try:
-            self._parse(data)
-        except httptools.HttpParserError:
-            self._refuse(MalformedRequest("request: expected one of HTTP 1, got something else"))
-        else:
-            if self._phase in _PARSED and self._bare_bytes > HEAD_BYTES:
-                self._refuse(_too_much_head())
-
-    def _parse(self, data: bytes) -> None:
-        """Have httptools read what came, and decline what a client offers to speak instead."""
-        while data and self._phase is not Phase.LINGER:
-            try:
-                self._parser.feed_data(data)
-                return
-            except httptools.HttpParserUpgrade as upgrade:
-                method = self._parser.get_method()
-                if method == b"CONNECT":
-                    self._refuse(MalformedRequest("method: expected one of a server, got CONNECT"))
-                    return
-                # httptools ends a message with the head of such a request. So its head is read
-                # again, without the offer, and then what came behind it.
-                version = self._parser.get_http_version()
-                head = without_offer(method, self._target, version, self._fields)
-                self._parser = httptools.HttpRequestParser(self)
-                data = head + data[upgrade.args[0] :]
-
-    # Of httptools, in this order for each request.
-
-    def on_message_begin(self) -> None:
-        """Begin a request."""
-        if self._phase is Phase.IDLE:  # it came behind another one, and may not be all there
-            self._enter(Phase.HEAD)
-        self._begun = True
-        self._target = b""
-        self._fields = []
-        self._headers = {}
-        self._duplicates = set()
-        self._head = None
-
-    def on_url(self, part: bytes) -> None:
-        """Take a part of the target."""
-        self._target += part
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header, or what follows a body in chunks, which nobody asked for."""
-        if self._head is None:
-            key = name.decode("latin-1").lower()
-            self._fields.append((key, value))
-            if key in self._headers:
-                self._duplicates.add(key)
-            else:
-                # Of the white space that RFC 9112 section 5.1 has ignored, llhttp leaves tabs.
-                self._headers[key] = value.decode("latin-1").strip(" \t")
-
-    def on_headers_complete(self) -> None:
-        """Decide whether the body is read, before any of it is."""
-        parser = self._parser
-        if self._phase is Phase.LINGER or parser.should_upgrade():
+            self._timeout.enter(Phase.HEAD)
+        elif phase is Phase.LINGER:
             return
-        self._head = head = RequestHead(
-            parser.get_method().decode(),
-            self._target,
-            parser.get_http_version(),
-            self._headers,
-            self._duplicates,
-        )
-        self._enter(Phase.BODY)
-        if self._bare_bytes > HEAD_BYTES and self._head_size() > HEAD_BYTES:
-            self._refuse(_too_much_head())
-            return
-        self._bare_bytes = 0
-        try:
-            head.body_info = announced = self._answers.on_headers(head)
-        except Exception as error:  # noqa: BLE001 (every error has an answer)
-            self._refuse(error)
-            return
-        self._body.begin(announced.limit)
-        if head.expects_continue and self._answering is None and not self._waiting:
+        self._parser.feed(data, at_start=phase is Phase.IDLE)
+
+    # Parser events
+
+    def on_begin(self) -> None:
+        """Start the timeout of a head that follows another request and may be incomplete."""
+        if self._timeout.phase is Phase.IDLE:
+            self._timeout.enter(Phase.HEAD)
+
+    def on_headers(self, head: RequestHead) -> BodyInfo:
+        """Return what the headers say about the body; raises what refuses the request."""
+        self._timeout.enter(Phase.BODY)
+        head.body_info = info = self._handler.on_headers(head)
+        if head.expects_continue and self._pipeline.idle:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return info
 
-    def on_body(self, part: bytes) -> None:
-        """Take a part of the body; no more than there may be."""
-        if self._phase is not Phase.LINGER:
-            self._bare_bytes = 0
-            self._progress += len(part)
-            if self._progress >= PROGRESS_BYTES:
-                self._enter(Phase.BODY)
-            try:
-                self._body.add(part)
-            except (TooLarge, Overloaded) as error:
-                self._refuse(error)
+    def on_body(self, size: int) -> None:
+        """Extend the timeout of a body that makes progress."""
+        self._timeout.add_progress(size)
 
-    def on_message_complete(self) -> None:
-        """Put the request behind those before it."""
-        head = self._head
-        if self._phase is Phase.LINGER or head is None:
-            return
-        keep_alive = self._parser.should_keep_alive()
-        message = Message(head, self._client, self._body.take(), keep_alive)
-        self._bare_bytes = 0
-        self._head = None
-        self._begun = False
-        self._enter(Phase.IDLE)
-        self._heads.put(self._whole, message)
-        self._whole = b""  # an idle connection holds nothing of what it has sent
-        self._take(message)
-        if not keep_alive and self._phase is Phase.IDLE:
-            self._enter(Phase.LINGER)  # nothing behind the last request is one
+    def on_request(self, request: Request, raw: bytes) -> None:
+        """Have a complete request answered."""
+        self._timeout.enter(Phase.IDLE)
+        self._heads.put(raw, request)
+        self._add(request)
+        if not request.head.keep_alive and self._timeout.phase is Phase.IDLE:
+            self._stop_reading()  # a client must not send more after `connection: close`
 
-    # Of our own.
+    def on_error(self, error: Exception) -> None:
+        """Refuse the request that is being read."""
+        self._refuse(error)
 
-    def _take(self, message: Message) -> None:
-        try:
-            self._count_memory(message)
-        except (TooLarge, Overloaded) as error:
-            self._head = message.head
-            self._refuse(error)
-        else:
-            self._waiting.append(message)
-            self._next()
-
-    def _count_memory(self, message: Message) -> None:
-        """Count a request that came whole, unless it is small and the only one."""
-        if len(self._waiting) == PIPELINED:
-            raise TooLarge(f"requests: expected at most {PIPELINED} ahead of their answers")
-        size = len(message.body)
-        if size > FREE_BYTES or self._waiting or self._answering is not None:
-            self._body.count(size)
-            message.counted = self._body.detach()
-
-    def _release(self, message: Message) -> None:
-        """Count the body of a request no more: it is answered, or given up."""
-        if message.counted:
-            self._answers.memory.release(message.counted)
-            message.counted = 0
-
-    def _drop_waiting(self) -> None:
-        for item in self._waiting:
-            if isinstance(item, Message):
-                self._release(item)
-        self._waiting.clear()
+    # The listener's view
 
     @property
     def idle(self) -> bool:
-        """Say whether nothing is asked of it."""
-        return self._between and self.quiet
-
-    @property
-    def _between(self) -> bool:
-        """Whether no request has begun to come; lines that are empty begin none."""
-        return self._phase is Phase.IDLE or (self._phase is Phase.HEAD and not self._begun)
+        """Whether no request has begun or is being answered."""
+        return self._between_requests and self.quiet
 
     @property
     def quiet(self) -> bool:
-        """Say whether no answer is to come, nor on its way."""
-        return self._answering is None and not self._waiting and self._blocked_since is None
+        """Whether no response is to be made or sent."""
+        return self._pipeline.idle and self._flow.paused_since is None
 
     @property
-    def owing(self) -> bool:
-        """Whether something was asked that is not answered."""
-        return self._answering is not None or bool(self._waiting)
+    def has_requests(self) -> bool:
+        """Whether there are requests without a response."""
+        return not self._pipeline.idle
 
     @property
     def reading(self) -> bool:
-        """Say whether what comes is read, and not thrown away."""
-        return self._phase is not Phase.LINGER
+        """Whether received data is parsed, and not discarded."""
+        return self._timeout.phase is not Phase.LINGER
 
     def check_timeouts(self, now: float) -> None:
-        """End the connection if what it waits for does not come in time, or its client has gone."""
-        if self._half_closed and self._was_reset():
+        """Close the connection if a timeout has expired or the client has disconnected.
+
+        Args:
+          now: monotonic time, in seconds.
+        """
+        if (self._half_closed and self._was_reset()) or self._flow.stalled(now):
             self._transport.abort()
             return
-        if self._blocked_since is not None:
-            unsent = self._transport.get_write_buffer_size()
-            if unsent <= self._unsent - PROGRESS_BYTES:
-                self._blocked_since, self._unsent = now, unsent
-            elif now - self._blocked_since > WRITE_S:
-                self._transport.abort()
-                return
-        if now - self._since <= self._phase.value or (
-            self._phase not in _PARSED and not self.quiet
-        ):
+        phase = self._timeout.phase
+        reads = phase in (Phase.HEAD, Phase.BODY)
+        if not self._timeout.expired(now) or not (reads or self.quiet):
             return
-        if self._phase is Phase.LINGER:
+        if phase is Phase.LINGER:
             self._transport.abort()
-        elif self._phase is Phase.BODY:
+        elif phase is Phase.BODY:
             self._refuse(BodyTimeout("body: expected all of it sooner"))
-        elif not self._between:
+        elif not self._between_requests:
             self._refuse(HeadTimeout("head: expected all of it sooner"))
         elif self.quiet:
-            self._part()
+            self._close()
 
     def close_gracefully(self) -> None:
-        """End, unless there is an answer to come; a request that is not all there is refused."""
+        """Close the connection after its responses; refuse a request that is incomplete."""
         if not self.reading:
             return
-        if not self._between:
+        if not self._between_requests:
             self._refuse(Draining("the server is stopping"))
         elif self.quiet and not self._unread():
-            self._part()
+            self._close()
 
-    def _unread(self) -> int:
-        """Return how many bytes have come that the loop has not read yet."""
-        found = fcntl.ioctl(self._socket().fileno(), termios.FIONREAD, bytes(4))
-        return int.from_bytes(found, sys.byteorder)
+    # Internals
 
-    def _was_reset(self) -> bool:
-        """Whether a client that sends no more has gone; a loop that does not read is not told."""
-        if not hasattr(socket, "TCP_INFO"):
-            return False
-        info: bytes = self._socket().getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-        return info[0] == _TCP_CLOSE
+    @property
+    def _between_requests(self) -> bool:
+        """Whether no request has begun to arrive; empty lines do not begin one."""
+        phase = self._timeout.phase
+        return phase is Phase.IDLE or (phase is Phase.HEAD and not self._parser.begun)
 
-    def _socket(self) -> Any:
-        return self._transport.get_extra_info("socket")
+    def _add(self, request: Request) -> None:
+        try:
+            self._pipeline.add(request)
+        except (TooLarge, Overloaded) as error:
+            self._refuse(error, request.head)
 
-    def _head_size(self) -> int:
-        """Give the bytes of the head, whatever came with it."""
-        return len(self._target) + sum(len(name) + len(value) for name, value in self._fields)
+    def _refuse(self, error: Exception, head: RequestHead | None = None) -> None:
+        """Send an error response after those to earlier requests, and read no more."""
+        if self.reading:
+            head = head or self._parser.head
+            self._stop_reading()
+            self._pipeline.add_error(self._handler.refuse(head, error))
 
-    def _enter(self, phase: Phase) -> None:
-        self._phase = phase
-        self._since = time.monotonic()
-        self._progress = 0
+    def _stop_reading(self) -> None:
+        self._timeout.enter(Phase.LINGER)
+        self._parser.stop()
 
-    def _next(self) -> None:
-        """Answer the next request, if none is being answered and the client reads."""
-        if self._answering is not None or self._blocked_since is not None or not self._waiting:
+    def _write(self, response: Response, request: Request | None) -> None:
+        """Send a response; without a request it is the last one."""
+        if self._transport.is_closing():
             return
-        item = self._waiting.popleft()
-        if isinstance(item, Response):
-            self._send(item, None)
-        else:
-            self._answering = item
-            underway = self._answers.answer(item, self._answered)
-            if self._answering is item:
-                self._underway = underway
-                if self._half_closed and underway is not None:
-                    underway.deprioritize()
-
-    def _answered(self, made: Response) -> None:
-        message, self._answering, self._underway = self._answering, None, None
-        if message is not None:
-            self._release(message)
-        if not self._transport.is_closing():
-            self._send(made, message)
-            self._next()
-
-    def _send(self, made: Response, message: Message | None) -> None:
-        """Write an answer; with None it is the last one."""
-        head_only = message is not None and message.head.method == "HEAD"
-        if self._answers.closing() and self._phase is Phase.IDLE:
-            self._enter(Phase.LINGER)  # what was read is answered, and nothing more is read
-        close = message is None or not message.keep_alive
-        close = close or (not self._waiting and (self._half_closed or not self.reading))
-        # Clients of HTTP 1.0 take a connection for one that ends, unless they are told.
-        old = message is not None and message.head.version == "1.0"
-        connection = "close" if close else "keep-alive" if old else ""
-        self._transport.write(write(made, head_only=head_only, connection=connection))
+        if self._timeout.phase is Phase.IDLE and self._handler.closing():
+            self._stop_reading()  # complete requests are answered, and no others are read
+        head = None if request is None else request.head
+        close = head is None or not head.keep_alive
+        close = close or (not self._pipeline.waiting and (self._half_closed or not self.reading))
+        # Clients of HTTP 1.0 expect the connection to end unless they are told otherwise.
+        keep_alive = head is not None and head.version == "1.0"
+        connection = "close" if close else "keep-alive" if keep_alive else ""
+        head_only = head is not None and head.method == "HEAD"
+        self._transport.write(serialize(response, head_only=head_only, connection=connection))
         if close:
-            self._drop_waiting()
-            self._part()
+            self._pipeline.clear()
+            self._close()
 
-    def _part(self) -> None:
-        """Send no more, and throw away what still comes, for a while.
+    def _close(self) -> None:
+        """Send the end of the stream, and discard what is still received for a while.
 
-        To close at once would reset the connection while the client is still sending, and what it
-        has not read of the answers would be lost to it.
+        Closing the socket at once would reset the connection while the client is still sending,
+        and the client would lose the responses that it has not read.
         """
         if self._half_closed:
             self._transport.close()
@@ -471,17 +248,19 @@ class Connection(asyncio.Protocol):
                 self._transport.write_eof()
             except OSError:  # it was reset, which the loop has not read yet
                 self._transport.abort()
-            self._enter(Phase.LINGER)
+            self._stop_reading()
 
-    def _refuse(self, error: Exception) -> None:
-        """Answer what was not read behind all that was, and read no more; that is answered once."""
-        if self._phase is Phase.LINGER:
-            return
-        self._enter(Phase.LINGER)
-        self._body.drop()
-        self._waiting.append(self._answers.refused(self._head, error))
-        self._next()
+    def _unread(self) -> int:
+        """Return how many received bytes the event loop has not read from the socket yet."""
+        size = fcntl.ioctl(self._socket().fileno(), termios.FIONREAD, bytes(4))
+        return int.from_bytes(size, sys.byteorder)
 
+    def _was_reset(self) -> bool:
+        """Whether the client of a half-closed connection has reset it; asyncio does not tell."""
+        if not hasattr(socket, "TCP_INFO"):
+            return False
+        info: bytes = self._socket().getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        return info[0] == _TCP_CLOSE
 
-def _too_much_head() -> HeadersTooLarge:
-    return HeadersTooLarge(f"headers: expected at most {HEAD_BYTES} bytes")
+    def _socket(self) -> Any:
+        return self._transport.get_extra_info("socket")

@@ -1,4 +1,4 @@
-"""Answers to pages of other origins: which may read them.
+"""CORS: which pages of other origins may read responses.
 
 https://fetch.spec.whatwg.org/#http-cors-protocol. Never with credentials: there are none here.
 """
@@ -10,8 +10,8 @@ from server.protocols.response import Headers
 from server.request_id import Header
 
 _METHODS = "GET, POST"
-# What routes read of a request, beside what a page may always send.
-_READ = (
+# Request headers that routes read, beside those that a page may always send.
+_REQUEST_HEADERS = (
     "content-encoding",
     "content-type",
     "inference-header-content-length",
@@ -21,41 +21,41 @@ _READ = (
     "x-request-id",
     "x-request-timeout",
 )
-# What routes send, beside what a page may always read.
-_SENT = (
+# Response headers, beside those that a page may always read.
+_RESPONSE_HEADERS = (
     "inference-header-content-length",
     "retry-after",
     *(f"x-hloserve-{n}" for n in ("bucket", "bundle", "compute-us", "padded-rows", "queue-us")),
 )
-# How long a browser need not ask again, in seconds.
-_AGE_S = "600"
+# How long a browser may cache the answer to a preflight request, in seconds.
+_MAX_AGE_S = "600"
 
 
 class Cors:
-    """What is said of origins.
+    """The CORS headers of responses.
 
     Args:
-      origins: whose pages may read answers; `*` alone for all of them.
+      origins: whose pages may read responses; `*` alone for all of them.
     """
 
     def __init__(self, origins: Iterable[str] = ()) -> None:
         self._origins = frozenset(origins)
 
     def __bool__(self) -> bool:
-        """Whether there is anything to say."""
+        """Whether there are any origins."""
         return bool(self._origins)
 
     def headers(self, method: str, header: Header) -> Headers:
-        """Return what to add to the answer to a request.
+        """Return the headers to add to the response to a request.
 
         Args:
           method: of the request.
-          header: gives a header of it by its lower-case name.
+          header: returns a header of the request by its lower-case name.
         """
         if not self._origins:
             return ()
         anyone = ANY_ORIGIN in self._origins
-        # Without it a cache would give one origin's answer to another.
+        # Without it a cache would serve one origin's response to another.
         varies: Headers = () if anyone else (("vary", "Origin"),)
         origin = header("origin")
         if origin is None or not (anyone or origin in self._origins):
@@ -66,11 +66,11 @@ class Cors:
                 *varies,
                 *allowed,
                 ("access-control-allow-methods", _METHODS),
-                ("access-control-allow-headers", ", ".join(_READ)),
-                ("access-control-max-age", _AGE_S),
+                ("access-control-allow-headers", ", ".join(_REQUEST_HEADERS)),
+                ("access-control-max-age", _MAX_AGE_S),
             )
-        return (*varies, *allowed, ("access-control-expose-headers", ", ".join(_SENT)))
+        return (*varies, *allowed, ("access-control-expose-headers", ", ".join(_RESPONSE_HEADERS)))
 
 
-# Says nothing: no page of another origin reads an answer.
+# No page of another origin may read responses.
 NO_CORS = Cors()

@@ -1,4 +1,4 @@
-"""The Flask application: every HTTP route, under any WSGI server."""
+"""The WSGI application (Flask): every HTTP route, for gunicorn and other WSGI servers."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,48 +6,44 @@ from concurrent.futures import Future
 
 from flask import Flask, request
 from flask import Response as FlaskResponse
-from werkzeug.exceptions import HTTPException, NotFound
-from werkzeug.routing import RequestRedirect
 
 from runtime.errors import MalformedRequest
 from server.batching.service import Service
 from server.errors import BodyTimeout
 from server.http.cors import NO_CORS, Cors
-from server.http.routes import Done, Route
+from server.http.router import Router
+from server.http.routes import OnResponse, Route
 from server.limits import BodyLimits
-from server.protocols import body
-from server.protocols.request import Fields, Request, read_fields
-from server.protocols.response import Headers, Response, error_response, exception_response
+from server.protocols.body import BODY_S, BodyInfo, check_headers, read
+from server.protocols.request_options import read_options
+from server.protocols.response import Response, exception_response
 from server.request_id import request_id
 from server.request_target import (
-    METHODS,
-    WHOLE_SERVER,
     check_host,
     check_target,
-    is_canonical,
-    spelt,
-    split_target,
+    encode_path,
 )
 
-# Begins something on the service's event loop, and waits for its reply on the calling thread.
-Wait = Callable[[Callable[[Done], object]], Response]
+# Calls a function on the service's event loop, and waits in the calling thread for the response that
+# the function passes on.
+Wait = Callable[[Callable[[OnResponse], object]], Response]
 
 
 def make_wait(loop: asyncio.AbstractEventLoop) -> Wait:
-    """Make what an application waits with, for a service on this loop."""
+    """Return the `Wait` of an application whose service is on this loop."""
 
-    def wait(begin: Callable[[Done], object]) -> Response:
-        made: Future[Response] = Future()
+    def wait(function: Callable[[OnResponse], object]) -> Response:
+        future: Future[Response] = Future()
 
         def run() -> None:
             try:
-                begin(made.set_result)
+                function(future.set_result)
             except BaseException as error:
-                made.set_exception(error)
+                future.set_exception(error)
                 raise
 
         loop.call_soon_threadsafe(run)
-        return made.result()
+        return future.result()
 
     return wait
 
@@ -59,59 +55,64 @@ def create_app(
     wait: Wait,
     cors: Cors = NO_CORS,
 ) -> Flask:
-    """Make the application.
+    """Return the application.
 
     Args:
-      service: counts the requests.
-      routes: what is served.
+      service: runs the model and counts the requests.
+      routes: the routes that are served.
       limits: of bodies.
-      wait: begins something on the service's loop, and waits for it.
-      cors: says which other origins may read the answers.
+      wait: runs a function on the service's event loop, and waits for its response.
+      cors: which other origins may read the responses.
     """
     app = Flask("hloserve", static_folder=None)
-    app.response_class = _Plain
-    app.url_map.merge_slashes = False  # it answers by redirecting, with a page of HTML
-    app.before_request(_check)
+    app.response_class = _PlainResponse
+    router = Router(routes)
 
-    def view(route: Route) -> Callable[..., FlaskResponse]:
-        def answer(**parts: str) -> FlaskResponse:
-            try:
-                asked = _read(route, limits)
-            except Exception as error:  # noqa: BLE001 (every error has an answer)
-                identity, why = request_id(_header), error
-                return _response(
-                    wait(lambda done: done(route.refuse(service.metrics, why, identity)))
-                )
-            return _response(wait(lambda done: route.answer(service, asked, parts, done)))
-
-        return answer
-
-    for route in routes:
-        endpoint = f"{route.method} {route.rule}"
-        app.add_url_rule(route.rule, endpoint, view(route), methods=[route.method])
+    # Requests are matched by the router of both entrances, so that they are answered the same.
+    @app.before_request
+    def dispatch() -> FlaskResponse:
+        target = _checked_target()
+        path = request.environ.get("PATH_INFO", "").encode("latin-1").decode(errors="replace")
+        if request.method == "OPTIONS":
+            return _to_flask(router.options(target, path))
+        route, variables = router.match_path(request.method, target, path)
+        metrics = service.metrics
+        identity = request_id(_header)
+        if not route.infers:
+            return _on_loop(wait, lambda: route.respond(metrics, variables, identity))
+        try:
+            info = check_headers(_header, limits)
+            body = _read_body(info)
+            options = read_options(_header)
+        except Exception as error:  # noqa: BLE001 (every error has an answer)
+            refused = error
+            return _on_loop(wait, lambda: route.refuse(metrics, refused, identity))
+        return _to_flask(
+            wait(lambda done: route.infer(service, body, info, options, variables, done))
+        )
 
     @app.errorhandler(Exception)
     def fail(error: Exception) -> FlaskResponse:
-        if isinstance(error, HTTPException):
-            made = _refused(error)
-        else:
-            made = exception_response(error, request_id(_header))
-        return _response(wait(lambda done: done(_counted(service, made))))
+        def respond() -> Response:
+            response = exception_response(error, request_id(_header))
+            service.metrics.count_request("none", str(response.status))
+            return response
+
+        return _on_loop(wait, respond)
 
     @app.after_request
-    def share(made: FlaskResponse) -> FlaskResponse:
-        made.headers.extend(cors.headers(request.method, _header))
-        return made
+    def share(response: FlaskResponse) -> FlaskResponse:
+        response.headers.extend(cors.headers(request.method, _header))
+        return response
 
     return app
 
 
-def _check() -> FlaskResponse | None:
-    """Refuse a request by its host and its target, before it is given to a route.
+def _checked_target() -> bytes:
+    """Return the target of the request.
 
     Raises:
-      MalformedRequest: one of them is none.
-      NotFound: the path is spelt otherwise than paths are.
+      MalformedRequest: host or target are invalid.
     """
     host = request.environ.get("HTTP_HOST")
     if host is not None:
@@ -120,74 +121,48 @@ def _check() -> FlaskResponse | None:
         raise MalformedRequest("host: expected a header of that name, got none")
     target = _target()
     check_target(request.method, target)
-    if target == WHOLE_SERVER:
-        return _Plain(headers={"allow": METHODS})
-    decoded = request.environ.get("PATH_INFO", "").encode("latin-1").decode(errors="replace")
-    if not is_canonical(split_target(target)[0]) or not is_canonical(spelt(decoded)):
-        raise NotFound
-    if isinstance(request.routing_exception, RequestRedirect):  # to a slash at the end
-        raise NotFound
-    return None
+    return target
 
 
 def _target() -> bytes:
-    """Return the target as it was sent; what a server decodes it to, if it keeps nothing else."""
+    """Return the target as it was sent; from the decoded path, if the WSGI server has nothing else."""
     environ = request.environ
     sent = environ.get("RAW_URI") or environ.get("REQUEST_URI")
-    return spelt(request.path) if sent is None else str(sent).encode("latin-1", "replace")
+    return encode_path(request.path) if sent is None else str(sent).encode("latin-1", "replace")
 
 
-class _Plain(FlaskResponse):
-    """An answer that has no type unless it is given one: to OPTIONS there is no body."""
+class _PlainResponse(FlaskResponse):
+    """A response without a default content type: that to OPTIONS has no body."""
 
     default_mimetype = None
 
 
-def _counted(service: Service, made: Response) -> Response:
-    service.metrics.count_request("none", str(made.status))
-    return made
-
-
 def _header(name: str) -> str | None:
-    found = request.headers.get(name)
-    if name == "transfer-encoding" and found is None and request.content_length is None:
+    value = request.headers.get(name)
+    if name == "transfer-encoding" and value is None and request.content_length is None:
         return "chunked" if request.environ.get("wsgi.input_terminated") else None
-    return found
+    return value
 
 
-def _read(route: Route, limits: BodyLimits) -> Request:
-    if not route.infers:
-        return Request(fields=Fields(id=request_id(_header)))
-    announced = body.check_headers(_header, limits)
-    whole = _read_body(announced)
-    return Request(whole, announced.json_bytes, read_fields(_header))
-
-
-def _read_body(announced: body.BodyInfo) -> bytes:
-    """Read the body; where the WSGI server lends its socket, as gunicorn does, not for ever."""
+def _read_body(info: BodyInfo) -> bytes:
+    """Return the body; with a timeout if the WSGI server exposes the socket, as gunicorn does."""
     connection = request.environ.get("gunicorn.socket")
     if connection is None:
-        return body.read(request.environ["wsgi.input"], announced)
-    # A client that stalls would keep its thread, and a few of them all threads.
-    connection.settimeout(body.BODY_S)
+        return read(request.environ["wsgi.input"], info)
+    # A client that stalls would occupy its thread, and a few of them all threads.
+    connection.settimeout(BODY_S)
     try:
-        return body.read(request.environ["wsgi.input"], announced)
+        return read(request.environ["wsgi.input"], info)
     except TimeoutError:
         raise BodyTimeout("body: expected all of it sooner") from None
     finally:
         connection.settimeout(None)
 
 
-def _response(made: Response) -> FlaskResponse:
-    return _Plain(made.body, made.status, list(made.headers))
+def _on_loop(wait: Wait, respond: Callable[[], Response]) -> FlaskResponse:
+    """Return the response that a function makes on the event loop, which owns the metrics."""
+    return _to_flask(wait(lambda done: done(respond())))
 
 
-def _refused(error: HTTPException) -> Response:
-    """Write what Flask itself refuses: an unknown path, a method that a route lacks."""
-    name = error.name or "error"
-    allowed = getattr(error, "valid_methods", None)
-    headers: Headers = (("allow", ", ".join(sorted(allowed))),) if allowed else ()
-    path = split_target(_target())[0].decode("latin-1")
-    text = f"{request.method} {path[:100]}: {name}"
-    slug = name.lower().replace(" ", "_")
-    return error_response(error.code or 500, slug, text, request_id(_header), headers)
+def _to_flask(response: Response) -> FlaskResponse:
+    return _PlainResponse(response.body, response.status, list(response.headers))

@@ -1,35 +1,24 @@
-"""The entrance that `python -m server` runs, in front of Flask.
+"""The HTTP frontend of `python -m server`: routes requests and answers them on the event loop."""
 
-Inferences are answered right on the event loop; every other route is the application's, on
-a worker thread.
-"""
-
-import asyncio
 import functools
-import io
-import sys
-import urllib.parse
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from runtime.errors import MalformedRequest
 from server.batching.service import Service, State
 from server.errors import TooLarge, Unsupported
-from server.http.connection import Underway
 from server.http.cors import NO_CORS, Cors
-from server.http.message import Message, RequestHead
-from server.http.routes import Route
+from server.http.message import Request, RequestHead
+from server.http.pipeline import RunningRequest
+from server.http.router import Match, Router, path_of
+from server.http.routes import OnResponse, Route
 from server.limits import BodyLimits
 from server.protocols.body import BodyInfo, check_headers, check_length, read_length
-from server.protocols.request import Request, read_fields
+from server.protocols.request_options import read_options
 from server.protocols.response import Response, exception_response
 from server.request_id import request_id
-from server.request_target import check_host, check_target, split_target
+from server.request_target import check_host, check_target
 
-Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
-
-# Of these there can be one; two are how a request is smuggled past a proxy.
+# Duplicates of these are refused: they are how a request is smuggled past a proxy.
 _SINGLE = frozenset(
     (
         "host",
@@ -42,39 +31,38 @@ _SINGLE = frozenset(
 
 
 class HttpFrontend:
-    """Answers the requests of connections; see `http_connection.Answers`.
+    """Answers the requests of connections; see `pipeline.RequestHandler`.
+
+    Nothing here takes long: inferences are queued, or parsed in a worker thread where they are large;
+    all other routes return what is in memory.
 
     Args:
-      app: the application.
-      service: counts the requests.
+      service: runs the model and counts the requests.
+      routes: the routes that are served.
       limits: of bodies.
-      threads: how many requests of the application run at once.
-      cors: says who else may read the answers; the application has its own.
+      cors: which other origins may read the responses.
 
     Attributes:
       memory: counts the bytes of bodies.
-      inference_routes: paths to the routes that answer a POST there, with the named parts of each.
     """
 
     def __init__(
-        self, app: Wsgi, service: Service, limits: BodyLimits, threads: int, cors: Cors = NO_CORS
+        self, service: Service, routes: Iterable[Route], limits: BodyLimits, cors: Cors = NO_CORS
     ) -> None:
-        self._app = app
         self._service = service
+        self._router = Router(routes)
         self._limits = limits
         self._cors = cors
         self.memory = service.memory
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="http")
-        self.inference_routes: dict[bytes, tuple[Route, dict[str, str]]] = {}
 
     def on_headers(self, head: RequestHead) -> BodyInfo:
-        """Give what the head says of the body; raises what refuses the request."""
-        head.route = self._route(head)
+        """Return what the headers say about the body; raises what refuses the request."""
+        head.match = self._match_inference(head)
         if not head.duplicates.isdisjoint(_SINGLE):
             name = min(head.duplicates & _SINGLE)
             raise MalformedRequest(f"{name}: expected one header of that name, got several")
         _check_framing(head)
-        if head.route is not None:
+        if head.match is not None:
             return check_headers(head.headers.get, self._limits)
         limit = self._limits.binary_bytes
         length = read_length(head.headers.get("content-length", "0"))
@@ -82,77 +70,82 @@ class HttpFrontend:
             raise TooLarge(f"body: expected at most {limit} bytes, got {length}")
         return BodyInfo(None, limit, None, "")
 
-    def answer(self, message: Message, done: Callable[[Response], object]) -> Underway | None:
-        """Answer a request; what is returned hears of its client's going before it is done."""
-        head = message.head
-        announced = head.body_info
-        if head.route is None or announced is None:
-            self._ask_app(message, done)
+    def answer(self, request: Request, on_response: OnResponse) -> RunningRequest | None:
+        """Answer a request; returns what to cancel, unless it is answered already."""
+        head = request.head
+        info = head.body_info
+        if head.match is None or info is None:
+            on_response(self._respond(head))
             return None
         if self._cors:
-            done = functools.partial(self._shared, head, done)
-        route: Route
-        route, parts = head.route
+            on_response = functools.partial(self._add_cors, head, on_response)
+        route, variables = head.match
         try:
-            check_length(message.body, announced)
-            if head.fields is None:
-                head.fields = read_fields(head.headers.get)
-            packed = announced if announced.encoding else None
-            request = Request(message.body, announced.json_bytes, head.fields, packed)
+            check_length(request.body, info)
+            if head.options is None:
+                head.options = read_options(head.headers.get)
         except Exception as error:  # noqa: BLE001 (every error has an answer)
-            done(route.refuse(self._service.metrics, error, request_id(head.headers.get)))
+            identity = request_id(head.headers.get)
+            on_response(route.refuse(self._service.metrics, error, identity))
             return None
-        return route.answer(self._service, request, parts, done)
+        return route.infer(self._service, request.body, info, head.options, variables, on_response)
 
-    def _shared(
-        self, head: RequestHead, done: Callable[[Response], object], made: Response
-    ) -> None:
-        """Pass an answer on with what is said of origins."""
-        done(_with(made, self._cors, head))
-
-    def _ask_app(self, message: Message, done: Callable[[Response], object]) -> None:
-        def called(call: asyncio.Future[Response]) -> None:
-            error = call.exception()
-            done(call.result() if error is None else exception_response(error))
-
-        loop = asyncio.get_running_loop()
-        call = loop.run_in_executor(self._pool, _call, self._app, environ_of(message))
-        call.add_done_callback(called)
-
-    def refused(self, head: RequestHead | None, error: Exception) -> Response:
-        """Write the refusal of a request that was not read."""
-        made = exception_response(error, None if head is None else request_id(head.headers.get))
-        if head is None or head.route is None:
-            self._service.metrics.count_request("none", str(made.status))
+    def refuse(self, head: RequestHead | None, error: Exception) -> Response:
+        """Return the error response for a request that was not read completely."""
+        if head is None:
+            return self._count_unrouted(exception_response(error))
+        identity = request_id(head.headers.get)
+        if head.match is None:
+            response = self._count_unrouted(exception_response(error, identity))
         else:
-            head.route[0].count(self._service.metrics, made, 0.0)
-        return made if head is None else _with(made, self._cors, head)
+            response = head.match[0].refuse(self._service.metrics, error, identity)
+        return self._with_cors(head, response)
 
     def closing(self) -> bool:
-        """Say whether connections are to end with their answers."""
+        """Whether connections are to be closed after their responses."""
         return self._service.state not in (State.LOADING, State.READY)
 
-    def _route(self, head: RequestHead) -> tuple[Route, dict[str, str]] | None:
-        """Find who infers, whatever comes before or behind the path.
-
-        An inference that went to the application would hold one of its threads until it is
-        answered, and a few of them the health check.
-        """
+    def _match_inference(self, head: RequestHead) -> Match | None:
+        """Return the match of an inference; what else is asked is matched when it is answered."""
         if head.method != "POST":
             return None
-        found = self.inference_routes.get(head.target)
-        if found is None:
-            path, _ = split_target(head.target)
-            found = self.inference_routes.get(path)
-        return found
+        try:
+            match = self._router.match_target(head.method, head.target)
+        except Exception:  # noqa: BLE001 (raised again by `_respond`)
+            return None
+        return match if match[0].infers else None
 
+    def _respond(self, head: RequestHead) -> Response:
+        """Return the response to a request that is not an inference."""
+        identity = request_id(head.headers.get)
+        try:
+            if head.method == "OPTIONS":
+                response = self._router.options(head.target, path_of(head.target))
+            else:
+                route, variables = self._router.match_target(head.method, head.target)
+                response = route.respond(self._service.metrics, variables, identity)
+        except Exception as error:  # noqa: BLE001 (every error has an answer)
+            response = self._count_unrouted(exception_response(error, identity))
+        return self._with_cors(head, response)
 
-def _with(made: Response, cors: Cors, head: RequestHead) -> Response:
-    return made._replace(headers=made.headers + cors.headers(head.method, head.headers.get))
+    def _count_unrouted(self, response: Response) -> Response:
+        self._service.metrics.count_request("none", str(response.status))
+        return response
+
+    def _add_cors(
+        self, head: RequestHead, on_response: Callable[[Response], object], response: Response
+    ) -> None:
+        on_response(self._with_cors(head, response))
+
+    def _with_cors(self, head: RequestHead, response: Response) -> Response:
+        if not self._cors:
+            return response
+        headers = self._cors.headers(head.method, head.headers.get)
+        return response._replace(headers=response.headers + headers)
 
 
 def _check_framing(head: RequestHead) -> None:
-    """Refuse what RFC 9112 has a server refuse, and httptools lets pass."""
+    """Raise for what RFC 9112 has a server refuse, and httptools accepts."""
     if head.version not in ("1.0", "1.1"):
         raise MalformedRequest(f"version: expected HTTP 1.0 or 1.1, got {head.version}")
     host = head.headers.get("host")
@@ -166,49 +159,3 @@ def _check_framing(head: RequestHead) -> None:
         raise MalformedRequest("transfer-encoding: expected none in HTTP 1.0")
     if coding is not None and coding.strip().lower() != "chunked":
         raise Unsupported(f"transfer-encoding: expected chunked, got {coding[:100]!r}")
-
-
-def environ_of(message: Message) -> dict[str, Any]:
-    """Write a request as PEP 3333 says."""
-    head = message.head
-    path, query = split_target(head.target)
-    environ: dict[str, Any] = {
-        "REQUEST_METHOD": head.method,
-        "SCRIPT_NAME": "",
-        "PATH_INFO": urllib.parse.unquote_to_bytes(path).decode("latin-1"),
-        "RAW_URI": head.target.decode("latin-1"),
-        "QUERY_STRING": query.decode("latin-1"),
-        "SERVER_NAME": "localhost",
-        "SERVER_PORT": "80",
-        "SERVER_PROTOCOL": f"HTTP/{head.version}",
-        "REMOTE_ADDR": message.client,
-        "wsgi.version": (1, 0),
-        "wsgi.url_scheme": "http",
-        "wsgi.input": io.BytesIO(message.body),
-        "wsgi.errors": sys.stderr,
-        "wsgi.multithread": True,
-        "wsgi.multiprocess": False,
-        "wsgi.run_once": False,
-    }
-    for name, value in head.headers.items():
-        key = name.upper().replace("-", "_")
-        environ[key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"] = value
-    return environ
-
-
-def _call(app: Wsgi, environ: dict[str, Any]) -> Response:
-    """Run the application to its end, on a worker thread."""
-    started: list[tuple[int, list[tuple[str, str]]]] = []
-
-    def start_response(status: str, headers: list[tuple[str, str]], _: Any = None) -> None:
-        started.append((int(status.split(" ", 1)[0]), [(k.lower(), v) for k, v in headers]))
-
-    parts = app(environ, start_response)
-    try:
-        body = b"".join(parts)
-    finally:
-        close = getattr(parts, "close", None)
-        if close is not None:
-            close()
-    status, headers = started[-1]
-    return Response(status, tuple(headers), body)

@@ -1,37 +1,38 @@
-"""A request as it came over HTTP, and an answer as it goes back."""
+"""HTTP messages: parsed requests, a cache of parsed heads, and serialized responses."""
 
 import dataclasses
 import functools
 import http
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from email.utils import formatdate
-from typing import Any
 
+from server.http.routes import Route
 from server.protocols.body import BodyInfo
-from server.protocols.request import Fields
+from server.protocols.request_options import RequestOptions
 from server.protocols.response import Headers, Response
 
-# A client's requests differ in their lengths if at all, so this is enough for many clients.
-_KNOWN = 1024
-_KNOWN_BYTES = 2048
-# What a header of that name says, beside offers.
+# Heads of one client differ in the length of the body if at all, so this is enough for many clients.
+_CACHED_HEADS = 1024
+_CACHED_HEAD_BYTES = 2048
+# Connection options, beside those that go with an offer to upgrade.
 _CONNECTION = (b"close", b"keep-alive")
 
 
 @dataclasses.dataclass(slots=True)
 class RequestHead:
-    """The head of a request.
+    """The head of a request; requests with the same head share it.
 
     Attributes:
       method: as sent.
       target: path and query, as sent.
       version: of HTTP, such as 1.1.
-      headers: by lower-case name; of several with one name the first.
-      duplicates: names that came more than once.
-      route: what answers it, as whoever admitted it knows it.
-      body_info: what it says of the body, once that is accepted.
-      fields: what it asks of routes, once that was read.
+      headers: by lower-case name; the first of several with one name.
+      duplicates: names that were sent more than once.
+      keep_alive: whether the connection stays open after the response.
+      match: the inference route and the variables of its path; None for all other requests.
+      body_info: what the headers say about the body, once they are accepted.
+      options: of an inference, once they are parsed.
     """
 
     method: str
@@ -39,77 +40,74 @@ class RequestHead:
     version: str
     headers: dict[str, str]
     duplicates: set[str]
-    route: Any = None
+    keep_alive: bool = True
+    match: tuple[Route, Mapping[str, str]] | None = None
     body_info: BodyInfo | None = None
-    fields: Fields | None = None
+    options: RequestOptions | None = None
 
     @property
     def expects_continue(self) -> bool:
-        """Say whether the client waits to be told to send its body."""
+        """Whether the client waits for an interim response before it sends the body."""
         return self.version != "1.0" and self.headers.get("expect", "").lower() == "100-continue"
 
 
 @dataclasses.dataclass(slots=True)
-class Message:
-    """A request. Made when its head is complete; its body comes later.
+class Request:
+    """A complete request.
 
     Attributes:
-      head: of which other requests may have the same.
-      client: the address that it came from.
-      body: all of it, as it came over the wire.
-      keep_alive: whether the connection outlives the answer.
-      counted: bytes of the body that count as held; see `held`.
+      head: its head, which other requests may share.
+      body: the complete body, as received.
+      counted: bytes of the body that the memory budget counts.
     """
 
     head: RequestHead
-    client: str
-    body: bytes = b""
-    keep_alive: bool = True
+    body: bytes
     counted: int = 0
 
 
 class HeadCache:
-    """Heads that were read before.
+    """Cache of parsed heads, by their bytes.
 
-    Clients that keep a connection send the same head again and again. One that httptools has
-    read means, byte for byte, what it meant then, and looking it up takes a fraction of the time.
+    Clients that keep a connection open send the same head with every request. Equal bytes parse to
+    equal heads, and a lookup takes a fraction of the time.
 
-    Only requests that came whole in one piece, with a body of a stated length that was
-    accepted, and that leave the connection open are remembered.
+    Cached are the heads of requests that were received in one piece, have a body with an accepted
+    content-length, and keep the connection open.
     """
 
     def __init__(self) -> None:
         self._heads: dict[bytes, tuple[RequestHead, int]] = {}
 
-    def get(self, data: bytes, client: str) -> Message | None:
-        """Read a request whose head is known, if that and its body are all there is."""
+    def get(self, data: bytes) -> Request | None:
+        """Return the request if data is exactly a cached head and its body, else None."""
         end = data.find(b"\r\n\r\n") + 4
-        known = self._heads.get(data[:end])
-        if known is None or len(data) - end != known[1]:
+        cached = self._heads.get(data[:end])
+        if cached is None or len(data) - end != cached[1]:
             return None
-        return Message(known[0], client, data[end:])
+        return Request(cached[0], data[end:])
 
-    def put(self, data: bytes, message: Message) -> None:
-        """Keep the head of a request that was read from exactly this."""
-        head, length = message.head, len(message.body)
+    def put(self, data: bytes, request: Request) -> None:
+        """Cache the head of a request that was parsed from exactly this data, if it qualifies."""
+        head, length = request.head, len(request.body)
         end = len(data) - length
         if (
             length
             and head.body_info is not None
             and head.body_info.length == length
-            and message.keep_alive
+            and head.keep_alive
             and not head.expects_continue
-            and data.find(b"\r\n\r\n") + 4 == end <= _KNOWN_BYTES
+            and data.find(b"\r\n\r\n") + 4 == end <= _CACHED_HEAD_BYTES
         ):
-            if len(self._heads) == _KNOWN:
+            if len(self._heads) == _CACHED_HEADS:
                 self._heads.clear()
             self._heads[data[:end]] = head, length
 
 
-def without_offer(
+def without_upgrade(
     method: bytes, target: bytes, version: str, fields: Iterable[tuple[str, bytes]]
 ) -> bytes:
-    """Write the head of a request without its offer to go on in another protocol.
+    """Return the head of a request without its offer to upgrade to another protocol.
 
     Args:
       method: as sent.
@@ -119,34 +117,34 @@ def without_offer(
     """
     lines = [b"%s %s HTTP/%s" % (method, target, version.encode())]
     for name, value in fields:
-        kept = value
+        sent = value
         if name == "connection":
-            kept = b", ".join(token for token in _CONNECTION if token in value.lower())
-        if name != "upgrade" and kept:
-            lines.append(b"%s: %s" % (name.encode("latin-1"), kept))
+            sent = b", ".join(token for token in _CONNECTION if token in value.lower())
+        if name != "upgrade" and sent:
+            lines.append(b"%s: %s" % (name.encode("latin-1"), sent))
     return b"\r\n".join([*lines, b"", b""])
 
 
-def write(made: Response, *, head_only: bool, connection: str) -> bytes:
-    """Write an answer.
+def serialize(response: Response, *, head_only: bool, connection: str) -> bytes:
+    """Return a response as bytes.
 
     Args:
-      made: the answer.
-      head_only: for HEAD, which gets the head of what GET would get.
-      connection: what is said of it; empty where that goes without saying.
+      response: the response.
+      head_only: whether the method is HEAD: the response to GET without its body.
+      connection: value of the connection header; empty for none.
     """
-    head = _head(made.status, made.headers, connection, int(time.monotonic()))
+    head = _head(response.status, response.headers, connection, int(time.monotonic()))
     if head_only:
-        length = dict(made.headers).get("content-length", str(len(made.body)))
+        length = dict(response.headers).get("content-length", str(len(response.body)))
         return b"%scontent-length: %s\r\n\r\n" % (head, length.encode())
-    return b"%scontent-length: %d\r\n\r\n%s" % (head, len(made.body), made.body)
+    return b"%scontent-length: %d\r\n\r\n%s" % (head, len(response.body), response.body)
 
 
 @functools.lru_cache(maxsize=16)
 def _head(status: int, headers: Headers, connection: str, _second: int) -> bytes:
-    """Write a head but for its length; one of those that most answers of a second share.
+    """Return a head without its content-length; most responses of one second share it.
 
-    The date changes with the second; RFC 9110 section 6.6.1 asks for it.
+    RFC 9110 section 6.6.1 requires the date, which changes every second.
     """
     lines = [f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}", "server: hloserve"]
     lines += [f"{name}: {value}" for name, value in headers if name != "content-length"]

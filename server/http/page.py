@@ -1,7 +1,7 @@
-"""The page at `/`: what is served, how to ask it, and how it is doing.
+"""The HTML page at `/`: the model, requests for it, and statistics.
 
-One HTML document without any resource from elsewhere. It reads without JavaScript; with it
-the figures are renewed, by asking for the page again, and an instance can be tried.
+One document without external resources. It is readable without JavaScript; with it the statistics are
+refreshed by requesting the page again, and an instance can be tried.
 """
 
 import base64
@@ -25,34 +25,34 @@ from server.observability.snapshot import CollectStats, StatsSnapshot
 from server.protocols.oip import DATATYPES
 from server.protocols.response import Headers, Response
 
-# An example of more elements would be most of the page.
-_MOST_ELEMENTS = 4096
-_MOST_LABELS = 50
+# A larger example would be most of the page.
+_MAX_ELEMENTS = 4096
+_MAX_LABELS = 50
 
 Rule = tuple[str, str, str]
 
 
 class Page:
-    """The page.
+    """The page, rendered for each request.
 
     Args:
       service: whose model and state are shown.
-      gather: gives the counts.
+      collect_stats: returns the statistics.
       rules: protocol, method and rule of each route that is shown.
-      predict_route: where the form sends its instance.
-      port: of curl's lines, for readers without JavaScript.
+      predict_route: path that the form posts its instance to.
+      port: in the curl commands, for readers without JavaScript.
     """
 
     def __init__(
         self,
         service: Service,
-        gather: CollectStats,
+        collect_stats: CollectStats,
         rules: Iterable[Rule],
         predict_route: str,
         port: int,
     ) -> None:
         self._service = service
-        self._gather = gather
+        self._collect_stats = collect_stats
         self._rules = list(rules)
         self._predict_route = predict_route
         self._origin = f"http://localhost:{port}"
@@ -69,21 +69,21 @@ class Page:
             ("cache-control", "no-store"),
         )
 
-    def reply(self) -> Response:
-        """Write the page; called on the event loop, which owns the counts."""
+    def respond(self) -> Response:
+        """Return the page. On the event loop, which owns the metrics."""
         service = self._service
         text = self._template.render(
             state=service.state.value,
             model=_about(service.model) if service.loaded else None,
             predict_route=self._predict_route,
             curls=list(self._curls()) if service.loaded else [],
-            figures=_figures(self._gather()),
+            figures=_figures(self._collect_stats()),
             **(_example_of(service.model.signature) if service.loaded else {"example": None}),
         )
         return Response(200, self._headers, text.encode())
 
     def _curls(self) -> Iterator[tuple[str, str]]:
-        """Give the protocol of each route, and the line that asks it."""
+        """Yield the protocol of each route, and a curl command that requests it."""
         manifest = self._service.model.manifest
         bodies = example_bodies(manifest.signature)
         for protocol, method, rule in self._rules:
@@ -96,7 +96,7 @@ class Page:
 
 
 def _policy(script: str, style: str) -> str:
-    """Allow this script and this style, asking this server, and nothing else."""
+    """Return a content security policy that allows this script, this style and this server only."""
 
     def digest(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
@@ -121,14 +121,14 @@ def _about(model: Model) -> dict[str, Any]:
         "axes": [describe_axis(axis) for axis in model.signature.axes],
         "buckets": ", ".join(map(str, manifest.buckets)),
         "format": describe_format(manifest.output_format, labels=False),
-        "labels": labels[:_MOST_LABELS],
-        "more_labels": max(0, len(labels) - _MOST_LABELS),
+        "labels": labels[:_MAX_LABELS],
+        "more_labels": max(0, len(labels) - _MAX_LABELS),
     }
 
 
-def _figures(figures: StatsSnapshot) -> list[tuple[str, str]]:
-    """Give what was counted since the start, named."""
-    metrics = figures.metrics
+def _figures(snapshot: StatsSnapshot) -> list[tuple[str, str]]:
+    """Return statistics since the start, as (name, value) pairs."""
+    metrics = snapshot.metrics
     batches = sum(bucket.run.count for bucket in metrics.buckets.values())
     run = metrics.rows + metrics.padding_rows
 
@@ -142,7 +142,7 @@ def _figures(figures: StatsSnapshot) -> list[tuple[str, str]]:
         ("rows", f"{metrics.rows:,}"),
         ("rows a batch", f"{metrics.rows / batches:.1f}" if batches else "-"),
         ("rows of padding", f"{metrics.padding_rows / run:.0%}" if run else "-"),
-        ("rows waiting", f"{figures.queued_rows:,}"),
+        ("rows waiting", f"{snapshot.queued_rows:,}"),
         ("half answered within", milliseconds(0.5)),
         ("99 % answered within", milliseconds(0.99)),
     ]
@@ -154,16 +154,16 @@ def _example_of(signature: Signature) -> dict[str, Any]:
 
 
 def example_instance(signature: Signature) -> dict[str, Any] | None:
-    """Make a legal instance, masks left out; None if it would be too large to show."""
+    """Return a valid instance without masks; None if it would be too large to show."""
     sizes = _sizes(signature)
     specs = [spec for spec in signature.inputs if not spec.mask]
-    if sum(math.prod(spec.concrete(1, sizes)) for spec in specs) > _MOST_ELEMENTS:
+    if sum(math.prod(spec.concrete(1, sizes)) for spec in specs) > _MAX_ELEMENTS:
         return None
     return {spec.name: _nested(spec.concrete(1, sizes)[1:], _value(spec)) for spec in specs}
 
 
 def example_bodies(signature: Signature) -> Mapping[str, Any]:
-    """Make a legal body of each protocol that has one; none if they would be too large."""
+    """Return a valid body for each protocol with inferences; empty if they would be too large."""
     instance = example_instance(signature)
     if instance is None:
         return {}
@@ -183,7 +183,7 @@ def example_bodies(signature: Signature) -> Mapping[str, Any]:
 
 
 def _sizes(signature: Signature) -> dict[str, int]:
-    """Give a small legal size of each bucketed axis."""
+    """Return a small valid size of each bucketed axis."""
     return {
         axis.name: max(axis.minimum, min(4, axis.sizes[0])) if axis.sizes[0] else 0
         for axis in signature.axes

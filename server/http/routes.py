@@ -1,6 +1,6 @@
-"""The routes of the data port: what answers what. No HTTP server is known here.
+"""The HTTP routes and their handlers, independent of any HTTP server.
 
-Both entrances serve these routes: `http_app` all of them, `http_front` the hot ones itself.
+Both entrances serve these routes: `frontend` for `python -m server`, `flask_app` under WSGI.
 """
 
 import dataclasses
@@ -18,15 +18,14 @@ from server.metrics import Metrics
 from server.observability.prometheus import MetricsPage, statistics
 from server.observability.snapshot import CollectStats, snapshot_of
 from server.protocols import oip, oip_http, tfserving, vertex
-from server.protocols.body import inflate
+from server.protocols.body import BodyInfo, inflate
 from server.protocols.inference import LARGE_BYTES, Inference, ParsedRequest, Read, evidence_headers
-from server.protocols.request import Request
+from server.protocols.request_options import RequestOptions
 from server.protocols.response import Response, exception_response, json_response
 from server.protocols.strict_json import expect_fitting
-from server.request_target import spelt
 
-# What a client of the Open Inference Protocol may ask for and is not served.
-_UNSERVED = (
+# Extensions of the Open Inference Protocol that clients know and this server does not have.
+_UNSUPPORTED = (
     "/v2/models/<model>/config",
     "/v2/models/<model>/versions/<version>/config",
     "/v2/models/<model>/trace/setting",
@@ -39,215 +38,222 @@ _UNSERVED = (
     "/v2/logging",
 )
 
-# nginx's status for a client that has gone, as TensorFlow Serving counts it.
-_GONE = "499"
+# nginx's status for a client that disconnected, as TensorFlow Serving counts it.
+_CLIENT_CLOSED = "499"
 
-# Takes the named parts of the path, as keywords; gives what is told.
-Tell = Callable[..., Response]
-Done = Callable[[Response], object]
+# Takes the variables of the path as keywords.
+Handler = Callable[..., Response]
+OnResponse = Callable[[Response], object]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Route:
-    """One route: it asks the model, or tells about the server.
+    """One route: an inference, or information about the server.
 
     Attributes:
       method: GET or POST.
-      rule: its path, names of parts in <>, as Flask writes them.
-      protocol: what its requests are counted as.
-      tell: tells about the server.
-      read: reads a request for the model; None if it asks nothing of it.
+      rule: the path, with variables in <>, as werkzeug and Flask write them.
+      protocol: label of its requests in the metrics.
+      handler: returns the response, if the route is not an inference.
+      read: parses a request for the model; None if the route is not an inference.
     """
 
     method: str
     rule: str
     protocol: str
-    tell: Tell = Response
+    handler: Handler = Response
     read: Read | None = None
 
     @property
     def infers(self) -> bool:
-        """Say whether it asks the model."""
+        """Whether requests run the model."""
         return self.read is not None
 
-    def answer(
-        self, service: Service, request: Request, parts: Mapping[str, str], done: Done
-    ) -> "_Inference | None":
-        """Answer a request, whatever happens, and count it. On the event loop.
+    def infer(
+        self,
+        service: Service,
+        body: bytes,
+        body_info: BodyInfo,
+        options: RequestOptions,
+        variables: Mapping[str, str],
+        on_response: OnResponse,
+    ) -> "HttpInference":
+        """Run an inference and count it. On the event loop.
 
         Args:
-          service: that answers.
-          request: what came.
-          parts: named parts of its path.
-          done: called once, perhaps before this returns.
+          service: runs the model.
+          body: as received, perhaps compressed.
+          body_info: what the headers say about the body.
+          options: from the headers.
+          variables: of the path.
+          on_response: called once, possibly before this returns.
 
         Returns:
-          Hears of what becomes of its client while the request is not done.
+          The inference, to be cancelled if its client disconnects.
         """
-        if self.read is not None:
-            inference = _Inference(self, service, request, parts, done)
-            inference.begin(large=len(request.body) > LARGE_BYTES or request.packed is not None)
-            return inference
+        inference = HttpInference(self, service, body, body_info, options, variables, on_response)
+        inference.begin(large=len(body) > LARGE_BYTES or body_info.content_encoding != "")
+        return inference
+
+    def respond(
+        self, metrics: Metrics, variables: Mapping[str, str], identity: str | None
+    ) -> Response:
+        """Return the response of a route that is not an inference, and count it. On the event loop.
+
+        Args:
+          metrics: counts the request.
+          variables: of the path.
+          identity: id of the request, for an error.
+        """
         try:
-            made = self.tell(**parts)
+            response = self.handler(**variables)
         except Exception as error:  # noqa: BLE001 (every error has an answer)
-            made = exception_response(error, request.fields.id)
-        self.count(service.metrics, made, 0.0)
-        done(made)
-        return None
+            return self.refuse(metrics, error, identity)
+        self.count(metrics, response, 0.0)
+        return response
 
     def refuse(self, metrics: Metrics, error: Exception, identity: str | None) -> Response:
-        """Answer a request that could not be read, and count it."""
-        made = exception_response(error, identity)
-        self.count(metrics, made, 0.0)
-        return made
+        """Return the error response for a request that could not be read, and count it."""
+        response = exception_response(error, identity)
+        self.count(metrics, response, 0.0)
+        return response
 
-    def count(self, metrics: Metrics, made: Response, seconds: float) -> None:
-        """Count a request that was answered, or refused."""
+    def count(self, metrics: Metrics, response: Response, seconds: float) -> None:
+        """Count a request by its response."""
         if self.read is not None:
-            metrics.count_inference(self.protocol, str(made.status), seconds, made.slug)
+            status = str(response.status)
+            metrics.count_inference(self.protocol, status, seconds, response.error_code)
         else:
-            metrics.count_request(self.protocol, str(made.status))
+            metrics.count_request(self.protocol, str(response.status))
 
 
-class _Inference(Inference[Response]):
-    """A request of a route that asks the model; it is counted with how it ended."""
+class HttpInference(Inference[Response]):
+    """An inference request of an HTTP route; see `Route.infer`."""
 
     def __init__(
         self,
         route: Route,
         service: Service,
-        request: Request,
-        parts: Mapping[str, str],
-        done: Done,
+        body: bytes,
+        body_info: BodyInfo,
+        options: RequestOptions,
+        variables: Mapping[str, str],
+        on_response: OnResponse,
     ) -> None:
-        super().__init__(service, request.fields.timeout_s)
+        super().__init__(service, options.timeout_s)
         self._route = route
-        self._request = request
-        self._parts = parts
-        self._done = done
+        self._body = body
+        self._body_info = body_info
+        self._options = options
+        self._variables = variables
+        self._respond = on_response
         self._begun = time.monotonic()
-        # Bytes that decompressing added, and those of them that count as held.
-        self._added = self._held = 0
+        # Bytes that decompression added, and those of them that the memory budget counts.
+        self._added = self._counted = 0
 
     @override
     def parse(self, model: Model) -> ParsedRequest[Response]:
-        parts, read = self._parts, self._route.read
-        if parts:
-            oip.check_names(model.manifest, parts["model"], parts.get("version", ""))
-        request = self._request
-        if request.packed is not None:
-            whole = inflate(request.body, request.packed)
-            self._added = max(0, len(whole) - len(request.body))
-            request = request._replace(body=whole, packed=None)
-        rows = self.service.max_request_rows
-        expect_fitting(request.body, request.json_bytes, model.signature, rows)
-        return read(request, model)  # type: ignore[misc]
+        variables, read, body = self._variables, self._route.read, self._body
+        if variables:
+            oip.check_names(model.manifest, variables["model"], variables.get("version", ""))
+        info = self._body_info
+        if info.content_encoding:
+            body = inflate(body, info)
+            self._added = max(0, len(body) - len(self._body))
+        expect_fitting(body, info.json_length, model.signature, self.service.max_request_rows)
+        return read(body, info.json_length, model)  # type: ignore[misc]
 
     @override
-    def submit(self, call: ParsedRequest[Response]) -> None:
+    def submit(self, parsed: ParsedRequest[Response]) -> None:
         try:
             self.service.memory.acquire(self._added)
         except Overloaded as error:
             self.on_error(error)
             return
-        self._held = self._added
-        super().submit(call)
+        self._counted = self._added
+        super().submit(parsed)
 
     @override
     def on_response(self, message: Response) -> None:
-        if self._request.fields.evidence:
+        if self._options.evidence:
             headers = evidence_headers(self.service.model, self.evidence)
             message = message._replace(headers=message.headers + headers)
         self._end(message)
 
     @override
     def on_error(self, error: Exception) -> None:
-        self._end(exception_response(error, self._request.fields.id))
+        self._end(exception_response(error, self._options.id))
 
     @override
     def cancel(self) -> None:
         super().cancel()
-        self._let_go()
+        self._release()
         seconds = time.monotonic() - self._begun
-        self.service.metrics.count_inference(self._route.protocol, _GONE, seconds, "canceled")
+        self.service.metrics.count_inference(
+            self._route.protocol, _CLIENT_CLOSED, seconds, "canceled"
+        )
 
-    def _let_go(self) -> None:
-        self.service.memory.release(self._held)
-        self._held = 0
+    def _release(self) -> None:
+        self.service.memory.release(self._counted)
+        self._counted = 0
 
-    def _end(self, made: Response) -> None:
-        self._let_go()
-        self._route.count(self.service.metrics, made, time.monotonic() - self._begun)
-        self._done(made)
+    def _end(self, response: Response) -> None:
+        self._release()
+        self._route.count(self.service.metrics, response, time.monotonic() - self._begun)
+        self._respond(response)
 
 
 def make_routes(
-    service: Service, config: ServerConfig, figures: CollectStats | None = None
+    service: Service, config: ServerConfig, collect_stats: CollectStats | None = None
 ) -> tuple[Route, ...]:
-    """Make every route; where a configured one takes a fixed one's place, it has it.
+    """Return every route; a configured path takes precedence over a fixed one.
 
     Args:
-      service: answers.
-      config: names routes, and says whether there are metrics and a page.
-      figures: gives the server's counts; those of this process unless it is given.
+      service: runs the model.
+      config: with the configured paths, and whether there are metrics and a page.
+      collect_stats: returns the server's statistics; those of this process by default.
     """
-    figures = figures or functools.partial(snapshot_of, service)
+    collect_stats = collect_stats or functools.partial(snapshot_of, service)
     found: dict[tuple[str, str], Route] = {}
     for route in [
         *_vertex(service, config),
-        *_oip(service, figures),
+        *_oip(service, collect_stats),
         *_tfserving(service),
-        *_metrics(service, config, figures),
+        *_metrics(service, config, collect_stats),
     ]:
         found.setdefault((route.method, route.rule), route)
     if config.page:
-        page = _page(service, figures, config, list(found.values()))
+        page = _page(service, collect_stats, config, list(found.values()))
         found.setdefault((page.method, page.rule), page)
     return tuple(found.values())
 
 
-def hot_paths(
-    service: Service, routes: tuple[Route, ...]
-) -> dict[bytes, tuple[Route, dict[str, str]]]:
-    """Give the paths of inferences, as they come over the wire, parts filled in with the loaded model's, to their routes."""
-    manifest = service.model.manifest
-    names = {"<model>": manifest.name, "<version>": manifest.version}
-    found = {}
-    for route in routes:
-        if route.infers:
-            path = functools.reduce(lambda p, part: p.replace(*part), names.items(), route.rule)
-            parts = {part[1:-1]: name for part, name in names.items() if part in route.rule}
-            found[spelt(path)] = route, parts
-    return found
+def _json_handler(function: Callable[..., Any]) -> Handler:
+    """Return a handler that responds with a function's value as JSON."""
+    return lambda **variables: json_response(function(**variables))
 
 
-def _telling(tell: Callable[..., Any]) -> Tell:
-    """Write what a function gives as JSON."""
-    return lambda **parts: json_response(tell(**parts))
+def _model_handler(service: Service, function: Callable[[], Any]) -> Handler:
+    """Return a handler for a function about the model, which the path may name."""
 
-
-def _of_model(service: Service, tell: Callable[[], Any]) -> Tell:
-    """Write what a function gives about the model, named in the path or not."""
-
-    def told(model: str | None = None, version: str = "") -> Response:
+    def handler(model: str | None = None, version: str = "") -> Response:
         if model is not None:
             oip.check_names(service.model.manifest, model, version)
-        return json_response(tell())
+        return json_response(function())
 
-    return told
+    return handler
 
 
-def _health(service: Service) -> Tell:
-    def told() -> Response:
+def _health(service: Service) -> Handler:
+    def handler() -> Response:
         status = 200 if service.state is State.READY else 503
         return json_response({"status": service.state.value}, status)
 
-    return told
+    return handler
 
 
-def _ready(service: Service) -> Tell:
-    def told(model: str | None = None, version: str = "") -> Response:
+def _ready(service: Service) -> Handler:
+    def handler(model: str | None = None, version: str = "") -> Response:
         ready = service.state is State.READY
         if model is None:
             return json_response({"ready": ready}, 200 if ready else 503)
@@ -255,16 +261,16 @@ def _ready(service: Service) -> Tell:
         oip.check_names(manifest, model, version)
         return json_response({"name": manifest.name, "ready": ready}, 200 if ready else 503)
 
-    return told
+    return handler
 
 
 def _vertex(service: Service, config: ServerConfig) -> Iterator[Route]:
-    read = functools.partial(vertex.read, most_rows=service.max_request_rows)
+    read = functools.partial(vertex.read, max_rows=service.max_request_rows)
     yield Route("POST", config.predict_route, "vertex", read=read)
     yield Route("GET", config.health_route, "health", _health(service))
 
 
-def _oip(service: Service, figures: CollectStats) -> Iterator[Route]:
+def _oip(service: Service, collect_stats: CollectStats) -> Iterator[Route]:
     def about() -> Any:
         return {
             "name": oip.SERVER_NAME,
@@ -274,24 +280,24 @@ def _oip(service: Service, figures: CollectStats) -> Iterator[Route]:
 
     def stats() -> Any:
         manifest = service.model.manifest
-        return statistics(figures().metrics, manifest.name, manifest.version)
+        return statistics(collect_stats().metrics, manifest.name, manifest.version)
 
-    describe = _of_model(service, lambda: oip.metadata(service.model.manifest))
-    yield Route("GET", "/v2", "oip", _telling(about))
-    yield Route("GET", "/v2/health/live", "health", _telling(lambda: {"live": True}))
+    describe = _model_handler(service, lambda: oip.metadata(service.model.manifest))
+    yield Route("GET", "/v2", "oip", _json_handler(about))
+    yield Route("GET", "/v2/health/live", "health", _json_handler(lambda: {"live": True}))
     yield Route("GET", "/v2/health/ready", "health", _ready(service))
-    yield Route("GET", "/v2/models/stats", "oip", _of_model(service, stats))
+    yield Route("GET", "/v2/models/stats", "oip", _model_handler(service, stats))
     for model in ("/v2/models/<model>", "/v2/models/<model>/versions/<version>"):
         yield Route("GET", model, "oip", describe)
         yield Route("GET", f"{model}/ready", "health", _ready(service))
-        yield Route("GET", f"{model}/stats", "oip", _of_model(service, stats))
+        yield Route("GET", f"{model}/stats", "oip", _model_handler(service, stats))
         yield Route("POST", f"{model}/infer", "oip", read=oip_http.read)
-    for rule in _UNSERVED:
+    for rule in _UNSUPPORTED:
         for method in ("GET", "POST"):
-            yield Route(method, rule, "oip", _unserved)
+            yield Route(method, rule, "oip", _unsupported)
 
 
-def _unserved(**_: str) -> Response:
+def _unsupported(**_: str) -> Response:
     raise Unsupported("this extension of the protocol is not served; GET /v2 lists those that are")
 
 
@@ -302,23 +308,25 @@ def _tfserving(service: Service) -> Iterator[Route]:
     def names() -> Any:
         return {"models": [service.model.manifest.name]}
 
-    describe = _of_model(service, lambda: tfserving.metadata(service.model.manifest))
-    yield Route("GET", "/v1/models", "tfserving", _telling(names))
+    describe = _model_handler(service, lambda: tfserving.metadata(service.model.manifest))
+    yield Route("GET", "/v1/models", "tfserving", _json_handler(names))
     for model in ("/v1/models/<model>", "/v1/models/<model>/versions/<version>"):
-        yield Route("GET", model, "tfserving", _of_model(service, status))
+        yield Route("GET", model, "tfserving", _model_handler(service, status))
         yield Route("GET", f"{model}/metadata", "tfserving", describe)
-        read = functools.partial(tfserving.read, most_rows=service.max_request_rows)
+        read = functools.partial(tfserving.read, max_rows=service.max_request_rows)
         yield Route("POST", f"{model}:predict", "tfserving", read=read)
 
 
-def _metrics(service: Service, config: ServerConfig, figures: CollectStats) -> Iterator[Route]:
+def _metrics(
+    service: Service, config: ServerConfig, collect_stats: CollectStats
+) -> Iterator[Route]:
     if config.metrics:
-        yield Route("GET", "/metrics", "metrics", MetricsPage(service, figures).reply)
+        yield Route("GET", "/metrics", "metrics", MetricsPage(service, collect_stats).respond)
 
 
 def _page(
-    service: Service, figures: CollectStats, config: ServerConfig, routes: list[Route]
+    service: Service, collect_stats: CollectStats, config: ServerConfig, routes: list[Route]
 ) -> Route:
-    shown = ((r.protocol, r.method, r.rule) for r in routes if r.tell is not _unserved)
-    page = Page(service, figures, shown, config.predict_route, config.port)
-    return Route("GET", "/", "page", page.reply)
+    shown = ((r.protocol, r.method, r.rule) for r in routes if r.handler is not _unsupported)
+    page = Page(service, collect_stats, shown, config.predict_route, config.port)
+    return Route("GET", "/", "page", page.respond)

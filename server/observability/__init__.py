@@ -1,1 +1,1 @@
-"""What the server's counts look like from outside."""
+"""Metrics and statistics: Prometheus, the statistics extension, and several processes."""

@@ -1,4 +1,4 @@
-"""The counts as pages: Prometheus's text, and the statistics extension's JSON.
+"""The metrics page in Prometheus's format, and the statistics extension's JSON.
 
 https://prometheus.io/docs/instrumenting/exposition_formats/
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_statistics.md
@@ -27,28 +27,28 @@ from server.protocols.response import Response
 
 
 class MetricsPage(Collector):
-    """Prometheus's page. Built by prometheus-client, whose reading of the format is everybody's.
+    """The metrics page, serialized by prometheus-client.
 
     Args:
       service: whose state and model are shown.
-      gather: gives the counts.
+      collect_stats: returns the statistics.
     """
 
-    def __init__(self, service: Service, gather: CollectStats) -> None:
+    def __init__(self, service: Service, collect_stats: CollectStats) -> None:
         self._service = service
-        self._gather = gather
+        self._collect_stats = collect_stats
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
-    def reply(self) -> Response:
-        """Write the page; called on the event loop, which owns the counts."""
+    def respond(self) -> Response:
+        """Return the page. On the event loop, which owns the metrics."""
         body = generate_latest(self._registry)
         return Response(200, (("content-type", CONTENT_TYPE_LATEST),), body)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every family."""
-        figures = self._gather()
-        m = figures.metrics
+        """Yield every metric family."""
+        snapshot = self._collect_stats()
+        m = snapshot.metrics
         yield from self._of_requests(m)
         yield _counter("inferences", "Rows answered.", m.rows)
         executions = sum(bucket.run.count for bucket in m.buckets.values())
@@ -68,8 +68,8 @@ class MetricsPage(Collector):
         yield _counter(
             "nonfinite_outputs", "Answers with NaN, or infinity that is not declared.", m.nonfinite
         )
-        yield from self._of_service(figures)
-        yield from _of_processes(figures.pids)
+        yield from self._of_service(snapshot)
+        yield from _of_processes(snapshot.pids)
 
     def _of_requests(self, m: Metrics) -> Iterator[Metric]:
         requests = CounterMetricFamily(
@@ -95,27 +95,27 @@ class MetricsPage(Collector):
         yield durations
 
     def _model_labels(self) -> tuple[str, str]:
-        """Give name and version of the one model there is, whatever clients asked for."""
+        """Return name and version of the served model, whatever a request names."""
         if not self._service.loaded:
             return "", ""
         manifest = self._service.model.manifest
         return manifest.name, manifest.version
 
-    def _of_service(self, figures: StatsSnapshot) -> Iterator[Metric]:
+    def _of_service(self, snapshot: StatsSnapshot) -> Iterator[Metric]:
         service = self._service
         yield _gauge("ready", "1 while requests are answered.", service.state is State.READY)
-        yield _gauge("queue_depth", "Rows that wait.", figures.queued_rows)
+        yield _gauge("queue_depth", "Rows that wait.", snapshot.queued_rows)
         yield _gauge(
             "runs_alone", "1 where batches hold one task, since rows mix.", service.no_batching
         )
-        yield _counter("compiles_after_ready", "Programs compiled after ready.", figures.compiles)
-        yield _counter("log_lines_dropped", "Lines of the log not written.", figures.lines_dropped)
+        yield _counter("compiles_after_ready", "Programs compiled after ready.", snapshot.compiles)
+        yield _counter("log_lines_dropped", "Lines of the log not written.", snapshot.lines_dropped)
         if service.loaded:
             yield from _of_model(service.model)
-            # Params and what programs under way hold: a number that grows is a leak.
-            yield _gauge("live_arrays", "Arrays held on the device.", figures.arrays)
-        if figures.memory is not None:
-            yield _gauge("device_memory_bytes", "Device memory in use.", figures.memory)
+            # Params, and inputs and outputs of running programs: a number that grows is a leak.
+            yield _gauge("live_arrays", "Arrays held on the device.", snapshot.arrays)
+        if snapshot.memory is not None:
+            yield _gauge("device_memory_bytes", "Device memory in use.", snapshot.memory)
 
 
 def _of_model(model: Model) -> Iterator[Metric]:
@@ -138,7 +138,7 @@ def _of_model(model: Model) -> Iterator[Metric]:
 
 
 def _of_processes(pids: Iterable[int]) -> Iterator[Metric]:
-    """Yield what the system says of processes, added up; the start is the first one's."""
+    """Yield the system's metrics of the processes, summed; the start time is the earliest."""
     found: dict[str, list[Metric]] = {}
     for pid in pids:
         for metric in ProcessCollector(pid=functools.partial(int, pid), registry=None).collect():
@@ -166,7 +166,7 @@ def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
 
 
 def statistics(metrics: Metrics, name: str, version: str) -> dict[str, Any]:
-    """Give the statistics extension's answer, times in nanoseconds."""
+    """Return the statistics extension's response, times in nanoseconds."""
     buckets = metrics.buckets.values()
     parts = {
         "compute_input": [bucket.stage for bucket in buckets],

@@ -1,8 +1,7 @@
-"""Where the processes of one server write down their figures, for each of them to read.
+"""Shared statistics: memory in which the worker processes of a server publish their snapshots.
 
-A piece of memory that all of them have, a place in it for each. Nobody waits for anybody: a
-process writes its own place, a moment after its figures changed, and reads the others' as they
-stand. What is read while it is being written is seen by its checksum.
+Each process has a slot. There is no lock: a process writes its own slot shortly after its statistics
+changed, and reads the others' at any time. A read during a write is detected by a checksum.
 """
 
 import asyncio
@@ -15,73 +14,73 @@ from server.batching.service import Service
 from server.logs import lines_dropped
 from server.observability.snapshot import StatsSnapshot, merge, read, snapshot_of, write
 
-# A place holds about 10 KB of counts, labels and all.
-PLACE_BYTES = 1 << 18
-# How old another process's figures may be.
-RENEWED_S = 0.25
-_HEAD = struct.Struct("=II")  # bytes that follow, and their CRC-32
-_TRIES = 8
+# A snapshot takes about 10 KB.
+SLOT_BYTES = 1 << 18
+# Interval of publishing: how old another process's snapshot may be.
+PUBLISH_S = 0.25
+_HEADER = struct.Struct("=II")  # bytes that follow, and their CRC-32
+_READ_ATTEMPTS = 8
 
 
 class SharedStats:
-    """The board, as one of the processes sees it.
+    """The shared memory, as seen by one process.
 
     Args:
-      fd: the memory's file, or None to make it.
-      places: how many processes there are at most.
-      mine: the place of this one.
+      fd: file descriptor of the memory; None to create it.
+      slots: number of processes.
+      own_slot: index of this process.
 
     Attributes:
-      fd: for another process to inherit.
+      fd: file descriptor, inherited by the other processes.
     """
 
-    def __init__(self, fd: int | None, places: int, mine: int) -> None:
+    def __init__(self, fd: int | None, slots: int, own_slot: int) -> None:
         self.fd = os.memfd_create("hloserve") if fd is None else fd
         if fd is None:
-            os.ftruncate(self.fd, places * PLACE_BYTES)
-        self._memory = mmap.mmap(self.fd, places * PLACE_BYTES)
-        self._places = places
-        self._mine = mine
-        self._last: dict[int, StatsSnapshot] = {}
+            os.ftruncate(self.fd, slots * SLOT_BYTES)
+        self._memory = mmap.mmap(self.fd, slots * SLOT_BYTES)
+        self._places = slots
+        self._own_slot = own_slot
+        self._latest: dict[int, StatsSnapshot] = {}
 
-    def write(self, figures: StatsSnapshot) -> None:
-        """Write this process's figures."""
-        data = write(figures)
-        at = self._mine * PLACE_BYTES
-        if _HEAD.size + len(data) <= PLACE_BYTES:
-            self._memory[at + _HEAD.size : at + _HEAD.size + len(data)] = data
-            self._memory[at : at + _HEAD.size] = _HEAD.pack(len(data), zlib.crc32(data))
+    def write(self, snapshot: StatsSnapshot) -> None:
+        """Write this process's snapshot to its slot, if it fits."""
+        data = write(snapshot)
+        at = self._own_slot * SLOT_BYTES
+        if _HEADER.size + len(data) <= SLOT_BYTES:
+            self._memory[at + _HEADER.size : at + _HEADER.size + len(data)] = data
+            self._memory[at : at + _HEADER.size] = _HEADER.pack(len(data), zlib.crc32(data))
 
     def read_others(self) -> list[StatsSnapshot]:
-        """Read those of the other processes, as far as they have written any."""
-        for place in range(self._places):
-            if place != self._mine:
-                for _ in range(_TRIES):
-                    found = self._read(place)
-                    if found is not None:
-                        self._last[place] = found
+        """Return the latest snapshots of the other processes that have written one."""
+        for slot in range(self._places):
+            if slot != self._own_slot:
+                for _ in range(_READ_ATTEMPTS):
+                    snapshot = self._read(slot)
+                    if snapshot is not None:
+                        self._latest[slot] = snapshot
                         break
-        return list(self._last.values())
+        return list(self._latest.values())
 
-    def _read(self, place: int) -> StatsSnapshot | None:
-        at = place * PLACE_BYTES
-        size, checksum = _HEAD.unpack(self._memory[at : at + _HEAD.size])
-        data = self._memory[at + _HEAD.size : at + _HEAD.size + size]
+    def _read(self, slot: int) -> StatsSnapshot | None:
+        at = slot * SLOT_BYTES
+        size, checksum = _HEADER.unpack(self._memory[at : at + _HEADER.size])
+        data = self._memory[at + _HEADER.size : at + _HEADER.size + size]
         if not data or zlib.crc32(data) != checksum:
             return None
         return read(data)
 
     def gather(self, service: Service) -> StatsSnapshot:
-        """Give the figures of all processes, this one's as they are now."""
+        """Return the sum of all processes' statistics; this process's are current."""
         return merge([snapshot_of(service), *self.read_others()])
 
-    async def publish(self, service: Service, every_s: float = RENEWED_S) -> None:
-        """Write this process's figures whenever they have changed; cancelled to end."""
-        last = None
+    async def publish(self, service: Service, every_s: float = PUBLISH_S) -> None:
+        """Write this process's snapshot whenever it has changed, until cancelled."""
+        published = None
         while True:
             metrics = service.metrics
             counted = metrics.requests.total(), metrics.rows, service.queued_rows, lines_dropped()
-            if counted != last:
-                last = counted
+            if counted != published:
+                published = counted
                 self.write(snapshot_of(service))
             await asyncio.sleep(every_s)

@@ -1,4 +1,4 @@
-"""What a server's page and metrics show: the counts of its processes merge."""
+"""Statistics snapshots: the counts of one process, and of all processes of a server."""
 
 import dataclasses
 import os
@@ -14,16 +14,16 @@ from server.metrics import Metrics, total
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StatsSnapshot:
-    """What one process has counted, or several have merge.
+    """The statistics of one process, or the sum of several.
 
     Attributes:
-      metrics: counts.
-      queued_rows: that wait.
+      metrics: counters and histograms.
+      queued_rows: rows in the batch queue.
       compiles: programs compiled since the model was opened.
-      arrays: held on the device.
-      memory: bytes in use on the device; None where it does not say.
-      pids: the processes.
-      lines_dropped: of the log, that nobody read in time or that were repeated too often.
+      arrays: live arrays on the device.
+      memory: bytes in use on the device; None if it does not report them.
+      pids: process ids.
+      lines_dropped: log lines that were not written, for a slow reader or as repetitions.
     """
 
     metrics: Metrics
@@ -35,12 +35,12 @@ class StatsSnapshot:
     lines_dropped: int = 0
 
 
-# Gives those of the whole server; called on the event loop.
+# Returns the statistics of the whole server; called on the event loop.
 CollectStats = Callable[[], StatsSnapshot]
 
 
 def snapshot_of(service: Service) -> StatsSnapshot:
-    """Give those of this process."""
+    """Return the statistics of this process. On the event loop."""
     model = service.model if service.loaded else None
     return StatsSnapshot(
         service.metrics,
@@ -53,29 +53,29 @@ def snapshot_of(service: Service) -> StatsSnapshot:
     )
 
 
-def merge(several: Sequence[StatsSnapshot]) -> StatsSnapshot:
-    """Add up those of several processes."""
-    memory = [figures.memory for figures in several if figures.memory is not None]
+def merge(snapshots: Sequence[StatsSnapshot]) -> StatsSnapshot:
+    """Return the sum of the snapshots of several processes."""
+    memory = [snapshot.memory for snapshot in snapshots if snapshot.memory is not None]
     return StatsSnapshot(
-        total([figures.metrics for figures in several]),
-        sum(figures.queued_rows for figures in several),
-        sum(figures.compiles for figures in several),
-        sum(figures.arrays for figures in several),
+        total([snapshot.metrics for snapshot in snapshots]),
+        sum(snapshot.queued_rows for snapshot in snapshots),
+        sum(snapshot.compiles for snapshot in snapshots),
+        sum(snapshot.arrays for snapshot in snapshots),
         sum(memory) if memory else None,
-        tuple(pid for figures in several for pid in figures.pids),
-        sum(figures.lines_dropped for figures in several),
+        tuple(pid for snapshot in snapshots for pid in snapshot.pids),
+        sum(snapshot.lines_dropped for snapshot in snapshots),
     )
 
 
-def write(figures: StatsSnapshot) -> bytes:
-    """Write figures for another process of the same server to read."""
-    fields = {field.name: getattr(figures, field.name) for field in dataclasses.fields(figures)}
-    return orjson.dumps({**fields, "metrics": figures.metrics.to_json()})
+def write(snapshot: StatsSnapshot) -> bytes:
+    """Return a snapshot serialized, for another process of the same server."""
+    fields = {field.name: getattr(snapshot, field.name) for field in dataclasses.fields(snapshot)}
+    return orjson.dumps({**fields, "metrics": snapshot.metrics.to_json()})
 
 
 def read(data: bytes) -> StatsSnapshot:
-    """Read what `write` wrote."""
-    found = orjson.loads(data)
+    """Return the snapshot that `write` serialized."""
+    fields = orjson.loads(data)
     return StatsSnapshot(
-        **{**found, "metrics": Metrics.from_json(found["metrics"]), "pids": tuple(found["pids"])}
+        **{**fields, "metrics": Metrics.from_json(fields["metrics"]), "pids": tuple(fields["pids"])}
     )

@@ -1,4 +1,4 @@
-"""Which bodies are read, how much of them, and what they say they are."""
+"""Request bodies: content types, encodings, length limits and decompression."""
 
 import zlib
 from typing import BinaryIO, NamedTuple
@@ -8,54 +8,54 @@ from server.errors import IncompleteBody, TooLarge, UnsupportedMedia
 from server.limits import BodyLimits
 from server.request_id import Header
 
-# For so many more bytes of a body. Someone far away with a large one takes minutes, and who
-# sends a byte now and then is not waited for.
+# A body has BODY_S seconds for each PROGRESS_BYTES: a large one over a slow network may take minutes,
+# while a client that sends a byte now and then is cut off.
 BODY_S = 60.0
 PROGRESS_BYTES = 1 << 16
-# Without a type, and with the one that `curl -d` sends unasked, a body is taken for JSON.
+# Read as JSON: a body without a type, and one with the type that `curl -d` sends by default.
 _JSON_TYPES = ("", "application/json", "application/x-www-form-urlencoded")
 _BINARY = "application/octet-stream"
-# The type of Triton's binary requests on Vertex AI, which passes no header of a client's on.
+# The type of Triton's binary requests on Vertex AI, which passes on none of a client's headers.
 _VERTEX_BINARY = "application/vnd.vertex-ai-triton.binary+json"
-_MOST_DIGITS = 18
+_MAX_DIGITS = 18
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
-# RFC 9110 section 8.4.1.3: another name for it.
+# RFC 9110 section 8.4.1.3.
 _ALIASES = {"x-gzip": "gzip"}
-# Of a gzip stream. An empty one is 20 bytes, and to read it takes as long as to read 10 kB.
-MEMBERS = 10_000
-# The first piece of a member; behind its end there is no more than a piece to be read again.
+# Limit of gzip members in a body: an empty one is 20 bytes, and takes as long as 10 kB of data.
+MAX_MEMBERS = 10_000
+# Size of the first piece of a member: at its end, at most one piece has to be read again.
 _PIECE_BYTES = 1 << 8
-_LARGEST_PIECE_BYTES = 1 << 20
+_MAX_PIECE_BYTES = 1 << 20
 
 
 class BodyInfo(NamedTuple):
-    """What the headers say of a body.
+    """What the headers of a request say about its body.
 
     Attributes:
-      length: its bytes on the wire; None where it comes in chunks.
-      limit: the most that is read.
-      json_bytes: of JSON that it begins with, binary tensors behind them; None if it is
-        JSON as a whole.
-      encoding: gzip, deflate, or empty.
+      length: bytes on the wire; None with a chunked transfer coding.
+      limit: maximum bytes, on the wire and decompressed.
+      json_length: bytes of JSON at the beginning, which binary tensors follow; None if all of the
+        body is JSON.
+      content_encoding: gzip, deflate, or empty.
     """
 
     length: int | None
     limit: int
-    json_bytes: int | None
-    encoding: str
+    json_length: int | None
+    content_encoding: str
 
 
 def check_headers(header: Header, limits: BodyLimits) -> BodyInfo:
-    """Refuse a body by its headers, before it is read.
+    """Return what the headers say about a body, before it is read.
 
     Args:
-      header: gives a header by its lower-case name.
-      limits: by the kind of body.
+      header: returns a header by its lower-case name.
+      limits: for JSON and for binary bodies.
 
     Raises:
-      UnsupportedMedia: a type or an encoding that is not read.
-      MalformedRequest: a length is no number.
-      TooLarge: more bytes than are read.
+      UnsupportedMedia: the content type or encoding is not supported.
+      MalformedRequest: a length is not a number.
+      TooLarge: the body would exceed its limit.
     """
     encoding = header("content-encoding") or ""
     if encoding:
@@ -67,47 +67,47 @@ def check_headers(header: Header, limits: BodyLimits) -> BodyInfo:
                 f"content-encoding: expected gzip or deflate, got {encoding[:100]!r}"
             )
         encoding = ""
-    json_bytes = _json_bytes(header)
-    limit = limits.json_bytes if json_bytes is None else limits.binary_bytes
-    # Beyond what any body has it is no matter of size; whoever reads the body says so.
-    if json_bytes is not None and limits.json_bytes < json_bytes <= limits.binary_bytes:
+    json_length = _json_length(header)
+    limit = limits.json_bytes if json_length is None else limits.binary_bytes
+    # A length beyond the limit of any body is refused as malformed, when the body is read.
+    if json_length is not None and limits.json_bytes < json_length <= limits.binary_bytes:
         raise TooLarge(
-            f"body: expected at most {limits.json_bytes} bytes of JSON, got {json_bytes}"
+            f"body: expected at most {limits.json_bytes} bytes of JSON, got {json_length}"
         )
     length = header("content-length")
     if header("transfer-encoding") is not None:
         if length is not None:
             raise MalformedRequest("content-length: expected none beside transfer-encoding")
-        return BodyInfo(None, limit, json_bytes, encoding)
+        return BodyInfo(None, limit, json_length, encoding)
     if not length:
-        return BodyInfo(0, limit, json_bytes, encoding)
-    announced = read_length(length)
-    if announced > limit:
-        raise TooLarge(f"body: expected at most {limit} bytes, got {announced}")
-    return BodyInfo(announced, limit, json_bytes, encoding)
+        return BodyInfo(0, limit, json_length, encoding)
+    size = read_length(length)
+    if size > limit:
+        raise TooLarge(f"body: expected at most {limit} bytes, got {size}")
+    return BodyInfo(size, limit, json_length, encoding)
 
 
 def read_length(text: str) -> int:
-    """Return how many bytes a content-length says.
+    """Return the number of bytes in a content-length header.
 
     Raises:
-      MalformedRequest: it is no such number, or larger than any body.
+      MalformedRequest: it is not a number, or has too many digits.
     """
     return _number("content-length", text)
 
 
-def _json_bytes(header: Header) -> int | None:
-    """Tell JSON from binary tensors; see `BodyInfo.json_bytes`."""
+def _json_length(header: Header) -> int | None:
+    """Return the length of the JSON in a body with binary tensors; None for JSON alone."""
     content_type = header("content-type")
-    json_bytes = header("inference-header-content-length")
-    if json_bytes is None and (content_type is None or content_type == "application/json"):
+    json_length = header("inference-header-content-length")
+    if json_length is None and (content_type is None or content_type == "application/json"):
         return None
     media, *parameters = (part.strip() for part in (content_type or "").split(";"))
     media = media.lower()
-    if json_bytes is not None:
+    if json_length is not None:
         if media not in (_BINARY, *_JSON_TYPES):
             raise UnsupportedMedia(f"content-type: expected {_BINARY}, got {media[:100]!r}")
-        return _number("inference-header-content-length", json_bytes)
+        return _number("inference-header-content-length", json_length)
     named = dict(_pair(parameter) for parameter in parameters)
     if media == _VERTEX_BINARY:
         return _number("json-header-size", named.get("json-header-size", ""))
@@ -129,43 +129,43 @@ def _pair(parameter: str) -> tuple[str, str]:
 
 
 def _number(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS):
+    if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS):
         raise MalformedRequest(f"{name}: expected a number of bytes, got {text[:100]!r}")
     return int(text)
 
 
-def check_length(body: bytes, announced: BodyInfo) -> None:
-    """Refuse a body that is shorter than announced or longer than the limit.
+def check_length(body: bytes, info: BodyInfo) -> None:
+    """Raise IncompleteBody or TooLarge unless a body has its stated length and fits the limit.
 
-    Several servers hand a short body over as if it were whole.
+    Several WSGI servers pass on a truncated body as if it were complete.
     """
-    if announced.length is not None and len(body) < announced.length:
-        raise IncompleteBody(f"body: expected {announced.length} bytes, got {len(body)}")
-    if len(body) > announced.limit:
-        raise TooLarge(f"body: expected at most {announced.limit} bytes, got more")
+    if info.length is not None and len(body) < info.length:
+        raise IncompleteBody(f"body: expected {info.length} bytes, got {len(body)}")
+    if len(body) > info.limit:
+        raise TooLarge(f"body: expected at most {info.limit} bytes, got more")
 
 
-def inflate(body: bytes, announced: BodyInfo) -> bytes:
-    """Decompress a body, if it is compressed, to no more than its limit.
+def inflate(body: bytes, info: BodyInfo) -> bytes:
+    """Return a body decompressed; unchanged if it has no content encoding.
 
-    A body of gzip may have several members, one behind the other: RFC 1952 section 2.2.
+    A gzip body may have several members: RFC 1952 section 2.2.
 
     Raises:
-      MalformedRequest: it is not compressed that way, not whole, or has something behind it.
-      TooLarge: it becomes more than that, or has more than MEMBERS.
+      MalformedRequest: the data is not in this encoding, truncated, or followed by other data.
+      TooLarge: it exceeds the limit when decompressed, or has more than MAX_MEMBERS members.
     """
-    encoding = announced.encoding
+    encoding = info.content_encoding
     if not encoding:
         return body
     parts: list[bytes] = []
     at = size = members = 0
     while at < len(body) or not members:
-        if members == MEMBERS:
-            raise TooLarge(f"body: expected at most {MEMBERS} members of gzip, got more")
+        if members == MAX_MEMBERS:
+            raise TooLarge(f"body: expected at most {MAX_MEMBERS} members of gzip, got more")
         if members and encoding != "gzip":
             raise MalformedRequest(f"body: expected one whole {encoding} stream")
         stream = zlib.decompressobj(_WINDOW_BITS[encoding])
-        at, size = _member(stream, body, at, announced, parts, size)
+        at, size = _member(stream, body, at, info, parts, size)
         members += 1
     return b"".join(parts)
 
@@ -174,51 +174,55 @@ def _member(
     stream: "zlib._Decompress",
     body: bytes,
     at: int,
-    announced: BodyInfo,
+    info: BodyInfo,
     parts: list[bytes],
     size: int,
 ) -> tuple[int, int]:
-    """Decompress one stream.
+    """Decompress one member, or the only stream of a deflate body.
 
     Args:
       stream: decompresses it.
-      body: holds it.
-      at: where in the body it begins.
-      announced: has its limit, and its encoding.
-      parts: what comes of it is added to them.
-      size: of the parts.
+      body: the compressed body.
+      at: offset of the member in the body.
+      info: with the body's limit and encoding.
+      parts: the decompressed parts, which the member's are appended to.
+      size: bytes in parts.
 
     Returns:
-      Where it ends, and the size of the parts.
+      The offset behind the member, and the bytes in parts.
     """
     piece = _PIECE_BYTES
     while not stream.eof:
-        given = body[at : at + piece]
-        if not given:
-            raise MalformedRequest(f"body: expected one whole {announced.encoding} stream")
+        data = body[at : at + piece]
+        if not data:
+            raise MalformedRequest(f"body: expected one whole {info.content_encoding} stream")
         try:
-            part = stream.decompress(given, announced.limit + 1 - size)
+            part = stream.decompress(data, info.limit + 1 - size)
         except zlib.error as error:
-            raise MalformedRequest(f"body: expected {announced.encoding}, got {error}") from None
+            raise MalformedRequest(f"body: expected {info.content_encoding}, got {error}") from None
         parts.append(part)
         size += len(part)
-        if size > announced.limit:
-            raise TooLarge(f"body: expected at most {announced.limit} bytes decompressed, got more")
-        at += len(given) - len(stream.unused_data)
-        piece = min(2 * piece, _LARGEST_PIECE_BYTES)
+        if size > info.limit:
+            raise TooLarge(f"body: expected at most {info.limit} bytes decompressed, got more")
+        at += len(data) - len(stream.unused_data)
+        piece = min(2 * piece, _MAX_PIECE_BYTES)
     return at, size
 
 
-def read(stream: BinaryIO, announced: BodyInfo) -> bytes:
-    """Read a body whole; one of unknown length up to one byte beyond the limit, to tell.
+def read(stream: BinaryIO, info: BodyInfo) -> bytes:
+    """Return a body read from a stream, as it was sent.
 
-    Werkzeug's own reading cuts a chunked body at its limit without a word.
+    A body of unknown length is read to one byte beyond the limit, so that exceeding it is noticed:
+    werkzeug would truncate it silently.
+
+    Raises:
+      IncompleteBody, TooLarge: see `check_length`.
     """
     parts: list[bytes] = []
-    left = announced.limit + 1 if announced.length is None else announced.length
-    while left > 0 and (part := stream.read(min(left, PROGRESS_BYTES))):
+    remaining = info.limit + 1 if info.length is None else info.length
+    while remaining > 0 and (part := stream.read(min(remaining, PROGRESS_BYTES))):
         parts.append(part)
-        left -= len(part)
+        remaining -= len(part)
     body = b"".join(parts)
-    check_length(body, announced)
-    return inflate(body, announced)
+    check_length(body, info)
+    return body

@@ -1,6 +1,6 @@
-"""What a dialect is: a way to read a request into arrays, and to write the answer.
+"""Inference requests of any protocol: parse, submit to the service, serialize the response.
 
-Reading and writing are plain functions of bytes; `Inference` brings them and the service together.
+A protocol is two plain functions: one parses a body into arrays, one serializes the results.
 """
 
 import abc
@@ -12,21 +12,20 @@ from runtime.inputs import Checked
 from runtime.model import Model
 from server.batching.pending_request import InferenceMetadata, InferenceResult, PendingRequest
 from server.batching.service import Service
-from server.protocols.request import Request
 from server.protocols.response import Headers, Response
 
-# Bodies above this are read, and answers above it written, on a worker thread, so that the
-# event loop goes on meanwhile: below it, changing threads costs more than it gives.
+# Larger bodies are parsed, and larger responses serialized, in a worker thread, so that they do not
+# block the event loop. Below this size the thread switch costs more than it saves.
 LARGE_BYTES = 1 << 18
 
 
 class ParsedRequest[T](NamedTuple):
-    """A request that was read.
+    """A parsed request.
 
     Attributes:
-      parts: what is asked, held against the signature; rows of the same sizes together.
-      write: makes the answer's message.
-      timeout_s: the caller's own time limit.
+      parts: inputs checked against the signature, one part for all rows of the same sizes.
+      write: serializes the results.
+      timeout_s: the client's own time limit.
     """
 
     parts: Sequence[Checked]
@@ -34,23 +33,24 @@ class ParsedRequest[T](NamedTuple):
     timeout_s: float | None = None
 
 
-Read = Callable[[Request, Model], ParsedRequest[Response]]
+# Parses a body, of which the first bytes are JSON; see `BodyInfo.json_length`.
+Read = Callable[[bytes, int | None, Model], ParsedRequest[Response]]
 
 
 class Inference[T](abc.ABC):
-    """A request on its way: it is read, answered, and the answer written. On the event loop.
+    """An inference request from parsing to the response. All methods run on the event loop.
 
-    Exactly one of `on_response` and `on_error` is called, once, perhaps before `begin` returns;
+    Exactly one of `on_response` and `on_error` is called, once, possibly before `begin` returns;
     neither after `cancel`.
 
     Args:
-      service: that answers.
-      timeout_s: what the request's entrance allows it; the request may say less.
+      service: runs the model.
+      timeout_s: time limit from the headers; the body may have a shorter one.
 
     Attributes:
-      service: that answers.
-      evidence: how the answer came about, once it is written.
-      prefer_thread: whether its entrance needs the loop while a program runs; see `BatchScheduler`.
+      service: runs the model.
+      evidence: the inference's metadata, once there is a result.
+      prefer_thread: whether the event loop is needed while a program runs; see `BatchScheduler`.
     """
 
     prefer_thread = False
@@ -66,54 +66,54 @@ class Inference[T](abc.ABC):
 
     @abc.abstractmethod
     def parse(self, model: Model) -> ParsedRequest[T]:
-        """Read the request for a model; raises what is wrong with it."""
+        """Return the parsed request; raises what is wrong with it. May run in a worker thread."""
 
     @abc.abstractmethod
     def on_response(self, message: T) -> None:
-        """Take the answer."""
+        """Send the response."""
 
     @abc.abstractmethod
     def on_error(self, error: Exception) -> None:
-        """Take what went wrong; `status.explain` knows what to say of it."""
+        """Send the error response for an exception; see `status.explain`."""
 
     def begin(self, *, large: bool) -> None:
-        """Read the request and have it answered.
+        """Parse the request and submit it.
 
         Args:
-          large: whether reading it takes long; see LARGE_BYTES.
+          large: whether to parse in a worker thread; see LARGE_BYTES.
         """
         try:
             model = self.service.model
             if large:
                 self._in_thread(self.submit, self.parse, model)
                 return
-            call = self.parse(model)
+            parsed = self.parse(model)
         except Exception as error:  # noqa: BLE001 (every error has an answer)
             self.on_error(error)
         else:
-            self.submit(call)
+            self.submit(parsed)
 
     def cancel(self) -> None:
-        """Give the request up: its client has gone."""
+        """Cancel the request: its client disconnected."""
         self._cancelled = True
         if self._pending is not None:
             self.service.cancel(self._pending)
 
     def deprioritize(self) -> None:
-        """Answer the request only while there is room: its client may have gone."""
+        """Let the request be dropped where the queue is full: its client may have disconnected."""
         self._deprioritized = True
         if self._pending is not None:
             self.service.deprioritize(self._pending)
 
-    def submit(self, call: ParsedRequest[T]) -> None:
-        """Have what was read answered."""
-        parts, self._write, own_s = call
+    def submit(self, parsed: ParsedRequest[T]) -> None:
+        """Submit the parsed request to the service."""
+        parts, self._write, own_s = parsed
         timeout_s = self._timeout_s
         if timeout_s is None or (own_s is not None and own_s < timeout_s):
             timeout_s = own_s
         try:
             self._pending = self.service.submit(
-                parts, self._answered, timeout_s, prefer_thread=self.prefer_thread
+                parts, self._on_result, timeout_s, prefer_thread=self.prefer_thread
             )
         except Exception as error:  # noqa: BLE001 (likewise)
             self.on_error(error)
@@ -121,41 +121,41 @@ class Inference[T](abc.ABC):
             if self._deprioritized:
                 self.deprioritize()
 
-    def _answered(self, answer: InferenceResult | Exception) -> None:
-        if isinstance(answer, Exception):
-            self.on_error(answer)
+    def _on_result(self, result: InferenceResult | Exception) -> None:
+        if isinstance(result, Exception):
+            self.on_error(result)
             return
-        self.evidence = answer.evidence
-        if answer.rows * self.service.output_row_bytes > LARGE_BYTES:
-            self._in_thread(self.on_response, self._write, answer)
+        self.evidence = result.evidence
+        if result.rows * self.service.output_row_bytes > LARGE_BYTES:
+            self._in_thread(self.on_response, self._write, result)
             return
         try:
-            message = self._write(answer)
+            message = self._write(result)
         except Exception as error:  # noqa: BLE001 (likewise)
             self.on_error(error)
         else:
             self.on_response(message)
 
     def _in_thread(
-        self, then: Callable[[Any], object], work: Callable[..., Any], what: object
+        self, callback: Callable[[Any], object], function: Callable[..., Any], argument: object
     ) -> None:
-        """Do on a worker thread what takes long, and go on with what comes of it."""
+        """Call a function in a worker thread, then a callback with its result on the loop."""
 
-        def came(worked: asyncio.Future[Any]) -> None:
-            error = worked.exception()
+        def on_done(future: asyncio.Future[Any]) -> None:
+            error = future.exception()
             if self._cancelled:
                 return
             if isinstance(error, Exception):
                 self.on_error(error)
             else:
-                then(worked.result())
+                callback(future.result())
 
         loop = asyncio.get_running_loop()
-        loop.run_in_executor(None, work, what).add_done_callback(came)
+        loop.run_in_executor(None, function, argument).add_done_callback(on_done)
 
 
 def evidence_of(model: Model, evidence: InferenceMetadata) -> dict[str, str | int]:
-    """Name what an answer rests on."""
+    """Return the metadata of an inference by name."""
     return {
         "bundle": model.bundle.digest,
         "bucket": evidence.bucket,
@@ -166,6 +166,6 @@ def evidence_of(model: Model, evidence: InferenceMetadata) -> dict[str, str | in
 
 
 def evidence_headers(model: Model, evidence: InferenceMetadata) -> Headers:
-    """Write the evidence as X-Hloserve-* headers."""
+    """Return the metadata of an inference as X-Hloserve-* headers."""
     named = evidence_of(model, evidence).items()
     return tuple((f"x-hloserve-{name.replace('_', '-')}", str(value)) for name, value in named)

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2's tensors, whatever carries them: JSON, binary or gRPC.
+"""The Open Inference Protocol v2's tensors, in JSON, in binary and over gRPC.
 
 https://github.com/kserve/open-inference-protocol/tree/main/specification/protocol
 """
@@ -17,7 +17,7 @@ from runtime.signature import Signature, TensorSpec
 from runtime.tensors import Array
 from server.errors import NotFound
 
-# BF16 is not in the protocol's table, but gRPC's; the FP8 kinds follow its manner.
+# BF16 is in gRPC's table only; the names of the FP8 types follow its pattern.
 DATATYPES = {
     "bool": "BOOL",
     "int8": "INT8",
@@ -36,19 +36,19 @@ DATATYPES = {
     "float8_e5m2": "FP8_E5M2",
 }
 PLATFORM = "jax_stablehlo"
-_LARGEST = 2**31 - 1
+_MAX_SIZE = 2**31 - 1
 SERVER_NAME = "hloserve"
 SERVER_VERSION = version()
 EXTENSIONS = ("binary_tensor_data", "statistics")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class RequestFields:
-    """What a request says of one input, its values apart.
+class InputHeader:
+    """Name, datatype and shape of one input in a request.
 
     Attributes:
-      spec: the signature's.
-      shape: the tensor's, its sizes not yet held against the signature.
+      spec: the input in the signature.
+      shape: the tensor's; bucketed axes are not checked yet.
     """
 
     spec: TensorSpec
@@ -56,21 +56,23 @@ class RequestFields:
 
     @property
     def where(self) -> str:
-        """Name the input in a message."""
+        """Return the name of the input, for an error message."""
         return f"input {self.spec.name!r}"
 
     @property
     def elements(self) -> int:
-        """Give the number of elements, exactly, however large."""
+        """Return the number of elements, as an exact int."""
         return math.prod(self.shape)
 
 
-def read_head(signature: Signature, name: object, datatype: object, shape: object) -> RequestFields:
-    """Hold an input's name, datatype and shape against the signature.
+def read_input_header(
+    signature: Signature, name: object, datatype: object, shape: object
+) -> InputHeader:
+    """Return an input's name, datatype and shape, checked against the signature.
 
     Raises:
-      SignatureMismatch: no such input, or another datatype.
-      MalformedRequest: the shape is none.
+      SignatureMismatch: there is no such input, or it has another datatype or shape.
+      MalformedRequest: the shape is not a list of sizes.
     """
     spec = next((spec for spec in signature.inputs if spec.name == name), None)
     if spec is None:
@@ -90,46 +92,46 @@ def read_head(signature: Signature, name: object, datatype: object, shape: objec
             raise MalformedRequest(
                 f"input {spec.name!r}: expected sizes of 0 or more in its shape, got {brief(size)}"
             )
-        # Beside a size of 0 the others are free, and NumPy has bounds of its own.
-        if size != dim if isinstance(dim, int) else size > _LARGEST:
+        # In a tensor without elements the other sizes are not bounded by the data, but NumPy has limits.
+        if size != dim if isinstance(dim, int) else size > _MAX_SIZE:
             raise SignatureMismatch(
                 f"input {spec.name!r}: expected {spec}, got {brief(size)} in its shape"
             )
-    return RequestFields(spec, tuple(shape))
+    return InputHeader(spec, tuple(shape))
 
 
-def from_raw(head: RequestFields, data: bytes | memoryview) -> Array:
-    """View an input's bytes as a tensor; see `typed.from_bytes`."""
-    return from_bytes(head.spec.dtype, head.shape, data, head.where)
+def from_raw(header: InputHeader, data: bytes | memoryview) -> Array:
+    """Return an input's bytes as a tensor; see `tensors.from_bytes`."""
+    return from_bytes(header.spec.dtype, header.shape, data, header.where)
 
 
-def from_values(head: RequestFields, values: Any) -> Array:
-    """Type JSON numbers; nested as the shape says, or flat in row-major order.
+def from_values(header: InputHeader, values: Any) -> Array:
+    """Return a tensor of JSON numbers, nested as the shape says or flat in row-major order.
 
     Raises:
       SignatureMismatch: a value is not of the dtype, or there are more or fewer.
     """
-    array = convert(head.spec.dtype, values)
+    array = convert(header.spec.dtype, values)
     if array is None:
-        raise refuse(head.spec.dtype, values, head.where)
-    if array.shape == head.shape:
+        raise refuse(header.spec.dtype, values, header.where)
+    if array.shape == header.shape:
         return array
     # Lists without elements cannot show every size.
-    if array.size == head.elements and (array.ndim == 1 or not array.size):
-        return array.reshape(head.shape)
+    if array.size == header.elements and (array.ndim == 1 or not array.size):
+        return array.reshape(header.shape)
     got = f"{array.size} values" if array.ndim == 1 else f"shape {list(array.shape)}"
     raise SignatureMismatch(
-        f"{head.where}: expected {head.elements} values for shape {list(head.shape)}, got {got}"
+        f"{header.where}: expected {header.elements} values for shape {list(header.shape)}, got {got}"
     )
 
 
 def from_body(signature: Signature, data: bytes) -> dict[str, Array]:
-    """Read a body that is the only input's bytes and nothing else.
+    """Return inputs from a body that is one tensor's bytes, without any JSON.
 
-    With a bucketed axis it is one row, and the axis as long as the bytes make it.
+    With a bucketed axis it is one row, and the size of the axis follows from the number of bytes.
 
     Raises:
-      MalformedRequest: several inputs, or several bucketed axes.
+      MalformedRequest: the model has several inputs, or several bucketed axes.
       SignatureMismatch: not a whole number of rows.
     """
     specs = [spec for spec in signature.inputs if not spec.mask]
@@ -142,14 +144,14 @@ def from_body(signature: Signature, data: bytes) -> dict[str, Array]:
         raise SignatureMismatch(f"body: expected a multiple of {unit} bytes, got {len(data)}")
     count = len(data) // unit
     shape = spec.concrete(1 if axes else count, dict.fromkeys(axes, count))
-    return {spec.name: from_raw(RequestFields(spec, shape), data)}
+    return {spec.name: from_raw(InputHeader(spec, shape), data)}
 
 
 def read_timeout(value: object) -> float | None:
-    """Read the scheduling extension's `timeout`, in microseconds, as seconds; 0 is none.
+    """Return the scheduling extension's `timeout`, from microseconds to seconds; None for 0.
 
     Raises:
-      MalformedRequest: it is no such number.
+      MalformedRequest: it is not a non-negative int.
     """
     if type(value) is not int or value < 0:
         raise MalformedRequest("parameters: expected timeout in microseconds, got something else")
@@ -157,10 +159,10 @@ def read_timeout(value: object) -> float | None:
 
 
 def requested(signature: Signature, names: Iterable[object]) -> list[TensorSpec]:
-    """Give the outputs that were asked for, in that order; all if none was.
+    """Return the requested outputs in their order; all outputs if none is requested.
 
     Raises:
-      SignatureMismatch: there is no such output, or one is asked for twice.
+      SignatureMismatch: there is no such output, or one is requested twice.
     """
     known = {spec.name: spec for spec in signature.outputs}
     found: dict[str, TensorSpec] = {}
@@ -174,10 +176,10 @@ def requested(signature: Signature, names: Iterable[object]) -> list[TensorSpec]
 
 
 def check_names(manifest: Manifest, name: str, version: str = "") -> None:
-    """Refuse another model or another version; the empty version is any.
+    """Raise NotFound unless this is the served model and version; an empty version is any.
 
     Raises:
-      NotFound: names at most 100 characters of what was asked for.
+      NotFound: with at most 100 characters of the requested name.
     """
     if name != manifest.name:
         raise NotFound(f"model: expected {manifest.name!r}, got {name[:100]!r}")
@@ -186,7 +188,7 @@ def check_names(manifest: Manifest, name: str, version: str = "") -> None:
 
 
 def metadata(manifest: Manifest) -> dict[str, Any]:
-    """Describe the model as the protocol does; -1 stands for sizes that vary."""
+    """Return the model's metadata; -1 stands for dynamic sizes."""
     return {
         "name": manifest.name,
         "versions": [manifest.version],

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2 over gRPC: messages to arrays, and answers to messages."""
+"""The Open Inference Protocol v2 over gRPC: requests to arrays, results to responses."""
 
 import functools
 from collections.abc import Mapping
@@ -25,14 +25,14 @@ from server.protos.inference_pb2 import (
 
 Parameters = Mapping[str, InferParameter]
 
-# Of messages beyond so many bytes the fields are counted: a packed tensor is one of them.
+# In larger messages the fields are counted; a packed tensor is one field.
 _COUNTED_BYTES = 1 << 16
-_MOST_FIELDS = 1 << 16
-# How a field goes over the wire: https://protobuf.dev/programming-guides/encoding/
+_MAX_FIELDS = 1 << 16
+# Wire types: https://protobuf.dev/programming-guides/encoding/
 _VARINT, _BYTES = 0, 2
 _FIXED = {1: 8, 5: 4}
 
-# Where a message has the elements of a dtype, if not as bytes. The other dtypes have no field.
+# Field of a message with the elements of a dtype; the other dtypes are sent as bytes only.
 _FIELDS = {
     "bool": "bool_contents",
     "int8": "int_contents",
@@ -49,30 +49,33 @@ _FIELDS = {
 
 
 def parse[M](kind: type[M], data: bytes) -> M:
-    """Read a message.
+    """Return a message parsed from bytes.
 
     Raises:
-      MalformedRequest: the bytes are none, or have more fields than any honest message.
+      MalformedRequest: the bytes do not parse, or have more fields than a valid request needs.
     """
     if len(data) > _COUNTED_BYTES:
-        _count_fields(kind.DESCRIPTOR, memoryview(data), _MOST_FIELDS)  # type: ignore[attr-defined]
+        _count_fields(kind.DESCRIPTOR, memoryview(data), _MAX_FIELDS)  # type: ignore[attr-defined]
     try:
         return kind.FromString(data)  # type: ignore[attr-defined, no-any-return]
     except DecodeError:
         raise MalformedRequest(f"message: expected a {kind.__name__}, got other bytes") from None
 
 
-def _count_fields(kind: Descriptor, data: memoryview, left: int) -> int:
-    """Count the fields of a message and of the messages in it; gives how many more there may be.
+def _count_fields(kind: Descriptor, data: memoryview, remaining: int) -> int:
+    """Return how many of the remaining fields a message and its submessages leave.
 
     A field of two bytes can become an object of hundreds, so a large message of such fields
-    would take all memory. Of honest ones most is in a few fields of very many bytes.
+    would use up all memory. A valid request has its data in a few large fields.
+
+    Raises:
+      MalformedRequest: there are more fields than that.
     """
     at = 0
     while at < len(data):
-        left -= 1
-        if left < 0:
-            raise MalformedRequest(f"message: expected at most {_MOST_FIELDS} fields, got more")
+        remaining -= 1
+        if remaining < 0:
+            raise MalformedRequest(f"message: expected at most {_MAX_FIELDS} fields, got more")
         key, at = _varint(data, at)
         if key & 7 == _VARINT:
             _, at = _varint(data, at)
@@ -80,17 +83,17 @@ def _count_fields(kind: Descriptor, data: memoryview, left: int) -> int:
             size, at = _varint(data, at)
             field = kind.fields_by_number.get(key >> 3)
             if field is not None and field.message_type is not None:
-                left = _count_fields(field.message_type, data[at : at + size], left)
+                remaining = _count_fields(field.message_type, data[at : at + size], remaining)
             at += size
         elif key & 7 in _FIXED:
             at += _FIXED[key & 7]
         else:
             raise MalformedRequest(f"message: expected a {kind.name}, got other bytes")
-    return left
+    return remaining
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """Give a number, and where it ends; what is none is told by whoever reads the message."""
+    """Return a varint and the offset behind it; an invalid one fails when protobuf parses the message."""
     value = shift = 0
     while at < len(data):
         byte = data[at]
@@ -103,18 +106,18 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def read(request: ModelInferRequest, model: Model, *, stream: bool = False) -> ParsedRequest[bytes]:
-    """Read a request, to be answered by a ModelInferResponse.
+    """Parse a request; its response will be a ModelInferResponse.
 
     Args:
       request: the message.
-      model: that is asked.
-      stream: whether a ModelStreamInferResponse is to hold the answer.
+      model: gives signature and checker.
+      stream: whether the response is wrapped in a ModelStreamInferResponse.
 
     Raises:
-      NotFound: it asks another model.
-      MalformedRequest: the message is not what the protocol says.
-      SignatureMismatch: a tensor does not fit the signature.
-      Unsupported: it asks for an extension that is not served.
+      NotFound: the request names another model.
+      MalformedRequest: the message violates the protocol.
+      SignatureMismatch: a tensor does not match the signature.
+      Unsupported: the request uses an extension that is not served.
     """
     oip.check_names(model.manifest, request.model_name, request.model_version)
     inputs = _raw(request, model) if request.raw_input_contents else _typed(request, model)
@@ -139,49 +142,51 @@ def _raw(request: ModelInferRequest, model: Model) -> dict[str, Array]:
             f"got {len(contents)}"
         )
     for tensor, data in zip(request.inputs, contents, strict=True):
-        head = _head(tensor, model, found)
+        header = _header(tensor, model, found)
         if tensor.HasField("contents"):
             raise MalformedRequest(
-                f"{head.where}: expected contents or raw_input_contents, got both"
+                f"{header.where}: expected contents or raw_input_contents, got both"
             )
-        found[head.spec.name] = oip.from_raw(head, data)
+        found[header.spec.name] = oip.from_raw(header, data)
     return found
 
 
 def _typed(request: ModelInferRequest, model: Model) -> dict[str, Array]:
     found: dict[str, Array] = {}
     for tensor in request.inputs:
-        head = _head(tensor, model, found)
-        dtype = head.spec.dtype
+        header = _header(tensor, model, found)
+        dtype = header.spec.dtype
         if dtype not in _FIELDS:
             raise MalformedRequest(
-                f"{head.where}: expected raw_input_contents for {tensor.datatype}, got none"
+                f"{header.where}: expected raw_input_contents for {tensor.datatype}, got none"
             )
         values = getattr(tensor.contents, _FIELDS[dtype])
-        if len(values) != head.elements:
+        if len(values) != header.elements:
             raise SignatureMismatch(
-                f"{head.where}: expected {head.elements} values in {_FIELDS[dtype]} for shape "
-                f"{list(head.shape)}, got {len(values)}"
+                f"{header.where}: expected {header.elements} values in {_FIELDS[dtype]} for shape "
+                f"{list(header.shape)}, got {len(values)}"
             )
         try:
             array = np.fromiter(values, numpy_dtype(dtype), len(values))
         except OverflowError:
             raise SignatureMismatch(
-                f"{head.where}: expected {dtype}, got a value beyond it"
+                f"{header.where}: expected {dtype}, got a value beyond it"
             ) from None
-        found[head.spec.name] = array.reshape(head.shape)
+        found[header.spec.name] = array.reshape(header.shape)
     return found
 
 
-def _head(
+def _header(
     tensor: ModelInferRequest.InferInputTensor, model: Model, found: Mapping[str, Array]
-) -> oip.RequestFields:
-    head = oip.read_head(model.signature, tensor.name, tensor.datatype, tuple(tensor.shape))
-    if head.spec.name in found:
-        raise MalformedRequest(f"{head.where}: expected once, got it twice")
+) -> oip.InputHeader:
+    header = oip.read_input_header(
+        model.signature, tensor.name, tensor.datatype, tuple(tensor.shape)
+    )
+    if header.spec.name in found:
+        raise MalformedRequest(f"{header.where}: expected once, got it twice")
     if tensor.parameters:
-        _refuse_shared_memory(tensor.parameters, head.where)
-    return head
+        _refuse_shared_memory(tensor.parameters, header.where)
+    return header
 
 
 def _names(request: ModelInferRequest) -> list[str]:
@@ -203,7 +208,7 @@ def _refuse_shared_memory(parameters: Parameters, where: str) -> None:
 
 
 def _parameter(parameters: Parameters, name: str, *, default: Any) -> Any:
-    # A map of messages makes an entry of whatever key it is asked for.
+    # Indexing a map of messages adds an entry for a missing key.
     if name not in parameters:
         return default
     choice = parameters[name].WhichOneof("parameter_choice")
@@ -216,33 +221,33 @@ def _write(
     outputs: list[TensorSpec],
     evidence: bool,
     stream: bool,
-    answer: InferenceResult,
+    result: InferenceResult,
 ) -> bytes:
-    """Write an answer; NaN and infinity go as they are."""
-    whole: ModelInferResponse | ModelStreamInferResponse
+    """Return the serialized response; NaN and infinity are sent as they are."""
+    message: ModelInferResponse | ModelStreamInferResponse
     if stream:
-        whole = ModelStreamInferResponse()
-        response = whole.infer_response
+        message = ModelStreamInferResponse()
+        response = message.infer_response
     else:
-        whole = response = ModelInferResponse()
+        message = response = ModelInferResponse()
     response.model_name = model.manifest.name
     response.model_version = model.manifest.version
     response.id = identity
     for spec in outputs:
-        array = answer.outputs[spec.name]
+        array = result.outputs[spec.name]
         response.outputs.add(name=spec.name, datatype=oip.DATATYPES[spec.dtype], shape=array.shape)
         response.raw_output_contents.append(array.tobytes())
     if evidence:
-        for name, value in evidence_of(model, answer.evidence).items():
+        for name, value in evidence_of(model, result.evidence).items():
             if isinstance(value, str):
                 response.parameters[name].string_param = value
             else:
                 response.parameters[name].int64_param = value
-    return whole.SerializeToString()  # type: ignore[no-any-return]
+    return message.SerializeToString()  # type: ignore[no-any-return]
 
 
 def refusal(identity: str, text: str) -> bytes:
-    """Write the error that answers one request of a stream."""
+    """Return the serialized error response to one request of a stream."""
     response = ModelStreamInferResponse(error_message=text)
     response.infer_response.id = identity
     return response.SerializeToString()  # type: ignore[no-any-return]

@@ -1,6 +1,6 @@
-"""The Open Inference Protocol v2 over HTTP: JSON, or JSON with binary tensors behind it.
+"""The Open Inference Protocol v2 over HTTP: JSON, or JSON followed by binary tensors.
 
-The binary form is
+The binary format is
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
 """
 
@@ -18,19 +18,18 @@ from server.batching.pending_request import InferenceResult
 from server.errors import Unsupported
 from server.protocols import oip
 from server.protocols.inference import ParsedRequest, evidence_of
-from server.protocols.request import Request
 from server.protocols.response import Headers, Response, json_response, to_json
 from server.protocols.strict_json import parse_object
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the client wants back.
+class RequestedResponse:
+    """What the response to a request contains.
 
     Attributes:
-      id: its name for the request, given back.
-      outputs: each with whether it is to be binary.
-      evidence: whether to say how the answer came about.
+      id: the client's id for the request.
+      outputs: each with whether it is binary.
+      evidence: whether the inference's metadata is included.
     """
 
     id: str | None
@@ -38,34 +37,41 @@ class Wanted:
     evidence: bool
 
 
-def read(request: Request, model: Model) -> ParsedRequest[Response]:
-    """Read a request.
+def read(body: bytes, json_length: int | None, model: Model) -> ParsedRequest[Response]:
+    """Parse a request.
+
+    Args:
+      body: the complete body, decompressed.
+      json_length: see `BodyInfo`; 0 means that the body is one binary tensor.
+      model: gives signature and checker.
 
     Raises:
       MalformedRequest: the body is not what the protocol says.
       SignatureMismatch: a tensor does not fit the signature.
     """
-    if request.json_bytes is None:
-        return read_object(parse_object(request.body), b"", model)
-    if request.json_bytes == 0:
-        inputs = oip.from_body(model.signature, request.body)
-        wanted = Wanted(None, tuple((spec, True) for spec in model.signature.outputs), False)
+    if json_length is None:
+        return read_object(parse_object(body), b"", model)
+    if json_length == 0:
+        inputs = oip.from_body(model.signature, body)
+        requested = RequestedResponse(
+            None, tuple((spec, True) for spec in model.signature.outputs), False
+        )
         return ParsedRequest(
-            [model.checker.check(inputs)], lambda answer: write(model, wanted, answer)
+            [model.checker.check(inputs)], lambda result: write(model, requested, result)
         )
-    if request.json_bytes > len(request.body):
+    if json_length > len(body):
         raise MalformedRequest(
-            f"inference-header-content-length: expected at most {len(request.body)} as the body "
-            f"has, got {request.json_bytes}"
+            f"inference-header-content-length: expected at most {len(body)} as the body "
+            f"has, got {json_length}"
         )
-    value = parse_object(request.body[: request.json_bytes])
-    return read_object(value, memoryview(request.body)[request.json_bytes :], model)
+    value = parse_object(body[:json_length])
+    return read_object(value, memoryview(body)[json_length:], model)
 
 
 def read_object(
     value: Mapping[str, Any], binary: bytes | memoryview, model: Model
 ) -> ParsedRequest[Response]:
-    """Read a request whose JSON is parsed, and the binary tensors behind it."""
+    """Parse a request from its JSON object and the binary tensors that follow it."""
     _expect_keys(value, ("id", "parameters", "inputs", "outputs"), "body")
     identity = value.get("id")
     if not isinstance(identity, str | None):
@@ -73,10 +79,10 @@ def read_object(
     parameters = _parameters(value, "parameters")
     inputs = _inputs(value, binary, model.signature)
     outputs = _outputs(value, model.signature, _flag(parameters, "binary_data_output"))
-    wanted = Wanted(identity, outputs, _flag(parameters, "evidence"))
+    requested = RequestedResponse(identity, outputs, _flag(parameters, "evidence"))
     return ParsedRequest(
         [model.checker.check(inputs)],
-        lambda answer: write(model, wanted, answer),
+        lambda result: write(model, requested, result),
         oip.read_timeout(parameters.get("timeout", 0)),
     )
 
@@ -90,20 +96,22 @@ def _inputs(
         tensor = _object(entry, f"inputs[{i}]")
         keys = ("name", "shape", "datatype", "parameters", "data")
         _expect_keys(tensor, keys, f"inputs[{i}]")
-        head = oip.read_head(
+        header = oip.read_input_header(
             signature, tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
         )
-        if head.spec.name in found:
-            raise MalformedRequest(f"{head.where}: expected once, got it twice")
-        parameters = _parameters(tensor, f"{head.where}: parameters")
+        if header.spec.name in found:
+            raise MalformedRequest(f"{header.where}: expected once, got it twice")
+        parameters = _parameters(tensor, f"{header.where}: parameters")
         if "binary_data_size" in parameters:
-            size = _size(parameters["binary_data_size"], head, "data" in tensor)
-            found[head.spec.name] = oip.from_raw(head, binary[start : start + size])
+            size = _size(parameters["binary_data_size"], header, "data" in tensor)
+            found[header.spec.name] = oip.from_raw(header, binary[start : start + size])
             start += size
         elif "data" in tensor:
-            found[head.spec.name] = oip.from_values(head, tensor["data"])
+            found[header.spec.name] = oip.from_values(header, tensor["data"])
         else:
-            raise MalformedRequest(f"{head.where}: expected data or binary_data_size, got neither")
+            raise MalformedRequest(
+                f"{header.where}: expected data or binary_data_size, got neither"
+            )
     if start != len(binary):
         raise MalformedRequest(
             f"body: expected {start} bytes of binary tensors behind the JSON, got {len(binary)}"
@@ -111,13 +119,13 @@ def _inputs(
     return found
 
 
-def _size(value: object, head: oip.RequestFields, has_data: bool) -> int:
+def _size(value: object, header: oip.InputHeader, has_data: bool) -> int:
     if type(value) is not int or value < 0:
         raise MalformedRequest(
-            f"{head.where}: expected binary_data_size of 0 or more, got {brief(value)}"
+            f"{header.where}: expected binary_data_size of 0 or more, got {brief(value)}"
         )
     if has_data:
-        raise MalformedRequest(f"{head.where}: expected data or binary_data_size, got both")
+        raise MalformedRequest(f"{header.where}: expected data or binary_data_size, got both")
     return value
 
 
@@ -141,12 +149,12 @@ def _outputs(
     return tuple(zip(specs, flags or [binary] * len(specs), strict=True))
 
 
-def write(model: Model, wanted: Wanted, answer: InferenceResult) -> Response:
-    """Write an answer: JSON, and behind it the outputs that are to be binary."""
+def write(model: Model, requested: RequestedResponse, result: InferenceResult) -> Response:
+    """Return the response for the results of a request: JSON, then the binary outputs."""
     binary: list[bytes] = []
     outputs = []
-    for spec, as_bytes in wanted.outputs:
-        array = answer.outputs[spec.name]
+    for spec, as_bytes in requested.outputs:
+        array = result.outputs[spec.name]
         entry: dict[str, Any] = {
             "name": spec.name,
             "datatype": oip.DATATYPES[spec.dtype],
@@ -156,16 +164,16 @@ def write(model: Model, wanted: Wanted, answer: InferenceResult) -> Response:
             binary.append(array.tobytes())
             entry["parameters"] = {"binary_data_size": len(binary[-1])}
         else:
-            entry["data"] = writable(array, spec, answer.nonfinite).reshape(-1)
+            entry["data"] = writable(array, spec, result.nonfinite).reshape(-1)
         outputs.append(entry)
     message: dict[str, Any] = {
         "model_name": model.manifest.name,
         "model_version": model.manifest.version,
     }
-    if wanted.id is not None:
-        message["id"] = wanted.id
-    if wanted.evidence:
-        message["parameters"] = evidence_of(model, answer.evidence)
+    if requested.id is not None:
+        message["id"] = requested.id
+    if requested.evidence:
+        message["parameters"] = evidence_of(model, result.evidence)
     message["outputs"] = outputs
     if not binary:
         return json_response(message)
@@ -191,7 +199,7 @@ def _object(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def _parameters(value: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """Give an object's parameters; clients that have none leave them out, or write null."""
+    """Return an object's parameters; none may be left out or null."""
     found = value.get("parameters")
     parameters = {} if found is None else _object(found, where)
     if "shared_memory_region" in parameters:

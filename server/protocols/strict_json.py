@@ -1,4 +1,4 @@
-"""JSON bodies to values, strictly: nothing is lost on the way."""
+"""Strict JSON parsing: duplicate keys and oversized bodies are refused."""
 
 import json
 import math
@@ -11,39 +11,39 @@ from runtime.records.tensors import kind_of
 from runtime.signature import Signature
 from server.errors import TooLarge
 
-# Up to here even empty arrays are parsed in a tenth of a second.
+# Smaller bodies are parsed in a tenth of a second even if they are all empty arrays.
 _COUNTED_BYTES = 1 << 21
-# Of a request as a whole, beside its rows.
+# Brackets and commas of a request outside of its rows.
 _FRAME = 1024
 
 
-def expect_fitting(body: bytes, json_bytes: int | None, signature: Signature, rows: int) -> None:
-    """Refuse a large body of more JSON than any request has, before it is parsed.
+def expect_fitting(body: bytes, json_length: int | None, signature: Signature, rows: int) -> None:
+    """Raise TooLarge for a body with more JSON values than a request can have, before parsing it.
 
-    16 MiB of empty arrays take a second to parse, and gigabytes.
+    16 MiB of empty arrays take a second to parse, and gigabytes of memory.
 
     Args:
-      body: JSON, or begins with it.
-      json_bytes: how much of it is JSON; None if all is.
+      body: JSON, perhaps followed by binary tensors.
+      json_length: bytes of JSON; None if all of the body is JSON.
       signature: of the model.
-      rows: that a request may have.
+      rows: limit of rows in a request.
 
     Raises:
-      TooLarge: it has more arrays and values than so many rows of the longest inputs.
+      TooLarge: more arrays and values than that many rows of the longest inputs have.
     """
     if len(body) <= _COUNTED_BYTES:
         return
-    most = _FRAME + rows * _marks(signature)
-    got = body.count(b"[", 0, json_bytes) + body.count(b",", 0, json_bytes)
-    if got > most:
+    limit = _FRAME + rows * _marks(signature)
+    got = body.count(b"[", 0, json_length) + body.count(b",", 0, json_length)
+    if got > limit:
         raise TooLarge(
-            f"body: expected at most {most} arrays and commas, as {rows} rows of the longest inputs "
+            f"body: expected at most {limit} arrays and commas, as {rows} rows of the longest inputs "
             f"have, got {got}"
         )
 
 
 def _marks(signature: Signature) -> int:
-    """Count the brackets and commas that a row takes, in whatever dialect."""
+    """Return how many brackets and commas a row has at most, in any protocol."""
     longest = {axis.name: axis.sizes[-1] for axis in signature.axes}
     count = 0
     for spec in signature.inputs:
@@ -54,10 +54,10 @@ def _marks(signature: Signature) -> int:
 
 
 def parse_object(body: bytes | memoryview, where: str = "body") -> dict[str, Any]:
-    """Read a JSON object.
+    """Return a JSON object.
 
     Raises:
-      MalformedRequest: not JSON, not an object, or a key twice in one object.
+      MalformedRequest: not JSON, not an object, or with a duplicate key.
     """
     try:
         value = orjson.loads(body)
@@ -65,8 +65,8 @@ def parse_object(body: bytes | memoryview, where: str = "body") -> dict[str, Any
         raise MalformedRequest(f"{where}: expected JSON, got {error}") from None
     if type(value) is not dict:
         raise MalformedRequest(f"{where}: expected an object, got {kind_of(value)}")
-    # Every pair has a colon: with as many keys as colons none was lost. Colons in strings
-    # only cost the slower look.
+    # Every pair has a colon: with as many keys as colons there was no duplicate. Colons in strings
+    # only cause the slower check.
     try:
         if bytes(body).count(b":") != _keys(value):
             _refuse_duplicates(body, where)
@@ -76,7 +76,7 @@ def parse_object(body: bytes | memoryview, where: str = "body") -> dict[str, Any
 
 
 def _keys(value: dict[str, Any]) -> int:
-    """Count the pairs of an object and of the objects in it, as far as they lie open."""
+    """Return the number of pairs in an object and in the objects directly in its values."""
     count = len(value)
     for inner in value.values():
         if type(inner) is dict:

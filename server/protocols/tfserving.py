@@ -1,4 +1,4 @@
-"""TensorFlow Serving's REST dialect, and with it KServe's v1.
+"""TensorFlow Serving's REST protocol, and with it KServe's v1.
 
 https://github.com/tensorflow/serving/blob/master/tensorflow_serving/g3doc/api_rest.md
 https://kserve.github.io/website/latest/modelserving/data_plane/v1_protocol/
@@ -22,7 +22,6 @@ from server.batching.service import State
 from server.errors import UnsupportedMedia
 from server.protocols import vertex
 from server.protocols.inference import ParsedRequest
-from server.protocols.request import Request
 from server.protocols.response import Response, json_response
 from server.protocols.strict_json import parse_object
 
@@ -55,21 +54,24 @@ _STATES = {
 }
 
 
-def read(request: Request, model: Model, *, most_rows: int) -> ParsedRequest[Response]:
-    """Read a predict request, in the row form or the columnar one.
+def read(
+    body: bytes, json_length: int | None, model: Model, *, max_rows: int
+) -> ParsedRequest[Response]:
+    """Parse a predict request, in row or in columnar format.
 
     Args:
-      request: what came.
-      model: what it is for.
-      most_rows: that a request may have.
+      body: the complete body, decompressed.
+      json_length: see `BodyInfo`; binary tensors are refused.
+      model: gives signature and checker.
+      max_rows: limit of rows in a request.
 
     Raises:
       MalformedRequest: neither `instances` nor `inputs`, or both.
       SignatureMismatch: a tensor does not fit the signature.
     """
-    if request.json_bytes is not None:
+    if json_length is not None:
         raise UnsupportedMedia("content-type: expected application/json, got binary tensors")
-    value = parse_object(request.body)
+    value = parse_object(body)
     unknown = next((key for key in value if key not in _KEYS), None)
     if unknown is not None:
         raise MalformedRequest(f"body: expected {', '.join(_KEYS)}, got {unknown[:100]!r}")
@@ -80,7 +82,7 @@ def read(request: Request, model: Model, *, most_rows: int) -> ParsedRequest[Res
         got = "both" if "inputs" in value else "neither"
         raise MalformedRequest(f"body: expected instances or inputs, got {got}")
     if "instances" in value:
-        return vertex.read_instances(request.body, value["instances"], model, most_rows)
+        return vertex.read_instances(body, value["instances"], model, max_rows)
     arrays = _columns(value["inputs"], model)
     return ParsedRequest(
         [model.checker.check(arrays)], functools.partial(_write_columns, model.signature)
@@ -91,7 +93,7 @@ _KEYS = ("signature_name", "instances", "inputs")
 
 
 def _columns(inputs: Any, model: Model) -> dict[str, Array]:
-    """Read whole tensors by name; the only input's may stand alone."""
+    """Return tensors by input name; a model's only input needs no name."""
     specs = {spec.name: spec for spec in model.signature.inputs}
     required = [spec.name for spec in specs.values() if not spec.mask]
     if not isinstance(inputs, dict):
@@ -107,7 +109,7 @@ def _columns(inputs: Any, model: Model) -> dict[str, Array]:
 
 
 def _tensor(spec: TensorSpec, values: Any, smallest: Mapping[str, int]) -> Array:
-    if values == []:  # no rows: lists cannot say of what shape
+    if values == []:  # no rows: nested lists cannot express the shape
         return np.empty(spec.concrete(0, smallest), numpy_dtype(spec.dtype))
     array = convert(spec.dtype, values)
     if array is None:
@@ -115,9 +117,9 @@ def _tensor(spec: TensorSpec, values: Any, smallest: Mapping[str, int]) -> Array
     return array
 
 
-def _write_columns(signature: Signature, answer: InferenceResult) -> Response:
+def _write_columns(signature: Signature, result: InferenceResult) -> Response:
     outputs = {
-        spec.name: writable(answer.outputs[spec.name], spec, answer.nonfinite)
+        spec.name: writable(result.outputs[spec.name], spec, result.nonfinite)
         for spec in signature.outputs
     }
     only = next(iter(outputs.values())) if len(outputs) == 1 else outputs
@@ -125,7 +127,7 @@ def _write_columns(signature: Signature, answer: InferenceResult) -> Response:
 
 
 def status(manifest: Manifest, state: State) -> dict[str, Any]:
-    """Describe the model's state, in TensorFlow Serving's words and in KServe's."""
+    """Return the model's state in TensorFlow Serving's form, with KServe's `ready`."""
     version = {
         "version": manifest.version,
         "state": _STATES[state],
@@ -136,7 +138,7 @@ def status(manifest: Manifest, state: State) -> dict[str, Any]:
 
 
 def metadata(manifest: Manifest) -> dict[str, Any]:
-    """Describe the signature as TensorFlow Serving does."""
+    """Return the signature in TensorFlow Serving's form."""
     signature = {
         "inputs": {spec.name: _info(spec) for spec in manifest.signature.inputs},
         "outputs": {spec.name: _info(spec) for spec in manifest.signature.outputs},

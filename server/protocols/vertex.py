@@ -1,8 +1,8 @@
-"""Vertex AI's dialect: `instances` in, `predictions` out.
+"""Vertex AI's protocol: `instances` in, `predictions` out.
 
 https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements#prediction
-A rawPredict request comes on the same route, with whatever body the client made: the Open
-Inference Protocol's, in JSON or binary, is read there as well.
+A rawPredict request arrives at the same route with any body: the Open Inference Protocol's, in JSON
+or binary, is read as well.
 """
 
 import functools
@@ -20,28 +20,30 @@ from server.batching.pending_request import InferenceResult, ResultSlice
 from server.errors import TooLarge
 from server.protocols import oip_http
 from server.protocols.inference import ParsedRequest
-from server.protocols.request import Request
 from server.protocols.response import Response, json_response
 from server.protocols.strict_json import parse_object
 
 
-def read(request: Request, model: Model, *, most_rows: int) -> ParsedRequest[Response]:
-    """Read a prediction request.
+def read(
+    body: bytes, json_length: int | None, model: Model, *, max_rows: int
+) -> ParsedRequest[Response]:
+    """Parse a prediction request.
 
     Args:
-      request: what came.
-      model: what it is for.
-      most_rows: that a request may have.
+      body: the complete body, decompressed.
+      json_length: see `BodyInfo`.
+      model: gives signature and checker.
+      max_rows: limit of rows in a request.
 
     Raises:
       MalformedRequest: not `{"instances": [...], "parameters": {...}}`, nor the Open
         Inference Protocol's.
       SignatureMismatch: an instance does not fit the signature.
-      TooLarge: more instances than that.
+      TooLarge: more instances than max_rows.
     """
-    if request.json_bytes is not None:
-        return oip_http.read(request, model)
-    value = parse_object(request.body)
+    if json_length is not None:
+        return oip_http.read(body, json_length, model)
+    value = parse_object(body)
     if "inputs" in value and "instances" not in value:
         return oip_http.read_object(value, b"", model)
     if "instances" not in value:
@@ -50,35 +52,35 @@ def read(request: Request, model: Model, *, most_rows: int) -> ParsedRequest[Res
     if unknown is not None:
         raise MalformedRequest(f"body: expected instances and parameters, got {unknown[:100]!r}")
     timeout_s = _timeout(value["parameters"]) if "parameters" in value else None
-    return read_instances(request.body, value["instances"], model, most_rows, timeout_s)
+    return read_instances(body, value["instances"], model, max_rows, timeout_s)
 
 
 def read_instances(
-    body: bytes, instances: Any, model: Model, most_rows: int, timeout_s: float | None = None
+    body: bytes, instances: Any, model: Model, max_rows: int, timeout_s: float | None = None
 ) -> ParsedRequest[Response]:
-    """Read `instances`, to be answered by `predictions`.
+    """Parse `instances`; the response will have `predictions`.
 
     Args:
-      body: JSON that holds them.
-      instances: as they are in it.
-      model: what they are for.
-      most_rows: refused, before they are read, are more.
-      timeout_s: the caller's own time limit.
+      body: the JSON that contains them.
+      instances: the parsed value.
+      model: gives signature and checker.
+      max_rows: limit of rows in a request.
+      timeout_s: the client's own time limit.
     """
     if not isinstance(instances, list):
         raise MalformedRequest(f"instances: expected an array, got {kind_of(instances)}")
-    if len(instances) > most_rows:
-        raise TooLarge(f"instances: expected at most {most_rows}, got {len(instances)}")
-    # To look for one letter first is quickest by far, and most bodies lack both.
+    if len(instances) > max_rows:
+        raise TooLarge(f"instances: expected at most {max_rows}, got {len(instances)}")
+    # A search for one letter is the fastest, and most bodies contain neither.
     booleans = (b"u" in body and b"true" in body) or (b"f" in body and b"false" in body)
     parts = read_rows(instances, model, booleans=booleans)
     return ParsedRequest(parts, functools.partial(write, model), timeout_s)
 
 
 def _timeout(parameters: Any) -> float | None:
-    """Read `{"timeout_ms": …}`, the only parameter that means something here.
+    """Return `timeout_ms` of the parameters, in seconds; other parameters are ignored.
 
-    Vertex AI hands over whatever a caller has put in; the others are for somebody else.
+    Vertex AI passes on all parameters of a client; some are meant for other servers.
     """
     if parameters is None:
         return None
@@ -94,18 +96,18 @@ def _timeout(parameters: Any) -> float | None:
     return float(found) / 1e3
 
 
-def write(model: Model, answer: InferenceResult) -> Response:
-    """Write an answer."""
-    if len(answer.parts) == 1:
+def write(model: Model, result: InferenceResult) -> Response:
+    """Return the response for the results of a request."""
+    if len(result.parts) == 1:
         return json_response(
-            {"predictions": _predictions(model, answer.parts[0], answer.nonfinite)}
+            {"predictions": _predictions(model, result.parts[0], result.nonfinite)}
         )
-    parts = (_predictions(model, part, answer.nonfinite) for part in answer.parts)
+    parts = (_predictions(model, part, result.nonfinite) for part in result.parts)
     return json_response({"predictions": list(itertools.chain.from_iterable(parts))})
 
 
 def _predictions(model: Model, part: ResultSlice, nonfinite: Nonfinite | None) -> Any:
-    """Give the predictions of some rows; whoever shares their batch may have made them already."""
+    """Return the predictions of some rows; those of a whole batch are formatted once."""
 
     def make(outputs: dict[str, Array]) -> Any:
         form = model.manifest.output_format

@@ -12,8 +12,12 @@ from server.http.cors import Cors
 from server.http.flask_app import create_app, make_wait
 from server.http.frontend import HttpFrontend
 from server.http.listener import HttpServer, listen
-from server.http.routes import hot_paths, make_routes
+from server.http.routes import make_routes
 from tests.server.fakes import FakeModel, Running
+
+# Of the bodies of the server that most tests use.
+LIMIT = 5000
+BODY = b'{"instances": [[1, 2]]}'
 
 
 class Entrance:
@@ -39,21 +43,20 @@ class Entrance:
         self.app = create_app(
             self.service, routes, self.config.bodies, make_wait(self.running.loop), cors
         )
-        self.front = HttpFrontend(self.app, self.service, self.config.bodies, threads=4, cors=cors)
+        front = HttpFrontend(self.service, routes, self.config.bodies, cors)
         if load:
             self.running.open(self.model)
-            self.front.inference_routes = hot_paths(self.service, routes)
-        self.server = HttpServer(self.front, listener)
+        self.server = HttpServer(front, listener)
         self._served = asyncio.run_coroutine_threadsafe(self.server.serve(), self.running.loop)
 
-    def look(self, later_s):
-        """Have the server look at its connections as if it were so much later."""
+    def check_timeouts(self, later_s):
+        """Check the timeouts of all connections as if it were so many seconds later."""
 
-        async def look():
+        async def check():
             for connection in list(self.server.connections):
                 connection.check_timeouts(time.monotonic() + later_s)
 
-        self.running.wait(look())
+        self.running.wait(check())
 
     def connect(self):
         """Open a connection."""
@@ -123,3 +126,57 @@ def read_answer(connection):
             headers[name.lower()] = value.strip()
         body = file.read(int(headers["content-length"]))
     return status, headers, json.loads(body) if body else None
+
+
+def status_of(answer):
+    """Give the status of a raw answer; None where there is none."""
+    return int(answer.split()[1]) if answer else None
+
+
+def body_of(answer):
+    """Give the body of a raw answer that is not chunked."""
+    return json.loads(answer.partition(b"\r\n\r\n")[2])
+
+
+def head(*lines, path="/predict", method="POST"):
+    """Write the head of a request."""
+    return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode()
+
+
+def chunked(*chunks):
+    """Write a body in chunks, the last one included."""
+    parts = [b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in (*chunks, b"")]
+    return b"".join(parts)
+
+
+def next_json(connection):
+    """Read exactly one answer; give its body."""
+    return next_answer(connection)[1]
+
+
+def next_answer(connection):
+    """Read exactly one answer; give its head, in lower case, and its body."""
+    raw = b""
+    while b"\r\n\r\n" not in raw:
+        raw += connection.recv(1)
+    length = int(raw.lower().split(b"content-length:")[1].split()[0])
+    body = b""
+    while len(body) < length:
+        body += connection.recv(length - len(body))
+    return raw.lower(), json.loads(body)
+
+
+def padded(length):
+    """Make a legal body of this many bytes."""
+    return BODY + b" " * (length - len(BODY))
+
+
+def begun(entrance):
+    """Whether a request has begun to come, and is read."""
+    return any(c.reading and not c.idle for c in entrance.server.connections)
+
+
+async def until(true):
+    """Let the loop run until something is true on it."""
+    while not true():  # noqa: ASYNC110 (nothing tells when)
+        await asyncio.sleep(0)

@@ -83,7 +83,7 @@ def test_an_image_may_have_its_bundle_baked_in(tmp_path, monkeypatch):
 def test_a_baked_in_bundle_is_the_one_of_the_image(tmp_path, monkeypatch):
     """An image says which bundle it was built with, unless another bundle or digest is named."""
     monkeypatch.setattr("server.options.BAKED_IN", str(tmp_path))
-    monkeypatch.setattr("server.options.PIN", tmp_path / "bundle.sha256")
+    monkeypatch.setattr("server.options.DIGEST_FILE", tmp_path / "bundle.sha256")
     (tmp_path / "manifest.json").touch()
     assert parse([], {}).require_digest == ""
 
@@ -399,7 +399,7 @@ def test_the_digest_of_an_image_is_read_as_tools_write_it(tmp_path, monkeypatch,
     (tmp_path / "manifest.json").touch()
     (tmp_path / "pin").write_bytes(data)
     monkeypatch.setattr("server.options.BAKED_IN", str(tmp_path))
-    monkeypatch.setattr("server.options.PIN", tmp_path / "pin")
+    monkeypatch.setattr("server.options.DIGEST_FILE", tmp_path / "pin")
 
     assert parse([], {}).require_digest == f"sha256:{DIGEST}"
 
@@ -418,7 +418,7 @@ def test_a_digest_of_an_image_that_does_not_read_is_named(tmp_path, monkeypatch,
     (tmp_path / "manifest.json").touch()
     (tmp_path / "pin").write_bytes(data)
     monkeypatch.setattr("server.options.BAKED_IN", str(tmp_path))
-    monkeypatch.setattr("server.options.PIN", tmp_path / "pin")
+    monkeypatch.setattr("server.options.DIGEST_FILE", tmp_path / "pin")
 
     with raises(ConfigError) as caught:
         parse([], {})

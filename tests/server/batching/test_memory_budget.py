@@ -149,7 +149,7 @@ def test_a_body_whose_client_goes_is_held_no_more(entrance):
         wait_until(entrance, 2 * (LARGE - 1))
         reset(gone)
         wait_until(entrance, LARGE - 1)
-        entrance.look(later_s=100)
+        entrance.check_timeouts(later_s=100)
         status = read_answer(stalled)[0]
 
         assert status == 408

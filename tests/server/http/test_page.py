@@ -251,7 +251,7 @@ def test_examples_are_legal(dtype, dims, minimum, shortest, bounded):
     (tensor,) = example_bodies(any_signature)["oip"]["inputs"]
 
     assert json.loads(json.dumps(tensor["data"])) == tensor["data"]
-    head = oip.read_head(any_signature, "x", tensor["datatype"], tensor["shape"])
+    head = oip.read_input_header(any_signature, "x", tensor["datatype"], tensor["shape"])
     array = oip.from_values(head, tensor["data"])
     assert Checker(any_signature).check({"x": array}).rows == 1
 

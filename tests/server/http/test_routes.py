@@ -8,9 +8,10 @@ from pytest import fixture, mark
 from server.config import ServerConfig
 from server.errors import TooLarge
 from server.http.flask_app import make_wait
-from server.http.routes import Route, hot_paths, make_routes
+from server.http.routes import Route, make_routes
+from server.protocols.body import BodyInfo
 from server.protocols.inference import ParsedRequest
-from server.protocols.request import Request
+from server.protocols.request_options import RequestOptions
 from server.protocols.response import json_response
 from tests.server.asking import client_for, client_of, refused
 from tests.server.fakes import FakeModel, Running
@@ -47,22 +48,6 @@ def test_no_rule_is_there_twice(running):
         found = [(route.method, route.rule) for route in routes]
 
         assert len(found) == len(set(found))
-
-
-def test_hot_paths_are_the_inferences_of_the_loaded_model(running):
-    """The paths that are answered without Flask name the model that is there."""
-    running.open(FakeModel())
-    config = configured(predict_route="/v1/e/1:predict")
-
-    found = hot_paths(running.service, make_routes(running.service, config))
-
-    assert {path: parts for path, (_, parts) in found.items()} == {
-        b"/v1/e/1:predict": {},
-        b"/v2/models/fake/infer": {"model": "fake"},
-        b"/v2/models/fake/versions/1/infer": {"model": "fake", "version": "1"},
-        b"/v1/models/fake:predict": {"model": "fake"},
-        b"/v1/models/fake/versions/1:predict": {"model": "fake", "version": "1"},
-    }
 
 
 @mark.parametrize("method", ["GET", "POST"])
@@ -189,10 +174,17 @@ def test_forwarding_headers_are_not_believed(client):
     assert b"evil" not in client.get("/nothing", headers=headers).get_data()
 
 
+NO_BODY = BodyInfo(0, 0, None, "")
+
+
+def infer(running, route, on_response):
+    """Begin an inference by a route, without a body."""
+    return route.infer(running.service, b"", NO_BODY, RequestOptions(), {}, on_response)
+
+
 def answered(running, route):
-    """Answer a request by a route."""
-    wait = make_wait(running.loop)
-    return wait(lambda done: route.answer(running.service, Request(), {}, done))
+    """Return the response of a route that infers."""
+    return make_wait(running.loop)(lambda done: infer(running, route, done))
 
 
 def test_a_request_whose_client_has_gone_is_counted_as_canceled(running):
@@ -203,8 +195,7 @@ def test_a_request_whose_client_has_gone_is_counted_as_canceled(running):
     metrics = running.service.metrics
 
     def leave(done):
-        underway = route.answer(running.service, Request(), {}, print)
-        underway.cancel()
+        infer(running, route, print).cancel()
         done(json_response({}))
 
     make_wait(running.loop)(leave)
@@ -223,7 +214,7 @@ def test_what_reading_raises_is_answered_and_counted(running):
     running.open(FakeModel())
     made = answered(running, Route("POST", "/p", "oip", read=large))
 
-    assert (made.status, made.slug) == (413, "too_large")
+    assert (made.status, made.error_code) == (413, "too_large")
     assert running.service.metrics.requests == {("oip", "413"): 1}
 
 
@@ -239,7 +230,7 @@ def test_what_writing_raises_is_answered_and_counted(running):
         running, Route("POST", "/p", "oip", read=lambda *_: ParsedRequest([row], break_))
     )
 
-    assert (made.status, made.slug) == (500, "internal")
+    assert (made.status, made.error_code) == (500, "internal")
     assert b"inside" not in made.body
 
 
@@ -247,7 +238,8 @@ def test_only_inferences_have_durations(running):
     """A health check says nothing of how long an inference takes."""
     metrics = running.service.metrics
 
-    answered(running, Route("GET", "/h", "health", lambda: json_response({})))
+    route = Route("GET", "/h", "health", lambda: json_response({}))
+    make_wait(running.loop)(lambda done: done(route.respond(metrics, {}, None)))
 
     assert metrics.requests == {("health", "200"): 1}
     assert metrics.durations == {}

@@ -10,7 +10,7 @@ from pytest import mark, param, raises
 from runtime.errors import MalformedRequest
 from server.errors import TooLarge, UnsupportedMedia
 from server.limits import BodyLimits
-from server.protocols.body import MEMBERS, BodyInfo, check_headers, inflate, read
+from server.protocols.body import MAX_MEMBERS, BodyInfo, check_headers, inflate, read
 
 LIMITS = BodyLimits(json_bytes=100, binary_bytes=1000)
 VERTEX = "application/vnd.vertex-ai-triton.binary+json"
@@ -245,11 +245,11 @@ def test_a_bomb_of_many_members_is_opened_no_further():
     with raises(TooLarge) as grown:
         inflate(large * 1000, BodyInfo(None, 1 << 16, None, "gzip"))
     with raises(TooLarge) as many:
-        inflate(empty * (MEMBERS + 1), BodyInfo(None, 1 << 16, None, "gzip"))
+        inflate(empty * (MAX_MEMBERS + 1), BodyInfo(None, 1 << 16, None, "gzip"))
 
     assert str(grown.value) == "body: expected at most 65536 bytes decompressed, got more"
-    assert str(many.value) == f"body: expected at most {MEMBERS} members of gzip, got more"
-    assert inflate(empty * MEMBERS, BodyInfo(None, 1, None, "gzip")) == b""
+    assert str(many.value) == f"body: expected at most {MAX_MEMBERS} members of gzip, got more"
+    assert inflate(empty * MAX_MEMBERS, BodyInfo(None, 1, None, "gzip")) == b""
 
 
 def test_one_encoding_is_not_taken_for_another():

@@ -82,7 +82,7 @@ def test_each_error_has_its_status_and_slug(error, status, slug):
     """An error of the caller's, or one that another try may mend, is told as it is."""
     made = exception_response(error, "mine")
 
-    assert (made.status, made.slug) == (status, slug)
+    assert (made.status, made.error_code) == (status, slug)
     assert json.loads(made.body) == {"error": "m", "code": slug, "request_id": "mine"}
     assert (("retry-after", "1") in made.headers) == (status == 503)
     assert ("content-type", "application/json") in made.headers
@@ -112,5 +112,5 @@ def test_headers_stand_beside_the_type():
     """A json_response carries the headers that it is given."""
     made = json_response([1], 202, (("x-a", "b"),))
 
-    assert (made.status, made.body, made.slug) == (202, b"[1]", None)
+    assert (made.status, made.body, made.error_code) == (202, b"[1]", None)
     assert made.headers == (("content-type", "application/json"), ("x-a", "b"))

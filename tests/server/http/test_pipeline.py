@@ -1,0 +1,302 @@
+"""Pipelined requests, and clients that disconnect or send no more, on real sockets."""
+
+import socket
+
+from pytest import mark, param
+
+from server.http.flow_control import IDLE_S, LINGER_S
+from server.http.parser import HEAD_BYTES
+from server.http.pipeline import PIPELINED
+from tests.server.fakes import Gate
+from tests.server.front import (
+    BODY,
+    LIMIT,
+    Entrance,
+    body_of,
+    chunked,
+    head,
+    next_json,
+    padded,
+    read_all,
+    read_answer,
+    request,
+    reset,
+    status_of,
+    until,
+)
+
+pytestmark = mark.usefixtures("still_answers")
+
+
+def test_several_requests_come_through_one_connection(entrance):
+    """A connection is kept, and pipelined requests are answered in order."""
+    with entrance.connect() as connection:
+        connection.sendall(request("/predict", BODY) * 3)
+        answers = [next_json(connection) for _ in range(3)]
+
+    assert answers == [{"predictions": [3.0]}] * 3
+
+
+def test_more_requests_than_a_client_may_have_ahead_are_refused(entrance):
+    """Those within the limit are answered, in order, and then the refusal."""
+    gate = Gate()
+    entrance.model.before = gate
+    with entrance.connect() as connection:
+        connection.sendall(request("/predict", BODY))
+        entrance.running.wait(gate.reached())
+        connection.sendall(request("/predict", BODY) * (PIPELINED + 1))
+        entrance.running.wait(
+            until(lambda: not any(c.reading for c in entrance.server.connections))
+        )
+        entrance.model.before = lambda _: None
+        gate.open()
+        answers = read_all(connection)
+
+    assert answers.count(b"HTTP/1.1 200") == 1 + PIPELINED
+    assert answers.count(b"HTTP/1.1 413") == 1
+
+
+def test_an_answer_is_waited_for_though_what_follows_is_refused(entrance):
+    """A good request gets its answer, however long that takes and whatever is wrong behind it."""
+    gate = Gate()
+    entrance.model.before = gate
+    with entrance.connect() as connection:
+        connection.sendall(request("/predict", BODY) + b"no request\r\n\r\n")
+        entrance.running.wait(gate.reached())
+        entrance.running.wait(
+            until(lambda: not any(c.reading for c in entrance.server.connections))
+        )
+        entrance.check_timeouts(IDLE_S + LINGER_S)
+        entrance.model.before = lambda _: None
+        gate.open()
+        answers = read_all(connection)
+
+    assert answers.count(b"HTTP/1.1") == 2
+    assert answers.index(b"HTTP/1.1 200") < answers.index(b"HTTP/1.1 400")
+
+
+def test_a_client_that_sends_ahead_has_one_request_in_the_queue():
+    """Whoever sends many requests at once over a connection holds nobody else up."""
+    entrance, gate = Entrance(), Gate()
+    entrance.model.before = gate
+    with entrance.connect() as flood, entrance.connect() as other:
+        flood.sendall(request("/predict", BODY) * PIPELINED)
+        entrance.running.wait(gate.reached())
+        other.sendall(request("/predict", b'{"instances": [[14, 14]]}'))
+        entrance.running.wait(until(lambda: entrance.service.queued_rows == 1))
+        gate.open(runs=2)
+        answer = read_answer(other)[2]
+        turns = [rows for _, rows in entrance.model.ran]
+        entrance.model.before = lambda _: None
+        gate.open(runs=2)
+    entrance.close()
+
+    assert answer == {"predictions": [28.0]}
+    assert turns[0] == [[1.0, 2.0]]
+    assert [14.0, 14.0] in turns[1]
+
+
+def test_nothing_behind_a_refusal_is_read(entrance):
+    """Whatever comes in one piece with a request that is refused is thrown away with it."""
+    bad = request("/predict", BODY, "content-type: text/plain\r\n")
+
+    answers = entrance.send(bad + request("/predict", BODY) * 3)
+
+    assert answers.count(b"HTTP/1.1") == 1
+    assert status_of(answers) == 415
+
+
+def test_a_client_that_goes_takes_its_request_out_of_the_queue(entrance):
+    """What waits for a client that has gone is not run, and is counted as canceled."""
+    gate = Gate()
+    entrance.model.before = gate
+    first = entrance.connect()
+    first.sendall(request("/predict", BODY))
+    entrance.running.wait(gate.reached())
+    waiting = entrance.connect()
+    waiting.sendall(request("/predict", b'{"instances": [[13, 13]]}'))
+    entrance.running.wait(until(lambda: entrance.service.queued_rows == 1))
+
+    reset(waiting)
+    entrance.running.wait(until(lambda: entrance.service.queued_rows == 0))
+    entrance.model.before = lambda _: None
+    gate.open()
+    answer = read_answer(first)
+    first.close()
+
+    assert answer[2] == {"predictions": [3.0]}
+    assert not any([13.0, 13.0] in rows for _, rows in entrance.model.ran)
+    assert entrance.service.metrics.failures["canceled"] == 1
+
+
+def test_a_client_that_goes_while_its_batch_runs_leaves_nothing_behind(entrance):
+    """The answer of a batch that nobody waits for any more is dropped."""
+    gate = Gate()
+    entrance.model.before = gate
+    gone = entrance.connect()
+    gone.sendall(request("/predict", BODY))
+    entrance.running.wait(gate.reached())
+
+    reset(gone)
+    entrance.running.wait(until(lambda: not entrance.service._requests))
+    entrance.model.before = lambda _: None
+    gate.open()
+
+
+def test_many_clients_that_go_leave_nothing_behind(entrance):
+    """After a storm of disconnects nothing is under way."""
+    for _ in range(100):
+        with entrance.connect() as connection:
+            connection.sendall(request("/predict", BODY))
+            reset(connection)
+
+    entrance.ask()
+    entrance.running.wait(until(lambda: not entrance.server.connections))
+
+
+@mark.parametrize(
+    "refused",
+    [
+        param("content-encoding: br", id="encoding"),
+        param("content-type: text/html", id="type"),
+        param("host: u", id="host"),
+        param("x-large: " + "a" * HEAD_BYTES, id="head"),
+    ],
+)
+@mark.parametrize(
+    "behind",
+    [
+        b"\0\0",
+        b"GARBAGE\r\n\r\n",
+        b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
+        request("/predict", BODY),
+    ],
+)
+def test_a_request_is_refused_once(entrance, caplog, refused, behind):
+    """Whatever comes behind a request that is refused at its head, it gets one answer and no log line."""
+    counted = entrance.service.metrics.requests.total()
+
+    answer = entrance.send(head("host: t", refused, "content-length: 2") + b"{}" + behind)
+
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b"\r\nconnection: close\r\n" in answer
+    assert entrance.service.metrics.requests.total() == counted + 1
+    assert caplog.messages == []
+
+
+def test_nothing_behind_the_last_request_is_one(entrance, caplog):
+    """What a client sends behind its `connection: close` is neither read nor refused, and resets nothing."""
+    counted = entrance.service.metrics.requests.total()
+
+    answer = entrance.send(
+        request("/predict", BODY, "connection: close\r\n") + b"GARBAGE\r\n\r\n" * 1000
+    )
+
+    assert body_of(answer) == {"predictions": [3.0]}
+    assert entrance.service.metrics.requests.total() == counted + 1
+    assert caplog.messages == []
+
+
+@mark.parametrize(
+    ("parts", "count"),
+    [
+        param([request("/predict", BODY)], 1, id="one"),
+        param([request("/predict", BODY) * 5], 5, id="pipelined"),
+        param([head("host: t", "transfer-encoding: chunked") + chunked(BODY)], 1, id="chunks"),
+        param([request("/predict", padded(LIMIT))], 1, id="large"),
+        param([request("/predict", BODY), b"\r\n"], 1, id="empty-line"),
+        param([request("/health", b"", method="GET")], 1, id="application"),
+        param([request("/predict", BODY).replace(b"/1.1", b"/1.0")], 1, id="http-1.0"),
+    ],
+)
+def test_a_client_that_sends_no_more_is_answered(entrance, parts, count):
+    """Whoever closes its half of a connection gets all answers, and then the end."""
+    answer = entrance.send(*parts, cut=True)
+
+    assert answer.count(b"HTTP/1.1 200 OK") == answer.count(b"HTTP/1.1") == count
+    entrance.running.wait(until(lambda: not entrance.server.connections))
+
+
+def test_a_client_that_sends_no_more_is_answered_however_long_that_takes(entrance):
+    """It is told that the connection ends with the last answer, and with no other."""
+    gate = Gate()
+    entrance.model.before = gate
+    with entrance.connect() as connection:
+        connection.sendall(request("/predict", BODY) * 2)
+        connection.shutdown(socket.SHUT_WR)
+        entrance.running.wait(gate.reached())
+        entrance.running.wait(
+            until(lambda: any(c._half_closed for c in entrance.server.connections))
+        )
+        entrance.check_timeouts(IDLE_S)
+        entrance.model.before = lambda _: None
+        gate.open()
+        answer = read_all(connection)
+
+    assert [b"\r\nconnection: close" in part for part in answer.split(b"HTTP/1.1 200")[1:]] == [
+        False,
+        True,
+    ]
+
+
+def test_requests_of_a_client_that_sends_no_more_make_way(entrance):
+    """Those that wait for an answer, and those behind them, may be dropped where the queue is full."""
+    gate = Gate()
+    entrance.model.before = gate
+    deprioritized = entrance.service._deprioritized
+    with entrance.connect() as connection:
+        connection.sendall(request("/predict", BODY) * 2)
+        entrance.running.wait(gate.reached())
+        kept = dict(deprioritized)
+        connection.shutdown(socket.SHUT_WR)
+        entrance.running.wait(until(lambda: deprioritized))
+        (first,) = deprioritized
+        gate.open()
+        entrance.running.wait(until(lambda: deprioritized and first not in deprioritized))
+        entrance.model.before = lambda _: None
+        gate.open()
+        answer = read_all(connection)
+
+    assert kept == {}
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+    assert deprioritized == {}
+
+
+def test_a_client_that_resets_after_its_end_is_given_up(entrance):
+    """That a client has gone, and not only sends no more, is noticed when it resets the connection."""
+    gate = Gate()
+    entrance.model.before = gate
+    canceled = entrance.service.metrics.failures["canceled"]
+    connection = entrance.connect()
+    connection.sendall(request("/predict", BODY))
+    connection.shutdown(socket.SHUT_WR)
+    entrance.running.wait(gate.reached())
+    entrance.running.wait(until(lambda: any(c._half_closed for c in entrance.server.connections)))
+    entrance.check_timeouts(0)
+    still = len(entrance.service._requests)
+
+    reset(connection)
+    entrance.running.wait(until(lambda: gone(entrance)))
+    entrance.model.before = lambda _: None
+    gate.open()
+
+    assert still == 1
+    assert entrance.service.metrics.failures["canceled"] == canceled + 1
+
+
+def gone(entrance):
+    """Have the server look at its connections, and tell whether there are none."""
+    for connection in list(entrance.server.connections):
+        connection.check_timeouts(0.0)
+    return not entrance.server.connections and not entrance.service._requests
+
+
+@mark.parametrize("part", [b"POST /pre", request("/predict", BODY)[:-1]])
+def test_half_a_request_of_a_client_that_sends_no_more_is_refused(entrance, part):
+    """What cannot become a request any more is 400, behind the answer to what came before it."""
+    answer = entrance.send(request("/predict", BODY) + part, cut=True)
+
+    assert answer.count(b"HTTP/1.1") == 2
+    assert answer.index(b"HTTP/1.1 200") < answer.index(b"HTTP/1.1 400")
+    assert answer.endswith(b'"}')
+    assert b": expected all of it, got less" in answer
