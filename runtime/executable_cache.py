@@ -92,6 +92,7 @@ class ExecutableCache:
     ) -> None:
         self._tell = tell
         self._exact_threads = exact_threads
+        self._told_of_threads = False
         self._own = _Own(directory / FOLDER, tell) if directory else None
         self._vouched = None
         if vouched is not None:
@@ -118,9 +119,10 @@ class ExecutableCache:
                     if data is not None:
                         executable = _executable(*_unpacked(data), key, count)
                         _expect_instructions(executable.data, key)
-                        if count != threads:
+                        if count != threads and not self._told_of_threads:
+                            self._told_of_threads = True
                             self._tell(
-                                f"executable cache: took a program for {count} threads, for want of one "
+                                f"executable cache: took programs for {count} threads, for want of some "
                                 f"for {threads}"
                             )
                         return executable

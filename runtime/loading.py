@@ -67,8 +67,9 @@ def load(
     with contextlib.ExitStack() as stack:
         caches = [] if cache is None else [cache]
         if isolated:
-            tell("opening the bundle in a process of its own first")
-            compiled = stack.enter_context(probing(opened, named(device), cache=cache))
+            compiled = stack.enter_context(
+                probing(opened, named(device), cache=cache, progress=tell)
+            )
             caches += [] if compiled is None else [compiled]
         target = find_device(device)
         with program_threads(target) as pool:

@@ -11,7 +11,7 @@ import importlib.metadata
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from runtime.bundle import Bundle
@@ -38,7 +38,11 @@ main(sys.argv[1:])
 
 @contextlib.contextmanager
 def probing(
-    bundle: Bundle, device: str = "", *, cache: ExecutableCache | None = None
+    bundle: Bundle,
+    device: str = "",
+    *,
+    cache: ExecutableCache | None = None,
+    progress: Callable[[str], object] = lambda _: None,
 ) -> Iterator[ExecutableCache | None]:
     """Open a bundle in a process of its own first, as far as running each of its programs.
 
@@ -49,6 +53,7 @@ def probing(
       device: a device's name, or nothing for JAX's default.
       cache: keeps which bundles came through, with which jaxlib; those are not opened elsewhere
         again.
+      progress: called with one line where the other process is needed.
 
     Yields:
       What the other process has compiled, for as long as the context lasts; None where there is
@@ -66,6 +71,10 @@ def probing(
     if cache is not None and cache.record(key).get("opened") is True:
         yield None
         return
+    progress(
+        "test-loading the bundle in a separate process, in case it is damaged; requiring its digest, "
+        f"sha256:{bundle.digest}, skips that"
+    )
     with _compiled_folder() as folder:
         if _probe(bundle, device, folder) and cache is not None:
             cache.keep_record(key, {"opened": True})

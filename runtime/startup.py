@@ -5,7 +5,7 @@
 3. params are put on the device
 4. the startup check; the full one where this platform was not verified yet
 5. run times, known or measured, to plan by
-6. what was compiled and found out is kept for the next start
+6. what was found out is kept for the next start; what was compiled already is
 
 A program from the cache that fails its check is thrown away and compiled anew: a cache can cost time,
 never an answer.
@@ -14,11 +14,11 @@ never an answer.
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from runtime.bundle import Bundle
-from runtime.device import Device, cpu_model, find_device, named
+from runtime.device import Device, cpu_model, find_device, named, platform_of
 from runtime.errors import ExecutionError
 from runtime.executable_cache import ExecutableCache, seconds_of
 from runtime.loading import Progress, assemble, compile_all, program_threads, release_memory
@@ -66,6 +66,7 @@ def start(
     cache: ExecutableCache | None = None,
     isolated: bool = True,
     full: bool = False,
+    on_loaded: Callable[[str], object] = lambda _: None,
     progress: Progress | None = None,
 ) -> Started:
     """Load a bundle and check it on a device.
@@ -77,6 +78,8 @@ def start(
       isolated: whether a bundle that did not come through one before is opened in a process of its
         own first.
       full: whether to run the full check wherever this is.
+      on_loaded: called with the device's platform once the programs are loaded, and kept for other
+        processes; not checked yet.
       progress: called with a sentence for each step.
 
     Raises:
@@ -89,12 +92,19 @@ def start(
     with contextlib.ExitStack() as stack:
         if isolated:
             with stages.timed("sandbox"):
-                compiled = stack.enter_context(probing(bundle, named(device), cache=cache))
+                compiled = stack.enter_context(
+                    probing(bundle, named(device), cache=cache, progress=tell)
+                )
             caches += [] if compiled is None else [compiled]
         with stages.timed("programs"):
             target = find_device(device)
             with program_threads(target) as pool:
                 programs = compile_all(bundle, target, progress=tell, each=pool.map, caches=caches)
+        if cache is not None:
+            with stages.timed("programs"):
+                for program in programs:
+                    program.keep(cache)
+    on_loaded(platform_of(target))
     key = {**environment(target), "bundle": bundle.digest}
     record = {} if cache is None else cache.record(key)
     full = full or not _verified_before(bundle, programs, record)
@@ -108,10 +118,7 @@ def start(
     release_memory()
     mixing = found.mixing or _texts(record.get("mixing"))
     if cache is not None and not found.failed:
-        with stages.timed("keeping"):
-            for program in programs:
-                program.keep(cache)
-            cache.keep_record(key, _record(full, record, mixing, seconds, target))
+        cache.keep_record(key, _record(full, record, mixing, seconds, target))
     return Started(
         model,
         found.failed,
@@ -149,6 +156,12 @@ def _checked(
             programs = compile_all(bundle, target, progress=tell, each=pool.map)
         model = assemble(bundle, target, programs)
         found = _check(model, full, tell)
+        if cache is not None and not found.failed:
+            for program in programs:
+                program.keep(cache)
+    elif found is not None and found.failed and cache is not None:
+        for program in programs:
+            cache.forget(program.key)
     assert found is not None  # noqa: S101
     return model, programs, found
 

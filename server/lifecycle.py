@@ -37,14 +37,16 @@ class Process:
     exits. So do the other signals of `signals.DRAIN`; SIGINT skips the delay. A second SIGTERM or
     SIGINT exits at once.
 
-    Of several processes the first one listens at once, and starts the workers when it has
-    validated the bundle; when they listen as well, it is ready. When one ends, all end.
+    Of several processes the first one listens at once, and starts the workers when it has loaded
+    the programs, so that all check them at once. When it has, the workers may listen; when they
+    do, it is ready. When one ends, all end.
 
     Args:
       config: what to serve, and where.
       exit_process: ends the process with a status, at once.
       stats: the shared statistics, of a worker.
-      on_listening: of a worker; called once it listens, which it does when it can answer.
+      on_listening: of a worker; called once it listens, which it does when it can answer and
+        `may_listen` was called.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Process:
         self._on_listening = on_listening
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[int] = self._loop.create_future()
+        self._may_listen: asyncio.Future[None] = self._loop.create_future()
         self._graceful = self._terminating = False
         self._service = Service(config.limits, self)
         self._config = config
@@ -114,6 +117,11 @@ class Process:
         """Exit at once, since the event loop hangs in the device; see `Failures`."""
         self._exit_process(EXIT_DEVICE)
 
+    def may_listen(self) -> None:
+        """Have a worker listen once it can answer, since the first process can."""
+        if not self._may_listen.done():
+            self._may_listen.set_result(None)
+
     def parent_died(self) -> None:
         """Shut down a worker, since the first process is gone."""
         log.critical("the first process is gone")
@@ -133,8 +141,8 @@ class Process:
     async def _open(self) -> None:
         config = self._config
         with contextlib.ExitStack() as stack:
-            if self._workers is not None and config.remote and not config.cache_dir:
-                # A remote bundle is fetched once for all processes.
+            if self._workers is not None and not config.cache_dir:
+                # A remote bundle is fetched, and programs are compiled, once for all processes.
                 cache = stack.enter_context(temporary_directory("hloserve-kept-"))
                 config = dataclasses.replace(config, cache_dir=str(cache))
             listening = self._on_listening is None
@@ -142,7 +150,10 @@ class Process:
                 self._service,
                 config,
                 listening=listening,
-                validated=functools.partial(self._start_workers, config),
+                on_loaded=lambda digest: self._loop.call_soon_threadsafe(
+                    self._start_workers, config, digest
+                ),
+                validated=self._workers_listen,
             )
         if failed:
             self._end(failed)
@@ -151,17 +162,24 @@ class Process:
         if self._stats is not None:
             self._tasks.append(self._loop.create_task(self._stats.publish(self._service)))
         if self._on_listening is not None:
+            await self._may_listen
             await self._listen()
             self._on_listening()
 
     async def _watch(self) -> None:
         self._end(await watch_files(self._service, self._config))
 
-    async def _start_workers(self, config: ServerConfig, opened: Opened) -> None:
-        """Start the workers, with the bundle that was validated and no other."""
+    def _start_workers(self, config: ServerConfig, digest: str) -> None:
+        """Start the workers, with the bundle that was test-loaded or required and no other.
+
+        They load what this process has compiled, and check it while this process does.
+        """
+        if self._workers is not None and not self._ended.done():
+            self._workers.start(dataclasses.replace(config, require_digest=f"sha256:{digest}"))
+
+    async def _workers_listen(self, _: Opened) -> None:
         if self._workers is not None:
-            digest = f"sha256:{opened.model.bundle.digest}"
-            await self._workers.start(dataclasses.replace(config, require_digest=digest))
+            await self._workers.listen()
 
     def _on_opened(self, opening: "asyncio.Task[None]") -> None:
         if not opening.cancelled() and (error := opening.exception()) is not None:

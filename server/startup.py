@@ -1,28 +1,26 @@
 """Startup: from a bundle to a model that is validated on this device. Runs on a separate thread.
 
-0. a bundle without a required digest is opened in a sandbox process first
-1. every program is compiled, and run until its time is known
-2. every golden is checked
-3. row independence is checked: one program for each combination of axis sizes
-4. two concurrent batches are measured against one
+`runtime.startup` has the steps.
 """
 
 import asyncio
 import dataclasses
 import gc
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 
 from runtime.errors import BundleError, DeviceUnavailable, ExecutionError, GoldenMismatch
-from runtime.loading import load
-from runtime.model import Group, Model
+from runtime.executable_cache import ExecutableCache
+from runtime.model import Model
 from runtime.program import use_sync_dispatch
-from runtime.verify import check_goldens, check_rows
+from runtime.startup import Started, start
 from server import logs
 from server.batching.overlap import concurrent_batches
 from server.batching.service import Service
-from server.bundle_trust import log_compatibility, verified_in_subprocess
+from server.compatibility import log_compatibility
 from server.config import ServerConfig
 from server.storage.bundle_fetch import bundle_at
 from server.storage.bundle_watch import changed
@@ -36,10 +34,6 @@ _EXITS: tuple[tuple[type[Exception], int], ...] = (
     (ExecutionError, EXIT_DEVICE),
     (BundleError, EXIT_BUNDLE),
 )
-
-# Batch size of the program whose row independence is checked: small, but with room for several
-# positions and for padding.
-_ROW_CHECK_BATCH = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,6 +57,7 @@ async def open_service(
     config: ServerConfig,
     *,
     listening: bool = False,
+    on_loaded: Callable[[str], object] = lambda _: None,
     validated: Callable[[Opened], Awaitable[object]] | None = None,
 ) -> int:
     """Load and validate a bundle on another thread, and begin to answer.
@@ -71,6 +66,8 @@ async def open_service(
       service: is opened.
       config: names the bundle; logged first.
       listening: whether this process listens on the configured addresses, which are then logged.
+      on_loaded: called on the thread that loads with the bundle's digest, once the programs are
+        loaded, and kept for workers.
       validated: awaited between the validation and the first answer.
 
     Returns:
@@ -78,8 +75,9 @@ async def open_service(
     """
     log.info("configuration: %s", config)
     begin = time.monotonic()
+    imports_s = _seconds_since_exec()
     try:
-        opened = await asyncio.to_thread(open_model, config)
+        opened, started = await asyncio.to_thread(open_model, config, on_loaded)
     except Exception as error:
         known = next((status for kind, status in _EXITS if isinstance(error, kind)), None)
         if known is None:
@@ -94,6 +92,9 @@ async def open_service(
     gc.set_threshold(10_000, 10, 10)
     if validated is not None:
         await validated(opened)
+    service.startup_s = {"imports": imports_s, **started.stages}
+    for name, took in service.startup_s.items():
+        log.info("startup: %-14s %6.2f s", name, took)
     service.open(opened.model, no_batching=opened.no_batching, max_running=opened.max_running)
     http, grpc = _addresses(config) if listening else ("serving", "")
     seconds = time.monotonic() - begin
@@ -137,8 +138,14 @@ def _addresses(config: ServerConfig) -> tuple[str, str]:
     return f"http://{host}:{config.port}{config.predict_route} serves", grpc
 
 
-def open_model(config: ServerConfig) -> Opened:
-    """Return a bundle's model, loaded and validated.
+def open_model(
+    config: ServerConfig, on_loaded: Callable[[str], object] = lambda _: None
+) -> tuple[Opened, Started]:
+    """Return a bundle's model, loaded and checked, and what was done for it.
+
+    Args:
+      config: names the bundle and the device.
+      on_loaded: called with the bundle's digest once the programs are loaded, and kept for workers.
 
     Raises:
       BundleError: it cannot be served here; GoldenMismatch among them, unless the
@@ -146,51 +153,57 @@ def open_model(config: ServerConfig) -> Opened:
       ExecutionError: the device failed.
     """
     use_sync_dispatch()
-    with bundle_at(config.bundle, config.cache_dir, config.require_digest, config.device) as bundle:
-        with verified_in_subprocess(bundle, config):
-            model = load(bundle, config.device or None, progress=log.info)
-        if config.processes > 1 and model.platform != "cpu":
+
+    def loaded(platform: str) -> None:
+        if config.processes > 1 and platform != "cpu":
             raise DeviceUnavailable(
-                f"processes: expected 1 on {model.platform}, whose memory one process has, got "
+                f"processes: expected 1 on {platform}, whose memory one process has, got "
                 f"{config.processes}"
             )
+        on_loaded(bundle.digest)
+
+    cache = ExecutableCache(Path(config.cache_dir), log.info) if config.cache_dir else None
+    with bundle_at(config.bundle, config.cache_dir, config.require_digest, config.device) as bundle:
+        bundle.require(config.require_digest or None)
         # In here: goldens are read from the bundle, which may be gone with the context.
-        return _validate(model, config)
+        started = start(
+            bundle,
+            config.device or None,
+            cache=cache,
+            isolated=not config.require_digest,
+            on_loaded=loaded,
+            progress=log.info,
+        )
+        return _opened(started, config), started
 
 
-def _validate(model: Model, config: ServerConfig) -> Opened:
-    log.info("checking goldens")
-    failed = [str(check) for check in check_goldens(model)[0] if not check.ok]
-    if failed:
-        text = f"{len(failed)} golden checks failed on this device, first: {failed[0]}"
+def _opened(started: Started, config: ServerConfig) -> Opened:
+    model = started.model
+    if started.failed:
+        text = (
+            f"{len(started.failed)} golden checks failed on this device, first: {started.failed[0]}"
+        )
         if config.golden == "fail":
             raise GoldenMismatch(text)
         log.warning("%s", text)
     log_compatibility(model)
-    no_batching = _rows_interact(model)
-    max_running = concurrent_batches(model)
+    if model.manifest.row_mixing:
+        log.info("no batching: the bundle says that rows depend on each other")
+    elif started.mixing:
+        log.warning("no batching: rows depend on each other on this device: %s", started.mixing[0])
+    no_batching = bool(model.manifest.row_mixing or started.mixing)
+    # A CPU never gains by a second batch at once.
+    max_running = 1 if model.platform == "cpu" else concurrent_batches(model)
     log.info("concurrent batches: %d", max_running)
     model.bundle.expect_unchanged()  # what was validated is what will answer
     return Opened(model, no_batching, max_running)
 
 
-def _rows_interact(model: Model) -> bool:
-    if model.manifest.row_mixing:
-        log.info("no batching: the bundle says that rows depend on each other")
-        return True
-    for group in model.groups.values():
-        sizes = ", ".join(f"{a} {s}" for a, s in zip(_axes(model), group.sizes, strict=True))
-        log.info("checking row independence%s", f" at {sizes}" if sizes else "")
-        mixing = check_rows(model, group, _row_check_batch(group))
-        if mixing:
-            log.warning("no batching: rows depend on each other on this device: %s", mixing[0])
-            return True
-    return False
-
-
-def _axes(model: Model) -> list[str]:
-    return [axis.name for axis in model.signature.axes]
-
-
-def _row_check_batch(group: Group) -> int:
-    return min((b for b in group.programs if b >= _ROW_CHECK_BATCH), default=max(group.programs))
+def _seconds_since_exec() -> float:
+    """Return how long this process has run, which until now was imports; 0 where nobody says."""
+    try:
+        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        running = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, AttributeError):
+        return 0.0
+    return max(0.0, running)

@@ -1,8 +1,8 @@
 """A worker process: one of the further processes of `--processes N`; `workers` starts it.
 
-It loads the bundle that the first process has validated, validates it on its own, listens on the
-same port, and reports that it does. Its standard input is a socket to the first process, which
-closes when that process ends; then the worker ends as well.
+It loads the bundle that the first process has loaded, checks it on its own, and when the first
+process says that it may, listens on the same port and reports that it does. Its standard input is a
+socket to the first process, which closes when that process ends; then the worker ends as well.
 """
 
 # Little is imported before signals are seen to.
@@ -47,11 +47,20 @@ async def _serve(args: WorkerArgs) -> int:
         args.config, logs.exit_process, stats, on_listening=lambda: parent.send(b"\n")
     )
 
-    def on_closed() -> None:
-        loop.remove_reader(parent)
-        process.parent_died()
+    def on_readable() -> None:
+        try:
+            told = parent.recv(1)
+        except BlockingIOError:
+            return
+        except OSError:
+            told = b""
+        if told:
+            process.may_listen()
+        else:
+            loop.remove_reader(parent)
+            process.parent_died()
 
-    loop.add_reader(parent, on_closed)  # nothing is ever sent: readable means closed
+    loop.add_reader(parent, on_readable)
     return await process.serve()
 
 

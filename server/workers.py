@@ -1,6 +1,7 @@
 """The worker pool: starts and supervises the worker processes of `--processes N`."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
@@ -58,25 +59,34 @@ class WorkerPool:
         self._on_exit = on_exit
         self._signalled = False
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._connections: list[socket.socket] = []
+        self._listening: list[asyncio.Future[None]] = []
         self._supervisors: list[asyncio.Task[int]] = []
 
-    async def start(self, config: ServerConfig) -> None:
-        """Start all workers; return once each listens, never if one ends before.
+    def start(self, config: ServerConfig) -> None:
+        """Start all workers, which load the bundle and wait.
 
         Args:
           config: of each worker; `processes` counts the first process as well.
         """
         loop = asyncio.get_running_loop()
-        listening = []
         for slot in range(1, config.processes):
             process, connection = self._start(WorkerArgs(slot, self._stats.fd, config))
             listens = loop.create_future()
-            listening.append(listens)
+            self._connections.append(connection)
+            self._listening.append(listens)
             self._processes.append(process)
             supervisor = loop.create_task(self._supervise(process, connection, listens))
             self._supervisors.append(supervisor)
-        await asyncio.gather(*listening)
-        log.info("processes: %d", config.processes)
+
+    async def listen(self) -> None:
+        """Have all workers listen; return once each does, never if one ends before."""
+        loop = asyncio.get_running_loop()
+        for connection in self._connections:
+            with contextlib.suppress(OSError):  # it has ended, which its supervisor sees
+                await loop.sock_sendall(connection, b"\n")
+        await asyncio.gather(*self._listening)
+        log.info("processes: %d", len(self._processes) + 1)
 
     @staticmethod
     def _start(args: WorkerArgs) -> tuple["subprocess.Popen[bytes]", socket.socket]:

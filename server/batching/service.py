@@ -85,6 +85,7 @@ class Service:
         self.metrics = metrics or Metrics()
         self.output_row_bytes = 0
         self._scheduler: BatchScheduler | None = None
+        self.startup_s: dict[str, float] = {}
         self._compiles: Callable[[], int] = lambda: 0
         self._loop: asyncio.AbstractEventLoop  # of `open`
         # In order of arrival. A request that is not in it has ended.

@@ -110,6 +110,12 @@ class MetricsPage(Collector):
         )
         yield _counter("compiles_after_ready", "Programs compiled after ready.", snapshot.compiles)
         yield _counter("log_lines_dropped", "Lines of the log not written.", snapshot.lines_dropped)
+        startup = GaugeMetricFamily(
+            "hloserve_startup_seconds", "Time of each stage of the start.", labels=["stage"]
+        )
+        for stage, took in service.startup_s.items():
+            startup.add_metric([stage], took)
+        yield startup
         if service.loaded:
             yield from _of_model(service.model)
             # Params, and inputs and outputs of running programs: a number that grows is a leak.

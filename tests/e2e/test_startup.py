@@ -57,9 +57,12 @@ def test_a_person_reads_what_is_configured_what_goes_on_and_where_it_is_ready(ta
     configured, *steps, ready = lines
     assert configured.startswith(f"INFO configuration: bundle='{tagger_bundle}', ")
     assert f"port={port}, grpc_port={grpc_port}, " in configured
-    assert [line for line in steps if "compiling" in line] == [
+    assert {line for line in steps if "compiling" in line} == {
         f"INFO compiling programs/{name}.exported ({i}/4)"
         for i, name in enumerate(("b1-seq4", "b4-seq4", "b1-seq8", "b4-seq8"), 1)
+    }
+    assert [line.split()[2] for line in steps if "startup: " in line] == [
+        *("imports", "sandbox", "programs", "params", "startup", "run")
     ]
     before, seconds = ready.rsplit(", after ", 1)
     assert before == (

@@ -261,7 +261,7 @@ def test_server_warns_of_what_it_took_from_stablehlo(old_bundle, caplog):
     """
     A server says in one warning that its bundle has aged, and what mends that.
     """
-    from server.bundle_trust import log_compatibility
+    from server.compatibility import log_compatibility
 
     with caplog.at_level(logging.INFO):
         log_compatibility(load(old_bundle, "cpu"))

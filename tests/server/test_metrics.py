@@ -31,6 +31,7 @@ FAMILIES = {
     "hloserve_ready": "gauge",
     "hloserve_queue_depth": "gauge",
     "hloserve_runs_alone": "gauge",
+    "hloserve_startup_seconds": "gauge",
     "hloserve_compiles_after_ready": "counter",
     "hloserve_log_lines_dropped": "counter",
     "hloserve_bundle_info": "gauge",

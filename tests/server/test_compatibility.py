@@ -2,17 +2,15 @@
 
 import contextlib
 import datetime as dt
-import logging
 import re
 
 from pytest import fixture, mark, raises
 
-from runtime import BundleError, IntegrityError, open_bundle
+from runtime import BundleError, IntegrityError, open_bundle, startup
 from runtime.promises import compatibility_windows
-from server import bundle_trust
-from server.bundle_trust import verified_in_subprocess
 from server.config import ConfigError, ServerConfig
 from server.observability import prometheus
+from server.startup import open_model
 from tests.forging import FROZEN, with_deadly_program
 from tests.server.asking import client_for
 from tests.server.fakes import FakeModel
@@ -25,43 +23,29 @@ def probed(monkeypatch):
     asked = []
 
     @contextlib.contextmanager
-    def probing(*arguments, **options):
-        asked.append((arguments, options))
-        yield
+    def probing(bundle, device, cache, progress):
+        asked.append((bundle.digest, device, cache is not None))
+        yield None
 
-    monkeypatch.setattr(bundle_trust, "probing", probing)
+    monkeypatch.setattr(startup, "probing", probing)
     return asked
 
 
-def let_in(bundle, config):
-    """Let a bundle in, and do nothing with it."""
-    with verified_in_subprocess(bundle, config):
-        pass
+def test_any_bundle_is_probed(probed, tmp_path):
+    """A bundle without a required digest is test-loaded first, with the cache that remembers it."""
+    digest = open_bundle(FROZEN).digest
 
+    open_model(ServerConfig(bundle=str(FROZEN), device="cpu", cache_dir=str(tmp_path)))
+    open_model(ServerConfig(bundle=str(FROZEN)))
 
-def test_any_bundle_is_probed(probed, caplog, tmp_path):
-    """A bundle without a required digest is test-loaded first, and the log says how to skip that."""
-    bundle = open_bundle(FROZEN)
-
-    with caplog.at_level(logging.INFO):
-        let_in(bundle, ServerConfig(bundle=str(FROZEN), device="cpu", cache_dir=str(tmp_path)))
-        let_in(bundle, ServerConfig(bundle=str(FROZEN)))
-
-    assert probed == [
-        ((bundle, "cpu"), {"remembered": tmp_path}),
-        ((bundle, ""), {"remembered": None}),
-    ]
-    assert caplog.messages[0] == (
-        "test-loading the bundle in a separate process, in case it is damaged; "
-        f"--require-digest sha256:{bundle.digest} skips that"
-    )
+    assert probed == [(digest, "cpu", True), (digest, "", False)]
 
 
 def test_required_bundle_is_let_in(probed):
     """The bundle whose digest is required is opened at once."""
-    bundle = open_bundle(FROZEN)
+    digest = open_bundle(FROZEN).digest
 
-    let_in(bundle, ServerConfig(bundle=str(FROZEN), require_digest=f"sha256:{bundle.digest}"))
+    open_model(ServerConfig(bundle=str(FROZEN), require_digest=f"sha256:{digest}"))
 
     assert probed == []
 
@@ -69,10 +53,7 @@ def test_required_bundle_is_let_in(probed):
 def test_another_bundle_is_refused(probed):
     """A bundle of another digest than the required one is not opened anywhere."""
     with raises(IntegrityError, match=r"^manifest\.json: expected the digest sha256:00"):
-        let_in(
-            open_bundle(FROZEN),
-            ServerConfig(bundle=str(FROZEN), require_digest="sha256:" + "0" * 64),
-        )
+        open_model(ServerConfig(bundle=str(FROZEN), require_digest="sha256:" + "0" * 64))
 
     assert probed == []
 
@@ -109,6 +90,7 @@ def test_deadly_bundle_ends_the_server_in_order(tmp_path):
 def test_server_says_how_long_its_bundle_lasts(tmp_path):
     """A server that is not told what to serve remembers what came through, and tells its compatibility_windows."""
     options = {"HLOSERVE_REQUIRE_DIGEST": "", "HLOSERVE_CACHE_DIR": str(tmp_path)}
+    opened = []
     for _ in range(2):
         said = []
         with start(free_port(), "--bundle", str(FROZEN), **options) as process:
@@ -118,13 +100,14 @@ def test_server_says_how_long_its_bundle_lasts(tmp_path):
                     break
             process.terminate()
             process.communicate(timeout=TIMEOUT_S)
+        opened.append(any("test-loading" in line for line in said))
 
         assert re.search(
             r"INFO promised: \.exported up to jax builds of 2027-04-21 \(-?\d+ days left\); "
             r"\.stablehlo up to jax builds of 2031-10-21 \(-?\d+ days left\)",
             "".join(said),
         )
-    assert len(list((tmp_path / "opened").iterdir())) == 1
+    assert opened == [True, False]
 
 
 def test_days_left_are_a_metric(running, monkeypatch):
@@ -147,7 +130,7 @@ def test_probe_that_fails_keeps_the_bundle_out(monkeypatch):
     def fail(*_, **__):
         raise BundleError("bundle b: ended the process that opened it: SIGSEGV")
 
-    monkeypatch.setattr(bundle_trust, "probing", fail)
+    monkeypatch.setattr(startup, "probing", fail)
 
     with raises(BundleError, match="SIGSEGV"):
-        let_in(open_bundle(FROZEN), ServerConfig(bundle=str(FROZEN)))
+        open_model(ServerConfig(bundle=str(FROZEN)))

@@ -1,0 +1,26 @@
+"""Which JAX releases load a bundle, as the log says it."""
+
+import logging
+
+from runtime.model import Model
+from runtime.promises import summary, today
+
+log = logging.getLogger(__name__)
+
+
+def log_compatibility(model: Model) -> None:
+    """Log which JAX releases load the bundle, and which programs came from StableHLO copies."""
+    old = [
+        program
+        for group in model.groups.values()
+        for program in group.programs.values()
+        if program.fallback
+    ]
+    if old:
+        log.warning(
+            "%d programs came from .stablehlo, for jax no longer reads the others (%s); "
+            "python -m runtime refresh mends that",
+            len(old),
+            old[0].fallback,
+        )
+    log.info("%s", summary(model.manifest, today()))
