@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from export import ExportError, RowMixing, VerificationError, export_model, exporting, verification
 from export.__main__ import end_in_order
 from export.lowering import lower, trace
-from runtime import BundleError, IncompatibleProgram, load, open_bundle
+from runtime import BundleError, IncompatibleProgram, Model, load, open_bundle
 from runtime.verify import verify
 
 X = "x:float32[_,3]"
@@ -75,6 +75,47 @@ def test_row_mixing_is_refused(refusal, model, bucket, output, cause):
         "Is BatchNorm in training mode, or does something normalize or route across the batch? "
         "--allow-row-mixing exports it all the same, and a server then runs every request alone"
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "causes"),
+    [(training_norm, {"random", "zeros", "NaN", "extremes"}), (capacity_routing, {"copies of it"})],
+)
+def test_large_buckets_name_what_rows_depend_on(export, model, causes):
+    """Where a few runs of a large program show that rows mix, more runs name the causes."""
+    made = export(model, allow_row_mixing=True, buckets=(1, 16))
+
+    reasons = [reason for reason in made.manifest.row_mixing if reason.startswith("b16, ")]
+    assert causes <= {reason.rpartition(" became ")[2] for reason in reasons}
+
+
+def test_a_sign_of_mixing_that_no_probe_explains_is_reported(export, monkeypatch):
+    """What a few runs have seen is not forgotten where no single cause shows it again."""
+    monkeypatch.setattr("runtime.verify.check_rows", lambda *_, **__: [])
+    made = export(capacity_routing, allow_row_mixing=True, buckets=(16,))
+
+    (reason,) = made.manifest.row_mixing
+    assert reason.startswith("b16, output 'output': row ")
+    assert reason.endswith(" when the other rows became copies of it")
+
+
+def test_rows_are_proven_with_few_runs(export, monkeypatch):
+    """Each program runs its goldens, and beside them three batches or two if it is large."""
+    model = export(affine, WEIGHTS, buckets=(1, 8, 16)).model
+    runs, run = [], Model.run
+
+    def counted(self, program, inputs):
+        runs.append((program.batch, b"".join(a.tobytes() for a in inputs)))
+        return run(self, program, inputs)
+
+    monkeypatch.setattr(Model, "run", counted)
+    report = verify(model)
+
+    assert (report.mismatches, report.mixing) == ((), ())
+    assert len(runs) == len(set(runs))
+    (golden,) = model.manifest.goldens
+    assert golden.rows == 16
+    assert [[batch for batch, _ in runs].count(b) for b in (1, 8, 16)] == [16, 2 + 3, 1 + 2]
 
 
 def test_only_copies_show_capacity_routing(refusal):
