@@ -19,7 +19,7 @@ from jax.extend import core
 from export.errors import own_line
 from export.jaxprs import CALLS, inner, scan_counts
 from export.lowering import Flat
-from runtime.signature import DTYPE_BYTES
+from export.storage import PARAM_DTYPES, restored, stored
 from runtime.tensors import Array
 
 # Room for a table of 512 positions by 512 features in float32, or a mask of 1024 by 1024.
@@ -33,9 +33,9 @@ Replace = Callable[[Any], Any]
 
 
 def excess_constants(jaxpr: Any) -> dict[str, Array]:
-    """Return the constants that lowering would bake in, by digest, if they are over 1 MiB together.
+    """Return the constants that lowering would bake in, if they are over 1 MiB together.
 
-    Scalars are left where they are, and what cannot be taken out counts for the sum alone.
+    They are as params are stored, by the digest of that. Scalars are left where they are, and what cannot be taken out counts for the sum alone.
     """
     distinct = {id(constant): constant for constant in _constants(jaxpr, None)}
     if sum(constant.nbytes for constant in distinct.values()) <= HOIST_BYTES:
@@ -44,14 +44,15 @@ def excess_constants(jaxpr: Any) -> dict[str, Array]:
 
 
 def movable_constants(jaxpr: Any) -> dict[str, Array]:
-    """Return the constants that `with_constants` can take out, of any size, by digest."""
+    """Return the constants that `with_constants` can take out, of any size, as they are stored."""
     return _by_digest(_constants(jaxpr, _OPENED))
 
 
 def stuck_constants(jaxpr: Any) -> list[Array]:
     """Return the constants that `with_constants` cannot take out, if they are over 1 MiB together."""
     movable = movable_constants(jaxpr)
-    found = _by_digest(_constants(jaxpr, None))
+    arrays = {id(constant): np.asarray(constant) for constant in _constants(jaxpr, None)}
+    found = {digest(stored(array)): array for array in arrays.values()}
     stuck = [array for key, array in found.items() if key not in movable]
     return stuck if sum(array.nbytes for array in stuck) > HOIST_BYTES else []
 
@@ -71,7 +72,7 @@ def first_use(jaxpr: Any) -> str | None:
 
 
 def with_constants(jaxpr: Any, order: Mapping[str, int], count: int) -> Flat:
-    """Make a function that takes constants behind its params.
+    """Make a function that takes constants, as they are stored, behind its params.
 
     Args:
       jaxpr: of a function of `count` params and some inputs.
@@ -82,14 +83,14 @@ def with_constants(jaxpr: Any, order: Mapping[str, int], count: int) -> Flat:
     places: dict[int, tuple[Any, int]] = {}
     for constant in _constants(jaxpr, _OPENED):
         if id(constant) not in places:
-            key = digest(np.asarray(constant))
+            key = digest(stored(np.asarray(constant)))
             if key in order:
                 places[id(constant)] = constant, count + order[key]
 
     def function(params: Sequence[Any], inputs: Sequence[Any]) -> tuple[Any, ...]:
         def replaced(constant: Any) -> Any:
             _, place = places.get(id(constant), (None, None))
-            return constant if place is None else params[place]
+            return constant if place is None else restored(params[place], constant.dtype)
 
         def holds(one: Any) -> bool:
             return any(id(constant) in places for constant in _constants(one, _OPENED))
@@ -107,7 +108,7 @@ def digest(array: Array) -> str:
 
 
 def _by_digest(constants: Iterable[Any]) -> dict[str, Array]:
-    arrays = {id(constant): np.asarray(constant) for constant in constants}
+    arrays = {id(constant): stored(np.asarray(constant)) for constant in constants}
     return {digest(array): array for array in arrays.values()}
 
 
@@ -133,7 +134,7 @@ def _constants(jaxpr: Any, opened: Collection[str] | None) -> Iterator[Any]:
 def _is_array(constant: Any) -> bool:
     """Whether this is an array that params can hold: with an axis, and of no random key's dtype."""
     dtype = getattr(constant, "dtype", None)
-    return getattr(constant, "ndim", 0) > 0 and getattr(dtype, "name", "") in DTYPE_BYTES
+    return getattr(constant, "ndim", 0) > 0 and getattr(dtype, "name", "") in PARAM_DTYPES
 
 
 def _can_open(equation: Any, opened: Collection[str]) -> bool:

@@ -13,7 +13,7 @@
 import re
 import sysconfig
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 # Flax ends what it says with the address of its documentation.
@@ -52,6 +52,12 @@ class RowMixing(ExportError):
 
 class VerificationError(ExportError):
     """The written bundle does not answer as the model does."""
+
+
+def few_names(names: Sequence[str]) -> str:
+    """Return the first three names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def first_line(error: BaseException) -> str:

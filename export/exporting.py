@@ -24,9 +24,10 @@ from export.errors import ExportError
 from export.jax_settings import Honoured, honouring, without_mesh
 from export.lowering import Lowered, lower
 from export.outputs import Key
-from export.plan import Plan, bucket_name, precision, prepare
+from export.plan import Plan, prepare
 from export.report import ProgramReport, Progress, Report
 from export.spec import ExportSpec
+from export.tracing import bucket_name, precision
 from export.writing import tolerances, write
 from runtime.description import describe_format, describe_output
 from runtime.errors import nearest

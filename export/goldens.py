@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from export.errors import ExportError
+from export.errors import ExportError, ParamsError
 from export.lowering import describe
 from runtime.entries import Tolerance
 from runtime.signature import TensorSpec
@@ -72,14 +72,23 @@ def reference(
 
 
 def refuse_non_finite(
-    specs: Sequence[TensorSpec], outputs: Sequence[Array], inputs: Sequence[TensorSpec]
+    specs: Sequence[TensorSpec],
+    outputs: Sequence[Array],
+    inputs: Sequence[TensorSpec],
+    cause: Callable[[], str],
 ) -> None:
-    """Raise ExportError for an expected answer that is NaN, or infinite where none is declared.
+    """Refuse an expected answer that is NaN, or infinite where none is declared.
 
     Args:
       specs: of the outputs.
       outputs: the un-exported model's answers.
-      inputs: of the model; an integer one without a range may be why there is NaN.
+      inputs: of the model; an integer one without a range may be why there is NaN, where the
+        params are not.
+      cause: returns what is wrong with the params, or nothing; called where an answer is bad.
+
+    Raises:
+      ParamsError: there is a cause.
+      ExportError: there is none.
     """
     for spec, output in zip(specs, outputs, strict=True):
         if "float" not in spec.dtype:
@@ -88,12 +97,17 @@ def refuse_non_finite(
         bad = np.isnan(wide) if spec.nonfinite else ~np.isfinite(wide)
         if not bad.any():
             continue
+        shown = f"{int(bad.sum())} of {bad.size}"
+        if found := cause():
+            raise ParamsError(
+                f"{found}; so {shown} values of output {spec.name!r} are not finite either (the "
+                "un-exported model, op by op)"
+            )
         expected = "finite values or infinities" if spec.nonfinite else "finite values"
         seen = " and ".join(_firsts(wide, bad))
         raise ExportError(
-            f"golden: output {spec.name!r}: expected {expected}, got {seen}, {int(bad.sum())} of "
-            f"{bad.size} that are not (the un-exported model, op by op)"
-            f"{_hint(spec, wide[bad], inputs)}"
+            f"golden: output {spec.name!r}: expected {expected}, got {seen}, {shown} that are "
+            f"not (the un-exported model, op by op){_hint(spec, wide[bad], inputs)}"
         )
 
 

@@ -137,7 +137,9 @@ def _own(variable: Any) -> Names:
         return _NONE
     if jax.numpy.issubdtype(dtype, jax.dtypes.prng_key):
         return frozenset({str(dtype)})
-    return frozenset({dtype.name}) if jax.numpy.issubdtype(dtype, jax.numpy.floating) else _NONE
+    if not jax.numpy.issubdtype(dtype, jax.numpy.inexact):
+        return _NONE
+    return frozenset({jax.numpy.finfo(dtype).dtype.name})  # of a complex one, its parts'
 
 
 def _drawn(equation: Any) -> Names:

@@ -10,13 +10,19 @@ from flax import linen
 from export.calling import NO_PARAMS, Adapted, Call, Inputs, calls
 from export.checkpoints import as_tree
 from export.errors import ExportError, ParamsError, first_line
-from export.linen_variables import NEEDLESS, Called, initialized, made_in_training
+from export.forms import unboxed
+from export.linen_variables import (
+    NEEDLESS,
+    Called,
+    Initialized,
+    initialized,
+    made_in_training,
+)
 from export.lowering import describe
-from export.matching import Path, flatten, floating, match
+from export.matching import Path, aligned, flatten, floating, match
 from export.reading import filled, left_out, read_params, refuse_likely
 from export.switches import explained, in_attributes, in_call
 from runtime.signature import BATCH, notation
-from runtime.tensors import Array
 
 # What tells a train state from a model's variables.
 _TRAIN_STATE = {"step", "opt_state", "tx", "apply_fn", "rng", "rngs", "key", "epoch"}
@@ -51,20 +57,24 @@ def adapt_linen(
         raise ParamsError(NO_PARAMS.format("linen Module"))
     ways = calls(type(model).__call__, buckets[0], call_args, model)
     made = initialized(model, ways, buckets[0])
-    listed = _as_saved(params) if made.variables is None else made.variables
-    tree, notes = _collections(params, listed, around)
-    saved = flatten(tree)
-    own = {} if made.variables is None else flatten(made.variables)
+    called, call, saved, notes = _called(model, made, ways, params, around, buckets[0])
+    own = flatten(made.variables or {})
     extra = {path: leaf for path, leaf in saved.items() if path not in own}
-    called = Called.of(model, made.variables or {}, extra, buckets[0])
-    call = made.call
-    if made.variables is None:
-        call = next(filter(called.traces, ways), call)
     called = called.without_needless(call, {path[0] for path in saved})
     read = _read(called, call, buckets, made.failure)
     needed = {p: own.get(p, saved.get(p)) for p in (*own, *extra) if "/".join(p) in read}
     unread = {path: leaf for path, leaf in extra.items() if path not in needed}
-    leaves = _fitting(needed, unread, saved, buckets[0])
+    leaves = match(
+        needed,
+        {path: leaf for path, leaf in saved.items() if path in needed},
+        ", ".join(
+            f"{n}: {notation(a.dtype, (BATCH, *a.shape[1:]))}" for n, a in buckets[0].items()
+        ),
+        beside=unread,
+        unread=own,
+        saved=around[-1] if around else as_tree(params),
+        boxes=made.boxes,
+    )
     if made.variables is not None:
         unlisted = {p: leaf for p, leaf in unread.items() if p[0] not in NEEDLESS}
         trained = made_in_training(model, call, buckets[0], unlisted) if unlisted else set()
@@ -73,6 +83,39 @@ def adapt_linen(
     left = {"/".join(path) for path in (*own, *extra)} - read
     apply = filled(called.apply(call), called.shapes, read)
     return Adapted(apply, leaves, castable, (*notes, *left_out(left)))
+
+
+def _called(
+    model: linen.Module,
+    made: Initialized,
+    ways: Sequence[Call],
+    params: Any,
+    around: Sequence[Mapping[str, Any]],
+    inputs: Inputs,
+) -> tuple[Called, Call, dict[Path, Any], list[str]]:
+    """Return a module with its variables, how to call it, what was saved by its paths, and notes.
+
+    Where init cannot make it, what was saved is taken in the first form in which it can be called:
+    as it is, or out of its boxes.
+    """
+
+    def of_form(form: Any) -> tuple[Called, dict[Path, Any], list[str]]:
+        listed = _as_saved(form) if made.variables is None else made.variables
+        tree, notes = _collections(form, listed, around)
+        own = flatten(made.variables or {})
+        saved = aligned(own, flatten(tree), made.boxes)
+        extra = {path: leaf for path, leaf in saved.items() if path not in own}
+        return Called.of(model, made.variables or {}, extra, inputs), saved, notes
+
+    called, saved, notes = of_form(params)
+    if made.variables is not None:
+        return called, made.call, saved, notes
+    for form in (params, unboxed(as_tree(params))):
+        one, of_one, said = of_form(form)
+        call = next(filter(one.traces, ways), None)
+        if call is not None:
+            return one, call, of_one, said
+    return called, made.call, saved, notes
 
 
 def _read(
@@ -116,29 +159,6 @@ def _read(
                 f"are: {first_line(error)}"
             ) from error
         raise failure from None
-
-
-def _fitting(
-    needed: Mapping[Path, Any],
-    unread: Mapping[Path, Any],
-    saved: Mapping[Path, Any],
-    inputs: Inputs,
-) -> dict[str, Array]:
-    """Return the variables that are needed, of those that were saved.
-
-    Raises:
-      ParamsError: some are missing, or have other shapes; those that are not read are listed with
-        them, since they may be the same by another name.
-    """
-    shaped_by = ", ".join(
-        f"{n}: {notation(a.dtype, (BATCH, *a.shape[1:]))}" for n, a in inputs.items()
-    )
-    given = {path: leaf for path, leaf in saved.items() if path in needed}
-    try:
-        return match(needed, given, shaped_by)
-    except ParamsError:
-        match(needed, {**given, **unread}, shaped_by)
-        raise
 
 
 def _as_saved(params: Any) -> Mapping[str, Any]:

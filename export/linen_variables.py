@@ -101,11 +101,13 @@ class Initialized:
       call: the way to call it in which it can be made; the first one if it cannot.
       variables: shapes and dtypes of its variables; None if it cannot be made here, because that
         takes a mesh, or a file, or it is wrong.
+      boxes: path of an array in a box, such as of `nn.with_partitioning`, to that of the box.
       failure: why it cannot be made.
     """
 
     call: Call
     variables: dict[str, Any] | None
+    boxes: dict[Path, Path]
     failure: Exception | None = None
 
 
@@ -118,25 +120,29 @@ def initialized(model: linen.Module, ways: Sequence[Call], inputs: Inputs) -> In
     failures: list[Exception] = []
     for call in ways:
         try:
-            return Initialized(call, _variables(model, call, inputs))
+            return Initialized(call, *_variables(model, call, inputs))
         except ExportError:
             raise
         except Exception as error:  # noqa: BLE001 (whatever the user's model raises)
             failures.append(error)
-    return Initialized(ways[0], None, failures[0])
+    return Initialized(ways[0], None, {}, failures[0])
 
 
-def _variables(model: linen.Module, call: Call, inputs: Inputs) -> dict[str, Any]:
-    """Return shapes and dtypes of the variables that init makes, without intermediates."""
+def _variables(
+    model: linen.Module, call: Call, inputs: Inputs
+) -> tuple[dict[str, Any], dict[Path, Path]]:
+    """Return shapes and dtypes of the variables that init makes, without intermediates, and boxes."""
 
     def init(values: Sequence[Any]) -> Any:
         args, kwargs = call.bind(dict(zip(inputs, values, strict=True)))
         keys = {name: jax.random.key(0) for name in ("params", "dropout")}
-        return linen.meta.unbox(model.init(keys, *args, **kwargs))
+        made = model.init(keys, *args, **kwargs)
+        return linen.meta.unbox(made), made
 
     # As a list: JAX sorts the keys of a dict, and inputs by place would be swapped.
-    made = jax.eval_shape(init, list(inputs.values()))
-    return {name: tree for name, tree in made.items() if name != "intermediates"}
+    made, boxed = jax.eval_shape(init, list(inputs.values()))
+    boxes = dict(zip(flatten(boxed), flatten(made), strict=True))
+    return {name: tree for name, tree in made.items() if name != "intermediates"}, boxes
 
 
 def made_in_training(
@@ -146,7 +152,7 @@ def made_in_training(
     found: set[Path] = set()
     for switches in _training(call, inputs):
         try:
-            made = _variables(model, dataclasses.replace(call, switches=switches), inputs)
+            made, _ = _variables(model, dataclasses.replace(call, switches=switches), inputs)
         except Exception:  # noqa: BLE001, S112 (training may take more than the inputs)
             continue
         shapes = {path: array.shape for path, array in flatten(made).items()}

@@ -44,7 +44,7 @@ def adapt(
       buckets: shapes and dtypes of the inputs by name, of each bucket; what is found out by
         tracing one of them is found with the first.
       around: what the params were taken out of, the innermost first; a linen Module finds
-        its other collections there.
+        its other collections there, and an error where the right ones are.
       call_args: arguments of the model that are no inputs, by name.
 
     Raises:
@@ -70,15 +70,15 @@ def _adapt(
         if params is None:
             raise ParamsError(NO_PARAMS.format("nnx.Module"))
         made, fixed = _without_weights(model)
-        return adapt_nnx(made, params, buckets, call_args, fixed)
+        return adapt_nnx(made, params, buckets, around, call_args, fixed)
     if is_factory(model):
         model = make(model, {})[0]
     if isinstance(model, linen.Module):
         return adapt_linen(model, params, buckets, around, call_args)
     if isinstance(model, nnx.Module):
-        return adapt_nnx(nnx.clone(model), params, buckets, call_args)
+        return adapt_nnx(nnx.clone(model), params, buckets, around, call_args)
     if callable(model):
-        return adapt_function(model, params, buckets, call_args)
+        return adapt_function(model, params, buckets, around, call_args)
     raise ExportError(
         "model: expected an ExportSpec, a flax Module or factory, or apply(params, inputs), "
         f"got {type(model).__name__}"
@@ -108,7 +108,8 @@ def _without_weights(factory: Any) -> tuple[nnx.Module, set[Path] | None]:
 
 def weights(model: Any, params: Any) -> Any:
     """Return the weights that a model is exported with: those given, or an nnx Module's own."""
-    return nnx.state(model) if params is None and isinstance(model, nnx.Module) else params
+    of_its_own = params is None and isinstance(model, nnx.Module)
+    return nnx.to_pure_dict(nnx.state(model)) if of_its_own else params
 
 
 def is_factory(model: Any) -> bool:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from export.calling import NO_PARAMS, Adapted, Call, Inputs, Params, calls
 from export.errors import ExportError, ParamsError
-from export.matching import Path, flatten, floating, match
+from export.matching import Path, aligned, flatten, floating, is_random, match
 from export.reading import Apply, filled, first_read, left_out, of_shape, read_params, refuse_likely
 from export.switches import in_attributes, in_call, key_asked_for
 from runtime.tensors import Array
@@ -27,6 +27,7 @@ def adapt_nnx(
     model: nnx.Module,
     params: Any,
     buckets: Sequence[Inputs],
+    around: Sequence[Mapping[str, Any]],
     call_args: Mapping[str, Any],
     fixed: Collection[Path] | None = None,
 ) -> Adapted:
@@ -36,6 +37,7 @@ def adapt_nnx(
       model: the module; it is changed.
       params: its state, or None for what it holds.
       buckets: shapes and dtypes of the inputs by name, of each bucket.
+      around: what the params were taken out of, the innermost first.
       call_args: arguments that are no inputs, by name.
       fixed: paths of its plain arrays that do not depend on its random key, and stand for
         those that `params` lacks; None for all.
@@ -56,7 +58,8 @@ def adapt_nnx(
         leaves = {"/".join(path): np.asarray(value) for path, value in needed.items()}
         left = set(shapes) - read
     else:
-        leaves, left, notes = _from_checkpoint(called, needed, params, fixed)
+        saved = around[-1] if around else params
+        leaves, left, notes = _from_checkpoint(called, needed, params, saved, fixed)
     castable = frozenset(n for n, a in leaves.items() if floating(a) and n in called.trained)
     return Adapted(filled(apply, shapes, read), leaves, castable, (*notes, *left_out(left)))
 
@@ -232,6 +235,7 @@ def _from_checkpoint(
     called: _Called,
     needed: Mapping[Path, Any],
     params: Any,
+    saved: Any,
     fixed: Collection[Path] | None,
 ) -> tuple[dict[str, Array], set[str], tuple[str, ...]]:
     """Return the params that the module reads, names of what is left out, and notes.
@@ -248,12 +252,7 @@ def _from_checkpoint(
     }
     given = {path: leaf for path, leaf in {**got, **added}.items() if path in needed}
     extra = {path: leaf for path, leaf in got.items() if path not in called.own}
-    try:
-        leaves = match(needed, given)
-    except ParamsError:
-        # One error for all that does not fit: what is missing may be among what is not read.
-        match(needed, {**given, **extra})
-        raise
+    leaves = match(needed, given, beside=extra, unread=called.own, saved=saved)
     refuse_likely(list(extra), list(needed))
     left = {"/".join(path) for path in (*called.own, *extra)} - set(leaves)
     if not added:
@@ -300,21 +299,11 @@ def _kept(leaf: Any) -> Any:
 def _as_own(got: Mapping[Path, Any], called: _Called) -> dict[Path, Any]:
     """Give a checkpoint's leaves the model's paths, and drop its random states.
 
-    A Variable that was saved whole has its array under `value`. Random states are those of the
-    model, and the keys and counts that it does not list.
+    Random states are those of the model, and the keys and counts that it does not list.
     """
-    known = (called.own, called.states)
-    found = {
-        path[:-1] if path[-1:] == ("value",) and any(path[:-1] in k for k in known) else path: leaf
-        for path, leaf in got.items()
-    }
+    found = aligned({**called.own, **called.states}, got)
     return {
         path: leaf
         for path, leaf in found.items()
-        if path in called.own or not (path in called.states or _is_random(path))
+        if path in called.own or not (path in called.states or is_random(path))
     }
-
-
-def _is_random(path: Path) -> bool:
-    name = path[:-1] if path[-1:] == ("value",) else path
-    return name[-1:] in (("key",), ("count",))

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from export.checkpoints import _ORBAX_MARKS, Tree, read_params
+from export.checkpoints import Tree, read_params
 from export.errors import CheckpointError, first_line
+from export.orbax_steps import MARKS
 from runtime.errors import nearest
 from runtime.localpaths import url_of, why_not_read
 from runtime.scratch import passing
@@ -139,9 +140,9 @@ def needed(paths: Sequence[str], tell: Callable[[str], None]) -> list[str]:
     steps: dict[str, list[str]] = {}
     for path in paths:
         top, *rest = path.split("/")
-        if _STEP.fullmatch(top) and (not rest or set(rest[:2]) & set(_ORBAX_MARKS)):
+        if _STEP.fullmatch(top) and (not rest or set(rest[:2]) & set(MARKS)):
             steps.setdefault(top, [])
-        elif {top, *rest[:1]} & set(_ORBAX_MARKS):
+        elif {top, *rest[:1]} & set(MARKS):
             return list(paths)  # a step itself, whose params may be called like steps
     for path in paths:
         steps.get(path.partition("/")[0], []).append(path)

@@ -1,8 +1,6 @@
 """What is decided before a program is lowered: signature, params, traces, goldens."""
 
-import contextlib
 import dataclasses
-import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,27 +9,28 @@ import jax
 import numpy as np
 
 from export import goldens as golden_rules
-from export import infinities, params_files
+from export import infinities, param_values, params_files
 from export.calling import Adapted
 from export.checkpoints import take_subtree
-from export.devices import named_device, refuse_several_devices
+from export.devices import named_device
 from export.diagnosis import float_notes, naming_shapes
-from export.errors import ExportError, Untraceable
+from export.errors import ExportError, ParamsError
 from export.fields import parse_output
 from export.golden_inputs import golden_inputs, with_goldens_read
-from export.hoisting import Hoisted, hoist
 from export.labels import LabelsOfFile
-from export.lowering import Traced, trace
+from export.lowering import Traced
 from export.models import abstract, adapt, weights
 from export.outputs import Key, name_outputs, output_specs
-from export.packing import Packing, plan_packing
+from export.packing import Packing
 from export.random_bits import refuse_foreign_bits
 from export.spec import ExportSpec
+from export.storage import with_stored_params
+from export.tracing import bucket_keys, output_shapes, precision, trace_all
 from runtime.compare import largest_difference
 from runtime.entries import OutputFormat
 from runtime.errors import nearest
-from runtime.signature import DTYPE_BYTES, Axis, Signature, TensorSpec
-from runtime.tensors import Array, numpy_dtype
+from runtime.signature import Axis, Signature, TensorSpec
+from runtime.tensors import Array
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,15 +83,16 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
         adapted = adapt(
             spec.model, params, _abstract_inputs(spec, inputs, axes), around, spec.call_args
         )
-    given, narrowed = _as_jax_keeps(adapted.params, x64)
-    cast = _cast(given, adapted, spec.dtype)
+    adapted = with_stored_params(adapted)
+    given, narrowed = param_values.as_jax_keeps(adapted.params, x64=x64)
+    cast = param_values.cast(given, adapted.castable, spec.dtype)
     flat = _Flat(adapted, [s.name for s in inputs])
     with naming_shapes(inputs, cast):
-        traced, packing, arguments, hoisted = _trace_all(spec, flat, cast, inputs, axes, tell)
+        traced, packing, arguments, hoisted = trace_all(spec, flat.call, cast, inputs, axes, tell)
     floats = float_notes(inputs, next(iter(traced.values())).jaxpr, len(arguments))
     outputs = output_specs(
         flat.names,
-        _shapes(spec, flat, packing, arguments, traced, inputs, axes),
+        output_shapes(spec, flat.call, packing, arguments, traced, inputs, axes),
         [a.name for a in axes],
     )
     outputs = infinities.declare(outputs, spec.allow_infinite)
@@ -101,8 +101,9 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
     output_format = _output_format(spec, signature)
     refuse_foreign_bits((one.jaxpr for one in traced.values()), spec.platforms)
     flat.device = named_device(next(iter(traced.values())).jaxpr)
-    goldens = _goldens(spec, signature, flat, cast, tell)
+    goldens = _goldens(spec, signature, flat, cast, given, tell)
     notes += tuple(infinities.notes(outputs, [expected for _, _, expected in goldens]))
+    notes += tuple(param_values.nan_notes(cast))
     drift: dict[str, float] = {}
     if spec.dtype is not None:
         uncast = [flat.reference(given, arrays) for _, arrays, _ in goldens]
@@ -152,7 +153,7 @@ def _abstract_inputs(
     These divide among all devices, so that a model that shards them fails for a better reason.
     """
     names = [axis.name for axis in axes]
-    keys = _keys(spec.buckets, axes)
+    keys = bucket_keys(spec.buckets, axes)
     return [
         abstract(inputs, batch, dict(zip(names, sizes, strict=True)))
         for batch, sizes in [(2 * jax.local_device_count(), keys[0][1]), *keys]
@@ -174,42 +175,6 @@ def _wide_notes(signature: Signature, x64: bool) -> list[str]:
 
 def _with_dtypes(specs: Sequence[TensorSpec]) -> str:
     return ", ".join(f"{s.name!r} ({s.dtype})" for s in specs)
-
-
-def _as_jax_keeps(params: Mapping[str, Array], x64: bool) -> tuple[dict[str, Array], list[str]]:
-    """Give params the dtypes that JAX would give them: 64-bit ones only in 64-bit mode."""
-    kept: dict[str, Array] = {}
-    narrowed = []
-    for name, array in params.items():
-        if array.dtype.name not in DTYPE_BYTES:
-            raise ExportError(
-                f"params: {name!r}: expected a dtype of {', '.join(DTYPE_BYTES)}, got {array.dtype}"
-            )
-        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-        if x64 or dtype == array.dtype:
-            kept[name] = array
-            continue
-        info = np.iinfo(dtype) if np.issubdtype(dtype, np.integer) else None
-        if info and array.size and not (info.min <= array.min() and array.max() <= info.max):
-            raise ExportError(
-                f"params: {name!r}: expected values that fit {dtype}, got {array.dtype} beyond it; "
-                "export with JAX_ENABLE_X64=1"
-            )
-        kept[name] = array.astype(dtype)
-        narrowed.append(name)
-    if not narrowed:
-        return kept, []
-    shown = ", ".join(narrowed[:3]) + (
-        f" and {len(narrowed) - 3} more" if len(narrowed) > 3 else ""
-    )
-    return kept, [f"64-bit params become 32-bit ones, as JAX makes them in 32-bit mode: {shown}"]
-
-
-def _cast(params: Mapping[str, Array], adapted: Adapted, dtype: str | None) -> dict[str, Array]:
-    if dtype is None:
-        return dict(params)
-    to = numpy_dtype(dtype)
-    return {n: a.astype(to) if n in adapted.castable else a for n, a in params.items()}
 
 
 class _Flat:
@@ -241,111 +206,12 @@ class _Flat:
         )
 
 
-def _trace_all(
-    spec: ExportSpec,
-    flat: _Flat,
-    params: dict[str, Array],
-    inputs: Sequence[TensorSpec],
-    axes: Sequence[Axis],
-    tell: Callable[[str], None],
-) -> tuple[dict[Key, Traced], Packing, dict[str, Array], Hoisted]:
-    packing = plan_packing(params)
-    arguments = packing.pack(params)
-    names = [axis.name for axis in axes]
-    traced: dict[Key, Traced] = {}
-
-    def one_trace(batch: int, sizes: tuple[int, ...]) -> Traced:
-        shapes = abstract(inputs, batch, dict(zip(names, sizes, strict=True)))
-        return _trace_one(spec, flat, packing, arguments, list(shapes.values()))
-
-    for key in _keys(spec.buckets, axes):
-        tell(f"tracing {bucket_name(key, names)}")
-        try:
-            traced[key] = one_trace(*key)
-        except Untraceable:
-            # Where rows are shared among devices, too few to share are only the outer reason.
-            count = jax.local_device_count()
-            if count > 1:
-                with contextlib.suppress(Untraceable):
-                    one_trace(key[0] * count, tuple(size * count for size in key[1]))
-            raise
-    hoisted = hoist([one.jaxpr for one in traced.values()], packing)
-    if hoisted.constants:
-        taken = arguments | hoisted.packing.pack(hoisted.constants)
-        for key, one in traced.items():
-            tell(f"hoisting constants of {bucket_name(key, names)}")
-            with precision(spec):
-                traced[key] = trace(hoisted.apply(one.jaxpr), _shapes_of(taken), one.arguments[1])
-        packing, arguments = packing + hoisted.packing, taken
-    return traced, packing, arguments, hoisted
-
-
-def _trace_one(
-    spec: ExportSpec,
-    flat: _Flat,
-    packing: Packing,
-    arguments: Mapping[str, Array],
-    shapes: Sequence[Any],
-) -> Traced:
-    with precision(spec):
-        one = trace(lambda p, x: flat.call(packing.unpack(p), x), _shapes_of(arguments), shapes)
-    refuse_several_devices(one.jaxpr)
-    return one
-
-
-def precision(spec: ExportSpec) -> Any:
-    """Set the precision of dots in this block; tracing and lowering both look at it."""
-    return jax.default_matmul_precision(spec.matmul_precision)
-
-
-def _shapes_of(arguments: Mapping[str, Array]) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arguments.values()]
-
-
-def _keys(buckets: Sequence[int], axes: Sequence[Axis]) -> list[Key]:
-    sizes = itertools.product(*(axis.sizes for axis in axes))
-    return [(batch, size) for size in sizes for batch in buckets]
-
-
-def bucket_name(key: Key, names: Sequence[str]) -> str:
-    """Name a bucket as files and people do: `b8`, `b8-seq32`."""
-    return "-".join([f"b{key[0]}", *(f"{n}{s}" for n, s in zip(names, key[1], strict=True))])
-
-
-def _shapes(
-    spec: ExportSpec,
-    flat: _Flat,
-    packing: Packing,
-    arguments: Mapping[str, Array],
-    traced: Mapping[Key, Traced],
-    inputs: Sequence[TensorSpec],
-    axes: Sequence[Axis],
-) -> dict[Key, Any]:
-    """Give output shapes at each bucket, and at sizes beside them where there is only one."""
-    shapes: dict[Key, Any] = {key: one.outputs for key, one in traced.items()}
-    batch, sizes = next(iter(traced))
-    extra: list[Key] = []
-    if len(spec.buckets) == 1:
-        extra.append((batch + 1, sizes))
-    for i, axis in enumerate(axes):
-        if len(axis.sizes) == 1 and axis.sizes[0] > axis.minimum:
-            shorter = max(axis.minimum, sizes[i] // 2)
-            extra.append((batch, (*sizes[:i], shorter, *sizes[i + 1 :])))
-    for key in extra:
-        named = dict(zip((axis.name for axis in axes), key[1], strict=True))
-        given = list(abstract(inputs, key[0], named).values())
-        try:
-            shapes[key] = _trace_one(spec, flat, packing, arguments, given).outputs
-        except ExportError:
-            continue  # the model takes this one size only; its shapes are all there is to go by
-    return shapes
-
-
 def _goldens(
     spec: ExportSpec,
     signature: Signature,
     flat: _Flat,
     params: Mapping[str, Array],
+    uncast: Mapping[str, Array],
     tell: Callable[[str], None],
 ) -> tuple[tuple[dict[str, int], tuple[Array, ...], tuple[Array, ...]], ...]:
     found = []
@@ -357,8 +223,15 @@ def _goldens(
             ordered = tuple(arrays[s.name] for s in signature.inputs)
             try:
                 expected = flat.reference(params, ordered)
-                golden_rules.refuse_non_finite(signature.outputs, expected, signature.inputs)
+                golden_rules.refuse_non_finite(
+                    signature.outputs,
+                    expected,
+                    signature.inputs,
+                    lambda: param_values.not_finite(params, uncast),
+                )
                 _check_shapes(signature, expected, len(ordered[0]), sizes)
+            except ParamsError:
+                raise
             except ExportError as error:
                 raise ExportError(f"{error}{_if_too_short(sizes, signature.axes)}") from error
             found.append((sizes, ordered, expected))

@@ -84,12 +84,16 @@ def first_read(
 
 def traces(apply: Apply, shapes: Mapping[str, Any], inputs: Inputs) -> bool:
     """Whether a model can be traced with params and inputs of these shapes and dtypes."""
+    return answers(apply, shapes, inputs) is not None
+
+
+def answers(apply: Apply, shapes: Mapping[str, Any], inputs: Inputs) -> list[Any] | None:
+    """Return shapes and dtypes of what a model answers; None if it cannot be traced."""
     answer, arrays, values = _in_order(apply, shapes, inputs)
     try:
-        jax.eval_shape(answer, arrays, values)
+        return jax.tree.leaves(jax.eval_shape(answer, arrays, values))
     except (Exception, SystemExit):  # noqa: BLE001 (whatever the user's model raises)
-        return False
-    return True
+        return None
 
 
 def _in_order(apply: Apply, shapes: Mapping[str, Any], inputs: Inputs) -> tuple[Any, Any, Any]:

@@ -17,7 +17,8 @@ from export import lowering
 from export.constants import digest, movable_constants, with_constants
 from export.errors import first_line
 from export.lowering import Traced, configured, trace
-from export.plan import Plan, bucket_name, precision
+from export.plan import Plan
+from export.tracing import bucket_name, precision
 from runtime.signature import BATCH, Axis
 from runtime.tensors import numpy_dtype
 

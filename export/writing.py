@@ -11,7 +11,8 @@ from export.errors import ExportError
 from export.jaxprs import floating_dtypes
 from export.lowering import Lowered
 from export.outputs import Key
-from export.plan import Plan, bucket_name
+from export.plan import Plan
+from export.tracing import bucket_name
 from runtime.entries import Argument, Golden, Params, ProgramEntry
 from runtime.manifest import Manifest
 from runtime.release import version

@@ -40,6 +40,7 @@ _CODES = {
     "float8_e5m2": "F8_E5M2",
 }
 _NAMES = {code: name for name, code in _CODES.items()}
+_NO_MORE: Mapping[str, str] = {}
 
 
 @functools.cache
@@ -78,7 +79,10 @@ def write_tensors(file: BinaryIO, tensors: Mapping[str, Array]) -> None:
 
 
 def read_tensors(
-    path: Path, buffer: mmap.mmap | bytes, name: str | None = None
+    path: Path,
+    buffer: mmap.mmap | bytes,
+    name: str | None = None,
+    more: Mapping[str, str] = _NO_MORE,
 ) -> dict[str, Array]:
     """View the tensors of a safetensors file; nothing is copied.
 
@@ -86,6 +90,7 @@ def read_tensors(
       path: the file, for the library's header checks (overlaps, holes, overflow).
       buffer: its bytes, whose digest the caller has checked.
       name: what an error calls it; None for its own name.
+      more: codes of dtypes that no bundle has, and the names of these dtypes.
 
     Returns:
       Read-only arrays that keep `buffer` alive.
@@ -99,13 +104,16 @@ def read_tensors(
         size = int.from_bytes(buffer[:8], "little")
         header = json.loads(buffer[8 : 8 + size], object_pairs_hook=_no_duplicates)
         header.pop("__metadata__", None)
-        return {name: _view(buffer, 8 + size, entry) for name, entry in header.items()}
+        return {
+            name: _view(buffer, 8 + size, entry, {**_NAMES, **more})
+            for name, entry in header.items()
+        }
     except (SafetensorError, ValueError, KeyError, OSError) as error:
         raise IntegrityError(f"{name or path.name}: expected safetensors, got {error}") from None
 
 
-def _view(buffer: mmap.mmap | bytes, start: int, entry: Any) -> Array:
-    dtype = numpy_dtype(_NAMES[entry["dtype"]])
+def _view(buffer: mmap.mmap | bytes, start: int, entry: Any, names: Mapping[str, str]) -> Array:
+    dtype = numpy_dtype(names[entry["dtype"]])
     begin, end = entry["data_offsets"]
     flat = (
         np.frombuffer(buffer, np.uint8, end - begin, start + begin)

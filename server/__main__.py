@@ -9,17 +9,11 @@
 `--help` has the exit statuses.
 """
 
-import asyncio
-import contextlib
-import dataclasses
-import errno
+# Little is imported before signals are seen to.
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
 
-from runtime.commandline import needing, reading_settings
 from server import signals
 
 if __name__ == "__main__":  # who only imports this has signals and streams of their own
@@ -38,6 +32,15 @@ if __name__ == "__main__":  # who only imports this has signals and streams of t
         # A container's first process gets only the signals it handles.
         for number in (*signals.DRAIN, signal.SIGINT):
             signal.signal(number, lambda *_: os._exit(0))
+
+import asyncio
+import contextlib
+import dataclasses
+import errno
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
+
+from runtime.commandline import needing, reading_settings
 
 with needing("server"), reading_settings():
     import uvloop

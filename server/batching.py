@@ -96,6 +96,10 @@ class BatchQueue:
         """Give the number of tasks that wait."""
         return sum(map(len, self._waiting.values()))
 
+    def __contains__(self, task: Task) -> bool:
+        """Whether a task waits."""
+        return task in self._waiting[self.group(task.sizes)]
+
     def _group(self, sizes: Sizes) -> Sizes:
         """Give the smallest axis sizes that hold these."""
         fitting = (g for g in self._planners if all(a >= b for a, b in zip(g, sizes, strict=True)))
@@ -118,7 +122,7 @@ class BatchQueue:
 
     def discard(self, task: Task) -> bool:
         """Take a task out, whose deadline passed or whose client went; False if it is not in."""
-        if task not in self._waiting[self.group(task.sizes)]:
+        if task not in self:
             return False
         self._discard(task)
         return True

@@ -91,10 +91,19 @@ def check_headers(header: Header, limits: Limits) -> Announced:
         return Announced(None, limit, json_bytes, encoding)
     if not length:
         return Announced(0, limit, json_bytes, encoding)
-    announced = _number("content-length", length)
+    announced = read_length(length)
     if announced > limit:
         raise TooLarge(f"body: expected at most {limit} bytes, got {announced}")
     return Announced(announced, limit, json_bytes, encoding)
+
+
+def read_length(text: str) -> int:
+    """Return how many bytes a content-length says.
+
+    Raises:
+      MalformedRequest: it is no such number, or larger than any body.
+    """
+    return _number("content-length", text)
 
 
 def _json_bytes(header: Header) -> int | None:

@@ -18,8 +18,9 @@ _BODIES = 8
 # What gRPC's C core can count, in milliseconds: 23 days.
 _OLDEST_S = 2_000_000
 # As browsers write an origin: in lower case, and without the port that goes without saying.
+_HOST = r"(?:[a-z0-9._~-]+|\[[0-9a-f:.]+\])"
 _ORIGIN = re.compile(
-    r"(?!https?://[^:]*:(?:80|443)$)[a-z][a-z0-9+.-]*://(?:[a-z0-9._~-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?"
+    rf"(?!http://{_HOST}:80$|https://{_HOST}:443$)[a-z][a-z0-9+.-]*://{_HOST}(?::[1-9][0-9]{{0,4}})?"
 )
 # Where an image has its bundle, if one was baked in.
 BAKED_IN = "/bundle"

@@ -1,25 +1,37 @@
-"""The connections of a port, which another library has opened in this process."""
+"""The sockets of a port that another library has opened in this process."""
 
 import contextlib
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 # The files that are open in this process, on Linux; elsewhere nothing is found.
 _FILES = Path("/proc/self/fd")
 
 
-def shut(port: int) -> None:
-    """End the connections that clients have to a port of this process.
+def leave(port: int) -> None:
+    """Close a port of this process, and end the connections to it, as its end would.
 
-    What was written to them is still sent. The files stay open: they are not ours to close, and
-    whoever opened them reads that they have ended.
+    What was written to connections is still sent. For a process that ends next: whoever opened
+    the port is not told that it is closed.
     """
+    for number, found in _sockets(port):
+        if _listens(found):
+            os.close(number)
+    for _, found in _sockets(port):
+        with contextlib.suppress(OSError):  # its client has gone
+            found.shutdown(socket.SHUT_RDWR)
+
+
+def _sockets(port: int) -> Iterator[tuple[int, socket.socket]]:
+    """Yield each socket of a port by its number, as another file of it, which is closed then."""
     for path in list(_FILES.iterdir()) if _FILES.is_dir() else ():
-        with contextlib.suppress(OSError), _opened(int(path.name)) as found:
+        number = int(path.name)
+        with contextlib.suppress(OSError), _opened(number) as found:
             internet = found.family in (socket.AF_INET, socket.AF_INET6)
-            if internet and found.getsockname()[1] == port and not _listens(found):
-                found.shutdown(socket.SHUT_RDWR)
+            if internet and found.getsockname()[1] == port:
+                yield number, found
 
 
 def _opened(number: int) -> socket.socket:

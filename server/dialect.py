@@ -62,6 +62,7 @@ class Inference[T](abc.ABC):
         self._write: Callable[[Answer], T]
         self._pending: Pending | None = None
         self._withdrawn = False
+        self._deprioritized = False
 
     @abc.abstractmethod
     def read(self, model: Model) -> Call[T]:
@@ -98,6 +99,12 @@ class Inference[T](abc.ABC):
         if self._pending is not None:
             self.service.withdraw(self._pending)
 
+    def deprioritize(self) -> None:
+        """Answer the request only while there is room: its client may have gone."""
+        self._deprioritized = True
+        if self._pending is not None:
+            self.service.deprioritize(self._pending)
+
     def submit(self, call: Call[T]) -> None:
         """Have what was read answered."""
         parts, self._write, own_s = call
@@ -110,6 +117,9 @@ class Inference[T](abc.ABC):
             )
         except Exception as error:  # noqa: BLE001 (likewise)
             self.failed(error)
+        else:
+            if self._deprioritized:
+                self.deprioritize()
 
     def _answered(self, answer: Answer | Exception) -> None:
         if isinstance(answer, Exception):

@@ -8,34 +8,42 @@ import asyncio
 import contextlib
 import functools
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
-from typing import Any, NoReturn, override
+from typing import Any, NoReturn
 
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
 from grpc_reflection.v1alpha.reflection import aio as reflection
-from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2 import (
+    ErrorResponse,
+    ServerReflectionRequest,
+    ServerReflectionResponse,
+)
 
-from runtime.model import Model
 from server import connections, oip, oip_grpc
 from server.config import ConfigError, ServerConfig
-from server.dialect import LARGE_BYTES, Call, Inference
-from server.errors import Draining, Overloaded, Unsupported
+from server.errors import (
+    BodyTimeout,
+    Draining,
+    MalformedRequest,
+    Overloaded,
+    Unavailable,
+    Unsupported,
+)
 from server.exposition import statistics
 from server.figures import Gather, figures_of
+from server.grpc_calls import Calls, Context, Refused, sent
 from server.grpc_health import Health
+from server.grpc_inference import GrpcInference
 from server.grpc_options import address, options
 from server.grpc_receive import Receiver
 from server.grpc_stream import Stream, Streams
 from server.held import UNCOUNTED, Unread
 from server.protos import inference_pb2 as pb
 from server.protos.pool import POOL
-from server.request import REQUEST_ID, RequestId, request_id
 from server.routes import SERVER_NAME, SERVER_VERSION
 from server.service import Service, State
-from server.status import explain
 
 INFERENCE = "inference.GRPCInferenceService"
 HEALTH = "grpc.health.v1.Health"
@@ -46,62 +54,6 @@ WATCHES = 4096
 # and send nothing while the connections close.
 HOLD_S = 0.2
 UNSERVED = "this method of the protocol is not served; ServerMetadata lists the extensions that are"
-# Trailers are limited to 8 KiB, and every byte may take three there.
-LONGEST_TEXT = 2000
-
-Context = Any  # grpc.aio.ServicerContext, which is not typed
-
-
-class _Calls:
-    """Calls that have come and are not over, down to the last byte of their answers."""
-
-    def __init__(self) -> None:
-        self.count = self.total = 0
-        self._over = asyncio.Event()
-
-    def add(self, context: Context) -> None:
-        """Count a call until it is over."""
-        self.count += 1
-        self.total += 1
-        context.add_done_callback(self._remove)
-
-    async def over(self) -> None:
-        """Wait until all of them are over."""
-        while self.count:
-            self._over.clear()
-            await self._over.wait()
-
-    def _remove(self, _: Context) -> None:
-        self.count -= 1
-        self._over.set()
-
-
-class Refused:
-    """A request is answered with an error.
-
-    Nothing that is raised: gRPC keeps what `abort` raises in a circle with the call, and by it
-    all frames that it passed, with the message in them, until the next look for garbage.
-
-    Args:
-      error: whatever went wrong.
-      identity: the message's own name for itself, empty if it has none.
-      context: of the call, whose metadata may have a name for it and a trace.
-
-    Attributes:
-      identity: the same.
-      known: the name that the log has for the request.
-      status: of the error.
-      text: what the client is told.
-    """
-
-    def __init__(self, error: Exception, context: Context, identity: str = "") -> None:
-        self.identity = identity
-        metadata = dict(context.invocation_metadata() or ())
-        found = request_id(metadata.get) or RequestId(uuid.uuid4().hex)
-        known = identity if REQUEST_ID.fullmatch(identity) else found
-        self.known = RequestId(known, found.trace)
-        self.status, text = explain(error, self.known)
-        self.text = text[:LONGEST_TEXT]
 
 
 class Entrance:
@@ -123,7 +75,7 @@ class Entrance:
         self._receiver = Receiver()
         self._streams = Streams()
         self._watches = 0
-        self._calls = _Calls()
+        self._calls = Calls()
         self._stopping = False
         self._stopped = asyncio.Event()
         self._port = 0
@@ -152,38 +104,45 @@ class Entrance:
         self._port = int(port)
         return self._port
 
-    async def stop(self, grace_s: float = 0.0) -> None:
-        """Answer the calls that are in, refuse those that still come, and close.
+    async def leave(self, grace_s: float) -> None:
+        """Answer the calls that are in, refuse those that still come, and close the port.
 
         Streams and watches, which might go on for ever, end once what was read is answered.
 
         Every call is answered, or its client told UNAVAILABLE. gRPC's own stop tells CANCELLED,
-        after which nobody tries again, to whoever's call comes while it goes on. So calls that
-        come are refused here, and it begins only when the connections have been shut.
+        after which nobody tries again, to whoever's call comes while it goes on. So it is not
+        used: the process has to end next, and its connections have been shut before.
 
         Args:
           grace_s: the longest that calls are waited for.
         """
-        calls, self._calls, self._stopping = self._calls, _Calls(), True
+        await self._drain(grace_s, hold_s=HOLD_S)
+        connections.leave(self._port)
+
+    async def stop(self, grace_s: float = 0.0) -> None:
+        """Answer the calls that are in, and end, in a process that goes on; see `leave`.
+
+        Args:
+          grace_s: what is not answered by then is cancelled.
+        """
+        await self._drain(grace_s, hold_s=0.0)
+        await self._server.stop(None)
+
+    async def _drain(self, grace_s: float, hold_s: float) -> None:
+        calls, self._calls, self._stopping = self._calls, Calls(), True
         self._health.stop()
         self._streams.stop()
         self._receiver.stop(_stopping())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await calls.over()
-                if calls.total:
-                    await asyncio.sleep(HOLD_S)
-        calls, self._calls = self._calls, _Calls()
+                if calls.any:
+                    await asyncio.sleep(hold_s)
+        calls, self._calls = self._calls, Calls()
         self._stopped.set()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(grace_s, HOLD_S)):
+            async with asyncio.timeout(hold_s):
                 await calls.over()
-        connections.shut(self._port)
-        closing = asyncio.Task(
-            self._server.stop(None), loop=asyncio.get_running_loop(), eager_start=True
-        )
-        connections.shut(self._port)  # those that were opened between the two
-        await closing
 
     def _methods(self) -> dict[str, grpc.RpcMethodHandler]:
         telling: dict[str, tuple[type, Callable[[Any], Any]]] = {
@@ -212,40 +171,50 @@ class Entrance:
         """Make a method, counted as no inference, of a function of bytes."""
 
         async def method(_: object, context: Context) -> bytes:
-            self._calls.add(context)
-            made: bytes | Refused
+            calls = self._calls
+            calls.enter()
             try:
-                made = tell(await self._receiver.receive(context))
-            except Exception as error:  # noqa: BLE001 (every error has an answer)
-                made = Refused(error, context)
-            code = made.status.grpc if isinstance(made, Refused) else "OK"
-            self._service.metrics.other("grpc", code)
-            return await _sent(context, made)
+                made: bytes | Refused
+                try:
+                    made = tell(await self._receiver.receive(context))
+                except Exception as error:  # noqa: BLE001 (every error has an answer)
+                    made = Refused(error, context)
+                code = made.status.grpc if isinstance(made, Refused) else "OK"
+                self._service.metrics.other("grpc", code)
+                return await sent(context, made)
+            finally:
+                calls.leave(context)
 
         return grpc.stream_unary_rpc_method_handler(method)
 
     async def _unserved(self, _: object, context: Context) -> bytes:
         refused = Refused(Unsupported(UNSERVED), context)
         self._service.metrics.other("grpc", refused.status.grpc)
-        return await _sent(context, refused)
+        return await sent(context, refused)
 
     async def _infer(self, _: object, context: Context) -> bytes:
-        self._calls.add(context)
-        made = await self._answer(context, functools.partial(self._hold, context))
-        return await _sent(context, made)
+        calls = self._calls
+        calls.enter()
+        try:
+            return await sent(context, await self._answer(context))
+        finally:
+            calls.leave(context)
 
     def _hold(self, context: Context, size: int) -> None:
-        """Count the answer of a call until its client has read it, unless it is a small one."""
-        if size > UNCOUNTED:
-            held = self._service.held
-            held.take_answer(size)
-            context.add_done_callback(lambda _: held.give(size))
+        """Count the answer of a call until its client has read it.
+
+        Raises:
+          Overloaded: all answers together would be too much.
+        """
+        held = self._service.held
+        held.take_answer(size)
+        context.add_done_callback(lambda _: held.give(size))
 
     async def _stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
         unread = Unread(self._service.held)
 
         async def answer(data: bytes) -> bytes:
-            made = await self._answer(context, unread.add, data)
+            made = await self._answer(context, data, unread)
             if isinstance(made, Refused):
                 text = oip_grpc.refusal(made.identity, made.text)
                 unread.size += len(text)
@@ -259,7 +228,12 @@ class Entrance:
 
     async def _reflect(self, requests: AsyncIterator[bytes], context: Context) -> None:
         async def answer(data: bytes) -> bytes:
-            request = ServerReflectionRequest.FromString(data)
+            try:
+                request = oip_grpc.parse(ServerReflectionRequest, data)
+            except MalformedRequest as error:
+                code = grpc.StatusCode.INVALID_ARGUMENT.value[0]
+                problem = ErrorResponse(error_code=code, error_message=str(error))
+                return ServerReflectionResponse(error_response=problem).SerializeToString()  # type: ignore[no-any-return]
             told = self._reflection.ServerReflectionInfo(_only(request), context)
             return b"".join([each.SerializeToString() async for each in told])
 
@@ -267,7 +241,8 @@ class Entrance:
 
     async def _run(self, stream: Stream, requests: AsyncIterator[bytes], context: Context) -> None:
         """Answer a stream, and end it as it ends."""
-        self._calls.add(context)
+        calls = self._calls
+        calls.enter()
         refused = None
         connection = context.peer()
         try:
@@ -276,28 +251,28 @@ class Entrance:
             self._streams.add(connection, stream)
             if not await stream.run(requests):
                 refused = Refused(_stopping(), context)
-        except Exception as error:  # noqa: BLE001 (every error has an answer)
+        except (Unavailable, BodyTimeout) as error:  # others are gRPC's: the client has gone
             refused = Refused(error, context)
         finally:
             self._streams.discard(connection, stream)
+            calls.leave(context)
         if refused is not None:
             self._service.metrics.other("grpc", refused.status.grpc)
-            await _sent(context, refused)
+            await sent(context, refused)
 
     async def _answer(
-        self, context: Context, hold: Callable[[int], object], data: bytes | None = None
+        self, context: Context, data: bytes | None = None, unread: Unread | None = None
     ) -> bytes | Refused:
         """Answer an inference, and count it.
 
         Args:
           context: of its call.
-          hold: counts an answer of so many bytes, or raises Overloaded.
           data: the request, where it came by a stream; otherwise it has to arrive yet.
+          unread: counts the answers of that stream.
         """
         begun = time.monotonic()
         count = self._service.metrics.inference
         identity, held = "", 0
-        stream = data is not None
         try:
             if data is None:
                 if self._stopping:
@@ -308,9 +283,14 @@ class Entrance:
             request = oip_grpc.parse(pb.ModelInferRequest, data)
             del data
             identity = request.id
-            inference = _Inference(self._service, request, context.time_remaining(), stream=stream)
+            inference = GrpcInference(
+                self._service, request, context.time_remaining(), stream=unread is not None
+            )
             made = await inference.answer(size)
-            hold(len(made))
+            if unread is not None:
+                unread.add(len(made))
+            elif len(made) > UNCOUNTED:
+                self._hold(context, len(made))
         except asyncio.CancelledError:
             count("grpc", "CANCELLED", time.monotonic() - begun, "canceled")
             raise
@@ -324,7 +304,8 @@ class Entrance:
         return made
 
     async def _watch(self, _: object, context: Context) -> None:
-        self._calls.add(context)
+        calls = self._calls
+        calls.enter()
         refused = None
         self._watches += 1
         try:
@@ -333,13 +314,14 @@ class Entrance:
             self._service.metrics.other("grpc", "OK")
             async for told in self._health.watch(request.service):
                 await context.write(told.SerializeToString())
-        except Exception as error:  # noqa: BLE001 (every error has an answer)
+        except (Unavailable, BodyTimeout, MalformedRequest) as error:  # others are gRPC's
             refused = Refused(error, context)
         finally:
             self._watches -= 1
+            calls.leave(context)
         if refused is not None:
             self._service.metrics.other("grpc", refused.status.grpc)
-            await _sent(context, refused)
+            await sent(context, refused)
 
     def _expect_room(self) -> None:
         if self._watches > WATCHES:
@@ -384,63 +366,6 @@ class Entrance:
         return pb.ModelStatisticsResponse(**told)
 
 
-class _Inference(Inference[bytes]):
-    """A request for an inference, which a coroutine waits for."""
-
-    off_loop = True
-
-    def __init__(
-        self,
-        service: Service,
-        request: pb.ModelInferRequest,
-        timeout_s: float | None,
-        *,
-        stream: bool,
-    ) -> None:
-        super().__init__(service, timeout_s)
-        self._request = request
-        self._stream = stream
-        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._made = b""
-        self._error: Exception | None = None
-
-    async def answer(self, size: int) -> bytes:
-        """Answer it; cancelling gives it up."""
-        self.begin(large=size > LARGE_BYTES)
-        try:
-            await self._ended
-        except asyncio.CancelledError:
-            self.withdraw()
-            raise
-        # An error knows the frames that it passed. If one of them, or what that has, knew the
-        # error, only the next look for garbage would free them all, and the message with them.
-        error, self._error = self._error, None
-        try:
-            if error is not None:
-                raise error
-        finally:
-            del error
-        return self._made
-
-    @override
-    def read(self, model: Model) -> Call[bytes]:
-        return oip_grpc.read(self._request, model, stream=self._stream)
-
-    @override
-    def written(self, message: bytes) -> None:
-        self._made = message
-        self._end()
-
-    @override
-    def failed(self, error: Exception) -> None:
-        self._error = error
-        self._end()
-
-    def _end(self) -> None:
-        if not self._ended.done():  # its coroutine may be about to hear that it is cancelled
-            self._ended.set_result(None)
-
-
 class _Unserved(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Has one answer to every other method of the service."""
 
@@ -468,12 +393,3 @@ def _reading[M](kind: type[M], tell: Callable[[M], Any]) -> Callable[[bytes], by
         return tell(oip_grpc.parse(kind, data)).SerializeToString()  # type: ignore[no-any-return]
 
     return call
-
-
-async def _sent(context: Context, made: bytes | Refused) -> bytes:
-    """Give an answer, or abort the call with the refusal."""
-    if isinstance(made, bytes):
-        return made
-    code = grpc.StatusCode[made.status.grpc]
-    await context.abort(code, made.text, (("x-request-id", made.known),))
-    raise AssertionError

@@ -1,5 +1,7 @@
 """How gRPC's C core is set up: what it may hold for clients, and how long for."""
 
+import math
+
 from server.config import ServerConfig
 
 # Connections at once; those beyond are closed.
@@ -14,10 +16,13 @@ ENDING_STREAMS = 128
 WINDOW = 65535
 # Seconds that a call may wait for this process to look at it: a client has its own deadline.
 _FOR_EVER_S = 1 << 20
-# Calls that may wait for that, of all connections: more than 100 of them can have open at once.
-# Beyond that gRPC cancels calls of whoever comes, and no client tries again; by its own bounds,
-# 1,000 and 3,000, it did so in a burst of honest calls.
-PENDING = 32_768
+# Calls that may wait for that: all that connections can have open. Only clients that end
+# connections and open others as fast as they can have more wait. Beyond that gRPC cancels calls
+# of whoever comes, and no client tries again; by its own bounds, 1,000 and 3,000, it did so in a
+# burst of honest calls.
+PENDING = CONNECTIONS * CONCURRENT_STREAMS
+# The largest number that gRPC's C core takes: of bytes, or of milliseconds.
+_LARGEST = 2**31 - 1
 
 
 def address(host: str, port: int) -> str:
@@ -36,7 +41,7 @@ def options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.server.max_pending_requests", PENDING),
         ("grpc.server.max_pending_requests_hard_limit", PENDING),
         ("grpc.server_max_unrequested_time_in_server", _FOR_EVER_S),
-        ("grpc.max_receive_message_length", config.max_body_bytes),
+        ("grpc.max_receive_message_length", min(config.max_body_bytes, _LARGEST)),
         ("grpc.max_send_message_length", -1),
         ("grpc.http2.lookahead_bytes", WINDOW),
         ("grpc.http2.bdp_probe", 0),
@@ -49,7 +54,7 @@ def options(config: ServerConfig) -> list[tuple[str, int]]:
     ]
     if config.grpc_max_connection_age_s:
         found += [
-            ("grpc.max_connection_age_ms", round(1e3 * config.grpc_max_connection_age_s)),
-            ("grpc.max_connection_age_grace_ms", round(config.request_timeout_ms)),
+            ("grpc.max_connection_age_ms", math.ceil(1e3 * config.grpc_max_connection_age_s)),
+            ("grpc.max_connection_age_grace_ms", round(min(config.request_timeout_ms, _LARGEST))),
         ]
     return found

@@ -52,16 +52,16 @@ class Context(Protocol):
 class _Arrival:
     """A call on its way to its message."""
 
-    __slots__ = ("connection", "context", "error", "looks", "slow", "task", "turn")
+    # Of most calls nothing of this is ever set.
+    turn: asyncio.Future[None] | None = None  # while it waits for a slot
+    connection = ""  # known only of those that have waited
+    looks = 0
+    slow = False
+    error: Exception | None = None
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self.task = asyncio.current_task()
-        self.turn: asyncio.Future[None] | None = None  # while it waits for a slot
-        self.connection = ""  # known only of those that have waited
-        self.looks = 0
-        self.slow = False
-        self.error: Exception | None = None
 
 
 # The calls of each connection that wait; the connection that comes first has the next turn.

@@ -61,7 +61,15 @@ class Phase(enum.Enum):
 # While httptools is in the middle of a request.
 _PARSED = (Phase.HEAD, Phase.BODY)
 
-Withdraw = Callable[[], object]
+
+class Underway(Protocol):
+    """A request that is being answered, as its connection sees it."""
+
+    def withdraw(self) -> object:
+        """Give it up: its client has gone."""
+
+    def deprioritize(self) -> object:
+        """Answer it only while there is room: its client may have gone."""
 
 
 class Answers(Protocol):
@@ -76,8 +84,8 @@ class Answers(Protocol):
     def admit(self, head: Head) -> Announced:
         """Give what the head says of the body; raises what refuses the request."""
 
-    def answer(self, message: Message, done: Callable[[Reply], object]) -> Withdraw | None:
-        """Answer a request; what is returned is called if its client goes before it is done."""
+    def answer(self, message: Message, done: Callable[[Reply], object]) -> Underway | None:
+        """Answer a request; what is returned hears of its client's going before it is done."""
 
     def refused(self, head: Head | None, error: Exception) -> Reply:
         """Write the refusal of a request that was not read."""
@@ -116,7 +124,7 @@ class Connection(asyncio.Protocol):
         self._body = Incoming(answers.held)
         self._waiting: collections.deque[Message | Reply] = collections.deque()
         self._answering: Message | None = None
-        self._withdraw: Withdraw | None = None
+        self._underway: Underway | None = None
         # Whether httptools is behind the first byte of a request, and not behind its last.
         self._begun = False
         self._half_closed = False
@@ -139,8 +147,8 @@ class Connection(asyncio.Protocol):
         self._connections.discard(self)
         self._body.drop()
         self._drop_waiting()
-        if self._answering is not None and self._withdraw is not None:
-            self._withdraw()
+        if self._answering is not None and self._underway is not None:
+            self._underway.withdraw()
             self._release(self._answering)
 
     @override
@@ -153,6 +161,8 @@ class Connection(asyncio.Protocol):
           Whether the connection stays open, for answers that are to come.
         """
         self._half_closed = True
+        if self._underway is not None:
+            self._underway.deprioritize()
         if self._phase is Phase.BODY:
             self._refuse(IncompleteBody("body: expected all of it, got less"))
         elif not self._between and self._phase is Phase.HEAD:
@@ -234,7 +244,8 @@ class Connection(asyncio.Protocol):
             if key in self._headers:
                 self._doubled.add(key)
             else:
-                self._headers[key] = value.decode("latin-1")
+                # Of the white space that RFC 9112 section 5.1 has ignored, llhttp leaves tabs.
+                self._headers[key] = value.decode("latin-1").strip(" \t")
 
     def on_headers_complete(self) -> None:
         """Decide whether the body is read, before any of it is."""
@@ -416,12 +427,14 @@ class Connection(asyncio.Protocol):
             self._send(item, None)
         else:
             self._answering = item
-            withdraw = self._answers.answer(item, self._answered)
+            underway = self._answers.answer(item, self._answered)
             if self._answering is item:
-                self._withdraw = withdraw
+                self._underway = underway
+                if self._half_closed and underway is not None:
+                    underway.deprioritize()
 
     def _answered(self, made: Reply) -> None:
-        message, self._answering, self._withdraw = self._answering, None, None
+        message, self._answering, self._underway = self._answering, None, None
         if message is not None:
             self._release(message)
         if not self._transport.is_closing():

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from server.body import Announced, Limits, check_headers, check_length
+from server.body import Announced, Limits, check_headers, check_length, read_length
 from server.cors import NO_CORS, Cors
 from server.errors import MalformedRequest, TooLarge, Unsupported
-from server.http_connection import Withdraw
+from server.http_connection import Underway
 from server.http_message import Head, Message
 from server.reply import Reply, failure
 from server.request import Request, read_fields, request_id
@@ -74,13 +74,13 @@ class Front:
         if head.route is not None:
             return check_headers(head.headers.get, self._limits)
         limit = self._limits.binary_bytes
-        length = head.headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > limit:
-            raise TooLarge(f"body: expected at most {limit} bytes, got {int(length)}")
+        length = read_length(head.headers.get("content-length", "0"))
+        if length > limit:
+            raise TooLarge(f"body: expected at most {limit} bytes, got {length}")
         return Announced(None, limit, None, "")
 
-    def answer(self, message: Message, done: Callable[[Reply], object]) -> Withdraw | None:
-        """Answer a request; what is returned is called if its client goes before it is done."""
+    def answer(self, message: Message, done: Callable[[Reply], object]) -> Underway | None:
+        """Answer a request; what is returned hears of its client's going before it is done."""
         head = message.head
         announced = head.announced
         if head.route is None or announced is None:

@@ -176,7 +176,7 @@ class Process:
                 self._service.stop()
                 await self._service.drained()
                 if self._grpc is not None:
-                    await self._grpc.stop(self._config.drain_timeout_s)
+                    await self._grpc.leave(self._config.drain_timeout_s)
                 for task in self._tasks:
                     task.cancel()
                 if self._http is not None:

@@ -90,7 +90,7 @@ def _timeout(text: str | None) -> float | None:
     if text is None:
         return None
     try:
-        seconds = float(text)
+        seconds = math.nan if "_" in text else float(text)  # Python reads 1_0 as 10
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:

@@ -48,7 +48,6 @@ _GONE = "499"
 # Takes the named parts of the path, as keywords; gives what is told.
 Tell = Callable[..., Reply]
 Done = Callable[[Reply], object]
-Withdraw = Callable[[], object]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ class Route:
 
     def answer(
         self, service: Service, request: Request, parts: Mapping[str, str], done: Done
-    ) -> Withdraw | None:
+    ) -> "_Inference | None":
         """Answer a request, whatever happens, and count it. On the event loop.
 
         Args:
@@ -86,12 +85,12 @@ class Route:
           done: called once, perhaps before this returns.
 
         Returns:
-          Gives the request up while it is not done; its client has gone.
+          Hears of what becomes of its client while the request is not done.
         """
         if self.read is not None:
             inference = _Inference(self, service, request, parts, done)
             inference.begin(large=len(request.body) > LARGE_BYTES or request.packed is not None)
-            return inference.withdraw
+            return inference
         try:
             made = self.tell(**parts)
         except Exception as error:  # noqa: BLE001 (every error has an answer)

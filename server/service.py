@@ -25,7 +25,7 @@ from runtime.inputs import Checked
 from runtime.model import Model
 from runtime.program import count_compiles
 from server.device import Outcome, is_as_declared
-from server.errors import DeadlineExceeded, Draining, NotReady, TooLarge
+from server.errors import DeadlineExceeded, Draining, NotReady, Overloaded, TooLarge
 from server.held import Held
 from server.limits import Limits
 from server.metrics import Metrics
@@ -87,6 +87,8 @@ class Service:
         self._loop: asyncio.AbstractEventLoop  # of `open`
         # In order of arrival. A request that is not in it has ended.
         self._requests: dict[Pending, None] = {}
+        # Those of them whose clients may have gone, which make way for others.
+        self._deprioritized: dict[Pending, None] = {}
         self._quiet = asyncio.Event()
         self._clock: asyncio.TimerHandle | None = None
         self._state = State.LOADING
@@ -195,6 +197,8 @@ class Service:
         else:
             timeout_s = None
         request = Pending(parts, pump.queue.max_rows, time.monotonic(), done)
+        if rows > self._limits.queue_rows - pump.queue.rows:
+            self._make_room(pump, rows)
         pump.queue.offer(request.tasks)
         self._requests[request] = None
         if timeout_s is not None:
@@ -212,6 +216,19 @@ class Service:
         """Give a request up, unless it has ended: its caller waits no longer."""
         if request in self._requests:
             self._forget(request)
+
+    def deprioritize(self, request: Pending) -> None:
+        """Have a request make way for others where the queue is full, unless it has ended."""
+        if request in self._requests:
+            self._deprioritized[request] = None
+
+    def _make_room(self, pump: Pump, rows: int) -> None:
+        """Refuse requests whose clients may have gone, the oldest first, until rows fit."""
+        for request in list(self._deprioritized):
+            if pump.queue.rows + rows <= self._limits.queue_rows:
+                return
+            if any(task in pump.queue for task in request.tasks):
+                self._end(request, Overloaded("the queue is full, and others wait for answers"))
 
     def drain(self) -> None:
         """Be ready no more, and answer on: whoever sends requests needs time to notice."""
@@ -271,6 +288,7 @@ class Service:
     def _forget(self, request: Pending) -> None:
         """Count a request as ended; none of its tasks is left in the queue."""
         del self._requests[request]
+        self._deprioritized.pop(request, None)
         if request.timer is not None:
             request.timer.cancel()
         if request.left and self._pump is not None:

@@ -15,7 +15,7 @@ _SEGMENT = "-._~!$&'()*+,;=:@"
 # RFC 3986 section 3.2.2. A comma is left out: where a server joins several headers it has one.
 _AUTHORITY = re.compile(
     r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?:[-A-Za-z0-9._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*)"
-    r"(?::(?P<port>[0-9]*))?"
+    r"(?::0*(?P<port>[0-9]{0,5}))?"
 )
 _LAST_PORT = 65535
 # What OPTIONS asks of the server as a whole.

@@ -1,7 +1,9 @@
 """The gRPC port of the server as a process: taken, drained, and shut."""
 
+import collections
 import signal
 import socket
+import threading
 
 import grpc
 import numpy as np
@@ -69,6 +71,52 @@ def test_sigterm_answers_a_stream_and_ends_it(classifier_bundle):
     assert watched == [HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING]
     assert found == ["a", "a"]
     assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert (process.returncode, errors) == (0, "")
+
+
+@mark.parametrize("processes", ["1", "2"])
+def test_no_call_is_cancelled_as_the_server_stops(classifier_bundle, processes):
+    """Calls that come without a pause until the end are answered, or UNAVAILABLE: try again."""
+    port = free_port()
+    process = start(
+        free_port(),
+        "--bundle",
+        str(classifier_bundle),
+        HLOSERVE_GRPC_PORT=str(port),
+        HLOSERVE_DRAIN_DELAY_S="0",
+        HLOSERVE_PROCESSES=processes,
+    )
+    request = pb.ModelInferRequest(model_name="classifier")
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+    request.raw_input_contents.append(np.zeros(4, np.float32).tobytes())
+    message = request.SerializeToString()
+    found, over = collections.Counter(), threading.Event()
+
+    def ask():
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+            call = channel.unary_unary(f"/{INFERENCE}/ModelInfer")
+            while not over.is_set():
+                try:
+                    call(message, timeout=TIMEOUT_S)
+                    found["OK"] += 1
+                except grpc.RpcError as error:
+                    found[error.code().name] += 1
+
+    with process:
+        ready_line(process)
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        while found["OK"] < 100:
+            pass
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=TIMEOUT_S)
+        over.set()
+        for thread in threads:
+            thread.join()
+
+    assert set(found) == {"OK", "UNAVAILABLE"}
     assert (process.returncode, errors) == (0, "")
 
 

@@ -83,7 +83,9 @@ def test_the_saved_request_is_answered_with_its_label(trained, model):
 
     outputs = model.predict(dict(zip(names, part.arrays, strict=True)))
 
-    (answer,) = formatted(outputs["output"], model.manifest.output_format)
+    (answer,) = formatted(
+        outputs["output"], model.signature.outputs[0], model.manifest.output_format
+    )
     assert answer["label"] == (trained / "label.txt").read_text().strip()
     assert list(answer["probabilities"]) == list("0123456789")
 

@@ -70,7 +70,7 @@ def expect_the_plain_answers(bundle, params):
     for count in (1, 3, 32, 40):
         expected = predict(params, texts(count))
         scores = model.predict({"x": pad(texts(count))})["output"]
-        answers = formatted(scores, model.manifest.output_format)
+        answers = formatted(scores, model.signature.outputs[0], model.manifest.output_format)
         assert [a["label"] for a in answers] == [e["label"] for e in expected]
         for answer, wanted in zip(answers, expected, strict=True):
             assert answer["confidence"] == approx(wanted["confidence"], abs=1e-6)

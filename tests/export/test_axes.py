@@ -257,7 +257,7 @@ def test_answers_that_are_not_finite_at_the_least_length_say_so(refusal):
 
     options = {"inputs": [SCORES, MASK], "buckets": (1,)}
     message = refusal(spread, axes={"seq": (4,)}, **options)
-    assert message.startswith("golden: output 'output': expected finite values, got 4 of 4")
+    assert message.startswith("golden: output 'output': expected finite values, got NaN at [0], 4 ")
     assert message.endswith("at seq=1: if the model needs more than that, pass --axis seq=MIN..4")
 
 

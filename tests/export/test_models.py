@@ -643,25 +643,23 @@ def test_functions_infer(plan):
             ),
         ),
         (
-            lambda params, x: x + params["c"].real,
-            {"c": np.ones(3, np.complex64)},
+            lambda _params, x: x,
+            {"when": np.zeros(3, "datetime64[s]")},
             (
-                "params: 'c': expected a dtype of bool, int8, int16, int32, int64, uint8, uint16, "
-                "uint32, uint64, float16, bfloat16, float32, float64, float8_e4m3fn, float8_e5m2, got "
-                "complex64"
+                "params: 'when': expected a dtype of bool, int8, int16, int32, int64, uint8, uint16, "
+                "uint32, uint64, float16, bfloat16, float32, float64, float8_e4m3fn, float8_e5m2, "
+                "complex64, complex128, int2, int4, uint2, uint4, float8_e3m4, float8_e4m3, "
+                "float8_e4m3b11fnuz, float8_e4m3fnuz, float8_e5m2fnuz, float8_e8m0fnu, got "
+                "datetime64[s]"
             ),
         ),
         (
             lambda _params, x: x,
             {"key": jax.random.key(0)},
-            (
-                "the model cannot be traced: TypeError: JAX array with PRNGKey dtype cannot be "
-                "converted to a NumPy array. Use jax.random.key_data(arr) if you wish to extract the "
-                "underlying integer array."
-            ),
+            "params: 'key': expected an array of numbers, got a random key",
         ),
     ],
-    ids=["one argument", "complex output", "complex param", "key"],
+    ids=["one argument", "complex output", "dates", "key"],
 )
 def test_what_a_bundle_cannot_hold_is_refused(refusal, model, params, message):
     """Functions of one argument, and arrays that no bundle has, are refused by name."""

@@ -110,9 +110,9 @@ def test_the_command_takes_a_bucket(command):
         (
             "gs://models",
             (
-                "params gs://models: expected an Orbax or Flax checkpoint directory, a Flax msgpack "
-                "file, a safetensors file, or a pickle (with --allow-pickle), got a directory with "
-                "flax"
+                "params gs://models: expected an Orbax or Flax checkpoint directory, a folder of "
+                "save_pretrained, a Flax msgpack file, a safetensors file, or a pickle (with "
+                "--allow-pickle), got a directory with flax"
             ),
         ),
         (

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -454,3 +455,20 @@ def test_the_exporter_itself_never_imports_tensorflow(normed):
     """All of it happened in other processes, this one has no TensorFlow."""
     assert normed.report.variables
     assert "tensorflow" not in sys.modules
+
+
+@mark.parametrize(
+    "w",
+    [
+        np.array([[1 + 2j], [3j], [-1]], np.complex64),
+        np.array([[1], [-8], [7]], ml_dtypes.int4),
+        np.array([[1], [-2], [0.5]], ml_dtypes.float8_e4m3fnuz),
+    ],
+    ids=["complex64", "int4", "float8"],
+)
+def test_params_of_dtypes_that_bundles_lack(make, w):
+    """Params that are stored as others are variables of those, for any batch."""
+    made = make(lambda p, x: jnp.real(x @ p["w"].astype(jnp.complex64)), {"w": w})
+    x = np.float32([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
+    expected = (x @ w.astype(np.complex64)).real
+    np.testing.assert_allclose(made.answer(x=x)["output"], expected, rtol=1e-5)

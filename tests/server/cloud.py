@@ -33,11 +33,12 @@ class Cloud:
       before: name to functions; one is called before each request for the object's bytes, and
         gives what to do instead of answering: a status, how many bytes to send before the
         connection is cut, or a stall. None answers.
+      outlasted: name of each stall that nobody gave up, until it ended by itself.
     """
 
     def __init__(self):
         self.objects = {}
-        self.looked, self.asked = [], []
+        self.looked, self.asked, self.outlasted = [], [], []
         self._changed = threading.Condition()
         self.before = defaultdict(list)
         cloud = self
@@ -105,7 +106,8 @@ class Cloud:
             send(request, 206 if start else 200, data[start:])
         elif isinstance(told, Stall):
             send(request, 206 if start else 200, data[start:], only=told.size)
-            told.over.wait(TIMEOUT_S)
+            if not told.over.wait(TIMEOUT_S):
+                self.outlasted.append(name)
         elif told >= 400 and isinstance(told, Status):
             refuse(request, told, "told to")
         else:

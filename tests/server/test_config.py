@@ -167,6 +167,7 @@ def test_a_baked_in_bundle_is_the_one_of_the_image(tmp_path, monkeypatch):
             for origin in (
                 *("https://app.example/", "HTTPS://app.example", "https://App.example", "null"),
                 *("app.example", "https://app.example:443", "http://a:80", "https://*.example"),
+                *("https://[::1]:443", "http://[::1]:80", "https://app.example:0444"),
                 *("https://app.example,*", "https://u@app.example", "https://app.example:port"),
             )
         ),
@@ -274,6 +275,8 @@ def test_origins_are_named_one_after_the_other():
     variable = parse(["--bundle", "b"], {"HLOSERVE_CORS_ORIGIN": ", ".join(two)})
 
     assert flags.origins == variable.origins == two
+    for unusual in ("http://app.example:443", "https://app.example:80", "http://[::1]:8080"):
+        assert parse(["--bundle", "b", "--cors-origin", unusual], {}).origins == (unusual,)
     assert parse(["--bundle", "b", "--cors-origin", "*"], {}).origins == ("*",)
     assert parse(["--bundle", "b"], {}).origins == ()
 

@@ -1,7 +1,6 @@
 """What a store may do to a download, and how long it is borne."""
 
 import threading
-import time
 
 from pytest import mark, raises
 
@@ -9,7 +8,6 @@ from server.fetching import fetching
 from server.gcs import CloudStore
 from server.store import NotFetched
 from tests.server.cloud import FOLDER, Asked, Stall, Status
-from tests.serving import TIMEOUT_S
 
 PARAMS = "a/params.safetensors"
 
@@ -144,17 +142,19 @@ def test_a_store_that_cannot_be_reached_is_given_up(cloud, fetch):
 @mark.parametrize("size", [0, 100])
 def test_a_store_that_falls_silent_is_asked_again(cloud, fetch, monkeypatch, size):
     """Who sends nothing for a while, before an answer or in the middle of it, is not waited for."""
-    monkeypatch.setattr("server.gcs._TIMEOUT", (10, 0.3))
+    monkeypatch.setattr("server.gcs._TIMEOUT", (10, 0.5))
     over = threading.Event()
-    cloud.before[PARAMS] = [lambda: Stall(size, over)]
-    begin = time.monotonic()
-    fetch()
-    seconds = time.monotonic() - begin
-    over.set()
 
-    assert seconds < TIMEOUT_S / 2  # which is how long it would be silent
-    assert len([asked for asked in cloud.asked if asked.name == PARAMS]) == 2
-    assert len(fetch.pauses) == 1
+    def again():
+        silent.append(not cloud.outlasted)
+        over.set()
+
+    silent = []
+    cloud.before[PARAMS] = [lambda: Stall(size, over), again]
+    fetch()
+
+    assert silent == [True]
+    assert len(fetch.pauses) >= 1  # more where the machine is slow
 
 
 def test_a_store_that_stays_silent_is_given_up(cloud, fetch, monkeypatch):

@@ -247,6 +247,54 @@ def test_crooked_requests_are_refused(entrance, parts):
     assert answer.count(b"HTTP/1.1") <= 1
 
 
+NINES = "9" * 5000
+
+
+@mark.parametrize("path", ["/predict", "/health", "/nothing"])
+@mark.parametrize(
+    ("lines", "text"),
+    [
+        param(
+            (f"host: t:{NINES}",), f"host: expected a host, or host:port, got 't:{NINES[:98]}'", id="port"
+        ),
+        param(
+            ("host: t", f"content-length: {'0' * 5000}2"),
+            f"content-length: expected a number of bytes, got '{'0' * 100}'",
+            id="length",
+        ),
+    ],
+)  # fmt: skip
+def test_a_number_of_more_digits_than_any_is_400(entrance, caplog, path, lines, text):
+    """Python reads no number of so many digits; who sends one is refused, and no error of the server."""
+    answer = entrance.send(head(*lines, path=path) + b"{}")
+
+    assert status_of(answer) == 400
+    assert body_of(answer)["error"] == text
+    assert caplog.messages == []
+
+
+def test_a_target_with_a_port_of_more_digits_than_any_is_400(entrance, caplog):
+    """The port of a URL is read as that of a Host is."""
+    answer = entrance.send(head("host: t", path=f"http://t:{NINES}/health", method="GET"))
+
+    assert status_of(answer) == 400
+    assert caplog.messages == []
+
+
+def test_white_space_around_a_header_is_no_part_of_it(entrance):
+    """RFC 9110 section 5.5: spaces and tabs before and behind a value are left out."""
+    space = " \t \t"
+    lines = ("host", "t"), ("content-type", "application/json"), ("content-encoding", "identity")
+    spaced = (f"{name}:{space}{value}{space}" for name, value in lines)
+
+    answer = entrance.send(
+        head(*spaced, "connection: close", f"content-length: {len(BODY)}") + BODY
+    )
+
+    assert status_of(answer) == 200
+    assert body_of(answer) == {"predictions": [3.0]}
+
+
 def test_another_coding_than_chunks_is_not_passed_over(entrance):
     """A body in a coding that nobody here reads is 501, and not taken for what it is not."""
     lines = ("host: t", "transfer-encoding: gzip, chunked")
@@ -923,6 +971,29 @@ def test_a_client_that_sends_no_more_is_answered_however_long_that_takes(entranc
         False,
         True,
     ]
+
+
+def test_requests_of_a_client_that_sends_no_more_make_way(entrance):
+    """Those that wait for an answer, and those behind them, may be dropped where the queue is full."""
+    gate = Gate()
+    entrance.model.before = gate
+    deprioritized = entrance.service._deprioritized
+    with entrance.connect() as connection:
+        connection.sendall(request("/predict", BODY) * 2)
+        entrance.running.wait(gate.reached())
+        kept = dict(deprioritized)
+        connection.shutdown(socket.SHUT_WR)
+        entrance.running.wait(until(lambda: deprioritized))
+        (first,) = deprioritized
+        gate.open()
+        entrance.running.wait(until(lambda: deprioritized and first not in deprioritized))
+        entrance.model.before = lambda _: None
+        gate.open()
+        answer = read_all(connection)
+
+    assert kept == {}
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+    assert deprioritized == {}
 
 
 def test_a_client_that_resets_after_its_end_is_given_up(entrance):

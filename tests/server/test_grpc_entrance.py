@@ -261,6 +261,23 @@ def test_reflection_tells_the_services_and_their_messages(called):
     assert packages == ["inference", "grpc.health.v1"]
 
 
+def test_reflection_answers_bytes_that_are_no_question(called):
+    """Garbage on a reflection stream is answered in its own words, and the stream goes on."""
+    ask = called.channel.stream_stream(
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    question = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
+
+    bad, good = ask(iter([b"\xff\xff", question]), timeout=30)
+
+    assert bad.error_response.error_code == 3
+    assert bad.error_response.error_message == (
+        "message: expected a ServerReflectionRequest, got other bytes"
+    )
+    assert len(good.list_services_response.service) == 3
+
+
 def waiting(called, count):
     """Wait until so many rows are in the queue."""
     while called.on_loop(lambda: called.service.queued_rows) != count:

@@ -191,7 +191,7 @@ def test_a_body_alone_needs_one_input(running):
         ("/v2/models/%2e%2e/infer", 404),
         ("/v2/models/..%2ffake/infer", 404),
         ("/v2/models/fake%00/infer", 404),
-        ("/v2/models/%66ake/infer", 200),
+        ("/v2/models/%66ake/infer", 404),
         ("/v2/models/f%D0%B0ke/infer", 404),
         ("/v2/models/fake%20/infer", 404),
         ("/v2/models/%5cfake/infer", 404),

@@ -7,6 +7,7 @@ import numpy as np
 from pytest import mark, param, raises
 
 from runtime.errors import ExecutionError, SignatureMismatch
+from runtime.signature import TensorSpec
 from runtime.tensors import numpy_dtype
 from server.errors import (
     DeadlineExceeded,
@@ -56,9 +57,10 @@ def test_what_is_no_json_is_a_programming_error():
 def test_narrow_floats_are_written_as_their_exact_value(dtype, policy):
     """Floats that JSON writers do not know are written as float32 of the same value."""
     array = np.array([1.5, np.nan, -2], numpy_dtype(dtype))
+    spec = TensorSpec(name="y", dtype=dtype, shape=("_",))
     nan = "NaN" if policy == "string" else None
 
-    assert json.loads(to_json(writable(array, policy))) == [1.5, nan, -2.0]
+    assert json.loads(to_json(writable(array, spec, policy))) == [1.5, nan, -2.0]
 
 
 @mark.parametrize(

@@ -203,8 +203,8 @@ def test_a_request_whose_client_has_gone_is_counted_as_canceled(running):
     metrics = running.service.metrics
 
     def leave(done):
-        withdraw = route.answer(running.service, Request(), {}, print)
-        withdraw()
+        underway = route.answer(running.service, Request(), {}, print)
+        underway.withdraw()
         done(reply({}))
 
     make_wait(running.loop)(leave)

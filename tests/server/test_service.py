@@ -521,6 +521,32 @@ async def test_a_full_queue_refuses_at_once(model, gate):
 
 
 @on_a_loop
+async def test_who_may_have_gone_makes_way_where_the_queue_is_full(model, gate):
+    """Requests whose clients may have gone are refused, the oldest first, as far as room is needed."""
+    async with serving(model, queue_rows=5) as service:
+        running = asked(service, 1)
+        await gate.reached()
+        oldest, stays, newer = asked(service, 2, 3), asked(service, 4), asked(service, 5)
+        await begun()
+        for request in list(service._requests):
+            if request.parts[0].arrays[0][0, 0] != 4:
+                service.deprioritize(request)
+        last = asked(service, 6, 7)
+        await begun()
+        gate.open(runs=3)
+
+        with raises(Overloaded) as refusal:
+            await oldest
+        assert [await sums(each) for each in (running, stays, newer, last)] == [
+            *([1.0], [4.0], [5.0]),
+            [6.0, 7.0],
+        ]
+
+    assert str(refusal.value) == "the queue is full, and others wait for answers"
+    assert service._deprioritized == {}
+
+
+@on_a_loop
 async def test_a_client_that_floods_overtakes_nobody(model, gate):
     """A request waits for what was there before it; what comes behind it comes later."""
     async with serving(model) as service:
@@ -774,14 +800,28 @@ async def test_success_in_between_keeps_the_device(model):
     assert gave_up == []
 
 
+STALL_S = 3600.0
+
+
 @on_a_loop
 async def test_a_device_that_hangs_is_given_up(model, gate):
     """When a batch does not come back, whoever waits is answered and the process told to end."""
-    gave_up = []
-    async with serving(model, gave_up.append, stall_s=0.5, in_flight=2) as service:
+    gave_up, stalls = [], []
+    loop = asyncio.get_running_loop()
+    later = loop.call_later
+
+    def call_later(delay_s, call, *args):
+        if delay_s == STALL_S:
+            stalls.append(functools.partial(call, *args))
+        return later(delay_s, call, *args)
+
+    loop.call_later = call_later
+    async with serving(model, gave_up.append, stall_s=STALL_S, in_flight=2) as service:
         requests = [asked(service, 1)]
         await gate.reached()
         requests += [asked(service, 2), asked(service, 3)]  # with the device, and in the queue
+        await begun()
+        stalls[0]()  # its time is over
         answers = await asyncio.gather(*requests, return_exceptions=True)
         await service.drained()
 

@@ -139,6 +139,7 @@ def test_a_time_that_is_over_is_a_504(client, timeout_ms):
         ({"X-Request-Timeout": "-1"}, 400, "x-request-timeout: expected seconds, got '-1'"),
         ({"X-Request-Timeout": "nan"}, 400, "x-request-timeout: expected seconds, got 'nan'"),
         ({"X-Request-Timeout": "inf"}, 400, "x-request-timeout: expected seconds, got 'inf'"),
+        ({"X-Request-Timeout": "1_0"}, 400, "x-request-timeout: expected seconds, got '1_0'"),
         ({"X-Request-Timeout": "soon"}, 400, "x-request-timeout: expected seconds, got 'soon'"),
     ],
 )

@@ -1,0 +1,139 @@
+"""A model traced once for each bucket, with its params packed and its constants among them."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from export.devices import refuse_several_devices
+from export.errors import ExportError, Untraceable
+from export.hoisting import Hoisted, hoist
+from export.lowering import Traced, trace
+from export.models import abstract
+from export.outputs import Key
+from export.packing import Packing, plan_packing
+from export.spec import ExportSpec
+from runtime.signature import Axis, TensorSpec
+from runtime.tensors import Array
+
+# A model: params by name, and inputs in their order, to outputs.
+Call = Callable[[Mapping[str, Any], Sequence[Any]], tuple[Any, ...]]
+
+
+def trace_all(
+    spec: ExportSpec,
+    call: Call,
+    params: dict[str, Array],
+    inputs: Sequence[TensorSpec],
+    axes: Sequence[Axis],
+    tell: Callable[[str], None],
+) -> tuple[dict[Key, Traced], Packing, dict[str, Array], Hoisted]:
+    """Trace a model for each bucket, and take what constants are too large out of the programs.
+
+    Args:
+      spec: what was asked for.
+      call: the model.
+      params: by name.
+      inputs: of the model.
+      axes: the bucketed axes beside the batch.
+      tell: called with a sentence before each trace.
+
+    Returns:
+      The traces, where params and constants lie in their arguments, these, and what was taken out.
+
+    Raises:
+      ExportError: the model cannot be traced, or takes several devices.
+    """
+    packing = plan_packing(params)
+    arguments = packing.pack(params)
+    names = [axis.name for axis in axes]
+    traced: dict[Key, Traced] = {}
+
+    def one_trace(batch: int, sizes: tuple[int, ...]) -> Traced:
+        shapes = abstract(inputs, batch, dict(zip(names, sizes, strict=True)))
+        return _trace_one(spec, call, packing, arguments, list(shapes.values()))
+
+    for key in bucket_keys(spec.buckets, axes):
+        tell(f"tracing {bucket_name(key, names)}")
+        try:
+            traced[key] = one_trace(*key)
+        except Untraceable:
+            # Where rows are shared among devices, too few to share are only the outer reason.
+            count = jax.local_device_count()
+            if count > 1:
+                with contextlib.suppress(Untraceable):
+                    one_trace(key[0] * count, tuple(size * count for size in key[1]))
+            raise
+    hoisted = hoist([one.jaxpr for one in traced.values()], packing)
+    if hoisted.constants:
+        taken = arguments | hoisted.packing.pack(hoisted.constants)
+        for key, one in traced.items():
+            tell(f"hoisting constants of {bucket_name(key, names)}")
+            with precision(spec):
+                traced[key] = trace(hoisted.apply(one.jaxpr), _shapes_of(taken), one.arguments[1])
+        packing, arguments = packing + hoisted.packing, taken
+    return traced, packing, arguments, hoisted
+
+
+def _trace_one(
+    spec: ExportSpec,
+    call: Call,
+    packing: Packing,
+    arguments: Mapping[str, Array],
+    shapes: Sequence[Any],
+) -> Traced:
+    with precision(spec):
+        one = trace(lambda p, x: call(packing.unpack(p), x), _shapes_of(arguments), shapes)
+    refuse_several_devices(one.jaxpr)
+    return one
+
+
+def precision(spec: ExportSpec) -> Any:
+    """Set the precision of dots in this block; tracing and lowering both look at it."""
+    return jax.default_matmul_precision(spec.matmul_precision)
+
+
+def _shapes_of(arguments: Mapping[str, Array]) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arguments.values()]
+
+
+def bucket_keys(buckets: Sequence[int], axes: Sequence[Axis]) -> list[Key]:
+    """Return (batch, axis sizes) of each bucket, in the order in which they are traced."""
+    sizes = itertools.product(*(axis.sizes for axis in axes))
+    return [(batch, size) for size in sizes for batch in buckets]
+
+
+def bucket_name(key: Key, names: Sequence[str]) -> str:
+    """Name a bucket as files and people do: `b8`, `b8-seq32`."""
+    return "-".join([f"b{key[0]}", *(f"{n}{s}" for n, s in zip(names, key[1], strict=True))])
+
+
+def output_shapes(
+    spec: ExportSpec,
+    call: Call,
+    packing: Packing,
+    arguments: Mapping[str, Array],
+    traced: Mapping[Key, Traced],
+    inputs: Sequence[TensorSpec],
+    axes: Sequence[Axis],
+) -> dict[Key, Any]:
+    """Give output shapes at each bucket, and at sizes beside them where there is only one."""
+    shapes: dict[Key, Any] = {key: one.outputs for key, one in traced.items()}
+    batch, sizes = next(iter(traced))
+    extra: list[Key] = []
+    if len(spec.buckets) == 1:
+        extra.append((batch + 1, sizes))
+    for i, axis in enumerate(axes):
+        if len(axis.sizes) == 1 and axis.sizes[0] > axis.minimum:
+            shorter = max(axis.minimum, sizes[i] // 2)
+            extra.append((batch, (*sizes[:i], shorter, *sizes[i + 1 :])))
+    for key in extra:
+        named = dict(zip((axis.name for axis in axes), key[1], strict=True))
+        given = list(abstract(inputs, key[0], named).values())
+        try:
+            shapes[key] = _trace_one(spec, call, packing, arguments, given).outputs
+        except ExportError:
+            continue  # the model takes this one size only; its shapes are all there is to go by
+    return shapes

@@ -1,0 +1,472 @@
+"""One model's weights in each of the forms that training, and those who publish, leave them in."""
+
+import json
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import orbax.checkpoint.experimental.v1 as orbax_v1
+import pytest
+from flax import linen, nnx, serialization, traverse_util
+from flax.training import orbax_utils, train_state
+from safetensors.numpy import save_file
+
+from export import CheckpointError, ParamsError
+from export.checkpoints import read_params
+from export.forms import alternatives, nested, unboxed
+from export.matching import aligned
+
+X = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+
+
+class Tagged(flax.struct.PyTreeNode, linen.meta.AxisMetadata):
+    """A box of somebody's own, whose array is not called `value`."""
+
+    array: Any
+    tag: str = flax.struct.field(pytree_node=False, default="")
+
+    def unbox(self):
+        """Give the array."""
+        return self.array
+
+    def replace_boxed(self, val):
+        """Put another in."""
+        return self.replace(array=val)
+
+    def add_axis(self, _index, _params):
+        """Leave it as it is."""
+        return self
+
+    def remove_axis(self, _index, _params):
+        """Leave it as it is."""
+        return self
+
+
+class Boxes(linen.Module):
+    """Has boxed params of three kinds, an unboxed one called `value`, and statistics."""
+
+    @linen.compact
+    def __call__(self, x, train: bool = False):
+        init = linen.initializers.lecun_normal()
+        x = linen.Dense(3, kernel_init=linen.with_partitioning(init, (None, "model")))(x)
+        x = linen.Dense(2, kernel_init=linen.with_logical_partitioning(init, ("in", "out")))(x)
+        x = x * self.param("tagged", lambda key: Tagged(jax.random.normal(key, (2,)), "t"))
+        x = x + self.param("value", linen.initializers.normal(), (2,))
+        return linen.BatchNorm(use_running_average=not train)(x)
+
+
+class State(train_state.TrainState):
+    """A TrainState with statistics."""
+
+    batch_stats: Any
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """Variables of Boxes, boxed."""
+    return Boxes().init(jax.random.key(0), X)
+
+
+@pytest.fixture(scope="module")
+def state(variables):
+    """A TrainState of Boxes, boxed."""
+    return State.create(
+        apply_fn=Boxes().apply,
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        tx=optax.adam(1e-3),
+    )
+
+
+def in_memory(_path, tree):
+    """Save nothing."""
+    return tree
+
+
+def msgpack(path, tree):
+    """Save as Flax does."""
+    path.write_bytes(serialization.to_bytes(tree))
+    return path
+
+
+def standard(path, tree):
+    """Save with Orbax."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, tree)
+    return path
+
+
+def pytree(path, tree):
+    """Save as Flax's guide did."""
+    ocp.PyTreeCheckpointer().save(path, tree, save_args=orbax_utils.save_args_from_target(tree))
+    return path
+
+
+def zarr(path, tree):
+    """Save each array in files of its own."""
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
+    return path
+
+
+def step(path, tree):
+    """Save as a step."""
+    with ocp.CheckpointManager(path) as manager:
+        manager.save(3, args=ocp.args.StandardSave(tree))
+    return path
+
+
+def item(path, tree):
+    """Save as one item of a step."""
+    with ocp.CheckpointManager(path) as manager:
+        items = {"state": ocp.args.StandardSave(tree), "data": ocp.args.JsonSave({"at": 7})}
+        manager.save(3, args=ocp.args.Composite(**items))
+    return path
+
+
+def newest(path, tree):
+    """Save with Orbax's next API."""
+    orbax_v1.save(path, tree)
+    return path
+
+
+SAVES = [in_memory, msgpack, standard, pytree, zarr, step, item, newest]
+
+
+@pytest.mark.parametrize("of", ["variables", "state"])
+@pytest.mark.parametrize("save", SAVES)
+def test_boxed_params_are_read_from_every_form(tmp_path, plan, request, variables, save, of):
+    """Params with axis metadata are found, in memory or saved, alone or in a TrainState."""
+    made = plan(Boxes(), save(tmp_path / "c", request.getfixturevalue(of)))
+
+    assert "params/value" in {entry.name for entry in made.packing.entries}
+    x = made.goldens[0][1][0]
+    np.testing.assert_allclose(made.goldens[0][2][0], Boxes().apply(variables, x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("separator", [".", "/", None])
+def test_flat_names_are_those_of_the_model(plan, variables, separator):
+    """Names joined by dots, slashes or in tuples, whole or below a collection, fit a model."""
+    plain = linen.meta.unbox(variables)
+    flat = traverse_util.flatten_dict(plain, sep=separator)
+    inner = {name: traverse_util.flatten_dict(tree, sep=separator) for name, tree in plain.items()}
+    for tree in (flat, inner):
+        made = plan(Boxes(), tree)
+        x = made.goldens[0][1][0]
+        np.testing.assert_allclose(made.goldens[0][2][0], Boxes().apply(variables, x), rtol=1e-5)
+
+
+class Sharded(nnx.Module):
+    """An nnx Module whose params say along which axes they are sharded."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        """Make one layer."""
+        init = nnx.with_partitioning(nnx.initializers.lecun_normal(), (None, "model"))
+        self.linear = nnx.Linear(3, 2, kernel_init=init, rngs=rngs)
+
+    def __call__(self, x):
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("save", [in_memory, standard, step, item, newest])
+def test_sharded_nnx_params_are_read(tmp_path, plan, save):
+    """A State with sharding metadata fits its class, which no mesh is needed for."""
+    with nnx.use_eager_sharding(False):
+        model = Sharded(nnx.Rngs(1))
+    state = nnx.state(model)
+    for tree in (state, dict(nnx.to_flat_state(state))) if save is in_memory else (state,):
+        made = plan(Sharded, save(tmp_path / "c", tree))
+        np.testing.assert_allclose(made.goldens[0][2][0], model(made.goldens[0][1][0]), rtol=1e-5)
+
+
+def affine(params, x):
+    """Stand for any function of params."""
+    return x @ params["dense"]["kernel"] + params["dense"]["bias"]
+
+
+def affine_of_flat(params, x):
+    """Read params by flat names."""
+    return x @ params["dense.kernel"] + params["dense.bias"]
+
+
+W = np.arange(6, dtype=np.float32).reshape(3, 2)
+B = np.float32([10, 20])
+DENSE = {"dense": {"kernel": W, "bias": B}}
+
+
+@pytest.mark.parametrize(
+    ("function", "params"),
+    [
+        (affine, DENSE),
+        (affine, {"dense": {"kernel": {"value": W}, "bias": B}}),
+        (affine, {"dense": {"kernel": linen.Partitioned(W, (None, "m")), "bias": B}}),
+        (affine, {"dense.kernel": W, "dense.bias": B}),
+        (affine, {("dense", "kernel"): W, ("dense", "bias"): B}),
+        (affine_of_flat, {"dense.kernel": W, "dense.bias": B}),
+        (affine_of_flat, DENSE),
+    ],
+)
+def test_a_function_gets_its_params_in_the_form_it_reads(plan, function, params):
+    """Unboxed, nested or flat: the form with which the function traces is taken."""
+    made = plan(function, params)
+    np.testing.assert_allclose(made.goldens[0][2][0], made.goldens[0][1][0] @ W + B, rtol=1e-5)
+
+
+def test_a_param_called_value_is_no_box():
+    """Leaf by leaf: what the model calls `value` stays, what it does not is a box."""
+    expected = {("s", "value"): W, ("w",): W}
+    assert aligned(expected, {("s", "value"): 1, ("w", "value"): 2}) == {
+        ("s", "value"): 1,
+        ("w",): 2,
+    }
+    assert aligned(expected, {("s", "value", "value"): 1}) == {("s", "value"): 1}
+    assert aligned(expected, {("w",): 1, ("w", "value"): 2}) == {("w",): 1, ("w", "value"): 2}
+
+
+def test_trees_change_form_without_loss():
+    """Flat names spell a tree; where a name is also a folder that is refused."""
+    assert nested({"a/b.c": 1, "d": 2}) == {"a": {"b.c": 1}, "d": 2}
+    assert nested({"a.b": {"value": 1}}) == {"a": {"b": {"value": 1}}}
+    assert unboxed({"a": [{"value": 1}, 2]}) == {"a": [1, 2]}
+    assert list(alternatives({"a": {"b": 1}})) == [{"a/b": 1}, {"a.b": 1}]
+    with pytest.raises(ValueError, match="'a/b' is there twice, or a part of its path is a param"):
+        nested({"a": 1, "a.b": 2})
+
+
+def folder(tmp_path):
+    """Make a folder with a configuration."""
+    place = tmp_path / "pretrained"
+    place.mkdir()
+    (place / "config.json").write_text("{}")
+    return place
+
+
+def save_index(place, name, weight_map):
+    """Write which shard has which param."""
+    (place / name).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def shards_of_safetensors(place):
+    """Write two shards and their index."""
+    save_file({"dense.bias": B}, place / "model-00001-of-00002.safetensors")
+    save_file({"dense.kernel": W}, place / "model-00002-of-00002.safetensors")
+    files = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    index = dict(zip(("dense.bias", "dense.kernel"), files, strict=True))
+    save_index(place, "model.safetensors.index.json", index)
+
+
+def shards_of_msgpack(place):
+    """Write two shards as Flax models of transformers do."""
+    names = ("flax_model-00001-of-00002.msgpack", "flax_model-00002-of-00002.msgpack")
+    for name, tree in zip(names, ({"bias": B}, {"kernel": W}), strict=True):
+        (place / name).write_bytes(serialization.to_bytes({"dense": tree}))
+    index = dict(zip(("dense/bias", "dense/kernel"), names, strict=True))
+    save_index(place, "flax_model.msgpack.index.json", index)
+
+
+def shards_without_an_index(place):
+    """Write numbered shards alone."""
+    shards_of_safetensors(place)
+    (place / "model.safetensors.index.json").unlink()
+
+
+def flax_beside_torch(place):
+    """Write what the hub has of a model in several frameworks."""
+    (place / "flax_model.msgpack").write_bytes(serialization.to_bytes(DENSE))
+    save_file({"dense.weight": W.T.copy(), "dense.bias": B}, place / "model.safetensors")
+    (place / "pytorch_model.bin").write_bytes(b"PK")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda place: save_file({"dense.kernel": W, "dense.bias": B}, place / "model.safetensors"),
+        lambda place: (place / "flax_model.msgpack").write_bytes(serialization.to_bytes(DENSE)),
+        lambda place: (place / "weights.msgpack").write_bytes(serialization.to_bytes(DENSE)),
+        shards_of_safetensors,
+        shards_of_msgpack,
+        shards_without_an_index,
+        flax_beside_torch,
+    ],
+    ids=["safetensors", "msgpack", "other name", "shards", "msgpack shards", "no index", "several"],
+)
+def test_folders_of_save_pretrained_are_read(tmp_path, write):
+    """Weights beside config.json are found, whole or in shards; Flax's own are preferred."""
+    place = folder(tmp_path)
+    write(place)
+    found = read_params(place)
+    assert found.keys() == {"dense"}
+    assert found["dense"].keys() == {"kernel", "bias"}
+    np.testing.assert_array_equal(found["dense"]["kernel"], W)
+    np.testing.assert_array_equal(found["dense"]["bias"], B)
+
+
+def test_an_index_is_read_by_its_own_name(tmp_path):
+    """--params may name the index."""
+    place = folder(tmp_path)
+    shards_of_safetensors(place)
+    found = read_params(place / "model.safetensors.index.json")
+    np.testing.assert_array_equal(found["dense"]["kernel"], W)
+
+
+SECOND = "model-00002-of-00002.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda place: (place / SECOND).unlink(),
+            f"params {{index}}: expected all shards, got no {SECOND}",
+        ),
+        (
+            lambda place: save_file({"dense.scale": W}, place / SECOND),
+            f"params {{index}}: expected 'dense.kernel' in {SECOND}, as the index says, got none there",
+        ),
+        (
+            lambda place: save_file({"dense.kernel": W, "dense.bias": B}, place / SECOND),
+            (
+                "params {index}: expected each param in one shard: 'dense/bias' is there twice, or a part "
+                "of its path is a param"
+            ),
+        ),
+        (
+            lambda place: save_index(
+                place, "model.safetensors.index.json", {"w": "../w.safetensors"}
+            ),
+            (
+                "params {index}: expected names of .safetensors or .msgpack files beside it, got "
+                "'../w.safetensors'"
+            ),
+        ),
+        (
+            lambda place: (place / "model.safetensors.index.json").write_text("[]"),
+            (
+                "params {index}: expected an object with a weight_map of names to files, got something "
+                "else"
+            ),
+        ),
+    ],
+    ids=["absent", "other", "twice", "outside", "no index"],
+)
+def test_shards_that_are_not_those_of_the_index_are_refused(tmp_path, damage, message):
+    """A shard that is absent, has something else or lies elsewhere is named."""
+    place = folder(tmp_path)
+    shards_of_safetensors(place)
+    damage(place)
+    with pytest.raises(CheckpointError) as caught:
+        read_params(place)
+    assert str(caught.value) == message.format(index=place / "model.safetensors.index.json")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ("pytorch_model.bin", "tf_model.h5"),
+            (
+                "expected weights of Flax or safetensors beside config.json, got pytorch_model.bin, "
+                "tf_model.h5; save them with save_pretrained of a Flax model, or as safetensors"
+            ),
+        ),
+        (
+            ("a.safetensors", "b.safetensors"),
+            "expected one file of weights, got a.safetensors, b.safetensors; name the file",
+        ),
+    ],
+    ids=["torch alone", "two"],
+)
+def test_a_folder_of_other_weights_says_so(tmp_path, names, message):
+    """A folder that has PyTorch's weights alone, or several files, is refused with their names."""
+    place = folder(tmp_path)
+    for name in names:
+        (place / name).write_bytes(b"")
+    with pytest.raises(CheckpointError) as caught:
+        read_params(place)
+    assert str(caught.value) == f"params {place}: {message}"
+
+
+def test_safetensors_of_dtypes_that_bundles_lack_are_read(tmp_path):
+    """complex64 and the other 8-bit floats of the format come back as they were saved."""
+    tensors = {
+        "c": np.array([1 + 2j, -3j], np.complex64),
+        "f": np.array([1, -2], ml_dtypes.float8_e4m3fnuz),
+    }
+    save_file(tensors, tmp_path / "p.safetensors")
+    found = read_params(tmp_path / "p.safetensors")
+    assert {n: (a.dtype, a.tobytes()) for n, a in found.items()} == {
+        n: (a.dtype, a.tobytes()) for n, a in tensors.items()
+    }
+
+
+def test_strings_beside_params_do_not_keep_a_checkpoint_from_being_read(tmp_path, plan, refusal):
+    """Flax's own guide saves {'model': state, 'config': …}: the part is named, and then taken."""
+    model = linen.Dense(2)
+    variables = model.init(jax.random.key(0), X)
+    state = train_state.TrainState.create(
+        apply_fn=model.apply, params=variables["params"], tx=optax.adam(1e-3)
+    )
+    guide = {"model": state, "config": {"sizes": np.array([1, 2]), "name": "d"}, "data": [X]}
+    for save in (in_memory, msgpack, pytree):
+        saved = save(tmp_path / save.__name__, guide)
+        assert refusal(model, saved, kind=ParamsError) == (
+            "params: expected those of the model alone, got config, data, model; the model's are "
+            "under model: pass --params-path model"
+        )
+        for place in ("model", "model/params"):
+            made = plan(model, saved, params_path=place)
+            x = made.goldens[0][1][0]
+            np.testing.assert_allclose(made.goldens[0][2][0], model.apply(variables, x), rtol=1e-5)
+
+
+def test_jax_arrays_are_as_good_as_numpys(plan):
+    """Boxed arrays of JAX fit as those of NumPy do."""
+    made = plan(linen.Dense(2), {"kernel": {"value": jnp.asarray(W)}, "bias": jnp.asarray(B)})
+    np.testing.assert_allclose(made.goldens[0][2][0], made.goldens[0][1][0] @ W + B, rtol=1e-5)
+
+
+class OnAMesh(linen.Module):
+    """Cannot be made here, and has a boxed kernel."""
+
+    @linen.compact
+    def __call__(self, x):
+        if self.is_initializing() and jax.sharding.get_abstract_mesh().empty:
+            raise RuntimeError("expected a mesh")
+        ones = linen.initializers.ones
+        return linen.Dense(2, kernel_init=linen.with_partitioning(ones, (None, "model")))(x)
+
+
+def test_boxed_params_of_a_module_that_cannot_be_made_here(tmp_path, plan):
+    """Where init wants a mesh, what was saved is taken out of its boxes if it fits only so."""
+    mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        boxed = OnAMesh().init(jax.random.key(0), X)
+    for save in (in_memory, msgpack):
+        made = plan(OnAMesh(), save(tmp_path / save.__name__, boxed))
+        _, (x,), (answer,) = made.goldens[0]
+        np.testing.assert_allclose(answer, x.sum(1, keepdims=True).repeat(2, 1), rtol=1e-5)
+
+
+class Headed(linen.Module):
+    """Has a head that no answer depends on."""
+
+    @linen.compact
+    def __call__(self, x):
+        linen.Dense(4, name="head")(x)
+        return linen.Dense(2)(x)
+
+
+def test_params_elsewhere_are_found_with_what_no_answer_reads(refusal):
+    """A place in the tree is the model's where it has all that the model has, read or not."""
+    saved = Headed().init(jax.random.key(0), X)["params"]
+    for best in (saved, {"Dense_0": saved["Dense_0"]}):
+        assert refusal(Headed(), {"best": best, "epoch": np.int32(3)}, kind=ParamsError) == (
+            "params: expected those of the model alone, got best, epoch; the model's are under "
+            "best: pass --params-path best"
+        )
