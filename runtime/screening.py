@@ -1,7 +1,8 @@
-"""A few runs that show whether any row of a program depends on the others, or on its place.
+"""A few runs that show whether a row's answer changes with its place, or with the rows beside it.
 
-`runtime.rows` says what a row depends on, with a run for each cause and position. Most programs
-have no such row, and that takes less: the same row gets the same answer, bit for bit, in
+`runtime.rows` has a run for each cause and position. That takes less for a program whose rows are
+known not to meet, by the structure of the model that it was made of: only how it was compiled can
+make an answer depend on more than its row. The same row gets the same answer, bit for bit, in
 
 1. a batch of different rows, in the order of the golden that they are taken from;
 2. a batch of copies of one of them, compared at every position;
@@ -9,7 +10,8 @@ have no such row, and that takes less: the same row gets the same answer, bit fo
 4. and one where they stand among zeros, extremes and random rows.
 
 Batches of more than `rows.ONE_BY_ONE` rows have room for all those of 3 and 4 at once. A row that
-gets two answers is a reason to look with `runtime.rows`.
+gets two answers is a reason to look with `runtime.rows`. Of a program that nothing else is known
+of this shows less than those runs do: not what takes all others to be of one kind, for one.
 """
 
 from collections.abc import Iterator, Sequence
