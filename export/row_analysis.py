@@ -66,6 +66,8 @@ def why_not_independent(jaxpr: Any, skip: int) -> str | None:
         if isinstance(found, Mixed):
             return found.reason
         shape = variable.aval.shape
+        if not shape:
+            return "an output: it has no batch"
         try:
             first, *others = by_axis(found, shape)
         except Unproven as error:

@@ -279,7 +279,12 @@ def test_what_is_in_the_way_is_named(function, operation, reason):
 
 @mark.parametrize(
     "function",
-    [lambda x: x.T @ np.ones((8, 8)), lambda x: jnp.arange(float(len(x))), lambda x: x.T],
+    [
+        lambda x: x.T @ np.ones((8, 8)),
+        lambda x: jnp.arange(float(len(x))),
+        lambda x: x.T,
+        lambda _: jnp.float32(1),
+    ],
 )
 def test_outputs_have_the_batch_first(function):
     """Outputs that have rows elsewhere, or give each place its own answer, are not proven."""
