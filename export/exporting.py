@@ -1,7 +1,8 @@
 """The way of an export, from a model to a bundle in place.
 
 1. `models.adapt`     the model becomes one pure function with named params
-2. `lowering.trace`   it is traced once per bucket; large constants become params
+2. `lowering.trace`   it is traced once per bucket; large constants become params, and
+   `row_analysis`     says which traces show that rows do not meet
 3. `goldens`          the un-exported model answers, op by op
 4. `lowering.lower`   each trace becomes a serialized program
 5. `writer`           everything goes to a staging directory
@@ -110,7 +111,7 @@ def _export(
         tell("writing the bundle")
         manifest = write(writer, plan, programs)
         writer.write_manifest(manifest)
-        found = verification.verify(writer.path, spec, tell)
+        found = verification.verify(writer.path, spec, _independent(plan), tell)
         manifest = dataclasses.replace(
             manifest,
             verified=found.platforms,
@@ -164,6 +165,16 @@ def _lower_all(plan: Plan, tell: Callable[[str], None]) -> dict[Key, Lowered]:
     return programs
 
 
+def _independent(plan: Plan) -> list[str]:
+    """Return the names of the buckets whose structure shows that rows are independent."""
+    names = [axis.name for axis in plan.signature.axes]
+    return [
+        join_bucket_name(names, key[1], key[0])
+        for key, why in plan.rows_unproven.items()
+        if why is None
+    ]
+
+
 def _largest(values: Array) -> float:
     """Give the largest finite value, whatever its sign."""
     sizes = np.abs(np.float64(values))
@@ -190,6 +201,7 @@ def _report(
                 bytes_accessed=found.get("bytes_accessed"),
                 temp_bytes=found.get("temp_bytes"),
                 max_error=found.get("max_error"),
+                rows_unproven=plan.rows_unproven[key],
             )
         )
     return Report(

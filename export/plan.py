@@ -23,6 +23,7 @@ from export.models import abstract, adapt, weights
 from export.outputs import Key, name_outputs, output_specs
 from export.packing import Packing
 from export.random_bits import refuse_foreign_bits
+from export.row_analysis import why_not_independent
 from export.spec import ExportSpec
 from export.storage import with_stored_params
 from export.tracing import bucket_keys, output_shapes, precision, trace_all
@@ -45,6 +46,8 @@ class Plan:
       arguments: what every program takes before its inputs, by name.
       constants: those of the params that were constants of the model's code, by name.
       traced: one trace per bucket, by (batch, axis sizes).
+      rows_unproven: by bucket, what keeps its trace from showing that rows are independent; None
+        where it shows that.
       goldens: (axis sizes, inputs, expected outputs), arrays in the signature's order.
       output_format: how predictions are written.
       notes: what was decided on the user's behalf.
@@ -60,6 +63,7 @@ class Plan:
     arguments: dict[str, Array]
     constants: dict[str, Array]
     traced: dict[Key, Traced]
+    rows_unproven: dict[Key, str | None]
     goldens: tuple[tuple[dict[str, int], tuple[Array, ...], tuple[Array, ...]], ...]
     output_format: OutputFormat
     notes: tuple[str, ...]
@@ -124,6 +128,9 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
         arguments=arguments,
         constants=hoisted.constants,
         traced=traced,
+        rows_unproven={
+            key: why_not_independent(one.jaxpr, len(arguments)) for key, one in traced.items()
+        },
         goldens=goldens,
         output_format=output_format,
         notes=notes,

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
+from export.errors import few_names
+
 Progress = Callable[[str], None]
 
 # What a batch prediction job of Vertex AI sends at a time, unless it is told otherwise.
@@ -29,6 +31,8 @@ class ProgramReport:
       bytes_accessed: bytes that one run moves, as XLA counts them.
       temp_bytes: memory that one run needs beside params, inputs and outputs.
       max_error: largest difference from the goldens.
+      rows_unproven: what keeps the model's structure from showing that rows are independent; None
+        where it shows that.
     """
 
     bucket: str
@@ -37,6 +41,7 @@ class ProgramReport:
     bytes_accessed: float | None
     temp_bytes: float | None
     max_error: float | None
+    rows_unproven: str | None
 
     @property
     def batch(self) -> int:
@@ -159,6 +164,7 @@ class Report:
         lines.append(
             f"lowered for {', '.join(self.platforms)}; verified on {', '.join(self.verified) or 'nothing'}"
         )
+        lines.append(f"rows     {self._rows()}")
         accepted = ", ".join(f"{name} {text}" for name, text in self.accepted.items())
         lines.append(f"accepted difference from goldens, on {self.platforms[0]}: {accepted}")
         if self.drift:
@@ -180,6 +186,17 @@ class Report:
         else:
             lines.append("dry run: nothing was written")
         return lines
+
+    def _rows(self) -> str:
+        """Say whether the model's structure shows that rows are independent, or what is in its way."""
+        unproven = [p for p in self.programs if p.rows_unproven]
+        if not unproven:
+            return "independent by structure"
+        buckets = few_names([p.bucket for p in unproven])
+        return (
+            f"structure does not show that they are independent in {buckets}: "
+            f"{unproven[0].rows_unproven}"
+        )
 
     def _judged(self, values: dict[str, float]) -> str:
         """Write differences beside the largest value that they are differences of."""

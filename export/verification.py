@@ -62,8 +62,16 @@ def available(spec: ExportSpec) -> list[str]:
     return [p for p in spec.platforms if _has(p)]
 
 
-def verify(bundle: Path, spec: ExportSpec, tell: Callable[[str], None]) -> Verified:
+def verify(
+    bundle: Path, spec: ExportSpec, independent: Sequence[str], tell: Callable[[str], None]
+) -> Verified:
     """Verify a staged bundle on every platform that this machine has.
+
+    Args:
+      bundle: its directory.
+      spec: what was asked for.
+      independent: names of the buckets whose traces show that rows do not meet.
+      tell: called with a sentence before each slow step.
 
     Raises:
       RowMixing: rows depend on each other, and the spec does not allow it.
@@ -72,7 +80,7 @@ def verify(bundle: Path, spec: ExportSpec, tell: Callable[[str], None]) -> Verif
     platforms = available(spec)
     if not platforms:
         return Verified()
-    reports = [_run(bundle, platform, tell) for platform in platforms]
+    reports = [_run(bundle, platform, independent, tell) for platform in platforms]
     for platform, report in zip(platforms, reports, strict=True):
         # Rows first: where they depend on each other, wrong answers follow from it.
         if report["row_mixing"] and not spec.allow_row_mixing:
@@ -99,7 +107,9 @@ def _has(platform: str) -> bool:
         return False
 
 
-def _run(bundle: Path, platform: str, tell: Callable[[str], None]) -> dict:  # type: ignore[type-arg]
+def _run(
+    bundle: Path, platform: str, independent: Sequence[str], tell: Callable[[str], None]
+) -> dict:  # type: ignore[type-arg]
     command = [
         sys.executable,
         "-c",
@@ -110,6 +120,8 @@ def _run(bundle: Path, platform: str, tell: Callable[[str], None]) -> dict:  # t
         "--json",
         "--device",
         platform,
+        "--independent",
+        *independent,
     ]
     with tempfile.TemporaryFile("w+") as out:
         lines = []

@@ -106,6 +106,8 @@ def _parser() -> Parser:
     verify = command("verify", _verify, "run goldens and row-independence probes on this device")
     verify.add_argument("--device", **device)
     verify.add_argument("--json", action="store_true", help="print a report for machines")
+    # For the exporter, which has seen the model and not only its programs.
+    verify.add_argument("--independent", nargs="*", default=[], help=argparse.SUPPRESS)
     verify.add_argument(
         "--junit", type=file_to_write, metavar="FILE", help="write a JUnit XML report"
     )
@@ -254,7 +256,9 @@ def _verify(arguments: argparse.Namespace) -> int:
         from runtime.proof import prove
         from runtime.report import junit, verification
 
-    model, report = prove(bundle, arguments.device, progress=_say)
+    model, report = prove(
+        bundle, arguments.device, independent=arguments.independent, progress=_say
+    )
     if arguments.junit:
         arguments.junit.write_bytes(junit(model, report))
     if arguments.json:

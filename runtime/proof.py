@@ -5,6 +5,7 @@ and their batches run, on several threads: most programs keep one core busy alon
 """
 
 import os
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
 from runtime.bundle import Bundle
@@ -20,13 +21,18 @@ _MOST_THREADS = 4
 
 
 def prove(
-    bundle: Bundle, device: object | None = None, *, progress: Progress
+    bundle: Bundle,
+    device: object | None = None,
+    *,
+    independent: Collection[str] = (),
+    progress: Progress,
 ) -> tuple[Model, Report]:
     """Load a bundle, run every golden and probe the rows of every program.
 
     Args:
       bundle: opened.
       device: as for `runtime.load`.
+      independent: as for `runtime.verify.verify`.
       progress: called with a sentence before each slow step.
 
     Returns:
@@ -47,7 +53,7 @@ def prove(
         progress("loading params")
         model = assemble(bundle, target, programs)
         each: Each = pool.map if threads > 1 and _has_room(model, threads) else map
-        return model, verify(model, progress=progress, each=each)
+        return model, verify(model, independent=independent, progress=progress, each=each)
 
 
 def _has_room(model: Model, at_once: int) -> bool:

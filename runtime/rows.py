@@ -36,7 +36,8 @@ class Mixing:
       bucket: the program, such as `b8` or `b8-seq32`.
       output: the output that changed.
       position: where the row stood.
-      cause: what the other rows were replaced by, or `position`.
+      cause: what the other rows were replaced by, or `position`; `mates` where it is not known
+        which of the two it was.
       change: largest difference it made to the row's answer.
     """
 
@@ -52,6 +53,7 @@ class Mixing:
             "position": "the row moved",
             "nan": "the other rows became NaN",
             "copies": "the other rows became copies of it",
+            "mates": "it moved among other rows",
         }.get(self.cause, f"the other rows became {self.cause}")
         return (
             f"{self.bucket}, output {self.output!r}: row {self.position} changed by "
@@ -106,7 +108,7 @@ def find_mixing(
         note("position", position, bases[0], bases[position])
     tries = [
         (kind, at, mates)
-        for kind, mates in _mates(inputs, own, batch, kinds)
+        for kind, mates in mates(inputs, own, batch, kinds)
         for at in _placings(kind, batch, positions)
     ]
     batches = (_placed(own, mates, at) for _, at, mates in tries)
@@ -121,7 +123,7 @@ def count_runs(inputs: Sequence[TensorSpec], batch: int) -> int:
     if batch == 1:
         return 0
     positions = sorted({0, batch // 2, batch - 1})
-    kinds = [kind for kind in KINDS if kind != "nan" or any(map(_floating, inputs))]
+    kinds = [kind for kind in KINDS if kind != "nan" or any(map(is_floating, inputs))]
     return len(positions) + sum(len(_placings(kind, batch, positions)) for kind in kinds)
 
 
@@ -141,7 +143,7 @@ def _row(output: Array, position: int) -> Array:
 
 
 def same_bits(a: Array, b: Array) -> bool:
-    """Return whether two arrays hold the same bits."""
+    """Whether two arrays are the same bit for bit: minus zero is not zero."""
     return a.tobytes() == b.tobytes()
 
 
@@ -152,7 +154,7 @@ def _placed(own: Rows, mates: Rows, positions: Sequence[int]) -> Rows:
     return placed
 
 
-def _mates(
+def mates(
     inputs: Sequence[TensorSpec], own: Rows, batch: int, kinds: Sequence[str]
 ) -> Iterator[tuple[str, Rows]]:
     """Yield a full batch of other rows for each kind that these dtypes have."""
@@ -164,7 +166,7 @@ def _mates(
         if isinstance(dim, str)
     }
     for kind in kinds:
-        if kind == "nan" and not any(_floating(spec) for spec in inputs):
+        if kind == "nan" and not any(is_floating(spec) for spec in inputs):
             continue
         yield (
             kind,
@@ -175,7 +177,8 @@ def _mates(
         )
 
 
-def _floating(spec: TensorSpec) -> bool:
+def is_floating(spec: TensorSpec) -> bool:
+    """Whether an input has a floating dtype, and so a NaN."""
     return "float" in spec.dtype
 
 
@@ -195,7 +198,7 @@ def _other(
     low, high = bounds(spec, sizes)
     if kind == "zeros":
         return np.full(shape, min(max(0, low), high), row.dtype)
-    if kind == "nan" and _floating(spec):
+    if kind == "nan" and is_floating(spec):
         return np.full(shape, np.nan, row.dtype)
     # Extremes, and what stands in for NaN where a dtype has none.
     out = np.full(shape, high, row.dtype)
@@ -208,7 +211,7 @@ def bounds(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[Any, Any]:
     dtype = numpy_dtype(spec.dtype)
     if dtype == np.bool_ or spec.mask:
         return 0, 1
-    if _floating(spec):
+    if is_floating(spec):
         import ml_dtypes
 
         info = ml_dtypes.finfo(dtype)
@@ -232,7 +235,7 @@ def draw(
     An integer input without a range is drawn from 0..9, or all of an 8-bit type.
     """
     dtype = numpy_dtype(spec.dtype)
-    if _floating(spec):
+    if is_floating(spec):
         return rng.standard_normal(shape).astype(dtype)
     low, high = bounds(spec, sizes)
     if spec.minimum is None and spec.maximum is None and dtype.itemsize > 1:

@@ -7,7 +7,7 @@ axis included, so that they also prove that padding means nothing to the model.
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -18,12 +18,16 @@ from runtime.inputs import Checked
 from runtime.loading import load
 from runtime.model import Group, Model
 from runtime.rows import KINDS, Each, Mixing, count_runs, find_mixing
+from runtime.screening import FEW, count_screens, screen
 from runtime.signature import TensorSpec, bucket_name
-from runtime.staging import stage
+from runtime.staging import stage, unstage
 from runtime.tensors import Array
 
 Progress = Callable[[str], None]
 Rows = tuple[Array, ...]
+
+# By axis sizes and batch: what a program gave for the rows of `golden_rows`.
+Answers = dict[tuple[tuple[int, ...], int], Rows]
 
 # An estimate of less is no help.
 _WORTH_TELLING_S = 5.0
@@ -84,11 +88,19 @@ class Report:
         return tuple(check for check in self.goldens if not check.ok)
 
 
-def verify(model: Model, *, progress: Progress | None = None, each: Each = map) -> Report:
+def verify(
+    model: Model,
+    *,
+    independent: Collection[str] = (),
+    progress: Progress | None = None,
+    each: Each = map,
+) -> Report:
     """Run every golden through every program, and probe every program's rows.
 
     Args:
       model: loaded; it need not be measured.
+      independent: names of programs, such as `b8-seq32`, whose structure shows that rows do not
+        meet; few runs look for what rounding makes of these.
       progress: called with a sentence before each slow step, which says how long the rest takes
         where that is long.
       each: runs a program on batches: `map`, or that of a pool of threads.
@@ -100,25 +112,40 @@ def verify(model: Model, *, progress: Progress | None = None, each: Each = map) 
     tell = progress or (lambda _: None)
     tell("checking goldens")
     begin = time.perf_counter()
-    checks, drift = check_goldens(model, each)
+    answers: Answers = {}
+    checks, drift = check_goldens(model, each, answers)
     row_s = (time.perf_counter() - begin) / max(1, _golden_rows_run(model))
     todo = [(group, batch) for group in model.groups.values() for batch in group.programs]
-    left = [_probed_rows(model, batch) for _, batch in todo]
+    names = [bucket_name(model.signature, group.sizes, batch) for group, batch in todo]
+    few = [
+        batch > FEW and name in independent for name, (_, batch) in zip(names, todo, strict=True)
+    ]
+    left = [
+        _probed_rows(model, batch, screened=screened)
+        for screened, (_, batch) in zip(few, todo, strict=True)
+    ]
     mixing: list[Mixing] = []
     for i, (group, batch) in enumerate(todo):
         estimate = row_s * sum(left[i:])
         rest = f", about {estimate:.0f} s left" if estimate > _WORTH_TELLING_S else ""
-        tell(f"checking rows of {bucket_name(model.signature, group.sizes, batch)}{rest}")
-        mixing += check_rows(model, group, batch, each=each)
+        tell(f"checking rows of {names[i]}{rest}")
+        known = answers.pop((group.sizes, batch), None)
+        if few[i]:
+            mixing += screen_rows(model, group, batch, known, each=each)
+        else:
+            mixing += check_rows(model, group, batch, each=each)
     return Report(tuple(checks), drift, tuple(mixing))
 
 
-def check_goldens(model: Model, each: Each = map) -> tuple[list[GoldenCheck], dict[str, float]]:
+def check_goldens(
+    model: Model, each: Each = map, answers: Answers | None = None
+) -> tuple[list[GoldenCheck], dict[str, float]]:
     """Run every golden through every program that can hold it.
 
     Args:
       model: loaded.
       each: as for `verify`.
+      answers: is given what probes of rows would run again.
 
     Returns:
       The checks, and for each output the largest difference between two buckets'
@@ -128,15 +155,17 @@ def check_goldens(model: Model, each: Each = map) -> tuple[list[GoldenCheck], di
     drift = {spec.name: 0.0 for spec in model.signature.outputs}
     for golden in model.manifest.goldens:
         inputs, expected = read_golden(model, golden)
-        answers: list[Rows] = []
+        found: list[Rows] = []
         for group, batch in _programs_for(model, golden):
-            got = _answer(model, group, batch, golden, inputs, each)
-            answers.append(got)
+            got, first = _answer(model, group, batch, golden, inputs, each)
+            found.append(got)
+            if answers is not None and golden is _longest(model, group):
+                answers[group.sizes, batch] = first
             checks += compare_with(
                 model, bucket_name(model.signature, group.sizes, batch), golden, got, expected
             )
         for i, spec in enumerate(model.signature.outputs):
-            changes = (largest_difference(a[i], answers[0][i]) for a in answers[1:])
+            changes = (largest_difference(a[i], found[0][i]) for a in found[1:])
             drift[spec.name] = max([drift[spec.name], *changes])
     return checks, drift
 
@@ -144,7 +173,7 @@ def check_goldens(model: Model, each: Each = map) -> tuple[list[GoldenCheck], di
 def check_rows(
     model: Model, group: Group, batch: int, kinds: Sequence[str] = KINDS, each: Each = map
 ) -> list[Mixing]:
-    """Probe one program for rows that depend on each other."""
+    """Probe one program for rows that depend on each other, with a run for each cause."""
     if batch == 1:
         return []
     rows = golden_rows(model, group, batch)
@@ -160,13 +189,44 @@ def check_rows(
     )
 
 
+def screen_rows(
+    model: Model, group: Group, batch: int, answers: Rows | None = None, each: Each = map
+) -> list[Mixing]:
+    """Return how rows of one program depend on each other, from few runs where these show nothing.
+
+    Args:
+      model: loaded.
+      group: holds the program.
+      batch: its bucket, more than `screening.FEW` rows.
+      answers: what it gave for the rows of `golden_rows`, where that is known.
+      each: as for `verify`.
+    """
+    program = group.programs[batch]
+    sign = screen(
+        lambda arrays: model.run(program, arrays),
+        model.signature.inputs,
+        [spec.name for spec in model.signature.outputs],
+        golden_rows(model, group, batch),
+        bucket_name(model.signature, group.sizes, batch),
+        answers=answers,
+        each=each,
+    )
+    # More runs say what it is that a row depends on.
+    return (check_rows(model, group, batch, each=each) or [sign]) if sign else []
+
+
 def golden_rows(model: Model, group: Group, batch: int) -> Rows:
     """Fill a program's inputs with rows of the longest golden that it holds, in a cycle."""
-    holdable = (g for g in model.manifest.goldens if _fits(model, g, group))
-    golden = max(holdable, key=lambda g: (sizes_of(model, g), g.rows))
+    golden = _longest(model, group)
     inputs, _ = read_golden(model, golden)
     rows = Checked(tuple(_cycle(a, 0, batch) for a in inputs), batch, sizes_of(model, golden))
     return stage(model.signature, (rows,), batch, group.sizes)
+
+
+def _longest(model: Model, group: Group) -> Golden:
+    """Return the longest golden that a group's programs hold."""
+    holdable = (g for g in model.manifest.goldens if _fits(model, g, group))
+    return max(holdable, key=lambda g: (sizes_of(model, g), g.rows))
 
 
 def read_golden(model: Model, golden: Golden) -> tuple[Rows, Rows]:
@@ -266,21 +326,34 @@ def _golden_rows_run(model: Model) -> int:
     )
 
 
-def _probed_rows(model: Model, batch: int) -> int:
-    """Return how many rows the probes make a program answer."""
-    return batch * count_runs(model.signature.inputs, batch)
+def _probed_rows(model: Model, batch: int, *, screened: bool) -> int:
+    """Return how many rows the probes make a program answer, where none depends on others."""
+    count = count_screens if screened else count_runs
+    return batch * count(model.signature.inputs, batch)
 
 
 def _answer(
     model: Model, group: Group, batch: int, golden: Golden, inputs: Rows, each: Each
-) -> Rows:
-    """Answer all rows of a golden with one program, filled up by repeating rows in a cycle."""
+) -> tuple[Rows, Rows]:
+    """Answer all rows of a golden with one program, filled up by repeating rows in a cycle.
+
+    Returns:
+      The answers, cut to the golden's axis sizes, and all that the program gave for the first batch.
+    """
     sizes = sizes_of(model, golden)
-    batches = (
-        tuple(_cycle(a, start, batch) for a in inputs) for start in range(0, golden.rows, batch)
-    )
-    parts = each(lambda rows: model.answer(group, batch, Checked(rows, batch, sizes)), batches)
-    return tuple(np.concatenate(pieces)[: golden.rows] for pieces in zip(*parts, strict=True))
+    starts = range(0, golden.rows, batch)
+    parts = [
+        Checked(tuple(_cycle(a, start, batch) for a in inputs), batch, sizes) for start in starts
+    ]
+    staged = (stage(model.signature, (part,), batch, group.sizes) for part in parts)
+    program = group.programs[batch]
+    given = list(each(lambda arrays: model.run(program, arrays), staged))
+    cut = [
+        unstage(model.signature, (part,), outputs)[0]
+        for part, outputs in zip(parts, given, strict=True)
+    ]
+    answers = tuple(np.concatenate(pieces)[: golden.rows] for pieces in zip(*cut, strict=True))
+    return answers, given[0]
 
 
 def _cycle(rows: Array, start: int, count: int) -> Array:

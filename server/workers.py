@@ -110,7 +110,8 @@ class WorkerPool:
     ) -> int:
         """Wait until a worker listens, and until it ends; return its exit status."""
         loop = asyncio.get_running_loop()
-        with connection:
+        # A worker that ends before it has read that it may listen resets the connection.
+        with connection, contextlib.suppress(ConnectionResetError):
             while await loop.sock_recv(connection, 1):
                 if not listens.done():
                     listens.set_result(None)

@@ -62,7 +62,7 @@ def test_a_person_reads_what_is_configured_what_goes_on_and_where_it_is_ready(ta
         for i, name in enumerate(("b1-seq4", "b4-seq4", "b1-seq8", "b4-seq8"), 1)
     }
     assert [line.split()[2] for line in steps if "startup: " in line] == [
-        *("imports", "sandbox", "programs", "params", "startup", "run")
+        *("imports", "programs", "params", "startup", "run")
     ]
     before, seconds = ready.rsplit(", after ", 1)
     assert before == (
@@ -119,7 +119,7 @@ def test_rows_that_are_seen_to_depend_on_each_other_run_alone(mixing_bundle, tmp
 
     warned = [line.split(" ", 1)[1] for line in lines if " WARNING " in line]
     assert [line[: line.index(":")] for line in warned] == [
-        "WARNING 1 golden checks failed on this device, first",
+        "WARNING 4 golden checks failed on this device, first",
         "WARNING no batching",
     ]
     assert warned[1].startswith("WARNING no batching: rows depend on each other on this device: ")
@@ -162,7 +162,7 @@ def test_an_address_that_is_not_here_ends_it_and_names_the_option():
 @mark.parametrize(
     ("package", "command"),
     [
-        ("flask", "server"),
+        ("httptools", "server"),
         ("uvloop", "server"),
         ("grpc", "server"),
         ("flax", "export"),

@@ -17,8 +17,9 @@ from safetensors.numpy import save_file
 from export import ExportError, RowMixing, VerificationError, export_model, exporting, verification
 from export.__main__ import end_in_order
 from export.lowering import lower, trace
-from runtime import BundleError, IncompatibleProgram, load, open_bundle
+from runtime import BundleError, IncompatibleProgram, Model, load, open_bundle
 from runtime.verify import verify
+from tests.export.conftest import verify_here
 
 X = "x:float32[_,3]"
 ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -75,6 +76,113 @@ def test_row_mixing_is_refused(refusal, model, bucket, output, cause):
         "Is BatchNorm in training mode, or does something normalize or route across the batch? "
         "--allow-row-mixing exports it all the same, and a server then runs every request alone"
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "causes"),
+    [(training_norm, {"random", "zeros", "NaN", "extremes"}), (capacity_routing, {"copies of it"})],
+)
+def test_large_buckets_name_what_rows_depend_on(export, model, causes):
+    """Where rows of a large program mix, a run for each cause names them."""
+    made = export(model, allow_row_mixing=True, buckets=(1, 16))
+
+    reasons = [reason for reason in made.manifest.row_mixing if reason.startswith("b16, ")]
+    assert causes <= {reason.rpartition(" became ")[2] for reason in reasons}
+
+
+def test_a_sign_of_mixing_that_no_probe_explains_is_reported(export, monkeypatch):
+    """What a few runs have seen is not forgotten where no single cause shows it again."""
+    made = export(capacity_routing, allow_row_mixing=True, buckets=(16,))
+    monkeypatch.setattr("runtime.verify.check_rows", lambda *_, **__: [])
+
+    (found,) = verify(made.model, independent=["b16"]).mixing
+    assert str(found).startswith("b16, output 'output': row ")
+    assert str(found).endswith(" when the other rows became copies of it")
+
+
+def unless_most_are_zero(_params, x):
+    """Let a row see the others only where all but a few of them are zeros."""
+    return x + (jnp.all(x == 0, axis=1).sum() >= len(x) - 3)
+
+
+def between_two_rows(_params, x):
+    """Let a row at one certain place see one other at a certain place."""
+    return x.at[5].add(jnp.where(jnp.isnan(x[3]), 1, 0))
+
+
+def test_rows_that_meet_in_rare_cases_are_refused(refusal):
+    """What shows only where all other rows are of one kind is found in large programs as well."""
+    message = refusal(unless_most_are_zero, buckets=(16,), kind=RowMixing)
+
+    assert "b16, output 'output': row " in message
+    assert "changed by 1 when the other rows became zeros" in message
+
+
+@pytest.mark.parametrize(
+    ("model", "proven"),
+    [
+        (affine, ["b1", "b4", "b16"]),
+        (training_norm, ["b1"]),
+        (capacity_routing, ["b1"]),
+        (unless_most_are_zero, ["b1"]),
+        (between_two_rows, []),
+    ],
+)
+def test_few_runs_are_for_what_structure_shows(tmp_path, monkeypatch, model, proven):
+    """The process that verifies is told of the programs whose structure shows independent rows."""
+    told = []
+
+    def hear(bundle, platform, independent, tell):
+        told.extend(independent)
+        return verify_here(bundle, platform, independent, tell)
+
+    monkeypatch.setattr(verification, "_run", hear)
+    buckets = (8, 16) if model is between_two_rows else (1, 4, 16)
+    report = export_model(
+        model,
+        WEIGHTS,
+        inputs=[X],
+        buckets=buckets,
+        platforms=("cpu",),
+        allow_row_mixing=True,
+        out=tmp_path / "b",
+    )
+
+    assert told == proven
+    assert [p.bucket for p in report.programs if p.rows_unproven is None] == proven
+
+
+def test_the_report_says_what_shows_that_rows_are_independent(export):
+    """The report has a line for people: structure, or the operation in its way, and the buckets."""
+    assert "rows     independent by structure" in export(affine, WEIGHTS).report._lines()
+
+    mixed = export(training_norm, allow_row_mixing=True).report
+    (line,) = [line for line in mixed._lines() if line.startswith("rows ")]
+    assert line.startswith(
+        "rows     structure does not show that they are independent in b2, b4: reduce_sum (test_proof.py, line "
+    )
+    assert line.endswith("): it reduces over the batch")
+
+
+@pytest.mark.parametrize(
+    ("independent", "expected"), [(("b8", "b16"), [2 + 3, 1 + 2]), ((), [2 + 16, 1 + 8])]
+)
+def test_rows_are_proven_with_few_runs(export, monkeypatch, independent, expected):
+    """Large programs that structure speaks for run few batches beside their goldens."""
+    model = export(affine, WEIGHTS, buckets=(1, 8, 16)).model
+    runs, run = [], Model.run
+
+    def counted(self, program, inputs):
+        runs.append((program.batch, b"".join(a.tobytes() for a in inputs)))
+        return run(self, program, inputs)
+
+    monkeypatch.setattr(Model, "run", counted)
+    report = verify(model, independent=independent)
+
+    assert (report.mismatches, report.mixing) == ((), ())
+    (golden,) = model.manifest.goldens
+    assert golden.rows == 16
+    assert [[batch for batch, _ in runs].count(b) for b in (1, 8, 16)] == [16, *expected]
 
 
 def test_only_copies_show_capacity_routing(refusal):

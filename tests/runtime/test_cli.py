@@ -10,9 +10,9 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import jax
-from pytest import fixture, mark
+from pytest import fixture, mark, raises
 
-from runtime import load, open_bundle
+from runtime import load, open_bundle, proof
 from runtime.__main__ import main
 from tests.forging import with_other_golden
 
@@ -147,6 +147,31 @@ def test_mixed_rows_without_record_are_exit_status_4(mixing_bundle, copy_of, cap
     report = strict(capsys.readouterr().out)
     assert (status, report["ok"]) == (4, False)
     assert any("when the other rows became copies of it" in line for line in report["row_mixing"])
+
+
+def test_verify_screens_what_an_exporter_names(classifier_bundle, monkeypatch, capsys):
+    """
+    Names of programs whose rows are independent by structure go with the proof; help is without them.
+    """
+    named = []
+    real = proof.verify
+
+    def hear(model, *, independent, **options):
+        named.extend(independent)
+        return real(model, independent=independent, **options)
+
+    monkeypatch.setattr(proof, "verify", hear)
+    command = ["verify", str(classifier_bundle), "--device", "cpu"]
+
+    assert main([*command, "--independent", "b2", "b4"]) == 0
+    assert named == ["b2", "b4"]
+    assert main(command) == 0
+    assert named == ["b2", "b4"]
+
+    capsys.readouterr()
+    with raises(SystemExit):
+        main(["verify", "--help"])
+    assert "--independent" not in capsys.readouterr().out
 
 
 def test_verify_writes_junit(classifier_bundle, altered, tmp_path):

@@ -23,7 +23,7 @@ def probed(monkeypatch):
     asked = []
 
     @contextlib.contextmanager
-    def probing(bundle, device, cache, progress):
+    def probing(bundle, device, cache, **_):
         asked.append((bundle.digest, device, cache is not None))
         yield None
 
