@@ -14,8 +14,8 @@ from server.bundle_trust import verified_in_subprocess
 from server.config import ConfigError, ServerConfig
 from server.observability import prometheus
 from tests.forging import FROZEN, with_deadly_program
-from tests.server.asking import client_for
 from tests.server.fakes import FakeModel
+from tests.server.flask_client import client_for
 from tests.serving import TIMEOUT_S, free_port, start
 
 
