@@ -1,14 +1,14 @@
-"""What the server refuses, beside the runtime's own errors.
+"""Exceptions of the server, beside the runtime's; `status` maps them to status codes.
 
-* IncompleteBody           a body that ended too soon
-* UnsupportedMedia         a content type or encoding that the route does not read
+* IncompleteBody           the body ended early
+* UnsupportedMedia         the content type or encoding is not supported
 * NotFound                 no such model, version or path
 * MethodNotAllowed         the path has no such method
-* Unsupported              a part of a protocol that is not served
+* Unsupported              an extension of a protocol that is not served
 * TooLarge                 more bytes or rows than a request may have
   - HeadersTooLarge        more bytes of headers
-* HeadTimeout, BodyTimeout what began to come did not go on
-* Unavailable              not now; another try may work
+* HeadTimeout, BodyTimeout head or body were not received in time
+* Unavailable              a retry may succeed
   - NotReady               the model is still being loaded, or has failed
   - Overloaded             the queue is full
   - Draining               the server is stopping
@@ -22,11 +22,11 @@ from runtime.errors import InvalidInput, MalformedRequest
 
 
 class IncompleteBody(MalformedRequest):
-    """The body ended before it was whole."""
+    """The body ended before it was complete."""
 
 
 class UnsupportedMedia(InvalidInput):
-    """The route does not read this content type or encoding."""
+    """The content type or encoding is not supported."""
 
 
 class NotFound(Exception):
@@ -34,11 +34,11 @@ class NotFound(Exception):
 
 
 class MethodNotAllowed(Exception):
-    """The path has other methods.
+    """The path does not have this method.
 
     Args:
-      message: what was asked for.
-      allowed: the methods of the path.
+      message: with the requested method and path.
+      allowed: methods of the path.
     """
 
     def __init__(self, message: str, allowed: Sequence[str] = ()) -> None:
@@ -47,7 +47,7 @@ class MethodNotAllowed(Exception):
 
 
 class Unsupported(Exception):
-    """This part of a protocol is not served."""
+    """This extension of a protocol is not served."""
 
 
 class TooLarge(Exception):
@@ -59,15 +59,15 @@ class HeadersTooLarge(TooLarge):
 
 
 class HeadTimeout(Exception):
-    """The headers did not come in time."""
+    """The headers were not received in time."""
 
 
 class BodyTimeout(Exception):
-    """The body did not come in time."""
+    """The body was not received in time."""
 
 
 class Unavailable(Exception):
-    """The server cannot answer now; another try may work."""
+    """The server cannot answer now; a retry may succeed."""
 
 
 class NotReady(Unavailable):
@@ -83,7 +83,7 @@ class Draining(Unavailable):
 
 
 class OutOfMemory(Unavailable):
-    """The device had no memory for this batch."""
+    """The device had not enough memory for this batch."""
 
 
 class DeadlineExceeded(Exception):

@@ -12,8 +12,8 @@ from pytest import fixture, mark
 from server.options import options
 from server.status import _TABLE, INTERNAL
 from tests.guide import alike, blocks, commands, make_tools, run_command, run_python
-from tests.server.asking import client_for
 from tests.server.fakes import FakeModel, Running
+from tests.server.flask_client import client_for
 from tests.serving import ROOT, TIMEOUT_S, free_port
 
 GUIDE = (ROOT / "docs" / "serving.md").read_text()

@@ -226,7 +226,7 @@ class Connection(asyncio.Protocol):
         head = None if request is None else request.head
         close = head is None or not head.keep_alive
         close = close or (not self._pipeline.waiting and (self._half_closed or not self.reading))
-        # Clients of HTTP 1.0 expect the connection to end unless they are told otherwise.
+        # Clients of HTTP 1.0 expect the connection to end without this header.
         keep_alive = head is not None and head.version == "1.0"
         connection = "close" if close else "keep-alive" if keep_alive else ""
         head_only = head is not None and head.method == "HEAD"
@@ -256,7 +256,7 @@ class Connection(asyncio.Protocol):
         return int.from_bytes(size, sys.byteorder)
 
     def _was_reset(self) -> bool:
-        """Whether the client of a half-closed connection has reset it; asyncio does not tell."""
+        """Whether the client of a half-closed connection has reset it; asyncio does not report it."""
         if not hasattr(socket, "TCP_INFO"):
             return False
         info: bytes = self._socket().getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)

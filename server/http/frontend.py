@@ -106,7 +106,7 @@ class HttpFrontend:
         return self._service.state not in (State.LOADING, State.READY)
 
     def _match_inference(self, head: RequestHead) -> Match | None:
-        """Return the match of an inference; what else is asked is matched when it is answered."""
+        """Return the match of an inference; other requests are matched when they are answered."""
         if head.method != "POST":
             return None
         try:

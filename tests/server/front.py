@@ -1,4 +1,4 @@
-"""The front on a real socket, in this process, over a model that is not real."""
+"""The HTTP server on a real socket, in this process, in front of a fake model."""
 
 import asyncio
 import contextlib
@@ -21,14 +21,14 @@ BODY = b'{"instances": [[1, 2]]}'
 
 
 class Entrance:
-    """A front that listens, and a client that writes bytes to it.
+    """A listening HTTP server, and a client that writes bytes to it.
 
     Attributes:
-      model: answers.
-      running: the service's loop.
-      port: where it listens.
-      server: its connections.
-      app: the application behind the front.
+      model: the fake model.
+      running: the service and its loop.
+      port: of the listening socket.
+      server: the HTTP server.
+      app: the WSGI application with the same routes.
     """
 
     def __init__(self, model=None, limits=None, *, load=True, **config):
@@ -63,7 +63,7 @@ class Entrance:
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
     def send(self, *parts, cut=False):
-        """Write parts to one connection, and give all that comes back until it is closed.
+        """Write parts to one connection, and return all that is received until it is closed.
 
         With `cut`, no more can follow: the server sees the end of what was sent.
         """
@@ -76,13 +76,13 @@ class Entrance:
             return read_all(connection)
 
     def ask(self, numbers=(1, 2)):
-        """Ask for a prediction the plain way, and give it."""
+        """Request a prediction as JSON, and return it."""
         status, _, body = self.post({"instances": [list(numbers)]})
         assert status == 200, body
         return body["predictions"]
 
     def post(self, value, path="/predict", headers=""):
-        """Post a value as JSON; give the status, the headers and what came back."""
+        """Post a value as JSON; return the status, the headers and what came back."""
         body = json.dumps(value).encode()
         with self.connect() as connection:
             connection.sendall(request(path, body, headers))
@@ -102,7 +102,7 @@ def request(path, body, headers="", method="POST"):
 
 
 def reset(connection):
-    """Leave so that the other side is told: with no more than an end the answer could still be read."""
+    """Reset a connection, so that the server notices that its client has disconnected."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
@@ -117,7 +117,7 @@ def read_all(connection):
 
 
 def read_answer(connection):
-    """Read one answer: status, headers, and its body as JSON."""
+    """Return one response: status, headers, and its body as JSON."""
     with connection.makefile("rb") as file:
         status = int(file.readline().split()[1])
         headers = {}
@@ -129,12 +129,12 @@ def read_answer(connection):
 
 
 def status_of(answer):
-    """Give the status of a raw answer; None where there is none."""
+    """Return the status of a raw response; None where there is none."""
     return int(answer.split()[1]) if answer else None
 
 
 def body_of(answer):
-    """Give the body of a raw answer that is not chunked."""
+    """Return the body of a raw response that is not chunked."""
     return json.loads(answer.partition(b"\r\n\r\n")[2])
 
 
@@ -150,12 +150,12 @@ def chunked(*chunks):
 
 
 def next_json(connection):
-    """Read exactly one answer; give its body."""
+    """Read exactly one response; return its body."""
     return next_answer(connection)[1]
 
 
 def next_answer(connection):
-    """Read exactly one answer; give its head, in lower case, and its body."""
+    """Read exactly one response; return its head, in lower case, and its body."""
     raw = b""
     while b"\r\n\r\n" not in raw:
         raw += connection.recv(1)

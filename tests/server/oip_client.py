@@ -20,7 +20,7 @@ def tensor(array, name="x", **parameters):
 
 
 def packed(message, *arrays):
-    """Write JSON with bytes behind it; gives the body and its headers."""
+    """Write JSON with bytes behind it; returns the body and its headers."""
     head = json.dumps(message).encode()
     body = head + b"".join(array.tobytes() for array in arrays)
     return {"data": body, "headers": {LENGTH: str(len(head))}}

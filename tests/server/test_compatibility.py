@@ -12,8 +12,8 @@ from server.config import ConfigError, ServerConfig
 from server.observability import prometheus
 from server.startup import open_model
 from tests.forging import FROZEN, with_deadly_program
-from tests.server.asking import client_for
 from tests.server.fakes import FakeModel
+from tests.server.flask_client import client_for
 from tests.serving import TIMEOUT_S, free_port, start
 
 

@@ -11,8 +11,8 @@ from pytest import approx, fixture, mark
 
 from runtime.errors import ExecutionError
 from server.metrics import ROWS, SECONDS, Histogram, Metrics, total
-from tests.server.asking import client_for, client_of
 from tests.server.fakes import ECHO, FakeModel, Running
+from tests.server.flask_client import client_for, client_of
 
 FAMILIES = {
     "hloserve_requests": "counter",

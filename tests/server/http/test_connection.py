@@ -86,7 +86,7 @@ SPELLINGS = (
 
 @mark.parametrize("target", SPELLINGS)
 def test_inferences_take_no_thread_whatever_is_around_their_path(target):
-    """While more of them wait than there are threads, the health check is answered; who goes is given up."""
+    """While many of them wait, the health check is answered; those of clients that disconnect are cancelled."""
     entrance, gate = Entrance(), Gate()
     entrance.model.before = gate
     body = b'{"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}'
@@ -129,7 +129,7 @@ def test_other_methods_are_refused_or_answered_without_a_body(entrance, method):
 
 
 def allowed_of(answer):
-    """Give the methods that a raw answer says are allowed."""
+    """Return the methods that a raw response says are allowed."""
     line = next(line for line in answer.split(b"\r\n") if line.lower().startswith(b"allow:"))
     return line.partition(b":")[2].replace(b" ", b"").split(b",")
 

@@ -8,8 +8,8 @@ from pytest import fixture, mark, param
 from runtime.errors import ExecutionError
 from server.config import ServerConfig
 from server.protocols.body import BODY_S
-from tests.server.asking import client_of, refused
 from tests.server.fakes import FakeModel
+from tests.server.flask_client import client_of, refused
 
 LIMIT = 5000
 

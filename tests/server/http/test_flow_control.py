@@ -74,7 +74,7 @@ def test_a_body_that_goes_on_coming_is_waited_for():
 
 
 def bodies(entrance):
-    """Give how much of each body has come, sorted."""
+    """Return how much of each body has come, sorted."""
     return sorted(connection._parser.body._size for connection in entrance.server.connections)
 
 
@@ -178,7 +178,7 @@ def test_a_client_that_reads_slowly_gets_all_of_its_answer():
 
 
 def blocked(entrance):
-    """Give the bytes that a client has still to read; none if it reads."""
+    """Return the bytes that a client has still to read; none if it reads."""
     return sum(
         connection._transport.get_write_buffer_size()
         for connection in entrance.server.connections

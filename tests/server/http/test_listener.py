@@ -68,7 +68,7 @@ def test_what_is_not_all_there_does_not_hold_up_the_end():
 
 
 def stopping(entrance, grace_s=30.0):
-    """Have a server listen no more; ends when what was asked is answered and the grace is over."""
+    """Stop listening; returns a future that is done when all requests are answered and the grace is over."""
     return asyncio.run_coroutine_threadsafe(entrance.server.finish(grace_s), entrance.running.loop)
 
 

@@ -19,8 +19,8 @@ from server.batching.service import State
 from server.http.page import example_bodies, example_instance
 from server.metrics import SECONDS, Histogram, quantile
 from server.protocols import oip
-from tests.server.asking import client_for, client_of, refused
 from tests.server.fakes import ECHO, EVERY, SUM, FakeModel, signature
+from tests.server.flask_client import client_for, client_of, refused
 
 LARGE = signature(["x:float32[_, 224, 224, 3]"], ["y:float32[_]"])
 

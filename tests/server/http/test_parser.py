@@ -54,8 +54,8 @@ def test_a_body_that_says_it_is_too_large_is_refused_unread(entrance):
     assert (status, body["code"]) == (413, "too_large")
 
 
-async def came(entrance, size):
-    """Give the parts that a connection keeps of a body, once it has so many bytes of it."""
+async def received(entrance, size):
+    """Return the parts of a body that is being received, once it has this size."""
     while True:
         for connection in entrance.server.connections:
             if sum(map(len, connection._parser.body.parts)) == size:
@@ -69,7 +69,7 @@ def test_tiny_chunks_take_no_more_than_they_hold(entrance):
     with entrance.connect() as connection:
         connection.sendall(head("host: t", "transfer-encoding: chunked"))
         connection.sendall(b"2\r\n  \r\n" * (sent // 2))
-        parts = entrance.running.wait(came(entrance, sent))
+        parts = entrance.running.wait(received(entrance, sent))
 
     assert len(parts) <= 2
 
@@ -275,7 +275,7 @@ def test_what_frames_a_body_is_bounded(entrance, part):
     """What comes beside a body's chunks, and would be kept by nobody, has the limit of a head."""
     with entrance.connect() as connection:
         connection.sendall(head("host: t", "transfer-encoding: chunked") + b"1\r\n{\r\n")
-        entrance.running.wait(came(entrance, 1))
+        entrance.running.wait(received(entrance, 1))
         connection.sendall(part)
         with contextlib.suppress(ConnectionError):
             connection.sendall(b"a" * 500_000)

@@ -285,7 +285,7 @@ def test_a_client_that_resets_after_its_end_is_given_up(entrance):
 
 
 def gone(entrance):
-    """Have the server look at its connections, and tell whether there are none."""
+    """Check the timeouts of all connections; return whether none is left."""
     for connection in list(entrance.server.connections):
         connection.check_timeouts(0.0)
     return not entrance.server.connections and not entrance.service._requests

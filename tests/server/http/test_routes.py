@@ -13,8 +13,8 @@ from server.protocols.body import BodyInfo
 from server.protocols.inference import ParsedRequest
 from server.protocols.request_options import RequestOptions
 from server.protocols.response import json_response
-from tests.server.asking import client_for, client_of, refused
 from tests.server.fakes import FakeModel, Running
+from tests.server.flask_client import client_for, client_of, refused
 
 
 @fixture
@@ -254,7 +254,7 @@ def test_only_inferences_have_durations(running):
     ],
 )
 def test_millions_of_values_are_refused_before_they_are_made(client, path, begin):
-    """A body that is larger than any request is not parsed, in no dialect; the next one is."""
+    """A body that is larger than any request is not parsed, in no protocol; the next one is."""
     answer = client.post(path, data=begin + b"[]," * (1 << 20))
 
     text = refused(answer, 413, "too_large")

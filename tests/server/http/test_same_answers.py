@@ -1,6 +1,6 @@
 """Both entrances give the same bytes for the same bytes, route by route.
 
-The front is on a real socket, as `python -m server` runs it; the application is Flask's, as any WSGI server runs it. One service stands behind the two.
+The frontend is on a real socket, as in `python -m server`; the application is Flask's, as under a WSGI server. Both share one service.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ class Entrances(Entrance):
     """A service with both its entrances."""
 
     def at_front(self, method, path, body, headers, *, chunked=False):
-        """Ask the front, over a connection of its own, all in one piece."""
+        """Return the frontend's response to a request that is sent in one piece."""
         framing = ("transfer-encoding", "chunked") if chunked else ("content-length", len(body))
         fields = [*({"host": "t"} | headers).items(), framing]
         head = "".join(f"{name}: {value}\r\n" for name, value in fields)
@@ -44,7 +44,7 @@ class Entrances(Entrance):
             return answer.status, answer.getheaders(), answer.read()
 
     def at_application(self, method, path, body, headers, *, chunked=False):
-        """Ask the application, without a socket."""
+        """Return the application's response, without a socket."""
         # As WSGI servers hand a target on, and not as the client that Flask tests with puts it right.
         before, query = split_target(path.encode())
         environ = {
@@ -79,7 +79,7 @@ def entrances(request):
 
 
 def same(entrances, *request, **how):
-    """Ask both entrances and compare; gives the status."""
+    """Assert that both entrances respond the same, and return the status."""
     front = comparable(*entrances.at_front(*request, **how))
     application = comparable(*entrances.at_application(*request, **how))
     assert front == application
@@ -87,7 +87,7 @@ def same(entrances, *request, **how):
 
 
 def comparable(status, headers, body):
-    """Give what must not differ of an answer."""
+    """Return the parts of a response that have to be equal."""
     found = {name.lower(): value for name, value in headers}
     found.pop("connection", None)
     if "allow" in found:
@@ -108,7 +108,7 @@ def comparable(status, headers, body):
 
 
 def rules():
-    """Give the method and rule of every route."""
+    """Return the method and rule of every route."""
     config = ServerConfig(bundle="unused")
     with contextlib.closing(Running()) as running:
         return [(r.method, r.rule, r.infers) for r in make_routes(running.service, config)]
@@ -168,7 +168,7 @@ def test_routes_that_count_have_the_same_form(entrances, rule):
 
 
 def bodies(ids):
-    """Give bodies with their headers: good ones of every dialect, and bad ones."""
+    """Return bodies with their headers: good ones of every protocol, and bad ones."""
     name, datatype = ("ids", "INT32") if ids else ("x", "FP32")
     raw = {"content-type": "application/vnd.vertex-ai-triton.binary+json; json-header-size=0"}
     tensor = {"name": name, "shape": [2, 2], "datatype": datatype, "data": [1, 2, 3, 4]}
@@ -239,7 +239,7 @@ def bodies(ids):
 
 @mark.parametrize("rule", INFER)
 def test_inferences_are_answered_the_same(entrances, rule):
-    """Good bodies and bad ones of every dialect get the same bytes, in one piece or in chunks."""
+    """Good bodies and bad ones of every protocol get the same bytes, in one piece or in chunks."""
     path = filled(rule)
     model = entrances.service.loaded and entrances.service.model
     statuses = []

@@ -149,7 +149,7 @@ class Drops:
         self._data = io.BytesIO(data)
 
     def read(self, _):
-        """Give the next byte."""
+        """Return the next byte."""
         return self._data.read(1)
 
 

@@ -12,10 +12,10 @@ from runtime.errors import NonFiniteOutput
 from runtime.records.predictions import limit_softmax, writable
 from runtime.signature import TensorSpec
 from runtime.tensors import numpy_dtype
-from tests.server.asking import client_for, refused
 from tests.server.calling import Called, array_of
 from tests.server.calling import rows as grpc_rows
 from tests.server.fakes import SUM, FakeModel, Running, signature
+from tests.server.flask_client import client_for, refused
 from tests.server.oip_client import INFER, unpacked
 
 VALUES = np.float32([-np.inf, 0.1, np.inf])
@@ -55,13 +55,13 @@ def answering(*values, names=()):
 
 @contextlib.contextmanager
 def asked(model, policy="null"):
-    """Give a client of the model, and the service behind it."""
+    """Return a client of the model, and the service behind it."""
     with contextlib.closing(Running(nonfinite=policy)) as running:
         yield client_for(running, model), running.service
 
 
 def found(answer):
-    """Give the values of the only output, whatever the dialect."""
+    """Return the values of the only output, whatever the protocol."""
     value = json.loads(answer.get_data())
     if "predictions" in value:
         return value["predictions"]

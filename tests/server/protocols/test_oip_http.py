@@ -8,8 +8,8 @@ from pytest import fixture, mark
 from runtime.signature import DTYPE_BYTES
 from runtime.tensors import numpy_dtype
 from server.protocols.oip import DATATYPES
-from tests.server.asking import client_for, refused
 from tests.server.fakes import ECHO, EVERY, FakeModel, Running, signature
+from tests.server.flask_client import client_for, refused
 from tests.server.oip_client import GOOD, INFER, LENGTH, SUMS, X, packed, tensor, unpacked
 
 

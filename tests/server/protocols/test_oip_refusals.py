@@ -6,8 +6,8 @@ import numpy as np
 from pytest import fixture, mark, param
 
 from runtime.signature import Signature, TensorSpec
-from tests.server.asking import client_for, refused
 from tests.server.fakes import EVERY, FakeModel, signature
+from tests.server.flask_client import client_for, refused
 from tests.server.oip_client import GOOD, INFER, LENGTH, X, packed, still_good, tensor
 
 

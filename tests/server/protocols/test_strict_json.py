@@ -22,7 +22,7 @@ OBJECTS = st.dictionaries(st.text(max_size=3), VALUES, max_size=4)
 
 
 def refusal(body):
-    """Give the message that a body gets."""
+    """Return the message that a body gets."""
     with raises(MalformedRequest) as caught:
         parse_object(body)
     return str(caught.value)

@@ -8,8 +8,8 @@ import numpy as np
 from pytest import fixture, mark, param
 
 from runtime.signature import DTYPE_BYTES
-from tests.server.asking import client_for, client_of, refused
 from tests.server.fakes import ECHO, EVERY, FakeModel, Running, signature
+from tests.server.flask_client import client_for, client_of, refused
 
 PREDICT = "/v1/models/fake:predict"
 TWO = signature(["a:float32[_, 2]", "k:int8[_]"], ["y:float32[_]", "z:float32[_, 2]"])

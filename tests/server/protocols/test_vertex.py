@@ -10,8 +10,8 @@ from pytest import fixture, mark, param, raises
 from runtime.entries import OutputFormat
 from server.errors import TooLarge
 from server.protocols.vertex import read_instances
-from tests.server.asking import client_for, refused
 from tests.server.fakes import ECHO, EVERY, FakeModel, Running, signature
+from tests.server.flask_client import client_for, refused
 
 GOOD = {"instances": [[1, 2]]}
 TWO = signature(["a:float32[_, 2]", "k:int8[_]"], ["y:float32[_]", "z:float32[_, 2]"])
