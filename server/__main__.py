@@ -1,23 +1,23 @@
-"""`python -m server`: serve a bundle; `bench` behind it loads one, `doctor` examines it.
+"""`python -m server`: serve a bundle. `bench` runs a load test against a server, `doctor` checks one.
 
-1. the configuration is read
-2. the ports are bound and requests are accepted; the health route answers 503
-3. the bundle is loaded on a thread of its own, and proven: `opening`
+1. the configuration is parsed: `options`
+2. the ports are bound and requests are accepted; the health route answers 503: `lifecycle`
+3. the bundle is loaded on a separate thread, and validated: `startup`
 4. the health route answers 200
-5. a signal ends it: `process`
+5. a signal ends it: `lifecycle`
 
 `--help` has the exit statuses.
 """
 
-# Little is imported before signals are seen to.
+# As little as possible is imported before signal handlers are set.
 import os
 import signal
 import sys
 
 from server import signals
 
-if __name__ == "__main__":  # who only imports this has signals and streams of their own
-    # Where one of these is closed, the next socket would be it, and get what is written to it.
+if __name__ == "__main__":  # an importing program keeps its own signals and streams
+    # Where one of these is closed, the next socket would get its number, and what is written to it.
     for stream in range(3):
         try:
             os.fstat(stream)
@@ -25,7 +25,7 @@ if __name__ == "__main__":  # who only imports this has signals and streams of t
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     if sys.argv[1:2] not in (["bench"], ["doctor"]):
         signals.ignore()
-    # What follows takes seconds, in which Python would answer an interrupt with a traceback.
+    # The imports take seconds, in which Python would answer an interrupt with a traceback.
     signals.end_at_interrupt()
     if os.getpid() == 1:
         # A container's first process gets only the signals it handles.
@@ -58,13 +58,13 @@ EXIT_CONFIG = 2
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> None:
-    """Serve until a signal, and end the process."""
+    """Serve until a signal, and exit the process."""
     try:
         config = parse(argv, environ)
         config = _with_free_ports(config)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        logs.leave(EXIT_CONFIG)
+        logs.exit_process(EXIT_CONFIG)
     logs.set_up(config.log_format, config.trace_project)
     set_cpu_threads(share(config.processes, cores_here()))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -72,20 +72,20 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> None:
 
 
 async def _serve(config: ServerConfig) -> None:
-    # Ended from in here: asyncio would wait for the thread that loads.
+    # Exit from inside the loop: asyncio would wait for the thread that loads.
     try:
-        status = await Process(config, logs.leave).serve()
+        status = await Process(config, logs.exit_process).serve()
     except ConfigError as error:
-        logs.end(config.log_format, error)
+        logs.report_fatal(config.log_format, error)
         status = EXIT_CONFIG
-    logs.leave(status)
+    logs.exit_process(status)
 
 
 def _with_free_ports(config: ServerConfig) -> ServerConfig:
-    """Refuse ports that are taken, before anything is loaded; choose those that may be any.
+    """Return the configuration with a free port for each port 0, before anything is loaded.
 
     Raises:
-      ConfigError: names the address, what is wrong with it and the option that says another.
+      ConfigError: an address cannot be bound; names it, the reason and the option to change.
     """
     found = {}
     with contextlib.ExitStack() as stack:
@@ -108,7 +108,7 @@ def _refused(host: str, port: int, other: str, error: OSError) -> str:
 
 
 def _tool(run: Callable[[Sequence[str], Mapping[str, str]], int]) -> NoReturn:
-    """Run what asks a server; an interrupt ends it once that is ended, without a word."""
+    """Run a client command and exit with its status; an interrupt ends it without a traceback."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         sys.exit(run(sys.argv[2:], os.environ))

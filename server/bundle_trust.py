@@ -1,4 +1,4 @@
-"""Whether a bundle may be opened in this process, and how long it stays fit for it."""
+"""Whether a bundle may be opened in this process, and which JAX releases load it."""
 
 import contextlib
 import logging
@@ -16,26 +16,27 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def verified_in_subprocess(bundle: Bundle, config: ServerConfig) -> Iterator[None]:
-    """Let a bundle in whose digest is required; any other one only once it came through a probe.
+    """Test-load a bundle in a child process, unless its digest is required, before it is opened here.
 
     Raises:
-      BundleError: it is another bundle, or ended the process that opened it.
+      BundleError: it is not the required bundle, or it ended the process that opened it.
     """
     bundle.require(config.require_digest or None)
     if config.require_digest:
         yield
         return
     log.info(
-        "opening the bundle in a process of its own first; --require-digest sha256:%s saves that",
+        "test-loading the bundle in a separate process, in case it is damaged; "
+        "--require-digest sha256:%s skips that",
         bundle.digest,
     )
-    remembered = Path(config.cache_dir) if config.cache_dir else None
-    with probing(bundle, config.device, remembered=remembered):
+    cache = Path(config.cache_dir) if config.cache_dir else None
+    with probing(bundle, config.device, remembered=cache):
         yield
 
 
 def log_compatibility(model: Model) -> None:
-    """Log how long the bundle is promised to load, and what would not load as it was written."""
+    """Log which JAX releases load the bundle, and which programs came from StableHLO copies."""
     old = [
         program
         for group in model.groups.values()

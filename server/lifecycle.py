@@ -1,4 +1,4 @@
-"""The server's process: what runs in it, how it begins and how it ends."""
+"""The lifecycle of a server process: startup, signals, graceful shutdown, exit status."""
 
 import asyncio
 import contextlib
@@ -19,99 +19,105 @@ from server.http.frontend import HttpFrontend
 from server.http.listener import GRACE_S, HttpServer, listen
 from server.http.routes import hot_paths, make_routes
 from server.observability.shared_stats import SharedStats
-from server.startup import EXIT_BUNDLE, EXIT_DEVICE, Opened, open_service, unfit
+from server.startup import EXIT_BUNDLE, EXIT_DEVICE, Opened, open_service, watch_files
 from server.storage.bundle_watch import BusErrors
 from server.workers import WorkerPool
 
 log = logging.getLogger("server")
 
 EXIT_UNANSWERED = 1
-# How long refusals have to go out to who was not answered in time.
+# Time to send refusals to the requests that were not answered in time.
 _REFUSALS_S = 1.0
 
 
 class Process:
-    """Serves until a signal, or until there is nothing to serve.
+    """Serves until a signal, or until a failure ends it; implements `Failures`.
 
-    The first SIGTERM drains: for a while the server answers on but is not ready, so that
-    load balancers turn away; then it takes no more, answers what it has, and ends. So do the
-    others of `signals.DRAIN`; SIGINT leaves the while out. A second SIGTERM or SIGINT ends the
-    process where it stands.
+    The first SIGTERM drains: for the drain delay the server still accepts requests but is not
+    ready, so that load balancers turn away; then it accepts no more, answers what it has, and
+    exits. So do the other signals of `signals.DRAIN`; SIGINT skips the delay. A second SIGTERM or
+    SIGINT exits at once.
 
-    Of several processes the first one listens at once, and has the others begin when it has
-    proven the bundle; when they listen as well, it is ready. What ends one ends all.
+    Of several processes the first one listens at once, and starts the workers when it has
+    validated the bundle; when they listen as well, it is ready. When one ends, all end.
 
     Args:
       config: what to serve, and where.
-      die: ends the process with a status, at once.
-      board: of any but the first of several processes.
-      joined: of any but the first; called once it listens, which it does when it can answer.
+      exit_process: ends the process with a status, at once.
+      stats: the shared statistics, of a worker.
+      on_listening: of a worker; called once it listens, which it does when it can answer.
     """
 
     def __init__(
         self,
         config: ServerConfig,
-        die: Callable[[int], None],
-        board: SharedStats | None = None,
-        joined: Callable[[], object] | None = None,
+        exit_process: Callable[[int], None],
+        stats: SharedStats | None = None,
+        on_listening: Callable[[], object] | None = None,
     ) -> None:
-        self._die = die
-        self._joined = joined
+        self._exit_process = exit_process
+        self._on_listening = on_listening
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[int] = self._loop.create_future()
-        self._gently = self._insisted = False
-        self._service = Service(
-            config.limits,
-            fatal=lambda _: self._end(EXIT_DEVICE),
-            hung=lambda: die(EXIT_DEVICE),
-        )
+        self._graceful = self._terminating = False
+        self._service = Service(config.limits, self)
         self._config = config
         self._bus_errors = BusErrors(
             self._expect_unwritten,
-            functools.partial(logs.end, config.log_format),
-            functools.partial(die, EXIT_BUNDLE),
+            functools.partial(logs.report_fatal, config.log_format),
+            functools.partial(exit_process, EXIT_BUNDLE),
         )
-        self._joiners: WorkerPool | None = None
-        gather = None
+        self._workers: WorkerPool | None = None
+        collect_stats = None
         if config.processes > 1:
-            board = board or SharedStats(None, config.processes, 0)
-            gather = functools.partial(board.gather, self._service)
-            if joined is None:
-                self._joiners = WorkerPool(board, self._lost)
-        self._board = board
-        self._routes = make_routes(self._service, config, gather)
+            stats = stats or SharedStats(None, config.processes, 0)
+            collect_stats = functools.partial(stats.gather, self._service)
+            if on_listening is None:
+                self._workers = WorkerPool(stats, self._on_worker_exit)
+        self._stats = stats
+        self._routes = make_routes(self._service, config, collect_stats)
         cors = Cors(config.origins)
         app = create_app(self._service, self._routes, config.bodies, make_wait(self._loop), cors)
-        self._front = HttpFrontend(app, self._service, config.bodies, threads=8, cors=cors)
+        self._frontend = HttpFrontend(app, self._service, config.bodies, threads=8, cors=cors)
         self._http: HttpServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._grpc = GrpcServer(self._service, config, gather) if config.grpc_port >= 0 else None
+        self._grpc: GrpcServer | None = None
+        if config.grpc_port >= 0:
+            self._grpc = GrpcServer(self._service, config, collect_stats)
 
     async def serve(self) -> int:
-        """Serve; returns the exit status."""
+        """Serve; return the exit status."""
         self._bus_errors.install()
         for number in (*signals.DRAIN, signal.SIGINT):
             if signals.wanted(number):
-                self._loop.add_signal_handler(number, self._signalled, number)
-        if self._joined is None:
+                self._loop.add_signal_handler(number, self._on_signal, number)
+        if self._on_listening is None:
             await self._listen()
         opening = self._loop.create_task(self._open())
-        opening.add_done_callback(self._opened)
+        opening.add_done_callback(self._on_opened)
         status = await self._ended
         opening.cancel()
-        if self._joiners is not None:
-            self._joiners.signal(signal.SIGTERM if self._gently else signal.SIGINT)
-        if self._gently and self._service.loaded:
+        if self._workers is not None:
+            self._workers.signal(signal.SIGTERM if self._graceful else signal.SIGINT)
+        if self._graceful and self._service.loaded:
             log.info("draining: answering on for %.3g s", self._config.drain_delay_s)
             self._service.drain()
             await asyncio.sleep(self._config.drain_delay_s)
         status = await self._stop(status)
-        if self._joiners is not None:
-            status = status or await self._joiners.ended()
+        if self._workers is not None:
+            status = status or await self._workers.ended()
         return status
 
-    def leave(self) -> None:
-        """End: the first of the processes is gone."""
+    def on_fatal(self, _: str) -> None:
+        """Shut down, since the device is lost; see `Failures`."""
+        self._end(EXIT_DEVICE)
+
+    def on_hang(self) -> None:
+        """Exit at once, since the event loop hangs in the device; see `Failures`."""
+        self._exit_process(EXIT_DEVICE)
+
+    def parent_died(self) -> None:
+        """Shut down a worker, since the first process is gone."""
         log.critical("the first process is gone")
         self._end(EXIT_DEVICE)
 
@@ -120,7 +126,7 @@ class Process:
         if self._grpc is not None:
             await self._grpc.start()
         listener = listen(config.host, config.port, shared=config.processes > 1)
-        self._http = HttpServer(self._front, listener)
+        self._http = HttpServer(self._frontend, listener)
         serving = self._loop.create_task(self._http.serve())
         # It returns only where it broke, or was stopped.
         serving.add_done_callback(lambda _: self._end(EXIT_DEVICE))
@@ -129,44 +135,44 @@ class Process:
     async def _open(self) -> None:
         config = self._config
         with contextlib.ExitStack() as stack:
-            if self._joiners is not None and config.remote and not config.cache_dir:
-                # What comes from afar comes once.
-                kept = stack.enter_context(temporary_directory("hloserve-kept-"))
-                config = dataclasses.replace(config, cache_dir=str(kept))
-            listening = self._joined is None
+            if self._workers is not None and config.remote and not config.cache_dir:
+                # A remote bundle is fetched once for all processes.
+                cache = stack.enter_context(temporary_directory("hloserve-kept-"))
+                config = dataclasses.replace(config, cache_dir=str(cache))
+            listening = self._on_listening is None
             failed = await open_service(
                 self._service,
                 config,
                 listening=listening,
-                proven=functools.partial(self._proven, config),
+                validated=functools.partial(self._start_workers, config),
             )
         if failed:
             self._end(failed)
             return
-        self._front.inference_routes = hot_paths(self._service, self._routes)
+        self._frontend.inference_routes = hot_paths(self._service, self._routes)
         self._tasks.append(self._loop.create_task(self._watch()))
-        if self._board is not None:
-            self._tasks.append(self._loop.create_task(self._board.publish(self._service)))
-        if self._joined is not None:
+        if self._stats is not None:
+            self._tasks.append(self._loop.create_task(self._stats.publish(self._service)))
+        if self._on_listening is not None:
             await self._listen()
-            self._joined()
+            self._on_listening()
 
     async def _watch(self) -> None:
-        self._end(await unfit(self._service, self._config))
+        self._end(await watch_files(self._service, self._config))
 
-    async def _proven(self, config: ServerConfig, opened: Opened) -> None:
-        """Have the other processes begin, with the bundle that was proven and no other."""
-        if self._joiners is not None:
+    async def _start_workers(self, config: ServerConfig, opened: Opened) -> None:
+        """Start the workers, with the bundle that was validated and no other."""
+        if self._workers is not None:
             digest = f"sha256:{opened.model.bundle.digest}"
-            await self._joiners.start(dataclasses.replace(config, require_digest=digest))
+            await self._workers.start(dataclasses.replace(config, require_digest=digest))
 
-    def _opened(self, opening: "asyncio.Task[None]") -> None:
+    def _on_opened(self, opening: "asyncio.Task[None]") -> None:
         if not opening.cancelled() and (error := opening.exception()) is not None:
             log.critical("the model could not be opened", exc_info=error)
             self._end(EXIT_BUNDLE)
 
     async def _stop(self, status: int) -> int:
-        """Answer what there is, within its time; returns the exit status."""
+        """Answer the pending requests, within the drain timeout; return the exit status."""
         timeout_s = self._config.drain_timeout_s
         self._service.drain()
         try:
@@ -185,7 +191,7 @@ class Process:
             self._service.stop()
             connections = 0 if self._http is None else self._http.unfinished()
             unanswered = self._service.abandon()
-            if self._http is not None:  # their refusals go out
+            if self._http is not None:  # sends their refusals
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_REFUSALS_S):
                         await self._http.stop()
@@ -208,20 +214,20 @@ class Process:
         if self._service.loaded:
             self._service.model.bundle.expect_unwritten()
 
-    def _lost(self, status: int) -> None:
-        """End as another of the processes did."""
+    def _on_worker_exit(self, status: int) -> None:
+        """End with the status of a worker that ended."""
         self._end(status or EXIT_DEVICE)
 
-    def _signalled(self, number: signal.Signals) -> None:
-        insists, again = number in (signal.SIGTERM, signal.SIGINT), self._insisted
-        self._insisted = insists or again
+    def _on_signal(self, number: signal.Signals) -> None:
+        terminates, again = number in (signal.SIGTERM, signal.SIGINT), self._terminating
+        self._terminating = terminates or again
         if self._ended.done():
-            # Further processes have theirs from the first, and from whoever signals all of them.
-            if insists and again and self._joined is None:
-                if self._joiners is not None:
-                    self._joiners.signal(signal.SIGKILL)
-                self._die(EXIT_UNANSWERED)
+            # Workers get theirs from the first process, and from a sender that signals all of them.
+            if terminates and again and self._on_listening is None:
+                if self._workers is not None:
+                    self._workers.signal(signal.SIGKILL)
+                self._exit_process(EXIT_UNANSWERED)
             return
         log.info("received %s", number.name)
-        self._gently = number is not signal.SIGINT
+        self._graceful = number is not signal.SIGINT
         self._end(0)

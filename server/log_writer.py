@@ -1,4 +1,4 @@
-"""Lines to a file descriptor, written by a thread of its own: who logs waits for no reader."""
+"""A non-blocking log writer: a separate thread writes lines to a file descriptor."""
 
 import os
 import select
@@ -6,52 +6,52 @@ import threading
 import time
 from collections.abc import Callable
 
-# That wait to be written; a pipe has 64 KiB more. Enough for what a start logs many times over.
+# Bytes that may wait to be written; a pipe buffers 64 KiB more. Many times what a start logs.
 PENDING_BYTES = 1 << 20
-# How soon it is said that lines were dropped, if nothing else is written.
+# How soon dropped lines are reported, if nothing else is written.
 _NOTE_S = 1.0
 
 
 def note(count: int) -> str:
-    """Return the sentence about lines that were dropped."""
+    """Return the message that reports dropped lines."""
     return f"dropped {count} log lines"
 
 
 class LineWriter:
-    """Writes lines to a descriptor; drops and counts what its reader does not take.
+    """Writes lines to a descriptor; drops and counts lines that its reader is too slow for.
 
     `write` may be called on any thread, and after a fork; it takes a lock that is never held
     during a system call. The thread starts with the first line and does not outlive the process.
 
     Args:
-      fd: open for writing, blocking or not. That it is closed, broken or full drops lines.
-      pending_bytes: that may wait; a longer line is taken if it is the only one.
+      fd: open for writing, blocking or not. If it is closed, broken or full, lines are dropped.
+      pending_bytes: bytes that may wait; a longer line is accepted if no other waits.
 
     Attributes:
-      dropped: lines that were dropped.
-      told: makes the line that says how many were dropped since the last such one.
+      dropped: number of lines that were dropped.
+      dropped_line: returns the line that reports how many were dropped since the last report.
     """
 
     def __init__(self, fd: int, pending_bytes: int = PENDING_BYTES) -> None:
         self._fd = fd
         self._pending_bytes = pending_bytes
         self.dropped = 0
-        self.told: Callable[[int], str] = lambda count: f"{note(count)}\n"
+        self.dropped_line: Callable[[int], str] = lambda count: f"{note(count)}\n"
         self._reset()
         os.register_at_fork(after_in_child=self._reset)
 
     def _reset(self) -> None:
-        """Begin anew; a forked process has none of the threads, and its parent writes the lines."""
+        """Start empty: a forked process has none of the threads, and its parent writes the lines."""
         self._changed = threading.Condition()
         self._lines: list[str] = []
         self._size = 0
-        self._untold = 0
+        self._unreported = 0
         self._busy = False
         self._broken = False
         self._thread: threading.Thread | None = None
 
     def write(self, text: str) -> None:
-        """Have text written in its turn, or drop it; returns at once."""
+        """Queue text to be written, or drop it; return at once."""
         size = len(text)
         with self._changed:
             if self._lines and self._size + size > self._pending_bytes:
@@ -62,19 +62,19 @@ class LineWriter:
             self._wake()
 
     def drop(self, lines: int = 1) -> None:
-        """Count lines that are not to be written."""
+        """Count lines as dropped."""
         with self._changed:
             self._drop(lines)
             self._wake()
 
     def flush(self, within_s: float) -> bool:
-        """Wait until everything is written, for no longer than this; return whether it is."""
+        """Wait until everything is written, `within_s` seconds at most; return whether it is."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._lines and not self._busy, within_s)
 
     def _drop(self, lines: int) -> None:
         self.dropped += lines
-        self._untold += lines
+        self._unreported += lines
 
     def _wake(self) -> None:
         if self._thread is None:
@@ -93,36 +93,38 @@ class LineWriter:
             lines, dropped = self._take()
             text = "".join(lines)
             written = _write(self._fd, text.encode(errors="backslashreplace"))
-            told = bool(dropped and written) and _write(self._fd, self.told(dropped).encode())
+            reported = bool(dropped and written) and _write(
+                self._fd, self.dropped_line(dropped).encode()
+            )
             with self._changed:
                 self._busy = False
                 self._broken = not written
-                self._untold -= dropped if told else 0
+                self._unreported -= dropped if reported else 0
                 if not written:
                     self._drop(text.count("\n"))
                 self._changed.notify_all()
 
     def _take(self) -> tuple[list[str], int]:
-        """Wait for lines, or for a while if some were dropped; return both."""
+        """Wait for lines, or up to `_NOTE_S` if some were dropped; return lines and dropped count."""
         with self._changed:
             while not self._lines:
-                waits = self._untold and not self._broken
+                waits = self._unreported and not self._broken
                 since = time.monotonic()
                 self._changed.wait(_NOTE_S if waits else None)
                 if waits and not self._lines and time.monotonic() - since >= _NOTE_S:
                     break
             lines, self._lines, self._size = self._lines, [], 0
             self._busy = True
-            return lines, self._untold
+            return lines, self._unreported
 
 
 def _write(fd: int, data: bytes) -> bool:
-    """Write all of it, however long that takes; return whether that was possible."""
-    left = memoryview(data)
-    while left:
+    """Write all of the data, however long that takes; return whether that was possible."""
+    remaining = memoryview(data)
+    while remaining:
         try:
-            left = left[os.write(fd, left) :]
-        except BlockingIOError:  # whoever shares the descriptor made it so
+            remaining = remaining[os.write(fd, remaining) :]
+        except BlockingIOError:  # another process that shares the descriptor made it non-blocking
             select.select([], [fd], [])
         except (OSError, ValueError):
             return False

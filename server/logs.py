@@ -1,7 +1,7 @@
-"""Log lines on stdout: for people, or as JSON for Cloud Logging and its like.
+"""Logging to stdout: as text, or as JSON for Cloud Logging and other collectors.
 
-On stdout, since what a container writes to stderr is taken for errors whatever it says. Nobody who
-logs waits for whoever reads them: a thread writes, see `log_writer`.
+On stdout, since collectors take everything on a container's stderr for errors. Logging never blocks
+on a slow reader: a separate thread writes, see `log_writer`.
 """
 
 import atexit
@@ -22,15 +22,15 @@ from server.log_writer import LineWriter, note
 
 # https://cloud.google.com/logging/docs/structured-logging
 _SEVERITIES = {"WARN": "WARNING", "FATAL": "CRITICAL"}
-# Of warnings and worse from one line of code. Clients can provoke some, as often as they like.
+# Rate limit of warnings and worse from one line of code: clients can provoke some without limit.
 REPEATS = 100
 REPEATS_S = 10.0
-# The longest that the end of the process waits for its last lines to be written.
+# Longest wait at exit for the last lines to be written.
 FLUSH_S = 1.0
 
 
 class TextFormatter(logging.Formatter):
-    """A line for a person; control characters in a message are spelt out."""
+    """A line of text; control characters in a message are escaped."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
@@ -44,10 +44,10 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """A JSON object on one line, with the keys that Cloud Logging knows.
+    """A JSON object on one line, with the keys of Cloud Logging.
 
     Args:
-      project: of the traces that requests belong to; Cloud Logging links to them by it.
+      project: Google Cloud project of the requests' traces; Cloud Logging links to them by it.
     """
 
     def __init__(self, project: str = "") -> None:
@@ -73,19 +73,19 @@ class JsonFormatter(logging.Formatter):
 
 
 class Handler(logging.Handler):
-    """Hands lines to a writer; of the same warning only so many in a while.
+    """Passes lines to a writer, and limits the rate of repeated warnings.
 
     Args:
-      writer: writes them.
-      repeats: warnings and worse from one line of code, in REPEATS_S; more are dropped.
+      writer: writes the lines.
+      repeats: warnings and worse from one line of code in REPEATS_S; further ones are dropped.
     """
 
     def __init__(self, writer: LineWriter, repeats: int = REPEATS) -> None:
         super().__init__()
         self._writer = writer
         self._repeats = repeats
-        # The beginning of the present while, and how many there were in it, by line of code.
-        self._seen: dict[tuple[str, int], tuple[float, int]] = {}
+        # Line of code to the start of its present interval, and the number of records in it.
+        self._intervals: dict[tuple[str, int], tuple[float, int]] = {}
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
@@ -98,15 +98,15 @@ class Handler(logging.Handler):
             self.handleError(record)
 
     def _is_repeated(self, record: logging.LogRecord) -> bool:
-        place, now = (record.pathname, record.lineno), time.monotonic()
-        since, count = self._seen.get(place, (now, 0))
+        line, now = (record.pathname, record.lineno), time.monotonic()
+        since, count = self._intervals.get(line, (now, 0))
         if now - since > REPEATS_S:
             since, count = now, 0
-        self._seen[place] = since, count + 1
+        self._intervals[line] = since, count + 1
         return count >= self._repeats
 
-    def told(self, count: int) -> str:
-        """Return the line about lines that were dropped."""
+    def dropped_line(self, count: int) -> str:
+        """Return the line that reports dropped lines."""
         record = logging.LogRecord("server", logging.WARNING, "", 0, note(count), None, None)
         return f"{self.format(record)}\n"
 
@@ -116,11 +116,11 @@ class Handler(logging.Handler):
 
 
 class Stream(io.TextIOBase):
-    """What takes the place of `sys.stdout` or `sys.stderr`, for whatever is written past the log.
+    """Replaces `sys.stdout` or `sys.stderr`, for output that bypasses the log.
 
     Args:
-      writer: writes it.
-      fd: that it writes to.
+      writer: writes the output.
+      fd: the writer's descriptor.
     """
 
     def __init__(self, writer: LineWriter, fd: int) -> None:
@@ -147,7 +147,7 @@ class Stream(io.TextIOBase):
 
 @functools.cache
 def _writer(fd: int) -> LineWriter:
-    """Return the one writer of stdout, or of stderr."""
+    """Return the process's one writer of a descriptor."""
     writer = LineWriter(fd)
     _WRITERS.append(writer)
     return writer
@@ -157,23 +157,23 @@ _WRITERS: list[LineWriter] = []
 
 
 def lines_dropped() -> int:
-    """Return how many lines this process has dropped."""
+    """Return the number of lines that this process has dropped."""
     return sum(writer.dropped for writer in _WRITERS)
 
 
 def set_up(form: str, project: str = "") -> None:
-    """Send all logs to stdout, as `text` or as `json`; see `JsonFormatter` for the project."""
+    """Send all logs to stdout, as `text` or `json`; see `JsonFormatter` for `project`."""
     writer = _writer(1)
     handler = Handler(writer)
     handler.setFormatter(JsonFormatter(project) if form == "json" else TextFormatter())
-    writer.told = handler.told
+    writer.dropped_line = handler.dropped_line
     logging.captureWarnings(capture=True)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("jax").setLevel(logging.WARNING)  # it lists every absent backend
 
 
 def take_streams() -> None:
-    """Have all that Python code of this process writes go the way of the log, tracebacks too."""
+    """Redirect stdout and stderr of Python code, and uncaught exceptions, to the log's writers."""
     sys.stdout, sys.stderr = (Stream(_writer(fd), fd) for fd in (1, 2))
     sys.excepthook = lambda _, error, __: _uncaught("the process", error)
     threading.excepthook = lambda given: _uncaught(
@@ -194,18 +194,20 @@ def _flush() -> None:
         writer.flush(max(0.0, until - time.monotonic()))
 
 
-def end(form: str, error: Exception) -> None:
-    """Say in one line why the process ends: to a person on stderr, else in the log's own form."""
+def report_fatal(form: str, error: Exception) -> None:
+    """Report in one line why the process ends: as text on stderr, as JSON in the log."""
     if form == "json":
         logging.getLogger("server").critical("%s", error)
     else:
         print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
 
 
-def leave(status: int) -> NoReturn:
-    """End the process now, with its last lines if they are taken in time, and without its directories.
+def exit_process(status: int) -> NoReturn:
+    """End the process at once, after its last log lines if they are read in time.
 
-    Threads that load, run or read may not end by themselves.
+    Its temporary directories are removed.
+
+    It does not wait for threads: those that load, run or read may not end by themselves.
     """
     scratch.remove_all()
     _flush()

@@ -1,11 +1,11 @@
-"""What signals do to a process of ours; nothing else is imported, so that it holds from the start.
+"""Signals: which ones drain the server, which are ignored. Imports nothing else, to apply from the start.
 
-Of those that Python or the kernel would end a process by:
+Of the signals that would end a process by default:
 
-* DRAIN end it in order: the terminal is gone, the machine loses its power, the processor time is up
-* IGNORED do nothing: they are for whoever installs a handler, or were sent by mistake
-* all others are left as they are: SIGINT and SIGTERM are `process`'s, SIGQUIT and SIGABRT ask for a
-  core dump, those of a fault (SIGSEGV …) have nothing to go on with, and those of job control stop
+* DRAIN shuts down gracefully: SIGTERM, the terminal is gone, power fails, the CPU time limit is reached
+* IGNORED have no effect: they are meant for programs with a handler, or were sent by mistake
+* all others keep their default: SIGINT is handled in `lifecycle`, SIGQUIT and SIGABRT ask for a
+  core dump, after a fault (SIGSEGV …) nothing can go on, and those of job control stop the process
 """
 
 import contextlib
@@ -15,22 +15,22 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 
-def _found(*names: str) -> tuple[signal.Signals, ...]:
-    """Return those that this platform has."""
+def _available(*names: str) -> tuple[signal.Signals, ...]:
+    """Return the signals of these names that this platform has."""
     return tuple(signal.Signals[name] for name in names if name in signal.Signals.__members__)
 
 
-DRAIN = _found("SIGTERM", "SIGHUP", "SIGPWR", "SIGXCPU")
-IGNORED = _found(
+DRAIN = _available("SIGTERM", "SIGHUP", "SIGPWR", "SIGXCPU")
+IGNORED = _available(
     *("SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF"),
     *("SIGIO", "SIGSTKFLT", "SIGPIPE", "SIGXFSZ"),
 )
 
 
 def ignore() -> None:
-    """Ignore what would end the process for no reason of its own; its children inherit that.
+    """Ignore `IGNORED` and the real-time signals; child processes inherit that.
 
-    What somebody has a handler for is left to it.
+    Signals with a handler keep it.
     """
     numbers: list[int] = [*IGNORED]
     if hasattr(signal, "SIGRTMIN"):
@@ -61,20 +61,22 @@ def interrupt_blocked() -> Iterator[None]:
 
 
 def wanted(number: signal.Signals) -> bool:
-    """Whether whoever started the process has not had it ignore a signal, as nohup does."""
+    """Whether a signal is not ignored already, as nohup makes a process ignore SIGHUP."""
     return signal.getsignal(number) is not signal.SIG_IGN
 
 
 @contextlib.contextmanager
-def ending_in_order() -> Iterator[None]:
-    """Make a signal that would end the process an exit, so that what it started is ended first."""
+def exiting_on_signals() -> Iterator[None]:
+    """Turn signals that would end the process into SystemExit, so that its children end first."""
 
-    def leave(number: int, _: object) -> NoReturn:
+    def on_signal(number: int, _: object) -> NoReturn:
         sys.exit(128 + number)
 
     ends = (*DRAIN, *IGNORED, signal.SIGINT, signal.SIGQUIT)
     before = {
-        n: signal.signal(n, leave) for n in ends if wanted(n) and signal.getsignal(n) is not None
+        n: signal.signal(n, on_signal)
+        for n in ends
+        if wanted(n) and signal.getsignal(n) is not None
     }
     try:
         yield

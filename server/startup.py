@@ -1,10 +1,10 @@
-"""From a bundle to a model that is proven on this device. Runs on a thread of its own.
+"""Startup: from a bundle to a model that is validated on this device. Runs on a separate thread.
 
-0. a bundle that nobody vouches for is opened in another process
+0. a bundle without a required digest is opened in a sandbox process first
 1. every program is compiled, and run until its time is known
-2. every golden is run
-3. rows are checked for depending on each other: one program of each family
-4. two batches at once are tried against one
+2. every golden is checked
+3. row independence is checked: one program for each combination of axis sizes
+4. two concurrent batches are measured against one
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from runtime.model import Group, Model
 from runtime.program import use_sync_dispatch
 from runtime.verify import check_goldens, check_rows
 from server import logs
-from server.batching.overlap import batches_at_once
+from server.batching.overlap import concurrent_batches
 from server.batching.service import Service
 from server.bundle_trust import log_compatibility, verified_in_subprocess
 from server.config import ServerConfig
@@ -37,9 +37,9 @@ _EXITS: tuple[tuple[type[Exception], int], ...] = (
     (BundleError, EXIT_BUNDLE),
 )
 
-# Batch size of the program whose rows are checked: small, but with room for several
+# Batch size of the program whose row independence is checked: small, but with room for several
 # positions and for padding.
-_PROBED_ROWS = 4
+_ROW_CHECK_BATCH = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,15 +47,15 @@ class Opened:
     """A model that may answer.
 
     Attributes:
-      model: loaded and measured.
-      no_batching: whether requests have to run by themselves, since rows were seen to depend on
-        each other here.
-      in_flight: batches that the device is to have at once.
+      model: loaded, measured and validated.
+      no_batching: whether requests are never batched, since rows were found to depend on each
+        other on this device.
+      max_running: batches that the device is to have at once.
     """
 
     model: Model
     no_batching: bool
-    in_flight: int
+    max_running: int
 
 
 async def open_service(
@@ -63,18 +63,18 @@ async def open_service(
     config: ServerConfig,
     *,
     listening: bool = False,
-    proven: Callable[[Opened], Awaitable[object]] | None = None,
+    validated: Callable[[Opened], Awaitable[object]] | None = None,
 ) -> int:
-    """Load and prove a bundle on another thread, and begin to answer.
+    """Load and validate a bundle on another thread, and begin to answer.
 
     Args:
-      service: is to answer.
-      config: what is logged first, and says what to load.
-      listening: whether the configured addresses are this process's own, to be told.
-      proven: waited for between the proof and the first answer.
+      service: is opened.
+      config: names the bundle; logged first.
+      listening: whether this process listens on the configured addresses, which are then logged.
+      validated: awaited between the validation and the first answer.
 
     Returns:
-      0, or the exit status of what is wrong, which has been said.
+      0, or the exit status of an error, which has been reported.
     """
     log.info("configuration: %s", config)
     begin = time.monotonic()
@@ -85,35 +85,35 @@ async def open_service(
         if known is None:
             log.exception("opening the bundle failed")
         else:
-            logs.end(config.log_format, error)
+            logs.report_fatal(config.log_format, error)
         return known or EXIT_BUNDLE
-    # What stays for good need not be looked through for garbage again and again, and what a
-    # request makes is freed without: looking after 700 objects would mean at every few requests.
+    # The loaded model stays for good, so the garbage collector need not traverse it again, and what
+    # requests allocate is freed by reference counts: a threshold of 700 means a run every few requests.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
-    if proven is not None:
-        await proven(opened)
-    service.open(opened.model, no_batching=opened.no_batching, in_flight=opened.in_flight)
+    if validated is not None:
+        await validated(opened)
+    service.open(opened.model, no_batching=opened.no_batching, max_running=opened.max_running)
     http, grpc = _addresses(config) if listening else ("serving", "")
     seconds = time.monotonic() - begin
     log.info("ready: %s %s%s, after %.1f s", http, _served(opened.model), grpc, seconds)
     return 0
 
 
-async def unfit(service: Service, config: ServerConfig) -> int:
-    """Stop answering once a file that the model uses is no longer what was checked.
+async def watch_files(service: Service, config: ServerConfig) -> int:
+    """Wait until a file that the model uses has changed, and refuse every request from then on.
 
     Args:
       service: that has been opened.
-      config: says how the reason is told.
+      config: has the form of the log.
 
     Returns:
-      The exit status of what is wrong, which has been said.
+      The exit status of the error, which has been reported.
     """
     error = await changed(service.model.bundle)
     service.fail("the model's files have changed")
-    logs.end(config.log_format, error)
+    logs.report_fatal(config.log_format, error)
     return EXIT_BUNDLE
 
 
@@ -131,14 +131,14 @@ def _listed(sizes: Iterable[int]) -> str:
 
 
 def _addresses(config: ServerConfig) -> tuple[str, str]:
-    """Write where predictions are answered, and where gRPC is."""
+    """Return the addresses of predictions and of gRPC, as the log has them."""
     host = f"[{config.host}]" if ":" in config.host else config.host
     grpc = f", gRPC on {host}:{config.grpc_port}" if config.grpc_port >= 0 else ""
     return f"http://{host}:{config.port}{config.predict_route} serves", grpc
 
 
 def open_model(config: ServerConfig) -> Opened:
-    """Load and prove a bundle.
+    """Return a bundle's model, loaded and validated.
 
     Raises:
       BundleError: it cannot be served here; GoldenMismatch among them, unless the
@@ -155,10 +155,10 @@ def open_model(config: ServerConfig) -> Opened:
                 f"{config.processes}"
             )
         # In here: goldens are read from the bundle, which may be gone with the context.
-        return _proven(model, config)
+        return _validate(model, config)
 
 
-def _proven(model: Model, config: ServerConfig) -> Opened:
+def _validate(model: Model, config: ServerConfig) -> Opened:
     log.info("checking goldens")
     failed = [str(check) for check in check_goldens(model)[0] if not check.ok]
     if failed:
@@ -167,22 +167,23 @@ def _proven(model: Model, config: ServerConfig) -> Opened:
             raise GoldenMismatch(text)
         log.warning("%s", text)
     log_compatibility(model)
-    no_batching = _rows_mix(model)
-    in_flight = batches_at_once(model)
-    log.info("batches at once: %d", in_flight)
-    model.bundle.expect_unchanged()  # what was proven is what will answer
-    return Opened(model, no_batching, in_flight)
+    no_batching = _rows_interact(model)
+    max_running = concurrent_batches(model)
+    log.info("concurrent batches: %d", max_running)
+    model.bundle.expect_unchanged()  # what was validated is what will answer
+    return Opened(model, no_batching, max_running)
 
 
-def _rows_mix(model: Model) -> bool:
+def _rows_interact(model: Model) -> bool:
     if model.manifest.row_mixing:
-        log.info("requests run alone: the bundle says that rows depend on each other")
+        log.info("no batching: the bundle says that rows depend on each other")
         return True
     for group in model.groups.values():
-        log.info("checking rows at %s", dict(zip(_axes(model), group.sizes, strict=True)) or "once")
-        mixing = check_rows(model, group, _probed(group))
+        sizes = ", ".join(f"{a} {s}" for a, s in zip(_axes(model), group.sizes, strict=True))
+        log.info("checking row independence%s", f" at {sizes}" if sizes else "")
+        mixing = check_rows(model, group, _row_check_batch(group))
         if mixing:
-            log.warning("requests run alone: rows depend on each other here: %s", mixing[0])
+            log.warning("no batching: rows depend on each other on this device: %s", mixing[0])
             return True
     return False
 
@@ -191,5 +192,5 @@ def _axes(model: Model) -> list[str]:
     return [axis.name for axis in model.signature.axes]
 
 
-def _probed(group: Group) -> int:
-    return min((b for b in group.programs if b >= _PROBED_ROWS), default=max(group.programs))
+def _row_check_batch(group: Group) -> int:
+    return min((b for b in group.programs if b >= _ROW_CHECK_BATCH), default=max(group.programs))

@@ -1,7 +1,8 @@
-"""What runs in a further process of a server that has several; `joiners` starts it.
+"""A worker process: one of the further processes of `--processes N`; `workers` starts it.
 
-It loads the bundle that the first process has proven, proves it for itself, listens where the
-first one does, and says so. It ends with the first one, whose end of its standard input closes.
+It loads the bundle that the first process has validated, validates it on its own, listens on the
+same port, and reports that it does. Its standard input is a socket to the first process, which
+closes when that process ends; then the worker ends as well.
 """
 
 # Little is imported before signals are seen to.
@@ -27,28 +28,30 @@ from server.workers import WorkerArgs
 
 
 def main(argv: Sequence[str]) -> None:
-    """Serve until the first process has it end, or is gone."""
-    orders = WorkerArgs.read(argv[0])
+    """Serve until the first process ends it, or is gone."""
+    args = WorkerArgs.read(argv[0])
     logs.take_streams()
-    logs.set_up(orders.config.log_format, orders.config.trace_project)
-    # The first process has said all this already.
+    logs.set_up(args.config.log_format, args.config.trace_project)
+    # The first process has logged all this already.
     logging.getLogger().setLevel(logging.WARNING)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        logs.leave(runner.run(_serve(orders)))
+        logs.exit_process(runner.run(_serve(args)))
 
 
-async def _serve(orders: WorkerArgs) -> int:
-    first = socket.socket(fileno=os.dup(sys.stdin.fileno()))
-    first.setblocking(False)
+async def _serve(args: WorkerArgs) -> int:
+    parent = socket.socket(fileno=os.dup(sys.stdin.fileno()))
+    parent.setblocking(False)
     loop = asyncio.get_running_loop()
-    board = SharedStats(orders.stats_fd, orders.config.processes, orders.slot)
-    process = Process(orders.config, logs.leave, board, joined=lambda: first.send(b"\n"))
+    stats = SharedStats(args.stats_fd, args.config.processes, args.slot)
+    process = Process(
+        args.config, logs.exit_process, stats, on_listening=lambda: parent.send(b"\n")
+    )
 
-    def left() -> None:
-        loop.remove_reader(first)
-        process.leave()
+    def on_closed() -> None:
+        loop.remove_reader(parent)
+        process.parent_died()
 
-    loop.add_reader(first, left)  # nothing is ever sent: it closes
+    loop.add_reader(parent, on_closed)  # nothing is ever sent: readable means closed
     return await process.serve()
 
 

@@ -1,4 +1,4 @@
-"""The further processes of a server that has several, as the first one sees them."""
+"""The worker pool: starts and supervises the worker processes of `--processes N`."""
 
 import asyncio
 import dataclasses
@@ -16,18 +16,18 @@ from server.observability.shared_stats import SharedStats
 
 log = logging.getLogger("server")
 
-# The longest that one that has been told to end is waited for, beyond its own time.
-_SPARE_S = 5.0
+# How long to wait for workers to end, beyond their own drain timeout, before SIGKILL.
+_KILL_AFTER_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WorkerArgs:
-    """What a further process is told on its command line.
+    """The arguments of a worker process, on its command line as JSON.
 
     Attributes:
-      slot: on the board, from 1.
-      stats_fd: descriptor of its memory.
-      config: as the first process has it, but for what that one has found out.
+      slot: its own in the shared statistics, from 1.
+      stats_fd: descriptor of the shared memory.
+      config: of the first process, with the digest that it validated.
     """
 
     slot: int
@@ -35,58 +35,59 @@ class WorkerArgs:
     config: ServerConfig
 
     def write(self) -> str:
-        """Write them as an argument."""
+        """Return them as a command-line argument."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def read(cls, text: str) -> "WorkerArgs":
-        """Read what `write` wrote."""
-        told = json.loads(text)
-        return cls(told["slot"], told["stats_fd"], ServerConfig(**told["config"]))
+        """Return the arguments that `write` wrote."""
+        fields = json.loads(text)
+        return cls(**{**fields, "config": ServerConfig(**fields["config"])})
 
 
 class WorkerPool:
-    """Starts them, passes signals on, and notices when one ends.
+    """Starts worker processes, forwards signals to them, and supervises them.
 
     Args:
-      board: has a place for each.
-      lost: called with the exit status of one that ended untold.
+      stats: the shared statistics, with a slot for each.
+      on_exit: called with the exit status of a worker that ended without a signal from here.
     """
 
-    def __init__(self, board: SharedStats, lost: Callable[[int], object]) -> None:
-        self._board = board
-        self._lost = lost
-        self._told = False
+    def __init__(self, stats: SharedStats, on_exit: Callable[[int], object]) -> None:
+        self._stats = stats
+        self._on_exit = on_exit
+        self._signalled = False
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._ends: list[asyncio.Task[int]] = []
+        self._supervisors: list[asyncio.Task[int]] = []
 
     async def start(self, config: ServerConfig) -> None:
-        """Start all of them; returns once each listens, never if one ends before.
+        """Start all workers; return once each listens, never if one ends before.
 
         Args:
-          config: for them.
+          config: of each worker; `processes` counts the first process as well.
         """
         loop = asyncio.get_running_loop()
         listening = []
-        for place in range(1, config.processes):
-            process, line = self._start(WorkerArgs(place, self._board.fd, config))
+        for slot in range(1, config.processes):
+            process, connection = self._start(WorkerArgs(slot, self._stats.fd, config))
             listens = loop.create_future()
             listening.append(listens)
             self._processes.append(process)
-            self._ends.append(loop.create_task(self._supervise(process, line, listens)))
+            supervisor = loop.create_task(self._supervise(process, connection, listens))
+            self._supervisors.append(supervisor)
         await asyncio.gather(*listening)
         log.info("processes: %d", config.processes)
 
     @staticmethod
-    def _start(orders: WorkerArgs) -> tuple["subprocess.Popen[bytes]", socket.socket]:
+    def _start(args: WorkerArgs) -> tuple["subprocess.Popen[bytes]", socket.socket]:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        # A worker's Python would answer an interrupt with a traceback until the worker sees to it.
+        # A worker's Python would answer an interrupt with a traceback until the worker handles it.
         with theirs, signals.interrupt_blocked():
-            process = subprocess.Popen(  # noqa: S603 (our own)
-                [sys.executable, "-m", "server.worker", orders.write()],
+            process = subprocess.Popen(  # noqa: S603 (our own command)
+                [sys.executable, "-m", "server.worker", args.write()],
                 stdin=theirs.fileno(),
-                pass_fds=(orders.stats_fd,),
+                pass_fds=(args.stats_fd,),
                 process_group=0,  # a terminal's signals are for the first process alone
             )
         return process, ours
@@ -94,34 +95,34 @@ class WorkerPool:
     async def _supervise(
         self,
         process: "subprocess.Popen[bytes]",
-        line: socket.socket,
+        connection: socket.socket,
         listens: "asyncio.Future[None]",
     ) -> int:
-        """Wait until one listens, and until it ends; gives its exit status."""
+        """Wait until a worker listens, and until it ends; return its exit status."""
         loop = asyncio.get_running_loop()
-        with line:
-            while await loop.sock_recv(line, 1):
+        with connection:
+            while await loop.sock_recv(connection, 1):
                 if not listens.done():
                     listens.set_result(None)
         code = await asyncio.to_thread(process.wait)
-        if self._told and code in (-signal.SIGTERM, -signal.SIGINT):
+        if self._signalled and code in (-signal.SIGTERM, -signal.SIGINT):
             return 0  # it did not listen yet
         status = code if code >= 0 else 128 - code
-        if not self._told:
+        if not self._signalled:
             log.critical("process %d ended with status %d", process.pid, status)
-            self._lost(status)
+            self._on_exit(status)
         return status
 
     def signal(self, number: signal.Signals) -> None:
-        """Pass a signal on that ends them."""
-        self._told = True
+        """Send all workers a signal that ends them."""
+        self._signalled = True
         for process in self._processes:
             process.send_signal(number)
 
     async def ended(self) -> int:
-        """Wait until they have ended, for as long as they may take; give the worst status."""
-        if self._ends:
-            _, late = await asyncio.wait(self._ends, timeout=_SPARE_S)
+        """Wait until all workers have ended, then kill the rest; return the highest status."""
+        if self._supervisors:
+            _, late = await asyncio.wait(self._supervisors, timeout=_KILL_AFTER_S)
             if late:
                 self.signal(signal.SIGKILL)
-        return max(await asyncio.gather(*self._ends), default=0)
+        return max(await asyncio.gather(*self._supervisors), default=0)

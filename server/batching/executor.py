@@ -1,10 +1,10 @@
-"""The thread that owns the device: it runs batches one after the other.
+"""The device executor: the thread that owns a device and runs its batches one after the other.
 
-Batches come in through a queue and outcomes go out through a callback, called on this
+Batches come in through a queue and results go out through a callback, called on this
 thread. Nothing else is shared, so there is no lock. The thread exists for liveness: while a
-program runs the event loop goes on taking requests and keeping deadlines. A device that gains
-from two batches at once has two such threads. Quick batches the loop runs itself, while no
-thread has one; meanwhile an idle thread watches over the loop, which cannot answer for itself then.
+program runs the event loop still accepts requests and enforces deadlines. A device that gains
+from concurrent batches has two such threads. Quick batches run inline, on the event loop's thread,
+while no device thread has one; an idle device thread then watches the loop, which cannot do it itself.
 """
 
 import dataclasses
@@ -21,14 +21,15 @@ from runtime.errors import ExecutionError
 from runtime.signature import Signature, TensorSpec
 from runtime.staging import stage, unstage
 from runtime.tensors import Array
+from server.batching.failures import Failures
 from server.batching.queue import Batch, Task
 from server.errors import OutOfMemory
 
 log = logging.getLogger(__name__)
 
-# An idle thread looks at the loop so often while that runs a batch in place, and at least once a second.
-_LOOKS = 4
-_LONGEST_TICK_S = 1.0
+# An idle thread checks an inline batch so many times before its stall limit, and at least each second.
+_STALL_CHECKS = 4
+_MAX_TICK_S = 1.0
 
 TaskOutputs = tuple[Array, ...] | Exception
 Run = Callable[[Batch, tuple[Array, ...]], tuple[Array, ...]]
@@ -36,17 +37,17 @@ Run = Callable[[Batch, tuple[Array, ...]], tuple[Array, ...]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What became of a batch.
+    """The result of a batch.
 
     Attributes:
       batch: the batch.
-      answers: for each task its outputs, or why there are none.
-      outputs: of the batch as a whole; empty if it failed.
-      times: instants at which it was begun, staged, run and unstaged, monotonic; of the
-        batch as a whole, not of the tasks that were tried again alone.
-      as_declared: whether no output holds NaN, or an infinity that is not declared.
-      failed: whether the device failed on every task, not for want of memory, and then on
-        inputs that cannot be at fault.
+      answers: for each task its outputs, or the error that it gets.
+      outputs: of the whole batch, padding included; empty if it failed.
+      times: instants at which it was begun, staged, run and unstaged, in monotonic seconds; of the
+        whole batch, not of tasks that were retried alone.
+      as_declared: whether no output holds NaN, or an infinity that the bundle does not declare.
+      failed: whether the device failed on every task, other than by lack of memory, and on the
+        canary's inputs too, which cannot be the cause.
     """
 
     batch: Batch
@@ -58,7 +59,7 @@ class BatchResult:
 
     @property
     def seconds(self) -> float:
-        """Give the time it took."""
+        """Return the seconds that it took."""
         return self.times[3] - self.times[0]
 
 
@@ -68,12 +69,12 @@ class DeviceExecutor:
     Args:
       run: calls the program of a batch; may raise ExecutionError.
       signature: of the model.
-      canary: runs what cannot fail on a device that works.
-      deliver: called with each outcome, on the device's thread.
-      died: called if a thread ends by anything but `close`.
-      stall_s: longest that a batch may take in place, whatever `run_inline` is told.
-      hung: called, on a thread of the device, when one takes longer; has to end the process.
-      threads: batches that run at once.
+      canary: runs the smallest program on harmless inputs; raises if the device is broken.
+      deliver: called with each result, on the device's thread.
+      failures: called on a device thread: `on_fatal` if one ends by anything but `close`, `on_hang`
+        if an inline batch exceeds its stall limit.
+      stall_s: upper limit of every inline batch's stall limit, in seconds.
+      threads: batches that run concurrently.
     """
 
     def __init__(
@@ -82,19 +83,18 @@ class DeviceExecutor:
         signature: Signature,
         canary: Callable[[], object],
         deliver: Callable[[BatchResult], object],
-        died: Callable[[], object],
+        failures: Failures,
         stall_s: float,
-        hung: Callable[[], object],
         threads: int = 1,
     ) -> None:
         self._run = run
         self._signature = signature
         self._canary = canary
         self._deliver = deliver
-        self._died = died
+        self._failures = failures
         self._stall_s = stall_s
-        self._hung = hung
-        self._here: tuple[Batch, float] | None = None
+        # The inline batch that runs now, and its stall limit.
+        self._inline: tuple[Batch, float] | None = None
         self._inbox: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._loop, name="device", daemon=True) for _ in range(threads)
@@ -106,21 +106,24 @@ class DeviceExecutor:
             thread.start()
 
     def submit(self, batch: Batch) -> None:
-        """Run a batch once a thread has none."""
+        """Queue a batch for the next free device thread."""
         self._inbox.put(batch)
 
     def run_inline(self, batch: Batch, stall_s: float = math.inf) -> BatchResult:
-        """Run a batch on the calling thread; none may be with the threads.
+        """Run a batch on the calling thread; the device's threads must have none.
 
         Args:
           batch: to run.
-          stall_s: longest that it may take, seconds.
+          stall_s: its stall limit in seconds, after which `on_hang` is called.
+
+        Returns:
+          Its result, which is not delivered.
         """
-        self._here = batch, min(stall_s, self._stall_s)
+        self._inline = batch, min(stall_s, self._stall_s)
         try:
             return self.run_batch(batch)
         finally:
-            self._here = None
+            self._inline = None
 
     def close(self) -> None:
         """End the threads after the batches that they have."""
@@ -133,30 +136,30 @@ class DeviceExecutor:
                 self._deliver(self.run_batch(batch))
         except BaseException:  # whatever it is, the thread ends with it
             log.critical("the device thread died", exc_info=True)
-            self._died()
+            self._failures.on_fatal("the device thread died")
 
     def _next(self) -> Batch | None:
-        """Wait for a batch, and look now and then whether the loop hangs in one.
+        """Wait for a batch, and check meanwhile whether the event loop hangs in an inline one.
 
-        It counts looks and not seconds: a process that was suspended has had no time to run.
+        It counts ticks and not seconds: a process that was suspended has had no time to run.
         """
-        tick_s = min(self._stall_s / _LOOKS, _LONGEST_TICK_S)
-        seen, looks = None, 0
+        tick_s = min(self._stall_s / _STALL_CHECKS, _MAX_TICK_S)
+        last, ticks = None, 0
         while True:
             try:
                 return self._inbox.get(timeout=tick_s)
             except queue.Empty:
-                here = self._here
-                looks = looks + 1 if here is not None and here is seen else 0
-                seen = here
-                if here is not None and looks * tick_s >= here[1]:
-                    log.critical("the device hangs: a batch ran in place for %.3g s", here[1])
-                    self._hung()
+                inline = self._inline
+                ticks = ticks + 1 if inline is not None and inline is last else 0
+                last = inline
+                if inline is not None and ticks * tick_s >= inline[1]:
+                    log.critical("the device hangs: a batch ran inline for %.3g s", inline[1])
+                    self._failures.on_hang()
 
     def run_batch(self, batch: Batch) -> BatchResult:
-        """Run one batch; on a device error each of its tasks once more, alone.
+        """Run one batch; on a device error retry each of its tasks alone.
 
-        A request whose values upset the device thereby fails by itself.
+        So a request whose values make the device fail, fails without its batch-mates.
         """
         clock = time.monotonic
         begun = staged = run = clock()
@@ -168,7 +171,7 @@ class DeviceExecutor:
             run = clock()
             answers: tuple[TaskOutputs, ...] = tuple(unstage(self._signature, parts, outputs))
             declared = all(map(is_as_declared, self._signature.outputs, outputs))
-        except Exception as error:  # whatever it is, its tasks must hear of it
+        except Exception as error:  # whatever it is, its tasks get it
             log.exception("a batch of %d tasks failed", len(batch.tasks))
             outputs = ()
             answers = tuple(self._retry_alone(batch, task, error) for task in batch.tasks)
@@ -179,7 +182,7 @@ class DeviceExecutor:
         return BatchResult(batch, answers, outputs, (begun, staged, run, clock()), declared, failed)
 
     def _is_broken(self, answers: tuple[TaskOutputs, ...]) -> bool:
-        """Tell a device that is broken from requests that upset it."""
+        """Whether the device is broken, rather than its requests at fault: not even the canary runs."""
         if any(not isinstance(a, Exception) or isinstance(a, OutOfMemory) for a in answers):
             return False
         try:
@@ -194,7 +197,7 @@ class DeviceExecutor:
         return unstage(self._signature, parts, self._run(batch, inputs))
 
     def _retry_alone(self, batch: Batch, task: Task, error: Exception) -> TaskOutputs:
-        # Memory that a program lacked it lacks for one task as well: its shapes are the same.
+        # A program that lacked memory lacks it for one task as well: its shapes are the same.
         if len(batch.tasks) == 1 or not isinstance(error, ExecutionError) or _no_memory(error):
             return as_task_error(error)
         try:
@@ -204,7 +207,7 @@ class DeviceExecutor:
 
 
 def is_as_declared(spec: TensorSpec, output: Array) -> bool:
-    """Whether an output is finite, or holds infinities where the bundle declares them; no NaN."""
+    """Whether an output is finite, or has infinities where the bundle declares them; never NaN."""
     if output.dtype.kind in "biu":
         return True
     if spec.nonfinite:
@@ -213,7 +216,7 @@ def is_as_declared(spec: TensorSpec, output: Array) -> bool:
 
 
 def as_task_error(error: Exception) -> Exception:
-    """Tell a device that was out of memory from one that failed: the former may work again."""
+    """Return OutOfMemory for a lack of memory, which may pass; any other error unchanged."""
     if _no_memory(error):
         return OutOfMemory("the device has no memory for this batch now")
     return error

@@ -86,7 +86,7 @@ class BatchQueue:
         self._rows = dict.fromkeys(self._planners, 0)
         self._capacity = capacity_rows
         self._max_delay_s = max_delay_s
-        self._no_batching = no_batching
+        self.no_batching = no_batching
         self.max_rows = min(planner.buckets[-1] for planner in self._planners.values())
         self.rows = 0
         # There are as many sizes as lengths; looking a group up is on every task's way.
@@ -144,7 +144,7 @@ class BatchQueue:
         oldest = min(due, key=lambda task: task.arrived, default=None)
         if oldest is None:
             return None
-        if self._no_batching:
+        if self.no_batching:
             return self._remove([oldest])
         sizes, groups = self._merged(self.group(oldest.sizes))
         waiting = [self._waiting[g] for g in groups]
@@ -159,7 +159,7 @@ class BatchQueue:
                 first = next(iter(waiting))
                 full = self._rows[group] >= self._planners[group].buckets[-1]
                 left = first.arrived + self._max_delay_s - now
-                yield (0.0 if full or self._no_batching else max(0.0, left)), first
+                yield (0.0 if full or self.no_batching else max(0.0, left)), first
 
     def _merged(self, own: Sizes) -> tuple[Sizes, list[Sizes]]:
         """Decide which other axis sizes join, and the sizes that hold them all."""

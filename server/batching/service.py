@@ -1,15 +1,15 @@
-"""What the server does, free of any protocol: a queue in front of a device.
+"""The inference service, independent of any protocol: a batch queue in front of a device.
 
-The way of a request, all on one event loop but for step 4:
+How a request is processed, all on one event loop but for step 4:
 
-1. `submit` splits what is asked into tasks
+1. `submit` splits its rows into tasks
 2. the tasks wait in the BatchQueue, until their deadline at most
-3. the `BatchScheduler` takes a batch out whenever the device has room for one
-4. the device's thread stages, runs and unstages it
-5. `_deliver` gives each request its rows: one wake-up of the loop for the batch
+3. the `BatchScheduler` takes a batch out whenever the device has capacity
+4. the device's thread, or the loop itself if the batch is quick, stages, runs and unstages it
+5. `_deliver` adds its rows to each request: one wake-up of the loop for the batch
 
-Callbacks and no coroutines: a task, a future and a timer for each request cost more than all
-else that is done for it here.
+Callbacks and no coroutines: a task, a future and a timer for each request cost more than
+everything else that is done for it here.
 
 The loop owns the queue, the device's thread owns the device; nothing needs a lock.
 """
@@ -25,6 +25,7 @@ from runtime.inputs import Checked
 from runtime.model import Model
 from runtime.program import count_compiles
 from server.batching.executor import BatchResult, is_as_declared
+from server.batching.failures import Failures
 from server.batching.memory_budget import MemoryBudget
 from server.batching.pending_request import (
     BatchOutputs,
@@ -41,10 +42,10 @@ log = logging.getLogger(__name__)
 
 
 class State(enum.Enum):
-    """Where the server is in its life.
+    """The state of a service.
 
-    A draining one answers on, but asks to be sent nothing more; a stopping one answers
-    only what it has.
+    DRAINING still accepts requests but is not ready, so that load balancers stop sending them;
+    STOPPING answers only the requests that it has.
     """
 
     LOADING = "loading"
@@ -57,32 +58,28 @@ class State(enum.Enum):
 class Service:
     """The model behind every route. Not ready until `open` is called.
 
-    All methods are called on one event loop.
+    All methods are called on one event loop, `on_hang` apart.
 
     Args:
-      limits: what it takes on.
-      fatal: called once when the device is given up; the process has to end then.
-      hung: called, on another thread, when the loop itself hangs in the device; has to end
-        the process at once.
-      metrics: what it counts.
+      limits: of its queue and requests.
+      failures: ends the process; `on_fatal` is called once.
+      metrics: counts requests and batches.
 
     Attributes:
-      max_request_rows: that a request may have.
-      memory: what entrances hold for it.
-      output_row_bytes: the most that a row's outputs have.
+      max_request_rows: rows that a request may have.
+      memory: budget of the bodies and answers that connections hold.
+      output_row_bytes: upper limit of the bytes of one row's outputs.
       listeners: called at every change of the state.
     """
 
     def __init__(
         self,
         limits: Limits,
-        fatal: Callable[[str], None],
-        hung: Callable[[], object],
+        failures: Failures,
         metrics: Metrics | None = None,
     ) -> None:
         self._limits = limits
-        self._fatal = fatal
-        self._hung = hung
+        self._failures = failures
         self.max_request_rows = min(limits.request_rows, limits.queue_rows)
         self.memory = MemoryBudget(limits.held_bytes)
         self.metrics = metrics or Metrics()
@@ -92,7 +89,7 @@ class Service:
         self._loop: asyncio.AbstractEventLoop  # of `open`
         # In order of arrival. A request that is not in it has ended.
         self._requests: dict[PendingRequest, None] = {}
-        # Those of them whose clients may have gone, which make way for others.
+        # Of these, requests whose clients may have gone: refused first where the queue is full.
         self._deprioritized: dict[PendingRequest, None] = {}
         self._quiet = asyncio.Event()
         self._clock: asyncio.TimerHandle | None = None
@@ -101,7 +98,7 @@ class Service:
 
     @property
     def state(self) -> State:
-        """Give where the server is in its life."""
+        """Return the state."""
         return self._state
 
     @state.setter
@@ -112,7 +109,7 @@ class Service:
 
     @property
     def model(self) -> Model:
-        """Give the model.
+        """Return the model.
 
         Raises:
           NotReady: it is still being loaded.
@@ -123,32 +120,32 @@ class Service:
 
     @property
     def loaded(self) -> bool:
-        """Say whether there is a model."""
+        """Whether the model is loaded."""
         return self._scheduler is not None
 
     @property
     def queued_rows(self) -> int:
-        """Give the rows that wait."""
+        """Return the number of rows that wait."""
         return 0 if self._scheduler is None else self._scheduler.queue.rows
 
     @property
     def no_batching(self) -> bool:
-        """Say whether batches hold one task, since rows depend on each other."""
-        return self._scheduler is not None and self._scheduler.no_batching
+        """Whether every batch has one task only, since rows depend on each other."""
+        return self._scheduler is not None and self._scheduler.queue.no_batching
 
     @property
     def compiles(self) -> int:
-        """Give the number of programs compiled since the model was opened."""
+        """Return the number of programs compiled since the model was opened."""
         return self._compiles()
 
-    def open(self, model: Model, *, no_batching: bool = False, in_flight: int = 1) -> None:
+    def open(self, model: Model, *, no_batching: bool = False, max_running: int = 1) -> None:
         """Begin to answer with this model.
 
         Args:
-          model: measured and proven.
-          no_batching: run every task by itself, since rows were seen to depend on each other
-            here; a bundle that says so itself needs no telling.
-          in_flight: batches that the device has at once.
+          model: measured and validated.
+          no_batching: run every task by itself, since rows were found to depend on each other on
+            this device; implied where the bundle says so.
+          max_running: batches that the device has at once.
         """
         self._loop = asyncio.get_running_loop()
         longest = {axis.name: axis.sizes[-1] for axis in model.signature.axes}
@@ -158,10 +155,9 @@ class Service:
             self._limits,
             self.metrics,
             self._deliver,
-            self._fail,
-            self._hung,
+            self,
             no_batching=no_batching or bool(model.manifest.row_mixing),
-            in_flight=in_flight,
+            max_running=max_running,
         )
         self._compiles = count_compiles()
         if self.state is State.LOADING:
@@ -175,15 +171,14 @@ class Service:
         *,
         prefer_thread: bool = False,
     ) -> PendingRequest:
-        """Take a request in; any number may be under way.
+        """Queue a request; any number may be pending.
 
         Args:
-          parts: inputs that `model.checker` let pass, rows of the same sizes together.
-          done: called once, later, with the answer or with why there is none: DeadlineExceeded,
-            rows that still waited are not run then; ExecutionError, the device failed;
-            Unavailable, as below.
-          timeout_s: the caller's own; the service's limit holds beside it.
-          prefer_thread: whether its entrance needs the loop while it is run; see `BatchScheduler`.
+          parts: inputs that `model.checker` accepted, rows of the same sizes together.
+          done: called once, later, with the result or the error: DeadlineExceeded, and rows that
+            still waited are not run; ExecutionError, the device failed; Unavailable, as below.
+          timeout_s: the caller's own; the service's limit applies as well.
+          prefer_thread: whether its protocol needs the loop while the batch runs; see `scheduler`.
 
         Returns:
           What `cancel` takes.
@@ -191,22 +186,22 @@ class Service:
         Raises:
           TooLarge: more rows than a request may have.
           Unavailable: not ready, stopping, the queue is full, or no memory.
-          DeadlineExceeded: the time is over, or too short for any batch.
+          DeadlineExceeded: the timeout is over, or too short for any batch.
         """
-        pump = self._accepting()
+        scheduler = self._accepting()
         rows = parts[0].rows if len(parts) == 1 else sum([part.rows for part in parts])
         if rows > self.max_request_rows:
             raise TooLarge(
                 f"rows: expected at most {self.max_request_rows} in a request, got {rows}"
             )
         if timeout_s is not None and timeout_s < self._limits.timeout_s:
-            _expect_time(timeout_s, pump.fastest_s if rows else 0.0)
+            _expect_time(timeout_s, scheduler.fastest_s if rows else 0.0)
         else:
             timeout_s = None
-        request = PendingRequest(parts, pump.queue.max_rows, time.monotonic(), done)
-        if rows > self._limits.queue_rows - pump.queue.rows:
-            self._make_room(pump, rows)
-        pump.queue.offer(request.tasks)
+        request = PendingRequest(parts, scheduler.queue.max_rows, time.monotonic(), done)
+        if rows > self._limits.queue_rows - scheduler.queue.rows:
+            self._make_room(scheduler, rows)
+        scheduler.queue.offer(request.tasks)
         self._requests[request] = None
         if timeout_s is not None:
             late = DeadlineExceeded(f"no answer within {timeout_s * 1e3:.0f} ms")
@@ -214,64 +209,64 @@ class Service:
         elif self._clock is None:
             self._clock = self._loop.call_later(self._limits.timeout_s, self._expire)
         if rows:
-            pump.notify(prefer_thread=prefer_thread)
+            scheduler.notify(prefer_thread=prefer_thread)
         else:
             self._loop.call_soon(self._complete, request)
         return request
 
     def cancel(self, request: PendingRequest) -> None:
-        """Give a request up, unless it has ended: its caller waits no longer."""
+        """Drop a request without calling `done`, unless it has ended."""
         if request in self._requests:
             self._forget(request)
 
     def deprioritize(self, request: PendingRequest) -> None:
-        """Have a request make way for others where the queue is full, unless it has ended."""
+        """Refuse a request before others where the queue is full, unless it has ended."""
         if request in self._requests:
             self._deprioritized[request] = None
 
-    def _make_room(self, pump: BatchScheduler, rows: int) -> None:
+    def _make_room(self, scheduler: BatchScheduler, rows: int) -> None:
         """Refuse requests whose clients may have gone, the oldest first, until rows fit."""
         for request in list(self._deprioritized):
-            if pump.queue.rows + rows <= self._limits.queue_rows:
+            if scheduler.queue.rows + rows <= self._limits.queue_rows:
                 return
-            if any(task in pump.queue for task in request.tasks):
+            if any(task in scheduler.queue for task in request.tasks):
                 self._finish(request, Overloaded("the queue is full, and others wait for answers"))
 
     def drain(self) -> None:
-        """Be ready no more, and answer on: whoever sends requests needs time to notice."""
+        """Stop being ready, and still accept requests: load balancers need time to notice."""
         if self.state is not State.FAILED:
             self.state = State.DRAINING
 
     def stop(self) -> None:
-        """Take no more requests; those that are in are answered."""
+        """Accept no more requests; pending ones are answered."""
         if self.state is not State.FAILED:
             self.state = State.STOPPING
 
     def fail(self, reason: str) -> None:
-        """Be ready no more, and refuse every request, those that are in too.
+        """Refuse every request from now on, pending ones included.
 
         Args:
-          reason: what their callers are told.
+          reason: for their callers.
         """
         self.state = State.FAILED
         for request in list(self._requests):
             self._finish(request, NotReady(reason))
 
     def abandon(self) -> int:
-        """Refuse the requests that are still in; returns how many there were."""
-        left = list(self._requests)
-        for request in left:
+        """Refuse the pending requests; return their number."""
+        pending = list(self._requests)
+        for request in pending:
             self._finish(request, Draining("the server stopped before there was an answer"))
-        return len(left)
+        return len(pending)
 
     async def drained(self) -> None:
-        """Wait until every request that was taken in is answered."""
+        """Wait until no request is pending."""
         while self._requests:
             self._quiet.clear()
             await self._quiet.wait()
 
     def close(self) -> None:
-        """End the device's thread after the batches that it has."""
+        """End the device's threads after the batches that they have."""
         if self._scheduler is not None:
             self._scheduler.close()
 
@@ -283,7 +278,7 @@ class Service:
         return self._scheduler
 
     def _finish(self, request: PendingRequest, result: InferenceResult | Exception) -> None:
-        """Tell a request what comes of it, unless it has ended."""
+        """End a request with its result or error, unless it has ended."""
         if request in self._requests:
             done = request.done
             self._forget(request)
@@ -293,7 +288,7 @@ class Service:
                 log.exception("an answer could not be passed on")
 
     def _forget(self, request: PendingRequest) -> None:
-        """Count a request as ended; none of its tasks is left in the queue."""
+        """End a request, and remove its tasks from the queue."""
         del self._requests[request]
         self._deprioritized.pop(request, None)
         if request.timer is not None:
@@ -323,7 +318,7 @@ class Service:
         self._finish(request, answer)
 
     def _expire(self) -> None:
-        """End what the service's own limit ends; a request came in before those behind it."""
+        """End requests at the service's own time limit; they are in order of arrival."""
         limit_s = self._limits.timeout_s
         now = time.monotonic()
         late = list(itertools.takewhile(lambda r: r.arrived + limit_s <= now, self._requests))
@@ -333,31 +328,35 @@ class Service:
         left_s = limit_s if first is None else first.arrived + limit_s - time.monotonic()
         self._clock = None if first is None else self._loop.call_later(left_s, self._expire)
 
-    def _deliver(self, outcome: BatchResult, whole: BatchOutputs | None) -> None:
-        """Give each request of a batch its rows."""
-        batch = outcome.batch
-        begun, padded = outcome.times[0], batch.bucket - batch.rows
+    def _deliver(self, result: BatchResult, batch_outputs: BatchOutputs | None) -> None:
+        """Add its rows to each request of a batch."""
+        batch = result.batch
+        begun, padded = result.times[0], batch.bucket - batch.rows
         start = 0
-        for task, outputs in zip(batch.tasks, outcome.answers, strict=True):
+        for task, outputs in zip(batch.tasks, result.answers, strict=True):
             _, request, index = task.payload
             waited = begun - task.arrived
             self.metrics.queued.observe(waited)
             if isinstance(outputs, Exception):
                 self._finish(request, outputs)
             elif request in self._requests:
-                given = TaskResult(outputs, whole, start)
-                request.add_result(index, given, batch.bucket, padded, waited, outcome.seconds)
-                request.as_declared = request.as_declared and outcome.as_declared
+                task_result = TaskResult(outputs, batch_outputs, start)
+                request.add_result(index, task_result, batch.bucket, padded, waited, result.seconds)
+                request.as_declared = request.as_declared and result.as_declared
                 if not request.remaining:
                     self._complete(request)
             start += task.rows
 
-    def _fail(self, reason: str) -> None:
-        """Fail for want of a device, and have the process ended."""
+    def on_fatal(self, reason: str) -> None:
+        """Refuse every request, since the device is lost, and end the process; see `Failures`."""
         if self.state is not State.FAILED:
             log.critical("giving up: %s", reason)
             self.fail("the device has failed")
-            self._fatal(reason)
+            self._failures.on_fatal(reason)
+
+    def on_hang(self) -> None:
+        """End the process, whose loop hangs; called on the device's thread."""
+        self._failures.on_hang()
 
 
 def _expect_time(timeout_s: float, needed_s: float) -> None:

@@ -22,7 +22,7 @@ from runtime.description import columns
 from runtime.errors import BundleError, printable
 from runtime.records.golden_instances import golden_instances
 from server.bench.load_generator import LoadResult, post, send
-from server.signals import ending_in_order
+from server.signals import exiting_on_signals
 
 _MOST_REQUESTS = 64
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     arguments, options = _split(argv)
     try:
         requests = requests_of(open_bundle(arguments.bundle), arguments.rows)
-        with ending_in_order(), _server(str(arguments.bundle), options, environ) as port:
+        with exiting_on_signals(), _server(str(arguments.bundle), options, environ) as port:
             figures = [
                 asyncio.run(send("127.0.0.1", port, requests, connections, arguments.seconds))
                 for connections in arguments.connections

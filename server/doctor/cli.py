@@ -25,7 +25,7 @@ from server.doctor.payload_limits import (
     to_json,
 )
 from server.doctor.result import CheckResult, Times
-from server.signals import ending_in_order
+from server.signals import exiting_on_signals
 
 _EPILOG = """\
 The command behind -- starts the server: python -m server, or an image that is given the
@@ -66,7 +66,10 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     times = Times(start=arguments.start_s)
     try:
         # Closed whatever happens here, so that no server is left behind.
-        with ending_in_order(), closing(examine(command, environ, where, values, times)) as found:
+        with (
+            exiting_on_signals(),
+            closing(examine(command, environ, where, values, times)) as found,
+        ):
             for finding in found:
                 print(written(finding), flush=True)
                 failed += not finding.ok

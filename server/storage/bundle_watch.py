@@ -1,7 +1,7 @@
-"""Whether the bundle's files still are what was checked, for as long as a server uses them.
+"""Watches the files of the bundle that is served: whether they were written to or truncated.
 
-Params are used where the file is mapped, on a CPU. Whoever writes to the file changes answers, and
-whoever cuts it off has the process ended by SIGBUS. Each second is looked at whether somebody has.
+On a CPU params are used from the mapped file itself. Writing to that file changes answers, and
+truncating it ends the process by SIGBUS. So the files are checked each second.
 """
 
 import asyncio
@@ -22,72 +22,72 @@ PERIOD_S = 1.0
 async def changed(
     bundle: Bundle, pause: Callable[[float], Awaitable[object]] = asyncio.sleep
 ) -> BundleError:
-    """Return what has become of a file in use, once something has.
+    """Wait until a file in use has changed; return the error that describes it.
 
-    A bundle that was replaced, by renaming or after it was deleted, is no such thing: its files are
-    gone for others alone.
+    A bundle that was replaced, by renaming or after it was deleted, does not count: this process
+    still has its files open. That is logged once.
 
     Args:
       bundle: loaded.
       pause: waits so many seconds.
     """
-    told = False
+    logged = False
     while True:
         try:
-            # On another thread: a file system of the network may take its time.
+            # On another thread: a network file system may be slow.
             await asyncio.to_thread(bundle.expect_unchanged)
-            replaced = "" if told else await asyncio.to_thread(bundle.replaced)
+            replaced = "" if logged else await asyncio.to_thread(bundle.replaced)
         except BundleError as error:
             return error
         if replaced:
-            told = True
+            logged = True
             log.info("%s: was replaced; the bundle that was loaded is served on", replaced)
         await pause(PERIOD_S)
 
 
 class BusErrors:
-    """Has a SIGBUS told as an error of the bundle: a page of a mapped file could not be had.
+    """Reports a SIGBUS as an error of the bundle: a page of a mapped file could not be read.
 
-    Python's own handlers run later, on the main thread: the faulting access would be tried again
-    for ever. This one is called by the C library where it happened, and never returns; XLA has let
-    go of Python's lock there.
+    Python's own handlers run later, on the main thread: the faulting access would be retried
+    for ever. This one is called by the C library on the faulting thread, and never returns; XLA
+    has released Python's lock there.
 
     Args:
-      written: raises BundleError if a file in use was written to; it reads none.
-      tell: is given why the process ends.
-      die: ends it, at once.
+      expect_unwritten: raises BundleError if a file in use was written to; it reads none.
+      report: called with the reason why the process ends.
+      exit_process: ends the process, at once.
     """
 
     def __init__(
         self,
-        written: Callable[[], object],
-        tell: Callable[[BundleError], object],
-        die: Callable[[], object],
+        expect_unwritten: Callable[[], object],
+        report: Callable[[BundleError], object],
+        exit_process: Callable[[], object],
     ) -> None:
-        self._written = written
-        self._tell = tell
-        self._die = die
+        self._expect_unwritten = expect_unwritten
+        self._report = report
+        self._exit_process = exit_process
         self._first = threading.Lock()
-        # The C library knows its address only: it has to stay.
+        # The C library has its address only, so the object has to stay alive.
         self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._handle)
 
     def install(self) -> None:
-        """Have it called from now on, for as long as this object lives."""
+        """Install the handler, for as long as this object lives."""
         library = ctypes.CDLL(None)
         library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
         library.signal(signal.SIGBUS, ctypes.cast(self._handler, ctypes.c_void_p))
 
     def _handle(self, _: int) -> None:
         if not self._first.acquire(blocking=False):
-            threading.Event().wait()  # another thread is telling it
+            threading.Event().wait()  # another thread reports it
         try:
-            self._tell(self._error())
+            self._report(self._error())
         finally:
-            self._die()
+            self._exit_process()
 
     def _error(self) -> BundleError:
         try:
-            self._written()
+            self._expect_unwritten()
         except BundleError as error:
             return error
         return IntegrityError(

@@ -116,7 +116,7 @@ def test_a_quick_batch_that_hangs_ends_the_process_sooner(wide_bundle):
 
     assert statuses == [None]
     assert (status, errors) == (EXIT_DEVICE, "")
-    assert "CRITICAL the device hangs: a batch ran in place for 0.2 s" in served.log
+    assert "CRITICAL the device hangs: a batch ran inline for 0.2 s" in served.log
 
 
 def spin(params, x):

@@ -152,7 +152,7 @@ def test_a_server_that_is_stopped_while_processes_start_ends_well(wide_bundle):
     """Those that do not listen yet have nothing to answer."""
     with start(free_port(), "--bundle", str(wide_bundle), *PROCESSES) as process:
         for line in process.stdout:
-            if "batches at once" in line:
+            if "concurrent batches" in line:
                 break
         process.send_signal(signal.SIGTERM)
         out, errors = process.communicate(timeout=TIMEOUT_S)

@@ -117,9 +117,9 @@ def test_rows_that_are_seen_to_depend_on_each_other_run_alone(mixing_bundle, tmp
     warned = [line.split(" ", 1)[1] for line in lines if " WARNING " in line]
     assert [line[: line.index(":")] for line in warned] == [
         "WARNING 1 golden checks failed on this device, first",
-        "WARNING requests run alone",
+        "WARNING no batching",
     ]
-    assert warned[1].startswith("WARNING requests run alone: rows depend on each other here: ")
+    assert warned[1].startswith("WARNING no batching: rows depend on each other on this device: ")
     assert answer == (200, {"predictions": [[0.0, 0.0]]})
     assert alone == 1
     assert ended == (0, "")

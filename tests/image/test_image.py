@@ -217,7 +217,7 @@ def test_a_bundle_of_no_known_digest_is_tried_first(image, tagger_bundle):
         left = [*Path(f"/proc/{number}/root/tmp").iterdir()]
         left += Path(f"/proc/{number}/root/dev/shm").iterdir()
 
-    assert "opening the bundle in a process of its own first" in said
+    assert "test-loading the bundle in a separate process" in said
     assert left == []
 
 

@@ -176,15 +176,39 @@ class Gate:
         self._opened.release(runs)
 
 
-@contextlib.asynccontextmanager
-async def serving(model, fatal=None, hung=None, in_flight=1, **limits):
-    """Give a service on this loop, ready with a model; its device ends with it.
+class RecordedFailures:
+    """Failures that end no process.
 
-    Batches run on the device's thread unless the limits say otherwise, so that a model may wait.
+    Attributes:
+      reasons: of each `on_fatal`.
+      hangs: the number of `on_hang`.
+      on_hang_do: called at each `on_hang`.
+    """
+
+    def __init__(self, on_hang_do=lambda: None):
+        self.reasons = []
+        self.hangs = 0
+        self.on_hang_do = on_hang_do
+
+    def on_fatal(self, reason):
+        """Record the reason."""
+        self.reasons.append(reason)
+
+    def on_hang(self):
+        """Count the hang."""
+        self.hangs += 1
+        self.on_hang_do()
+
+
+@contextlib.asynccontextmanager
+async def serving(model, process=None, max_running=1, **limits):
+    """Yield a service on this loop, ready with a model; its executor ends with it.
+
+    Batches run on the device's thread unless the limits allow inline runs, so that a model may wait.
     """
     limits = Limits(**{"in_place_s": 0.0, **limits})
-    service = Service(limits, fatal or (lambda _: None), hung or (lambda: None))
-    service.open(model, in_flight=in_flight)
+    service = Service(limits, process or RecordedFailures())
+    service.open(model, max_running=max_running)
     try:
         yield service
     finally:
@@ -196,16 +220,16 @@ class Running:
 
     Attributes:
       service: the service.
-      gave_up: why the device was given up, as often as it was.
+      failures: what ended the process, if it were one.
     """
 
     def __init__(self, **limits):
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
-        self.gave_up = []
+        self.failures = RecordedFailures()
         limits = Limits(**{"in_place_s": 0.0, **limits})
-        self.service = Service(limits, self.gave_up.append, lambda: None)
+        self.service = Service(limits, self.failures)
 
     def wait(self, call):
         """Run a coroutine on the loop and give its result."""

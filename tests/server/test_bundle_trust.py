@@ -40,7 +40,7 @@ def let_in(bundle, config):
 
 
 def test_any_bundle_is_probed(probed, caplog, tmp_path):
-    """A bundle that nobody vouches for is opened elsewhere first, and the log says what saves that."""
+    """A bundle without a required digest is test-loaded first, and the log says how to skip that."""
     bundle = open_bundle(FROZEN)
 
     with caplog.at_level(logging.INFO):
@@ -52,8 +52,8 @@ def test_any_bundle_is_probed(probed, caplog, tmp_path):
         ((bundle, ""), {"remembered": None}),
     ]
     assert caplog.messages[0] == (
-        "opening the bundle in a process of its own first; "
-        f"--require-digest sha256:{bundle.digest} saves that"
+        "test-loading the bundle in a separate process, in case it is damaged; "
+        f"--require-digest sha256:{bundle.digest} skips that"
     )
 
 
@@ -98,7 +98,7 @@ def test_deadly_bundle_ends_the_server_in_order(tmp_path):
         said, errors = process.communicate(timeout=TIMEOUT_S)
 
     assert process.returncode == 3
-    assert "opening the bundle in a process of its own first; " in said
+    assert "test-loading the bundle in a separate process, in case it is damaged; " in said
     assert errors == (
         f"error: bundle {bundle}: ended the process that opened it: SIGSEGV; it is damaged, or "
         "made to do that\n"

@@ -137,7 +137,7 @@ def logger(pipe):
     writer = LineWriter(pipe[1])
     handler = Handler(writer, repeats=3)
     handler.setFormatter(JsonFormatter())
-    writer.told = handler.told
+    writer.dropped_line = handler.dropped_line
     logger = logging.getLogger("server.test")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

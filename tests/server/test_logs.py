@@ -7,7 +7,7 @@ import sys
 
 from pytest import fixture, mark, param
 
-from server.logs import JsonFormatter, TextFormatter, end
+from server.logs import JsonFormatter, TextFormatter, report_fatal
 from server.protocols.response import exception_response
 from server.request_id import request_id
 
@@ -104,21 +104,21 @@ def test_junk_in_trace_headers_names_no_request():
 
 def test_the_end_is_told_to_a_person_on_stderr(capsys):
     """What ends the process is one line on stderr, and nothing on stdout."""
-    end("text", ValueError("no bundle"))
+    report_fatal("text", ValueError("no bundle"))
 
     assert tuple(capsys.readouterr()) == ("", "error: no bundle\n")
 
 
 def test_the_end_cannot_draw(capsys):
     """What a bundle has put into the message neither moves the cursor nor begins a line."""
-    end("text", ValueError("by jax \x1b[2J\nready"))
+    report_fatal("text", ValueError("by jax \x1b[2J\nready"))
 
     assert capsys.readouterr().err == "error: by jax \\x1b[2J\\nready\n"
 
 
 def test_the_end_is_a_line_of_the_log_where_that_is_json(logged, capsys):
     """Where machines read the log, the end is in it, as critical."""
-    (line,) = logged(JsonFormatter(), lambda: end("json", ValueError("no bundle")))
+    (line,) = logged(JsonFormatter(), lambda: report_fatal("json", ValueError("no bundle")))
 
     assert json.loads(line)["severity"] == "CRITICAL"
     assert json.loads(line)["message"] == "no bundle"

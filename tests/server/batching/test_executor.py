@@ -12,7 +12,7 @@ from runtime.inputs import Checked
 from server.batching.executor import DeviceExecutor, as_task_error
 from server.batching.queue import Batch, Task
 from server.errors import OutOfMemory
-from tests.server.fakes import ECHO, SUM, FakeModel
+from tests.server.fakes import ECHO, SUM, FakeModel, RecordedFailures
 
 
 @fixture
@@ -28,28 +28,27 @@ def outcomes():
 
 
 @fixture
-def deaths():
-    """A line for every time that the device's thread died."""
-    return []
+def failures():
+    """What the executor reported as fatal."""
+    return RecordedFailures()
 
 
-def device_of(model, deliver, deaths=(), signature=SUM, stall_s=60.0, hung=print):
-    """Make a device whose thread is not started."""
+def executor_of(model, deliver, failures=None, signature=SUM, stall_s=60.0):
+    """Return an executor whose thread is not started."""
     return DeviceExecutor(
         lambda batch, arrays: model.run(batch.bucket, arrays),
         signature,
         model.canary,
         deliver,
-        lambda: deaths.append("died"),
+        failures or RecordedFailures(),
         stall_s,
-        hung,
     )
 
 
 @fixture
-def device(model, outcomes, deaths):
+def device(model, outcomes, failures):
     """A device whose thread is not started."""
-    return device_of(model, outcomes.append, deaths)
+    return executor_of(model, outcomes.append, failures)
 
 
 def row_task(*arrays, sizes=()):
@@ -193,7 +192,7 @@ def test_a_batch_that_cannot_be_staged_fails_by_itself(device, model, caplog):
 def test_tasks_of_several_lengths_are_answered_in_their_own(outcomes):
     """A device stages and unstages bucketed axes around every run, a second try included."""
     model = FakeModel(signature=ECHO)
-    device = device_of(model, outcomes.append, signature=ECHO)
+    device = executor_of(model, outcomes.append, signature=ECHO)
     model.before = refusing(13, ExecutionError("b4: no 13"))
     tasks = [
         row_task(np.array([row], np.int32), None, sizes=(len(row),))
@@ -216,7 +215,7 @@ def test_errors_that_are_no_want_of_memory_stay_what_they_are():
     assert as_task_error(foreign) is foreign
 
 
-def test_closing_drains_the_inbox(device, outcomes, deaths):
+def test_closing_drains_the_inbox(device, outcomes, failures):
     """Batches that the device has are run, in order, before its thread ends; later ones are not."""
     batches = [batch_of(1), batch_of(2), batch_of(3)]
     for batch in batches[:2]:
@@ -227,10 +226,10 @@ def test_closing_drains_the_inbox(device, outcomes, deaths):
     device._loop()
 
     assert [outcome.batch for outcome in outcomes] == batches[:2]
-    assert deaths == []
+    assert failures.reasons == []
 
 
-def test_a_failing_batch_does_not_end_the_thread(device, model, outcomes, deaths):
+def test_a_failing_batch_does_not_end_the_thread(device, model, outcomes, failures):
     """After a batch that fails whole the next one is answered."""
     model.before = refusing(1, ExecutionError("b1: no"))
     for number in (1, 2):
@@ -240,10 +239,10 @@ def test_a_failing_batch_does_not_end_the_thread(device, model, outcomes, deaths
     device._loop()
 
     assert [isinstance(sums(outcome)[0], Exception) for outcome in outcomes] == [True, False]
-    assert deaths == []
+    assert failures.reasons == []
 
 
-def test_a_thread_that_dies_says_so(device, model, outcomes, deaths, caplog):
+def test_a_thread_that_dies_says_so(device, model, outcomes, failures, caplog):
     """Whatever ends the thread but its closing is reported, once, and logged."""
     model.before = refusing(1, SystemExit(1))
     for number in (1, 2):
@@ -251,28 +250,28 @@ def test_a_thread_that_dies_says_so(device, model, outcomes, deaths, caplog):
 
     device._loop()
 
-    assert deaths == ["died"]
+    assert failures.reasons == ["the device thread died"]
     assert outcomes == []
     assert caplog.record_tuples == [
         ("server.batching.executor", logging.CRITICAL, "the device thread died"),
     ]
 
 
-def test_an_outcome_that_cannot_be_delivered_ends_the_thread(model, deaths):
+def test_an_outcome_that_cannot_be_delivered_ends_the_thread(model, failures):
     """A failure outside any batch is a bug that nobody may sleep over."""
 
     def deliver(_):
         raise KeyError("nobody waits for this batch")
 
-    device = device_of(model, deliver, deaths)
+    device = executor_of(model, deliver, failures)
     device.submit(batch_of(1))
 
     device._loop()
 
-    assert deaths == ["died"]
+    assert failures.reasons == ["the device thread died"]
 
 
-def test_batches_run_on_a_thread_of_their_own(model, deaths):
+def test_batches_run_on_a_thread_of_their_own(model, failures):
     """A started device runs and delivers on its own thread, which does not keep the process."""
     delivered = threading.Event()
     threads = []
@@ -281,7 +280,7 @@ def test_batches_run_on_a_thread_of_their_own(model, deaths):
         threads.append(threading.current_thread())
         delivered.set()
 
-    device = device_of(model, deliver, deaths)
+    device = executor_of(model, deliver, failures)
     device.start()
     device.submit(batch_of(1))
     assert delivered.wait(30)
@@ -291,7 +290,7 @@ def test_batches_run_on_a_thread_of_their_own(model, deaths):
     assert [thread.name for thread in threads] == ["device"]
     assert threads[0].daemon
     assert not threads[0].is_alive()
-    assert deaths == []
+    assert failures.reasons == []
 
 
 def test_a_batch_can_be_run_where_it_is_called(device, outcomes):
@@ -305,7 +304,7 @@ def test_a_batch_can_be_run_where_it_is_called(device, outcomes):
 def test_a_caller_that_hangs_in_the_device_is_noticed(model, outcomes):
     """The device's thread, idle meanwhile, tells when a batch in place takes too long."""
     noticed = threading.Event()
-    device = device_of(model, outcomes.append, stall_s=0.01, hung=noticed.set)
+    device = executor_of(model, outcomes.append, RecordedFailures(noticed.set), stall_s=0.01)
     device.start()
     model.before = lambda _: noticed.wait(30)
 
@@ -319,7 +318,7 @@ def test_a_caller_that_hangs_in_the_device_is_noticed(model, outcomes):
 def test_a_batch_in_place_may_have_less_time_than_others(model, outcomes):
     """What is known to be quick is given up long before a batch that may take its time."""
     noticed = threading.Event()
-    device = device_of(model, outcomes.append, stall_s=1e300, hung=noticed.set)
+    device = executor_of(model, outcomes.append, RecordedFailures(noticed.set), stall_s=1e300)
     device.start()
     model.before = lambda _: noticed.wait(30)
 
@@ -330,32 +329,32 @@ def test_a_batch_in_place_may_have_less_time_than_others(model, outcomes):
     assert noticed.is_set()
 
 
-@mark.parametrize(("looks", "hung"), [(1, 0), (4, 0), (5, 1)])
-def test_time_in_which_nobody_looked_does_not_count(model, outcomes, looks, hung):
+@mark.parametrize(("ticks", "hangs"), [(1, 0), (4, 0), (5, 1)])
+def test_time_in_which_nobody_looked_does_not_count(model, outcomes, ticks, hangs):
     """A process that was suspended has had no time to run: looks count, each after its wait."""
-    told = []
-    device = device_of(model, outcomes.append, stall_s=4.0, hung=lambda: told.append("hung"))
-    device._inbox = Idle(looks)
-    device._here = batch_of(1), 4.0  # for hours, by the clock
+    failures = RecordedFailures()
+    device = executor_of(model, outcomes.append, failures, stall_s=4.0)
+    device._inbox = Idle(ticks)
+    device._inline = batch_of(1), 4.0  # for hours, by the clock
 
     device._loop()
 
-    assert len(told) == hung
+    assert failures.hangs == hangs
     assert set(device._inbox.waits) == {1.0}
 
 
 def test_each_batch_in_place_has_its_own_time(model, outcomes):
     """Many quick batches one after the other are no batch that hangs."""
-    told = []
-    device = device_of(model, outcomes.append, stall_s=4.0, hung=lambda: told.append("hung"))
+    failures = RecordedFailures()
+    device = executor_of(model, outcomes.append, failures, stall_s=4.0)
 
     def another():
-        device._here = batch_of(1), 4.0
+        device._inline = batch_of(1), 4.0
 
     device._inbox = Idle(20, meanwhile=another)
     device._loop()
 
-    assert told == []
+    assert failures.hangs == 0
 
 
 class Idle:
@@ -385,8 +384,8 @@ class Idle:
 
 def test_a_caller_that_is_back_is_not_watched(model, outcomes):
     """Only a batch that is still under way can be too late."""
-    hung = []
-    device = device_of(model, outcomes.append, stall_s=0.002, hung=lambda: hung.append("hung"))
+    failures = RecordedFailures()
+    device = executor_of(model, outcomes.append, failures, stall_s=0.002)
     device.start()
     device.run_inline(batch_of(1))
     looked = threading.Event()
@@ -395,20 +394,20 @@ def test_a_caller_that_is_back_is_not_watched(model, outcomes):
     device.close()
     device._threads[0].join(30)
 
-    assert hung == []
+    assert failures.hangs == 0
 
 
 def test_a_device_may_be_given_any_time(model, outcomes):
     """A time limit of ages, as good as none, is no end of the thread that waits."""
-    deaths = []
-    device = device_of(model, outcomes.append, deaths, stall_s=1e300)
+    failures = RecordedFailures()
+    device = executor_of(model, outcomes.append, failures, stall_s=1e300)
     device.start()
     device.submit(batch_of(1))
     device.close()
     device._threads[0].join(30)
 
     assert len(outcomes) == 1
-    assert deaths == []
+    assert failures.reasons == []
 
 
 class Looked:

@@ -6,7 +6,7 @@ import numpy as np
 from pytest import mark
 
 from runtime import DoesNotFit, ExecutionError
-from server.batching.overlap import batches_at_once, gains
+from server.batching.overlap import concurrent_batches, is_faster
 from tests.server.fakes import FakeModel
 
 
@@ -21,7 +21,7 @@ from tests.server.fakes import FakeModel
 )
 def test_two_at_once_have_to_be_faster_each_time(tries, worth):
     """One measurement that says otherwise is enough to stay with one batch at a time."""
-    assert gains(tries) is worth
+    assert is_faster(tries) is worth
 
 
 def test_the_bucket_that_answers_most_is_tried_on_a_legal_batch():
@@ -29,7 +29,7 @@ def test_the_bucket_that_answers_most_is_tried_on_a_legal_batch():
     model = FakeModel(buckets=(1, 4, 16), costs={1: 9e4, 4: 1e5, 16: 9e5})
     model.blank = lambda rows, _: (np.zeros((rows, 2), np.float32),)
 
-    assert batches_at_once(model) in (1, 2)
+    assert concurrent_batches(model) in (1, 2)
     assert {bucket for bucket, _ in model.ran} == {4}
 
 
@@ -43,7 +43,7 @@ def test_two_that_do_not_fit_are_not_tried(monkeypatch):
     model.blank = lambda rows, _: (np.zeros((rows, 2), np.float32),)
     monkeypatch.setattr(model, "check_memory", refuse)
 
-    assert batches_at_once(model) == 1
+    assert concurrent_batches(model) == 1
     assert model.ran == []
 
 
@@ -58,5 +58,5 @@ def test_two_that_fail_together_run_one_by_one():
             raise ExecutionError("RESOURCE_EXHAUSTED: out of memory")
 
     model.before = before
-    assert batches_at_once(model) == 1
+    assert concurrent_batches(model) == 1
     assert len(set(threads)) > 1

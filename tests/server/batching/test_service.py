@@ -10,12 +10,10 @@ import time
 import weakref
 
 import numpy as np
-from pytest import approx, fixture, mark, param, raises
+from pytest import fixture, mark, param, raises
 
 from runtime.errors import ExecutionError, SignatureMismatch
-from server.batching import scheduler
 from server.batching.pending_request import InferenceMetadata, PendingRequest, TaskResult
-from server.batching.scheduler import in_place_stall_s
 from server.batching.service import Service, State
 from server.errors import (
     DeadlineExceeded,
@@ -26,7 +24,7 @@ from server.errors import (
     TooLarge,
 )
 from server.limits import Limits
-from tests.server.fakes import ECHO, FakeModel, Gate, ask, serving
+from tests.server.fakes import ECHO, FakeModel, Gate, RecordedFailures, ask, serving
 
 
 def on_a_loop(test):
@@ -129,7 +127,7 @@ async def test_a_batch_that_is_known_to_be_quick_runs_on_the_loops_own_thread():
         assert await sums(asked(service, 1, 2, 3)) == [1.0, 2.0, 3.0]
 
     assert threads[0] is threading.current_thread()
-    assert threads[1] is service._scheduler.device._threads[0]
+    assert threads[1] is service._scheduler.executor._threads[0]
 
 
 @on_a_loop
@@ -142,16 +140,7 @@ async def test_a_program_whose_time_depends_on_its_inputs_never_runs_on_the_loop
     async with serving(model, in_place_s=1.0) as service:
         assert await sums(asked(service, 1, 2)) == [1.0, 2.0]
 
-    assert threads == [service._scheduler.device._threads[0]]
-
-
-@mark.parametrize(
-    ("measured_s", "stall_s"),
-    [(0.0, 5.0), (1e-6, 5.0), (0.0005, 5.0), (0.00075, 7.5), (0.001, 10.0)],
-)
-def test_what_runs_in_place_has_a_time_that_follows_from_what_was_measured(measured_s, stall_s):
-    """Ten thousand times as long, and five seconds in any case, are no bad moment of a machine."""
-    assert in_place_stall_s(measured_s) == approx(stall_s)
+    assert threads == [service._scheduler.executor._threads[0]]
 
 
 @on_a_loop
@@ -213,44 +202,17 @@ async def test_rows_that_depend_on_each_other_run_in_the_smallest_bucket_that_ho
 
 
 @on_a_loop
-async def test_a_quick_batch_waits_while_the_loop_is_busy(model, monkeypatch):
-    """What is read in the turns before a batch runs in place joins it, up to a full bucket."""
-    monkeypatch.setattr(scheduler, "IDLE_TURN_S", 0.0)  # every turn counts as busy
-    monkeypatch.setattr(scheduler, "LINGER_S", 3600.0)
-    async with serving(model, in_place_s=1.0) as service:
-        requests = []
-        for n in (1, 2, 3, 4):
-            await begun()
-            assert model.ran == []
-            requests.append(asked(service, n))
-
-        assert [await sums(each) for each in requests] == [[1.0], [2.0], [3.0], [4.0]]
-
-    assert ran(model) == [(4, [1.0, 2.0, 3.0, 4.0])]
-
-
-@on_a_loop
-async def test_a_loop_that_is_always_busy_holds_no_batch_up(model, monkeypatch):
-    """The wait for a quiet turn ends by itself."""
-    monkeypatch.setattr(scheduler, "IDLE_TURN_S", 0.0)
-    monkeypatch.setattr(scheduler, "LINGER_S", 0.0)
-    async with serving(model, in_place_s=1.0) as service:
-        assert await sums(asked(service, 1)) == [1.0]
-        assert await sums(asked(service, 2)) == [2.0]
-
-
-@on_a_loop
 async def test_a_device_that_dies_in_place_is_given_up():
     """What is no error of a batch ends the process, on the loop's own thread as on the device's."""
-    model, gave_up = FakeModel(), []
+    model, failures = FakeModel(), RecordedFailures()
     model.before = failing(SystemExit(0))
-    async with serving(model, gave_up.append, in_place_s=1.0) as service:
+    async with serving(model, failures, in_place_s=1.0) as service:
         with raises(NotReady):
             await ask(service, rows(1))
 
         assert service.state is State.FAILED
 
-    assert gave_up == ["the device died"]
+    assert failures.reasons == ["the device died"]
 
 
 @on_a_loop
@@ -295,7 +257,7 @@ async def test_what_comes_while_the_device_is_busy_waits_for_it(gate, model):
     async with serving(model) as service:
         first = asked(service, 1)
         await gate.reached()
-        service._scheduler._in_place = dict.fromkeys([((), 1), ((), 4)], 60.0)
+        service._scheduler._policy._inline_stall_s = dict.fromkeys([((), 1), ((), 4)], 60.0)
         second = asked(service, 2)
         await begun()
 
@@ -307,7 +269,7 @@ async def test_what_comes_while_the_device_is_busy_waits_for_it(gate, model):
 @on_a_loop
 async def test_a_device_may_have_several_batches_at_once(model, gate):
     """With two in flight the second batch is on its way while the first still runs."""
-    async with serving(model, in_flight=2) as service:
+    async with serving(model, max_running=2) as service:
         first = asked(service, 1)
         await gate.reached()
         second = asked(service, 2)
@@ -732,8 +694,8 @@ async def test_a_poisonous_request_fails_by_itself(model, gate):
 @on_a_loop
 async def test_a_lack_of_memory_passes(model):
     """Requests for which there is no memory now may be tried again, as often as it takes."""
-    gave_up = []
-    async with serving(model, gave_up.append, failures=2) as service:
+    failures = RecordedFailures()
+    async with serving(model, failures, failures=2) as service:
         model.before = failing(ExecutionError("b1: RESOURCE_EXHAUSTED: out of memory"))
         for _ in range(5):
             with raises(OutOfMemory):
@@ -743,7 +705,7 @@ async def test_a_lack_of_memory_passes(model):
         assert await sums(asked(service, 2)) == [2.0]
 
     assert service.state is State.READY
-    assert gave_up == []
+    assert failures.reasons == []
 
 
 @on_a_loop
@@ -763,20 +725,20 @@ async def test_a_request_that_failed_in_part_is_not_run_further(model):
 @on_a_loop
 async def test_a_device_that_keeps_failing_is_given_up_once(model, caplog):
     """After so many failing batches in a row the service fails for good, and says so once."""
-    gave_up = []
+    failures = RecordedFailures()
     model.broken = ExecutionError("b1: gone")
-    async with serving(model, gave_up.append, failures=3) as service:
+    async with serving(model, failures, failures=3) as service:
         for _ in range(2):
             with raises(ExecutionError):
                 await ask(service, rows(1))
-        assert (service.state, gave_up) == (State.READY, [])
+        assert (service.state, failures.reasons) == (State.READY, [])
         with raises(ExecutionError):
             await ask(service, rows(1))
         with raises(NotReady) as refusal:
             await ask(service, rows(1))
 
     assert service.state is State.FAILED
-    assert gave_up == ["3 batches failed one after the other"]
+    assert failures.reasons == ["3 batches failed one after the other"]
     assert str(refusal.value) == "the model is not ready"
     assert "giving up: 3 batches failed one after the other" in caplog.messages
 
@@ -784,9 +746,9 @@ async def test_a_device_that_keeps_failing_is_given_up_once(model, caplog):
 @on_a_loop
 async def test_success_in_between_keeps_the_device(model):
     """Failures count only one after the other; a batch of which any task succeeds is none."""
-    gave_up = []
+    failures = RecordedFailures()
     model.before = failing(ExecutionError("b1: no 13"), 13)
-    async with serving(model, gave_up.append, failures=2, queue_delay_s=3600.0) as service:
+    async with serving(model, failures, failures=2, queue_delay_s=3600.0) as service:
         for _ in range(3):
             with raises(ExecutionError):
                 await ask(service, rows(13, 1, 1, 1))
@@ -797,7 +759,7 @@ async def test_success_in_between_keeps_the_device(model):
                 await poisonous
             assert await sums(fine) == [1.0, 2.0, 3.0]
 
-    assert gave_up == []
+    assert failures.reasons == []
 
 
 STALL_S = 3600.0
@@ -806,7 +768,7 @@ STALL_S = 3600.0
 @on_a_loop
 async def test_a_device_that_hangs_is_given_up(model, gate):
     """When a batch does not come back, whoever waits is answered and the process told to end."""
-    gave_up, stalls = [], []
+    failures, stalls = RecordedFailures(), []
     loop = asyncio.get_running_loop()
     later = loop.call_later
 
@@ -816,7 +778,7 @@ async def test_a_device_that_hangs_is_given_up(model, gate):
         return later(delay_s, call, *args)
 
     loop.call_later = call_later
-    async with serving(model, gave_up.append, stall_s=STALL_S, in_flight=2) as service:
+    async with serving(model, failures, stall_s=STALL_S, max_running=2) as service:
         requests = [asked(service, 1)]
         await gate.reached()
         requests += [asked(service, 2), asked(service, 3)]  # with the device, and in the queue
@@ -826,17 +788,17 @@ async def test_a_device_that_hangs_is_given_up(model, gate):
         await service.drained()
 
         assert service.state is State.FAILED
-        assert gave_up == ["the device hangs"]
+        assert failures.reasons == ["the device hangs"]
         gate.open(runs=2)  # it comes back after all: nobody is left to care
         service.close()
-        await asyncio.to_thread(service._scheduler.device._threads[0].join, 30)
+        await asyncio.to_thread(service._scheduler.executor._threads[0].join, 30)
         await begun()
 
     assert [type(answer) for answer in answers] == [NotReady] * 3
     assert [str(answer) for answer in answers] == ["the device has failed"] * 3
     assert service._scheduler._running == {}
     assert len(model.ran) == 2
-    assert gave_up == ["the device hangs"]
+    assert failures.reasons == ["the device hangs"]
 
 
 @on_a_loop
@@ -855,9 +817,9 @@ async def test_a_batch_that_comes_back_is_not_waited_for_any_longer(model, gate)
 @on_a_loop
 async def test_a_device_whose_thread_dies_is_given_up(model):
     """When the device's thread ends, no request waits in vain."""
-    gave_up = []
+    failures = RecordedFailures()
     model.before = failing(SystemExit(1))
-    async with serving(model, gave_up.append) as service:
+    async with serving(model, failures) as service:
         requests = [asked(service, n) for n in (1, 2, 3)]
         answers = await asyncio.gather(*requests, return_exceptions=True)
         await service.drained()
@@ -865,13 +827,13 @@ async def test_a_device_whose_thread_dies_is_given_up(model):
     assert [str(answer) for answer in answers] == ["the device has failed"] * 3
     assert all(isinstance(answer, NotReady) for answer in answers)
     assert service.state is State.FAILED
-    assert gave_up == ["the device thread died"]
+    assert failures.reasons == ["the device thread died"]
 
 
 @on_a_loop
 async def test_nothing_is_answered_before_a_model_is_open(model):
     """A service without a model says that it is loading, then answers."""
-    service = Service(Limits(), print, print)
+    service = Service(Limits(), RecordedFailures())
     with raises(NotReady) as refusal:
         await ask(service, rows(1))
     with raises(NotReady) as loading:
@@ -931,7 +893,7 @@ async def test_draining_waits_for_requests_that_wait_for_company(model):
 @on_a_loop
 async def test_a_service_without_requests_is_drained(model):
     """Where nobody waits there is nothing to wait for, before, between and after requests."""
-    loading = Service(Limits(), print, print)
+    loading = Service(Limits(), RecordedFailures())
     await loading.drained()
     async with serving(model) as service:
         await service.drained()
@@ -943,7 +905,7 @@ async def test_a_service_without_requests_is_drained(model):
 @on_a_loop
 async def test_a_service_that_was_stopped_while_loading_stays_so(model):
     """A model that is open only after the stop answers nobody."""
-    service = Service(Limits(), print, print)
+    service = Service(Limits(), RecordedFailures())
     service.stop()
     service.open(model)
     with raises(Draining):
@@ -971,7 +933,7 @@ async def test_closing_ends_the_devices_thread(model):
     """A closed service leaves no thread."""
     async with serving(model) as service:
         assert await sums(asked(service, 1)) == [1.0]
-    thread = service._scheduler.device._threads[0]
+    thread = service._scheduler.executor._threads[0]
 
     await asyncio.to_thread(thread.join, 30)
 
@@ -986,7 +948,7 @@ def test_a_batch_that_outlives_the_loop_is_no_error(model, gate, caplog):
             request = asked(service, 1)
             await gate.reached()
             request.cancel()
-            return service._scheduler.device._threads[0]
+            return service._scheduler.executor._threads[0]
 
     thread = asyncio.run(leave())
     gate.open()

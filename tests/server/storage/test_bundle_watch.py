@@ -13,7 +13,7 @@ from runtime.errors import IntegrityError
 from server.batching.service import State
 from server.config import ServerConfig
 from server.errors import NotReady
-from server.startup import EXIT_BUNDLE, unfit
+from server.startup import EXIT_BUNDLE, watch_files
 from server.storage.bundle_watch import PERIOD_S, changed
 from tests.server.fakes import FakeModel, Gate, ask, serving
 from tests.serving import ROOT, TIMEOUT_S
@@ -35,7 +35,7 @@ if how != "pool":
 model = load(path, "cpu")
 logs.set_up(form)
 arrays = [np.asarray(param) for param in model.params]
-tell = functools.partial(logs.end, form)
+tell = functools.partial(logs.report_fatal, form)
 errors = BusErrors(model.bundle.expect_unwritten, tell, functools.partial(os._exit, 3))
 errors.install()
 os.truncate(f"{path}/params.safetensors", 0)
@@ -107,7 +107,7 @@ def test_a_service_whose_files_have_changed_answers_nobody(capsys):
         async with serving(model) as service:
             waiting = asyncio.ensure_future(ask(service, {"x": np.ones((1, 2), np.float32)}))
             await gate.reached()
-            status = await unfit(service, ServerConfig(bundle="b"))
+            status = await watch_files(service, ServerConfig(bundle="b"))
             state = service.state
             refused = await asyncio.gather(waiting, return_exceptions=True)
             gate.open()
@@ -157,7 +157,7 @@ def test_a_bus_error_of_another_kind_is_told_as_what_it_may_be(tmp_path):
         "import functools, os, signal\n"
         "from server import logs\n"
         "from server.storage.bundle_watch import BusErrors\n"
-        "tell = functools.partial(logs.end, 'text')\n"
+        "tell = functools.partial(logs.report_fatal, 'text')\n"
         "errors = BusErrors(lambda: None, tell, functools.partial(os._exit, 3))\n"
         "errors.install()\n"
         "os.kill(os.getpid(), signal.SIGBUS)\n"
