@@ -18,13 +18,13 @@ from runtime.errors import BundleError, DeviceUnavailable, ExecutionError, Golde
 from runtime.loading import load
 from runtime.model import Group, Model
 from runtime.program import use_sync_dispatch
+from runtime.storage.bundle_fetch import bundle_at
 from runtime.verify import check_goldens, check_rows
 from server import logs
 from server.batching.overlap import concurrent_batches
 from server.batching.service import Service
 from server.bundle_trust import log_compatibility, verified_in_subprocess
 from server.config import ServerConfig
-from server.storage.bundle_fetch import bundle_at
 from server.storage.bundle_watch import changed
 
 log = logging.getLogger(__name__)
