@@ -35,7 +35,16 @@ PIECES: Mapping[str, str] = {
     **dict.fromkeys(("vertex", "instances", "tensors", "strict_json", "inputs"), "JSON to arrays"),
     **dict.fromkeys(("predictions", "response", "orjson"), "arrays to JSON"),
     **dict.fromkeys(
-        ("service", "pending_request", "scheduler", "queue", "buckets"), "queue, batches, deadlines"
+        (
+            "service",
+            "pending_request",
+            "scheduler",
+            "launch_policy",
+            "batch_recorder",
+            "queue",
+            "buckets",
+        ),
+        "queue, batches, deadlines",
     ),
     **dict.fromkeys(
         ("executor", "staging", "model", "program", "_base", "base_events", "events"),
