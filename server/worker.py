@@ -5,12 +5,12 @@ same port, and reports that it does. Its standard input is a socket to the first
 closes when that process ends; then the worker ends as well.
 """
 
-# Little is imported before signals are seen to.
+# As little as possible is imported before signal handlers are set.
 import sys
 
 from server import signals
 
-if __name__ == "__main__":  # who only imports this has signals of their own
+if __name__ == "__main__":  # an importing program keeps its own signals
     signals.end_at_interrupt()
 
 import asyncio
