@@ -100,7 +100,7 @@ def _servers(arguments: argparse.Namespace) -> list[cells.Server]:
 def _profiled(
     one: measure.Running, arguments: argparse.Namespace, kept: Path
 ) -> tuple[float, "collections.Counter[str]"]:
-    """Give the processor time of a request, in microseconds, and the samples of each piece."""
+    """Return the processor time of a request, in microseconds, and the samples of each piece."""
     times, samples = [], collections.Counter()
     for _ in range(ROUNDS):
         row = one.measure(arguments.connections, 3.0)

@@ -30,11 +30,11 @@ class LoadResult:
 
     @property
     def per_second(self) -> float:
-        """Give requests answered per second."""
+        """Return the requests answered per second."""
         return len(self.latencies) / self.seconds
 
     def quantile(self, share: float) -> float:
-        """Give the latency in seconds that this share of the requests stayed below."""
+        """Return the latency quantile of a share of the requests, in seconds."""
         if not self.latencies:
             return float("nan")
         return self.latencies[min(len(self.latencies) - 1, int(share * len(self.latencies)))]

@@ -331,7 +331,7 @@ def test_a_whole_cache_is_not_written_to(fetch, tmp_path):
     kept = fetch(tmp_path).path
 
     def changed():
-        """Give when each file was changed; that it was read does not matter."""
+        """Return when each file was changed; that it was read does not matter."""
         return {path: path.stat().st_ctime_ns for path in kept.rglob("*")}
 
     was = changed()
