@@ -15,7 +15,7 @@ def cpu() -> str:
 
 
 def describe() -> dict[str, str]:
-    """Give machine and versions."""
+    """Return machine and versions."""
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
     return {
         "cpu": f"{cpu()}, {os.cpu_count()} cores",

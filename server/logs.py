@@ -203,7 +203,7 @@ def report_fatal(form: str, error: Exception) -> None:
 
 
 def exit_process(status: int) -> NoReturn:
-    """End the process at once, after its last log lines if they are read in time, without its directories.
+    """Remove temporary directories, write the last log lines if they are read in time, and exit.
 
     It does not wait for threads: those that load, run or read may not end by themselves.
     """

@@ -1,4 +1,4 @@
-"""What the server counts. Written on the event loop alone, so plain numbers will do."""
+"""Metrics: counters and histograms of one process. Updated on the event loop alone, without locks."""
 
 import bisect
 import collections
@@ -41,13 +41,13 @@ class Histogram:
     sum: float = 0.0
 
     def __post_init__(self) -> None:
-        """Begin at nothing; JSON has lists alone."""
+        """Start with counts of zero; bounds read from JSON are a list."""
         self.bounds = tuple(self.bounds)
         self.counts = self.counts or [0] * (len(self.bounds) + 1)
 
     @property
     def count(self) -> int:
-        """Give the number of values."""
+        """Return the number of values."""
         return sum(self.counts)
 
     def observe(self, value: float) -> None:
@@ -61,7 +61,7 @@ class Histogram:
         self.sum += other.sum
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Give each bound, as text, with the number of values up to it."""
+        """Return each bound, as text, with the number of values up to it."""
         names = [*map(str, self.bounds), "+Inf"]
         return list(zip(names, itertools.accumulate(self.counts), strict=True))
 
@@ -90,31 +90,31 @@ def quantile(histograms: Iterable[Histogram], share: float) -> float | None:
 
 @dataclasses.dataclass(slots=True)
 class DurationSum:
-    """How often something was done, and the seconds that it took together."""
+    """A count, and the sum of the durations in seconds."""
 
     count: int = 0
     seconds: float = 0.0
 
     def add(self, seconds: float) -> None:
-        """Count it once more."""
+        """Add one duration."""
         self.count += 1
         self.seconds += seconds
 
     def merge(self, other: "DurationSum") -> None:
-        """Add what another one counted."""
+        """Add another sum."""
         self.count += other.count
         self.seconds += other.seconds
 
 
 @dataclasses.dataclass(slots=True)
 class BucketTimes:
-    """What one program did.
+    """The durations of one program's batches.
 
     Attributes:
-      batch: rows that it takes.
-      stage: laying rows out for it.
-      run: the program, copies to the device and back included.
-      unstage: giving each task its rows.
+      batch: batch size.
+      stage: of laying rows out as its inputs.
+      run: of the program, with copies to and from the device.
+      unstage: of cutting its outputs back to the tasks.
     """
 
     batch: int
@@ -123,14 +123,14 @@ class BucketTimes:
     unstage: DurationSum = dataclasses.field(default_factory=DurationSum)
 
     def merge(self, other: "BucketTimes") -> None:
-        """Add what the same program did elsewhere."""
+        """Add the durations of the same program in another process."""
         self.stage.merge(other.stage)
         self.run.merge(other.run)
         self.unstage.merge(other.unstage)
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "BucketTimes":
-        """Return what orjson wrote of one."""
+        """Return the object that orjson wrote."""
         parts = (DurationSum(**found[part]) for part in ("stage", "run", "unstage"))
         return cls(found["batch"], *parts)
 
@@ -141,20 +141,20 @@ def _seconds() -> Histogram:
 
 @dataclasses.dataclass(slots=True)
 class Metrics:
-    """The counts of one server. Each is named here and nowhere else in this file.
+    """The metrics of one server. Each field is named here and nowhere else in this file.
 
     Attributes:
       requests: (protocol, code) to requests.
       failures: reason to requests for an inference.
       durations: protocol to the seconds of its requests.
       succeeded: requests for an inference that were answered.
-      failed: those that were not.
+      failed: requests for an inference that failed.
       queued: seconds from each task's arrival to its batch.
       computed: seconds of each batch on the device's thread.
       batch_rows: rows of each batch, without padding.
-      buckets: name to what its program did.
+      buckets: program name to the durations of its batches.
       rows: answered.
-      padding_rows: run for nothing.
+      padding_rows: of padding, in all batches.
       elements: of inputs that were run, padding included.
       padding_elements: of these, padding.
       nonfinite: answers that held NaN, or infinity where the bundle declares none.
@@ -186,7 +186,7 @@ class Metrics:
           protocol: how it came in.
           code: what it was answered with, as its protocol names it.
           seconds: from its first byte to its answer.
-          slug: why it failed, if it did; see `status`.
+          slug: error code, if it failed; see `status`.
         """
         self.requests[protocol, code] += 1
         if protocol not in self.durations:
@@ -237,19 +237,19 @@ class Metrics:
         self.requests[protocol, code] += 1
 
     def merge(self, other: "Metrics") -> None:
-        """Add what another process has counted."""
+        """Add the metrics of another process."""
         for field in dataclasses.fields(self):
             mine, more = getattr(self, field.name), getattr(other, field.name)
             setattr(self, field.name, _added(mine, more))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the counts as JSON has them, the dataclasses apart, which orjson writes."""
+        """Return the metrics as JSON values, and dataclasses, which orjson writes."""
         counts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {**counts, "requests": [[*key, count] for key, count in self.requests.items()]}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "Metrics":
-        """Return the counts that `to_json` gave to JSON."""
+        """Return the metrics that `to_json` wrote, after JSON."""
         read: dict[str, Callable[[Any], Any]] = {
             "requests": lambda pairs: collections.Counter({(p, code): n for p, code, n in pairs}),
             "failures": collections.Counter,
@@ -279,7 +279,7 @@ def _added(mine: Any, more: Any) -> Any:
 
 
 def total(several: Sequence[Metrics]) -> Metrics:
-    """Add up what several processes have counted."""
+    """Return the sum of several processes' metrics."""
     if len(several) == 1:
         return several[0]
     found = Metrics()

@@ -41,9 +41,9 @@ def ignore() -> None:
 
 
 def end_at_interrupt() -> None:
-    """Have SIGINT end the process without a word, also one that came while it was blocked.
+    """Make SIGINT end the process without a traceback, also one that came while it was blocked.
 
-    What somebody has a handler for is left to it.
+    A handler that was set stays.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -52,7 +52,7 @@ def end_at_interrupt() -> None:
 
 @contextlib.contextmanager
 def interrupt_blocked() -> Iterator[None]:
-    """Have a process that is started within get SIGINT once it calls `end_at_interrupt`."""
+    """Block SIGINT in child processes that are started within, until `end_at_interrupt`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -17,12 +17,12 @@ from runtime.executable_cache import ExecutableCache
 from runtime.model import Model
 from runtime.program import use_sync_dispatch
 from runtime.startup import Started, start
+from runtime.storage.bundle_fetch import bundle_at
 from server import logs
 from server.batching.overlap import concurrent_batches
 from server.batching.service import Service
 from server.compatibility import log_compatibility
 from server.config import ServerConfig
-from server.storage.bundle_fetch import bundle_at
 from server.storage.bundle_watch import changed
 
 log = logging.getLogger(__name__)

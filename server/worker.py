@@ -5,12 +5,12 @@ process says that it may, listens on the same port and reports that it does. Its
 socket to the first process, which closes when that process ends; then the worker ends as well.
 """
 
-# Little is imported before signals are seen to.
+# As little as possible is imported before signal handlers are set.
 import sys
 
 from server import signals
 
-if __name__ == "__main__":  # who only imports this has signals of their own
+if __name__ == "__main__":  # an importing program keeps its own signals
     signals.end_at_interrupt()
 
 import asyncio

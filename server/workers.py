@@ -92,7 +92,7 @@ class WorkerPool:
     def _start(args: WorkerArgs) -> tuple["subprocess.Popen[bytes]", socket.socket]:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        # A worker's Python would answer an interrupt with a traceback until the worker sees to it.
+        # A worker's Python would answer an interrupt with a traceback until the worker handles it.
         with theirs, signals.interrupt_blocked():
             process = subprocess.Popen(  # noqa: S603 (our own command)
                 [sys.executable, "-m", "server.worker", args.write()],

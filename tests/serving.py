@@ -87,7 +87,7 @@ class Served:
 
     @property
     def url(self):
-        """Give its address."""
+        """Return its address."""
         return f"http://127.0.0.1:{self.port}"
 
     def post(self, value, path="/predict"):
@@ -100,7 +100,7 @@ class Served:
             return answer.read().decode()
 
     def counts(self):
-        """Give every sample of the metrics, by its name and labels as they are written."""
+        """Return every sample of the metrics, by its name and labels as they are written."""
         lines = self.get("/metrics").splitlines()
         pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
         return {name: float(value) for name, _, value in pairs}

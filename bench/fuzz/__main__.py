@@ -81,7 +81,7 @@ def fuzz(bundle: Path, mutations: int, seed: int) -> list[tuple[int, str, str]]:
 
 
 def _accepted(altered: Path, digest: str) -> bool:
-    """Say whether an accident passes for the bundle, as far as its bytes are read by anybody."""
+    """Whether an accident passes for the bundle, as far as its bytes are read by anybody."""
     try:
         open_bundle(altered, require_digest=digest).check()
     except BundleError:
@@ -90,7 +90,7 @@ def _accepted(altered: Path, digest: str) -> bool:
 
 
 def bad(outcome: str) -> bool:
-    """Say whether this must never be."""
+    """Whether this must never be."""
     return outcome.startswith("server: ") or outcome == ACCEPTED
 
 

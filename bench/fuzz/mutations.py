@@ -120,7 +120,7 @@ def _places(value: object) -> list[tuple]:
 
 
 def _acyclic(value: object, depth: int = 0) -> object:
-    """Give a copy that JSON can write: a value that was put into itself ends after a while."""
+    """Return a copy that JSON can write: a value that was put into itself ends after a while."""
     if depth > 12 or not isinstance(value, dict | list):
         return None if isinstance(value, dict | list) else value
     if isinstance(value, dict):

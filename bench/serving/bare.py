@@ -19,7 +19,7 @@ from runtime.model import Group, Model
 
 
 def best(group: Group) -> int:
-    """Give the batch size with most rows a second."""
+    """Return the batch size with most rows a second."""
     return max(group.programs, key=lambda rows: rows / group.planner.cost(rows))
 
 

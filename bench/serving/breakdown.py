@@ -39,7 +39,16 @@ PIECES: Mapping[str, str] = {
     **dict.fromkeys(("vertex", "instances", "tensors", "strict_json", "inputs"), "JSON to arrays"),
     **dict.fromkeys(("predictions", "response", "orjson"), "arrays to JSON"),
     **dict.fromkeys(
-        ("service", "pending_request", "scheduler", "queue", "buckets"), "queue, batches, deadlines"
+        (
+            "service",
+            "pending_request",
+            "scheduler",
+            "launch_policy",
+            "batch_recorder",
+            "queue",
+            "buckets",
+        ),
+        "queue, batches, deadlines",
     ),
     **dict.fromkeys(
         ("executor", "staging", "model", "program", "_base", "base_events", "events"),
@@ -95,7 +104,7 @@ def _servers(arguments: argparse.Namespace) -> list[cells.Server]:
 def _profiled(
     one: measure.Running, arguments: argparse.Namespace, kept: Path
 ) -> tuple[float, "collections.Counter[str]"]:
-    """Give the processor time of a request, in microseconds, and the samples of each piece."""
+    """Return the processor time of a request, in microseconds, and the samples of each piece."""
     times, samples = [], collections.Counter()
     for _ in range(ROUNDS):
         row = one.measure(arguments.connections, 3.0)

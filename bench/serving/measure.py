@@ -87,7 +87,7 @@ class Running:
 
     @contextlib.contextmanager
     def under_load(self, connections: int, seconds: float) -> Iterator[int]:
-        """Give the id of its first process while it is asked."""
+        """Return the id of its first process while it is asked."""
         self._processes.resume()
         try:
             with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -104,7 +104,7 @@ class Running:
         return load.call(self._url, self._bodies, connections, seconds, each)
 
     def idle(self, seconds: float) -> float:
-        """Give the share of one core that it uses while nobody asks it anything, in percent."""
+        """Return the share of one core that it uses while nobody asks it anything, in percent."""
         self._processes.resume()
         try:
             time.sleep(1.0)  # what follows a pause is not idleness

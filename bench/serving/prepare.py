@@ -49,7 +49,7 @@ def run(*command: str) -> None:
 
 
 def params() -> Any:
-    """Give the classifier's params, saved where every peer finds them."""
+    """Return the classifier's params, saved where every peer finds them."""
     if not PARAMS.exists():
         run(PYTHON, "-m", "examples.text_classifier.save", "--out", str(PARAMS.parent))
     return pickle.loads(PARAMS.read_bytes())  # noqa: S301 (we wrote it)
@@ -102,7 +102,7 @@ def _libpython() -> Path:
 
 
 def has_triton() -> bool:
-    """Tell whether Triton can run: its stub loads a shared libpython of our version."""
+    """Whether Triton can run: its stub loads a shared libpython of our version."""
     name = f"libpython{VERSION}.so.1.0"
     return _stub().exists() and (_libpython() / name).exists()
 

@@ -69,7 +69,7 @@ class Processes:
         self._first.wait()
 
     def cpu_seconds(self) -> float:
-        """Give the processor time that they have used so far."""
+        """Return the processor time that they have used so far."""
         return sum(ticks for _, ticks in self._members()) / TICKS
 
     def _signal(self, number: signal.Signals) -> None:

@@ -16,7 +16,7 @@ HEADER = (
 
 
 def summarize(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Give each cell's medians over the rounds that count, and ours against it."""
+    """Return each cell's medians over the rounds that count, and ours against it."""
     cells = _by_cell(rows)
     summary = []
     for (model, server, connections), good in cells.items():
@@ -42,7 +42,7 @@ def summarize(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def ratio(ours: Sequence[Row], theirs: Sequence[Row], figure: str) -> float | None:
-    """Give the median of the ratios in each round; None where no round has both."""
+    """Return the median of the ratios in each round; None where no round has both."""
     other = {row.round: getattr(row, figure) for row in theirs}
     found = [getattr(row, figure) / other[row.round] for row in ours if other.get(row.round)]
     return statistics.median(found) if found else None

@@ -22,7 +22,7 @@ CONNECTIONS = (1, 16, 64)
 
 
 def servers(cores: int) -> list[Server]:
-    """Give every setting that makes sense: one process, two, and one a core."""
+    """Return every setting that makes sense: one process, two, and one a core."""
     found = []
     for model in ("text_classifier", "minilm"):
         for processes in sorted({1, 2, cores}):

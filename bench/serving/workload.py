@@ -168,7 +168,7 @@ def _message(instance: list[int]) -> bytes:
 
 
 def answers_at_all(url: str, dialect: str, body: bytes, head: int | None) -> bool:
-    """Tell whether there is an answer yet."""
+    """Whether there is an answer yet."""
     try:
         ask(url, dialect, body, head)
     except (OSError, ValueError, grpc.RpcError):

@@ -46,7 +46,7 @@ class Soak:
 
     @property
     def faults(self) -> list[str]:
-        """Say what else went wrong."""
+        """Return what else went wrong."""
         found = self.tally.wrong[:5]
         if self.compiled:
             found.append(f"{self.compiled:.0f} programs were compiled")

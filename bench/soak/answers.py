@@ -65,7 +65,7 @@ class Answers:
         return DATATYPES[self.dtypes[name]]
 
     def wrong(self, asked: Asked, got: Mapping[str, object]) -> str:
-        """Say what is wrong with outputs, as lists or as bytes; empty if nothing is."""
+        """Return what is wrong with outputs, as lists or as bytes; empty if nothing is."""
         for name, expected in asked.outputs.items():
             value = got[name]
             if isinstance(value, bytes):

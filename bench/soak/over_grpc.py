@@ -112,7 +112,7 @@ async def requests(
     sent: dict[str, Asked | None],
     room: asyncio.Semaphore,
 ):
-    """Give a stream's requests, one in ten of them for a model that is not there."""
+    """Return a stream's requests, one in ten of them for a model that is not there."""
     for number in range(100):
         await room.acquire()
         asked = answers.pick(rng)

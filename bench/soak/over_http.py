@@ -114,7 +114,7 @@ class Good:
 
 
 def bad(model: str) -> dict[bytes, int]:
-    """Give requests that are refused, and the status of each refusal."""
+    """Return requests that are refused, and the status of each refusal."""
     infer, end = f"/v2/models/{model}/infer", "connection: close"
     huge = [{"name": "none", "datatype": "FP32", "shape": [2**62, 2**62], "data": []}]
     return {

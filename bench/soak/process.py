@@ -86,7 +86,7 @@ class Server:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
 
     def counts(self) -> dict[str, float]:
-        """Give the samples of its metrics."""
+        """Return the samples of its metrics."""
         url = f"http://127.0.0.1:{self.port}/metrics"
         with urllib.request.urlopen(url, timeout=30) as answer:
             lines = answer.read().decode().splitlines()

@@ -1,4 +1,4 @@
-"""The files of one bundle, brought from a store to a directory; threads share a `Download`."""
+"""Download of one bundle's files from a store, with retries; threads share a `Download`."""
 
 import contextlib
 import errno
@@ -20,21 +20,28 @@ from runtime.storage.store import FetchError, ObjectChanged, ObjectInfo, Sink, S
 
 log = logging.getLogger(__name__)
 
-# How often a file is tried without getting on, and by how many bytes a try has to get on.
+# Retries are ours: the client's `Retry` bounds the total time, so that a large file on a slow line fails,
+# or one without progress goes on. These bound the tries without progress, of so many bytes each.
 _TRIES = 6
 _MIN_PROGRESS = 1 << 18
-# How often a file is begun before it is believed to be another one.
+# How often a file with a wrong digest is downloaded from its start.
 _STARTS = 2
 _LOG_EVERY_S = 5.0
 _CHUNK = 1 << 20
 
 
 class _Stopped(Exception):
-    """Another file failed, so that this one is of no use."""
+    """Another file failed, so this download stops."""
 
 
 class Download:
-    """What the threads of one fetch share."""
+    """The state that the threads of one bundle's download share.
+
+    Args:
+      store: has the bundle.
+      pause: waits so many seconds before a retry.
+      stop: set once a file has failed or the download is not needed any more.
+    """
 
     def __init__(
         self, store: Store, pause: Callable[[float], object], stop: threading.Event
@@ -43,64 +50,64 @@ class Download:
         self._pause = pause
         self._stop = stop
         self._lock = threading.Lock()
-        self._total = self._here = self._fetched = self._missing = 0
+        self._total = self._cached = self._fetched = self._missing = 0
         self._began = self._logged = time.monotonic()
         self._failed: Exception | None = None
         self._stored: dict[File, ObjectInfo] = {}
 
     def read_manifest(self) -> bytes:
-        """Read manifest.json, which no digest is known of yet."""
+        """Return manifest.json, whose digest is not known yet."""
         limit = File(path=MANIFEST_NAME, bytes=MAX_MANIFEST_BYTES, sha256="")
-        held = io.BytesIO()
-        self._stream(_Part(held, limit, self._count), exactly=False)
+        buffer = io.BytesIO()
+        self._stream(_Part(buffer, limit, self._count), exactly=False)
         self._fetched = 0
-        return held.getvalue()
+        return buffer.getvalue()
 
     def begin(self, files: list[File]) -> None:
-        """Say what is coming."""
+        """Log and count the files that will be fetched."""
         self._total = sum(file.bytes for file in files)
         self._missing = len(files)
         log.info("fetching %s: %d files, %s", self._store, len(files), _megabytes(self._total))
 
     def stat(self, file: File, directory: Path) -> None:
-        """Hold a file's size against the store's, before anything is fetched; unless it is there.
+        """Check a file's size in the store before anything is fetched, unless the directory has it.
 
         Raises:
-          FetchError: it has another size, or is not there.
+          FetchError: the object has another size, or is not there.
         """
         if not (directory / file.path).exists():
-            with contextlib.suppress(TransientError):  # another try is made when it is fetched
+            with contextlib.suppress(TransientError):  # fetching it retries
                 self._stored[file] = self._stat(file, exactly=True)
 
     def check(self) -> None:
-        """Raise what a file failed with, if one has: it spoils them all."""
+        """Raise the error of the first file that failed, if one has."""
         if self._failed is not None:
             raise self._failed
 
     def fetch_file(self, file: File, directory: Path) -> None:
-        """Bring one file into the directory, unless it is there."""
+        """Download one file into the directory, unless it is there; `check` raises its error."""
         target = directory / file.path
         try:
             if not self._is_cached(target, file):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 self._download(target, file)
-            self._arrived()
+            self._count_file()
         except _Stopped:
             pass
         except OSError as error:
             self._fail(unwritable(target, error))
-        except Exception as error:  # noqa: BLE001 (it is raised where the file is waited for)
+        except Exception as error:  # noqa: BLE001 (`check` raises it where the file is opened)
             self._fail(error)
 
-    def _arrived(self) -> None:
-        """Say that all is here, once it is."""
+    def _count_file(self) -> None:
+        """Count a file as complete, and log when all are."""
         with self._lock:
             self._missing -= 1
             if self._missing:
                 return
         seconds = time.monotonic() - self._began
-        fetched, here = _megabytes(self._fetched), _megabytes(self._here)
-        log.info("fetched %s in %.1f s; %s were here already", fetched, seconds, here)
+        fetched, cached = _megabytes(self._fetched), _megabytes(self._cached)
+        log.info("fetched %s in %.1f s; %s were here already", fetched, seconds, cached)
 
     def _fail(self, error: Exception) -> None:
         with self._lock:
@@ -108,7 +115,7 @@ class Download:
         self._stop.set()
 
     def _is_cached(self, target: Path, file: File) -> bool:
-        """Say whether the file is there, as it should be; one that is not goes away."""
+        """Whether the file is there with the right digest; one with another digest is deleted."""
         if not target.is_symlink():  # a bundle has none
             if not target.exists():
                 return False
@@ -116,7 +123,7 @@ class Download:
                 digest = hashlib.file_digest(f, "sha256").hexdigest()
             if digest == file.sha256:
                 with self._lock:
-                    self._here += file.bytes
+                    self._cached += file.bytes
                 return True
         log.warning("%s: not what was kept; fetching it again", target)
         target.unlink(missing_ok=True)
@@ -124,8 +131,8 @@ class Download:
 
     def _download(self, target: Path, file: File) -> None:
         path = part_of(target)
-        with open(path, "a+b", buffering=_CHUNK, opener=_itself) as f:
-            # Another process may be fetching the same; it leaves the file, or where it got to.
+        with open(path, "a+b", buffering=_CHUNK, opener=_no_follow) as f:
+            # Another process may fetch the same: it leaves the file, or the part that it got.
             fcntl.flock(f, fcntl.LOCK_EX)
             if self._is_cached(target, file):
                 path.unlink(missing_ok=True)
@@ -146,7 +153,7 @@ class Download:
             )
 
     def _stream(self, part: "_Part", *, exactly: bool) -> None:
-        """Fill a part, in as many tries as make headway."""
+        """Fill a part, retrying as long as there is progress."""
         tries, reached = 0, part.size
         stored = self._stored.pop(part.file, None)
         while True:
@@ -163,7 +170,7 @@ class Download:
                 part.restart()
             except TransientError as error:
                 reason = str(error)
-            # A store that lets go after every byte, or is written to all the time, does not get on.
+            # A store that disconnects after every byte, or is written to all the time, makes no progress.
             if part.size >= reached + _MIN_PROGRESS:
                 tries, reached = 0, part.size
             tries += 1
@@ -197,17 +204,17 @@ class Download:
             if now - self._logged < _LOG_EVERY_S or not self._total:
                 return
             self._logged = now
-            here = self._fetched + self._here
-        log.info("fetched %s of %s", _megabytes(here), _megabytes(self._total))
+            done = self._fetched + self._cached
+        log.info("fetched %s of %s", _megabytes(done), _megabytes(self._total))
 
 
-def _itself(path: str, flags: int) -> int:
-    """Open a file, and not what a symbolic link in its place leads to."""
+def _no_follow(path: str, flags: int) -> int:
+    """Open a file without following a symbolic link in its place."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o644)
 
 
 class _Part(Sink):
-    """A file that is being filled, and the digest of what it holds."""
+    """A partly downloaded file, and the digest of its bytes."""
 
     def __init__(self, into: BinaryIO, file: File, count: Callable[[int], None]) -> None:
         self.file = file
@@ -217,7 +224,7 @@ class _Part(Sink):
         self._count = count
 
     def resume(self) -> None:
-        """Take up what another process left."""
+        """Continue with the bytes that another process left."""
         self._into.seek(0)
         while chunk := self._into.read(_CHUNK):
             self.digest.update(chunk)
@@ -226,7 +233,7 @@ class _Part(Sink):
             self.restart()
 
     def restart(self) -> None:
-        """Forget everything."""
+        """Discard all bytes."""
         self._into.seek(0)
         self._into.truncate()
         self.size = 0
@@ -247,12 +254,12 @@ def _megabytes(size: int) -> str:
 
 
 def part_of(target: Path) -> Path:
-    """Return where a file is filled until it is whole."""
+    """Return the path of a file while it is incomplete."""
     return target.with_name(target.name + ".part")
 
 
 def unwritable(where: Path, error: OSError) -> FetchError:
-    """Say what is wrong with a place, and what to do about it."""
+    """Return the error for a path that cannot be written, with advice."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     wanted = "--cache-dir with room for the bundle" if full else "a --cache-dir that can be written"
     return FetchError(f"{where}: {error.strerror}; pass {wanted}")

@@ -17,7 +17,7 @@ _TIMEOUT = (10, 60)
 
 
 class CloudStore:
-    """The objects of a folder. Retries nothing: `download` knows what is worth another try.
+    """The objects of a folder. Retries nothing: `download` does.
 
     Raises:
       FetchError: there is no client, or there are no credentials.
@@ -42,11 +42,11 @@ class CloudStore:
         self._bucket = client.bucket(folder.bucket)
 
     def __str__(self) -> str:
-        """Write it as `gs://…`."""
+        """Return the folder as `gs://…`."""
         return str(self.folder)
 
     def stat(self, path: str) -> ObjectInfo:
-        """Say what is stored under a path now; see `store.Store`."""
+        """Return the object of a path; see `store.Store`."""
         blob = self._bucket.blob(self.folder.name_of(path))
         with self._explained(path):
             blob.reload(timeout=_TIMEOUT, retry=None)
@@ -107,13 +107,13 @@ def _refusal(where: str, code: int, error: Any) -> str:
 
 
 def _reason(error: Any) -> str:
-    """Give what the service said, without the request it repeats."""
+    """Return the service's message, without the request that it repeats."""
     _, _, reason = _first_line(error.message).partition(": ")
     return reason or http.HTTPStatus(int(error.code)).phrase
 
 
 def _cause(error: object) -> str:
-    """Give what a connection died of, without the layers that pass it on."""
+    """Return the cause of a connection error, without the layers that wrap it."""
     return _first_line(str(error).rpartition(": ")[2].rstrip("\"')"))
 
 

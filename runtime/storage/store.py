@@ -1,4 +1,4 @@
-"""Where a bundle is fetched from: what `download` asks of a store, and what it may be told."""
+"""The object store interface that `download` uses, and its errors."""
 
 from typing import NamedTuple, Protocol
 
@@ -6,11 +6,11 @@ from runtime.errors import BundleError
 
 
 class FetchError(BundleError):
-    """The bundle cannot be brought here; another try at once would end the same."""
+    """The bundle cannot be fetched; a retry would fail as well."""
 
 
 class TransientError(Exception):
-    """The store did not answer, or broke off; another try may go better."""
+    """The store did not answer, or the connection broke; a retry may succeed."""
 
 
 class ObjectChanged(Exception):
@@ -18,27 +18,27 @@ class ObjectChanged(Exception):
 
 
 class ObjectInfo(NamedTuple):
-    """An object in a store: its size, and the generation that tells it from its successors."""
+    """An object in a store: its size, and its generation, which changes when it is replaced."""
 
     bytes: int
     generation: int
 
 
 class Sink(Protocol):
-    """Takes the bytes of an object."""
+    """Receives the bytes of an object."""
 
     def write(self, data: bytes, /) -> int:
-        """Take the next bytes."""
+        """Write the next bytes."""
 
 
 class Store(Protocol):
-    """Where a bundle is; as text, what messages call it. Threads may share one.
+    """Has a bundle; its `str` is the bundle's name in messages. Threads may share one.
 
     Its methods raise TransientError and FetchError; `read` also ObjectChanged.
     """
 
     def stat(self, path: str) -> ObjectInfo:
-        """Say what is stored under a path below the bundle now."""
+        """Return size and generation of the object at a path below the bundle."""
 
     def read(self, path: str, stored: ObjectInfo, start: int, sink: Sink) -> None:
-        """Stream just this generation of an object, from a byte on."""
+        """Stream exactly this generation of an object to a sink, from byte `start` on."""

@@ -1,7 +1,4 @@
-"""Where a bundle comes from: what `--bundle` and AIP_STORAGE_URI may say.
-
-Nothing is looked at here; names are held against what can be meant.
-"""
+"""Parser of bundle names: a path, `file://…` or `gs://…`. It accesses neither disk nor network."""
 
 import dataclasses
 import re
@@ -15,31 +12,31 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CloudFolder:
-    """A folder of a Cloud Storage bucket. Objects have names, folders are but a way to read them.
+    """A folder of a Cloud Storage bucket: objects with a common prefix.
 
     Attributes:
       bucket: its name.
-      prefix: what names of its objects begin with, "" or with a slash at its end: so
-        that models/a is not taken for a part of models/ab.
+      prefix: of its objects' names, "" or with a slash at its end, so that models/ab is not
+        in models/a.
     """
 
     bucket: str
     prefix: str
 
     def __str__(self) -> str:
-        """Write it as `gs://…`."""
+        """Return it as `gs://…`."""
         return f"gs://{self.bucket}/{self.prefix}".rstrip("/")
 
     def name_of(self, path: str) -> str:
-        """Name the object of a file of the bundle; the manifest allows plain paths only."""
+        """Return the object's name of a file of the bundle; manifests have plain paths only."""
         return self.prefix + path
 
 
 def locate(text: str) -> Path | CloudFolder:
-    """Read the name of a bundle: a local path, `file://…` or `gs://…`.
+    """Return the place that a name means: a local path, `file://…` or `gs://…`.
 
     Raises:
-      ValueError: it can mean neither; says what was expected.
+      ValueError: it is none of these; names what was expected.
     """
     scheme, separator, rest = text.partition("://")
     if not separator:

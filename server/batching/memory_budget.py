@@ -1,60 +1,60 @@
-"""How much of requests this process holds: what has come of them, and is not answered yet."""
+"""The memory budget: bytes of request bodies and unread answers, on all connections together."""
 
 from server.errors import Overloaded, TooLarge
 
-# What a connection may hold without being counted: to count it would cost every request more
-# than these bytes are worth, and connections are few enough.
+# Bytes of a connection that are not counted: counting them would cost every request more than
+# they are worth, and connections are few enough.
 FREE_BYTES = 1 << 16
-# What clients have not read of their answers may be as much as this, however small bodies are.
-ANSWERS = 1 << 29
-# Parts of a body that are not worth an object of their own.
+# Lower limit of the budget for answers that clients have not read, however small that of bodies.
+MIN_ANSWER_BYTES = 1 << 29
+# Parts of a body below this size are joined.
 _SMALL_PART = 4096
 
 
 class MemoryBudget:
     """Counts bytes of bodies and messages, on all connections together. All on the event loop.
 
-    Each of them has a limit of its own, but together they could be as much as all memory. What
-    goes beyond is refused, not made to wait: bodies that wait for each other would never end.
+    Each body has its own limit, but together they could exceed all memory. Requests beyond the
+    budget are refused, not delayed: bodies that wait for each other would never end.
 
     Args:
-      most: bytes at once.
+      limit: bytes at once.
 
     Attributes:
-      size: bytes now.
+      size: bytes counted now.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self.size = 0
 
     def acquire(self, size: int) -> None:
-        """Hold some more.
+        """Count `size` more bytes.
 
         Raises:
-          Overloaded: that would be too much; none of it is counted.
+          Overloaded: they exceed the budget; none is counted.
         """
-        if self.size + size > self._most:
+        if self.size + size > self._limit:
             raise Overloaded(
-                f"bodies: expected at most {self._most} bytes of all requests under way, got more"
+                f"bodies: expected at most {self._limit} bytes of all requests under way, got more"
             )
         self.size += size
 
-    def take_answer(self, size: int) -> None:
-        """Hold an answer until its client has read it.
+    def acquire_answer(self, size: int) -> None:
+        """Count an answer of `size` bytes that its client has not read yet.
 
         Raises:
-          Overloaded: that would be too much; none of it is counted.
+          Overloaded: it exceeds the budget, and is not the only one; it is not counted.
         """
-        most = max(self._most, ANSWERS)
-        if self.size and self.size + size > most:
+        limit = max(self._limit, MIN_ANSWER_BYTES)
+        if self.size and self.size + size > limit:
             raise Overloaded(
-                f"answers: expected at most {most} bytes that wait to be read, got more"
+                f"answers: expected at most {limit} bytes that wait to be read, got more"
             )
         self.size += size
 
     def release(self, size: int) -> None:
-        """Hold so much less."""
+        """Count `size` bytes less."""
         self.size -= size
 
 
@@ -62,14 +62,14 @@ class Unread:
     """The answers of one stream that its client has not read yet.
 
     Args:
-      held: counts them, but for the first `FREE_BYTES` bytes.
+      budget: counts them, except for the first `FREE_BYTES` bytes.
 
     Attributes:
       size: bytes now.
     """
 
-    def __init__(self, held: MemoryBudget) -> None:
-        self._held = held
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._budget = budget
         self._counted = 0
         self.size = 0
 
@@ -77,46 +77,46 @@ class Unread:
         """Count an answer.
 
         Raises:
-          Overloaded: all streams together have too many; it is not counted.
+          Overloaded: all streams together exceed the budget; it is not counted.
         """
         more = self.size + size - FREE_BYTES - self._counted
         if more > 0:
-            self._held.take_answer(more)
+            self._budget.acquire_answer(more)
             self._counted += more
         self.size += size
 
     def remove(self, size: int) -> None:
-        """Count an answer no more."""
+        """Stop counting an answer, which its client has read."""
         self.size -= size
         less = self._counted - max(0, self.size - FREE_BYTES)
         if less > 0:
             self._counted -= less
-            self._held.release(less)
+            self._budget.release(less)
 
 
 class BodyBuffer:
-    """The body of one request of a connection after the other, while it comes.
+    """Buffers the body of a connection's current request while it is received.
 
     Args:
-      held: counts it.
+      budget: counts it.
     """
 
-    def __init__(self, held: MemoryBudget) -> None:
-        self._held = held
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._budget = budget
         self._limit = self._size = self._counted = 0
         self.parts: list[bytes | bytearray] = []
 
     def begin(self, limit: int) -> None:
-        """Begin a body of so many bytes at most."""
+        """Start a body of `limit` bytes at most."""
         self._limit, self._size = limit, 0
         self.parts = []
 
     def add(self, part: bytes) -> None:
-        """Take a part.
+        """Append a part.
 
         Raises:
-          TooLarge: it is more than this body may have.
-          Overloaded: it is more than all of them may have together.
+          TooLarge: the body exceeds its limit.
+          Overloaded: all bodies together exceed the budget.
         """
         self._size += len(part)
         if self._size > self._limit:
@@ -132,26 +132,26 @@ class BodyBuffer:
             self.parts.append(part)
 
     def take(self) -> bytes:
-        """Give the body that has come; it stays counted."""
+        """Return the body, and empty the buffer; its bytes stay counted."""
         parts, self.parts = self.parts, []
         only = parts[0] if len(parts) == 1 else None
         return only if isinstance(only, bytes) else b"".join(parts)
 
     def count(self, size: int) -> None:
-        """Count so much of it.
+        """Count `size` bytes of the body, in place of those counted before.
 
         Raises:
-          Overloaded: that would be too much.
+          Overloaded: all bodies together exceed the budget.
         """
-        self._held.acquire(size - self._counted)
+        self._budget.acquire(size - self._counted)
         self._counted = size
 
     def detach(self) -> int:
-        """Give how much of it is counted; whoever asks has to give that back."""
+        """Return the number of counted bytes, which the caller has to release."""
         counted, self._counted = self._counted, 0
         return counted
 
     def drop(self) -> None:
-        """Let go of it."""
+        """Discard the body and release its bytes."""
         self.parts = []
-        self._held.release(self.detach())
+        self._budget.release(self.detach())

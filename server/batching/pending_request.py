@@ -1,4 +1,4 @@
-"""A request on its way through the service, and what comes of it. No loop, no queue, no device."""
+"""A pending request and its result. No event loop, no queue, no device."""
 
 import asyncio
 import dataclasses
@@ -15,13 +15,13 @@ from server.batching.queue import Task
 
 
 class InferenceMetadata(NamedTuple):
-    """How an answer came about.
+    """How a result was computed; HTTP has it as headers.
 
     Attributes:
-      bucket: batch size of the program that answered (the last, if several did).
+      bucket: batch size of the program that ran (the last, if several did).
       padded_rows: rows of padding in its batch.
-      queue_s: longest wait of the request's rows.
-      compute_s: time on the device's thread of the batches that answered.
+      queue_s: longest wait of the request's tasks, seconds.
+      compute_s: sum of its batches' times on the device, seconds.
     """
 
     bucket: int
@@ -31,34 +31,35 @@ class InferenceMetadata(NamedTuple):
 
 
 class BatchOutputs:
-    """The outputs of a whole batch, for what is cheaper made of all rows at once.
+    """The outputs of a whole batch, for conversions that are cheaper for all rows together.
 
     Args:
-      outputs: rows of all of the batch's tasks, with no NaN in them, and no infinity but in
-        outputs that the bundle declares to hold such.
+      outputs: name to the rows of all tasks of the batch, without NaN, and with infinities only in
+        outputs for which the bundle declares them.
     """
 
-    __slots__ = ("_made", "outputs")
+    __slots__ = ("_converted", "outputs")
 
     def __init__(self, outputs: dict[str, Array]) -> None:
         self.outputs = outputs
-        self._made: Any = None
+        self._converted: Any = None
 
-    def memoize(self, make: Callable[[dict[str, Array]], Any]) -> Any:
-        """Give what the first caller's `make` made of the outputs, row for row."""
-        if self._made is None:
-            self._made = make(self.outputs)
-        return self._made
+    def memoize(self, convert: Callable[[dict[str, Array]], Any]) -> Any:
+        """Return the outputs converted by the first caller's `convert`, row for row."""
+        if self._converted is None:
+            self._converted = convert(self.outputs)
+        return self._converted
 
 
 class ResultSlice(NamedTuple):
-    """The answer to rows that were asked together.
+    """The result of one part of a request.
 
     Attributes:
       outputs: by name, row for row.
-      batch: the batch in which they are the rows from `start` on; None if there was not one.
-      start: see there.
-      rows: how many they are.
+      batch: the outputs of the batch that has these rows from `start` on; None if there were
+        several batches or none.
+      start: index of the first row in `batch`.
+      rows: number of rows.
     """
 
     outputs: dict[str, Array]
@@ -68,13 +69,13 @@ class ResultSlice(NamedTuple):
 
 
 class InferenceResult(NamedTuple):
-    """What came of a request.
+    """The result of a request.
 
     Attributes:
-      parts: one for each that was asked.
-      evidence: how they came about.
-      nonfinite: what JSON is to have for NaN, and for infinity where the bundle declares none;
-        None if there is neither.
+      parts: one for each part of the request.
+      evidence: how they were computed.
+      nonfinite: how JSON represents NaN, and infinity where the bundle declares none; None if the
+        outputs have neither.
     """
 
     parts: Sequence[ResultSlice]
@@ -83,23 +84,23 @@ class InferenceResult(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Give the rows of all parts."""
+        """Return the number of rows of all parts."""
         return sum([part.rows for part in self.parts])
 
     @property
     def outputs(self) -> dict[str, Array]:
-        """Give the outputs of a request of one part."""
+        """Return the outputs of a request of one part."""
         (part,) = self.parts
         return part.outputs
 
 
 class TaskResult(NamedTuple):
-    """What a batch gave one task.
+    """The result of one task.
 
     Attributes:
       outputs: in the signature's order.
-      batch: of the batch, if what it gave can be read row for row.
-      start: the task's first row in it.
+      batch: outputs of the whole batch, if they can be read row for row.
+      start: index of the task's first row in the batch.
     """
 
     outputs: tuple[Array, ...]
@@ -109,17 +110,17 @@ class TaskResult(NamedTuple):
 
 @dataclasses.dataclass(slots=True, eq=False)
 class PendingRequest:
-    """A request on its way: its tasks, and what they were given so far.
+    """A request that is not answered yet: its tasks, and their results so far.
 
     Attributes:
-      parts: what is asked; each part's rows have the same sizes.
+      parts: checked inputs; each part's rows have the same sizes.
       max_task_rows: rows that a task has at most.
-      arrived: the instant it was taken in, monotonic.
-      done: called with what comes of it.
-      timer: fires at its own deadline, if it has one.
+      arrived: when it was submitted, monotonic seconds.
+      done: called with the result or the error.
+      timer: fires at the caller's deadline, if there is one.
       tasks: each with (checked inputs, request, index) as payload.
-      results: for each task what it got.
-      remaining: tasks that have got nothing.
+      results: for each task its result, None before.
+      remaining: number of tasks without a result.
     """
 
     parts: Sequence[Checked]
@@ -147,33 +148,33 @@ class PendingRequest:
         self.results = [None] * self.remaining
 
     def clear(self) -> None:
-        """Let go of what was asked and given, once it has ended.
+        """Drop inputs and results, once the request has ended.
 
-        Tasks and requests know each other, so nothing else would free a body of megabytes
-        before the next look for garbage.
+        Tasks and requests refer to each other, so a body of megabytes would else stay until the
+        garbage collector's next run.
         """
-        self.tasks, self.results, self.parts, self.done, self.timer = [], [], (), _nobody, None
+        self.tasks, self.results, self.parts, self.done, self.timer = [], [], (), _ignore, None
 
     def add_result(
         self,
         index: int,
-        given: TaskResult,
+        result: TaskResult,
         bucket: int,
         padded_rows: int,
         queue_s: float,
         run_s: float,
     ) -> None:
-        """Take what one task got.
+        """Add the result of one task.
 
         Args:
           index: of the task.
-          given: its own.
-          bucket: of the batch that it was in.
-          padded_rows: of that batch.
-          queue_s: for which it waited.
-          run_s: for which the batch was on the device's thread.
+          result: its own.
+          bucket: of its batch.
+          padded_rows: of its batch.
+          queue_s: seconds that the task waited.
+          run_s: seconds that its batch was on the device.
         """
-        self.results[index] = given
+        self.results[index] = result
         self.bucket = bucket
         self.padded_rows = padded_rows
         self.queue_s = max(self.queue_s, queue_s)
@@ -181,17 +182,17 @@ class PendingRequest:
         self.remaining -= 1
 
     def answer(self, model: Model) -> tuple[list[ResultSlice], InferenceMetadata]:
-        """Bring what the tasks were given together, part by part; none may be left."""
+        """Return the parts' results, joined from those of the tasks; none may remain."""
         names = model.output_names
-        given = iter(self.results)
+        results = iter(self.results)
         parts = []
         for checked in self.parts:
             count = -(-checked.rows // self.max_task_rows)
-            pieces: list[Any] = [next(given) for _ in range(count)]
+            pieces: list[Any] = [next(results) for _ in range(count)]
             if count == 1:
-                outputs, whole, start = pieces[0]
+                outputs, batch, start = pieces[0]
                 named = dict(zip(names, outputs))  # noqa: B905 (checking takes longer)
-                parts.append(ResultSlice(named, whole, start, checked.rows))
+                parts.append(ResultSlice(named, batch, start, checked.rows))
             elif count:
                 joined = map(np.concatenate, zip(*[piece.outputs for piece in pieces], strict=True))
                 named = dict(zip(names, joined, strict=True))
@@ -201,5 +202,5 @@ class PendingRequest:
         return parts, InferenceMetadata(self.bucket, self.padded_rows, self.queue_s, self.compute_s)
 
 
-def _nobody(_: object) -> None:
-    """Nobody waits for it any more."""
+def _ignore(_: object) -> None:
+    """Ignore a result: the request has ended."""

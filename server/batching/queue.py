@@ -1,7 +1,6 @@
-"""Which tasks run together, when, and in which bucket. No thread, no clock, no lock, no jax.
+"""The batch queue: which tasks run together, when, and in which bucket. No thread, clock, lock or jax.
 
-The queue is owned by whoever calls it, one caller at a time: the event loop in the server,
-a test in the tests.
+One caller at a time: the event loop in the server, a test in the tests.
 """
 
 import dataclasses
@@ -21,10 +20,10 @@ class Task:
     """A request's unit in the queue: rows that are never split.
 
     Attributes:
-      rows: its size, at least 1 and at most the largest bucket.
+      rows: number of rows, from 1 to the largest bucket.
       sizes: the real size of each bucketed axis.
-      payload: what is run; the queue does not look at it.
-      arrived: the instant it was offered, in the caller's clock.
+      payload: of the caller; not used by the queue.
+      arrived: when it was offered, in seconds of the caller's clock.
     """
 
     rows: int
@@ -58,19 +57,20 @@ class BatchQueue:
     batches under load and costs a lone task nothing.
 
     A batch follows run times: of k queued rows it takes as many as the cheapest plan's
-    largest bucket, and it takes in tasks of other axis sizes where that is cheaper than
-    running them apart. Tasks that share a program are never overtaken.
+    largest bucket, and it includes tasks of other axis sizes where that is cheaper than
+    running them separately. Tasks that share a program run in order of arrival.
 
     Args:
       planners: axis sizes to the planner of their programs.
       capacity_rows: rows that may wait.
-      max_delay_s: longest that a task waits for company while the device is free.
+      max_delay_s: maximum time that a task waits for others while the device is free, seconds.
       no_batching: run every task by itself: the model's rows depend on each other.
 
     Attributes:
-      max_rows: the most that a task may have.
-      rows: that wait.
-      group: gives the smallest axis sizes of a program that hold these.
+      max_rows: rows that a task may have at most.
+      rows: number of rows that wait.
+      no_batching: the same.
+      group: returns the smallest axis sizes of a program that fit the given ones.
     """
 
     def __init__(
@@ -89,11 +89,11 @@ class BatchQueue:
         self.no_batching = no_batching
         self.max_rows = min(planner.buckets[-1] for planner in self._planners.values())
         self.rows = 0
-        # There are as many sizes as lengths; looking a group up is on every task's way.
+        # There are as many sizes as lengths, and each task needs its group.
         self.group = functools.lru_cache(maxsize=4096)(self._group)
 
     def __len__(self) -> int:
-        """Give the number of tasks that wait."""
+        """Return the number of tasks that wait."""
         return sum(map(len, self._waiting.values()))
 
     def __contains__(self, task: Task) -> bool:
@@ -101,12 +101,12 @@ class BatchQueue:
         return task in self._waiting[self.group(task.sizes)]
 
     def _group(self, sizes: Sizes) -> Sizes:
-        """Give the smallest axis sizes that hold these."""
+        """Return the smallest axis sizes of a program that fit these."""
         fitting = (g for g in self._planners if all(a >= b for a, b in zip(g, sizes, strict=True)))
         return min(fitting)
 
     def offer(self, tasks: Sequence[Task]) -> None:
-        """Take tasks in, all or none.
+        """Add tasks, all or none.
 
         Raises:
           Overloaded: their rows do not fit in the queue.
@@ -121,7 +121,7 @@ class BatchQueue:
             self._rows[group] += task.rows
 
     def discard(self, task: Task) -> bool:
-        """Take a task out, whose deadline passed or whose client went; False if it is not in."""
+        """Remove a task, which is late or cancelled; return whether it was in the queue."""
         if task not in self:
             return False
         self._discard(task)
@@ -135,11 +135,11 @@ class BatchQueue:
         return group
 
     def due_in(self, now: float) -> float | None:
-        """Give the seconds until a batch is due: 0.0 for now, None if nothing waits."""
+        """Return the seconds until a batch is due: 0.0 for now, None if nothing waits."""
         return min((wait for wait, _ in self._firsts(now)), default=None)
 
     def take(self, now: float) -> Batch | None:
-        """Take a batch out, the oldest task of those that are due in it; None if none is."""
+        """Remove and return a batch with the oldest task that is due; None if none is due."""
         due = (first for wait, first in self._firsts(now) if wait == 0.0)
         oldest = min(due, key=lambda task: task.arrived, default=None)
         if oldest is None:
@@ -149,11 +149,11 @@ class BatchQueue:
         sizes, groups = self._merged(self.group(oldest.sizes))
         waiting = [self._waiting[g] for g in groups]
         rows = min(sum(self._rows[g] for g in groups), self._planners[sizes].buckets[-1])
-        most = max(self._planners[sizes].plan(rows)[0], oldest.rows)
-        return self._remove(_prefix(_by_arrival(waiting), most))
+        limit = max(self._planners[sizes].plan(rows)[0], oldest.rows)
+        return self._remove(_prefix(_by_arrival(waiting), limit))
 
     def _firsts(self, now: float) -> Iterator[tuple[float, Task]]:
-        """Give each group's oldest task, and before it the seconds until a batch of it is due."""
+        """Yield for each group the seconds until its batch is due, and its oldest task."""
         for group, waiting in self._waiting.items():
             if waiting:
                 first = next(iter(waiting))
@@ -162,7 +162,7 @@ class BatchQueue:
                 yield (0.0 if full or self.no_batching else max(0.0, left)), first
 
     def _merged(self, own: Sizes) -> tuple[Sizes, list[Sizes]]:
-        """Decide which other axis sizes join, and the sizes that hold them all."""
+        """Return the axis sizes that fit all groups of a batch, and these groups."""
         sizes, groups, rows = own, [own], self._rows_of(own)
         others = [g for g, waiting in self._waiting.items() if waiting and g != own]
         for other in sorted(others, key=lambda g: _distance(g, own)):
@@ -182,7 +182,7 @@ class BatchQueue:
     def _remove(self, tasks: Iterable[Task]) -> Batch:
         taken = tuple(tasks)
         rows = sum([task.rows for task in taken])
-        # Of the groups that were to join, tasks may not have fitted: only those in it count.
+        # Not every group that was chosen has tasks in the batch: only those that have count.
         groups = [self._discard(task) for task in taken]
         sizes = tuple([max(axis) for axis in zip(*set(groups), strict=True)])
         return Batch(sizes, self._planners[sizes].single(rows), taken, rows)
@@ -194,12 +194,12 @@ def _by_arrival(waiting: list[dict[Task, None]]) -> Iterator[Task]:
     return heapq.merge(*waiting, key=lambda task: task.arrived)
 
 
-def _prefix(tasks: Iterable[Task], most: int) -> Iterator[Task]:
-    """Give the longest prefix of whole tasks with at most so many rows."""
+def _prefix(tasks: Iterable[Task], limit: int) -> Iterator[Task]:
+    """Yield the longest prefix of tasks with at most `limit` rows."""
     rows = 0
     for task in tasks:
         rows += task.rows
-        if rows > most:
+        if rows > limit:
             return
         yield task
 

@@ -1,7 +1,7 @@
-"""`python -m server bench`: how many requests a bundle answers here, and how soon.
+"""`python -m server bench`: a load test: throughput and latency of a bundle on this machine.
 
-A server is started as a process of its own, with whatever options follow, and asked with
-the inputs of the bundle's goldens, as JSON, over more and more connections.
+It starts a server in a separate process, with the options that follow, and sends the inputs of
+the bundle's goldens, as JSON, over an increasing number of connections.
 """
 
 import argparse
@@ -24,16 +24,16 @@ from runtime.records.golden_instances import golden_instances
 from server.bench.load_generator import LoadResult, post, send
 from server.signals import exiting_on_signals
 
-_MOST_REQUESTS = 64
+_MAX_REQUESTS = 64
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Run the bench; returns the exit status."""
+    """Run the load test; return the exit status."""
     arguments, options = _split(argv)
     try:
         requests = requests_of(open_bundle(arguments.bundle), arguments.rows)
         with exiting_on_signals(), _server(str(arguments.bundle), options, environ) as port:
-            figures = [
+            results = [
                 asyncio.run(send("127.0.0.1", port, requests, connections, arguments.seconds))
                 for connections in arguments.connections
             ]
@@ -41,10 +41,10 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 3
     if arguments.json:
-        print(json.dumps([_as_json(f, arguments.rows) for f in figures]))
+        print(json.dumps([_as_json(f, arguments.rows) for f in results]))
     else:
-        print(table(figures, arguments.rows))
-    return 1 if any(f.failed for f in figures) else 0
+        print(table(results, arguments.rows))
+    return 1 if any(f.failed for f in results) else 0
 
 
 _USAGE = "python -m server bench --bundle DIR [option …] [-- server option …]"
@@ -120,7 +120,7 @@ def _counts(text: str) -> list[int]:
 
 
 def requests_of(bundle: Bundle, rows: int) -> list[bytes]:
-    """Write requests with the rows of the bundle's goldens as instances.
+    """Return requests with the rows of the bundle's goldens as instances.
 
     Args:
       bundle: whose goldens are read.
@@ -128,7 +128,7 @@ def requests_of(bundle: Bundle, rows: int) -> list[bytes]:
     """
     instances = golden_instances(bundle)
     requests = []
-    for start in range(min(len(instances), _MOST_REQUESTS)):
+    for start in range(min(len(instances), _MAX_REQUESTS)):
         some = [instances[(start + i) % len(instances)] for i in range(rows)]
         body = orjson.dumps({"instances": some}, option=orjson.OPT_SERIALIZE_NUMPY)
         requests.append(post("/predict", body))
@@ -137,7 +137,7 @@ def requests_of(bundle: Bundle, rows: int) -> list[bytes]:
 
 @contextlib.contextmanager
 def _server(bundle: str, options: Sequence[str], environ: Mapping[str, str]) -> Iterator[int]:
-    """Run a server until it is no longer needed; gives its port once it is ready.
+    """Run a server within the context; yield its port once it is ready.
 
     Raises:
       ConnectionError: it never was.
@@ -179,8 +179,8 @@ def _as_json(figures: LoadResult, rows: int) -> dict[str, float]:
     }
 
 
-def table(figures: Sequence[LoadResult], rows: int) -> str:
-    """Write the figures for people."""
+def table(results: Sequence[LoadResult], rows: int) -> str:
+    """Return the results as a table of text."""
     header = ("connections", "requests/s", "rows/s", "p50", "p99", "failed")
     lines = [
         (
@@ -191,6 +191,6 @@ def table(figures: Sequence[LoadResult], rows: int) -> str:
             f"{f.quantile(0.99) * 1e3:.2f} ms",
             str(f.failed),
         )
-        for f in figures
+        for f in results
     ]
     return columns([header, *lines])

@@ -1,4 +1,4 @@
-"""A load: one request after the other on each of so many connections, answers checked.
+"""The load generator: one request after the other on each connection, responses checked.
 
 Written on the bare protocol class of asyncio, since what the client spends comes out of
 the same machine as the server's share; it takes about a tenth of what the server takes.
@@ -14,7 +14,7 @@ from typing import Any, override
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoadResult:
-    """What came of a load.
+    """The result of a load.
 
     Attributes:
       connections: at once.
@@ -30,18 +30,18 @@ class LoadResult:
 
     @property
     def per_second(self) -> float:
-        """Give requests answered per second."""
+        """Return the requests answered per second."""
         return len(self.latencies) / self.seconds
 
     def quantile(self, share: float) -> float:
-        """Give the latency in seconds that this share of the requests stayed below."""
+        """Return the latency quantile of a share of the requests, in seconds."""
         if not self.latencies:
             return float("nan")
         return self.latencies[min(len(self.latencies) - 1, int(share * len(self.latencies)))]
 
 
 class _Connection(asyncio.Protocol):
-    """Sends a request, waits for its answer, and so on until it is told to stop."""
+    """Sends one request after the other, each after the last one's response, until `stop`."""
 
     def __init__(self, requests: Iterator[bytes]) -> None:
         self._requests = requests
@@ -78,12 +78,12 @@ class _Connection(asyncio.Protocol):
         self.closed.set_result(None)
 
     def reset(self) -> None:
-        """Forget what was measured so far."""
+        """Discard the measurements so far."""
         self.latencies = []
         self.failed = 0
 
     def stop(self) -> None:
-        """Send nothing more."""
+        """Send no more requests."""
         self._stopping = True
 
     def _send(self) -> None:
@@ -100,7 +100,7 @@ def _length(head: bytes) -> int:
 
 
 def post(path: str, body: bytes) -> bytes:
-    """Write a POST of JSON."""
+    """Return a POST request of JSON."""
     head = (
         f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         f"content-length: {len(body)}\r\n\r\n"

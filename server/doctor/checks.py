@@ -1,4 +1,4 @@
-"""What Vertex AI does to a container, done to a server, and what would have come of it."""
+"""The checks of the doctor: what Vertex AI does to a container, done to a local server."""
 
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -29,42 +29,42 @@ def examine(
       instances: legal ones, as JSON values.
       times: how long to wait.
     """
-    with ContainerProcess(command, environ, storage_uri) as patient:
+    with ContainerProcess(command, environ, storage_uri) as process:
         for check in (_liveness, _address, _health):
-            finding = check(patient, times)
+            finding = check(process, times)
             yield finding
             if not finding.ok and check is not _address:
                 return
-        questions = Questions(patient, instances, times)
+        questions = Questions(process, instances, times)
         yield from questions
-        yield _severity(patient)
-        yield terminated(patient, questions.request, times)
+        yield _severity(process)
+        yield terminated(process, questions.request, times)
     yield _empty_uri(command, environ, times)
 
 
-def _liveness(patient: ContainerProcess, times: Times) -> CheckResult:
+def _liveness(process: ContainerProcess, times: Times) -> CheckResult:
     def done() -> bool:
-        return patient.listens("127.0.0.1")
+        return process.listens("127.0.0.1")
 
     vertex = "restarts the container, again and again: nothing accepts connections on AIP_HTTP_PORT"
-    if not patient.until(done, times.liveness):
-        seen = patient.silent_for(f"no connection within {times.liveness:.3g} s")
+    if not process.until(done, times.liveness):
+        seen = process.silent_for(f"no connection within {times.liveness:.3g} s")
         return CheckResult("TCP liveness", ok=False, observed=seen, consequence=vertex)
-    seconds = time.monotonic() - patient.began
+    seconds = time.monotonic() - process.began
     return CheckResult(
         "TCP liveness", ok=True, observed=f"connected after {seconds:.1f} s", consequence=vertex
     )
 
 
-def _address(patient: ContainerProcess, _: Times) -> CheckResult:
+def _address(process: ContainerProcess, _: Times) -> CheckResult:
     # Another address of this machine; only who listens on all of them answers there.
-    ok = patient.listens("127.0.0.2")
+    ok = process.listens("127.0.0.2")
     seen = "0.0.0.0" if ok else "127.0.0.1 only"  # noqa: S104 (a container must)
     vertex = "does not reach it, and restarts the container: listen on 0.0.0.0"
     return CheckResult("address", ok=ok, observed=seen, consequence=vertex)
 
 
-def _health(patient: ContainerProcess, times: Times) -> CheckResult:
+def _health(process: ContainerProcess, times: Times) -> CheckResult:
     longest = 0.0
     unanswered = 0
     last = "no answer"
@@ -73,21 +73,21 @@ def _health(patient: ContainerProcess, times: Times) -> CheckResult:
     def done() -> bool:
         nonlocal longest, unanswered, last
         try:
-            answer = patient.ask(HEALTH_ROUTE, timeout_s=times.health)
+            answer = process.ask(HEALTH_ROUTE, timeout_s=times.health)
         except (Refused, Broken) as error:
             last = f"no answer within {times.health:.3g} s: {error}"
             unanswered += isinstance(error, Broken)
-            return unanswered == _UNANSWERED and patient.status is None
+            return unanswered == _UNANSWERED and process.status is None
         unanswered = 0
         longest = max(longest, answer.seconds)
         last = str(answer)
         return answer.status == 200
 
     vertex = "gives the deployment up: model server never became ready"
-    if not patient.until(done, times.start - (time.monotonic() - patient.began)):
-        seen = patient.silent_for(f"no 200 within {times.start:.3g} s, last {last}")
+    if not process.until(done, times.start - (time.monotonic() - process.began)):
+        seen = process.silent_for(f"no 200 within {times.start:.3g} s, last {last}")
         return CheckResult(check, ok=False, observed=seen, consequence=vertex)
-    seconds = time.monotonic() - patient.began
+    seconds = time.monotonic() - process.began
     if last.startswith("no answer"):
         vertex = "takes it for unhealthy: after four bad answers it sends no traffic"
         return CheckResult(check, ok=False, observed=last, consequence=vertex)
@@ -95,33 +95,33 @@ def _health(patient: ContainerProcess, times: Times) -> CheckResult:
     return CheckResult(check, ok=True, observed=seen, consequence=vertex)
 
 
-def _severity(patient: ContainerProcess) -> CheckResult:
-    count = len(patient.errors)
-    seen = f"{count} lines, first: {patient.errors[0][:100]}" if count else "no lines"
+def _severity(process: ContainerProcess) -> CheckResult:
+    count = len(process.errors)
+    seen = f"{count} lines, first: {process.errors[0][:100]}" if count else "no lines"
     vertex = "shows them as ERROR in Cloud Logging, whatever they say: write logs to stdout"
     return CheckResult("stderr", ok=not count, observed=seen, consequence=vertex)
 
 
 def _empty_uri(command: Sequence[str], environ: Mapping[str, str], times: Times) -> CheckResult:
-    """Look at a model without artifacts: it has a bundle of its own, or says that it has none."""
+    """Check a model without artifacts: it has its own bundle, or reports that it has none."""
     check = "empty AIP_STORAGE_URI"
     vertex = "waits for it until the deployment times out, and tells nobody why"
 
-    with ContainerProcess(command, environ, "") as patient:
+    with ContainerProcess(command, environ, "") as process:
 
         def healthy() -> bool:
             try:
-                return patient.ask(HEALTH_ROUTE, timeout_s=times.health).status == 200
+                return process.ask(HEALTH_ROUTE, timeout_s=times.health).status == 200
             except (Refused, Broken):
                 return False
 
-        if patient.until(healthy, times.start):
+        if process.until(healthy, times.start):
             return CheckResult(
                 check, ok=True, observed="serves a bundle of its own", consequence=vertex
             )
-        if patient.status:
-            words = patient.last_log_line()
-            seen = f"ends with status {patient.status}: {words or 'without a word'}"
+        if process.status:
+            words = process.last_log_line()
+            seen = f"ends with status {process.status}: {words or 'without a word'}"
             return CheckResult(check, ok=bool(words), observed=seen, consequence=vertex)
-        seen = patient.silent_for(f"no 200 within {times.start:.3g} s")
+        seen = process.silent_for(f"no 200 within {times.start:.3g} s")
         return CheckResult(check, ok=False, observed=seen, consequence=vertex)

@@ -1,4 +1,4 @@
-"""`python -m server doctor`: play Vertex AI against a server, here and offline.
+"""`python -m server doctor`: check a server as Vertex AI would, locally and offline.
 
 Without a command it only says how many instances of a bundle fit into a request.
 """
@@ -45,7 +45,7 @@ exit status:
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Examine a server; returns the exit status."""
+    """Check a server; return the exit status."""
     arguments, command = _split(argv)
     try:
         bundle = open_bundle(arguments.bundle)
@@ -131,6 +131,6 @@ def _notes(bundle: Bundle, weights: Sequence[Encoding]) -> list[str]:
 
 
 def written(finding: CheckResult) -> str:
-    """Write a finding for a person."""
+    """Return a check's result as text."""
     line = f"{'pass' if finding.ok else 'FAIL'}  {finding.check:<22} {finding.observed}"
     return line if finding.ok else f"{line}\n      Vertex {finding.consequence}"

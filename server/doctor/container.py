@@ -1,4 +1,4 @@
-"""A server under examination: a command that is started as Vertex AI starts a container."""
+"""The process that the doctor checks: a command started as Vertex AI starts a container."""
 
 import contextlib
 import http.client
@@ -30,7 +30,7 @@ class HttpAnswer(NamedTuple):
     seconds: float
 
     def predictions(self) -> list[Any] | None:
-        """Give the predictions, None where the body has no list of them."""
+        """Return the predictions, None where the body has no list of them."""
         try:
             found = json.loads(self.body)["predictions"]
         except (ValueError, KeyError, TypeError):
@@ -38,12 +38,12 @@ class HttpAnswer(NamedTuple):
         return found if isinstance(found, list) else None
 
     def __str__(self) -> str:
-        """Write it for a person: the status and how the body begins."""
+        """Return the status and the beginning of the body as text."""
         return f"{self.status} {self.body[:100].decode(errors='replace').strip()}".strip()
 
 
 class Refused(Exception):
-    """Nobody listens."""
+    """The port does not accept connections."""
 
 
 class Unstartable(Exception):
@@ -55,7 +55,7 @@ class Broken(Exception):
 
 
 def vertex_environment(port: int, storage_uri: str) -> dict[str, str]:
-    """Give the variables that Vertex sets in a container."""
+    """Return the environment variables that Vertex sets in a container."""
     return {
         "AIP_ACCELERATOR_TYPE": "",
         "AIP_DEPLOYED_MODEL_ID": "2",
@@ -75,7 +75,7 @@ def vertex_environment(port: int, storage_uri: str) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """Find a port that nobody listens on."""
+    """Return a free port."""
     with socket.create_server(("", 0)) as listener:
         return int(listener.getsockname()[1])
 
@@ -99,7 +99,7 @@ class ContainerProcess:
         # No pipes: what the command leaves running could hold them open.
         self._stdout = tempfile.TemporaryFile()  # noqa: SIM115 (closed at the end)
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (likewise)
-        self._told = False
+        self._terminated = False
         inherited = {k: v for k, v in environ.items() if not k.startswith("AIP_")}
         try:
             self._process = subprocess.Popen(  # noqa: S603 (what the user asked for)
@@ -116,7 +116,7 @@ class ContainerProcess:
         self.began = time.monotonic()
 
     def __enter__(self) -> Self:
-        """Give the patient."""
+        """Return the process."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,10 +125,10 @@ class ContainerProcess:
         First in order: whoever runs a container passes SIGTERM on to it, but not SIGKILL.
         """
         try:
-            if self.status is None and not self._told:
+            if self.status is None and not self._terminated:
                 self.terminate()
                 self.wait(_LEAVE_S)
-        finally:  # also where whoever waits loses patience
+        finally:  # also at an interrupt
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -140,11 +140,11 @@ class ContainerProcess:
 
     @property
     def status(self) -> int | None:
-        """Give the exit status; None while it runs."""
+        """Return the exit status; None while it runs."""
         return self._process.poll()
 
     def listens(self, host: str) -> bool:
-        """Say whether a connection is accepted."""
+        """Whether a connection is accepted."""
         try:
             socket.create_connection((host, self.port), timeout=1).close()
         except OSError:
@@ -178,11 +178,11 @@ class ContainerProcess:
 
     def terminate(self) -> None:
         """Send SIGTERM to the command, as to a container's first process."""
-        self._told = True
+        self._terminated = True
         self._process.terminate()
 
     def wait(self, seconds: float) -> int | None:
-        """Wait for the end; gives the exit status, None if it goes on."""
+        """Wait for the end; return the exit status, None if it still runs."""
         try:
             return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -198,18 +198,18 @@ class ContainerProcess:
         return True
 
     def silent_for(self, otherwise: str) -> str:
-        """Say how the command ended, or else what is given."""
+        """Return how the command ended, or `otherwise` if it has not."""
         if self.status is None:
             return otherwise
         return f"ended with status {self.status}: {self.last_log_line() or 'without a word'}"
 
     @property
     def errors(self) -> list[str]:
-        """Give the lines on stderr, as far as anybody wants to read them."""
+        """Return the lines on stderr, up to a limit."""
         return _read(self._stderr, 0).splitlines()
 
     def last_log_line(self) -> str:
-        """Give the last line on stderr, or of the log, which belongs on stdout; "" if it was mute."""
+        """Return the last line on stderr, else of the log on stdout; "" if there is none."""
         for written in (self._stderr, self._stdout):
             size = os.fstat(written.fileno()).st_size
             if lines := _read(written, max(0, size - _READ_BYTES)).strip().splitlines():

@@ -1,4 +1,4 @@
-"""How many instances fit into what Vertex AI lets through, by the way they are written."""
+"""How many instances fit into Vertex AI's payload limits, by encoding."""
 
 import base64
 import dataclasses
@@ -29,7 +29,7 @@ class Encoding:
     bytes: int
 
     def fit(self, limit: int) -> int:
-        """Say how many instances fit into a body."""
+        """Return how many instances fit into a body."""
         return (limit - _ENVELOPE) // self.bytes
 
 
@@ -51,7 +51,7 @@ def encodings(instances: Sequence[Instance]) -> tuple[Encoding, ...]:
 
 
 def to_json(instance: Instance) -> bytes:
-    """Write an instance as lists of numbers."""
+    """Return an instance as nested lists in JSON."""
     return orjson.dumps(instance, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
@@ -66,7 +66,7 @@ def _to_binary(instance: Instance) -> bytes:
 
 
 def table(found: Sequence[Encoding]) -> list[tuple[str, ...]]:
-    """Write what fits where, in rows for `columns`."""
+    """Return what fits where, as rows for `columns`."""
     header = ("instance", "bytes", "in 1.5 MB, shared endpoint", "in 10 MB, dedicated endpoint")
     rows = [
         (e.name, f"{e.bytes:,}", f"{e.fit(SHARED_BYTES):,}", f"{e.fit(DEDICATED_BYTES):,}")

@@ -1,4 +1,4 @@
-"""What the doctor asks of a healthy server: predictions, as Vertex AI and its users do."""
+"""Checks of predictions: requests to a healthy server, as Vertex AI and its users send them."""
 
 import itertools
 import math
@@ -18,8 +18,8 @@ BATCH = 64
 class Questions:
     """Requests to the predict route of a healthy server."""
 
-    def __init__(self, patient: ContainerProcess, instances: Sequence[Any], times: Times) -> None:
-        self._patient = patient
+    def __init__(self, process: ContainerProcess, instances: Sequence[Any], times: Times) -> None:
+        self._process = process
         self._instances = instances
         self._times = times
 
@@ -36,7 +36,7 @@ class Questions:
 
     @property
     def request(self) -> bytes:
-        """Write a request for one prediction."""
+        """Return the body of a request for one prediction."""
         return _written(self._instances[:1])
 
     def one(self) -> CheckResult:
@@ -69,7 +69,7 @@ class Questions:
 
     def _ask(self, body: bytes) -> HttpAnswer | Exception:
         try:
-            return self._patient.ask(PREDICT_ROUTE, body, self._times.predict)
+            return self._process.ask(PREDICT_ROUTE, body, self._times.predict)
         except (Refused, Broken) as error:
             return error
 
@@ -92,7 +92,7 @@ def _written(instances: Sequence[Any]) -> bytes:
 
 
 def as_doubles(value: Any) -> Any:
-    """Make every whole number of a JSON value a double."""
+    """Return a JSON value with every integer as a double."""
     if isinstance(value, dict):
         return {name: as_doubles(item) for name, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What the doctor waits for, and what it finds."""
+"""Timeouts of the doctor's checks, and their results."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""How a server under load ends, when Vertex AI takes its container away."""
+"""The shutdown check: how a server under load ends at SIGTERM, as Vertex AI stops containers."""
 
 import threading
 import time
@@ -12,8 +12,8 @@ _LOADERS = 8
 class _Load:
     """Requests from several threads, until nobody answers."""
 
-    def __init__(self, patient: ContainerProcess, body: bytes, times: Times) -> None:
-        self._patient, self._body, self._times = patient, body, times
+    def __init__(self, process: ContainerProcess, body: bytes, times: Times) -> None:
+        self._process, self._body, self._times = process, body, times
         self._signalled = threading.Event()
         self._over = threading.Event()
         self.answered = self.lost = 0
@@ -24,7 +24,7 @@ class _Load:
         while not self._over.is_set():
             before = not self._signalled.is_set()
             try:
-                ok = self._patient.ask(PREDICT_ROUTE, self._body, self._times.predict).status == 200
+                ok = self._process.ask(PREDICT_ROUTE, self._body, self._times.predict).status == 200
             except Refused:
                 return
             except Broken:
@@ -37,21 +37,21 @@ class _Load:
                 return
 
     def _busy(self) -> bool:
-        """Say whether enough was answered, or nobody asks any more."""
+        """Whether enough was answered, or no thread sends any more."""
         return self.answered >= 2 * _LOADERS or not any(t.is_alive() for t in self._threads)
 
     def begin(self) -> None:
         """Send, until enough is answered or nobody is there to answer."""
         for thread in self._threads:
             thread.start()
-        self._patient.until(self._busy, self._times.predict)
+        self._process.until(self._busy, self._times.predict)
 
     def end(self) -> float | None:
         """Signal, and wait for the end: after how many seconds it came, None if not."""
         begin = time.monotonic()
         self._signalled.set()
-        self._patient.terminate()
-        ended = self._patient.wait(self._times.grace) is not None
+        self._process.terminate()
+        ended = self._process.wait(self._times.grace) is not None
         seconds = time.monotonic() - begin
         self._over.set()
         for thread in self._threads if ended else ():
@@ -59,21 +59,21 @@ class _Load:
         return seconds if ended else None
 
 
-def terminated(patient: ContainerProcess, body: bytes, times: Times) -> CheckResult:
-    """Look at who is left without an answer, and whether it ends at all.
+def terminated(process: ContainerProcess, body: bytes, times: Times) -> CheckResult:
+    """Check that every request is answered at SIGTERM, and that the server ends.
 
     Args:
-      patient: is healthy.
+      process: is healthy.
       body: a request.
       times: how long to wait.
     """
-    load = _Load(patient, body, times)
+    load = _Load(process, body, times)
     check = "SIGTERM under load"
     load.begin()
-    if patient.status is not None:
+    if process.status is not None:
         vertex = "restarts it, and its requests fail meanwhile"
         return CheckResult(
-            check, ok=False, observed=patient.silent_for("ended before"), consequence=vertex
+            check, ok=False, observed=process.silent_for("ended before"), consequence=vertex
         )
     seconds = load.end()
     vertex = "drops them whenever it scales in, updates or moves the container"
@@ -81,5 +81,5 @@ def terminated(patient: ContainerProcess, body: bytes, times: Times) -> CheckRes
         seen = f"still running after {times.grace:.3g} s"
         vertex = "kills it, with whatever it was answering"
         return CheckResult(check, ok=False, observed=seen, consequence=vertex)
-    seen = f"{load.answered} answered, {load.lost} lost; ended after {seconds:.1f} s with status {patient.status}"
+    seen = f"{load.answered} answered, {load.lost} lost; ended after {seconds:.1f} s with status {process.status}"
     return CheckResult(check, ok=not load.lost, observed=seen, consequence=vertex)

@@ -1,4 +1,4 @@
-"""A gRPC call from when it comes to when it is over, and how it is refused."""
+"""gRPC calls: the set of open ones, and how errors are answered."""
 
 import asyncio
 import uuid
@@ -16,7 +16,7 @@ Context = Any  # grpc.aio.ServicerContext, which is not typed
 
 
 class Calls:
-    """Calls that have come and are not over.
+    """The open calls.
 
     While they are waited for, a call is over with the last byte of its answer, and before with
     its handler: to be told by gRPC would cost every call as much as to receive its message.
@@ -28,19 +28,19 @@ class Calls:
         self.any = False
 
     def enter(self) -> None:
-        """Count a call until it leaves."""
+        """Add a call, until it leaves."""
         self.any = True
         self._count += 1
 
     def leave(self, context: Context) -> None:
-        """Count a call no more, whose handler has ended."""
+        """Remove a call, whose handler has ended."""
         if self._awaited is None:
             self._count -= 1
         else:
             context.add_done_callback(self._remove)
 
     async def over(self) -> None:
-        """Wait until all of them are over."""
+        """Wait until no call is open."""
         self._awaited = asyncio.Event()
         while self._count:
             self._awaited.clear()
@@ -81,7 +81,7 @@ class RpcError:
 
 
 async def sent(context: Context, made: bytes | RpcError) -> bytes:
-    """Give an answer, or abort the call with the refusal."""
+    """Return an answer, or abort the call with its error."""
     if isinstance(made, bytes):
         return made
     code = grpc.StatusCode[made.status.grpc]

@@ -1,4 +1,4 @@
-"""grpc.health.v1: what load balancers and Kubernetes ask.
+"""grpc.health.v1: the health checks of load balancers and Kubernetes.
 
 Known are the server as a whole, which is the empty name, the inference service, and the model
 once it is loaded. All of them serve while the model is ready, and none otherwise.
@@ -18,7 +18,7 @@ from server.errors import NotFound
 
 
 class Health:
-    """Tells the service's state, and every change of it.
+    """Reports the service's state, and its changes.
 
     Args:
       service: whose state is told.
@@ -33,7 +33,7 @@ class Health:
         service.listeners.append(self._wake)
 
     def check(self, name: str) -> HealthCheckResponse:
-        """Tell whether a service serves.
+        """Return whether a service serves.
 
         Raises:
           NotFound: there is no such service.
@@ -44,7 +44,7 @@ class Health:
         return HealthCheckResponse(status=status)
 
     async def watch(self, name: str) -> AsyncIterator[HealthCheckResponse]:
-        """Tell whether a service serves, now and whenever that changes, until `stop`."""
+        """Yield whether a service serves, now and at every change, until `stop`."""
         last = None
         while not self._stopped:
             turned = self._turned

@@ -1,4 +1,4 @@
-"""A request for an inference that came by gRPC."""
+"""An inference request of a gRPC call."""
 
 import asyncio
 from typing import override
@@ -11,7 +11,7 @@ from server.protos import inference_pb2 as pb
 
 
 class GrpcInference(Inference[bytes]):
-    """A request for an inference, which a coroutine waits for."""
+    """An inference request that a coroutine waits for."""
 
     prefer_thread = True
 
@@ -31,15 +31,15 @@ class GrpcInference(Inference[bytes]):
         self._error: Exception | None = None
 
     async def answer(self, size: int) -> bytes:
-        """Answer it; cancelling gives it up."""
+        """Return the answer; cancelling the coroutine cancels the request."""
         self.begin(large=size > LARGE_BYTES)
         try:
             await self._ended
         except asyncio.CancelledError:
             self.cancel()
             raise
-        # An error knows the frames that it passed. If one of them, or what that has, knew the
-        # error, only the next look for garbage would free them all, and the message with them.
+        # An error refers to the frames that it passed. If one of them referred to the error, only the
+        # garbage collector's next run would free them all, and the message with them.
         error, self._error = self._error, None
         try:
             if error is not None:
@@ -63,5 +63,5 @@ class GrpcInference(Inference[bytes]):
         self._end()
 
     def _end(self) -> None:
-        if not self._ended.done():  # its coroutine may be about to hear that it is cancelled
+        if not self._ended.done():  # its coroutine may be cancelled already
             self._ended.set_result(None)

@@ -1,4 +1,4 @@
-"""How gRPC's C core is set up: what it may hold for clients, and how long for."""
+"""Options of gRPC's C core: limits of memory, connections and times of clients."""
 
 import math
 
@@ -14,7 +14,7 @@ ENDING_STREAMS = 128
 # Bytes of a message that come before its call asks for it. Left to itself, gRPC would make that
 # 4 MiB for each call as soon as it has measured the connection.
 WINDOW = 65535
-# Seconds that a call may wait for this process to look at it: a client has its own deadline.
+# Seconds that a call may wait for this process to accept it: a client has its own deadline.
 _FOR_EVER_S = 1 << 20
 # Calls that may wait for that: all that connections can have open. Only clients that end
 # connections and open others as fast as they can have more wait. Beyond that gRPC cancels calls
@@ -48,7 +48,7 @@ def options(config: ServerConfig) -> list[tuple[str, int]]:
         # Clients' pings, however many and between calls too, are no offence.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_ping_strikes", 0),
-        # A client that vanished without a word is noticed, and its requests given up.
+        # A client that vanished is noticed, and its requests are cancelled.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
     ]

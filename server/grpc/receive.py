@@ -171,7 +171,7 @@ class Receiver:
             self._timer = asyncio.get_running_loop().call_later(self._look_s, self._on_time)
 
     def _slow_down(self, arrival: _Arrival) -> None:
-        """Have a call take one of the slots for slow ones, if there is one."""
+        """Move a call to one of the slots for slow calls, if one is free."""
         connection = arrival.connection or arrival.context.peer()
         self._slow_connections[connection] = _REMEMBERED
         if connection in self._good:
@@ -194,7 +194,7 @@ class Receiver:
             self._grant()
 
     def _queue(self, arrival: _Arrival) -> "asyncio.Future[None]":
-        """Have a call wait for a slot; return what ends when it has one."""
+        """Queue a call for a slot; return a future that is done when it has one."""
         connection = arrival.connection = arrival.context.peer()
         if self._waiting >= self._most_waiting:
             self._shed(connection)
@@ -206,7 +206,7 @@ class Receiver:
         return turn
 
     def _leave(self, arrival: _Arrival) -> None:
-        """Let go of a call's slot, or of its place among those that wait."""
+        """Release a call's slot, or its place in the queue."""
         if arrival.turn is not None:
             self._forget(arrival)
             return
@@ -216,7 +216,7 @@ class Receiver:
             self._grant()
 
     def _grant(self) -> None:
-        """Give free slots to calls that wait."""
+        """Assign free slots to calls that wait."""
         while self._good and len(self._receiving) < self._slots:
             self._begin(self._good, slow=False)
         while self._bad and len(self._receiving) < self._slots and self._slow < self._most_slow:
@@ -237,7 +237,7 @@ class Receiver:
             turn.set_result(None)
 
     def _forget(self, arrival: _Arrival) -> None:
-        """Take a call out of those that wait, unless it is out."""
+        """Remove a call from the queue, if it is in it."""
         for queue in (self._good, self._bad):
             calls = queue.get(arrival.connection)
             if calls is not None and arrival in calls:

@@ -1,4 +1,4 @@
-"""The gRPC entrance: the Open Inference Protocol's service, health and reflection.
+"""The gRPC server: the Open Inference Protocol's service, health and reflection.
 
 It runs on the service's event loop. Messages come and go as bytes, so that those that do not
 parse are refused in our words, and large ones can be read on another thread.
@@ -85,7 +85,7 @@ class GrpcServer:
         self._server.add_generic_rpc_handlers((*handlers, _Unserved(unserved)))
 
     async def start(self) -> int:
-        """Begin to answer; returns the port.
+        """Start to accept calls; return the port.
 
         Raises:
           ConfigError: it cannot listen there.
@@ -99,7 +99,7 @@ class GrpcServer:
         return self._port
 
     async def leave(self, grace_s: float) -> None:
-        """Answer the calls that are in, refuse those that still come, and close the port.
+        """Answer the open calls, refuse new ones, and close the port.
 
         Streams and watches, which might go on for ever, end once what was read is answered.
 
@@ -114,7 +114,7 @@ class GrpcServer:
         connections.leave(self._port)
 
     async def stop(self, grace_s: float = 0.0) -> None:
-        """Answer the calls that are in, and end, in a process that goes on; see `leave`.
+        """Answer the open calls, and stop, in a process that goes on; see `leave`.
 
         Args:
           grace_s: what is not answered by then is cancelled.
@@ -161,8 +161,8 @@ class GrpcServer:
             "Watch": grpc.stream_stream_rpc_method_handler(self._watch),
         }
 
-    def _unary(self, tell: Callable[[bytes], bytes]) -> grpc.RpcMethodHandler:
-        """Make a method, counted as no inference, of a function of bytes."""
+    def _unary(self, handler: Callable[[bytes], bytes]) -> grpc.RpcMethodHandler:
+        """Return a unary method that calls a function of bytes, not counted as an inference."""
 
         async def method(_: object, context: Context) -> bytes:
             calls = self._calls
@@ -170,7 +170,7 @@ class GrpcServer:
             try:
                 made: bytes | RpcError
                 try:
-                    made = tell(await self._receiver.receive(context))
+                    made = handler(await self._receiver.receive(context))
                 except Exception as error:  # noqa: BLE001 (every error has an answer)
                     made = RpcError(error, context)
                 code = made.status.grpc if isinstance(made, RpcError) else "OK"
@@ -201,7 +201,7 @@ class GrpcServer:
           Overloaded: all answers together would be too much.
         """
         held = self._service.memory
-        held.take_answer(size)
+        held.acquire_answer(size)
         context.add_done_callback(lambda _: held.release(size))
 
     async def _stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
@@ -361,13 +361,13 @@ class GrpcServer:
 
 
 class _Unserved(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Has one answer to every other method of the service."""
+    """Handles every other method of the service with the same handler."""
 
     def __init__(self, handler: grpc.RpcMethodHandler) -> None:
         self._handler = handler
 
     def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler | None:
-        """Give the handler of a method; None if it is another service's."""
+        """Return the handler of a method; None if it is another service's."""
         ours = handler_call_details.method.startswith(f"/{INFERENCE}/")
         return self._handler if ours else None
 
@@ -380,10 +380,10 @@ async def _only[M](message: M) -> AsyncIterator[M]:
     yield message
 
 
-def _reading[M](kind: type[M], tell: Callable[[M], Any]) -> Callable[[bytes], bytes]:
-    """Make a function of bytes of one of messages."""
+def _reading[M](kind: type[M], handler: Callable[[M], Any]) -> Callable[[bytes], bytes]:
+    """Return a function of bytes that calls a function of messages."""
 
     def call(data: bytes) -> bytes:
-        return tell(oip_grpc.parse(kind, data)).SerializeToString()  # type: ignore[no-any-return]
+        return handler(oip_grpc.parse(kind, data)).SerializeToString()  # type: ignore[no-any-return]
 
     return call

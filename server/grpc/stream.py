@@ -1,4 +1,4 @@
-"""A stream of requests: many under way at once, each answered as soon as it can be.
+"""A gRPC stream of requests: many pending at once, each answered when it is ready.
 
 gRPC spends less on a message of a stream than on a call, so little may be added to it here.
 """
@@ -62,7 +62,7 @@ class Stream:
         self._refusal: Exception | None = None
 
     async def run(self, requests: AsyncIterable[bytes]) -> bool:
-        """Answer until the client has no more requests; cancelling gives all of them up.
+        """Answer until the client has no more requests; cancelling cancels all of them.
 
         Returns:
           Whether it was the client that ended it, and not `stop`.
@@ -95,7 +95,7 @@ class Stream:
             self._reader.cancel()
 
     def end(self, refusal: Exception) -> None:
-        """Give all requests up; `run` raises this."""
+        """Cancel all requests; `run` raises this error."""
         if self._refusal is None and self._reader is not None:
             self._refusal = refusal
             self._reader.cancel()
@@ -182,7 +182,7 @@ class Streams:
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, connection: str, stream: Stream) -> None:
-        """Take a stream in.
+        """Add a stream.
 
         Raises:
           Overloaded: there are too many, of its own connection more than of others.
@@ -202,7 +202,7 @@ class Streams:
             self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look)
 
     def discard(self, connection: str, stream: Stream) -> None:
-        """Let go of a stream, if it has not been already."""
+        """Remove a stream, if it is there."""
         streams = self._connections.get(connection, {})
         if stream in streams:
             del streams[stream]
@@ -211,7 +211,7 @@ class Streams:
                 del self._connections[connection]
 
     def stop(self) -> None:
-        """Have all of them end once what was read is answered."""
+        """End each stream once the requests that were read are answered."""
         for streams in self._connections.values():
             for stream in streams:
                 stream.stop()

@@ -1,1 +1,1 @@
-"""Where the server keeps the bundles it fetches."""
+"""The files of the bundle that the server uses."""

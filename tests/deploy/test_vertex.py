@@ -21,8 +21,8 @@ from pytest import fixture, mark, raises
 from deploy import steps, vertex
 from deploy.refusals import explained
 from runtime.bundle import open_bundle
+from runtime.storage.bundle_fetch import fetching
 from runtime.storage.gcs import CloudStore
-from server.storage.bundle_fetch import fetching
 from tests.serving import ROOT
 
 PLACE = "projects/p/locations/us-central1"

@@ -42,7 +42,7 @@ class Connection:
 
 
 def rows_of(number, count):
-    """Give rows that no other request has."""
+    """Return rows that no other request has."""
     return np.stack([np.full(count, number), np.arange(count)], axis=1)
 
 
@@ -122,7 +122,7 @@ def message(number, count):
 
 
 def is_answer(answer, number, count):
-    """Tell whether a message is the answer to `message` of the same."""
+    """Whether a message is the answer to `message` of the same."""
     expected = (rows_of(number, count) + SEVEN).tobytes()
     return answer.id == str(number) and answer.raw_output_contents[0] == expected
 

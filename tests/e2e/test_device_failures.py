@@ -46,9 +46,9 @@ runpy.run_module("server", run_name="__main__", alter_sys=True)
 """
 # Before that: a batch in place has next to no time.
 HURRIED = """
-import server.batching.scheduler
-server.batching.scheduler._IN_PLACE_LEAST_S = 0.2
-server.batching.scheduler._IN_PLACE_FACTOR = 1
+import server.batching.launch_policy
+server.batching.launch_policy._MIN_INLINE_STALL_S = 0.2
+server.batching.launch_policy._INLINE_STALL_FACTOR = 1
 """
 # Before that: programs take so long that they run on the device's thread, one after the other.
 SLOW = """

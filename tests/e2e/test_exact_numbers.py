@@ -17,7 +17,7 @@ REAL = [0.1, 1 / 3, 1 + 2**-52, -(2.0**53) - 2, 2.0**1023, sys.float_info.max, 2
 
 
 def pass_on(params, whole, real):
-    """Give back what came in, through a program of 64-bit types."""
+    """Return what came in, through a program of 64-bit types."""
     return {"whole": whole + params["none"], "real": real * params["one"]}
 
 

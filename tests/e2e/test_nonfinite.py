@@ -50,7 +50,7 @@ def servers(tmp_path_factory):
 
 
 def requests(rows):
-    """Give the routes that answer in JSON, each with a request for these rows."""
+    """Return the routes that answer in JSON, each with a request for these rows."""
     tensor = {"name": "x", "datatype": "FP32", "shape": [len(rows)], "data": rows.tolist()}
     return {
         "/predict": {"instances": rows.tolist()},
@@ -60,7 +60,7 @@ def requests(rows):
 
 
 def pairs(answer):
-    """Give quotient and sign of each row, whatever the dialect."""
+    """Return quotient and sign of each row, whatever the dialect."""
     if "predictions" in answer:
         return [(row["quotient"], row["sign"]) for row in answer["predictions"]]
     columns = answer["outputs"]

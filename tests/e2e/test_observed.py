@@ -65,7 +65,7 @@ def ask_oddly(served, name):
 
 
 def split(sample):
-    """Give a sample's name, without what a histogram appends, and its labels."""
+    """Return a sample's name, without what a histogram appends, and its labels."""
     name, _, labels = sample.partition("{")
     return re.sub(r"_(sum|count|bucket)$", "", name), dict(LABEL.findall(labels))
 

@@ -77,7 +77,7 @@ def oip(arrays):
 
 
 def sized(array):
-    """Say how many bytes a tensor has."""
+    """Return how many bytes a tensor has."""
     return {"binary_data_size": array.nbytes}
 
 
@@ -92,7 +92,7 @@ def binary(arrays):
 
 
 def asked(arrays):
-    """Give the same rows in every way that HTTP has: path, body, headers."""
+    """Return the same rows in every way that HTTP has: path, body, headers."""
     rows = instances(arrays)
     octets, length = binary(arrays)
     columns = {name: array.tolist() for name, array in arrays.items()}
@@ -113,7 +113,7 @@ def asked(arrays):
 
 
 def messages(arrays):
-    """Give the same rows in both ways that gRPC has."""
+    """Return the same rows in both ways that gRPC has."""
     for typed in (False, True):
         message = pb.ModelInferRequest(model_name="tagger")
         for name, array in arrays.items():
@@ -126,7 +126,7 @@ def messages(arrays):
 
 
 def means(answer):
-    """Give the output of that name, whatever the dialect; no rows have none in some."""
+    """Return the output of that name, whatever the dialect; no rows have none in some."""
     if "predictions" in answer:
         return [prediction["mean"] for prediction in answer["predictions"]]
     if "outputs" in answer and isinstance(answer["outputs"], dict):
@@ -162,7 +162,7 @@ def test_nothing_is_compiled_for_any_shape(server, infer, tagger_bundle):
 
 
 def expected_of(model, arrays):
-    """Give what the model answers; None if it refuses."""
+    """Return what the model answers; None if it refuses."""
     if len(arrays["ids"]) > MOST_ROWS:
         return None
     try:
@@ -172,13 +172,13 @@ def expected_of(model, arrays):
 
 
 def mean_of(message):
-    """Give the output of that name."""
+    """Return the output of that name."""
     index = [output.name for output in message.outputs].index("mean")
     return np.frombuffer(message.raw_output_contents[index], np.float32).reshape(-1, 6)
 
 
 def fits(expected, got):
-    """Tell whether an answer is what the model gives; None is a refusal."""
+    """Whether an answer is what the model gives; None is a refusal."""
     if expected is None or got is None:
         return expected is got
     array = np.float32(got)

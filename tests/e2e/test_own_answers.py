@@ -20,7 +20,7 @@ MOST_ROWS = 12
 
 
 def numbered(count, start=0):
-    """Give so many requests, one after the other: a number and the rows of each."""
+    """Yield so many requests, one after the other: a number and the rows of each."""
     sizes = np.random.default_rng(start).integers(1, MOST_ROWS, count, endpoint=True)
     return iter(list(enumerate(sizes.tolist(), start)))
 
@@ -74,7 +74,7 @@ def test_a_server_that_was_stopped_in_its_tracks_answers_on(wide_server):
 
 
 def stalling(process, work, at):
-    """Give work, and stop a process for a moment before some requests of it."""
+    """Yield requests, and stop a process for a moment before some requests of it."""
     for number, count in work:
         if number in at:
             process.send_signal(signal.SIGSTOP)

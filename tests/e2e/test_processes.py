@@ -30,13 +30,13 @@ def served(wide_bundle):
 
 
 def children(process):
-    """Give the pids that a process has started, sorted."""
+    """Return the pids that a process has started, sorted."""
     listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return sorted(map(int, listed))
 
 
 def listens(pid, port):
-    """Say whether a process listens on a port."""
+    """Whether a process listens on a port."""
     files = (Path("/proc/net") / name for name in ("tcp", "tcp6"))
     fields = [line.split() for file in files for line in file.read_text().splitlines()[1:]]
     sockets = {f"socket:[{f[9]}]" for f in fields if f[1].endswith(f":{port:04X}") and f[3] == "0A"}
@@ -75,7 +75,7 @@ def in_time():
 
 
 def answered(served):
-    """Give the number of inferences that the server says it has answered."""
+    """Return the number of inferences that the server says it has answered."""
     counts = served.counts()
     name = "hloserve_request_duration_seconds_count"
     return sum(value for key, value in counts.items() if key.startswith(name))

@@ -54,7 +54,7 @@ def test_sigterm_under_load_loses_nothing(wide_bundle):
 
 
 def signalling(process, after):
-    """Give requests without end, and send SIGTERM before one of them."""
+    """Yield requests without end, and send SIGTERM before one of them."""
     for number in itertools.count():
         if number == after:
             process.send_signal(signal.SIGTERM)

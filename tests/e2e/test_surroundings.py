@@ -147,6 +147,6 @@ def test_bodies_take_no_more_memory_than_there_may_be(wide_bundle):
 
 
 def peak(served):
-    """Give the most memory that a server has had so far, in bytes."""
+    """Return the most memory that a server has had so far, in bytes."""
     status = Path(f"/proc/{served.process.pid}/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024

@@ -47,7 +47,7 @@ ROWS = {
 
 
 def pass_on(params, **inputs):
-    """Give back what came in, but for what a param adds to the real numbers: nothing."""
+    """Return what came in, but for what a param adds to the real numbers: nothing."""
     return inputs | {"real": inputs["real"] + params["none"]}
 
 

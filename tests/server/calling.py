@@ -35,7 +35,7 @@ class Called:
         return await self.entrance.start()
 
     def on_loop(self, function, *arguments):
-        """Call a function on the service's loop, and give what it gives."""
+        """Call a function on the service's loop, and return its result."""
 
         async def call():
             return function(*arguments)
@@ -50,20 +50,20 @@ class Called:
 
     @property
     def infer(self):
-        """Give ModelInfer; messages may be bytes."""
+        """Return ModelInfer; messages may be bytes."""
         return self.channel.unary_unary(
             f"/{INFERENCE}/ModelInfer", as_bytes, pb.ModelInferResponse.FromString
         )
 
     @property
     def stream(self):
-        """Give ModelStreamInfer; messages may be bytes."""
+        """Return ModelStreamInfer; messages may be bytes."""
         return self.channel.stream_stream(
             f"/{INFERENCE}/ModelStreamInfer", as_bytes, pb.ModelStreamInferResponse.FromString
         )
 
     def ask(self, *numbers):
-        """Ask for the sums of rows [n, 0] the plain way, and give them."""
+        """Ask for the sums of rows [n, 0] the plain way, and return them."""
         return array_of(self.infer(rows(*numbers), timeout=30), "y", np.float32).tolist()
 
     def close(self):
@@ -99,14 +99,14 @@ def rows(*numbers, **options):
 
 
 def array_of(response, name, dtype):
-    """Give an output as an array."""
+    """Return an output as an array."""
     index = [output.name for output in response.outputs].index(name)
     data = np.frombuffer(response.raw_output_contents[index], dtype)
     return data.reshape(response.outputs[index].shape)
 
 
 def refused(call):
-    """Make a call that is refused; give its status and text."""
+    """Make a call that is refused; return its status and text."""
     try:
         call()
     except grpc.RpcError as error:

@@ -232,7 +232,7 @@ class Running:
         self.service = Service(limits, self.failures)
 
     def wait(self, call):
-        """Run a coroutine on the loop and give its result."""
+        """Run a coroutine on the loop and return its result."""
         return asyncio.run_coroutine_threadsafe(call, self.loop).result(30)
 
     def open(self, model):

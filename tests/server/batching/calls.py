@@ -29,7 +29,7 @@ def asked(service, *numbers, timeout_s=None):
 
 
 async def sums(request):
-    """Give what a request was answered."""
+    """Return what a request was answered."""
     return (await request).outputs["y"].tolist()
 
 
@@ -40,12 +40,12 @@ async def begun():
 
 
 def waiting(service):
-    """Give the rows that wait."""
+    """Return the rows that wait."""
     return service._scheduler.queue.rows
 
 
 def ran(model):
-    """Give the bucket and the real and repeated numbers of every run."""
+    """Return the bucket and the real and repeated numbers of every run."""
     return [(bucket, [row[0] for row in rows]) for bucket, rows in model.ran]
 
 

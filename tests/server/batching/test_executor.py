@@ -73,7 +73,7 @@ def refusing(number, error):
 
 
 def sums(outcome):
-    """Give the answers as plain numbers, and errors as they are."""
+    """Return the answers as plain numbers, and errors as they are."""
     return [a if isinstance(a, Exception) else a[0].tolist() for a in outcome.answers]
 
 

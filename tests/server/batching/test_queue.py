@@ -15,7 +15,7 @@ USUAL = {1: 1.0, 4: 1.25}
 
 
 def planners(costs=None, *, seq=()):
-    """Give the same planner to every program, or one each where the costs differ."""
+    """Return the same planner to every program, or one each where the costs differ."""
     costs = costs or USUAL
     return {(size,): Planner(costs) for size in seq} or {(): Planner(costs)}
 

@@ -64,7 +64,7 @@ def test_an_answer_carries_its_request_s_id_and_the_model(called):
 
 
 def identity(*arrays):
-    """Give back what came in."""
+    """Return back what came in."""
     return arrays
 
 

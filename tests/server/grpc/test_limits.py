@@ -118,7 +118,7 @@ def test_a_large_answer_is_counted_until_it_is_sent(called):
 
 def test_an_answer_that_may_not_wait_is_refused(called):
     """Where answers that nobody reads are too many already, a large one is UNAVAILABLE."""
-    most = called.service.memory._most
+    most = called.service.memory._limit
     called.service.memory.size = most - FREE_BYTES
 
     large = rows(1, identity="i" * 2 * FREE_BYTES)
@@ -165,7 +165,7 @@ async def settled():
 
 
 async def endless(read):
-    """Give requests without end, and count them."""
+    """Return requests without end, and count them."""
     while True:
         read.append(b"request")
         yield read[-1]

@@ -29,12 +29,12 @@ class Call:
         self.asked = False
 
     async def read(self):
-        """Give the message once it has arrived."""
+        """Return the message once it has arrived."""
         self.asked = True
         return await self._message
 
     def peer(self):
-        """Give the connection."""
+        """Return the connection."""
         return self._connection
 
     def arrive(self, message=b"whole"):
@@ -57,7 +57,7 @@ class Door:
         return call
 
     async def result(self, call):
-        """Give what a call received."""
+        """Return what a call received."""
         return await asyncio.wait_for(self.results[call], 30)
 
     async def check_timeouts(self, times=1):
@@ -67,7 +67,7 @@ class Door:
         await settled()
 
     async def close(self):
-        """Give all calls up."""
+        """Return all calls up."""
         for result in self.results.values():
             result.cancel()
         await asyncio.gather(*self.results.values(), return_exceptions=True)

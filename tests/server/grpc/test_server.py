@@ -214,7 +214,7 @@ def test_bytes_that_are_no_message_are_refused(called):
 
 
 def reflection(called):
-    """Give the method of reflection."""
+    """Return the method of reflection."""
     return called.channel.stream_stream(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         reflection_pb2.ServerReflectionRequest.SerializeToString,

@@ -29,7 +29,7 @@ def called(model):
 
 
 def read(answer):
-    """Give an answer's id, and its sums or why there are none."""
+    """Return an answer's id, and its sums or why there are none."""
     response = answer.infer_response
     if answer.error_message:
         return response.id, answer.error_message
@@ -48,7 +48,7 @@ class Requests:
             self._queue.put(request)
 
     def __iter__(self):
-        """Give what is sent to gRPC."""
+        """Return what is sent to gRPC."""
         return iter(self._queue.get, None)
 
 
@@ -209,7 +209,7 @@ async def echo(request):
 
 
 async def numbered(sent, count):
-    """Give requests, and write down how many were taken."""
+    """Return requests, and write down how many were taken."""
     for number in range(count):
         sent.append(number)
         yield b"%d" % number

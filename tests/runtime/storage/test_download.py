@@ -4,10 +4,10 @@ import threading
 
 from pytest import mark, raises
 
+from runtime.storage.bundle_fetch import fetching
 from runtime.storage.gcs import CloudStore
 from runtime.storage.store import FetchError
-from server.storage.bundle_fetch import fetching
-from tests.server.cloud import FOLDER, Asked, Stall, Status
+from tests.runtime.storage.cloud import FOLDER, Asked, Stall, Status
 
 PARAMS = "a/params.safetensors"
 

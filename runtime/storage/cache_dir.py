@@ -1,4 +1,4 @@
-"""Directories for what is fetched: one that is kept, or one that goes with the process."""
+"""The cache directory of fetched bundles, or a temporary one that is deleted with the process."""
 
 import contextlib
 import shutil
@@ -15,11 +15,11 @@ _PREFIX = "hloserve-fetched-"
 
 
 @contextlib.contextmanager
-def directory(cache: Path | None, digest: str) -> Iterator[Path]:
-    """Give the directory for the bundle of this digest.
+def bundle_directory(cache: Path | None, digest: str) -> Iterator[Path]:
+    """Yield the directory for the bundle of this digest.
 
     Raises:
-      FetchError: it cannot be made.
+      FetchError: it cannot be created.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -34,12 +34,12 @@ def directory(cache: Path | None, digest: str) -> Iterator[Path]:
 
 
 def expect_disk(folder: Path, files: Iterable[File]) -> None:
-    """Refuse files that the disk has no room for, those that are there already apart.
+    """Raise if the disk has no space for files, except for bytes that are there already.
 
     Raises:
-      FetchError: says how many bytes there are.
+      FetchError: names the bytes that are needed and free.
     """
-    needed = sum(max(file.bytes - _here(folder / file.path), 0) for file in files)
+    needed = sum(max(file.bytes - _bytes_present(folder / file.path), 0) for file in files)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise FetchError(
@@ -48,8 +48,8 @@ def expect_disk(folder: Path, files: Iterable[File]) -> None:
         )
 
 
-def _here(target: Path) -> int:
-    """Return the bytes of a file that are there, whole or in part."""
+def _bytes_present(target: Path) -> int:
+    """Return the bytes of a file that are there, complete or partial."""
     for path in (target, part_of(target)):
         with contextlib.suppress(OSError):
             return path.lstat().st_size

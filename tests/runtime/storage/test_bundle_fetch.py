@@ -14,10 +14,10 @@ from pytest import fixture, mark, raises
 from runtime import load
 from runtime.bundle import open_bundle
 from runtime.errors import BundleError, DoesNotFit, ManifestError
+from runtime.storage.bundle_fetch import fetching
 from runtime.storage.gcs import CloudStore
 from runtime.storage.store import FetchError
-from server.storage.bundle_fetch import fetching
-from tests.server.cloud import FOLDER
+from tests.runtime.storage.cloud import FOLDER
 from tests.serving import TIMEOUT_S, free_port, ready_line, start
 
 PARAMS = "a/params.safetensors"
@@ -286,7 +286,7 @@ def test_a_bundle_that_the_disk_cannot_hold_is_not_fetched(
     total = sum(file.bytes for file in files)
     free = [total - 1]
     monkeypatch.setattr(
-        "server.storage.cache_dir.shutil.disk_usage", lambda _: SimpleNamespace(free=free[0])
+        "runtime.storage.cache_dir.shutil.disk_usage", lambda _: SimpleNamespace(free=free[0])
     )
     with raises(FetchError) as caught:
         fetch(tmp_path)
@@ -305,7 +305,7 @@ def test_a_bundle_that_the_disk_cannot_hold_is_not_fetched(
 
 def test_a_bundle_that_memory_cannot_hold_is_not_fetched(cloud, monkeypatch):
     """On a CPU that is known before a device is looked for; on a GPU the machine's memory is no limit."""
-    monkeypatch.setattr("server.storage.bundle_fetch.host_memory", lambda: 100)
+    monkeypatch.setattr("runtime.storage.bundle_fetch.host_memory", lambda: 100)
     with (
         raises(DoesNotFit, match=r"^params: expected 320 B of memory, got 100 B; "),
         fetching(CloudStore(FOLDER), None, device="cpu"),
@@ -331,7 +331,7 @@ def test_a_whole_cache_is_not_written_to(fetch, tmp_path):
     kept = fetch(tmp_path).path
 
     def changed():
-        """Give when each file was changed; that it was read does not matter."""
+        """Return when each file was changed; that it was read does not matter."""
         return {path: path.stat().st_ctime_ns for path in kept.rglob("*")}
 
     was = changed()

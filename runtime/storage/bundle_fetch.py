@@ -1,13 +1,13 @@
-"""A bundle on its way from a store to a directory, used while it arrives.
+"""Download of a bundle from a store to a directory; it can be used while its files arrive.
 
-1. the manifest is read, and what it claims held against memory, the disk and the objects' sizes
-2. the files it names are fetched, several at a time: programs first, since they are small and
-   compiling them takes long, then params, goldens, and what is only kept
-3. a file's digest is taken while it streams into `NAME.part`; it gets its name when it is right
-4. manifest.json is written when all are there
+1. the manifest is read, and its claims checked against memory, the disk and the objects' sizes
+2. the files it names are downloaded concurrently: programs first, since they are small and
+   compiling them takes long, then params, goldens, and the rest
+3. a file's digest is computed while it streams into `NAME.part`, which is renamed when it is right
+4. manifest.json is written when all files are there
 
-What a store lists is never asked for: an object that the manifest does not name is not
-touched, and names that lead out of the directory are no manifest's.
+The store is never listed: an object that the manifest does not name is not
+touched, and a manifest has no names that lead out of the directory.
 """
 
 import concurrent.futures
@@ -23,10 +23,10 @@ from runtime.claims import expect_consistent, expect_memory
 from runtime.device import host_memory, host_memory_free
 from runtime.entries import MANIFEST_NAME, File
 from runtime.manifest import Manifest
+from runtime.storage.cache_dir import bundle_directory, expect_disk
 from runtime.storage.download import Download, unwritable
 from runtime.storage.store import Store
 from runtime.storage.uri import locate
-from server.storage.cache_dir import directory, expect_disk
 
 THREADS = 8
 
@@ -39,43 +39,43 @@ def fetching(
     require_digest: str = "",
     device: str = "",
 ) -> Iterator[Bundle]:
-    """Fetch a bundle; it can be used at once, and each file is waited for when it is opened.
+    """Yield a bundle while it is downloaded: opening a file of it waits until that is complete.
 
     Args:
-      store: where it is; as text, what messages call it.
-      cache: keeps the bundle, below its digest, for the next start. Without one the files are
-        gone when the context ends: what was loaded lives on in memory.
-      pause: waits so many seconds before another try.
-      require_digest: `sha256:HEX`, which bundle it has to be, "" for any. Where the cache has just
-        that one, the store is not asked which one it has.
-      device: the name of what it is for, "" for any.
+      store: has the bundle; its `str` is the bundle's name in messages.
+      cache: directory that keeps the bundle, below its digest, for the next start. Without one
+        the files are deleted when the context ends: what was loaded stays in memory.
+      pause: waits so many seconds before a retry.
+      require_digest: `sha256:HEX` of the expected bundle, "" for any. Where the cache has that
+        manifest, the store's is not read.
+      device: name of the device that the bundle is for, "" for any.
 
     Raises:
-      BundleError: it is not there, or not whole; also where a file is waited for. Or it claims
-        more than there can be here.
+      BundleError: it is not there or incomplete, also raised where a file is opened; or it claims
+        more memory or disk than there is.
     """
     stop = threading.Event()
     fetch = Download(store, pause or stop.wait, stop)
-    data = _kept_manifest(cache, require_digest) or fetch.read_manifest()
+    data = _cached_manifest(cache, require_digest) or fetch.read_manifest()
     manifest = Manifest.from_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
-    _expect_room(manifest, device)
-    with directory(cache, digest) as folder:
+    _check_claims(manifest, device)
+    with bundle_directory(cache, digest) as folder:
         pool = concurrent.futures.ThreadPoolExecutor(THREADS, thread_name_prefix="fetch")
         try:
-            files = _in_order(manifest)
+            files = _by_priority(manifest)
             expect_disk(folder, files)
             fetch.begin(files)
             for _ in pool.map(lambda file: fetch.stat(file, folder), files):
-                pass  # raises what one of them does
-            coming = {file: pool.submit(fetch.fetch_file, file, folder) for file in files}
+                pass  # raises the first error
+            pending = {file: pool.submit(fetch.fetch_file, file, folder) for file in files}
 
-            def arrived(file: File) -> None:
-                concurrent.futures.wait([coming[file]])
+            def wait_for(file: File) -> None:
+                concurrent.futures.wait([pending[file]])
                 fetch.check()
 
-            yield Bundle(folder, manifest, digest, arrived)
-            concurrent.futures.wait(coming.values())
+            yield Bundle(folder, manifest, digest, wait_for)
+            concurrent.futures.wait(pending.values())
             fetch.check()
             _write(folder / MANIFEST_NAME, data)
         finally:
@@ -87,16 +87,17 @@ def fetching(
 def bundle_at(
     name: str, cache_dir: str, require_digest: str = "", device: str = ""
 ) -> Iterator[Bundle]:
-    """Open the bundle that `--bundle` names, wherever it is; see `artifacts` for the names.
+    """Yield the bundle of a name: a directory, `file://…` or `gs://…`; see `uri`.
 
     Args:
       name: of the bundle.
-      cache_dir: see `fetching`; "" for none.
-      require_digest: likewise. Whoever uses the bundle holds it against that.
+      cache_dir: as `cache` of `fetching`; "" for none.
+      require_digest: likewise; not checked here, see `Bundle.require`.
       device: likewise.
 
     Raises:
-      BundleError: it is not there, or not whole.
+      BundleError: it is not there, or incomplete.
+      ValueError: the name is neither a path nor such a URL.
     """
     place = locate(name)
     if isinstance(place, Path):
@@ -109,8 +110,8 @@ def bundle_at(
         yield bundle
 
 
-def _kept_manifest(cache: Path | None, require_digest: str) -> bytes | None:
-    """Give the manifest of the one bundle that will do, if the cache has it."""
+def _cached_manifest(cache: Path | None, require_digest: str) -> bytes | None:
+    """Return the manifest of the required bundle, if the cache has it."""
     digest = require_digest.removeprefix("sha256:")
     if cache is None or not digest:
         return None
@@ -121,8 +122,8 @@ def _kept_manifest(cache: Path | None, require_digest: str) -> bytes | None:
     return data if hashlib.sha256(data).hexdigest() == digest else None
 
 
-def _expect_room(manifest: Manifest, device: str) -> None:
-    """Refuse what this machine cannot load, as far as that is known without its devices."""
+def _check_claims(manifest: Manifest, device: str) -> None:
+    """Raise for a bundle that this machine cannot load, as far as known without its devices."""
     expect_consistent(manifest)
     on_cpu = device.startswith("cpu") or manifest.platforms == ("cpu",)
     expect_memory(
@@ -133,17 +134,17 @@ def _expect_room(manifest: Manifest, device: str) -> None:
     )
 
 
-def _in_order(manifest: Manifest) -> list[File]:
+def _by_priority(manifest: Manifest) -> list[File]:
     programs = [program.exported for program in manifest.programs]
     return list(dict.fromkeys([*programs, *manifest.params.files, *manifest.files]))
 
 
 def _write(path: Path, data: bytes) -> None:
-    # Others may write it too, and in containers all of them are process 1.
+    # Other processes may write it too, and in containers each of them has process id 1.
     part = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     try:
         if path.is_file() and path.read_bytes() == data:
-            return  # what is all there may be where nothing can be written
+            return  # a complete bundle may lie on a read-only disk
         part.write_bytes(data)
         part.rename(path)
     except OSError as error:
