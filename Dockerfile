@@ -39,12 +39,20 @@ FROM scratch AS bundle
 # A bundle that is baked in is vouched for as what serves it is: by its digest, in the image. One that
 # is not whole ends the build.
 FROM build AS pin
+ARG DEVICE
+# How its programs are compiled, for CPUs: no other machine than the one that builds is at hand.
+ARG COMPILE="--threads 1,2,4 --portable"
 RUN --mount=type=bind,from=bundle,target=/bundle \
     set -eu; \
     mkdir /pin; \
     if [ -e /bundle/manifest.json ]; then \
       /opt/hloserve/bin/python -m runtime inspect /bundle; \
       sha256sum /bundle/manifest.json >/pin/bundle.sha256; \
+      if [ "$DEVICE" = cpu ]; then \
+        eval "/opt/hloserve/bin/python -m runtime compile /bundle --cache /pin --device cpu $COMPILE"; \
+        chmod 755 /pin/executables; \
+        chmod 644 /pin/executables/*; \
+      fi; \
     fi
 
 FROM ${BASE_IMAGE} AS cpu

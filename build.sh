@@ -16,8 +16,9 @@ usage: ./build.sh COMMAND
   test --jax V      the same on another jax, such as 0.11.2
   test --matrix     bundles of the oldest and the newest jax, each read by the other
   check             set up and run the linters and the type checker
-  image [cpu|cuda12|cuda13] [--bundle DIR] [--tag T] [--push]
-                    build a container image of the server with docker, podman or buildah
+  image [cpu|cuda12|cuda13] [--bundle DIR] [--tag T] [--native] [--push]
+                    build a container image of the server with docker, podman or buildah; a bundle's
+                    programs are compiled for any CPU with AVX2, with --native for this one
   setup             make .venv with what uv.lock pins
   protos            make server/protos/inference_pb2.py from inference.proto
 
@@ -161,8 +162,9 @@ image() {
       shift
       ;;
     --push) push=1 ;;
+    --native) options+=(--build-arg "COMPILE=--threads 1,2,4") ;;
     *)
-      say "error: image: expected cpu, cuda12, cuda13, --bundle DIR, --tag T or --push, got $1"
+      say "error: image: expected cpu, cuda12, cuda13, --bundle DIR, --tag T, --native or --push, got $1"
       return 2
       ;;
     esac

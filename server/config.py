@@ -16,6 +16,7 @@ from server.request_target import encode_path, is_canonical
 _MEMORY_BODIES = 8
 # 23 days, the longest time that gRPC's C core can represent in milliseconds.
 _MAX_AGE_S = 2_000_000
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 ANY_ORIGIN = "*"
 # As browsers send an origin: in lower case, and without the scheme's default port.
 _HOST = r"(?:[a-z0-9._~-]+|\[[0-9a-f:.]+\])"
@@ -68,7 +69,19 @@ class ServerConfig:
     cache_dir: str = _option(
         "",
         "DIR",
-        "directory that caches downloads from gs:// and the digests of bundles that opened well",
+        "directory that caches downloads from gs://, compiled programs and what checks found",
+        shown="none",
+    )
+    executables: str = _option(
+        "",
+        "DIR",
+        "directory of compiled programs, as `python -m runtime compile` leaves it",
+        shown="those of the image, where there are any",
+    )
+    executables_digest: str = _option(
+        "",
+        "sha256:HEX",
+        "digest of the list of compiled programs, as `python -m runtime compile` prints it",
         shown="none",
     )
     require_digest: str = _option(
@@ -205,7 +218,7 @@ class ServerConfig:
         if not self.bundle:
             raise ConfigError("bundle: expected a directory, got none; pass --bundle DIR")
         self._check_paths()
-        if self.require_digest and not re.fullmatch(r"sha256:[0-9a-f]{64}", self.require_digest):
+        if self.require_digest and not _DIGEST.fullmatch(self.require_digest):
             raise ConfigError(
                 "require_digest: expected sha256: and the 64 hex digits that python -m runtime "
                 f"inspect shows, got {self.require_digest!r}"
@@ -236,6 +249,16 @@ class ServerConfig:
             meant = f"; did you mean {url!r}?" if url.startswith(("gs://", "file://")) else ""
             raise ConfigError(
                 f"bundle: expected a directory, gs:// or file://, got {self.bundle!r}{meant}"
+            )
+        if bool(self.executables) != bool(self.executables_digest):
+            raise ConfigError(
+                "executables, executables_digest: expected both, or neither, got one: compiled programs "
+                "are code, and are loaded only where their digest is given"
+            )
+        if self.executables_digest and not _DIGEST.fullmatch(self.executables_digest):
+            raise ConfigError(
+                "executables_digest: expected sha256: and the 64 hex digits that python -m runtime "
+                f"compile prints, got {self.executables_digest!r}"
             )
         if reason := why_not_written(self.cache_dir):
             raise ConfigError(f"cache_dir: {reason.partition(';')[0]}")

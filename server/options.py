@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import functools
+import hashlib
 import itertools
 import re
 import sys
@@ -17,6 +18,8 @@ from server.config import BAKED_IN, CHOICES, ConfigError, ServerConfig
 
 # Digest of the bundle that an image was built with, written by sha256sum.
 DIGEST_FILE = Path(sys.prefix, "bundle.sha256")
+# Programs that an image compiled while it was built, and their list.
+EXECUTABLES, LIST = Path(sys.prefix, "executables"), "executables.sha256"
 
 # The first field of each group in the help.
 _GROUPS = {
@@ -182,6 +185,11 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
         values["bundle"] = BAKED_IN
         if "require_digest" not in values and DIGEST_FILE.is_file():
             values["require_digest"] = f"sha256:{_read_digest(DIGEST_FILE)}"
+    if "executables" not in values and Path(EXECUTABLES, LIST).is_file():
+        # In the image itself: whoever can change them can change this file as well.
+        listed = Path(EXECUTABLES, LIST).read_bytes()
+        values["executables"] = str(EXECUTABLES)
+        values["executables_digest"] = f"sha256:{hashlib.sha256(listed).hexdigest()}"
     return ServerConfig(**values)
 
 

@@ -162,7 +162,15 @@ def open_model(
             )
         on_loaded(bundle.digest)
 
-    cache = ExecutableCache(Path(config.cache_dir), log.info) if config.cache_dir else None
+    cache = None
+    if config.cache_dir or config.executables:
+        cache = ExecutableCache(
+            Path(config.cache_dir) if config.cache_dir else None,
+            log.info,
+            vouched=(Path(config.executables), config.executables_digest)
+            if config.executables
+            else None,
+        )
     with bundle_at(config.bundle, config.cache_dir, config.require_digest, config.device) as bundle:
         bundle.require(config.require_digest or None)
         # In here: goldens are read from the bundle, which may be gone with the context.

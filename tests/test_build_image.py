@@ -173,7 +173,10 @@ def test_certificates_and_the_base_are_passed_on(images):
 @mark.parametrize(
     ("arguments", "error"),
     [
-        (("gpu",), "image: expected cpu, cuda12, cuda13, --bundle DIR, --tag T or --push, got gpu"),
+        (
+            ("gpu",),
+            "image: expected cpu, cuda12, cuda13, --bundle DIR, --tag T, --native or --push, got gpu",
+        ),
         (("--tag",), "--tag: expected a value, got none"),
         (("--bundle", ""), "--bundle: expected a value, got none"),
         (("--tag", "--push"), "--tag: expected a value, got --push"),

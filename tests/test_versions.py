@@ -15,8 +15,8 @@ import runtime.__main__
 import server.bench.cli
 import server.doctor.cli
 from runtime import release
-from server.http.routes import SERVER_VERSION
 from server.options import parse
+from server.protocols.oip import SERVER_VERSION
 
 ROOT = Path(__file__).parents[1]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
