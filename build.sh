@@ -91,7 +91,24 @@ setup() {
   echo "$wanted${without:+ without $without}" >"$venv/.synced"
 }
 
+# Words that say nothing to an engineer who has not seen this code; docs/glossary.md has the terms.
+private_words='pump|joiners?|departure|patient|lingers?|flying|board|letting_in|step_aside'
+
+check_words() {
+  local found
+  found="$(grep -rnwE "$private_words" --include='*.py' export runtime server ||
+    [ $? = 1 ])"
+  found+="$(grep -rnE '^ +"""(Give|Say|Tell|Hold) ' --include='*.py' \
+    export runtime server bench deploy examples tests || [ $? = 1 ])"
+  if [ -n "$found" ]; then
+    say "$found"
+    say "error: expected the terms of docs/glossary.md, and docstrings that begin with Return or Whether, got these"
+    return 1
+  fi
+}
+
 check() {
+  check_words
   setup
   "$venv/bin/ruff" check --output-format concise .
   "$venv/bin/ruff" format --check .

@@ -9,7 +9,7 @@ _LOG_IN = "run gcloud auth application-default login"
 
 
 def explained(error: Exception, region: str) -> str:
-    """Say what went wrong, and what to do.
+    """Return what went wrong, and what to do.
 
     Args:
       error: of the SDK, or of the connection.

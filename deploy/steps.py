@@ -77,7 +77,7 @@ class Result(str):
 
 
 def plan(options: argparse.Namespace, bundle: Bundle, folder: CloudFolder) -> list[Step]:
-    """Say what to call, in order.
+    """Return what to call, in order.
 
     Raises:
       Wrong: the options contradict each other, or the bundle.
@@ -119,7 +119,7 @@ def _check(options: argparse.Namespace, bundle: Bundle) -> None:
 
 
 def _check_machine(options: argparse.Namespace) -> None:
-    """Hold machine and accelerator against each other: Vertex does so once all else is there."""
+    """Check machine and accelerator against each other: Vertex does so once all else is there."""
     kind, count, machine = (
         options.accelerator_type,
         options.accelerator_count,
@@ -142,7 +142,7 @@ def _check_machine(options: argparse.Namespace) -> None:
 
 
 def _environment(options: argparse.Namespace) -> dict[str, str]:
-    """Give the variables that were asked for, once the server would take them."""
+    """Return the variables that were asked for, once the server would take them."""
     found = {}
     for item in options.env:
         name, equals, value = item.partition("=")

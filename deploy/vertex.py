@@ -130,7 +130,7 @@ def parser() -> Parser:
 
 
 def folder_of(to: str, bundle: Bundle) -> CloudFolder:
-    """Give the folder of this very bundle: what is in it never changes."""
+    """Return the folder of this very bundle: what is in it never changes."""
     try:
         place = locate(to)
     except ValueError as error:
@@ -141,7 +141,7 @@ def folder_of(to: str, bundle: Bundle) -> CloudFolder:
 
 
 def notes(options: argparse.Namespace, bundle: Bundle) -> list[str]:
-    """Say what works, but not as well as it could."""
+    """Return what works, but not as well as it could."""
     found = []
     if not options.image.startswith(f"{options.region}-docker.pkg.dev/"):
         found.append(f"Vertex pulls images from Artifact Registry in {options.region} only")

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with console.status("starting") as status, contextlib.ExitStack() as stack:
             # On a terminal one line that changes; elsewhere a line for each step.
-            def tell(sentence: str) -> None:
+            def progress(sentence: str) -> None:
                 if console.is_terminal:
                     status.update(sentence)
                 else:
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 dry_run=arguments.dry_run,
                 savedmodel=arguments.savedmodel,
                 tf_stablehlo=arguments.tf_stablehlo,
-                progress=tell,
+                progress=progress,
             )
     except (ExportError, BundleError) as error:
         print(f"error: {error}", file=sys.stderr)

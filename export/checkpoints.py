@@ -143,7 +143,7 @@ def _read_directory(source: Path) -> Tree:
 
 
 def _beside(source: Path) -> str:
-    """Say what there is in the place of something absent: other steps, or a like name."""
+    """Return what there is in the place of something absent: other steps, or a like name."""
     if not source.parent.is_dir():
         return ""
     steps = sorted(steps_in(source.parent)) if source.name.isdigit() else []

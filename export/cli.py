@@ -251,7 +251,7 @@ def spec_from(arguments: argparse.Namespace) -> tuple[ExportSpec, list[str]]:
 def _changes(
     spec: ExportSpec, labels: tuple[str, ...] | None, arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """Give the fields that flags set, each in its one form."""
+    """Return the fields that flags set, each in its one form."""
     named: dict[str, Any] = {name: getattr(arguments, name) for name in _DIRECT}
     named["labels"] = labels
     if arguments.call_args:

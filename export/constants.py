@@ -101,7 +101,7 @@ def with_constants(jaxpr: Any, order: Mapping[str, int], count: int) -> Flat:
 
 
 def digest(array: Array) -> str:
-    """Tell arrays apart by dtype, shape and bytes."""
+    """Return what arrays are equal by: dtype, shape and bytes."""
     data = np.asarray(array, order="C").reshape(-1).view(np.uint8)
     head = f"{array.dtype.name}{array.shape}".encode()
     return hashlib.sha256(head + data.data).hexdigest()

@@ -61,13 +61,13 @@ def few_names(names: Sequence[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Give the first line of what an exception says, or its name if it says nothing."""
+    """Return the first line of what an exception says, or its name if it says nothing."""
     lines = (_LINK.sub("", line).strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)[:400]
 
 
 def told(error: BaseException) -> str:
-    """Say what a user's code raised, in one line: the kind, what it says, and where it was."""
+    """Return what a user's code raised, in one line: the kind, what it says, and where it was."""
     return f"{type(error).__name__}: {first_line(error)}{place(error)}"
 
 

@@ -78,11 +78,11 @@ def export_model(
     if savedmodel is not None:
         _expect_path("savedmodel", savedmodel)
     spec = _as_spec(model, params, options).checked()
-    tell = progress or (lambda _: None)
+    progress = progress or (lambda _: None)
     verification.refuse_unverifiable(spec)
     for_tensorflow.check(spec, savedmodel, tf_stablehlo)
     with honouring(spec) as honoured:
-        return _export(honoured, Path(out), overwrite, dry_run, savedmodel, tf_stablehlo, tell)
+        return _export(honoured, Path(out), overwrite, dry_run, savedmodel, tf_stablehlo, progress)
 
 
 def _export(
@@ -92,26 +92,26 @@ def _export(
     dry_run: bool,
     savedmodel: str | os.PathLike[str] | None,
     tf_stablehlo: str | None,
-    tell: Progress,
+    progress: Progress,
 ) -> Report:
     spec = honoured.spec
     if dry_run:
-        plan = _prepare(honoured, tell)
-        programs = _lower_all(plan, tell)
+        plan = _prepare(honoured, progress)
+        programs = _lower_all(plan, progress)
         if savedmodel is not None:
-            _, notes = symbolic.lower(plan, tell)
+            _, notes = symbolic.lower(plan, progress)
             plan = dataclasses.replace(plan, notes=(*plan.notes, *notes))
         return _report(plan, programs, None, {}, out)
     with (
         BundleWriter(out, overwrite=overwrite) as writer,
         for_tensorflow.target(savedmodel, writer.target, overwrite=overwrite) as tensorflow,
     ):
-        plan = _prepare(honoured, tell)
-        programs = _lower_all(plan, tell)
-        tell("writing the bundle")
+        plan = _prepare(honoured, progress)
+        programs = _lower_all(plan, progress)
+        progress("writing the bundle")
         manifest = write(writer, plan, programs)
         writer.write_manifest(manifest)
-        found = verification.verify(writer.path, spec, _independent(plan), tell)
+        found = verification.verify(writer.path, spec, _independent(plan), progress)
         manifest = dataclasses.replace(
             manifest,
             verified=found.platforms,
@@ -121,7 +121,7 @@ def _export(
         writer.write_manifest(manifest)
         made = None
         if tensorflow:
-            made, notes = for_tensorflow.make(tensorflow, writer.path, plan, tf_stablehlo, tell)
+            made, notes = for_tensorflow.make(tensorflow, writer.path, plan, tf_stablehlo, progress)
             made = dataclasses.replace(made, path=str(savedmodel))
             plan = dataclasses.replace(plan, notes=(*plan.notes, *notes))
         with tensorflow.committed() if tensorflow else contextlib.nullcontext():
@@ -150,17 +150,17 @@ def _as_spec(model: Any, params: Any, options: Mapping[str, Any]) -> ExportSpec:
     return ExportSpec(model=model, **options)
 
 
-def _prepare(honoured: Honoured, tell: Progress) -> Plan:
-    plan = without_mesh(lambda: prepare(honoured.spec, tell, x64=honoured.x64), honoured.mesh)
+def _prepare(honoured: Honoured, progress: Progress) -> Plan:
+    plan = without_mesh(lambda: prepare(honoured.spec, progress, x64=honoured.x64), honoured.mesh)
     return dataclasses.replace(plan, notes=(*honoured.notes, *plan.notes))
 
 
-def _lower_all(plan: Plan, tell: Callable[[str], None]) -> dict[Key, Lowered]:
+def _lower_all(plan: Plan, progress: Callable[[str], None]) -> dict[Key, Lowered]:
     names = [axis.name for axis in plan.signature.axes]
     programs = {}
     with precision(plan.spec):
         for key, traced in plan.traced.items():
-            tell(f"lowering {join_bucket_name(names, key[1], key[0])}")
+            progress(f"lowering {join_bucket_name(names, key[1], key[0])}")
             programs[key] = lower(traced, plan.spec.platforms)
     return programs
 
@@ -176,7 +176,7 @@ def _independent(plan: Plan) -> list[str]:
 
 
 def _largest(values: Array) -> float:
-    """Give the largest finite value, whatever its sign."""
+    """Return the largest finite value, whatever its sign."""
     sizes = np.abs(np.float64(values))
     return float(sizes.max(initial=0.0, where=np.isfinite(sizes)))
 

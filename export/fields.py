@@ -31,7 +31,7 @@ _AXIS = re.compile(r"\s*(?:(?P<minimum>\d+)\s*\.\.\s*)?(?P<sizes>\d+(?:\s*,\s*\d
 
 
 def read_field(name: str, value: Any) -> Any:
-    """Give a field's value in its one form.
+    """Return a field's value in its one form.
 
     Raises:
       ExportError: it is none that the field takes.
@@ -101,7 +101,7 @@ def _inputs(value: Any) -> tuple[TensorSpec, ...]:
 
 
 def _tidy(spec: TensorSpec) -> TensorSpec:
-    """Give a TensorSpec that a user wrote plain numbers, and an integer mask its range."""
+    """Return a user's TensorSpec with plain numbers, and an integer mask with its range."""
     shape = tuple(_dim(dim) for dim in spec.shape)
     low, high = spec.minimum, spec.maximum
     if spec.mask and "int" in str(spec.dtype):
@@ -136,13 +136,13 @@ def _number(spec: TensorSpec, key: str, value: Any) -> Any:
 
 
 def _dim(dim: Any) -> Dim:
-    """Give a size as a plain number, and what is none as it would be written."""
+    """Return a size as a plain number, and what is none as it would be written."""
     whole = None if isinstance(dim, str) else _whole(dim)
     return str(dim) if whole is None else whole
 
 
 def _dtype_name(dtype: Any) -> str:
-    """Give the name of a dtype of NumPy or JAX; that of another library is refused by its own."""
+    """Return the name of a dtype of NumPy or JAX; that of another library is refused by its own."""
     try:
         return dtype if isinstance(dtype, str) else np.dtype(dtype).name
     except TypeError:
@@ -392,14 +392,14 @@ def _one_of(what: str, value: Any, options: Sequence[str]) -> str:
 
 
 def _listed(value: Any) -> list[Any] | None:
-    """Give the items of what is meant as a list, or None."""
+    """Return the items of what is meant as a list, or None."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         return None
     return list(value) if np.ndim(value) <= 1 else None  # type: ignore[arg-type]
 
 
 def _whole(value: Any) -> int | None:
-    """Give a whole number as an int, NumPy's and written ones too, or None."""
+    """Return a whole number as an int, NumPy's and written ones too, or None."""
     if isinstance(value, str):
         return int(value) if value.strip().isdecimal() else None
     if isinstance(value, bool | np.bool_):

@@ -116,7 +116,7 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def make(
-    writer: Writer, bundle: Path, plan: Plan, wanted: str | None, tell: Tell
+    writer: Writer, bundle: Path, plan: Plan, wanted: str | None, progress: Tell
 ) -> tuple[SavedModelReport, list[str]]:
     """Make a SavedModel in TensorFlow and run every golden of the bundle in it.
 
@@ -127,7 +127,7 @@ def make(
       bundle: the written bundle: params, goldens, tolerances.
       plan: what was exported.
       wanted: the version of StableHLO to write, for a TensorFlow that is elsewhere.
-      tell: called with a sentence before each slow step.
+      progress: called with a sentence before each slow step.
 
     Returns:
       What was made, and what was decided on the user's behalf, a sentence each.
@@ -136,14 +136,14 @@ def make(
       ExportError: TensorFlow cannot take the model.
       VerificationError: it does not answer as the model does.
     """
-    functions, notes = lower_symbolic(plan, tell)
+    functions, notes = lower_symbolic(plan, progress)
     if functions:
         try:
-            return _make(writer, bundle, plan, functions, wanted, tell), notes
+            return _make(writer, bundle, plan, functions, wanted, progress), notes
         except VerificationError as error:
             notes.append(f"the SavedModel has fixed sizes, since with symbolic ones {error}")
     try:
-        return _make(writer, bundle, plan, lower_fixed(plan, tell), wanted, tell), notes
+        return _make(writer, bundle, plan, lower_fixed(plan, progress), wanted, progress), notes
     except VerificationError as error:
         raise VerificationError(
             f"{error}; use other operations for inference, or leave out --savedmodel"
@@ -156,12 +156,12 @@ def _make(
     plan: Plan,
     functions: Sequence[Function],
     wanted: str | None,
-    tell: Tell,
+    progress: Tell,
 ) -> SavedModelReport:
     with tempfile.TemporaryDirectory() as scratch:
         recipe = Path(scratch) / "recipe.json"
         recipe.write_text(json.dumps(_recipe(Path(scratch), writer, bundle, functions, wanted)))
-        tell("making the SavedModel in TensorFlow")
+        progress("making the SavedModel in TensorFlow")
         made = _tensorflow("build", recipe)
         platforms = [p for p in plan.spec.platforms if p in made["platforms"]]
         if not platforms and not plan.spec.unverified:
@@ -172,7 +172,7 @@ def _make(
             )
         errors = []
         for platform in platforms:
-            tell(f"verifying the SavedModel on {platform}, in a fresh process")
+            progress(f"verifying the SavedModel on {platform}, in a fresh process")
             found = _tensorflow("check", recipe, platform)
             if found["mismatches"]:
                 raise VerificationError(
@@ -257,7 +257,7 @@ def _installed() -> str:
 
 
 def _answer(answer: dict[str, Any]) -> dict[str, Any]:
-    """Give an answer that is no refusal; raise those."""
+    """Return an answer that is no refusal; raise those."""
     if "refused" in answer:
         raise ExportError(answer["refused"])
     if "failed" in answer:

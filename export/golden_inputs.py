@@ -30,7 +30,7 @@ _ZIP = b"PK\x03\x04"
 def golden_inputs(
     spec: ExportSpec, signature: Signature
 ) -> list[tuple[dict[str, Array], dict[str, int]]]:
-    """Give golden inputs and their axis sizes: those given, which were read, and seeded ones.
+    """Return golden inputs and their axis sizes: those given, which were read, and seeded ones.
 
     Raises:
       ExportError: those given do not fit.
@@ -63,7 +63,7 @@ def _seeded(
 
 
 def _axis_points(axes: Sequence[Axis]) -> list[tuple[bool, tuple[int, ...]]]:
-    """Give axis sizes to try: each bucket's, those halfway to the next smaller one, and the least."""
+    """Return axis sizes to try: each bucket's, those halfway to the next smaller one, and the least."""
     exact = [(False, values) for values in itertools.product(*(axis.sizes for axis in axes))]
     halves = []
     for axis in axes:
@@ -90,7 +90,7 @@ def seeded_inputs(
 
 
 def golden_rows(inputs: Sequence[TensorSpec], sizes: Mapping[str, int], most: int) -> int:
-    """Say how many rows a seeded golden gets: enough to fill a bucket, within a size."""
+    """Return how many rows a seeded golden gets: enough to fill a bucket, within a size."""
     row = sum(spec.row_bytes(sizes) for spec in inputs)
     return min(most, MOST_ROWS, max(4, GOLDEN_BYTES // max(1, row)))
 
@@ -170,7 +170,7 @@ def with_goldens_read(spec: ExportSpec) -> ExportSpec:
 def check_inputs(
     inputs: Sequence[TensorSpec], axes: Sequence[Axis], given: Mapping[str, Any]
 ) -> tuple[dict[str, Array], dict[str, int]]:
-    """Hold given golden inputs against the declared ones; masks may be left out.
+    """Check given golden inputs against the declared ones; masks may be left out.
 
     Returns:
       Inputs by name, and the size of each bucketed axis.

@@ -178,7 +178,7 @@ def tolerance(
 
 
 def _scale(expected: Sequence[Array]) -> float:
-    """Give the size of an output's ordinary values, whatever sentinels stand among them.
+    """Return the size of an output's ordinary values, whatever sentinels stand among them.
 
     A model that fills masked places with -1e9, or -inf, must not loosen the tolerance of the others:
     the largest value counts as far as 100 times the lower quartile of those that are not 0.

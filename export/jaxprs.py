@@ -36,7 +36,7 @@ def inner(equation: Any) -> Iterator[Any]:
 
 
 def scan_counts(equation: Any) -> tuple[int, int]:
-    """Give how many operands of a scan are constants, and how many it carries."""
+    """Return how many operands of a scan are constants, and how many it carries."""
     params = equation.params
     if "ft_in" in params:  # from jax 0.12 on
         constants, carried, _ = map(len, params["ft_in"].unpack())
@@ -45,7 +45,7 @@ def scan_counts(equation: Any) -> tuple[int, int]:
 
 
 def floating_dtypes(jaxpr: Any) -> list[Names]:
-    """Give, for each output, the floating dtypes that its computation passes through.
+    """Return, for each output, the floating dtypes that its computation passes through.
 
     What an output does not depend on does not count for it: a model may have one output in
     bfloat16 and another in float32.

@@ -174,7 +174,7 @@ def _as_saved(params: Any) -> Mapping[str, Any]:
 def _collections(
     params: Any, wanted: Mapping[str, Any], around: Sequence[Mapping[str, Any]]
 ) -> tuple[Any, list[str]]:
-    """Give the variable collections in what was restored: {'params': …, 'batch_stats': …}."""
+    """Return the variable collections in what was restored: {'params': …, 'batch_stats': …}."""
     params = as_tree(params)
     if not isinstance(params, Mapping):
         raise ParamsError(f"params: expected a dict of params, got {type(params).__name__}")

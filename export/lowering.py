@@ -217,7 +217,7 @@ def _call_composites(block: Any) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """Say what went wrong in one line, with what to do where it is known."""
+    """Return what went wrong in one line, with what to do where it is known."""
     text, line = str(error), first_line(error)
     if "host_callback" in text:
         return f"{line}; remove callbacks from the inference path"

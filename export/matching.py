@@ -94,7 +94,7 @@ def match(
     saved: Any = None,
     boxes: Mapping[Path, Path] | None = None,
 ) -> dict[str, Array]:
-    """Hold params against what the model has.
+    """Check params against what the model has.
 
     Args:
       expected: leaves of the model by path.
@@ -248,7 +248,7 @@ def _say(path: Path, leaf: Any) -> str:
 
 
 def floating(array: Any) -> bool:
-    """Say whether an array's dtype is floating, ml_dtypes' included."""
+    """Return whether an array's dtype is floating, ml_dtypes' included."""
     return kind(array) == "floating"
 
 

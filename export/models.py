@@ -113,7 +113,7 @@ def weights(model: Any, params: Any) -> Any:
 
 
 def is_factory(model: Any) -> bool:
-    """Say whether this makes a model when called with no argument but `rngs`."""
+    """Return whether this makes a model when called with no argument but `rngs`."""
     if isinstance(model, type) and issubclass(model, linen.Module | nnx.Module):
         return True
     if not callable(model) or isinstance(model, linen.Module | nnx.Module):
@@ -122,12 +122,12 @@ def is_factory(model: Any) -> bool:
 
 
 def takes_rngs(factory: Any) -> bool:
-    """Say whether this makes an nnx.Module with random weights."""
+    """Return whether this makes an nnx.Module with random weights."""
     return "rngs" in _parameters(factory)
 
 
 def _parameters(factory: Any) -> dict[str, inspect.Parameter]:
-    """Give what is still to be passed; a signature of an nnx class itself says nothing."""
+    """Return what is still to be passed; a signature of an nnx class itself says nothing."""
     if isinstance(factory, functools.partial):
         rest = list(_parameters(factory.func).items())[len(factory.args) :]
         return {name: p for name, p in rest if name not in factory.keywords}
@@ -143,7 +143,7 @@ def _parameters(factory: Any) -> dict[str, inspect.Parameter]:
 def known_arguments(
     factory: Any, config: Mapping[str, Any]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Tell configuration keys that a class or function takes from those it does not.
+    """Separate configuration keys that a class or function takes from those it does not.
 
     Returns:
       What it takes, and the keys that are ignored, sorted.
@@ -180,7 +180,7 @@ def make(factory: Any, config: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]
 def abstract(
     inputs: Sequence[TensorSpec], batch: int, sizes: Mapping[str, int]
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Give shapes and dtypes of inputs at one bucket, by name."""
+    """Return shapes and dtypes of inputs at one bucket, by name."""
     return {
         s.name: jax.ShapeDtypeStruct(s.concrete(batch, sizes), numpy_dtype(s.dtype)) for s in inputs
     }

@@ -273,7 +273,7 @@ def _is_random_state(_path: Any, leaf: Any) -> bool:
 
 
 def plain_arrays(model: nnx.Module) -> dict[Path, Any]:
-    """Give the arrays that a module holds as they are, in no nnx.Variable."""
+    """Return the arrays that a module holds as they are, in no nnx.Variable."""
     return {
         tuple(map(str, path)): value
         for path, value in nnx.iter_graph(model)
@@ -297,7 +297,7 @@ def _kept(leaf: Any) -> Any:
 
 
 def _as_own(got: Mapping[Path, Any], called: _Called) -> dict[Path, Any]:
-    """Give a checkpoint's leaves the model's paths, and drop its random states.
+    """Return a checkpoint's leaves under the model's paths, without its random states.
 
     Random states are those of the model, and the keys and counts that it does not list.
     """

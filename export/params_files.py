@@ -30,7 +30,7 @@ _COMMITTED = "commit_success.txt"
 
 
 def read(
-    path: str | os.PathLike[str], *, allow_pickle: bool = False, tell: Callable[[str], None]
+    path: str | os.PathLike[str], *, allow_pickle: bool = False, progress: Callable[[str], None]
 ) -> Tree:
     """Read params from a path or a gs:// URL; see `checkpoints.read_params`.
 
@@ -39,7 +39,7 @@ def read(
     Args:
       path: of a file or directory, or gs://BUCKET/OBJECT or gs://BUCKET/FOLDER.
       allow_pickle: read a pickle, which can run any code.
-      tell: called with a sentence before what takes long.
+      progress: called with a sentence before what takes long.
 
     Raises:
       CheckpointError: nothing there, not allowed, damaged, or of no known form.
@@ -57,7 +57,7 @@ def read(
     with temporary_directory("hloserve-params-") as scratch:
         here = scratch / (PurePosixPath(name).name or match["bucket"])
         with _explained(url):
-            _copy(_client().bucket(match["bucket"]), name, here, url, tell)
+            _copy(_client().bucket(match["bucket"]), name, here, url, progress)
         try:
             return read_params(here, allow_pickle=allow_pickle)
         except CheckpointError as error:
@@ -74,7 +74,7 @@ def expect_there(path: str | os.PathLike[str]) -> None:
     """
     url = url_of(path)
     if not os.path.lexists(path) if url is None else not url.startswith("gs://"):
-        read(path, tell=lambda _: None)
+        read(path, progress=lambda _: None)
 
 
 def _client() -> Any:
@@ -83,7 +83,7 @@ def _client() -> Any:
     return storage.Client(project=None)
 
 
-def _copy(bucket: Any, name: str, here: Path, url: str, tell: Callable[[str], None]) -> None:
+def _copy(bucket: Any, name: str, here: Path, url: str, progress: Callable[[str], None]) -> None:
     """Copy an object, or those of a folder, in the generations that were listed."""
     single = bucket.get_blob(name, timeout=_TIMEOUT, retry=_retry()) if name else None
     if single is not None:
@@ -99,13 +99,13 @@ def _copy(bucket: Any, name: str, here: Path, url: str, tell: Callable[[str], No
             raise CheckpointError(
                 f"params {url}: expected a file or folder, got nothing there{_beside(bucket, name)}"
             )
-        wanted = needed(list(listed), tell)
+        wanted = needed(list(listed), progress)
         blobs, places = [listed[path] for path in wanted], [_inside(here, p, url) for p in wanted]
         for path in listed:  # what is left out can still be named
             if "/" in path:
                 _inside(here, path.partition("/")[0], url).mkdir(parents=True, exist_ok=True)
     size = sum(blob.size or 0 for blob in blobs)
-    tell(f"copying {len(blobs)} files of {url}, {size / 1e6:.1f} MB")
+    progress(f"copying {len(blobs)} files of {url}, {size / 1e6:.1f} MB")
     for place in places:
         place.parent.mkdir(parents=True, exist_ok=True)
     from google.cloud.storage import transfer_manager
@@ -125,7 +125,7 @@ def _retry() -> Any:
     return DEFAULT_RETRY.with_timeout(_PATIENCE)
 
 
-def needed(paths: Sequence[str], tell: Callable[[str], None]) -> list[str]:
+def needed(paths: Sequence[str], progress: Callable[[str], None]) -> list[str]:
     """Return those files of a folder that its params are read from: of steps the newest's alone.
 
     A folder that is no checkpoint may be anything, and large: folders in it are left out.
@@ -135,7 +135,7 @@ def needed(paths: Sequence[str], tell: Callable[[str], None]) -> list[str]:
 
     Args:
       paths: below the folder, with slashes.
-      tell: called with a sentence where a newer step is left out.
+      progress: called with a sentence where a newer step is left out.
     """
     steps: dict[str, list[str]] = {}
     for path in paths:
@@ -154,7 +154,7 @@ def needed(paths: Sequence[str], tell: Callable[[str], None]) -> list[str]:
     newest = max(committed or steps, key=_number)
     unfinished = [step for step in steps if _number(step) > _number(newest)]
     if unfinished:
-        tell(f"leaving out {', '.join(unfinished)}, which have no {_COMMITTED} as {newest} has")
+        progress(f"leaving out {', '.join(unfinished)}, which have no {_COMMITTED} as {newest} has")
     return beside + steps[newest]
 
 

@@ -72,7 +72,7 @@ class Plan:
     params: dict[str, Array]
 
 
-def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan:
+def prepare(spec: ExportSpec, progress: Callable[[str], None], *, x64: bool) -> Plan:
     """Decide everything that can be decided without lowering.
 
     Raises:
@@ -81,8 +81,8 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
     inputs: tuple[TensorSpec, ...] = tuple(spec.inputs)  # type: ignore[arg-type]
     axes: tuple[Axis, ...] = tuple(spec.axes.values())  # type: ignore[arg-type]
     spec = with_goldens_read(spec)
-    tell("reading params")
-    params, around = _read(spec, tell)
+    progress("reading params")
+    params, around = _read(spec, progress)
     with naming_shapes(inputs, weights(spec.model, params)):
         adapted = adapt(
             spec.model, params, _abstract_inputs(spec, inputs, axes), around, spec.call_args
@@ -92,7 +92,9 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
     cast = param_values.cast(given, adapted.castable, spec.dtype)
     flat = _Flat(adapted, [s.name for s in inputs])
     with naming_shapes(inputs, cast):
-        traced, packing, arguments, hoisted = trace_all(spec, flat.call, cast, inputs, axes, tell)
+        traced, packing, arguments, hoisted = trace_all(
+            spec, flat.call, cast, inputs, axes, progress
+        )
     floats = float_notes(inputs, next(iter(traced.values())).jaxpr, len(arguments))
     outputs = output_specs(
         flat.names,
@@ -105,7 +107,7 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
     output_format = _output_format(spec, signature)
     refuse_foreign_bits((one.jaxpr for one in traced.values()), spec.platforms)
     flat.device = named_device(next(iter(traced.values())).jaxpr)
-    goldens = _goldens(spec, signature, flat, cast, given, tell)
+    goldens = _goldens(spec, signature, flat, cast, given, progress)
     notes += tuple(infinities.notes(outputs, [expected for _, _, expected in goldens]))
     notes += tuple(param_values.nan_notes(cast))
     drift: dict[str, float] = {}
@@ -141,12 +143,12 @@ def prepare(spec: ExportSpec, tell: Callable[[str], None], *, x64: bool) -> Plan
 
 
 def _read(
-    spec: ExportSpec, tell: Callable[[str], None]
+    spec: ExportSpec, progress: Callable[[str], None]
 ) -> tuple[Any, tuple[Mapping[str, Any], ...]]:
-    """Give the params, and what `params_path` took them out of, the innermost first."""
+    """Return the params, and what `params_path` took them out of, the innermost first."""
     tree = spec.params
     if isinstance(tree, str | os.PathLike):
-        tree = params_files.read(tree, allow_pickle=spec.allow_pickle, tell=tell)
+        tree = params_files.read(tree, allow_pickle=spec.allow_pickle, progress=progress)
     if tree is None or spec.params_path is None:
         return tree, ()
     return take_subtree(tree, spec.params_path)
@@ -219,14 +221,14 @@ def _goldens(
     flat: _Flat,
     params: Mapping[str, Array],
     uncast: Mapping[str, Array],
-    tell: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> tuple[tuple[dict[str, int], tuple[Array, ...], tuple[Array, ...]], ...]:
     found = []
     with precision(spec):
         given = golden_inputs(spec, signature)
         for i, (arrays, sizes) in enumerate(given, 1):
             # A loop is run step by step here: of all that an export does this can take longest.
-            tell(f"running the un-exported model op by op ({i}/{len(given)})")
+            progress(f"running the un-exported model op by op ({i}/{len(given)})")
             ordered = tuple(arrays[s.name] for s in signature.inputs)
             try:
                 expected = flat.reference(params, ordered)
@@ -257,7 +259,7 @@ def _check_shapes(
 
 
 def _if_too_short(sizes: Mapping[str, int], axes: Sequence[Axis]) -> str:
-    """Say where a model failed that may need longer inputs, and how to declare that."""
+    """Return where a model failed that may need longer inputs, and how to declare that."""
     if not any(sizes[axis.name] < axis.sizes[0] for axis in axes):
         return ""
     shown = ", ".join(f"{name}={size}" for name, size in sizes.items())

@@ -45,7 +45,7 @@ class ProgramReport:
 
     @property
     def batch(self) -> int:
-        """Give the rows it takes."""
+        """Return the rows it takes."""
         return int(self.bucket[1:].partition("-")[0])
 
 
@@ -78,7 +78,7 @@ class SavedModelReport:
     max_error: float | None
 
     def lines(self) -> list[str]:
-        """Say it for people, and what TensorFlow Serving needs to run it."""
+        """Write it for people, with what TensorFlow Serving needs to run it."""
         rewritten = self.stablehlo != self.written_as
         error = "" if self.max_error is None else f", max error {self.max_error:.2g}"
         form = f"StableHLO {self.stablehlo}" + f", rewritten from {self.written_as}" * rewritten
@@ -188,7 +188,7 @@ class Report:
         return lines
 
     def _rows(self) -> str:
-        """Say whether the model's structure shows that rows are independent, or what is in its way."""
+        """Return whether the model's structure shows that rows are independent, or what is in its way."""
         unproven = [p for p in self.programs if p.rows_unproven]
         if not unproven:
             return "independent by structure"

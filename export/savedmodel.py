@@ -144,7 +144,7 @@ def _rewritten(artifact: bytes, version: str, recipe: dict[str, Any]) -> bytes:
 
 
 def _version_to_write(recipe: dict[str, Any]) -> str:
-    """Give the newest StableHLO that the program, this TensorFlow and the one asked for read."""
+    """Return the newest StableHLO that the program, this TensorFlow and the one asked for read."""
     version = recipe["written_as"]
     for other in (tf_stablehlo.get_current_version(), recipe["wanted"]):
         if other is not None:
@@ -175,7 +175,7 @@ def _params(bundle: Bundle) -> Iterator[tuple[str, Array]]:
 
 
 def _allowed(name: str) -> str:
-    """Give a variable a name that TensorFlow allows; it tells apart those that become alike."""
+    """Return a variable's name as TensorFlow allows it; names that become alike are numbered."""
     name = re.sub(r"[^A-Za-z0-9_./-]", "_", name)
     return name if re.match("[A-Za-z0-9.]", name) else f"param{name}"
 
@@ -264,7 +264,7 @@ def _model(
     platform: str,
     serve: Callable[..., Any],
 ) -> Model:
-    """Give a signature as the runtime's model, at those of the wanted sizes that it takes."""
+    """Return a signature as the runtime's model, at those of the wanted sizes that it takes."""
     manifest = bundle.manifest
     names = [axis.name for axis in manifest.signature.axes]
     programs = [
@@ -307,7 +307,7 @@ def _write_warmup(recipe: dict[str, Any], bundle: Bundle) -> int:
 
 
 def _disk_trouble(error: Exception) -> int | None:
-    """Give the number of an error of the disk; TensorFlow's own errors have only its text."""
+    """Return the number of an error of the disk; TensorFlow's own errors have only its text."""
     if isinstance(error, OSError):
         return error.errno
     if not isinstance(error, tf.errors.OpError):
@@ -316,7 +316,7 @@ def _disk_trouble(error: Exception) -> int | None:
 
 
 def _telling(error: Exception) -> str:
-    """Give what went wrong, without the graph in which it did."""
+    """Return what went wrong, without the graph in which it did."""
     if not isinstance(error, tf.errors.OpError):
         return f"{type(error).__name__}: {first_line(error)}"
     lines = [line.strip() for line in str(error.message).splitlines()]

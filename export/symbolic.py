@@ -44,17 +44,17 @@ class Function:
     stablehlo: str
 
 
-def lower(plan: Plan, tell: Tell) -> tuple[list[Function], list[str]]:
+def lower(plan: Plan, progress: Tell) -> tuple[list[Function], list[str]]:
     """Lower the model with as many symbolic sizes as it allows, else bucket by bucket.
 
     Returns:
       Functions, and what was decided, a sentence each.
     """
-    functions, notes = lower_symbolic(plan, tell)
-    return functions or lower_fixed(plan, tell), notes
+    functions, notes = lower_symbolic(plan, progress)
+    return functions or lower_fixed(plan, progress), notes
 
 
-def lower_symbolic(plan: Plan, tell: Tell) -> tuple[list[Function], list[str]]:
+def lower_symbolic(plan: Plan, progress: Tell) -> tuple[list[Function], list[str]]:
     """Lower the model with as many symbolic sizes as it allows.
 
     Returns:
@@ -66,7 +66,7 @@ def lower_symbolic(plan: Plan, tell: Tell) -> tuple[list[Function], list[str]]:
     for symbolic in ([BATCH, *names], [BATCH]) if names else ([BATCH],):
         shown = " and ".join(["batch", *symbolic[1:]])
         fixed = f" of {' and '.join(names)}" if symbolic[1:] else ""
-        tell(f"lowering for TensorFlow with any {shown}")
+        progress(f"lowering for TensorFlow with any {shown}")
         try:
             return _lower_all(plan, symbolic), notes
         except Exception as error:  # noqa: BLE001 (JAX raises many kinds; faults of the model itself are raised with fixed sizes)
@@ -75,13 +75,13 @@ def lower_symbolic(plan: Plan, tell: Tell) -> tuple[list[Function], list[str]]:
     return [], notes
 
 
-def lower_fixed(plan: Plan, tell: Tell) -> list[Function]:
+def lower_fixed(plan: Plan, progress: Tell) -> list[Function]:
     """Lower the model bucket by bucket.
 
     Raises:
       ExportError: it does not lower.
     """
-    tell("lowering for TensorFlow, bucket by bucket")
+    progress("lowering for TensorFlow, bucket by bucket")
     return _lower_all(plan, ())
 
 
@@ -102,7 +102,7 @@ def _oldest_convention() -> contextlib.AbstractContextManager[None]:
 
 
 def _keys(plan: Plan, symbolic: Collection[str]) -> list[tuple[int | None, ...]]:
-    """Give (batch, axis sizes) of each function; None for what is symbolic."""
+    """Return (batch, axis sizes) of each function; None for what is symbolic."""
     axes = [[None] if axis.name in symbolic else axis.sizes for axis in plan.signature.axes]
     batches = [None] if BATCH in symbolic else plan.spec.buckets
     return [(batch, *sizes) for sizes in itertools.product(*axes) for batch in batches]
@@ -127,7 +127,7 @@ def _lower(plan: Plan, key: tuple[int | None, ...]) -> Function:
 
 
 def _dims(axes: Sequence[Axis], key: Sequence[int | None]) -> list[Any]:
-    """Give a size for each of (batch, *axes): a number, or a symbol with its range."""
+    """Return a size for each of (batch, *axes): a number, or a symbol with its range."""
     names = _symbols([axis.name for axis in axes])
     bounds = [
         bound

@@ -28,7 +28,7 @@ def trace_all(
     params: dict[str, Array],
     inputs: Sequence[TensorSpec],
     axes: Sequence[Axis],
-    tell: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> tuple[dict[Key, Traced], Packing, dict[str, Array], Hoisted]:
     """Trace a model for each bucket, and take what constants are too large out of the programs.
 
@@ -38,7 +38,7 @@ def trace_all(
       params: by name.
       inputs: of the model.
       axes: the bucketed axes beside the batch.
-      tell: called with a sentence before each trace.
+      progress: called with a sentence before each trace.
 
     Returns:
       The traces, where params and constants lie in their arguments, these, and what was taken out.
@@ -56,7 +56,7 @@ def trace_all(
         return _trace_one(spec, call, packing, arguments, list(shapes.values()))
 
     for key in bucket_keys(spec.buckets, axes):
-        tell(f"tracing {join_bucket_name(names, key[1], key[0])}")
+        progress(f"tracing {join_bucket_name(names, key[1], key[0])}")
         try:
             traced[key] = one_trace(*key)
         except Untraceable:
@@ -70,7 +70,7 @@ def trace_all(
     if hoisted.constants:
         taken = arguments | hoisted.packing.pack(hoisted.constants)
         for key, one in traced.items():
-            tell(f"hoisting constants of {join_bucket_name(names, key[1], key[0])}")
+            progress(f"hoisting constants of {join_bucket_name(names, key[1], key[0])}")
             with precision(spec):
                 traced[key] = trace(hoisted.apply(one.jaxpr), _shapes_of(taken), one.arguments[1])
         packing, arguments = packing + hoisted.packing, taken
@@ -114,7 +114,7 @@ def output_shapes(
     inputs: Sequence[TensorSpec],
     axes: Sequence[Axis],
 ) -> dict[Key, Any]:
-    """Give output shapes at each bucket, and at sizes beside them where there is only one."""
+    """Return output shapes at each bucket, and at sizes beside them where there is only one."""
     shapes: dict[Key, Any] = {key: one.outputs for key, one in traced.items()}
     batch, sizes = next(iter(traced))
     extra: list[Key] = []

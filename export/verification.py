@@ -58,12 +58,12 @@ def refuse_unverifiable(spec: ExportSpec) -> None:
 
 
 def available(spec: ExportSpec) -> list[str]:
-    """Give the platforms asked for that this machine has."""
+    """Return the platforms asked for that this machine has."""
     return [p for p in spec.platforms if _has(p)]
 
 
 def verify(
-    bundle: Path, spec: ExportSpec, independent: Sequence[str], tell: Callable[[str], None]
+    bundle: Path, spec: ExportSpec, independent: Sequence[str], progress: Callable[[str], None]
 ) -> Verified:
     """Verify a staged bundle on every platform that this machine has.
 
@@ -71,7 +71,7 @@ def verify(
       bundle: its directory.
       spec: what was asked for.
       independent: names of the buckets whose traces show that rows do not meet.
-      tell: called with a sentence before each slow step.
+      progress: called with a sentence before each slow step.
 
     Raises:
       RowMixing: rows depend on each other, and the spec does not allow it.
@@ -80,7 +80,7 @@ def verify(
     platforms = available(spec)
     if not platforms:
         return Verified()
-    reports = [_run(bundle, platform, independent, tell) for platform in platforms]
+    reports = [_run(bundle, platform, independent, progress) for platform in platforms]
     for platform, report in zip(platforms, reports, strict=True):
         # Rows first: where they depend on each other, wrong answers follow from it.
         if report["row_mixing"] and not spec.allow_row_mixing:
@@ -108,7 +108,7 @@ def _has(platform: str) -> bool:
 
 
 def _run(
-    bundle: Path, platform: str, independent: Sequence[str], tell: Callable[[str], None]
+    bundle: Path, platform: str, independent: Sequence[str], progress: Callable[[str], None]
 ) -> dict:  # type: ignore[type-arg]
     command = [
         sys.executable,
@@ -130,7 +130,7 @@ def _run(
             try:
                 for line in child.stderr:
                     lines.append(line.rstrip())
-                    tell(f"verifying: {line.strip()}")
+                    progress(f"verifying: {line.strip()}")
             except BaseException:
                 child.kill()  # or leaving this block would wait for it
                 raise

@@ -99,7 +99,7 @@ def _write_goldens(writer: BundleWriter, plan: Plan) -> tuple[Golden, ...]:
 
 
 def tolerances(plan: Plan) -> dict[str, Any]:
-    """Give the accepted difference for each platform and output."""
+    """Return the accepted difference for each platform and output."""
     dtypes = floating_dtypes(next(iter(plan.traced.values())).jaxpr)
     precision = plan.spec.matmul_precision
     return {

@@ -30,12 +30,12 @@ def bench(model: Model, seconds: float, *, progress: Progress | None = None) -> 
     Returns:
       The device, versions, and for each program medians in microseconds.
     """
-    tell = progress or (lambda _: None)
+    progress = progress or (lambda _: None)
     rows = []
     for group in model.groups.values():
         for batch in group.programs:
             name = bucket_name(model.signature, group.sizes, batch)
-            tell(f"timing {name}")
+            progress(f"timing {name}")
             rows.append({"bucket": name, "rows": batch, **_time(model, group, batch, seconds)})
     return {
         "model": f"{model.manifest.name} version {model.manifest.version}",

@@ -10,7 +10,7 @@ NOISE = 1.15
 
 
 def pick(size: int, sizes: Sequence[int]) -> int | None:
-    """Give the smallest of `sizes` (increasing) that holds `size`, or None."""
+    """Return the smallest of `sizes` (increasing) that holds `size`, or None."""
     return next((candidate for candidate in sizes if candidate >= size), None)
 
 
@@ -47,20 +47,20 @@ class Planner:
         self.plan = functools.lru_cache(maxsize=1024)(self._plan)
 
     def cost(self, rows: int) -> float:
-        """Give the cost of covering rows by the cheapest plan."""
+        """Return the cost of covering rows by the cheapest plan."""
         return sum(self.costs[bucket] for bucket in self.plan(rows))
 
     def with_overhead(self, cost: float) -> "Planner":
-        """Give a planner for whom every run costs so much more, whatever its bucket."""
+        """Return a planner for whom every run costs so much more, whatever its bucket."""
         costs = {bucket: cost + own for bucket, own in self.costs.items()}
         return Planner(costs, mixed=self._mixed)
 
     def single(self, rows: int) -> int:
-        """Give the cheapest bucket that holds all rows, which the largest must."""
+        """Return the cheapest bucket that holds all rows, which the largest must."""
         return min((b for b in self.buckets if b >= rows), key=lambda b: (self._weights[b], b))
 
     def _plan(self, rows: int) -> tuple[int, ...]:
-        """Give the buckets that cover `rows` >= 0 rows, the largest first.
+        """Return the buckets that cover `rows` >= 0 rows, the largest first.
 
         Every bucket but the last runs full. The plan is optimal up to four times the
         largest bucket; beyond that the bulk bucket takes the excess.

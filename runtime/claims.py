@@ -35,7 +35,7 @@ def params_bytes(manifest: Manifest) -> int:
 
 
 def expect_consistent(manifest: Manifest) -> None:
-    """Hold what a manifest says of large files against what it says is in them.
+    """Check what a manifest says of large files against what it says is in them.
 
     What is small is read, and found out then; many small ones are large together.
 
@@ -86,7 +86,7 @@ def _expect_header(file: File, tensors: int, where: str) -> None:
 
 
 def expect_header(file: File, length: int) -> None:
-    """Hold the length of a safetensors header, as a large file itself says it, against the file.
+    """Check the length of a safetensors header, as a large file itself says it, against the file.
 
     Args:
       file: its entry in the manifest.

@@ -57,7 +57,7 @@ def compare(got: Array, expected: Array, *, tolerance: Tolerance) -> Comparison:
 
 
 def difference(a: Array, b: Array) -> Array:
-    """Give |a - b| as float64; 0 where equal (NaN too), infinite where only one is finite."""
+    """Return |a - b| as float64; 0 where equal (NaN too), infinite where only one is finite."""
     with np.errstate(invalid="ignore", over="ignore"):
         wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
         error = np.asarray(np.abs(wide_a - wide_b))
@@ -69,5 +69,5 @@ def difference(a: Array, b: Array) -> Array:
 
 
 def largest_difference(a: Array, b: Array) -> float:
-    """Give the largest |a - b|, 0.0 for empty arrays."""
+    """Return the largest |a - b|, 0.0 for empty arrays."""
     return float(difference(a, b).max()) if a.size else 0.0

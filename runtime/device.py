@@ -28,7 +28,7 @@ _LLVM_NAMES = (
 
 
 def find_device(wanted: object | None) -> Device:
-    """Give the device to serve from.
+    """Return the device to serve from.
 
     Args:
       wanted: None for JAX's default device, which `jax_default_device` can name, a platform
@@ -59,7 +59,7 @@ def find_device(wanted: object | None) -> Device:
 
 
 def named(wanted: object | None) -> str:
-    """Give the name that `find_device` knows a device by; empty for JAX's default."""
+    """Return the name that `find_device` knows a device by; empty for JAX's default."""
     wanted = _or_default(wanted)
     if isinstance(wanted, jax.Device):
         return f"{platform_of(wanted)}:{jax.local_devices(backend=wanted.platform).index(wanted)}"
@@ -91,7 +91,7 @@ def _available() -> list[str]:
 
 
 def memory_in_use(device: Device) -> int | None:
-    """Give the bytes in use on a device, None where it does not say."""
+    """Return the bytes in use on a device, None where it does not say."""
     statistics = device.memory_stats()
     return None if statistics is None else int(statistics["bytes_in_use"])
 
@@ -102,7 +102,7 @@ def live_arrays(platform: str) -> int:
 
 
 def free_memory(device: Device) -> int | None:
-    """Give the bytes that a device, or this machine for a CPU, has left; None if nobody says."""
+    """Return the bytes that a device, or this machine for a CPU, has left; None if nobody says."""
     statistics = device.memory_stats()
     if statistics is not None and "bytes_limit" in statistics:
         return int(statistics["bytes_limit"]) - int(statistics["bytes_in_use"])
@@ -143,7 +143,7 @@ def _system_memory(wanted: str) -> int | None:
 
 
 def _container_memory() -> int | None:
-    """Give what a container may still take, where it has a limit (cgroup 2)."""
+    """Return what a container may still take, where it has a limit (cgroup 2)."""
     limit, used = _lines(_CGROUP / "memory.max"), _lines(_CGROUP / "memory.current")
     if not limit or not used or limit[0] == "max":
         return None
@@ -154,7 +154,7 @@ def _container_memory() -> int | None:
 
 
 def driver_versions(device: Device) -> Mapping[str, str]:
-    """Give the versions below JAX: `runtime` as the device has it, `driver` where there is one."""
+    """Return the versions below JAX: `runtime` as the device has it, `driver` where there is one."""
     found = {}
     if device.platform != "cpu":
         runtime = str(device.client.platform_version).split("\n")

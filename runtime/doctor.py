@@ -97,7 +97,7 @@ def _custom_calls(manifest: Manifest) -> list[Findings]:
 
 
 def _judged(manifest: Manifest, version: str, day: dt.date | None, today: dt.date) -> Findings:
-    """Say from which form a version of jax is promised to load the bundle."""
+    """Return from which form a version of jax is promised to load the bundle."""
     build = day or assumed(version, today)
     forms = [
         p.form for p in compatibility_windows(manifest) if build is not None and p.covers(build)
@@ -113,7 +113,7 @@ def _judged(manifest: Manifest, version: str, day: dt.date | None, today: dt.dat
 
 
 def unopened(bundle: Path, error: BundleError) -> Findings:
-    """Give the findings about what is no bundle, or none that this runtime reads."""
+    """Return the findings about what is no bundle, or none that this runtime reads."""
     return {
         "bundle": str(bundle),
         "loads": False,

@@ -316,7 +316,7 @@ def _digest(node: Node) -> str:
 
 
 def _holds(argument: Argument | None, entry: Param) -> bool:
-    """Say whether a param lies inside an argument of its dtype."""
+    """Return whether a param lies inside an argument of its dtype."""
     if argument is None or argument.dtype != entry.dtype:
         return False
     room = math.prod(argument.shape) - math.prod(entry.shape)

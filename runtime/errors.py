@@ -104,6 +104,6 @@ def printable(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Give what an error says, as far as it goes into a line."""
+    """Return what an error says, as far as it goes into a line."""
     text = str(error).strip() or type(error).__name__
     return printable(text.splitlines()[0][:300])

@@ -77,7 +77,7 @@ class ExecutableCache:
 
     Args:
       directory: below which they are kept; made where it is missing. None keeps nothing.
-      tell: called with one line for each thing that cannot be used.
+      progress: called with one line for each thing that cannot be used.
       exact_threads: whether a program that computes with another number of threads is none.
       vouched: a directory of executables, and the digest of its list of them.
     """
@@ -85,21 +85,21 @@ class ExecutableCache:
     def __init__(
         self,
         directory: Path | None,
-        tell: Tell = lambda _: None,
+        progress: Tell = lambda _: None,
         *,
         exact_threads: bool = False,
         vouched: tuple[Path, str] | None = None,
     ) -> None:
-        self._tell = tell
+        self._progress = progress
         self._exact_threads = exact_threads
         self._told_of_threads = False
-        self._own = _Own(directory / FOLDER, tell) if directory else None
+        self._own = _Own(directory / FOLDER, progress) if directory else None
         self._vouched = None
         if vouched is not None:
             try:
                 self._vouched = _Vouched(*vouched)
             except ValueError as error:
-                tell(f"executable cache: {error}; none of them is used")
+                progress(f"executable cache: {error}; none of them is used")
 
     def executable(self, key: Key, threads: int) -> Executable | None:
         """Return the program of a key; None if there is none that may be used.
@@ -121,7 +121,7 @@ class ExecutableCache:
                         _expect_instructions(executable.data, key)
                         if count != threads and not self._told_of_threads:
                             self._told_of_threads = True
-                            self._tell(
+                            self._progress(
                                 f"executable cache: took programs for {count} threads, for want of some "
                                 f"for {threads}"
                             )
@@ -173,7 +173,9 @@ class ExecutableCache:
         try:
             yield
         except _Rejected as error:
-            self._tell(f"executable cache: {name[:12]}…{Path(name).suffix} is not used: {error}")
+            self._progress(
+                f"executable cache: {name[:12]}…{Path(name).suffix} is not used: {error}"
+            )
 
 
 def seconds_of(value: object) -> float | None:
@@ -339,9 +341,9 @@ def _counts_among(names: Iterator[str], name: str) -> list[int]:
 class _Own:
     """A directory that this user's processes write, and nobody else."""
 
-    def __init__(self, folder: Path, tell: Tell) -> None:
+    def __init__(self, folder: Path, progress: Tell) -> None:
         self._folder = folder
-        self._tell = tell
+        self._progress = progress
         self._usable = self._prepared()
         self._told = False
 
@@ -352,7 +354,7 @@ class _Own:
                 self._folder.mkdir(mode=0o700)
             status = self._folder.lstat()
         except OSError as error:
-            self._tell(f"executable cache: {self._folder}: {error.strerror}; nothing is kept")
+            self._progress(f"executable cache: {self._folder}: {error.strerror}; nothing is kept")
             return False
         if not stat.S_ISDIR(status.st_mode):
             why = "expected a directory, got something else"
@@ -362,7 +364,7 @@ class _Own:
             why = f"expected mode 0700, got {status.st_mode & 0o777:04o}"
         else:
             return True
-        self._tell(f"executable cache: {self._folder}: {why}; it is not used")
+        self._progress(f"executable cache: {self._folder}: {why}; it is not used")
         return False
 
     def thread_counts(self, name: str) -> list[int]:
@@ -402,7 +404,7 @@ class _Own:
         except OSError as error:
             if not self._told:
                 self._told = True
-                self._tell(
+                self._progress(
                     f"executable cache: {self._folder}: {error.strerror}; what is compiled is not kept"
                 )
 

@@ -72,7 +72,7 @@ def mark_expendable() -> None:
 
 
 def exit_description(status: int) -> str:
-    """Say what ended a process, and what it is a sign of.
+    """Return what ended a process, and what it is a sign of.
 
     Args:
       status: the process's exit status, negative for a signal.

@@ -58,7 +58,7 @@ class Checker:
         )
 
     def check(self, inputs: Mapping[str, object]) -> Checked:
-        """Hold inputs against the signature.
+        """Check inputs against the signature.
 
         Args:
           inputs: name to array. Masks may be missing.
@@ -131,14 +131,14 @@ def check_size(axis: Axis, size: int, where: str = "") -> None:
 
 
 def _range_of(spec: TensorSpec) -> tuple[int | None, int | None] | None:
-    """Give the least and largest legal value, or None if there are none or an axis decides."""
+    """Return the least and largest legal value, or None if there are none or an axis decides."""
     if isinstance(spec.maximum, str) or (spec.minimum is None and spec.maximum is None):
         return None
     return spec.minimum, spec.maximum
 
 
 def _fixed(spec: TensorSpec) -> tuple[int, ...] | None:
-    """Give the shape behind the batch, or None if it has bucketed axes."""
+    """Return the shape behind the batch, or None if it has bucketed axes."""
     fixed = tuple(dim for dim in spec.shape[1:] if isinstance(dim, int))
     return fixed if len(fixed) == len(spec.shape) - 1 else None
 

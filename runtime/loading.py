@@ -60,23 +60,23 @@ def load(
     Raises:
       BundleError: it cannot be served here; the subclass and the message say why.
     """
-    tell = progress or (lambda _: None)
+    progress = progress or (lambda _: None)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     opened.require(require_digest)
-    cache = None if cache_dir is None else ExecutableCache(Path(cache_dir), tell)
+    cache = None if cache_dir is None else ExecutableCache(Path(cache_dir), progress)
     with contextlib.ExitStack() as stack:
         caches = [] if cache is None else [cache]
         if isolated:
             compiled = stack.enter_context(
-                probing(opened, named(device), cache=cache, progress=tell)
+                probing(opened, named(device), cache=cache, progress=progress)
             )
             caches += [] if compiled is None else [compiled]
         target = find_device(device)
         with program_threads(target) as pool:
-            programs = compile_all(opened, target, progress=tell, each=pool.map, caches=caches)
-    tell("loading params")
+            programs = compile_all(opened, target, progress=progress, each=pool.map, caches=caches)
+    progress("loading params")
     model = assemble(opened, target, programs)
-    tell("warming up")
+    progress("warming up")
     model.measure()
     if cache is not None:
         for program in programs:

@@ -92,7 +92,7 @@ class Manifest:
 
     @property
     def files(self) -> tuple[File, ...]:
-        """Give every file that belongs to the bundle, the manifest apart."""
+        """Return every file that belongs to the bundle, the manifest apart."""
         programs = [f for p in self.programs for f in (p.exported, p.stablehlo)]
         return (*self.params.files, *programs, *(g.file for g in self.goldens))
 
@@ -167,7 +167,7 @@ class Manifest:
 
     @property
     def format_version(self) -> int:
-        """Give the lowest version that can say this."""
+        """Return the lowest version that can say this."""
         if any(spec.nonfinite for spec in self.signature.outputs):
             return 4
         if any(isinstance(spec.maximum, str) for spec in self.signature.inputs):

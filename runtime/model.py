@@ -72,17 +72,17 @@ class Model:
 
     @property
     def manifest(self) -> Manifest:
-        """Give what the bundle says about itself."""
+        """Return what the bundle says about itself."""
         return self.bundle.manifest
 
     @property
     def signature(self) -> Signature:
-        """Give the inputs, outputs and axes that `predict` takes and returns."""
+        """Return the inputs, outputs and axes that `predict` takes and returns."""
         return self.bundle.manifest.signature
 
     @property
     def platform(self) -> str:
-        """Give the device's platform: cpu, cuda and so on."""
+        """Return the device's platform: cpu, cuda and so on."""
         return platform_of(self.device)
 
     def predict(self, inputs: Mapping[str, object]) -> dict[str, Array]:
@@ -107,7 +107,7 @@ class Model:
         return dict(zip(self.output_names, self._cover(checked), strict=True))
 
     def group(self, sizes: tuple[int, ...]) -> Group:
-        """Give the programs with the shortest axes that hold these sizes."""
+        """Return the programs with the shortest axes that hold these sizes."""
         if not sizes:
             return self.groups[()]
         axes = self.signature.axes
@@ -151,7 +151,7 @@ class Model:
         return dict(zip((axis.name for axis in self.signature.axes), sizes, strict=True))
 
     def no_rows(self, sizes: tuple[int, ...]) -> dict[str, Array]:
-        """Give the answer to zero rows, at these sizes of the bucketed axes."""
+        """Return the answer to zero rows, at these sizes of the bucketed axes."""
         named = self._named(sizes)
         return {
             spec.name: np.empty(spec.concrete(0, named), numpy_dtype(spec.dtype))

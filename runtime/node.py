@@ -92,7 +92,7 @@ class Node:
         return Node(self.take(key, dict), f"{self.where}.{key}", self.version).whole(read)
 
     def names(self) -> tuple[str, ...]:
-        """Give the keys that nobody took yet."""
+        """Return the keys that nobody took yet."""
         return tuple(self._left)
 
     def whole(self, read: "Callable[[Node], T]") -> T:

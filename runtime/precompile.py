@@ -108,16 +108,16 @@ def child(argv: Sequence[str]) -> int:
         limit_instructions(instructions)
     use_sync_dispatch()
 
-    def tell(sentence: str) -> None:
+    def progress(sentence: str) -> None:
         print(sentence, flush=True)
 
     try:
         started = start(
             open_bundle(path),
             device or None,
-            cache=ExecutableCache(Path(directory), tell, exact_threads=True),
+            cache=ExecutableCache(Path(directory), progress, exact_threads=True),
             isolated=False,
-            progress=tell,
+            progress=progress,
         )
         if started.failed:
             raise GoldenMismatch(
@@ -125,9 +125,9 @@ def child(argv: Sequence[str]) -> int:
             )
     except (BundleError, ExecutionError) as error:
         kind = next(name for name, one in reversed(_ERRORS.items()) if isinstance(error, one))
-        tell(json.dumps({"kind": kind, "message": str(error)}))
+        progress(json.dumps({"kind": kind, "message": str(error)}))
         return 1
-    tell(_done(started))
+    progress(_done(started))
     return 0
 
 

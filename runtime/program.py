@@ -193,7 +193,7 @@ class Program:
             cache.keep(self.key, Executable(data, self.threads, self.data_dependent, self.fallback))
 
     def costs(self) -> dict[str, float]:
-        """Say what XLA says of the program: flops, bytes_accessed, temp_bytes, …; may lack keys."""
+        """Return what XLA says of the program: flops, bytes_accessed, temp_bytes, …; may lack keys."""
         found: dict[str, float] = {}
         analysis = self._compiled.cost_analysis() or {}
         for key, name in (("flops", "flops"), ("bytes accessed", "bytes_accessed")):
@@ -221,7 +221,7 @@ class _Arguments:
 
     @classmethod
     def of(cls, entry: ProgramEntry, manifest: Manifest, device: Device | None) -> "_Arguments":
-        """Give what the manifest says of a program, for a device if there is one."""
+        """Return what the manifest says of a program, for a device if there is one."""
         sharding = None if device is None else jax.sharding.SingleDeviceSharding(device)
 
         def spec(dtype: str, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
@@ -443,7 +443,7 @@ def _expect_signature(exported: export.Exported, arguments: _Arguments) -> None:
 
 
 def _expect_custom_calls(artifact: bytes, file: File, listed: tuple[str, ...]) -> Contents:
-    """Hold the custom calls of a program against the manifest, and against what is allowed.
+    """Check the custom calls of a program against the manifest, and against what is allowed.
 
     In the files' own bytes, before anything of them is compiled: a custom call runs what it names.
     """

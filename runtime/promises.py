@@ -37,7 +37,7 @@ class CompatibilityWindow:
     last: dt.date
 
     def covers(self, built: dt.date) -> bool:
-        """Say whether a jax built on a day is promised to read it."""
+        """Return whether a jax built on a day is promised to read it."""
         return self.first <= built <= self.last
 
     def days_left(self, today: dt.date) -> int:
@@ -46,7 +46,7 @@ class CompatibilityWindow:
 
 
 def compatibility_windows(manifest: Manifest) -> tuple[CompatibilityWindow, ...]:
-    """Give what is promised of `.exported` and of `.stablehlo`, in the order they are tried.
+    """Return what is promised of `.exported` and of `.stablehlo`, in the order they are tried.
 
     Returns:
       Nothing where a jax wrote them whose build date is not known.
@@ -67,7 +67,7 @@ def compatibility_windows(manifest: Manifest) -> tuple[CompatibilityWindow, ...]
 
 
 def built(version: str) -> dt.date | None:
-    """Give the day a jax was built, or for one that is not known the last day it was not yet.
+    """Return the day a jax was built, or for one that is not known the last day it was not yet.
 
     Releases come in order, so a bundle that an unknown one wrote lasts at least as long as
     the newest known one before it would let it.
@@ -77,12 +77,12 @@ def built(version: str) -> dt.date | None:
 
 
 def is_known(version: str) -> bool:
-    """Say whether it is known when a jax was built."""
+    """Return whether it is known when a jax was built."""
     return any(_order(known) == _order(version) for known in JAX_BUILD_DATES)
 
 
 def assumed(version: str, today: dt.date) -> dt.date | None:
-    """Give the day to take for a jax's build: of one that is newer than all known ones, today.
+    """Return the day to take for a jax's build: of one that is newer than all known ones, today.
 
     Returns:
       None for one that is older than those that can read any bundle.
@@ -92,20 +92,20 @@ def assumed(version: str, today: dt.date) -> dt.date | None:
 
 
 def _order(version: str) -> tuple[int, ...]:
-    """Give what versions are ordered by; 0.12 is 0.12.0, and what is absurd is no error."""
+    """Return what versions are ordered by; 0.12 is 0.12.0, and what is absurd is no error."""
     numbers = [int(part) for part in re.findall(r"\d{1,9}", version)[:4]]
     return (*numbers, 0, 0, 0, 0)[:4]
 
 
 def _later(day: dt.date, months: int) -> dt.date:
-    """Give the day some months later, or the last of that month."""
+    """Return the day some months later, or the last of that month."""
     years, month = divmod(day.month - 1 + months, 12)
     year, month = day.year + years, month + 1
     return dt.date(year, month, min(day.day, calendar.monthrange(year, month)[1]))
 
 
 def summary(manifest: Manifest, today: dt.date) -> str:
-    """Say in a line how long the bundle is promised to load."""
+    """Return in a line how long the bundle is promised to load."""
     parts = [
         f".{p.form} up to jax builds of {p.last} ({p.days_left(today)} days left)"
         for p in compatibility_windows(manifest)
@@ -115,5 +115,5 @@ def summary(manifest: Manifest, today: dt.date) -> str:
 
 
 def today() -> dt.date:
-    """Give the day it is, in UTC."""
+    """Return the day it is, in UTC."""
     return dt.datetime.now(dt.UTC).date()

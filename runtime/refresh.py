@@ -45,7 +45,7 @@ def refresh(
       GoldenMismatch: the new bundle does not answer as was recorded; none is written.
       BundleError: it cannot be made, or not be proven here.
     """
-    tell = progress or (lambda _: None)
+    progress = progress or (lambda _: None)
     old = bundle.manifest
     if bundle.path.resolve() in out.resolve().parents:
         raise BundleError(
@@ -54,9 +54,9 @@ def refresh(
     with BundleWriter(out, overwrite=overwrite) as writer:
         programs = []
         for entry in old.programs:
-            tell(f"wrapping {entry.stablehlo.path}")
+            progress(f"wrapping {entry.stablehlo.path}")
             programs.append(_rewrapped(writer, bundle, entry))
-        tell("copying params and goldens")
+        progress("copying params and goldens")
         for file in (*old.params.files, *(golden.file for golden in old.goldens)):
             with bundle.opened(file) as source:
                 writer.copy(file, source)
@@ -71,7 +71,7 @@ def refresh(
             ),
         )
         writer.write_manifest(manifest)
-        manifest = _proven(writer.path, manifest, device, tell)
+        manifest = _proven(writer.path, manifest, device, progress)
         writer.write_manifest(manifest)
         writer.commit()
     return manifest
@@ -87,10 +87,12 @@ def _rewrapped(writer: BundleWriter, bundle: Bundle, entry: ProgramEntry) -> Pro
     )
 
 
-def _proven(staged: Path, manifest: Manifest, device: object | None, tell: Progress) -> Manifest:
+def _proven(
+    staged: Path, manifest: Manifest, device: object | None, progress: Progress
+) -> Manifest:
     """Run every golden and probe rows; give the manifest with the platform they were proven on."""
-    model = load(staged, device, progress=tell)
-    report = verify(model, progress=tell)
+    model = load(staged, device, progress=progress)
+    report = verify(model, progress=progress)
     if report.mismatches:
         raise GoldenMismatch(
             f"{len(report.mismatches)} golden checks failed on {model.platform}, first: "

@@ -45,7 +45,7 @@ def startup_table(started: Started) -> str:
 
 
 def verification(model: Model, report: Report) -> dict[str, Any]:
-    """Give a verification as JSON values; `ok` is what the exit status says.
+    """Return a verification as JSON values; `ok` is what the exit status says.
 
     An error that is not finite is None, since JSON has no word for it.
     """

@@ -10,7 +10,7 @@ from runtime.program import Program
 
 
 def needs(program: Program) -> int | None:
-    """Give the bytes a program takes while it runs, params included; None if XLA does not say."""
+    """Return the bytes a program takes while it runs, params included; None if XLA does not say."""
     costs = program.costs()
     parts = ("argument_bytes", "output_bytes", "temp_bytes")
     return int(sum(costs[part] for part in parts)) if costs.keys() >= set(parts) else None

@@ -48,7 +48,7 @@ class Mixing:
     change: float
 
     def __str__(self) -> str:
-        """Say it in one sentence."""
+        """Return it in one sentence."""
         cause = {
             "position": "the row moved",
             "nan": "the other rows became NaN",
@@ -207,7 +207,7 @@ def _other(
 
 
 def bounds(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[Any, Any]:
-    """Give the smallest and largest legal value of an input where axes have these sizes."""
+    """Return the smallest and largest legal value of an input where axes have these sizes."""
     dtype = numpy_dtype(spec.dtype)
     if dtype == np.bool_ or spec.mask:
         return 0, 1

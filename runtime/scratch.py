@@ -32,7 +32,7 @@ def remove_all() -> None:
 
 @contextlib.contextmanager
 def temporary_directory(prefix: str) -> Iterator[Path]:
-    """Give a directory that goes when the context ends, or once a process is started anew.
+    """Return a directory that goes when the context ends, or once a process is started anew.
 
     A process that is killed leaves its directory behind, and a container's /tmp may outlive it.
     Whoever uses a directory holds its lock, which no process

@@ -36,7 +36,7 @@ DTYPE_BYTES: Mapping[str, int] = {
 
 
 def limits(dtype: str) -> tuple[float, float]:
-    """Give the smallest and largest value of a dtype; infinite for floats."""
+    """Return the smallest and largest value of a dtype; infinite for floats."""
     if "float" in dtype:
         return -math.inf, math.inf
     bits = 1 if dtype == "bool" else 8 * DTYPE_BYTES[dtype]
@@ -80,14 +80,14 @@ class TensorSpec:
         return notation(self.dtype, self.shape)
 
     def concrete(self, batch: int, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Give the shape with `_` and axis names replaced by sizes."""
+        """Return the shape with `_` and axis names replaced by sizes."""
         return tuple(
             dim if isinstance(dim, int) else batch if dim == BATCH else sizes[dim]
             for dim in self.shape
         )
 
     def row_bytes(self, sizes: Mapping[str, int]) -> int:
-        """Give the bytes of one row at these axis sizes."""
+        """Return the bytes of one row at these axis sizes."""
         total = DTYPE_BYTES[self.dtype]
         for size in self.concrete(1, sizes):
             total *= size

@@ -16,7 +16,7 @@ from runtime.textfiles import NotText, read_json, read_text
 
 
 def check_signature(bundle: Bundle, signature: Path, public_key: Path) -> None:
-    """Hold every file of a bundle against what the owner of a key has signed.
+    """Check every file of a bundle against what the owner of a key has signed.
 
     Args:
       bundle: whose directory was signed.

@@ -86,20 +86,22 @@ def start(
       BundleError: it cannot be served here.
       ExecutionError: the device failed.
     """
-    tell = progress or (lambda _: None)
+    progress = progress or (lambda _: None)
     stages = _Stages()
     caches = [] if cache is None else [cache]
     with contextlib.ExitStack() as stack:
         if isolated:
             with stages.timed("sandbox"):
                 compiled = stack.enter_context(
-                    probing(bundle, named(device), cache=cache, progress=tell)
+                    probing(bundle, named(device), cache=cache, progress=progress)
                 )
             caches += [] if compiled is None else [compiled]
         with stages.timed("programs"):
             target = find_device(device)
             with program_threads(target) as pool:
-                programs = compile_all(bundle, target, progress=tell, each=pool.map, caches=caches)
+                programs = compile_all(
+                    bundle, target, progress=progress, each=pool.map, caches=caches
+                )
         if cache is not None:
             with stages.timed("programs"):
                 for program in programs:
@@ -112,7 +114,7 @@ def start(
         model = assemble(bundle, target, programs)
     name = "full check" if full else "startup check"
     with stages.timed(name):
-        model, programs, found = _checked(bundle, target, model, programs, full, tell, cache)
+        model, programs, found = _checked(bundle, target, model, programs, full, progress, cache)
     with stages.timed("run times"):
         seconds = model.measure(_known_seconds(record, target), warm=True)
     release_memory()
@@ -136,26 +138,26 @@ def _checked(
     model: Model,
     programs: tuple[Program, ...],
     full: bool,
-    tell: Progress,
+    progress: Progress,
     cache: ExecutableCache | None,
 ) -> tuple[Model, tuple[Program, ...], _Found]:
     """Check a model; where a program was loaded and something fails, check one compiled here."""
     loaded = any(program.source is not None for program in programs)
     try:
-        found = _check(model, full, tell)
+        found = _check(model, full, progress)
     except ExecutionError:
         if not loaded:
             raise
         found = None
     if loaded and (found is None or found.failed or found.mixing):
-        tell("a program from the cache did not pass its check; all are compiled anew")
+        progress("a program from the cache did not pass its check; all are compiled anew")
         for program in programs:
             if cache is not None:
                 cache.forget(program.key)
         with program_threads(target) as pool:
-            programs = compile_all(bundle, target, progress=tell, each=pool.map)
+            programs = compile_all(bundle, target, progress=progress, each=pool.map)
         model = assemble(bundle, target, programs)
-        found = _check(model, full, tell)
+        found = _check(model, full, progress)
         if cache is not None and not found.failed:
             for program in programs:
                 program.keep(cache)
@@ -166,13 +168,13 @@ def _checked(
     return model, programs, found
 
 
-def _check(model: Model, full: bool, tell: Progress) -> _Found:
+def _check(model: Model, full: bool, progress: Progress) -> _Found:
     if not full:
-        quick = check_startup(model, progress=tell)
+        quick = check_startup(model, progress=progress)
         return _Found(
             tuple(map(str, quick.mismatches)), tuple(map(str, quick.mixing)), quick.groups
         )
-    report = verify(model, progress=tell)
+    report = verify(model, progress=progress)
     mixing = () if model.manifest.row_mixing else tuple(map(str, report.mixing))
     line = f"{len(report.goldens)} golden checks, all kinds of rows beside each other"
     return _Found(tuple(map(str, report.mismatches)), mixing, (line,))

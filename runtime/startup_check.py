@@ -118,7 +118,7 @@ def check_startup(model: Model, *, progress: Progress | None = None) -> StartupR
       IntegrityError: a golden file is not what the manifest says.
       ExecutionError: the device failed.
     """
-    tell = progress or (lambda _: None)
+    progress = progress or (lambda _: None)
     checks: list[GoldenCheck] = []
     mixing: list[Mixing] = []
     told: list[str] = []
@@ -150,7 +150,7 @@ def check_startup(model: Model, *, progress: Progress | None = None) -> StartupR
             for axis, size in zip(model.signature.axes, group.sizes, strict=True)
         )
         told.append(f"{at}: {line}" if at else line)
-        tell(f"checked {told[-1]}")
+        progress(f"checked {told[-1]}")
     return StartupReport(tuple(checks), tuple(mixing), runs, tuple(told))
 
 

@@ -45,7 +45,7 @@ _NO_MORE: Mapping[str, str] = {}
 
 @functools.cache
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """Give the NumPy dtype of a manifest dtype, ml_dtypes' extensions included."""
+    """Return the NumPy dtype of a manifest dtype, ml_dtypes' extensions included."""
     return np.dtype(getattr(ml_dtypes, name, name))
 
 

@@ -55,11 +55,11 @@ class GoldenCheck:
 
     @property
     def ok(self) -> bool:
-        """Say whether the answer is within the tolerance."""
+        """Return whether the answer is within the tolerance."""
         return self.comparison.ok
 
     def __str__(self) -> str:
-        """Say how far the answer is off, and what was accepted."""
+        """Return how far the answer is off, and what was accepted."""
         c = self.comparison
         place = f"output {self.output!r}{list(c.where)}"
         return (
@@ -84,7 +84,7 @@ class Report:
 
     @property
     def mismatches(self) -> tuple[GoldenCheck, ...]:
-        """Give the golden checks that failed."""
+        """Return the golden checks that failed."""
         return tuple(check for check in self.goldens if not check.ok)
 
 
@@ -109,8 +109,8 @@ def verify(
       IntegrityError: a golden file is not what the manifest says.
       ExecutionError: the device failed.
     """
-    tell = progress or (lambda _: None)
-    tell("checking goldens")
+    progress = progress or (lambda _: None)
+    progress("checking goldens")
     begin = time.perf_counter()
     answers: Answers = {}
     checks, drift = check_goldens(model, each, answers)
@@ -128,7 +128,7 @@ def verify(
     for i, (group, batch) in enumerate(todo):
         estimate = row_s * sum(left[i:])
         rest = f", about {estimate:.0f} s left" if estimate > _WORTH_TELLING_S else ""
-        tell(f"checking rows of {names[i]}{rest}")
+        progress(f"checking rows of {names[i]}{rest}")
         known = answers.pop((group.sizes, batch), None)
         if few[i]:
             mixing += screen_rows(model, group, batch, known, each=each)
@@ -363,7 +363,7 @@ def _cycle(rows: Array, start: int, count: int) -> Array:
 def compare_with(
     model: Model, bucket: str, golden: Golden, got: Rows, expected: Rows
 ) -> list[GoldenCheck]:
-    """Hold a program's answer against a golden's: one check for each output."""
+    """Check a program's answer against a golden's: one check for each output."""
     checks = []
     for spec, a, e in zip(model.signature.outputs, got, expected, strict=True):
         tolerance = model.manifest.tolerances[model.platform][spec.name]

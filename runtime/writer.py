@@ -164,7 +164,7 @@ class DirectoryWriter:
         return sorted(p for p in self._parent.iterdir() if pattern.fullmatch(p.name))
 
     def _is_one(self, folder: Path) -> bool:
-        """Say whether a directory is of this writer's kind."""
+        """Return whether a directory is of this writer's kind."""
         return (folder / self.marker).is_file()
 
     def _remove(self, folder: Path) -> None:
@@ -243,7 +243,7 @@ class BundleWriter(DirectoryWriter):
             os.fsync(f.fileno())
 
     def _is_one(self, folder: Path) -> bool:
-        """Say whether a directory holds a bundle, of this format version or another."""
+        """Return whether a directory holds a bundle, of this format version or another."""
         manifest = folder / self.marker
         try:
             return manifest.is_file() and bool(Manifest.from_bytes(manifest.read_bytes()))
@@ -264,7 +264,7 @@ def _words(array: Array) -> Array:
 
 
 def _abandoned(folder: Path) -> bool:
-    """Say whether the writer of a staging directory is gone: it holds a lock while alive."""
+    """Return whether the writer of a staging directory is gone: it holds a lock while alive."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:  # it has just ended, and removed what it made
@@ -280,7 +280,7 @@ def _abandoned(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; renames of one target happen one at a time."""
+    """Lock the folder: renames of one target happen one at a time."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

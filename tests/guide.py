@@ -39,12 +39,12 @@ urllib.request.urlopen(request)
 
 
 def blocks(text):
-    """Give each block: its language and what is in it."""
+    """Return each block: its language and what is in it."""
     return _BLOCK.findall(text)
 
 
 def commands(block):
-    """Give each command of a console block, and what it prints."""
+    """Return each command of a console block, and what it prints."""
     for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
         lines = part.splitlines()
         count = next(i for i, line in enumerate(lines, 1) if not line.endswith("\\"))
@@ -52,7 +52,7 @@ def commands(block):
 
 
 def alike(shown, printed):
-    """Say whether a command printed what the guide shows."""
+    """Return whether a command printed what the guide shows."""
     shown, printed = (" ".join(_CLOCK.sub("", text).split()) for text in (shown, printed))
     pattern, numbers, end = "", [], 0
     for match in _NUMBER.finditer(shown):

@@ -44,7 +44,7 @@ def refusal(path, signature, inputs):
 
 
 def variables(path):
-    """Give the variables that a SavedModel holds, by name."""
+    """Return the variables that a SavedModel holds, by name."""
     import tensorflow as tf
 
     return {
@@ -53,7 +53,7 @@ def variables(path):
 
 
 def programs(path):
-    """Give what each XlaCallModule of a SavedModel says: version, platforms, StableHLO."""
+    """Return what each XlaCallModule of a SavedModel says: version, platforms, StableHLO."""
     from tensorflow.core.protobuf import saved_model_pb2
 
     saved = saved_model_pb2.SavedModel.FromString(Path(path, "saved_model.pb").read_bytes())
@@ -101,14 +101,14 @@ def replay(path):
 
 
 def what_jax2tf_takes():
-    """Give the parameters of the one function of jax2tf that is used, and is not public."""
+    """Return the parameters of the one function of jax2tf that is used, and is not public."""
     from export import savedmodel
 
     return list(inspect.signature(savedmodel.jax2tf._run_exported_as_tf).parameters)
 
 
 def refused_convention(version, known):
-    """Give what is said of a program whose calling convention is too new for TensorFlow."""
+    """Return what is said of a program whose calling convention is too new for TensorFlow."""
     from export import savedmodel
 
     before = savedmodel.tfxla
@@ -123,7 +123,7 @@ def refused_convention(version, known):
 
 
 def reads():
-    """Give the StableHLO that this TensorFlow reads, and its own version."""
+    """Return the StableHLO that this TensorFlow reads, and its own version."""
     import tensorflow as tf
     from tensorflow.compiler.mlir.stablehlo import stablehlo
 

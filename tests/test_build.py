@@ -64,7 +64,7 @@ class Project:
         )
 
     def calls(self):
-        """Give the ways uv was called."""
+        """Return the ways uv was called."""
         return self.log.read_text().splitlines() if self.log.exists() else []
 
 
@@ -75,7 +75,7 @@ def project(tmp_path):
 
 
 def sync(python, environment=".venv", without=""):
-    """Say how uv is called to install the lock for a Python."""
+    """Return how uv is called to install the lock for a Python."""
     return (
         f"{environment} sync -q --frozen --compile-bytecode --all-extras {without}--python {python}"
     )

@@ -37,7 +37,7 @@ class Images(Project):
 
     @property
     def built_with(self):
-        """Give the ways the builders were called."""
+        """Return the ways the builders were called."""
         return self.built.read_text().splitlines() if self.built.exists() else []
 
 

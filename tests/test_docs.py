@@ -35,7 +35,7 @@ class Classifier(nn.Module):
 
 
 def blocks(language):
-    """Give the README's code blocks in a language."""
+    """Return the README's code blocks in a language."""
     text = (ROOT / "README.md").read_text()
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def seeded(number):
-    """Give a generator that always gives the same."""
+    """Return a generator that always gives the same."""
     return random.Random(number)
 
 

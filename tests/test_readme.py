@@ -45,7 +45,7 @@ def checkout(tmp_path):
 
 
 def transcript():
-    """Give the README's transcript of a first run, line by line."""
+    """Return the README's transcript of a first run, line by line."""
     blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     return [line for line in blocks[1].splitlines() if line]
 

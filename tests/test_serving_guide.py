@@ -20,7 +20,7 @@ GUIDE = (ROOT / "docs" / "serving.md").read_text()
 
 
 def table(first):
-    """Give the cells of the guide's table whose first column has this name."""
+    """Return the cells of the guide's table whose first column has this name."""
     rows = re.search(rf"^\| {first} \|.*\n\|[-|]+\n((?:\|.*\n)+)", GUIDE, re.MULTILINE)[1]
     return [
         [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows.splitlines()

@@ -135,7 +135,7 @@ def triton_command(repository: Path) -> tuple[str, ...]:
 
 
 def triton_env() -> dict[str, str]:
-    """Say where its embedded Python finds itself and its packages."""
+    """Return where its embedded Python finds itself and its packages."""
     return {
         "LD_LIBRARY_PATH": str(_libpython()),
         "PYTHONHOME": sys.base_prefix,

@@ -49,7 +49,7 @@ def ratio(ours: Sequence[Row], theirs: Sequence[Row], figure: str) -> float | No
 
 
 def goals(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Hold the ratios against what is hoped for."""
+    """Check the ratios against what is hoped for."""
     cells = _by_cell(rows)
     found = []
     for goal in GOALS:

@@ -28,7 +28,7 @@ def run(*command: str) -> None:
 
 
 def trouble(port: int) -> str:
-    """Say why a port cannot be had; nothing if it can."""
+    """Return why a port cannot be had; nothing if it can."""
     try:
         socket.create_server(("", port)).close()
     except OSError as error:

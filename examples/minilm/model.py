@@ -142,7 +142,7 @@ def convert(weights: Weights) -> dict[str, Any]:
 
 
 def spec() -> ExportSpec:
-    """Say how it is exported: five batch sizes, short sentences and long ones."""
+    """Return how it is exported: five batch sizes, short sentences and long ones."""
     shape = ("_", "seq")
     return ExportSpec(
         model=MiniLM(),

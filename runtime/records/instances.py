@@ -126,7 +126,7 @@ def _columns(instances: Sequence[Any], signature: Signature) -> dict[str, list[A
 
 
 def _named(instance: Any) -> bool:
-    """Say whether an instance names its inputs, rather than being the value of the only one."""
+    """Return whether an instance names its inputs, rather than being the value of the only one."""
     return type(instance) is dict and instance.keys() != _B64
 
 
@@ -162,7 +162,7 @@ def _row(spec: TensorSpec, value: Any, index: int) -> Array:
 
 
 def _fits(spec: TensorSpec, shape: tuple[int, ...]) -> bool:
-    """Say whether a row has the shape, bucketed axes apart."""
+    """Return whether a row has the shape, bucketed axes apart."""
     wanted = spec.shape[1:]
     return shape == wanted or (
         len(shape) == len(wanted)

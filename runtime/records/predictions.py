@@ -130,7 +130,7 @@ def formatted(
 
 
 def best(scores: Array, nonfinite: Nonfinite | None) -> list[int]:
-    """Give the index of each row's largest score.
+    """Return the index of each row's largest score.
 
     NumPy's argmax lets other threads run, which takes longer to come back from than a
     few comparisons take in Python; NaN, which is largest to it, needs it all the same.

@@ -46,7 +46,7 @@ def convert(dtype: str, values: Any, *, booleans: bool = True) -> Array | None:
 
 
 def _flatten(values: Any) -> tuple[list[Any], tuple[int, ...]] | None:
-    """Give the elements of nested lists in row-major order, and the shape; None if ragged."""
+    """Return the elements of nested lists in row-major order, and the shape; None if ragged."""
     if type(values) is not list:
         return [values], ()
     shape = [len(values)]
@@ -130,7 +130,7 @@ def from_bytes(dtype: str, shape: tuple[int, ...], data: bytes | memoryview, whe
 
 
 def refuse(dtype: str, values: Any, where: str) -> SignatureMismatch:
-    """Say what `convert` did not like."""
+    """Return what `convert` did not like."""
     culprit = _first_illegal(dtype, values) or "lists of different lengths"
     return SignatureMismatch(f"{where}: expected {dtype}, got {culprit}")
 

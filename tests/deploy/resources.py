@@ -62,12 +62,12 @@ _OPERATOR = {
 
 
 def load(path):
-    """Give the resources of a manifest below `deploy`."""
+    """Return the resources of a manifest below `deploy`."""
     return list(yaml.safe_load_all((DEPLOY / path).read_text()))
 
 
 def faults(resource):
-    """Say what is wrong with a resource, a line for each fault."""
+    """Return what is wrong with a resource, a line for each fault."""
     group, _, _ = resource["apiVersion"].rpartition("/")
     kind = resource["kind"]
     if group == "serving.kserve.io":

@@ -25,7 +25,7 @@ pytestmark = mark.e2e
 
 
 def container_of(manifest):
-    """Give the one container of a manifest."""
+    """Return the one container of a manifest."""
     spec = load(manifest)[-1]["spec"]
     [container] = (
         spec["template"]["spec"]["containers"] if "template" in spec else spec["containers"]

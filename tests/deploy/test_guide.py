@@ -39,7 +39,7 @@ def reader(iris_bundle, tmp_path_factory):
 
 
 def transcripts():
-    """Give each console block of the guide: its command and what that prints."""
+    """Return each console block of the guide: its command and what that prints."""
     for kind, text in blocks(GUIDE):
         if kind == "console":
             command, _, printed = text.removeprefix("$ ").partition("\n")

@@ -19,7 +19,7 @@ DEFAULT_GRACE_S = 30  # of Kubernetes, where a manifest says nothing
 
 
 def of(kind, folder="kubernetes"):
-    """Give the one resource of a kind in a folder."""
+    """Return the one resource of a kind in a folder."""
     [found] = [
         resource
         for name in MANIFESTS
@@ -31,24 +31,24 @@ def of(kind, folder="kubernetes"):
 
 
 def pod():
-    """Give the pod of the Deployment."""
+    """Return the pod of the Deployment."""
     return of("Deployment")["spec"]["template"]
 
 
 def runtime(name="runtime"):
-    """Give a runtime of KServe."""
+    """Return a runtime of KServe."""
     [found] = load(f"kserve/{name}.yaml")
     return found
 
 
 def containers():
-    """Give each container that is the server: the Deployment's and KServe's."""
+    """Return each container that is the server: the Deployment's and KServe's."""
     runtimes = (runtime(), runtime("runtime-grpc"))
     return [pod()["spec"]["containers"][0], *(r["spec"]["containers"][0] for r in runtimes)]
 
 
 def environ(container):
-    """Give the environment that a container is started with."""
+    """Return the environment that a container is started with."""
     return {variable["name"]: variable["value"] for variable in container["env"]}
 
 

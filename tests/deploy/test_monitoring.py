@@ -49,7 +49,7 @@ def parsed(expression):
 
 
 def asked(expression):
-    """Give each selected metric with the labels that it is selected or grouped by."""
+    """Return each selected metric with the labels that it is selected or grouped by."""
     metrics, labels = set(), set()
 
     def visit(node):

@@ -93,7 +93,7 @@ def response(method, url, status, value):
 
 
 def deployed(path):
-    """Say what an endpoint that was there before has."""
+    """Return what an endpoint that was there before has."""
     return {"deployedModels": [{"id": "7"}]} if path.endswith("/33") else {}
 
 

@@ -157,7 +157,7 @@ BODIES = [
 
 
 def check(status, body, expected):
-    """Hold a refusal against the form that all of them have."""
+    """Check a refusal against the form that all of them have."""
     told = json.loads(body)
     assert status == expected, told
     assert set(told) == {"error", "code", "request_id"}

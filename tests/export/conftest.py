@@ -116,12 +116,12 @@ class Exported:
 
     @property
     def manifest(self):
-        """Give what the bundle says about itself."""
+        """Return what the bundle says about itself."""
         return self.model.manifest
 
     @property
     def path(self):
-        """Give where the bundle is."""
+        """Return where the bundle is."""
         return self.model.bundle.path
 
     def predict(self, **inputs):
@@ -164,7 +164,7 @@ def export(tmp_path_factory):
 
 @pytest.fixture
 def refusal(tmp_path):
-    """Give the message with which an export is refused; nothing is left on disk."""
+    """Return the message with which an export is refused; nothing is left on disk."""
 
     def run(model, params=None, *, inputs=(X,), kind=ExportError, **options):
         folder = tmp_path / "refused"

@@ -15,7 +15,7 @@ def affine(params, x):
 
 
 def in_one_process(tensorflow):
-    """Give what takes a step as `_tensorflow` does, without starting TensorFlow anew."""
+    """Return what takes a step as `_tensorflow` does, without starting TensorFlow anew."""
 
     def run(*arguments):
         return for_tensorflow._answer(tensorflow(in_tensorflow.step, *map(str, arguments)))

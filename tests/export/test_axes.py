@@ -231,7 +231,7 @@ def test_given_goldens_stand_beside_seeded_ones(plan):
 
 
 def top_three(_params, scores, mask):
-    """Give the three best places, which needs three."""
+    """Return the three best places, which needs three."""
     best, at = jax.lax.top_k(jnp.where(mask > 0, scores, -1e9), 3)
     return {"best": best, "at": at}
 

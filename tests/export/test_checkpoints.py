@@ -564,7 +564,7 @@ def save_msgpack(path, net):
 
 
 def _with_string_keys(tree):
-    """Give a tree whose keys are strings."""
+    """Return a tree whose keys are strings."""
     if not isinstance(tree, dict):
         return tree
     return {str(key): _with_string_keys(value) for key, value in tree.items()}

@@ -17,7 +17,7 @@ MEANT = "; where the model means it, as for masked logits or suppressed tokens, 
 
 
 def suppressed(params, x):
-    """Give logits of which the first is never possible."""
+    """Return logits of which the first is never possible."""
     return (x @ params).at[:, 0].set(-jnp.inf)
 
 

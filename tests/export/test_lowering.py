@@ -27,7 +27,7 @@ NOTE = "a constant float32[550, 550] (1.2 MiB) of the model's code became the pa
 
 
 def text_of(lowered):
-    """Give a program's StableHLO as text."""
+    """Return a program's StableHLO as text."""
     return jax_export.deserialize(bytearray(lowered.exported)).mlir_module()
 
 

@@ -52,12 +52,12 @@ def net():
 
 
 def answer(model, made):
-    """Give what the model answers to the golden's inputs."""
+    """Return what the model answers to the golden's inputs."""
     return nnx.view(model, deterministic=True)(made.goldens[0][1][0])
 
 
 def names(made):
-    """Give the names of the params."""
+    """Return the names of the params."""
     return {entry.name for entry in made.packing.entries}
 
 

@@ -54,7 +54,7 @@ def read(emulator, tmp_path, monkeypatch):  # noqa: ARG001 (it has to run)
     def run(path, **options):
         told = []
         try:
-            return params_files.read(path, tell=told.append, **options), told
+            return params_files.read(path, progress=told.append, **options), told
         finally:
             assert list(tmp_path.iterdir()) == []
 
@@ -155,7 +155,7 @@ def test_what_is_not_there_is_one_line_with_the_url(read, url, message):
 def test_other_urls_are_refused(url, message):
     """What is no bucket of Google's is not read, and not called absent."""
     with pytest.raises(CheckpointError) as caught:
-        params_files.read(url, tell=lambda _: None)
+        params_files.read(url, progress=lambda _: None)
 
     assert str(caught.value) == message
 
@@ -166,7 +166,7 @@ def test_absent_package_names_its_extra(monkeypatch):
     monkeypatch.delattr("google.cloud.storage")
 
     with pytest.raises(CheckpointError) as caught:
-        params_files.read("gs://models/x", tell=lambda _: None)
+        params_files.read("gs://models/x", progress=lambda _: None)
 
     assert str(caught.value) == (
         "params gs://models/x: needs google-cloud-storage, which is not installed; pip install "
@@ -183,7 +183,7 @@ def test_absent_credentials_are_one_line(monkeypatch):
     monkeypatch.setattr(storage, "Client", refuse)
 
     with pytest.raises(CheckpointError) as caught:
-        params_files.read("gs://models/x", tell=lambda _: None)
+        params_files.read("gs://models/x", progress=lambda _: None)
 
     assert str(caught.value) == (
         "params gs://models/x: expected credentials, got none; run gcloud auth "
@@ -199,7 +199,7 @@ def test_a_service_that_is_not_there_is_one_line(monkeypatch):
     monkeypatch.setattr(params_files, "_PATIENCE", 0.01)
 
     with pytest.raises(CheckpointError) as caught:
-        params_files.read("gs://models/x", tell=lambda _: None)
+        params_files.read("gs://models/x", progress=lambda _: None)
 
     assert str(caught.value) == (
         "params gs://models/x: expected an answer of Cloud Storage, got ConnectionError; is the "

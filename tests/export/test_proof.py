@@ -37,7 +37,7 @@ def training_norm(_params, x):
 
 
 def softmax_across_rows(_params, x):
-    """Give one output that is row by row and one that is not."""
+    """Return one output that is row by row and one that is not."""
     return {"fine": x * 2, "mixed": jax.nn.softmax(x, axis=0)}
 
 

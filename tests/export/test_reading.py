@@ -14,12 +14,12 @@ MESH = jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisTyp
 
 
 def names(made):
-    """Give the names of the params in the bundle."""
+    """Return the names of the params in the bundle."""
     return [entry.name for entry in made.packing.entries]
 
 
 def reference(model, variables, made, **switches):
-    """Give what the model answers to the golden's inputs."""
+    """Return what the model answers to the golden's inputs."""
     return model.apply(variables, made.goldens[0][1][0], **switches)
 
 

@@ -31,7 +31,7 @@ class Tagged(flax.struct.PyTreeNode, linen.meta.AxisMetadata):
     tag: str = flax.struct.field(pytree_node=False, default="")
 
     def unbox(self):
-        """Give the array."""
+        """Return the array."""
         return self.array
 
     def replace_boxed(self, val):

@@ -38,7 +38,7 @@ class Made:
 
     @property
     def bundle(self):
-        """Give the bundle, loaded."""
+        """Return the bundle, loaded."""
         return load(self._bundle, "cpu")
 
     def ask(self, function, *arguments):

@@ -33,7 +33,7 @@ def one_process(request, monkeypatch, tensorflow):
 
 @fixture
 def refused(tmp_path, monkeypatch):
-    """Give the message with which an export with a SavedModel is refused; nothing is left."""
+    """Return the message with which an export with a SavedModel is refused; nothing is left."""
     monkeypatch.setattr("export.verification._run", verify_here)
 
     def run(model, params=None, *, kind=ExportError, inputs=(X,), savedmodel="tf", **options):

@@ -59,7 +59,7 @@ LEFT_OUT = "left out of the checkpoint: ema_params, opt_state, step, not variabl
 
 
 def expected(variables, plan):
-    """Give what the model answers to the golden's inputs."""
+    """Return what the model answers to the golden's inputs."""
     return Classifier().apply(variables, plan.goldens[0][1][0], train=False)
 
 
@@ -117,7 +117,7 @@ BESIDE = "batch_stats of the checkpoint come from beside the subtree of --params
 
 
 def averaged(variables):
-    """Give the variables with params of twice the size, as `state` has in `ema_params`."""
+    """Return the variables with params of twice the size, as `state` has in `ema_params`."""
     return {**variables, "params": jax.tree.map(lambda a: 2 * a, variables["params"])}
 
 

@@ -27,7 +27,7 @@ def affine(params, x):
 
 
 def copies(tree, count=8):
-    """Give params as `flax.jax_utils.replicate` leaves them on that many devices."""
+    """Return params as `flax.jax_utils.replicate` leaves them on that many devices."""
     return jax.tree.map(lambda a: np.stack([a] * count), tree)
 
 

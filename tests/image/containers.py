@@ -93,7 +93,7 @@ class Builder:
         return run("buildah", *arguments, env=self._environ).strip()
 
     def open(self, name):
-        """Give an image with its files."""
+        """Return an image with its files."""
         about = json.loads(self.buildah("inspect", "--type", "image", name))
         root = self.buildah("mount", self.buildah("from", name))
         return Image(about["OCIv1"]["config"], Path(root))
@@ -162,7 +162,7 @@ def _children(container):
 
 
 def first_process(container):
-    """Give the number that a container's process 1 has outside of it, once it runs Python."""
+    """Return the number that a container's process 1 has outside of it, once it runs Python."""
     while container.poll() is None:
         for number in _children(container):
             if "python" in Path(f"/proc/{number}/cmdline").read_text():
@@ -171,14 +171,14 @@ def first_process(container):
 
 
 def status_of(number):
-    """Give what the kernel says of a process, by name."""
+    """Return what the kernel says of a process, by name."""
     lines = Path(f"/proc/{number}/status").read_text().splitlines()
     return {name: text.split() for name, text in (line.split(":", 1) for line in lines)}
 
 
 @contextlib.contextmanager
 def builder():
-    """Give a builder; where Debian's tools are missing, root installs them."""
+    """Return a builder; where Debian's tools are missing, root installs them."""
     needed = ("buildah", "debootstrap")
     if missing := [name for name in needed if shutil.which(name) is None]:
         assert os.geteuid() == 0, f"expected root on Debian, to install {', '.join(missing)}"

@@ -42,7 +42,7 @@ def served(image):
 
 
 def files(image):
-    """Give the path of every file and folder in an image, from its root."""
+    """Return the path of every file and folder in an image, from its root."""
     found = subprocess.run(
         ["find", image.root, "-xdev", "-printf", "/%P\n"],
         capture_output=True,
@@ -186,7 +186,7 @@ def test_vertex_without_artifacts_gets_what_is_baked_in(image):
 
 
 def log_until_ready(container):
-    """Give what a container says until it is ready."""
+    """Return what a container says until it is ready."""
     said = []
     for line in container.stdout:
         said.append(line)

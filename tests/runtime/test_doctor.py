@@ -50,7 +50,7 @@ def found(bundle, *asked, device="cpu"):
 
 
 def told(findings):
-    """Give what a person reads: each fact under its name, and the table's lines under ""."""
+    """Return what a person reads: each fact under its name, and the table's lines under ""."""
     text, _, table = written(findings).partition("\n\n")
     facts = dict(re.split(r" {2,}", line, maxsplit=1) for line in text.splitlines())
     return facts | {"": table.splitlines()}
@@ -403,7 +403,7 @@ class Gpu:
     )
 
     def memory_stats(self):
-        """Tell the memory."""
+        """Return the memory."""
         return {"bytes_limit": 1000, "bytes_in_use": 400}
 
 

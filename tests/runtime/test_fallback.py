@@ -48,7 +48,7 @@ def of_later_bytecode(program):
 
 
 def of_jax(version):
-    """Say that another jax wrote the bundle."""
+    """Claim that another jax wrote the bundle."""
     return {"manifest.json": lambda manifest: manifest["exporter"].update(jax=version)}
 
 

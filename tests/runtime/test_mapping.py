@@ -104,7 +104,7 @@ def test_content_is_found_out_where_its_time_was_set_back(model, bundle):
 
 
 def sha256(path):
-    """Give the digest of a file."""
+    """Return the digest of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -133,7 +133,7 @@ def unlink(bundle):
 
 
 def link(bundle):
-    """Give the params another name."""
+    """Rename the params."""
     os.link(bundle / PARAMS, bundle.parent / "another")
 
 

@@ -24,11 +24,11 @@ class Compiled:
         )
 
     def cost_analysis(self):
-        """Tell no costs."""
+        """Return no costs."""
         return {}
 
     def memory_analysis(self):
-        """Tell the memory."""
+        """Return the memory."""
         return self._memory
 
 

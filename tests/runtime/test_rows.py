@@ -40,7 +40,7 @@ def where_no_other_is_not_finite(x):
 
 
 def by_position(x):
-    """Give the same row another answer where it stands elsewhere."""
+    """Answer the same row otherwise where it stands elsewhere."""
     return x + np.arange(len(x), dtype=np.float32)[:, None]
 
 
@@ -147,7 +147,7 @@ def beside(distance):
 
 
 def routed(room):
-    """Give nothing to a row that has as many like it before it as there is room for."""
+    """Answer zeros to a row that has as many like it before it as there is room for."""
 
     def function(x):
         seen: dict[bytes, int] = {}

@@ -14,7 +14,7 @@ N = jax.ShapeDtypeStruct((), np.int32)
 
 
 def of(function, *arguments, platforms=("cpu",)):
-    """Give what is in a function's program."""
+    """Return what is in a function's program."""
     exported = jax.export.export(jax.jit(function), platforms=platforms)(*arguments)
     return contents(exported.mlir_module_serialized)
 

@@ -24,7 +24,7 @@ _UNPROMISED = ("jax._src", "jax.extend", "jaxlib")
 
 
 def unpromised_imports(package):
-    """Give each module of a package that imports what is not promised, with what it imports."""
+    """Return each module of a package that imports what is not promised, with what it imports."""
     found = {}
     for path in sorted((ROOT / package).rglob("*.py")):
         names = set()

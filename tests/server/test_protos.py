@@ -15,7 +15,7 @@ REQUESTS = [name for name in MESSAGES if name.endswith("Request")]
 
 
 def whole(message):
-    """Give a message and those inside it by their full names."""
+    """Return a message and those inside it by their full names."""
     found = {message.full_name: message}
     for nested in message.nested_types:
         found |= whole(nested)
@@ -23,7 +23,7 @@ def whole(message):
 
 
 def fields(message):
-    """Give all that matters on the wire, and for JSON, of each field."""
+    """Return all that matters on the wire, and for JSON, of each field."""
     return {
         field.name: (
             field.number,

@@ -51,7 +51,7 @@ class Classifier:
 
 
 def prediction(row: np.ndarray) -> dict:
-    """Say an answer as the article does."""
+    """Return an answer as the article does."""
     best = int(row.argmax())
     values = row.tolist()
     return {

@@ -59,7 +59,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_):
-        """Say nothing, or what is no error where errors go."""
+        """Return nothing, or what is no error where errors go."""
         if FAULT == "noisy":
             print("INFO: answered", file=sys.stderr, flush=True)
 
