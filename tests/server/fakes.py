@@ -239,6 +239,7 @@ class Running:
         """Open a model on the loop."""
 
         async def open_there():
+            self.service.startup_s = {"programs": 0.5}
             self.service.open(model)
 
         self.wait(open_there())
