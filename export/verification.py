@@ -118,10 +118,10 @@ def _run(
         "verify",
         str(bundle),
         "--json",
-        "--device",
-        platform,
         "--independent",
         *independent,
+        "--device",
+        platform,
     ]
     with tempfile.TemporaryFile("w+") as out:
         lines = []

@@ -3,6 +3,8 @@
 import numpy as np
 from pytest import fixture
 
+IMAGE = "us-central1-docker.pkg.dev/p/r/hloserve:cpu"
+
 
 @fixture(scope="session")
 def iris_bundle(exported):
@@ -16,3 +18,12 @@ def iris_bundle(exported):
         output="classification:logits",
         labels=["setosa", "versicolor", "virginica"],
     )
+
+
+@fixture
+def argv(classifier_bundle):
+    """The least that has to be said."""
+    return [
+        *("--bundle", str(classifier_bundle), "--to", "gs://models/a"),
+        *("--image", IMAGE, "--project", "p", "--region", "us-central1"),
+    ]

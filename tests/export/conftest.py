@@ -4,8 +4,10 @@ import dataclasses
 import json
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
+from orbax import checkpoint as ocp
 from safetensors.numpy import save_file
 
 from export import ExportError, Report, __main__, export_model, verification
@@ -268,3 +270,22 @@ def weights():
 def rows():
     """Seven rows for X, more than the largest bucket of `export`."""
     return np.random.default_rng(1).standard_normal((7, 3)).astype(np.float32)
+
+
+W = np.arange(6, dtype=np.float32).reshape(3, 2)
+B = np.array([10, 20], np.float32)
+TREE = {"Dense_0": {"kernel": W, "bias": B.astype(ml_dtypes.bfloat16)}, "count": np.int32(3)}
+
+
+def marked(step):
+    """Make a tree that tells the steps of one directory apart."""
+    return {**TREE, "count": np.int32(step)}
+
+
+@pytest.fixture
+def steps(tmp_path):
+    """A directory of Orbax steps 1, 3 and 12."""
+    with ocp.CheckpointManager(tmp_path / "ckpt") as manager:
+        for step in (1, 3, 12):
+            manager.save(step, args=ocp.args.StandardSave(marked(step)))
+    return tmp_path / "ckpt"

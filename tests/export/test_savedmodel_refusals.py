@@ -345,7 +345,7 @@ module._CHILD = head + "file = open(sys.argv[-1], 'w', 1); print('here', file=fi
         (
             "verification",
             "runtime.__main__",
-            "module._run('b', sys.argv[1], print)",
+            "module._run('b', sys.argv[1], [], print)",
         ),
     ],
 )
@@ -355,10 +355,13 @@ def test_a_killed_export_takes_its_processes_along(tmp_path, module, work, call)
     os.mkfifo(tmp_path / "held")
     code = _STUCK.format(module=module, work=work, call=call)
     command = [sys.executable, "-c", code, str(tmp_path / "held")]
+    # Without waiting for a writer, which never comes from an export that fails.
+    descriptor = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)
     with (
         subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as export,
-        (tmp_path / "held").open() as held,
+        os.fdopen(descriptor) as held,
     ):
+        assert select.select([held], [], [], 60)[0], export.kill()
         assert held.readline() == "here\n"
         export.kill()
         # At its end once nobody has it open for writing.

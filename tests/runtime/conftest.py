@@ -54,3 +54,16 @@ def classifier(classifier_bundle):
 def tagger(tagger_bundle):
     """The tagger, loaded on the CPU."""
     return load(tagger_bundle, "cpu")
+
+
+@fixture
+def value(paper):
+    """manifest.json of a bundle on paper, as JSON values."""
+    return json.loads((paper / "manifest.json").read_bytes())
+
+
+@fixture
+def target(tmp_path):
+    """Where a bundle is to be written, beside nothing else."""
+    (tmp_path / "place").mkdir()
+    return tmp_path / "place" / "bundle"

@@ -1,0 +1,56 @@
+"""Tests are found where they are looked for."""
+
+import re
+import subprocess
+from pathlib import Path
+
+from pytest import mark
+
+from tests.serving import ROOT
+
+README = (ROOT / "tests" / "README.md").read_text()
+ROWS = dict(re.findall(r"^\| `([\w/]+\.py)` \| (.+) \|$", README, re.MULTILINE))
+# Longer ones say more than one thing.
+MOST_LINES = 500
+
+
+def listed(*patterns):
+    """List files of the repository."""
+    command = ["git", "ls-files", *patterns]
+    try:
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):  # a copy without its history
+        return [str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)]
+    return found.split()
+
+
+def modules():
+    """List the modules that have tests: all but packages and what is generated."""
+    files = listed("export/*.py", "runtime/*.py", "server/*.py")
+    return [f for f in files if not f.endswith(("__init__.py", "_pb2.py"))]
+
+
+def test_every_module_has_a_file_of_tests_or_a_row():
+    """Each module is tested in the file of its name, or the table says where."""
+    lost = [
+        module
+        for module in modules()
+        if not (ROOT / "tests" / module).with_name(f"test_{Path(module).name}").exists()
+        and module not in ROWS
+    ]
+
+    assert lost == []
+
+
+def test_rows_are_of_what_there_is():
+    """The table names modules and files of tests that exist."""
+    named = [file for cell in ROWS.values() for file in re.findall(r"`([^`]+)`", cell)]
+
+    assert [module for module in ROWS if not (ROOT / module).exists()] == []
+    assert [file for file in named if not (ROOT / "tests" / file).exists()] == []
+
+
+@mark.parametrize("file", listed("tests/*.py"))
+def test_files_of_tests_are_read_at_once(file):
+    """No file of tests is so long that nobody looks through it."""
+    assert len((ROOT / file).read_text().splitlines()) <= MOST_LINES
