@@ -5,12 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from export.errors import CheckpointError
-from export.matching import flatten
-from export.misfits import OPTIMIZER
 
 Tree = Any
 
@@ -58,6 +55,8 @@ def read_step(source: Path) -> Tree:
     tree = _restore(items[chosen])
     if chosen != "params" or not isinstance(tree, dict) or chosen in tree:
         return tree
+    from export.misfits import OPTIMIZER  # which imports jax: --help does without
+
     beside = [name for name in items if name != chosen and name not in OPTIMIZER]
     others = {name: _restore(items[name]) for name in beside}
     found = {name: other for name, other in others.items() if _is_collection(other, tree)}
@@ -66,6 +65,9 @@ def read_step(source: Path) -> Tree:
 
 def _is_collection(tree: Tree, params: Mapping[str, Any]) -> bool:
     """Whether a tree is of the modules that have the params, and not a copy of these, such as their mean."""
+    # Which import jax: --help does without.
+    from export.matching import flatten
+
     return (
         isinstance(tree, dict)
         and bool(tree.keys() & params.keys())
@@ -101,6 +103,8 @@ def _restore(source: Path) -> Tree:
         if isinstance(leaf, ocp.metadata.value.ScalarMetadata) and leaf.dtype == np.bool_:
             return ocp.RestoreArgs(restore_type=bool)
         return ocp.RestoreArgs(restore_type=np.ndarray)
+
+    import jax
 
     args = jax.tree.map(wanted, tree)
     return checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=None, restore_args=args))

@@ -125,6 +125,8 @@ def _changes(name: str, value: Any) -> Iterator[tuple[str, Any, Any, Any]]:
     for other in _others(name, value):
         yield name, value, other, other
     inside: dict[str, Any] = {}
+    if name.startswith("_"):  # a library's own, such as what nnx keeps of each attribute
+        return
     if isinstance(value, Mapping):
         inside = {key: item for key, item in value.items() if isinstance(key, str)}
     elif dataclasses.is_dataclass(value) and not isinstance(value, type | linen.Module):

@@ -1,5 +1,6 @@
 """`./build.sh image` finds a builder and tells it what to build, without building it here."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -214,7 +215,10 @@ def pin(bundle, folder):
     command = stage.partition("\n\n")[0].partition("target=/bundle \\\n")[2].replace("\\\n", " ")
     command = command.replace("/opt/hloserve/bin/python", sys.executable)
     command = command.replace(" /bundle", f" {bundle}").replace("/pin", str(folder))
-    return subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    environ = {**os.environ, "DEVICE": "cpu", "COMPILE": "--threads 1 --portable"}
+    return subprocess.run(
+        ["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, env=environ
+    )
 
 
 @mark.e2e
@@ -224,6 +228,10 @@ def test_a_bundle_that_is_baked_in_is_looked_at_and_pinned(classifier_bundle, tm
     assert good.returncode == 0, good.stderr
     pinned = (tmp_path / "good/bundle.sha256").read_text()
     assert pinned.split()[0] == open_bundle(classifier_bundle).digest
+    executables = tmp_path / "good" / "executables"
+    assert executables.stat().st_mode & 0o777 == 0o755
+    assert {path.stat().st_mode & 0o777 for path in executables.iterdir()} == {0o644}
+    assert len([*executables.glob("*-t1.xla")]) == 3
 
     damaged = shutil.copytree(classifier_bundle, tmp_path / "damaged")
     (damaged / "params.safetensors").write_bytes(b"")

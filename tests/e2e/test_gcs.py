@@ -58,7 +58,7 @@ def test_a_bundle_from_a_bucket_is_served(emulator, classifier_bundle, tmp_path)
     assert "; 0.0 MB were here already" in serve_once(kept)
     assert "fetched 0.0 MB in " in serve_once(kept)
     digest = hashlib.sha256((classifier_bundle / "manifest.json").read_bytes()).hexdigest()
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([digest, "opened"])
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([digest, "executables"])
     assert (tmp_path / digest / "manifest.json").is_file()
 
 

@@ -156,6 +156,20 @@ def test_a_baked_in_bundle_is_the_one_of_the_image(tmp_path, monkeypatch):
             "predict_route: expected a path without '//', '/./' and '/../', got '/v2/../predict'",
             id="route-with-dots",
         ),
+        param(
+            ["--bundle", "b", "--executables", "/e"],
+            {},
+            "executables, executables_digest: expected both, or neither, got one: compiled programs are "
+            "code, and are loaded only where their digest is given",
+            id="executables-alone",
+        ),
+        param(
+            ["--bundle", "b", "--executables", "/e", "--executables-digest", "abc"],
+            {},
+            "executables_digest: expected sha256: and the 64 hex digits that python -m runtime compile "
+            "prints, got 'abc'",
+            id="executables-digest",
+        ),
         *(
             param(
                 ["--bundle", "b", "--cors-origin", origin],
@@ -219,6 +233,8 @@ SOMETHING_ELSE = {
     "bundle": "gs://bucket/folder",
     "cache_dir": "/cache",
     "require_digest": "sha256:" + "0" * 64,
+    "executables": "/e",
+    "executables_digest": "sha256:" + "1" * 64,
     "device": "cuda:1",
     "host": "::1",
     "port": 9000,
@@ -247,6 +263,10 @@ SOMETHING_ELSE = {
 }
 
 
+# Options that are nothing alone.
+BESIDE = {"executables": "executables_digest", "executables_digest": "executables"}
+
+
 @mark.parametrize("option", list(options()), ids=lambda option: option.name)
 def test_every_option_is_a_flag_and_a_variable(option):
     """Each option is set by its flag, and by each of its variables, the first before the second."""
@@ -255,6 +275,9 @@ def test_every_option_is_a_flag_and_a_variable(option):
     flag = [option.flag] if option.switch else [option.flag, text]
 
     bundle = {} if option.name == "bundle" else {"HLOSERVE_BUNDLE": "b"}
+    if option.name in BESIDE:
+        other = BESIDE[option.name]
+        bundle |= {f"HLOSERVE_{other.upper()}": SOMETHING_ELSE[other]}
     own, *others = option.variables
 
     found = [
@@ -306,8 +329,8 @@ def test_the_configuration_is_written_in_full():
     text = str(config)
 
     assert text.startswith(
-        "bundle='b', cache_dir='', require_digest='', device='', processes=1, host='0.0.0.0', "
-        "port=0, "
+        "bundle='b', cache_dir='', executables='', executables_digest='', require_digest='', "
+        "device='', processes=1, host='0.0.0.0', port=0, "
     )
     assert [part.split("=")[0] for part in text.split(", ")] == [o.name for o in options()]
 
