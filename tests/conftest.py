@@ -20,6 +20,9 @@ with MonkeyPatch.context() as patch:
     patch.setitem(sys.modules, "tensorflow", None)
     import flax.io  # noqa: F401
 
+# Under nohup, which ignores it, servers would go on where a terminal's end is tried.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 # How long an example takes says nothing on a busy machine.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
