@@ -96,7 +96,7 @@ def test_nobody_but_root_can_write_where_programs_are(image):
     found = subprocess.run(["find", *places, *others], capture_output=True, text=True, check=True)
     assert found.stdout == ""
     [package] = (image.root / "opt/hloserve/lib").glob("python3.*/site-packages/server")
-    assert list((package / "__pycache__").glob("process.*.pyc"))
+    assert list((package / "__pycache__").glob("lifecycle.*.pyc"))
 
 
 def test_its_size_is_told(image, capsys):
