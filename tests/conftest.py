@@ -20,8 +20,11 @@ with MonkeyPatch.context() as patch:
     patch.setitem(sys.modules, "tensorflow", None)
     import flax.io  # noqa: F401
 
-# Under nohup, which ignores it, servers would go on where a terminal's end is tried.
+# Whoever starts the tests in the background, or under nohup, may have these ignored, and servers
+# would go on where a terminal ends them.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says nothing on a busy machine.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
