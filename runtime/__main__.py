@@ -220,7 +220,9 @@ def _check_writable(flag: str, file: Path) -> None:
 
 
 def _say(sentence: str) -> None:
-    print(printable(sentence), file=sys.stderr, flush=True)
+    # In one piece: another thread may end the process in between.
+    sys.stderr.write(f"{printable(sentence)}\n")
+    sys.stderr.flush()
 
 
 def _open(arguments: argparse.Namespace) -> "Bundle":

@@ -210,4 +210,4 @@ def test_a_models_own_line_is_named(refusal):
         return linen.Conv(2, (3, 3)).apply({}, x)
 
     line = deep.__code__.co_firstlineno + 1
-    assert refusal(deep).endswith(f" (test_models.py, line {line})")
+    assert refusal(deep).endswith(f" (test_functions.py, line {line})")
