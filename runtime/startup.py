@@ -65,7 +65,6 @@ def start(
     *,
     cache: ExecutableCache | None = None,
     isolated: bool = True,
-    full: bool = False,
     on_loaded: Callable[[str], object] = lambda _: None,
     progress: Progress | None = None,
 ) -> Started:
@@ -77,7 +76,6 @@ def start(
       cache: of what was compiled and found out before.
       isolated: whether a bundle that did not come through one before is opened in a process of its
         own first.
-      full: whether to run the full check wherever this is.
       on_loaded: called with the device's platform once the programs are loaded, and kept for other
         processes; not checked yet.
       progress: called with a sentence for each step.
@@ -102,23 +100,27 @@ def start(
                 programs = compile_all(
                     bundle, target, progress=progress, each=pool.map, caches=caches
                 )
-        if cache is not None:
-            with stages.timed("programs"):
+            if cache is not None:
                 for program in programs:
                     program.keep(cache)
     on_loaded(platform_of(target))
     key = {**environment(target), "bundle": bundle.digest}
     record = {} if cache is None else cache.record(key)
-    full = full or not _verified_before(bundle, programs, record)
+    full = not _verified_before(bundle, programs, record)
+    seen_mixing = _texts(record.get("mixing"))
     with stages.timed("params"):
         model = assemble(bundle, target, programs)
     name = "full check" if full else "startup check"
     with stages.timed(name):
-        model, programs, found = _checked(bundle, target, model, programs, full, progress, cache)
+        model, programs, found = _checked(
+            bundle, target, model, programs, full, bool(seen_mixing), progress, cache
+        )
     with stages.timed("run times"):
-        seconds = model.measure(_known_seconds(record, target), warm=True)
+        # Where rows mix, a program runs on goldens of its own batch alone, and perhaps on none.
+        warm = not model.manifest.row_mixing
+        seconds = model.measure(_known_seconds(record, target), warm=warm)
     release_memory()
-    mixing = found.mixing or _texts(record.get("mixing"))
+    mixing = found.mixing or seen_mixing
     if cache is not None and not found.failed:
         cache.keep_record(key, _record(full, record, mixing, seconds, target))
     return Started(
@@ -138,10 +140,14 @@ def _checked(
     model: Model,
     programs: tuple[Program, ...],
     full: bool,
+    seen_mixing: bool,
     progress: Progress,
     cache: ExecutableCache | None,
 ) -> tuple[Model, tuple[Program, ...], _Found]:
-    """Check a model; where a program was loaded and something fails, check one compiled here."""
+    """Check a model; where a program was loaded and something fails, check one compiled here.
+
+    Rows that mix are no reason where programs that were compiled here were seen to mix them before.
+    """
     loaded = any(program.source is not None for program in programs)
     try:
         found = _check(model, full, progress)
@@ -149,7 +155,7 @@ def _checked(
         if not loaded:
             raise
         found = None
-    if loaded and (found is None or found.failed or found.mixing):
+    if loaded and (found is None or found.failed or (found.mixing and not seen_mixing)):
         progress("a program from the cache did not pass its check; all are compiled anew")
         for program in programs:
             if cache is not None:

@@ -203,7 +203,7 @@ def _check_group(
         if batch == small and batch > 1 and i < len(batches):
             middle = batch // 2
             beside = _with_random_rows(model, group, batch, parts, middle)
-            got = _cut(model, parts, beside)[middle]
+            got = unstage(model.signature, parts, beside)[middle]
             ran += 1
             mixing += _differences(model, bucket, middle, "random", answers[middle], got)
     return checks, mixing, ran, bucket_name(model.signature, group.sizes, small)
@@ -213,13 +213,7 @@ def _run(
     model: Model, group: Group, batch: int, parts: Sequence[Checked]
 ) -> list[tuple[Array, ...]]:
     inputs = stage(model.signature, parts, batch, group.sizes)
-    return _cut(model, parts, model.run(group.programs[batch], inputs))
-
-
-def _cut(
-    model: Model, parts: Sequence[Checked], outputs: tuple[Array, ...]
-) -> list[tuple[Array, ...]]:
-    return unstage(model.signature, parts, outputs)
+    return unstage(model.signature, parts, model.run(group.programs[batch], inputs))
 
 
 def _with_random_rows(

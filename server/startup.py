@@ -75,7 +75,7 @@ async def open_service(
     """
     log.info("configuration: %s", config)
     begin = time.monotonic()
-    imports_s = _seconds_since_exec()
+    imports_s = _process_age_s()
     try:
         opened, started = await asyncio.to_thread(open_model, config, on_loaded)
     except Exception as error:
@@ -207,7 +207,7 @@ def _opened(started: Started, config: ServerConfig) -> Opened:
     return Opened(model, no_batching, max_running)
 
 
-def _seconds_since_exec() -> float:
+def _process_age_s() -> float:
     """Return how long this process has run, which until now was imports; 0 where nobody says."""
     try:
         ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])

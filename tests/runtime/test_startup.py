@@ -14,6 +14,7 @@ from runtime import load
 from runtime.bundle import open_bundle
 from runtime.errors import ExecutionError, IntegrityError
 from runtime.executable_cache import FOLDER, ExecutableCache
+from runtime.model import Model
 from runtime.program import Program, count_compiles
 from runtime.startup import start
 from tests.runtime import bad_caches
@@ -148,6 +149,24 @@ def test_a_program_that_answers_wrongly_is_thrown_away(cache_dir):
 
     assert started(FROZEN, cache_dir)[1] == 4
     assert started(FROZEN, cache_dir)[1] == 0
+
+
+def test_rows_that_were_seen_to_mix_cost_one_compile(tmp_path, monkeypatch):
+    """Where rows depend on each other on this device, later starts know it, and compile nothing."""
+    run = Model.run
+
+    def by_place(model, program, inputs):
+        first, *others = run(model, program, inputs)
+        moved = np.array(first)
+        moved[len(moved) // 2] = np.nextafter(moved[len(moved) // 2], np.float32(9))
+        return (moved, *others)
+
+    monkeypatch.setattr(Model, "run", by_place)
+
+    starts = [started(FROZEN, tmp_path) for _ in range(3)]
+
+    assert all(found.mixing for found, _ in starts)
+    assert [compiled for _, compiled in starts] == [4, 0, 0]
 
 
 def test_a_program_that_fails_here_compiled_too_is_an_error(cache_dir, monkeypatch):
