@@ -26,6 +26,7 @@ from runtime.cache_files import (
     FOLDER,
     PROGRAM,
     RECORD,
+    Key,
     OwnFiles,
     Rejected,
     VouchedFiles,
@@ -39,7 +40,6 @@ _MAX_SECONDS = 3600.0
 _FEATURES = re.compile(rb"(?:[+-][a-z0-9][a-zA-Z0-9._-]*,){4,}[+-][a-z0-9][a-zA-Z0-9.-]*")
 
 Tell = Callable[[str], None]
-Key = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
