@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from runtime.bundle import Bundle
+from runtime.cache_files import write_list
 from runtime.errors import BundleError, ExecutionError, GoldenMismatch
-from runtime.executable_cache import ExecutableCache, write_list
+from runtime.executable_cache import ExecutableCache
 from runtime.guard import exit_description
 from runtime.program import cpu_threads, limit_instructions, use_sync_dispatch
 from runtime.startup import Started, start

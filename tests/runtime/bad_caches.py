@@ -10,7 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
-from runtime.executable_cache import _packed, _unpacked
+from runtime.cache_files import packed_of, unpacked
 
 
 def programs(folder):
@@ -25,10 +25,10 @@ def records(folder):
 
 def rewrite(path, header=None, data=None):
     """Write a file again, with its digest right; `header` changes fields, None removes one."""
-    found, body = _unpacked(path.read_bytes())
+    found, body = unpacked(path.read_bytes())
     key = found.pop("key") | (header or {}).pop("key", {})
     fields = {k: v for k, v in found.items() if k not in ("format", "sha256")} | (header or {})
-    path.write_bytes(_packed(key, fields, body if data is None else data))
+    path.write_bytes(packed_of(key, fields, body if data is None else data))
 
 
 def pick(rng, files):
@@ -39,12 +39,12 @@ def pick(rng, files):
 def of_another_program(folder, rng, _):
     """The bytes of a program are those of another one of the same bundle."""
     one, two = rng.sample(programs(folder), 2)
-    rewrite(one, data=_unpacked(two.read_bytes())[1])
+    rewrite(one, data=unpacked(two.read_bytes())[1])
 
 
 def of_another_bundle(folder, rng, other):
     """The bytes of a program are those of another model's."""
-    rewrite(pick(rng, programs(folder)), data=_unpacked(pick(rng, programs(other)).read_bytes())[1])
+    rewrite(pick(rng, programs(folder)), data=unpacked(pick(rng, programs(other)).read_bytes())[1])
 
 
 def swapped_files(folder, rng, _):
@@ -64,7 +64,7 @@ def another_key(folder, rng, _):
 def key_of_no_object(folder, rng, _):
     """The key is something else than an object."""
     path = pick(rng, programs(folder))
-    header, body = _unpacked(path.read_bytes())
+    header, body = unpacked(path.read_bytes())
     header["key"] = pick(rng, [None, 3, "key", [1, 2]])
     path.write_bytes(json.dumps(header).encode() + b"\n" + body)
 
@@ -91,7 +91,7 @@ def cut_off(folder, rng, _):
 def cut_off_and_digested(folder, rng, _):
     """The bytes of a program end too soon, and their digest is right for that."""
     path = pick(rng, programs(folder))
-    body = _unpacked(path.read_bytes())[1]
+    body = unpacked(path.read_bytes())[1]
     rewrite(path, data=body[: rng.randrange(len(body) // 2)])
 
 
@@ -106,7 +106,7 @@ def flipped(folder, rng, _):
 def odd_times(folder, rng, _):
     """The run times that were kept are none."""
     path = pick(rng, records(folder))
-    _, body = _unpacked(path.read_bytes())
+    _, body = unpacked(path.read_bytes())
     record = json.loads(body)
     value = pick(rng, [0, -1, math.nan, math.inf, 1e308, "1", None, True, [], {}])
     record["seconds"] = {
@@ -118,7 +118,7 @@ def odd_times(folder, rng, _):
 def lying_times(folder, rng, _):
     """The run times that were kept are wrong, and possible."""
     for path in records(folder):
-        record = json.loads(_unpacked(path.read_bytes())[1])
+        record = json.loads(unpacked(path.read_bytes())[1])
         record["seconds"] = {
             where: {name: 10 ** rng.uniform(-9, 3) for name in times}
             for where, times in record.get("seconds", {}).items()

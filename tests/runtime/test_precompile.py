@@ -8,7 +8,8 @@ from pytest import mark, raises
 
 from runtime import BundleError, GoldenMismatch, open_bundle
 from runtime.__main__ import main
-from runtime.executable_cache import FOLDER, LIST, ExecutableCache, required_features
+from runtime.cache_files import FOLDER, LIST
+from runtime.executable_cache import ExecutableCache, required_features
 from runtime.precompile import precompile
 from runtime.program import count_compiles, cpu_threads
 from runtime.startup import start

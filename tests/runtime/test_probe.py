@@ -12,7 +12,8 @@ from pytest import fixture, mark, param, raises
 
 from runtime import BundleError, IntegrityError, guard, load, open_bundle, probe
 from runtime.__main__ import main
-from runtime.executable_cache import FOLDER, ExecutableCache
+from runtime.cache_files import FOLDER
+from runtime.executable_cache import ExecutableCache
 from tests.forging import FROZEN, deadly, forged, with_deadly_program, with_other_golden
 
 ROOT = Path(__file__).parents[2]

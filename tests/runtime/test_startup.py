@@ -12,8 +12,9 @@ from pytest import fixture, mark, raises
 
 from runtime import load
 from runtime.bundle import open_bundle
+from runtime.cache_files import FOLDER
 from runtime.errors import ExecutionError, IntegrityError
-from runtime.executable_cache import FOLDER, ExecutableCache
+from runtime.executable_cache import ExecutableCache
 from runtime.model import Model
 from runtime.program import Program, count_compiles
 from runtime.startup import start
@@ -192,7 +193,7 @@ def test_a_start_works_where_nothing_can_be_kept(tmp_path, monkeypatch, where):
         def refuse(*_, **__):
             raise OSError(30 if where == "read-only" else 28, os.strerror(28))
 
-        monkeypatch.setattr("runtime.executable_cache.Path.replace", refuse)
+        monkeypatch.setattr("runtime.cache_files.Path.replace", refuse)
     said = []
 
     found, compiled = started(FROZEN, folder, said)
@@ -215,7 +216,7 @@ def test_two_writers_leave_whole_files(tmp_path):
 
 def test_the_oldest_go_where_there_are_too_many_bytes(tmp_path, monkeypatch):
     """The cache has a bound; what was not used for longest is removed, never what was just written."""
-    monkeypatch.setattr("runtime.executable_cache.MAX_BYTES", 1000)
+    monkeypatch.setattr("runtime.cache_files.MAX_BYTES", 1000)
     cache = ExecutableCache(tmp_path)
     for i in range(10):
         cache.keep_record({"n": i}, {"x": "y" * 100})
