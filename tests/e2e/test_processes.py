@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import os
 import select
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -159,6 +160,19 @@ def test_a_server_that_is_stopped_while_processes_start_ends_well(wide_bundle):
 
     assert (process.returncode, errors) == (0, "")
     assert out.endswith("INFO stopped\n")
+
+
+def test_a_bundle_that_cannot_be_opened_ends_all_processes_with_one_error(wide_bundle, tmp_path):
+    """Workers that wait for the bundle end without a word of their own."""
+    bundle = shutil.copytree(wide_bundle, tmp_path / "bundle")
+    next(bundle.glob("programs/*.exported")).write_bytes(b"damaged")
+
+    with start(free_port(), "--bundle", str(bundle), *PROCESSES) as process:
+        _, errors = process.communicate(timeout=TIMEOUT_S)
+
+    assert process.returncode == 3
+    assert errors.count("\n") == 1
+    assert errors.startswith("error: ")
 
 
 def test_the_port_of_several_processes_is_not_shared_with_another_server(served, wide_bundle):
