@@ -64,6 +64,9 @@ class HttpFrontend:
         _check_framing(head)
         if head.match is not None:
             return check_headers(head.headers.get, self._limits)
+        if head.expects_continue and head.method != "OPTIONS":
+            # The client waits with the body to hear whether it is wanted.
+            self._router.match_target(head.method, head.target)
         limit = self._limits.binary_bytes
         length = read_length(head.headers.get("content-length", "0"))
         if length > limit:
