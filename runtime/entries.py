@@ -1,6 +1,6 @@
 """The entries of a manifest: files, programs, params, goldens, tolerances, output formatting.
 
-Reading and writing live in the same classes so that they cannot drift.
+Each reads itself, key by key; `runtime.node.to_json` writes them all.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 
 from runtime.errors import ManifestError
-from runtime.node import Node, typed
+from runtime.node import Node, required, typed
 from runtime.signature import DTYPE_BYTES, unique
 
 MANIFEST_NAME = "manifest.json"
@@ -49,10 +49,6 @@ class File:
             raise ManifestError(f"expected a size, got {size}", f"{node.where}.bytes")
         return cls(path=path, bytes=size, sha256=_digest(node))
 
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads."""
-        return {"path": self.path, "bytes": self.bytes, "sha256": self.sha256}
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramEntry:
@@ -70,7 +66,7 @@ class ProgramEntry:
     axes: Mapping[str, int]
     exported: File
     stablehlo: File
-    custom_calls: tuple[str, ...] = ()
+    custom_calls: tuple[str, ...] = required(())
 
     @classmethod
     def from_node(cls, node: Node) -> "ProgramEntry":
@@ -85,16 +81,6 @@ class ProgramEntry:
             stablehlo=node.child("stablehlo", File.from_node),
             custom_calls=node.items("custom_calls", str),
         )
-
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads."""
-        return {
-            "batch": self.batch,
-            "axes": dict(self.axes),
-            "exported": self.exported.to_json(),
-            "stablehlo": self.stablehlo.to_json(),
-            "custom_calls": list(self.custom_calls),
-        }
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,15 +102,6 @@ class Argument:
             file=node.take("file", str),
         )
 
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads."""
-        return {
-            "name": self.name,
-            "dtype": self.dtype,
-            "shape": list(self.shape),
-            "file": self.file,
-        }
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Param:
@@ -134,7 +111,7 @@ class Param:
     dtype: str
     shape: tuple[int, ...]
     argument: str
-    offset: int = 0
+    offset: int = required(0)
 
     @classmethod
     def from_node(cls, node: Node) -> "Param":
@@ -146,16 +123,6 @@ class Param:
             argument=node.take("argument", str),
             offset=node.take("offset", int),
         )
-
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads."""
-        return {
-            "name": self.name,
-            "dtype": self.dtype,
-            "shape": list(self.shape),
-            "argument": self.argument,
-            "offset": self.offset,
-        }
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,14 +160,6 @@ class Params:
                 )
         return params
 
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads."""
-        return {
-            "files": [file.to_json() for file in self.files],
-            "arguments": [argument.to_json() for argument in self.arguments],
-            "entries": [entry.to_json() for entry in self.entries],
-        }
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Golden:
@@ -224,10 +183,6 @@ class Golden:
             raise ManifestError(f"expected at least 1, got {rows}", f"{node.where}.rows")
         return cls(axes=_sizes(node), rows=rows, file=node.child("file", File.from_node))
 
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads."""
-        return {"axes": dict(self.axes), "rows": self.rows, "file": self.file.to_json()}
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerance:
@@ -244,10 +199,6 @@ class Tolerance:
             raise ManifestError("expected no negative tolerance", node.where)
         return tolerance
 
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads."""
-        return {"atol": self.atol, "rtol": self.rtol}
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class OutputFormat:
@@ -260,10 +211,10 @@ class OutputFormat:
       labels: names of the classes, in order; empty when there are none.
     """
 
-    kind: str = "raw"
-    output: str | None = None
-    scores: str = "logits"
-    labels: tuple[str, ...] = ()
+    kind: str = required("raw")
+    output: str | None = required(None)
+    scores: str = required("logits")
+    labels: tuple[str, ...] = required(())
 
     @classmethod
     def from_node(cls, node: Node) -> "OutputFormat":
@@ -274,15 +225,6 @@ class OutputFormat:
             scores=node.choice("scores", SCORES),
             labels=node.items("labels", str),
         )
-
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads."""
-        return {
-            "kind": self.kind,
-            "output": self.output,
-            "scores": self.scores,
-            "labels": list(self.labels),
-        }
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,10 +238,6 @@ class Origin:
     def from_node(cls, node: Node) -> "Origin":
         """Read one entry of `$.refreshed_from`."""
         return cls(sha256=_digest(node), exporter=strings(node, "exporter"))
-
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads."""
-        return {"sha256": self.sha256, "exporter": dict(self.exporter)}
 
 
 def strings(node: Node, key: str) -> dict[str, str]:

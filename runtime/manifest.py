@@ -1,7 +1,7 @@
 """The manifest: what a bundle says about itself, read with the standard library alone.
 
-Reading and writing live in the same classes so that they cannot drift. A reader
-refuses what it does not know: unknown keys, duplicate keys, other versions.
+Fields are written in their order, by `runtime.node.to_json`. A reader refuses what it does not
+know: unknown keys, duplicate keys, other versions.
 
 Version log
   1 (2026-11): first format.
@@ -30,7 +30,7 @@ from runtime.entries import (
     strings,
 )
 from runtime.errors import ManifestError, UnsupportedFormat
-from runtime.node import Node, typed
+from runtime.node import Node, to_json, typed
 from runtime.signature import Signature, increasing, unique
 
 FORMAT_VERSIONS = (1, 2, 3, 4)
@@ -64,9 +64,9 @@ class Manifest:
         machine.
       row_mixing: why rows are not independent, one sentence each; empty for a model
         whose rows are. A server must never batch requests together when not empty.
-      params: the weights.
       programs: one per bucket.
       goldens: inputs and expected outputs.
+      params: the weights.
       refreshed_from: the bundles that this one was refreshed from, the exported one first;
         empty for one that was exported.
     """
@@ -85,9 +85,9 @@ class Manifest:
     tolerances: Mapping[str, Mapping[str, Tolerance]]
     drift: Mapping[str, float]
     row_mixing: tuple[str, ...]
-    params: Params
     programs: tuple[ProgramEntry, ...]
     goldens: tuple[Golden, ...]
+    params: Params
     refreshed_from: tuple[Origin, ...] = ()
 
     @property
@@ -271,31 +271,10 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Write what `from_bytes` reads, the same bytes for equal manifests."""
-        value = {
-            "format_version": self.format_version,
-            "name": self.name,
-            "version": self.version,
-            "created": self.created,
-            "exporter": dict(self.exporter),
-            "platforms": list(self.platforms),
-            "verified": list(self.verified),
-            "x64": self.x64,
-            "matmul_precision": self.matmul_precision,
-            "signature": self.signature.to_json(),
-            "buckets": list(self.buckets),
-            "output_format": self.output_format.to_json(),
-            "tolerances": {
-                platform: {name: tolerance.to_json() for name, tolerance in outputs.items()}
-                for platform, outputs in self.tolerances.items()
-            },
-            "drift": dict(self.drift),
-            "row_mixing": list(self.row_mixing),
-            "programs": [program.to_json() for program in self.programs],
-            "goldens": [golden.to_json() for golden in self.goldens],
-            "params": self.params.to_json(),
-        }
-        if self.format_version > 1:
-            value["refreshed_from"] = [origin.to_json() for origin in self.refreshed_from]
+        version = self.format_version
+        value = {"format_version": version, **to_json(self)}
+        if version > 1:
+            value.setdefault("refreshed_from", [])  # which these formats require
         return _readable(value).encode() + b"\n"
 
 

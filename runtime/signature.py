@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from runtime.errors import ManifestError, printable
-from runtime.node import Node
+from runtime.node import Node, required
 
 Dim = int | str
 
@@ -152,18 +152,6 @@ class TensorSpec:
                 f"{where}.maximum",
             )
 
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads; what is default is left out."""
-        out: dict[str, object] = {
-            "name": self.name,
-            "dtype": self.dtype,
-            "shape": list(self.shape),
-        }
-        optional: dict[str, object] = {"pad": self.pad or None, "mask": self.mask or None}
-        optional |= {"minimum": self.minimum, "maximum": self.maximum}
-        optional |= {"nonfinite": self.nonfinite}
-        return out | {key: value for key, value in optional.items() if value is not None}
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
@@ -196,11 +184,6 @@ class Axis:
             )
         return axis
 
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads; what is default is left out."""
-        minimum = {} if self.minimum == 1 else {"minimum": self.minimum}
-        return {"name": self.name, "sizes": list(self.sizes), **minimum}
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
@@ -208,7 +191,7 @@ class Signature:
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    axes: tuple[Axis, ...] = ()
+    axes: tuple[Axis, ...] = required(())
 
     @classmethod
     def from_node(cls, node: Node) -> "Signature":
@@ -261,14 +244,6 @@ class Signature:
                     f"{spec.maximum!r}, got {spec.minimum}",
                     f"{where}.inputs[{i}].minimum",
                 )
-
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads."""
-        return {
-            "inputs": [spec.to_json() for spec in self.inputs],
-            "outputs": [spec.to_json() for spec in self.outputs],
-            "axes": [axis.to_json() for axis in self.axes],
-        }
 
 
 def _nonfinite(node: Node) -> str | None:

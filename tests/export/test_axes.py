@@ -11,6 +11,7 @@ from flax import linen as nn
 from export import TensorSpec, VerificationError
 from runtime import SignatureMismatch
 from runtime.description import description
+from runtime.node import to_json
 from runtime.signature import Axis
 
 IDS = TensorSpec(name="ids", dtype="int32", shape=("_", "seq"), minimum=0, maximum=9)
@@ -305,7 +306,7 @@ def test_inputs_below_the_minimum_are_refused(export):
     made = export(top_three, inputs=[SCORES, MASK], axes={"seq": "3..4,8"}, buckets=(1, 2))
     scores = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
 
-    assert made.manifest.signature.axes[0].to_json() == {
+    assert to_json(made.manifest.signature.axes[0]) == {
         "name": "seq",
         "sizes": [4, 8],
         "minimum": 3,

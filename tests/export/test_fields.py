@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from export import ExportError, ExportSpec, TensorSpec, export_model
+from runtime.node import to_json
 from runtime.signature import Axis
 
 X = TensorSpec(name="x", dtype="float32", shape=("_", 3))
@@ -59,8 +60,8 @@ def test_numbers_of_numpy_in_a_tensor_spec_are_plain_ones():
     axis = Axis(name="seq", sizes=np.array([4, 8]), minimum=np.int64(2))
     made = checked(inputs=[spec], axes={"seq": axis})
 
-    assert {type(made.inputs[0].to_json()[key]) for key in ("pad", "minimum", "maximum")} == {int}
-    assert made.axes["seq"].to_json() == {"name": "seq", "sizes": [4, 8], "minimum": 2}
+    assert {type(to_json(made.inputs[0])[key]) for key in ("pad", "minimum", "maximum")} == {int}
+    assert to_json(made.axes["seq"]) == {"name": "seq", "sizes": [4, 8], "minimum": 2}
     assert type(made.axes["seq"].minimum) is int
 
 
