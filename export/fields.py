@@ -1,12 +1,12 @@
 """What each field of an ExportSpec takes, and the one form that the exporter then sees.
 
 Where a value can mean one thing only it is taken: NumPy's integers, one platform without a
-list around it, `version=3`. All else is refused in one line.
+list around it, `version=3`. All else is refused in one line. What values a bundle may have is
+`runtime.signature` and `runtime.manifest`'s to say; here is only how they are written.
 """
 
 import ast
 import dataclasses
-import itertools
 import operator
 import os
 import re
@@ -19,14 +19,16 @@ from export.errors import ExportError
 from export.labels import LabelsOfFile
 from export.notation import UNKNOWN, dtype_hint, rewritten, shape_hint
 from runtime.entries import PLATFORMS, SCORES, OutputFormat
-from runtime.errors import nearest
-from runtime.signature import BATCH, DTYPE_BYTES, Axis, Dim, TensorSpec
+from runtime.errors import InvalidField, nearest
+from runtime.manifest import check_name, check_version
+from runtime.signature import BATCH, Axis, Dim, TensorSpec, increasing, misplaced, unique
 
 PRECISIONS = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float32")
 CAST_DTYPES = ("bfloat16", "float16", "float32")
 
 _INPUT = re.compile(r"\s*(?P<name>[^:\s]+)\s*:\s*(?P<dtype>\w+)\s*\[(?P<shape>[^\]]*)\]\s*")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_AXIS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _AXIS = re.compile(r"\s*(?:(?P<minimum>\d+)\s*\.\.\s*)?(?P<sizes>\d+(?:\s*,\s*\d+)*)\s*")
 
 
@@ -36,7 +38,10 @@ def read_field(name: str, value: Any) -> Any:
     Raises:
       ExportError: it is none that the field takes.
     """
-    return _READERS.get(name, lambda any_value: any_value)(value)
+    try:
+        return _READERS.get(name, lambda any_value: any_value)(value)
+    except InvalidField as error:
+        raise ExportError(f"{name}: {error}") from None
 
 
 def parse_input(text: str) -> TensorSpec:
@@ -56,9 +61,7 @@ def parse_input(text: str) -> TensorSpec:
     for word in match["shape"].split(","):
         dim = word.strip()
         dims.append(int(dim) if dim.isdecimal() else dim)
-    spec = TensorSpec(name=match["name"], dtype=match["dtype"], shape=tuple(dims))
-    _check_form(spec, text)
-    return spec
+    return _checked(TensorSpec(name=match["name"], dtype=match["dtype"], shape=tuple(dims)), text)
 
 
 def parse_output(text: str) -> OutputFormat:
@@ -80,13 +83,6 @@ def parse_output(text: str) -> OutputFormat:
     raise ExportError(f"output: expected {', '.join(forms)}, got {text!r}{nearest(text, forms)}")
 
 
-def unique(what: str, names: Sequence[str]) -> None:
-    """Raise ExportError if a name stands twice."""
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ExportError(f"{what}: expected each name once, got {twice[0]!r} twice")
-
-
 def _inputs(value: Any) -> tuple[TensorSpec, ...]:
     given = [value] if isinstance(value, str | TensorSpec) else _listed(value)
     if given is None or not all(isinstance(one, str | TensorSpec) for one in given):
@@ -94,9 +90,7 @@ def _inputs(value: Any) -> tuple[TensorSpec, ...]:
             f"inputs: expected a list such as ['x:float32[_,28,28,1]'], got {_got(value)}"
         )
     specs = tuple(parse_input(one) if isinstance(one, str) else _tidy(one) for one in given)
-    unique("inputs", [spec.name for spec in specs])
-    for spec in specs:
-        _check_input(spec)
+    unique(spec.name for spec in specs)
     return specs
 
 
@@ -115,13 +109,7 @@ def _tidy(spec: TensorSpec) -> TensorSpec:
         minimum=None if low is None else _number(spec, "minimum", low),
         maximum=None if high is None else _axis_name(high) or _number(spec, "maximum", high),
     )
-    if spec.nonfinite is not None:
-        raise ExportError(
-            f"input {spec.name!r}: expected no nonfinite for an input, got {spec.nonfinite!r}; name "
-            "outputs with allow_infinite"
-        )
-    _check_form(spec, "")
-    return spec
+    return _checked(spec)
 
 
 def _axis_name(value: Any) -> str | None:
@@ -149,54 +137,43 @@ def _dtype_name(dtype: Any) -> str:
         return str(dtype)
 
 
-def _check_form(spec: TensorSpec, text: str) -> None:
-    """Refuse a dtype or a shape that is none; `text` is what was written, if it was."""
-    if spec.dtype not in DTYPE_BYTES:
-        # Where more than that is wrong, all of it at once.
-        meant = rewritten(text) if spec.shape[:1] != (BATCH,) and dtype_hint(spec.dtype) else ""
-        raise ExportError(
-            f"input {spec.name!r}: expected a dtype of {', '.join(DTYPE_BYTES)}, "
-            f"got {spec.dtype!r}{f'; write {meant}' if meant else dtype_hint(spec.dtype)}"
-        )
-    for i, dim in enumerate(spec.shape or ("",)):
-        word = isinstance(dim, str) and dim.isidentifier() and dim.isascii() and dim not in UNKNOWN
-        named = word and (dim == BATCH) == (i == 0)
-        if not (named or (isinstance(dim, int) and dim >= 0 and i > 0)):
-            raise ExportError(
-                f"input {spec.name!r}: expected [{BATCH}, …] with sizes or axis names "
-                f"after the batch, got {str(dim)!r}{f' in {text!r}' if text else ''}"
-                f"{shape_hint(list(map(str, spec.shape)), text)}"
-            )
+def _checked(spec: TensorSpec, text: str = "") -> TensorSpec:
+    """Return a tensor that signatures take, with names of axes that flags take.
 
+    Args:
+      spec: the tensor.
+      text: that it was written as, or nothing.
 
-def _check_input(spec: TensorSpec) -> None:
-    floating = "float" in spec.dtype
-    if floating and (spec.minimum is not None or spec.maximum is not None):
-        raise ExportError(
-            f"input {spec.name!r}: expected an integer dtype for a range, got {spec.dtype}"
-        )
-    top = spec.maximum
-    if spec.minimum is not None and isinstance(top, int) and spec.minimum > top:
-        raise ExportError(f"input {spec.name!r}: expected a range, got {spec.minimum}:{top}")
-    if not floating and not float(spec.pad).is_integer():
-        raise ExportError(f"input {spec.name!r}: expected a pad of {spec.dtype}, got {spec.pad}")
-    if spec.dtype != "bool" and not floating:
-        info = np.iinfo(spec.dtype)
-        for bound in (spec.minimum, spec.maximum, int(spec.pad)):
-            if isinstance(bound, int) and not info.min <= bound <= info.max:
-                raise ExportError(
-                    f"input {spec.name!r}: expected values of {spec.dtype}, got {bound}"
-                )
-    if spec.mask and not any(isinstance(dim, str) for dim in spec.shape[1:]):
-        raise ExportError(f"input {spec.name!r}: expected a bucketed axis for a mask, got {spec}")
+    Raises:
+      ExportError: it is none; says what is meant, where that can be one thing alone.
+    """
+    try:
+        spec.check()
+        for i, dim in enumerate(spec.shape):
+            # Any text names an axis of a bundle. `None`, `-1` and `2.5` name none here.
+            if isinstance(dim, str) and (not _AXIS_NAME.fullmatch(dim) or dim in UNKNOWN):
+                raise misplaced(dim, i)
+    except InvalidField as error:
+        advice = ""
+        if error.path[0] == "dtype":
+            # Where more than that is wrong, all of it at once.
+            hint = dtype_hint(spec.dtype)
+            meant = rewritten(text) if spec.shape[:1] != (BATCH,) and hint else ""
+            advice = f"; write {meant}" if meant else hint
+        elif error.path[0] == "shape":
+            advice = f" in {text!r}" if text else ""
+            advice += shape_hint(list(map(str, spec.shape)), text)
+        raise ExportError(f"input {spec.name!r}: {error}{advice}") from None
+    return spec
 
 
 def _buckets(value: Any) -> tuple[int, ...]:
     words = value.split(",") if isinstance(value, str) else _listed(value)
-    sizes = words and [_whole(word) for word in words]
-    if not sizes or None in sizes:
+    sizes = _all_whole(words or ())
+    if not sizes:
         raise ExportError(f"buckets: expected sizes such as 1,8,32, got {_got(value)}")
-    return _increasing("buckets", sizes)
+    increasing(sizes)
+    return sizes
 
 
 def _axes(value: Any) -> dict[str, Axis]:
@@ -209,32 +186,23 @@ def _axes(value: Any) -> dict[str, Axis]:
 
 def _axis(name: str, value: Any) -> Axis:
     """Read an axis: an Axis, its sizes, or `MINIMUM..SIZE,SIZE` as on the command line."""
-    minimum: Any = 1
+    written: tuple[Any, Any] = (1, value)
     if isinstance(value, Axis):
-        minimum, sizes = _whole(value.minimum), [_whole(size) for size in value.sizes]
-    elif isinstance(value, str):
-        match = _AXIS.fullmatch(value)
-        sizes = [int(word) for word in match["sizes"].split(",")] if match else []
-        minimum = int(match["minimum"] or 1) if match else 1
-    else:
-        sizes = [_whole(size) for size in _listed(value) or ()]
-    if not sizes or None in (minimum, *sizes):
+        written = value.minimum, value.sizes
+    elif isinstance(value, str) and (match := _AXIS.fullmatch(value)):
+        written = match["minimum"] or 1, match["sizes"].split(",")
+    minimum, sizes = _whole(written[0]), _all_whole(_listed(written[1]) or ())
+    if minimum is None or not sizes:
         raise ExportError(
             f"axis {name!r}: expected sizes such as 32,64, or 3..32,64 for lengths from 3 on, got "
             f"{_got(value)}"
         )
-    axis = Axis(name=name, sizes=_increasing(f"axis {name!r}", sizes), minimum=minimum)
-    if not 0 <= axis.minimum <= axis.sizes[0]:
-        raise ExportError(
-            f"axis {name!r}: expected a minimum up to its first size {axis.sizes[0]}, got {minimum}"
-        )
+    axis = Axis(name=name, sizes=sizes, minimum=minimum)
+    try:
+        axis.check()
+    except InvalidField as error:
+        raise ExportError(f"axis {name!r}: {error}") from None
     return axis
-
-
-def _increasing(what: str, sizes: Sequence[Any]) -> tuple[int, ...]:
-    if sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
-        raise ExportError(f"{what}: expected increasing sizes from 1 on, got {list(sizes)}")
-    return tuple(sizes)
 
 
 def _platforms(value: Any) -> tuple[str, ...]:
@@ -245,7 +213,7 @@ def _platforms(value: Any) -> tuple[str, ...]:
         if name == "gpu":  # as JAX calls any
             raise ExportError("platforms: expected cuda or rocm for a GPU, got 'gpu'")
         _one_of("platforms", name, PLATFORMS)
-    unique("platforms", names)
+    unique(names)
     return tuple(names)
 
 
@@ -260,7 +228,7 @@ def _labels(value: Any) -> tuple[str, ...]:
             raise ExportError(f"labels: expected a name for each class, got {name!r} for class {i}")
         if any("\ud800" <= letter <= "\udfff" for letter in name):
             raise ExportError(f"labels: expected text, got {name!r}, which has half of a character")
-    unique("labels", names)  # answers have probabilities by label
+    unique(names)  # answers have probabilities by label
     return value if isinstance(value, LabelsOfFile) else tuple(names)
 
 
@@ -306,16 +274,18 @@ def _seed(value: Any) -> int:
 
 
 def _model_name(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", value):
+    if not isinstance(value, str):
         raise ExportError(f"name: expected letters, digits, '_.-', got {_got(value)}")
+    check_name(value)
     return value
 
 
 def _version(value: Any) -> str:
-    text = value if isinstance(value, str) else str(_whole(value))
-    if not re.fullmatch(r"[0-9]{1,18}", text):
+    whole = value if isinstance(value, str) else _whole(value)
+    if whole is None:
         raise ExportError(f"version: expected digits, got {_got(value)}")
-    return text
+    check_version(str(whole))
+    return str(whole)
 
 
 def _params_path(value: Any) -> str | None:
@@ -396,6 +366,12 @@ def _listed(value: Any) -> list[Any] | None:
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         return None
     return list(value) if np.ndim(value) <= 1 else None  # type: ignore[arg-type]
+
+
+def _all_whole(values: Iterable[Any]) -> tuple[int, ...]:
+    """Return whole numbers as ints, or none of them if one is none."""
+    found = [_whole(value) for value in values]
+    return () if None in found else tuple(number for number in found if number is not None)
 
 
 def _whole(value: Any) -> int | None:

@@ -29,7 +29,7 @@ from export.storage import with_stored_params
 from export.tracing import bucket_keys, output_shapes, precision, trace_all
 from runtime.compare import largest_difference
 from runtime.entries import OutputFormat
-from runtime.errors import nearest
+from runtime.errors import InvalidField, nearest
 from runtime.signature import Axis, Signature, TensorSpec
 from runtime.tensors import Array
 
@@ -285,11 +285,15 @@ def _output_format(spec: ExportSpec, signature: Signature) -> OutputFormat:
             f"output: expected {spec.output}:NAME with a NAME of {', '.join(names)}, got no name"
         )
     name = wanted.output or names[0]
-    output = next((o for o in signature.outputs if o.name == name), None)
-    if output is None:
-        raise ExportError(
-            f"output: expected one of {', '.join(names)}, got {name!r}{nearest(name, names)}"
-        )
+    made = dataclasses.replace(wanted, output=name, labels=tuple(spec.labels))
+    try:
+        made.check(signature.outputs)
+    except InvalidField as error:
+        if error.path[-1] == "output":
+            raise ExportError(f"output: {error}{nearest(name, names)}") from None
+        source = f" of {spec.labels.file}" if isinstance(spec.labels, LabelsOfFile) else ""
+        raise ExportError(f"labels{source}: {error}") from None
+    output = next(o for o in signature.outputs if o.name == name)
     if len(output.shape) != 2 or "float" not in output.dtype:
         raise ExportError(
             f"output {name!r}: expected floats [_, classes] for {wanted.kind}, got {output}"
@@ -299,9 +303,4 @@ def _output_format(spec: ExportSpec, signature: Signature) -> OutputFormat:
             f"allow_infinite: expected no output of probabilities, got {name!r}; pass --output "
             f"classification:logits:{name} if it holds logits"
         )
-    if spec.labels and len(spec.labels) != output.shape[1]:
-        source = f" of {spec.labels.file}" if isinstance(spec.labels, LabelsOfFile) else ""
-        raise ExportError(
-            f"labels{source}: expected {output.shape[1]} for {output}, got {len(spec.labels)}"
-        )
-    return dataclasses.replace(wanted, output=name, labels=tuple(spec.labels))
+    return made

@@ -6,11 +6,11 @@ Each reads itself, key by key; `runtime.node.to_json` writes them all.
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from runtime.errors import ManifestError
+from runtime.errors import InvalidField, ManifestError
 from runtime.node import Node, required, typed
-from runtime.signature import DTYPE_BYTES, unique
+from runtime.signature import DTYPE_BYTES, TensorSpec, unique
 
 MANIFEST_NAME = "manifest.json"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -141,8 +141,8 @@ class Params:
             arguments=node.each("arguments", Argument.from_node),
             entries=node.each("entries", Param.from_node),
         )
-        unique((a.name for a in params.arguments), f"{node.where}.arguments")
-        unique((p.name for p in params.entries), f"{node.where}.entries")
+        unique((a.name for a in params.arguments), "arguments")
+        unique((p.name for p in params.entries), "entries")
         files = {file.path for file in params.files}
         for i, argument in enumerate(params.arguments):
             if argument.file not in files:
@@ -225,6 +225,24 @@ class OutputFormat:
             scores=node.choice("scores", SCORES),
             labels=node.items("labels", str),
         )
+
+    def check(self, outputs: Sequence[TensorSpec]) -> None:
+        """Raise InvalidField unless this formats one of the outputs, with a label for each class."""
+        if self.kind == "raw":
+            return
+        by_name = {output.name: output for output in outputs}
+        if self.output not in by_name:
+            raise InvalidField(
+                f"expected one of {', '.join(by_name)}, got {self.output!r}",
+                *("output_format", "output"),
+            )
+        output = by_name[self.output]
+        if self.labels and len(self.labels) != output.shape[-1]:
+            raise InvalidField(
+                f"expected {output.shape[-1]} for {output}, got {len(self.labels)}",
+                *("output_format", "labels"),
+            )
+        unique(self.labels, "output_format", "labels")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@
   - MalformedRequest       not the JSON, or the bytes, that a record is written in
 * NonFiniteOutput          the answer holds NaN or infinity, which JSON has no way to write
 * ExecutionError           the device failed; the message belongs in the log
+* InvalidField             a value that no bundle may have; who reads it adds where it was written
 
 Messages follow one grammar: *what, where: expected X, got Y[; do Z]*.
 """
@@ -81,6 +82,21 @@ class NonFiniteOutput(Exception):
 
 class ExecutionError(Exception):
     """The device failed while running a program."""
+
+
+class InvalidField(ValueError):
+    """A value that no bundle may have, wherever it was written.
+
+    A reader of a manifest makes a ManifestError of it, the exporter an ExportError that says which
+    option to change.
+
+    Attributes:
+      path: of the value below what was checked, such as `("inputs", 0, "maximum")`.
+    """
+
+    def __init__(self, message: str, *path: str | int) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 def nearest(word: str, options: Iterable[str]) -> str:

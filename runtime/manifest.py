@@ -29,7 +29,7 @@ from runtime.entries import (
     Tolerance,
     strings,
 )
-from runtime.errors import ManifestError, UnsupportedFormat
+from runtime.errors import InvalidField, ManifestError, UnsupportedFormat
 from runtime.node import Node, to_json, typed
 from runtime.signature import Signature, increasing, unique
 
@@ -175,12 +175,10 @@ class Manifest:
         return 2 if self.refreshed_from else 1
 
     def _check(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", self.name):
-            raise ManifestError(f"expected letters, digits, '_.-', got {self.name!r}", "$.name")
-        if not re.fullmatch(r"[0-9]{1,18}", self.version):
-            raise ManifestError(f"expected digits, got {self.version!r}", "$.version")
-        increasing(self.buckets, "$.buckets")
-        unique((file.path for file in self.files), "$ (files)")
+        check_name(self.name)
+        check_version(self.version)
+        increasing(self.buckets, "buckets")
+        unique(file.path for file in self.files)
         self._check_platforms()
         self._check_programs()
         self._check_goldens()
@@ -189,8 +187,8 @@ class Manifest:
     def _check_platforms(self) -> None:
         if not self.platforms:
             raise ManifestError("expected at least one platform", "$.platforms")
-        unique(self.platforms, "$.platforms")
-        unique(self.verified, "$.verified")
+        unique(self.platforms, "platforms")
+        unique(self.verified, "verified")
         strange = sorted(set(self.verified) - set(self.platforms))
         if strange:
             raise ManifestError(
@@ -211,20 +209,7 @@ class Manifest:
         strange = sorted(set(self.drift) - set(outputs))
         if strange:
             raise ManifestError(f"expected some of {list(outputs)}, got {strange[0]!r}", "$.drift")
-        formatted = self.output_format
-        if formatted.kind == "raw":
-            return
-        if formatted.output not in outputs:
-            raise ManifestError(
-                f"expected one of {list(outputs)}, got {formatted.output!r}",
-                "$.output_format.output",
-            )
-        classes = outputs[formatted.output].shape[-1]
-        if formatted.labels and len(formatted.labels) != classes:
-            raise ManifestError(
-                f"expected {classes} labels, got {len(formatted.labels)}", "$.output_format.labels"
-            )
-        unique(formatted.labels, "$.output_format.labels")
+        self.output_format.check(self.signature.outputs)
 
     def _check_programs(self) -> None:
         """There is one program for each combination of batch and axis sizes."""
@@ -276,6 +261,18 @@ class Manifest:
         if version > 1:
             value.setdefault("refreshed_from", [])  # which these formats require
         return _readable(value).encode() + b"\n"
+
+
+def check_name(name: str) -> None:
+    """Raise InvalidField for what is no name of a model, which routes and file names have in them."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", name):
+        raise InvalidField(f"expected letters, digits, '_.-', got {name!r}", "name")
+
+
+def check_version(version: str) -> None:
+    """Raise InvalidField for what is no version of a model."""
+    if not re.fullmatch(r"[0-9]{1,18}", version):
+        raise InvalidField(f"expected digits, got {version!r}", "version")
 
 
 def _readable(value: object, indent: str = "") -> str:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
-from runtime.errors import ManifestError
+from runtime.errors import InvalidField, ManifestError
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -122,12 +122,16 @@ class Node:
         return Node(self.take(key, dict), f"{self.where}.{key}", self.version).whole(read)
 
     def names(self) -> tuple[str, ...]:
-        """Return the keys that nobody took yet."""
+        """Return the keys that were not taken yet."""
         return tuple(self._left)
 
     def whole(self, read: "Callable[[Node], T]") -> T:
-        """Read this object and refuse keys that nobody took."""
-        result = read(self)
+        """Read this object, and refuse keys that were not taken and values that no bundle may have."""
+        try:
+            result = read(self)
+        except InvalidField as error:
+            steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.path)
+            raise ManifestError(str(error), self.where + "".join(steps)) from None
         if self._left:
             unknown = ", ".join(map(repr, sorted(self._left)))
             raise ManifestError(f"unknown key {unknown}", self.where)

@@ -433,14 +433,14 @@ def test_lengths_that_have_no_range_are_asked_for(refusal):
         (
             {"maximum": "sq"},
             (
-                "input 'lengths': expected a number or an axis of 'seq' as the largest value, got "
+                "input 'lengths': expected a number or an axis of 'seq' as maximum, got "
                 "'sq'; did you mean 'seq'?"
             ),
         ),
         (
             {"minimum": 2},
             (
-                "input 'lengths': expected a smallest value up to 1, the least size of axis 'seq', "
+                "input 'lengths': expected a minimum up to 1, the minimum of axis 'seq', "
                 "got 2; pass --axis seq=2..4,8"
             ),
         ),
