@@ -2,34 +2,27 @@
 
 Where a value can mean one thing only it is taken: NumPy's integers, one platform without a
 list around it, `version=3`. All else is refused in one line. What values a bundle may have is
-`runtime.signature` and `runtime.manifest`'s to say; here is only how they are written.
+decided by `runtime.signature` and `runtime.manifest`; here is only how they are written.
 """
 
 import ast
-import dataclasses
-import operator
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from export.errors import ExportError
+from export.inputs import read_axes, read_buckets, read_inputs
 from export.labels import LabelsOfFile
-from export.notation import UNKNOWN, dtype_hint, rewritten, shape_hint
+from export.values import as_int, as_list, short_repr
 from runtime.entries import PLATFORMS, SCORES, OutputFormat
 from runtime.errors import InvalidField, nearest
 from runtime.manifest import check_name, check_version
-from runtime.signature import BATCH, Axis, Dim, TensorSpec, increasing, misplaced, unique
+from runtime.signature import unique
 
 PRECISIONS = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float32")
 CAST_DTYPES = ("bfloat16", "float16", "float32")
-
-_INPUT = re.compile(r"\s*(?P<name>[^:\s]+)\s*:\s*(?P<dtype>\w+)\s*\[(?P<shape>[^\]]*)\]\s*")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
-_AXIS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_AXIS = re.compile(r"\s*(?:(?P<minimum>\d+)\s*\.\.\s*)?(?P<sizes>\d+(?:\s*,\s*\d+)*)\s*")
 
 
 def read_field(name: str, value: Any) -> Any:
@@ -44,26 +37,6 @@ def read_field(name: str, value: Any) -> Any:
         raise ExportError(f"{name}: {error}") from None
 
 
-def parse_input(text: str) -> TensorSpec:
-    """Read `name:dtype[_, 28, seq]`.
-
-    Raises:
-      ExportError: it does not read so, or the dtype is unknown.
-    """
-    match = _INPUT.fullmatch(text)
-    if match is None or not _NAME.fullmatch(match["name"]):
-        meant = rewritten(text)
-        raise ExportError(
-            f"input {text!r}: expected NAME:DTYPE[_, SIZE, …] such as x:float32[_,28,28,1]"
-            f"{f'; write {meant}' if meant else ''}"
-        )
-    dims: list[Dim] = []
-    for word in match["shape"].split(","):
-        dim = word.strip()
-        dims.append(int(dim) if dim.isdecimal() else dim)
-    return _checked(TensorSpec(name=match["name"], dtype=match["dtype"], shape=tuple(dims)), text)
-
-
 def parse_output(text: str) -> OutputFormat:
     """Read an output format: `raw`, `softmax[:OUTPUT]`, `classification:SCORES[:OUTPUT]`.
 
@@ -72,7 +45,7 @@ def parse_output(text: str) -> OutputFormat:
     """
     forms = ("raw", "softmax", "classification:logits", "classification:probabilities")
     if not isinstance(text, str):
-        raise ExportError(f"output: expected {', '.join(forms)}, got {_got(text)}")
+        raise ExportError(f"output: expected {', '.join(forms)}, got {short_repr(text)}")
     kind, *rest = text.split(":")
     if kind == "raw" and not rest:
         return OutputFormat()
@@ -83,132 +56,12 @@ def parse_output(text: str) -> OutputFormat:
     raise ExportError(f"output: expected {', '.join(forms)}, got {text!r}{nearest(text, forms)}")
 
 
-def _inputs(value: Any) -> tuple[TensorSpec, ...]:
-    given = [value] if isinstance(value, str | TensorSpec) else _listed(value)
-    if given is None or not all(isinstance(one, str | TensorSpec) for one in given):
-        raise ExportError(
-            f"inputs: expected a list such as ['x:float32[_,28,28,1]'], got {_got(value)}"
-        )
-    specs = tuple(parse_input(one) if isinstance(one, str) else _tidy(one) for one in given)
-    unique(spec.name for spec in specs)
-    return specs
-
-
-def _tidy(spec: TensorSpec) -> TensorSpec:
-    """Return a user's TensorSpec with plain numbers, and an integer mask with its range."""
-    shape = tuple(_dim(dim) for dim in spec.shape)
-    low, high = spec.minimum, spec.maximum
-    if spec.mask and "int" in str(spec.dtype):
-        low, high = 0 if low is None else low, 1 if high is None else high
-    spec = dataclasses.replace(
-        spec,
-        dtype=_dtype_name(spec.dtype),
-        shape=shape,
-        pad=_number(spec, "pad", spec.pad),
-        mask=bool(spec.mask),
-        minimum=None if low is None else _number(spec, "minimum", low),
-        maximum=None if high is None else _axis_name(high) or _number(spec, "maximum", high),
-    )
-    return _checked(spec)
-
-
-def _axis_name(value: Any) -> str | None:
-    return value if isinstance(value, str) and value.isidentifier() else None
-
-
-def _number(spec: TensorSpec, key: str, value: Any) -> Any:
-    whole = _whole(value)
-    if whole is None and not (key == "pad" and isinstance(value, float | np.floating)):
-        raise ExportError(f"input {spec.name!r}: expected a number as {key}, got {_got(value)}")
-    return float(value) if whole is None else whole
-
-
-def _dim(dim: Any) -> Dim:
-    """Return a size as a plain number, and what is none as it would be written."""
-    whole = None if isinstance(dim, str) else _whole(dim)
-    return str(dim) if whole is None else whole
-
-
-def _dtype_name(dtype: Any) -> str:
-    """Return the name of a dtype of NumPy or JAX; that of another library is refused by its own."""
-    try:
-        return dtype if isinstance(dtype, str) else np.dtype(dtype).name
-    except TypeError:
-        return str(dtype)
-
-
-def _checked(spec: TensorSpec, text: str = "") -> TensorSpec:
-    """Return a tensor that signatures take, with names of axes that flags take.
-
-    Args:
-      spec: the tensor.
-      text: that it was written as, or nothing.
-
-    Raises:
-      ExportError: it is none; says what is meant, where that can be one thing alone.
-    """
-    try:
-        spec.check()
-        for i, dim in enumerate(spec.shape):
-            # Any text names an axis of a bundle. `None`, `-1` and `2.5` name none here.
-            if isinstance(dim, str) and (not _AXIS_NAME.fullmatch(dim) or dim in UNKNOWN):
-                raise misplaced(dim, i)
-    except InvalidField as error:
-        advice = ""
-        if error.path[0] == "dtype":
-            # Where more than that is wrong, all of it at once.
-            hint = dtype_hint(spec.dtype)
-            meant = rewritten(text) if spec.shape[:1] != (BATCH,) and hint else ""
-            advice = f"; write {meant}" if meant else hint
-        elif error.path[0] == "shape":
-            advice = f" in {text!r}" if text else ""
-            advice += shape_hint(list(map(str, spec.shape)), text)
-        raise ExportError(f"input {spec.name!r}: {error}{advice}") from None
-    return spec
-
-
-def _buckets(value: Any) -> tuple[int, ...]:
-    words = value.split(",") if isinstance(value, str) else _listed(value)
-    sizes = _all_whole(words or ())
-    if not sizes:
-        raise ExportError(f"buckets: expected sizes such as 1,8,32, got {_got(value)}")
-    increasing(sizes)
-    return sizes
-
-
-def _axes(value: Any) -> dict[str, Axis]:
-    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        raise ExportError(
-            f"axes: expected sizes by name such as {{'seq': (32, 64)}}, got {_got(value)}"
-        )
-    return {name: _axis(name, sizes) for name, sizes in value.items()}
-
-
-def _axis(name: str, value: Any) -> Axis:
-    """Read an axis: an Axis, its sizes, or `MINIMUM..SIZE,SIZE` as on the command line."""
-    written: tuple[Any, Any] = (1, value)
-    if isinstance(value, Axis):
-        written = value.minimum, value.sizes
-    elif isinstance(value, str) and (match := _AXIS.fullmatch(value)):
-        written = match["minimum"] or 1, match["sizes"].split(",")
-    minimum, sizes = _whole(written[0]), _all_whole(_listed(written[1]) or ())
-    if minimum is None or not sizes:
-        raise ExportError(
-            f"axis {name!r}: expected sizes such as 32,64, or 3..32,64 for lengths from 3 on, got "
-            f"{_got(value)}"
-        )
-    axis = Axis(name=name, sizes=sizes, minimum=minimum)
-    try:
-        axis.check()
-    except InvalidField as error:
-        raise ExportError(f"axis {name!r}: {error}") from None
-    return axis
-
-
 def _platforms(value: Any) -> tuple[str, ...]:
-    names = value.split(",") if isinstance(value, str) else _listed(value)
+    names = value.split(",") if isinstance(value, str) else as_list(value)
     if not names:
-        raise ExportError(f"platforms: expected some of {', '.join(PLATFORMS)}, got {_got(value)}")
+        raise ExportError(
+            f"platforms: expected some of {', '.join(PLATFORMS)}, got {short_repr(value)}"
+        )
     for name in names:
         if name == "gpu":  # as JAX calls any
             raise ExportError("platforms: expected cuda or rocm for a GPU, got 'gpu'")
@@ -218,10 +71,10 @@ def _platforms(value: Any) -> tuple[str, ...]:
 
 
 def _labels(value: Any) -> tuple[str, ...]:
-    names = None if isinstance(value, str) else _listed(value)
+    names = None if isinstance(value, str) else as_list(value)
     if names is None or not all(isinstance(name, str) for name in names):
         raise ExportError(
-            f"labels: expected a list of names such as ['cat', 'dog'], got {_got(value)}"
+            f"labels: expected a list of names such as ['cat', 'dog'], got {short_repr(value)}"
         )
     for i, name in enumerate(names):
         if not name.strip():
@@ -253,37 +106,39 @@ def _output(value: Any) -> str:
 
 def _golden(value: Any) -> Any:
     if value is not None and not isinstance(value, str | os.PathLike | Mapping):
-        raise ExportError(f"golden: expected a file, or rows of inputs by name, got {_got(value)}")
+        raise ExportError(
+            f"golden: expected a file, or rows of inputs by name, got {short_repr(value)}"
+        )
     return value
 
 
 def _output_names(value: Any) -> tuple[str, ...]:
-    names = [value] if isinstance(value, str) else _listed(value)
+    names = [value] if isinstance(value, str) else as_list(value)
     if names is None or not all(isinstance(name, str) for name in names):
         raise ExportError(
-            f"allow_infinite: expected names of outputs such as ['logits'], got {_got(value)}"
+            f"allow_infinite: expected names of outputs such as ['logits'], got {short_repr(value)}"
         )
     return tuple(dict.fromkeys(names))
 
 
 def _seed(value: Any) -> int:
-    seed = _whole(value)
+    seed = as_int(value)
     if seed is None or seed < 0:
-        raise ExportError(f"seed: expected 0 or more, got {_got(value)}")
+        raise ExportError(f"seed: expected 0 or more, got {short_repr(value)}")
     return seed
 
 
 def _model_name(value: Any) -> str:
     if not isinstance(value, str):
-        raise ExportError(f"name: expected letters, digits, '_.-', got {_got(value)}")
+        raise ExportError(f"name: expected letters, digits, '_.-', got {short_repr(value)}")
     check_name(value)
     return value
 
 
 def _version(value: Any) -> str:
-    whole = value if isinstance(value, str) else _whole(value)
+    whole = value if isinstance(value, str) else as_int(value)
     if whole is None:
-        raise ExportError(f"version: expected digits, got {_got(value)}")
+        raise ExportError(f"version: expected digits, got {short_repr(value)}")
     check_version(str(whole))
     return str(whole)
 
@@ -291,7 +146,7 @@ def _version(value: Any) -> str:
 def _params_path(value: Any) -> str | None:
     if value is not None and not (isinstance(value, str) and value):
         raise ExportError(
-            f"params_path: expected keys joined by '.' such as 'ema_params', got {_got(value)}"
+            f"params_path: expected keys joined by '.' such as 'ema_params', got {short_repr(value)}"
         )
     return value
 
@@ -299,7 +154,7 @@ def _params_path(value: Any) -> str | None:
 def _call_args(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise ExportError(
-            f"call_args: expected arguments by name such as {{'train': False}}, got {_got(value)}"
+            f"call_args: expected arguments by name such as {{'train': False}}, got {short_repr(value)}"
         )
     return dict(value)
 
@@ -328,16 +183,16 @@ def parse_argument(text: str) -> tuple[str, Any]:
 def _flag(name: str) -> Callable[[Any], bool]:
     def read(value: Any) -> bool:
         if not isinstance(value, bool | np.bool_):
-            raise ExportError(f"{name}: expected True or False, got {_got(value)}")
+            raise ExportError(f"{name}: expected True or False, got {short_repr(value)}")
         return bool(value)
 
     return read
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {
-    "inputs": _inputs,
-    "buckets": _buckets,
-    "axes": _axes,
+    "inputs": read_inputs,
+    "buckets": read_buckets,
+    "axes": read_axes,
     "platforms": _platforms,
     "output": _output,
     "labels": _labels,
@@ -357,37 +212,5 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 def _one_of(what: str, value: Any, options: Sequence[str]) -> str:
     if value not in options:
         hint = nearest(value, options) if isinstance(value, str) else ""
-        raise ExportError(f"{what}: expected {', '.join(options)}, got {_got(value)}{hint}")
+        raise ExportError(f"{what}: expected {', '.join(options)}, got {short_repr(value)}{hint}")
     return str(value)
-
-
-def _listed(value: Any) -> list[Any] | None:
-    """Return the items of what is meant as a list, or None."""
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        return None
-    return list(value) if np.ndim(value) <= 1 else None  # type: ignore[arg-type]
-
-
-def _all_whole(values: Iterable[Any]) -> tuple[int, ...]:
-    """Return whole numbers as ints, or none of them if one is none."""
-    found = [_whole(value) for value in values]
-    return () if None in found else tuple(number for number in found if number is not None)
-
-
-def _whole(value: Any) -> int | None:
-    """Return a whole number as an int, NumPy's and written ones too, or None."""
-    if isinstance(value, str):
-        return int(value) if value.strip().isdecimal() else None
-    if isinstance(value, bool | np.bool_):
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None
-
-
-def _got(value: Any) -> str:
-    """Write a wrong value: as it is where that is short, else its type."""
-    text = repr(value)
-    plain = isinstance(value, str) or (len(text) <= 60 and "\n" not in text)
-    return text if plain else type(value).__name__
