@@ -17,7 +17,7 @@ from jax.extend.mlir.dialects import func, stablehlo
 
 from export.errors import ExportError, Untraceable, first_line, place, told
 from export.jaxprs import equations
-from runtime.program import versions
+from runtime.program_forms import versions
 from runtime.stablehlo import custom_calls
 
 _CALLBACKS = {

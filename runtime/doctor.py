@@ -24,7 +24,8 @@ from runtime.errors import BundleError, DeviceUnavailable, ExecutionError, print
 from runtime.loading import assemble, compile_all
 from runtime.manifest import Manifest
 from runtime.probe import probing
-from runtime.program import Program, versions
+from runtime.program import Program
+from runtime.program_forms import versions
 from runtime.promises import CompatibilityWindow, assumed, compatibility_windows, is_known
 from runtime.room import needs
 from runtime.signature import bucket_name

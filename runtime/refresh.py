@@ -13,7 +13,7 @@ from runtime.entries import Origin, ProgramEntry
 from runtime.errors import BundleError, GoldenMismatch
 from runtime.loading import load
 from runtime.manifest import Manifest
-from runtime.program import rewrap, versions
+from runtime.program_forms import rewrap, versions
 from runtime.release import version
 from runtime.verify import verify
 from runtime.writer import BundleWriter
