@@ -29,11 +29,11 @@ from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 from export.errors import first_line
 from export.lowering import NoForm, rewrite
 from runtime.bundle import Bundle, open_bundle
+from runtime.golden_check import check_goldens, golden_rows
 from runtime.jax_settings import lifted
 from runtime.model import Model
 from runtime.signature import BATCH, Signature, TensorSpec, notation
 from runtime.tensors import Array, numpy_dtype
-from runtime.verify import check_goldens, golden_rows
 
 DEFAULT = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 

@@ -21,6 +21,7 @@ from runtime.device import (
     platform_of,
 )
 from runtime.errors import BundleError, DeviceUnavailable, ExecutionError, printable
+from runtime.golden_check import check_goldens
 from runtime.loading import assemble, compile_all
 from runtime.manifest import Manifest
 from runtime.probe import probing
@@ -29,7 +30,6 @@ from runtime.program_forms import versions
 from runtime.promises import CompatibilityWindow, assumed, compatibility_windows, is_known
 from runtime.room import needs
 from runtime.signature import bucket_name
-from runtime.verify import check_goldens
 
 Findings = dict[str, Any]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from runtime.bundle import Bundle
 from runtime.device import find_device
 from runtime.executable_cache import ExecutableCache
+from runtime.golden_check import golden_rows
 from runtime.loading import assemble, compile_all, program_threads
 from runtime.manifest import Manifest
 from runtime.probe import OPENED, REFUSED
 from runtime.program import use_sync_dispatch
-from runtime.verify import golden_rows
 
 
 def main(argv: Sequence[str]) -> None:

@@ -19,13 +19,13 @@ import numpy as np
 from runtime.compare import largest_difference
 from runtime.entries import Golden
 from runtime.errors import IntegrityError
+from runtime.golden_check import GoldenCheck, compare_with, read_golden, sizes_of
 from runtime.inputs import Checked
 from runtime.model import Group, Model
 from runtime.rows import Mixing, draw, same_bits
 from runtime.signature import bucket_name
 from runtime.staging import stage, unstage
 from runtime.tensors import Array
-from runtime.verify import GoldenCheck, compare_with, read_golden, sizes_of
 
 Progress = Callable[[str], None]
 

@@ -19,11 +19,11 @@ import numpy as np
 from runtime.bundle import open_bundle
 from runtime.compare import compare
 from runtime.errors import BundleError, ExecutionError
+from runtime.golden_check import check_goldens
 from runtime.loading import load
 from runtime.manifest import Manifest
 from runtime.model import Model
 from runtime.probed import run_each
-from runtime.verify import check_goldens
 
 REFUSED, SAME, OTHER = "refused", "same answers", "other answers"
 _STATUS = {SAME: 0, REFUSED: 3, OTHER: 4}

@@ -23,19 +23,19 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
 
 from runtime.errors import MalformedRequest
 from server.batching.memory_budget import FREE_BYTES, Unread
-from server.batching.service import Service, State
+from server.batching.service import Service
 from server.config import ConfigError, ServerConfig
 from server.errors import BodyTimeout, Draining, Overloaded, Unavailable, Unsupported
 from server.grpc import connections
 from server.grpc.calls import Calls, Context, RpcError, sent
 from server.grpc.health import Health
 from server.grpc.inference import GrpcInference
+from server.grpc.metadata import Metadata, unary
 from server.grpc.options import address, options
 from server.grpc.receive import Receiver
 from server.grpc.stream import Stream, Streams
-from server.observability.prometheus import statistics
 from server.observability.snapshot import CollectStats, snapshot_of
-from server.protocols import oip, oip_grpc
+from server.protocols import oip_grpc
 from server.protos import inference_pb2 as pb
 from server.protos.pool import POOL
 
@@ -63,7 +63,7 @@ class GrpcServer:
         self, service: Service, config: ServerConfig, figures: CollectStats | None = None
     ) -> None:
         self._service = service
-        self._figures = figures or functools.partial(snapshot_of, service)
+        self._metadata = Metadata(service, figures or functools.partial(snapshot_of, service))
         self._health = Health(service, (INFERENCE,))
         self._reflection = reflection.ReflectionServicer((INFERENCE, HEALTH, REFLECTION), POOL)
         self._receiver = Receiver()
@@ -139,23 +139,15 @@ class GrpcServer:
                 await calls.over()
 
     def _methods(self) -> dict[str, grpc.RpcMethodHandler]:
-        telling: dict[str, tuple[type, Callable[[Any], Any]]] = {
-            "ServerLive": (pb.ServerLiveRequest, self._live),
-            "ServerReady": (pb.ServerReadyRequest, self._ready),
-            "ModelReady": (pb.ModelReadyRequest, self._model_ready),
-            "ServerMetadata": (pb.ServerMetadataRequest, self._about),
-            "ModelMetadata": (pb.ModelMetadataRequest, self._metadata),
-            "ModelStatistics": (pb.ModelStatisticsRequest, self._statistics),
-        }
         return {
             # A handler of one message would be called once that has arrived.
             "ModelInfer": grpc.stream_unary_rpc_method_handler(self._infer),
             "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._stream_infer),
-            **{name: self._unary(_reading(*how)) for name, how in telling.items()},
+            **{name: self._unary(method) for name, method in self._metadata.methods().items()},
         }
 
     def _health_methods(self) -> dict[str, grpc.RpcMethodHandler]:
-        check = _reading(HealthCheckRequest, lambda request: self._health.check(request.service))
+        check = unary(HealthCheckRequest, lambda request: self._health.check(request.service))
         return {
             "Check": self._unary(check),
             "Watch": grpc.stream_stream_rpc_method_handler(self._watch),
@@ -330,35 +322,6 @@ class GrpcServer:
         await self._stopped.wait()
         raise _stopping()
 
-    def _live(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
-        return pb.ServerLiveResponse(live=True)
-
-    def _ready(self, _: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=self._service.state is State.READY)
-
-    def _model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
-        # Before it is loaded the model's name is not known.
-        if self._service.loaded:
-            oip.check_names(self._service.model.manifest, request.name, request.version)
-        return pb.ModelReadyResponse(ready=self._service.state is State.READY)
-
-    def _about(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(
-            name=oip.SERVER_NAME, version=oip.SERVER_VERSION, extensions=oip.EXTENSIONS
-        )
-
-    def _metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
-        manifest = self._service.model.manifest
-        oip.check_names(manifest, request.name, request.version)
-        return pb.ModelMetadataResponse(**oip.metadata(manifest))
-
-    def _statistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
-        manifest = self._service.model.manifest
-        if request.name:
-            oip.check_names(manifest, request.name, request.version)
-        told = statistics(self._figures().metrics, manifest.name, manifest.version)
-        return pb.ModelStatisticsResponse(**told)
-
 
 class _Unserved(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Handles every other method of the service with the same handler."""
@@ -378,12 +341,3 @@ def _stopping() -> Draining:
 
 async def _only[M](message: M) -> AsyncIterator[M]:
     yield message
-
-
-def _reading[M](kind: type[M], handler: Callable[[M], Any]) -> Callable[[bytes], bytes]:
-    """Return a function of bytes that calls a function of messages."""
-
-    def call(data: bytes) -> bytes:
-        return handler(oip_grpc.parse(kind, data)).SerializeToString()  # type: ignore[no-any-return]
-
-    return call
