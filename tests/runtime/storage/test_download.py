@@ -100,8 +100,8 @@ def test_missing_permission_says_which_role(cloud, fetch):
         fetch()
 
     assert str(caught.value) == (
-        "gs://models/a/manifest.json: 403 told to; give the account that the server runs "
-        "as the role Storage Object Viewer on the bucket"
+        "gs://models/a/manifest.json: 403 told to; give the account that reads "
+        "it the role Storage Object Viewer on the bucket"
     )
     assert fetch.pauses == []
 
@@ -182,7 +182,7 @@ def test_one_failing_file_ends_the_wait_for_the_others(cloud):
 @mark.usefixtures("cloud")
 def test_getting_on_is_worth_any_number_of_tries(cloud, fetch, monkeypatch):
     """A connection that breaks off again and again is taken up for as long as bytes come."""
-    monkeypatch.setattr("runtime.storage.download._MIN_PROGRESS", 40)
+    monkeypatch.setattr("runtime.storage.transfer.MIN_PROGRESS", 40)
     cloud.before[PARAMS] = [lambda: 40] * 10
     fetch()
 
@@ -200,7 +200,7 @@ def test_a_trickle_is_given_up(cloud, fetch):
 
 def test_an_object_that_is_replaced_all_the_time_is_given_up(cloud, fetch, monkeypatch):
     """Who uploads without end does not keep a server fetching without end."""
-    monkeypatch.setattr("runtime.storage.download._MIN_PROGRESS", 40)
+    monkeypatch.setattr("runtime.storage.transfer.MIN_PROGRESS", 40)
 
     def replace():
         cloud.put(PARAMS, cloud.objects[PARAMS][0])
