@@ -1,7 +1,7 @@
 """From a pure function to serialized programs, one per bucket.
 
 Weights are arguments of every program. Programs carry no paths of the machine that made
-them, and equal models give equal bytes.
+them, and equal models make equal bytes.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from jax import export
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import func, stablehlo
 
-from export.errors import ExportError, Untraceable, first_line, place, told
+from export.errors import ExportError, Untraceable, first_line, format_error, place
 from export.jaxprs import equations
 from runtime.program_forms import versions
 from runtime.stablehlo import custom_calls
@@ -239,4 +239,4 @@ def describe(error: BaseException) -> str:
             f"{type(error).__name__}: {line}; this machine does not have that kernel: use jax's own "
             "operations in its place for inference, or export where it runs"
         )
-    return told(error)
+    return format_error(error)

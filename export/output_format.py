@@ -1,4 +1,4 @@
-"""How predictions are written for people, held against the outputs that the model has."""
+"""How predictions are written for people, checked with the outputs that the model has."""
 
 import dataclasses
 

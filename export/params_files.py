@@ -129,7 +129,7 @@ def needed(paths: Sequence[str], progress: Callable[[str], None]) -> list[str]:
             return list(paths)  # a step itself, whose params may be called like steps
     for path in paths:
         steps.get(path.partition("/")[0], []).append(path)
-    # What lies beside the steps may tell what they are; without any it is what there is.
+    # Files beside the steps may describe them; where there are no steps, they are the checkpoint.
     beside = [path for path in paths if "/" not in path and path not in steps]
     committed = {s: files for s, files in steps.items() if f"{s}/{_COMMITTED}" in files}
     if not steps:

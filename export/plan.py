@@ -36,7 +36,7 @@ class Plan:
       spec: what was asked for.
       x64: whether 64-bit types are on.
       signature: inputs, outputs, axes.
-      packing: where each param lies.
+      packing: the place of each param in the arguments.
       arguments: what every program takes before its inputs, by name.
       constants: those of the params that were constants of the model's code, by name.
       traced: one trace per bucket, by (batch, axis sizes).

@@ -71,7 +71,7 @@ class ExportSpec:
     call_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def checked(self) -> "ExportSpec":
-        """Return this with every field in its one form, held against what is allowed.
+        """Return this with every field in its one form, checked.
 
         Raises:
           ExportError: names the field, what it takes and what it got.

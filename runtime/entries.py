@@ -105,7 +105,7 @@ class Argument:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Param:
-    """A param of the model, and where it lies: `argument`, from element `offset` on."""
+    """A param of the model, and its place: in `argument`, from element `offset` on."""
 
     name: str
     dtype: str
@@ -207,7 +207,7 @@ class OutputFormat:
     Attributes:
       kind: raw, softmax or classification.
       output: the output that is formatted; None when raw.
-      scores: whether the model gives logits or probabilities there.
+      scores: whether the output is logits or probabilities.
       labels: names of the classes, in order; empty when there are none.
     """
 
@@ -272,11 +272,11 @@ def _digest(node: Node) -> str:
 
 
 def _holds(argument: Argument | None, entry: Param) -> bool:
-    """Return whether a param lies inside an argument of its dtype."""
+    """Return whether a param is inside an argument of its dtype."""
     if argument is None or argument.dtype != entry.dtype:
         return False
-    room = math.prod(argument.shape) - math.prod(entry.shape)
-    return 0 <= entry.offset <= room
+    last = math.prod(argument.shape) - math.prod(entry.shape)
+    return 0 <= entry.offset <= last
 
 
 def _shape(node: Node) -> tuple[int, ...]:

@@ -113,7 +113,7 @@ def nearest(word: str, options: Iterable[str]) -> str:
 def printable(text: str) -> str:
     """Write what is no printable character as an escape.
 
-    Bundles hold text that anybody may have written: on a terminal it must not do as it likes,
+    Bundles contain text of unknown origin: on a terminal it must not do as it likes,
     nor pass for other lines than its own.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

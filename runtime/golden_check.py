@@ -1,4 +1,4 @@
-"""Goldens on this device: what programs answer to their inputs, held against what is expected.
+"""Goldens on this device: what programs answer to their inputs, compared with what is expected.
 
 Goldens run through every program that can hold them, the longer buckets of a bucketed
 axis included, so that they also prove that padding means nothing to the model.
@@ -20,7 +20,7 @@ from runtime.tensors import Array
 
 Rows = tuple[Array, ...]
 
-# By axis sizes and batch: what a program gave for the rows of `golden_rows`.
+# By axis sizes and batch: a program's outputs for the rows of `golden_rows`.
 Answers = dict[tuple[tuple[int, ...], int], Rows]
 
 
@@ -133,7 +133,7 @@ def read_golden(model: Model, golden: Golden) -> tuple[Rows, Rows]:
 
 
 def _expect_declared(golden: Golden, spec: TensorSpec, expected: Array) -> None:
-    """Refuse expected answers that no program is to give: NaN would equal any other NaN."""
+    """Refuse expected answers that no program may have: NaN would equal any other NaN."""
     if "float" not in spec.dtype:
         return
     wide = expected.astype(np.float64)
@@ -187,7 +187,7 @@ def _answer(
     """Answer all rows of a golden with one program, filled up by repeating rows in a cycle.
 
     Returns:
-      The answers, cut to the golden's axis sizes, and all that the program gave for the first batch.
+      The answers, cut to the golden's axis sizes, and all outputs of the program for the first batch.
     """
     sizes = sizes_of(model, golden)
     starts = range(0, golden.rows, batch)

@@ -37,7 +37,7 @@ FORMAT_VERSIONS = (1, 2, 3, 4)
 # The largest real manifest is a few MB (tens of thousands of params); the rest is an attack.
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 # Of them it has a few for each param. Reading takes time by their number, not by the bytes.
-_MOST_VALUES = 2_000_000
+_MAX_VALUES = 2_000_000
 _INTEGER_DIGITS = 20  # of 64 bits, or of a sign and 63
 
 
@@ -109,8 +109,8 @@ class Manifest:
             raise ManifestError(limit, "$")
         # Before each value but the first is one of these; in texts they count as well.
         values = sum(map(data.count, (b",", b"[", b"{")))
-        if values > _MOST_VALUES:
-            raise ManifestError(f"expected at most {_MOST_VALUES:,} values, got {values:,}", "$")
+        if values > _MAX_VALUES:
+            raise ManifestError(f"expected at most {_MAX_VALUES:,} values, got {values:,}", "$")
         try:
             value = json.loads(
                 data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_int=_integer

@@ -45,7 +45,7 @@ from runtime.program_forms import (
 )
 from runtime.tensors import Array
 
-# Flags of XLA that were set here: executables are looked for by those of whoever serves.
+# Flags of XLA that were set here: keys of executables leave them out, as a server does not set them.
 _OWN_FLAGS: list[str] = []
 
 
@@ -81,17 +81,17 @@ def limit_instructions(instructions: str) -> None:
 
 def cpu_threads() -> int:
     """Return the number of threads that the CPU's programs are compiled to compute with."""
-    told = os.environ.get("NPROC", "")
-    return int(told) if told.isdecimal() and int(told) else os.cpu_count() or 1
+    threads = os.environ.get("NPROC", "")
+    return int(threads) if threads.isdecimal() and int(threads) else os.cpu_count() or 1
 
 
 def count_compiles() -> Callable[[], int]:
     """Count the programs that XLA compiles in this process from now on.
 
-    JAX tells of each compilation, of those too that its cache on disk answers.
+    JAX reports each compilation, those too that its cache on disk answers.
 
     Returns:
-      Gives the number so far.
+      A function that returns the number so far.
     """
     compiled: list[float] = []
 
@@ -104,7 +104,7 @@ def count_compiles() -> Callable[[], int]:
 
 
 def put(arrays: Sequence[Array], device: Device, *, x64: bool) -> tuple[Any, ...]:
-    """Put arrays on the device; on CPU an aligned one is used where it lies.
+    """Put arrays on the device; on CPU an aligned one is used in place.
 
     Raises:
       ExecutionError: the device failed, as one without the memory for them does.
@@ -198,7 +198,7 @@ def compile_program(
     reads the other; the program says so.
 
     Args:
-      read: gives the bytes of a file, digest checked.
+      read: returns the bytes of a file, digest checked.
       entry: the program's entry in the manifest.
       manifest: the manifest, for its signature and params.
       device: where it will run.

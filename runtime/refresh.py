@@ -33,13 +33,13 @@ def refresh(
 
     Args:
       bundle: the old one.
-      out: the new one; it appears whole, once its goldens came out right.
+      out: the new one; it appears whole, once it reproduces its goldens.
       device: what they are run on, as for `load`.
       overwrite: replace a bundle that is there.
       progress: called with a sentence before each slow step.
 
     Returns:
-      The new bundle's manifest. The same versions give the same bytes again.
+      The new bundle's manifest. The same versions write the same bytes again.
 
     Raises:
       GoldenMismatch: the new bundle does not answer as was recorded; none is written.
@@ -90,7 +90,7 @@ def _rewrapped(writer: BundleWriter, bundle: Bundle, entry: ProgramEntry) -> Pro
 def _proven(
     staged: Path, manifest: Manifest, device: object | None, progress: Progress
 ) -> Manifest:
-    """Run every golden and probe rows; give the manifest with the platform they were proven on."""
+    """Run every golden and probe rows; return the manifest with the platform they were proven on."""
     model = load(staged, device, progress=progress)
     report = verify(model, progress=progress)
     if report.mismatches:

@@ -1,4 +1,4 @@
-"""What goes into and comes out of every program, and how tensors are written.
+"""The inputs and outputs of every program, and how tensors are written.
 
 Read with the standard library alone, as part of the manifest.
 """
@@ -189,7 +189,7 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
-    """What goes in, what comes out, and which axes come in several sizes."""
+    """The inputs, the outputs, and the axes that have several sizes."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

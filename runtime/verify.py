@@ -122,7 +122,7 @@ def screen_rows(
       model: loaded.
       group: holds the program.
       batch: its bucket, more than `screening.FEW` rows.
-      answers: what it gave for the rows of `golden_rows`, where that is known.
+      answers: its outputs for the rows of `golden_rows`, where that is known.
       each: as for `verify`.
     """
     program = group.programs[batch]

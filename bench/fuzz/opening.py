@@ -114,7 +114,7 @@ def _keep(file: BinaryIO, value: object) -> str:
 
 
 def _in_a_fork(task: Callable[[], str]) -> str:
-    """Run a task in a fork; give what it returns, or what ended the fork."""
+    """Run a task in a fork; return its result, or what ended the fork."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:

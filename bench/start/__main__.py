@@ -96,7 +96,7 @@ def main() -> int:
         for model in [arguments.model] if arguments.model else ["text_classifier", "minilm"]:
             starts = [s for s in STARTS if not arguments.only or s.name in arguments.only]
             try:
-                rows += measure(model, starts, arguments.rounds, Path(folder), tell)
+                rows += measure(model, starts, arguments.rounds, Path(folder), print_row)
             except ServerFailed as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 1
@@ -189,7 +189,7 @@ def peak_mib(session: int) -> float:
     return max(peaks)
 
 
-def tell(row: dict) -> None:
+def print_row(row: dict) -> None:
     print(
         f"round {row['round'] + 1}: {row['model']:<15} {row['start']:<32} {row['seconds']:6.2f} s, "
         f"{row['cpu_seconds']:6.2f} CPU s, {row['peak_mib']:5.0f} MiB, load {row['load_1m']:.1f}",

@@ -1,6 +1,6 @@
 """The gRPC server: the Open Inference Protocol's service, health and reflection.
 
-It runs on the service's event loop. Messages come and go as bytes, so that those that do not
+It runs on the service's event loop. Messages are passed as bytes, so that those that do not
 parse are refused in our words, and large ones can be read on another thread.
 """
 
@@ -44,7 +44,7 @@ HEALTH = "grpc.health.v1.Health"
 
 # Watches of the server's health at once.
 WATCHES = 4096
-# How long a stopping server lets calls wait for their refusal: most clients wait for it with them,
+# How long a stopping server lets calls wait for their refusal: nearly all clients wait for it then,
 # and send nothing while the connections close.
 HOLD_S = 0.2
 UNSERVED = "this method of the protocol is not served; ServerMetadata lists the extensions that are"
@@ -56,7 +56,7 @@ class GrpcServer:
     Args:
       service: answers.
       config: says where to listen, and the largest message.
-      figures: gives the server's counts; those of this process unless it is given.
+      figures: returns the server's counts; None for those of this process.
     """
 
     def __init__(
@@ -103,8 +103,8 @@ class GrpcServer:
 
         Streams and watches, which might go on for ever, end once what was read is answered.
 
-        Every call is answered, or its client told UNAVAILABLE. gRPC's own stop tells CANCELLED,
-        after which nobody tries again, to whoever's call comes while it goes on. So it is not
+        Every call is answered, if only with UNAVAILABLE. gRPC's own stop answers CANCELLED,
+        after which no client tries again, to calls that arrive while it goes on. So it is not
         used: the process has to end next, and its connections have been shut before.
 
         Args:
@@ -186,15 +186,15 @@ class GrpcServer:
         finally:
             calls.leave(context)
 
-    def _hold(self, context: Context, size: int) -> None:
+    def _acquire_answer(self, context: Context, size: int) -> None:
         """Count the answer of a call until its client has read it.
 
         Raises:
           Overloaded: all answers together would be too much.
         """
-        held = self._service.memory
-        held.acquire_answer(size)
-        context.add_done_callback(lambda _: held.release(size))
+        memory = self._service.memory
+        memory.acquire_answer(size)
+        context.add_done_callback(lambda _: memory.release(size))
 
     async def _stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
         unread = Unread(self._service.memory)
@@ -220,8 +220,8 @@ class GrpcServer:
                 code = grpc.StatusCode.INVALID_ARGUMENT.value[0]
                 problem = ErrorResponse(error_code=code, error_message=str(error))
                 return ServerReflectionResponse(error_response=problem).SerializeToString()  # type: ignore[no-any-return]
-            told = self._reflection.ServerReflectionInfo(_only(request), context)
-            return b"".join([each.SerializeToString() async for each in told])
+            answers = self._reflection.ServerReflectionInfo(_only(request), context)
+            return b"".join([each.SerializeToString() async for each in answers])
 
         await self._run(Stream(answer, context.write), requests, context)
 
@@ -253,19 +253,19 @@ class GrpcServer:
 
         Args:
           context: of its call.
-          data: the request, where it came by a stream; otherwise it has to arrive yet.
+          data: the request, where it is of a stream; otherwise it has to arrive yet.
           unread: counts the answers of that stream.
         """
         begun = time.monotonic()
         count = self._service.metrics.count_inference
-        identity, held = "", 0
+        identity, acquired = "", 0
         try:
             if data is None:
                 if self._stopping:
                     await self._refuse()
                 data = await self._receiver.receive(context)
             self._service.memory.acquire(len(data))
-            size = held = len(data)
+            size = acquired = len(data)
             request = oip_grpc.parse(pb.ModelInferRequest, data)
             del data
             identity = request.id
@@ -276,7 +276,7 @@ class GrpcServer:
             if unread is not None:
                 unread.add(len(made))
             elif len(made) > FREE_BYTES:
-                self._hold(context, len(made))
+                self._acquire_answer(context, len(made))
         except asyncio.CancelledError:
             count("grpc", "CANCELLED", time.monotonic() - begun, "canceled")
             raise
@@ -285,7 +285,7 @@ class GrpcServer:
             count("grpc", refused.status.grpc, time.monotonic() - begun, refused.status.error_code)
             return refused
         finally:
-            self._service.memory.release(held)
+            self._service.memory.release(acquired)
         count("grpc", "OK", time.monotonic() - begun)
         return made
 
@@ -295,11 +295,11 @@ class GrpcServer:
         refused = None
         self._watches += 1
         try:
-            self._expect_room()
+            self._expect_few_watches()
             request = oip_grpc.parse(HealthCheckRequest, await self._receiver.receive(context))
             self._service.metrics.count_request("grpc", "OK")
-            async for told in self._health.watch(request.service):
-                await context.write(told.SerializeToString())
+            async for state in self._health.watch(request.service):
+                await context.write(state.SerializeToString())
         except (Unavailable, BodyTimeout, MalformedRequest) as error:  # others are gRPC's
             refused = RpcError(error, context)
         finally:
@@ -309,12 +309,12 @@ class GrpcServer:
             self._service.metrics.count_request("grpc", refused.status.grpc)
             await sent(context, refused)
 
-    def _expect_room(self) -> None:
+    def _expect_few_watches(self) -> None:
         if self._watches > WATCHES:
             raise Overloaded(f"watches: expected at most {WATCHES} at once, got more")
 
     async def _refuse(self) -> NoReturn:
-        """Refuse a call that comes while the server stops, together with the others.
+        """Refuse a call that arrives while the server stops, together with the others.
 
         Raises:
           Draining: always.

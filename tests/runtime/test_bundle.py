@@ -234,7 +234,7 @@ def test_folders_of_any_depth_and_number_are_beside_a_bundle(paper, monkeypatch,
     try:
         read_all(paper)
         assert caplog.messages == []
-        monkeypatch.setattr("runtime.bundle._MOST_ENTRIES", 0)
+        monkeypatch.setattr("runtime.bundle._MAX_ENTRIES", 0)
         (paper / "beyond").touch()
         read_all(paper)
         assert caplog.messages == []

@@ -20,7 +20,7 @@ async def test_a_device_that_dies_in_place_is_given_up():
     """What is no error of a batch ends the process, on the loop's own thread as on the device's."""
     model, failures = FakeModel(), RecordedFailures()
     model.before = failing(SystemExit(0))
-    async with serving(model, failures, in_place_s=1.0) as service:
+    async with serving(model, failures, inline_s=1.0) as service:
         with raises(NotReady):
             await ask(service, rows(1))
 

@@ -15,7 +15,7 @@ from server.errors import BodyTimeout, Overloaded
 from server.grpc.options import options
 from server.grpc.receive import SLOTS
 from server.grpc.server import INFERENCE
-from server.grpc.stream import LOOKS, UNREAD, Stream, Streams
+from server.grpc.stream import MAX_CHECKS, UNREAD, Stream, Streams
 from server.protos import inference_pb2 as pb
 from tests.server.calling import Called, array_of, refused, rows
 from tests.server.fakes import FakeModel
@@ -210,7 +210,7 @@ def test_a_stream_whose_client_reads_nothing_ends():
         stream, unread = stream_of(10, nobody)
         running = asyncio.ensure_future(stream.run(endless([])))
         await settled()
-        for _ in range(LOOKS):
+        for _ in range(MAX_CHECKS):
             stream.check_timeouts()
         await settled()
         assert not running.done()
@@ -235,7 +235,7 @@ def test_a_stream_without_answers_to_read_goes_on():
 
         running = asyncio.ensure_future(stream.run(requests()))
         await settled()
-        for _ in range(3 * LOOKS):
+        for _ in range(3 * MAX_CHECKS):
             stream.check_timeouts()
         await settled()
         ended = running.done()
@@ -250,7 +250,7 @@ def test_of_too_many_streams_one_of_the_busiest_connection_ends():
     """A connection with many streams makes room for one that has none, not for its own."""
 
     async def run():
-        streams = Streams(most=3)
+        streams = Streams(limit=3)
         made = [stream_of(1, nobody)[0] for _ in range(5)]
         running = [asyncio.ensure_future(stream.run(endless([]))) for stream in made]
         await settled()

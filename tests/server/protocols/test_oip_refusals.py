@@ -177,7 +177,7 @@ def test_a_body_alone_needs_one_input(running):
 
     answer = client.post(INFER, data=b"1234", headers={LENGTH: "0"})
 
-    text = "body: expected JSON that tells the inputs apart, got bytes alone"
+    text = "body: expected JSON that names the inputs, got bytes alone"
     assert refused(answer, 400, "invalid_argument") == text
 
 
