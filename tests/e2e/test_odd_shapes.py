@@ -34,7 +34,7 @@ def server(tagger_bundle):
 
 @fixture(scope="module")
 def infer(server):
-    """Calls ModelInfer; gives the name of the status, and the message."""
+    """Calls ModelInfer; return the name of the status, and the message."""
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         call = channel.unary_unary(
             f"/{INFERENCE}/ModelInfer",
@@ -82,7 +82,7 @@ def sized(array):
 
 
 def binary(arrays):
-    """Write tensors as bytes behind their JSON; gives the body and the length of its JSON."""
+    """Write tensors as bytes behind their JSON; return the body and the length of its JSON."""
     inputs = [
         {"name": name, "shape": array.shape, "parameters": sized(array), **DATATYPE}
         for name, array in arrays.items()

@@ -249,7 +249,7 @@ def test_a_model_that_needs_more_says_how_to_declare_it(refusal):
 
 
 def test_answers_that_are_not_finite_at_the_least_length_say_so(refusal):
-    """A model without a finite answer for one position is found, and told what to declare."""
+    """A model without a finite answer for one position is found, and the error says what to declare."""
 
     def spread(_params, scores, mask):
         mean = (scores * mask).sum(1) / mask.sum(1)
@@ -339,7 +339,7 @@ def test_a_model_can_be_proven_for_empty_sequences(export):
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64"])
 def test_a_mask_of_integers_is_0_or_1(plan, dtype):
-    """The range of an integer mask is recorded, so that whoever sends a 2 is told."""
+    """The range of an integer mask is recorded, so that a 2 is refused."""
     mask = dataclasses.replace(MASK, dtype=dtype)
     made = plan(masked, TABLE, inputs=[IDS, mask], axes={"seq": (4,)}, buckets=(1,))
     recorded = made.signature.inputs[1]

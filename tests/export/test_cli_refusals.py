@@ -394,7 +394,7 @@ def test_every_file_is_looked_for_before_the_model_is_imported(command, words, m
 
 
 def test_golden_inputs_that_do_not_fit_are_refused_before_tracing(command):
-    """The rows of a golden file are held against the inputs before params are read."""
+    """The rows of a golden file are compared with the inputs before params are read."""
     np.savez("golden.npz", x=np.ones((2, 4), np.float32))
     ran = command("models.py:spec", "--golden", "golden.npz", "--out", "b")
 

@@ -52,9 +52,9 @@ def read(emulator, tmp_path, monkeypatch):  # noqa: ARG001 (it has to run)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def run(path, **options):
-        told = []
+        steps = []
         try:
-            return params_files.read(path, progress=told.append, **options), told
+            return params_files.read(path, progress=steps.append, **options), steps
         finally:
             assert list(tmp_path.iterdir()) == []
 
@@ -75,10 +75,10 @@ def read(emulator, tmp_path, monkeypatch):  # noqa: ARG001 (it has to run)
 )
 def test_params_are_read_from_a_bucket(read, path, factor, files):
     """A folder of steps, a step, its item and a file are read; of steps only the newest comes."""
-    tree, told = read(path)
+    tree, steps = read(path)
 
     np.testing.assert_array_equal(tree["w"], W * factor)
-    assert [line.partition(" MB")[0].rpartition(",")[0] for line in told] == [
+    assert [line.partition(" MB")[0].rpartition(",")[0] for line in steps] == [
         f"copying {files} files of {str(path).replace(':/m', '://m').rstrip('/')}"
     ]
 
@@ -171,7 +171,7 @@ def test_absent_package_names_its_extra(monkeypatch):
 
 
 def test_absent_credentials_are_one_line(monkeypatch):
-    """Who is not logged in is told how to, whatever Google's client says at length."""
+    """Who is not logged in gets the command for it, whatever Google's client says at length."""
 
     def refuse(**_):
         raise DefaultCredentialsError("Your default credentials were not found. To set up …")
@@ -227,10 +227,10 @@ def orbax(step, *more):
 )
 def test_only_what_params_are_read_from_is_copied(paths, wanted, left_out):
     """Older steps, unfinished ones and folders of other things stay where they are."""
-    told = []
+    steps = []
 
-    assert sorted(params_files.needed(paths, told.append)) == sorted(wanted or paths)
-    assert told == ([left_out] if left_out else [])
+    assert sorted(params_files.needed(paths, steps.append)) == sorted(wanted or paths)
+    assert steps == ([left_out] if left_out else [])
 
 
 @pytest.mark.parametrize("path", ["../x", "a/../../x", "/x", "a//b", "./x", "a\0b"])

@@ -37,14 +37,14 @@ def test_bundle_on_paper_is_legal(value):
     """
     The manifest that the other tests break is read without complaint.
     """
-    assert Manifest.from_bytes(json.dumps(value).encode()).name == "paper"
+    assert Manifest.from_bytes(json.dumps(value).encode()).name == "fake_bundle"
 
 
-def test_reading_gives_what_was_written(paper):
+def test_reading_gives_what_was_written(fake_bundle):
     """
     Equal manifests are written as the same bytes.
     """
-    data = (paper / "manifest.json").read_bytes()
+    data = (fake_bundle / "manifest.json").read_bytes()
 
     assert Manifest.from_bytes(data).to_bytes() == data
 

@@ -56,7 +56,7 @@ def test_three_modules_hold_what_is_not_promised(package):
 
 def test_those_modules_name_it():
     """
-    Their docstrings list what they take, so that a release of JAX can be held against it.
+    Their docstrings list what they take, so that a release of JAX can be compared with it.
     """
     for name in ("jax._src.export.serialization", "Exported", "window"):
         assert name in runtime.program_forms.__doc__

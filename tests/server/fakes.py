@@ -125,7 +125,7 @@ class FakeModel:
             raise self.broken
 
     def data_dependent(self, _sizes, _batch):
-        """Whether a program's time depends on its inputs: none's does unless it is told to."""
+        """Whether a program's time depends on its inputs: none's does unless it is set to."""
         return self.loops
 
     def check_memory(self, at_once):

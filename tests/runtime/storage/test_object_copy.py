@@ -9,7 +9,7 @@ from runtime.storage.gcs import CloudStore
 from runtime.storage.object_copy import ObjectCopy
 from runtime.storage.store import FetchError
 from runtime.storage.uri import CloudFolder
-from tests.runtime.storage.cloud import BUCKET, Asked, Cloud
+from tests.runtime.storage.fake_gcs import BUCKET, Asked, FakeGcs
 
 W = bytes(range(256)) * 4
 
@@ -17,12 +17,12 @@ W = bytes(range(256)) * 4
 @fixture
 def bucket(monkeypatch):
     """A bucket that holds a checkpoint under run/7, and things beside it."""
-    cloud = Cloud()
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", cloud.url)
+    bucket = FakeGcs()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.url)
     for name in ("run/7/w", "run/7/d/0", "run/7/", "run/70/w", "run.txt"):
-        cloud.put(name, W)
-    yield cloud
-    cloud.close()
+        bucket.put(name, W)
+    yield bucket
+    bucket.close()
 
 
 @fixture
@@ -142,7 +142,7 @@ def test_a_store_that_never_lists_is_given_up(bucket, copies, pauses):
     with raises(FetchError) as caught:
         copies.below("7")
 
-    assert str(caught.value) == "gs://models/run/7: gave up after 6 tries: 503 told to"
+    assert str(caught.value) == "gs://models/run/7: gave up after 6 tries: 503 as scripted"
     assert len(pauses) == 5
 
 
@@ -153,7 +153,7 @@ def test_a_listing_that_is_not_permitted_says_which_role(bucket, copies, pauses)
         copies.below("7")
 
     assert str(caught.value) == (
-        "gs://models/run: 403 told to; give the account that reads it the role Storage Object "
+        "gs://models/run: 403 as scripted; give the account that reads it the role Storage Object "
         "Viewer on the bucket"
     )
     assert pauses == []
@@ -161,7 +161,7 @@ def test_a_listing_that_is_not_permitted_says_which_role(bucket, copies, pauses)
 
 @mark.usefixtures("bucket")
 def test_a_bucket_that_does_not_exist_is_named():
-    """A wrong bucket is told from a folder with nothing in it."""
+    """A wrong bucket is distinguished from a folder with nothing in it."""
     with raises(FetchError) as caught:
         ObjectCopy(CloudStore(CloudFolder("other", ""))).below("7")
 

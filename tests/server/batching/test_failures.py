@@ -126,7 +126,7 @@ STALL_S = 3600.0
 
 @on_a_loop
 async def test_a_device_that_hangs_is_given_up(model, gate):
-    """When a batch does not come back, whoever waits is answered and the process told to end."""
+    """When a batch does not come back, a request that waits is answered and the process asked to end."""
     failures, stalls = RecordedFailures(), []
     loop = asyncio.get_running_loop()
     later = loop.call_later
@@ -148,7 +148,7 @@ async def test_a_device_that_hangs_is_given_up(model, gate):
 
         assert service.state is State.FAILED
         assert failures.reasons == ["the device hangs"]
-        gate.open(runs=2)  # it comes back after all: nobody is left to care
+        gate.open(runs=2)  # it comes back after all: no request is left
         service.close()
         await asyncio.to_thread(service._scheduler.executor._threads[0].join, 30)
         await begun()

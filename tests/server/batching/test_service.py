@@ -153,7 +153,7 @@ def test_evidence_of_a_split_request_covers_all_its_batches(model):
 
 @on_a_loop
 async def test_inputs_that_do_not_fit_never_reach_the_queue(model):
-    """A request is held against the signature before it joins anybody."""
+    """A request is compared with the signature before it joins anybody."""
     async with serving(model) as service:
         with raises(SignatureMismatch):
             await ask(service, {"x": np.zeros((1, 3), np.float32)})

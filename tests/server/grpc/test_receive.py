@@ -17,7 +17,7 @@ OVERDUE = (
 
 
 class Call:
-    """A call, whose message arrives when it is told to.
+    """A call, whose message arrives on demand.
 
     Attributes:
       asked: whether its message is asked for.
@@ -50,7 +50,7 @@ class Door:
         self.results = {}
 
     async def come(self, connection):
-        """Have a call come; gives it."""
+        """Have a call come; returns it."""
         call = Call(connection)
         self.results[call] = asyncio.ensure_future(self.receiver.receive(call))
         await settled()
@@ -218,7 +218,7 @@ def test_a_message_that_never_comes_is_given_up(played):
 
 
 def test_of_too_many_calls_one_of_the_busiest_connection_is_refused(played):
-    """A flood is refused itself; whoever comes from elsewhere takes the place of one of it."""
+    """A flood is refused itself; a call of another connection takes the place of one of it."""
 
     async def scene(door):
         flood = [await door.come("a") for _ in range(2 + 5)]
@@ -280,7 +280,7 @@ def test_a_call_without_a_message_is_refused(played):
 
 @mark.parametrize("known", [False, True], ids=["at-once", "after-a-turn"])
 def test_a_client_that_goes_as_it_is_refused_is_gone(played, known):
-    """A call that is refused and cancelled together is cancelled: nobody is left to be told."""
+    """A call that is refused and cancelled together is cancelled: no call is left to answer."""
 
     async def scene(door):
         if known:

@@ -10,8 +10,8 @@ import numpy as np
 from pytest import fixture, raises
 
 from server.grpc.stream import MAX_PENDING, Stream
-from tests.server.calling import Called, array_of, rows
 from tests.server.fakes import FakeModel, Gate
+from tests.server.grpc_harness import GrpcHarness, array_of, rows
 
 
 @fixture
@@ -23,7 +23,7 @@ def model():
 @fixture
 def called(model):
     """An entrance before it."""
-    called = Called(model)
+    called = GrpcHarness(model)
     yield called
     called.close()
 
@@ -186,7 +186,7 @@ def test_a_stream_s_deadline_ends_it(called, model):
 
 
 class Peer:
-    """A client that reads answers when it is told to."""
+    """A client that reads answers on demand."""
 
     def __init__(self):
         self.read = []

@@ -1,4 +1,4 @@
-"""A Cloud Storage that does what it is told to, on a real socket, for the real client."""
+"""A Cloud Storage that fails as it is scripted to, on a real socket, for the real client."""
 
 import base64
 import http.server
@@ -25,7 +25,7 @@ class Asked(NamedTuple):
     start: int
 
 
-class Cloud:
+class FakeGcs:
     """A bucket.
 
     Attributes:
@@ -36,7 +36,7 @@ class Cloud:
       before: name to functions; one is called before each request for the object's bytes, and
         gives what to do instead of answering: a status, how many bytes to send before the
         connection is cut, or a stall. None answers.
-      outlasted: name of each stall that nobody gave up, until it ended by itself.
+      outlasted: name of each stall that was not cancelled, until it ended by itself.
     """
 
     def __init__(self):
@@ -44,13 +44,13 @@ class Cloud:
         self.looked, self.asked, self.outlasted = [], [], []
         self._changed = threading.Condition()
         self.before = defaultdict(list)
-        cloud = self
+        bucket = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self):
-                cloud.answer(self)
+                bucket.answer(self)
 
             def log_message(self, *_):
                 pass
@@ -89,9 +89,9 @@ class Cloud:
             self._send_metadata(request, name)
 
     def _send_metadata(self, request, name):
-        told = self.before[f"metadata of {name}"]
-        if status := told.pop(0)() if told else None:
-            refuse(request, status, "told to")
+        scripted = self.before[f"metadata of {name}"]
+        if status := scripted.pop(0)() if scripted else None:
+            refuse(request, status, "as scripted")
         elif name not in self.objects:
             refuse(request, 404, f"No such object: {BUCKET}/{name}")
         else:
@@ -104,9 +104,9 @@ class Cloud:
         return about | {"crc32c": checksum} | self.metadata.get(name, {})
 
     def _send_listing(self, request, bucket, query):
-        told = self.before["listing"]
-        if status := told.pop(0)() if told else None:
-            refuse(request, status, "told to")
+        scripted = self.before["listing"]
+        if status := scripted.pop(0)() if scripted else None:
+            refuse(request, status, "as scripted")
         elif bucket != BUCKET:
             refuse(request, 404, "The specified bucket does not exist.")
         else:
@@ -125,20 +125,20 @@ class Cloud:
         with self._changed:
             self.asked.append(Asked(name, generation, start))
             self._changed.notify_all()
-        told = self.before[name].pop(0)() if self.before[name] else None
+        fault = self.before[name].pop(0)() if self.before[name] else None
         data, current = self.objects[name]
         if generation != current:
             refuse(request, 404, f"No such object: {BUCKET}/{name}#{generation}")
-        elif told is None:
+        elif fault is None:
             send(request, 206 if start else 200, data[start:])
-        elif isinstance(told, Stall):
-            send(request, 206 if start else 200, data[start:], only=told.size)
-            if not told.over.wait(TIMEOUT_S):
+        elif isinstance(fault, Stall):
+            send(request, 206 if start else 200, data[start:], only=fault.size)
+            if not fault.over.wait(TIMEOUT_S):
                 self.outlasted.append(name)
-        elif told >= 400 and isinstance(told, Status):
-            refuse(request, told, "told to")
+        elif fault >= 400 and isinstance(fault, Status):
+            refuse(request, fault, "as scripted")
         else:
-            send(request, 206 if start else 200, data[start:], only=told)
+            send(request, 206 if start else 200, data[start:], only=fault)
 
     def wait_for(self, name):
         """Wait until an object's bytes have been asked for."""
