@@ -160,7 +160,7 @@ def lower(traced: Traced, platforms: Sequence[str]) -> Lowered:
     )
 
 
-class NoForm(Exception):
+class NotRepresentable(Exception):
     """An operation that an older StableHLO does not have; the message is its name."""
 
 
@@ -171,7 +171,7 @@ def rewrite(artifact: bytes, version: str) -> bytes:
     refine the shapes of one whose sizes were symbolic.
 
     Raises:
-      NoForm: an operation cannot be written so.
+      NotRepresentable: an operation cannot be written so.
     """
     said: list[str] = []
 
@@ -189,7 +189,7 @@ def rewrite(artifact: bytes, version: str) -> bytes:
         except ValueError as error:
             culprit = re.search(r"operation 'vhlo\.(\w+)_v\d+'", " ".join(said))
             what = f"stablehlo.{culprit[1]}" if culprit else (said or [str(error)])[0][:200]
-            raise NoForm(what) from None
+            raise NotRepresentable(what) from None
 
 
 def _blocks(operation: Any) -> Iterator[Any]:

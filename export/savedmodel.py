@@ -27,7 +27,7 @@ from tensorflow.compiler.tf2xla.python import xla as tfxla
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 from export.errors import first_line
-from export.lowering import NoForm, rewrite
+from export.lowering import NotRepresentable, rewrite
 from runtime.bundle import Bundle, open_bundle
 from runtime.golden_check import check_goldens, golden_rows
 from runtime.jax_settings import lifted
@@ -135,7 +135,7 @@ def check(recipe: dict[str, Any], platform: str) -> dict[str, Any]:
 def _rewritten(artifact: bytes, version: str, recipe: dict[str, Any]) -> bytes:
     try:
         return rewrite(artifact, version)
-    except NoForm as missing:
+    except NotRepresentable as missing:
         asked = f"which TensorFlow {tf.__version__} reads"
         raise Refusal(
             f"savedmodel: {missing}, as jax {recipe['jax']} writes it in StableHLO "
