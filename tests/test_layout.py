@@ -61,7 +61,7 @@ ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 TOURS = [
     " ".join(paragraph.split())
     for paragraph in re.findall(
-        r"^An export: .*?\n\n|^A request: .*?\n\n", ARCHITECTURE, re.M | re.S
+        r"^An export: .*?\n\n|^A request: .*?\n\n", ARCHITECTURE, re.MULTILINE | re.DOTALL
     )
 ]
 
