@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from export.errors import CheckpointError, ExportError, ParamsError, RowMixing, VerificationError
-from export.fields import parse_input
+from export.inputs import parse_input
 from export.spec import ExportSpec
 from runtime.signature import TensorSpec
 

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from export.errors import ExportError, UsageError, told
+from export.errors import ExportError, UsageError, format_error
 from runtime.errors import nearest
 from runtime.localpaths import why_not_read
 
 # Names of a module that a message lists.
-_MOST_NAMES = 12
+_MAX_NAMES = 12
 
 
 def find_attribute(text: str) -> Any:
@@ -33,7 +33,9 @@ def find_attribute(text: str) -> Any:
     except ExportError:
         raise
     except (Exception, SystemExit) as error:
-        raise ExportError(f"model {text!r}: {where} cannot be imported: {told(error)}") from error
+        raise ExportError(
+            f"model {text!r}: {where} cannot be imported: {format_error(error)}"
+        ) from error
     here: Any = module
     for word in attribute.split("."):
         if not hasattr(here, word):
@@ -56,10 +58,8 @@ def _own_names(module: Any) -> str:
         if not (inspect.isclass(value) or inspect.isroutine(value))
         or value.__module__ == module.__name__
     ]
-    more = f" and {len(own) - _MOST_NAMES} more" if len(own) > _MOST_NAMES else ""
-    return (
-        f"; it has {', '.join(own[:_MOST_NAMES])}{more}" if own else "; it has nothing of its own"
-    )
+    more = f" and {len(own) - _MAX_NAMES} more" if len(own) > _MAX_NAMES else ""
+    return f"; it has {', '.join(own[:_MAX_NAMES])}{more}" if own else "; it has nothing of its own"
 
 
 def _import_file(path: Path) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from export.attributes import find_attribute
-from export.errors import ExportError, UsageError, told
+from export.errors import ExportError, UsageError, format_error
 from export.fields import CAST_DTYPES, PRECISIONS, parse_argument, read_field
 from export.golden_inputs import expect_golden_file
 from export.labels import read_labels
@@ -197,7 +197,7 @@ def parser() -> Parser:
         action="append",
         metavar="OUTPUT",
         help="output that rightly holds inf or -inf, such as masked logits; repeatable. The program "
-        "has to give them where the model does; NaN is refused all the same",
+        "has to return them where the model does; NaN is refused all the same",
     )
     proof.add_argument(
         "--allow-row-mixing",
@@ -284,7 +284,7 @@ def _resolve(found: Any, config: Mapping[str, Any] | None) -> tuple[ExportSpec, 
             made = found(**known)
         except Exception as error:
             name = getattr(found, "__name__", "model")
-            raise ExportError(f"{name}: {told(error)}") from error
+            raise ExportError(f"{name}: {format_error(error)}") from error
     spec = made if isinstance(made, ExportSpec) else ExportSpec(model=made)
     return spec, notes if ignored else []
 

@@ -1,4 +1,4 @@
-"""What a failure of a model may come of, and what its trace shows that its author may not know."""
+"""What may have caused a failure of a model, and what its trace shows that its author may not know."""
 
 import contextlib
 import re
@@ -60,7 +60,7 @@ def _kernels(params: Any) -> str:
     """List the first params of two or more axes: what the layers were trained on."""
     try:
         leaves = flatten({} if params is None else params)
-    except Exception:  # noqa: BLE001 (a tree of anything; the error at hand is the one to tell)
+    except Exception:  # noqa: BLE001 (a tree of anything; the error at hand is the one to report)
         return ""
     kernels = [
         f"{'/'.join(path)} {getattr(leaf, 'dtype', '')}{list(np.shape(leaf))}"

@@ -1,14 +1,15 @@
 """The way of an export, from a model to a bundle in place.
 
-1. `models.adapt`     the model becomes one pure function with named params
-2. `lowering.trace`   it is traced once per bucket; large constants become params, and
-   `row_analysis`     says which traces show that rows do not meet
-3. `goldens`          the un-exported model answers, op by op
-4. `lowering.lower`   each trace becomes a serialized program
-5. `writer`           everything goes to a staging directory
-6. `verification`     a fresh process without Flax loads it, runs it, compares
-7. `for_tensorflow`   where a SavedModel is wanted it is made, and tried likewise
-8. `writer.commit`    one rename puts each in place, or none of the two
+1. `plan.prepare`          everything that is decided before a program is lowered:
+   `models.adapt`          the model becomes one pure function with named params
+   `tracing.trace_all`     it is traced once per bucket; large constants become params
+   `reference`             the un-exported model answers goldens, op by op
+   `row_analysis`          which traces show that rows are independent
+2. `lowering.lower`        each trace becomes a serialized program
+3. `writing.write`         everything goes to a staging directory
+4. `verification.verify`   a fresh process without Flax loads it, runs it, compares
+5. `for_tensorflow.make`   where a SavedModel is wanted it is made, and tried likewise
+6. `BundleWriter.commit`   one rename puts each in place, or none of the two
 """
 
 import contextlib

@@ -44,7 +44,7 @@ _INSTALL = "pip install 'hloserve[savedmodel]'"
 _VERSION = r"(0|[1-9][0-9]{0,4})(\.(0|[1-9][0-9]{0,4})){2}"
 _ROOT = Path(runtime.__file__).resolve().parent.parent
 # TensorFlow imports Keras where it finds it: nothing here needs it, and it takes seconds.
-# Expendable: whoever writes where the staging was must not outlive the export.
+# Expendable: a process that writes where the staging was must not outlive the export.
 _CHILD = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); sys.modules['keras'] = None; "
     "from runtime.guard import mark_expendable; mark_expendable(); "
@@ -85,7 +85,7 @@ def target(
 
 
 def check(spec: ExportSpec, savedmodel: object, version: str | None) -> None:
-    """Raise ExportError for what can be told to be wrong at once."""
+    """Raise ExportError for what is known to be wrong before any work is done."""
     if version is not None and not re.fullmatch(_VERSION, str(version)):
         raise UsageError(f"tf_stablehlo: expected a version such as 1.13.7, got {version!r}")
     if version is not None and savedmodel is None:

@@ -26,7 +26,7 @@ _QUOTED = re.compile(r"([\"']).*\1,?")
 _LISTED = re.compile(r"[-*] +\S.*")
 
 
-class LabelsOfFile(tuple[str, ...]):  # noqa: SLOT001 (a tuple has no room for slots)
+class LabelsOfFile(tuple[str, ...]):  # noqa: SLOT001 (a tuple cannot have slots)
     """Labels that know the file they come from.
 
     Attributes:

@@ -11,7 +11,7 @@ from export.errors import few_names
 
 Progress = Callable[[str], None]
 
-# What a batch prediction job of Vertex AI sends at a time, unless it is told otherwise.
+# What a batch prediction job of Vertex AI sends at a time by default.
 _VERTEX_BATCH = 64
 
 _SERVING = (

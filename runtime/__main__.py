@@ -32,7 +32,7 @@ from runtime.guard import run_in_child
 if TYPE_CHECKING:
     from runtime.bundle import Bundle
 
-_MOST_THREADS = 1024
+_MAX_THREADS = 1024
 EXIT_OK, EXIT_USAGE, EXIT_BUNDLE, EXIT_GOLDEN, EXIT_DEVICE = 0, 2, 3, 4, 5
 
 
@@ -132,7 +132,7 @@ def _parser() -> Parser:
             help="check what model-signing signed it with",
         )
         added.add_argument(
-            "--public-key", type=to_read, metavar="PEM", help="of whoever is to have signed it"
+            "--public-key", type=to_read, metavar="PEM", help="public key of the signer"
         )
     bench = command("bench", _bench, "time every program on this device")
     bench.add_argument("--device", **device)
@@ -192,7 +192,7 @@ def _digest(text: str) -> str:
 
 def _counts(text: str) -> tuple[int, ...]:
     parts = text.split(",")
-    if not all(part.isdecimal() and 0 < int(part) <= _MOST_THREADS for part in parts):
+    if not all(part.isdecimal() and 0 < int(part) <= _MAX_THREADS for part in parts):
         raise argparse.ArgumentTypeError(f"expected numbers such as 1,2,4, got {text!r}")
     return tuple(map(int, parts))
 

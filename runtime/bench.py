@@ -12,7 +12,7 @@ from runtime.description import columns, infinite_outputs
 from runtime.device import device_kind
 from runtime.errors import printable
 from runtime.model import Group, Model
-from runtime.program import jax_version
+from runtime.program_forms import jax_version
 from runtime.signature import bucket_name
 
 Progress = Callable[[str], None]

@@ -33,9 +33,9 @@ from runtime.tensors import Array, read_tensors
 log = logging.getLogger(__name__)
 
 # Entries of a folder that are looked at when it is no bundle itself.
-_MOST_NEIGHBOURS = 1000
+_MAX_NEIGHBOURS = 1000
 # Entries that are looked at for files that the manifest does not name.
-_MOST_ENTRIES = 20_000
+_MAX_ENTRIES = 20_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class Bundle:
 
         In use are the files of which something is used where it is mapped: params on a CPU. What was
         copied to another device, and programs once they are compiled, may change or go. To be
-        called now and then by whoever owns the process, by one thread at a time.
+        called now and then by the owner of the process, by one thread at a time.
 
         Raises:
           IntegrityError: names the file.
@@ -141,7 +141,7 @@ class Bundle:
 
     @contextlib.contextmanager
     def opened(self, file: File) -> Iterator[BufferedReader]:
-        """Open a file of the recorded size; whoever reads it has to compare its digest."""
+        """Open a file of the recorded size; the caller has to compare its digest."""
         self.arrived(file)
         with _opened(self.path, file) as descriptor, open(descriptor, "rb", closefd=False) as f:
             yield f
@@ -224,7 +224,7 @@ def _bundles_near(root: Path) -> str:
         return ""
     found = []
     with contextlib.suppress(OSError):
-        some = itertools.islice(root.iterdir(), _MOST_NEIGHBOURS)
+        some = itertools.islice(root.iterdir(), _MAX_NEIGHBOURS)
         found = sorted(entry for entry in some if _is_bundle(entry))
     above = Path(os.path.abspath(root)).parent
     if not found and _is_bundle(above):
@@ -244,7 +244,7 @@ def _warn_about_strangers(root: Path, manifest: Manifest) -> None:
     known = {MANIFEST_NAME, *(file.path for file in manifest.files)}
     found = (
         os.path.relpath(entry.path, root)
-        for entry in itertools.islice(_entries_below(root), _MOST_ENTRIES)
+        for entry in itertools.islice(_entries_below(root), _MAX_ENTRIES)
         if not entry.is_dir(follow_symlinks=False)
     )
     strangers = sorted(path for path in found if path not in known)

@@ -8,7 +8,7 @@ is surface that JAX does not promise, so a failure of any kind means: compile in
 * `jax.stages.ArgInfo` and the arguments of `jax.stages.Compiled`
 
 XLA checks next to nothing of the bytes: those of another jaxlib load silently, and a missing
-instruction ends the process at the first run. `executable_cache` decides which bytes come here.
+instruction ends the process at the first run. `executable_cache` decides which bytes are passed here.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """A command run in a child, so that a crash of native code is an error in one line.
 
-Forking is safe here for it comes first, before JAX is imported: there are no threads yet.
+Forking is safe here, before JAX is imported: there are no threads yet.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from types import FrameType
 
 EXIT_BUNDLE, EXIT_DEVICE = 3, 5
 
-# The ways in which native code ends a process; the others are somebody's wish.
+# The ways in which native code ends a process; the others are sent on purpose.
 _CRASHES = {
     *(signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS),
     *(signal.SIGFPE, signal.SIGILL, signal.SIGTRAP),
@@ -30,7 +30,7 @@ def run_in_child() -> None:
     A crash is reported as an error with the signal, and the exit status of a bundle that cannot
     be used.
     """
-    # One that comes between the fork and the handlers would end this process alone.
+    # One that arrives between the fork and the handlers would end this process alone.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
     child = os.fork()
     if child == 0:

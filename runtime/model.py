@@ -205,7 +205,7 @@ class Model:
         return _smoothed(costs) if max(costs.values()) > _TURN_S else costs
 
     def data_dependent(self, sizes: tuple[int, ...], batch: int) -> bool:
-        """Whether how long a program runs depends on its inputs, so that measuring does not tell.
+        """Whether how long a program runs depends on its inputs, so that measured times say little.
 
         Args:
           sizes: of its bucketed axes.

@@ -9,7 +9,7 @@ log = logging.getLogger(__name__)
 
 
 def log_compatibility(model: Model) -> None:
-    """Log which JAX releases load the bundle, and which programs came from StableHLO copies."""
+    """Log which JAX releases load the bundle, and which programs were loaded from StableHLO copies."""
     old = [
         program
         for group in model.groups.values()

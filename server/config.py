@@ -188,7 +188,7 @@ class ServerConfig:
         return Limits(
             queue_rows=self.max_queue_rows,
             request_rows=self.max_request_rows,
-            held_bytes=_MEMORY_BODIES * self.max_body_bytes,
+            memory_bytes=_MEMORY_BODIES * self.max_body_bytes,
             queue_delay_s=self.max_queue_delay_ms / 1e3,
             timeout_s=self.request_timeout_ms / 1e3,
             stall_s=self.device_timeout_s,

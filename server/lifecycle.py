@@ -73,7 +73,7 @@ class Process:
         collect_stats = None
         if config.processes > 1:
             stats = stats or SharedStats(None, config.processes, 0)
-            collect_stats = functools.partial(stats.gather, self._service)
+            collect_stats = functools.partial(stats.collect, self._service)
             if on_listening is None:
                 self._workers = WorkerPool(stats, self._on_worker_exit)
         self._stats = stats

@@ -186,7 +186,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
         if "require_digest" not in values and DIGEST_FILE.is_file():
             values["require_digest"] = f"sha256:{_read_digest(DIGEST_FILE)}"
     if "executables" not in values and Path(EXECUTABLES, LIST).is_file():
-        # In the image itself: whoever can change them can change this file as well.
+        # In the image itself: a user who can change them can change this file as well.
         listed = Path(EXECUTABLES, LIST).read_bytes()
         values["executables"] = str(EXECUTABLES)
         values["executables_digest"] = f"sha256:{hashlib.sha256(listed).hexdigest()}"

@@ -208,7 +208,7 @@ def _opened(started: Started, config: ServerConfig) -> Opened:
 
 
 def _process_age_s() -> float:
-    """Return how long this process has run, which until now was imports; 0 where nobody says."""
+    """Return how long this process has run, which until now was imports; 0 if unknown."""
     try:
         ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         running = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")

@@ -54,12 +54,12 @@ async def _serve(args: WorkerArgs, parent: socket.socket, digest: str) -> int:
 
     def on_readable() -> None:
         try:
-            told = parent.recv(1)
+            received = parent.recv(1)
         except BlockingIOError:
             return
         except OSError:
-            told = b""
-        if told:
+            received = b""
+        if received:
             process.may_listen()
         else:
             loop.remove_reader(parent)

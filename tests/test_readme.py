@@ -22,7 +22,7 @@ chmod +x "$UV_PROJECT_ENVIRONMENT/bin/python"
 
 
 def git(folder, *arguments):
-    """Run git in a repository, with no settings of a person's own; give what it prints."""
+    """Run git in a repository, with no settings of a person's own; return what it prints."""
     nobody = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
     command = ["git", "-c", "user.name=n", "-c", "user.email=e", *arguments]
     env = {**os.environ, **nobody}
@@ -52,7 +52,7 @@ def transcript():
 
 @fixture
 def taken_grpc_port():
-    """Somebody else has gRPC's default port: this test, or whoever had it before."""
+    """gRPC's default port is taken: by this test, or a process before it."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             stack.enter_context(socket.create_server(("", 8001)))
@@ -63,7 +63,7 @@ def taken_grpc_port():
 @mark.usefixtures("taken_grpc_port")
 def test_the_first_run_goes_as_the_readme_shows(checkout, tmp_path):
     """
-    Training, export, server and answer come out as in the README's transcript, whoever has
+    Training, export, server and answer come out as in the README's transcript, whatever process has
     gRPC's default port, and leave nothing behind that git would show.
     """
     uv = tmp_path / "uv"

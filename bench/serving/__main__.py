@@ -4,7 +4,7 @@
 
 Needs wrk and h2load. Exports the bundles and makes the peers' environment the first time (five minutes).
 Servers run all the time but are stopped in their tracks (SIGSTOP) unless it is their turn.
-Every answer is held against the model's own, before and after each interval; a cell with a
+Every answer is compared with the model's own, before and after each interval; a cell with a
 wrong answer, a refused request or a broken connection does not count.
 """
 
@@ -91,12 +91,12 @@ def run(arguments: argparse.Namespace) -> tuple[list[measure.Row], dict[str, flo
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         running = measure.start(servers, works, Path(folder))
         stack.callback(measure.stop, running)
-        rows = measure.measure(running, arguments.rounds, arguments.seconds, tell)
+        rows = measure.measure(running, arguments.rounds, arguments.seconds, print_row)
         ours = [one for one in running if one.server.name == "hloserve"]
         return rows, {one.server.model: one.idle(IDLE_SECONDS) for one in ours}
 
 
-def tell(row: measure.Row) -> None:
+def print_row(row: measure.Row) -> None:
     figures = row.wrong or f"{row.per_second:8,.0f}/s, p50 {row.p50_us:8,.0f} µs"
     print(
         f"round {row.round + 1}: {row.model:<15} {row.server:<14} {row.connections:3d}: {figures}"

@@ -71,11 +71,11 @@ def goals(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def say(goal: Goal) -> str:
-    what, least = ("p50", "at most") if goal.figure == "p50_us" else ("throughput", "at least")
+    what, bound = ("p50", "at most") if goal.figure == "p50_us" else ("throughput", "at least")
     whose = "" if goal.ours == "hloserve" else f" of {goal.ours}"
     return (
         f"{goal.model}, {goal.connections} connections: "
-        f"{what}{whose} {least} {goal.times:g} × that of {goal.other}"
+        f"{what}{whose} {bound} {goal.times:g} × that of {goal.other}"
     )
 
 

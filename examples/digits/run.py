@@ -81,7 +81,7 @@ def main() -> int:
     golden = ("--golden", str(out / "golden.npz"))
     run("-m", "export", *model, *golden, "--out", bundle, "--overwrite")
     serve = ["-m", "server", "--bundle", bundle, "--port", str(arguments.port)]
-    if trouble(GRPC_PORT):  # any other will do, since nobody asks it here
+    if trouble(GRPC_PORT):  # any other will do, since it gets no requests here
         serve += ["--grpc-port", "0"]
     print(f"\n$ python {shlex.join(serve)}", flush=True)
     with subprocess.Popen([sys.executable, *serve]) as server:

@@ -24,7 +24,7 @@ SENTENCES = (
 
 
 def tokenizer(longest: int) -> Tokenizer:
-    """Read the tokenizer that lies beside the weights, to cut sentences at a length.
+    """Read the tokenizer beside the weights, to cut sentences at a length.
 
     Its file asks for padding to 128 tokens. Padding to the longest sentence is enough,
     since the runtime pads to the nearest bucket.

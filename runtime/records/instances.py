@@ -183,7 +183,9 @@ def _decoded(spec: TensorSpec, text: Any, where: str) -> Array:
         raise SignatureMismatch(f"{where}: expected base64, got other characters") from None
     axes = [dim for dim in spec.shape[1:] if isinstance(dim, str)]
     if len(axes) > 1:
-        raise SignatureMismatch(f"{where}: expected lists, since b64 cannot tell {axes} apart")
+        raise SignatureMismatch(
+            f"{where}: expected lists, since b64 does not say which of {axes} is which"
+        )
     unit = spec.row_bytes(dict.fromkeys(axes, 1))
     size = len(data) // unit if axes and unit else 0
     return from_bytes(spec.dtype, spec.concrete(1, dict.fromkeys(axes, size))[1:], data, where)

@@ -132,7 +132,7 @@ def formatted(
 def best(scores: Array, nonfinite: Nonfinite | None) -> list[int]:
     """Return the index of each row's largest score.
 
-    NumPy's argmax lets other threads run, which takes longer to come back from than a
+    NumPy's argmax lets other threads run, which takes longer to return from than a
     few comparisons take in Python; NaN, which is largest to it, needs it all the same.
     """
     if nonfinite is None and scores.size < _SMALL:

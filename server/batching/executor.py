@@ -1,6 +1,6 @@
 """The device executor: the thread that owns a device and runs its batches one after the other.
 
-Batches come in through a queue and results go out through a callback, called on this
+Batches are passed in through a queue and results out through a callback, called on this
 thread. Nothing else is shared, so there is no lock. The thread exists for liveness: while a
 program runs the event loop still accepts requests and enforces deadlines. A device that gains
 from concurrent batches has two such threads. Quick batches run inline, on the event loop's thread,

@@ -73,13 +73,13 @@ class InferenceResult(NamedTuple):
 
     Attributes:
       parts: one for each part of the request.
-      evidence: how they were computed.
+      metadata: how they were computed.
       nonfinite: how JSON represents NaN, and infinity where the bundle declares none; None if the
         outputs have neither.
     """
 
     parts: Sequence[ResultSlice]
-    evidence: InferenceMetadata
+    metadata: InferenceMetadata
     nonfinite: Nonfinite | None = None
 
     @property

@@ -81,7 +81,7 @@ class Service:
         self._limits = limits
         self._failures = failures
         self.max_request_rows = min(limits.request_rows, limits.queue_rows)
-        self.memory = MemoryBudget(limits.held_bytes)
+        self.memory = MemoryBudget(limits.memory_bytes)
         self.metrics = metrics or Metrics()
         self.output_row_bytes = 0
         self._scheduler: BatchScheduler | None = None
@@ -201,7 +201,7 @@ class Service:
             timeout_s = None
         request = PendingRequest(parts, scheduler.queue.max_rows, time.monotonic(), done)
         if rows > self._limits.queue_rows - scheduler.queue.rows:
-            self._make_room(scheduler, rows)
+            self._shed(scheduler, rows)
         scheduler.queue.offer(request.tasks)
         self._requests[request] = None
         if timeout_s is not None:
@@ -225,7 +225,7 @@ class Service:
         if request in self._requests:
             self._deprioritized[request] = None
 
-    def _make_room(self, scheduler: BatchScheduler, rows: int) -> None:
+    def _shed(self, scheduler: BatchScheduler, rows: int) -> None:
         """Refuse requests whose clients may have gone, the oldest first, until rows fit."""
         for request in list(self._deprioritized):
             if scheduler.queue.rows + rows <= self._limits.queue_rows:
@@ -305,11 +305,11 @@ class Service:
         """Answer a request whose tasks have all been run."""
         if request not in self._requests:
             return
-        parts, evidence = request.answer(self.model)
+        parts, metadata = request.answer(self.model)
         if request.as_declared:
-            answer = InferenceResult(parts, evidence)
+            answer = InferenceResult(parts, metadata)
         else:
-            answer = InferenceResult(parts, evidence, self._limits.nonfinite)
+            answer = InferenceResult(parts, metadata, self._limits.nonfinite)
             declared = (
                 is_as_declared(spec, part.outputs[spec.name])
                 for spec in self.model.signature.outputs

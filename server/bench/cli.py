@@ -50,7 +50,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 _USAGE = "python -m server bench --bundle DIR [option …] [-- server option …]"
 _ABOUT = """\
 Start a server of this bundle, ask it with the inputs of the bundle's goldens, and say how many
-requests it answers, and how soon. The load comes from this machine, and takes its share of it.
+requests it answers, and how soon. The load is generated on this machine, and takes its share of it.
 """
 _EXAMPLES = """\
 examples:

@@ -31,7 +31,7 @@ runpy.run_module(command, run_name="__main__", alter_sys=True)
 
 
 def run(*command):
-    """Run Python to its end; give the exit status and what it wrote to stdout and stderr."""
+    """Run Python to its end; return the exit status and what it wrote to stdout and stderr."""
     done = subprocess.run(
         [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S
     )

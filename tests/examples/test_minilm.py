@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2: its real weights, exported, held against a forward pass in NumPy."""
+"""all-MiniLM-L6-v2: its real weights, exported, compared with a forward pass in NumPy."""
 
 import subprocess
 import sys

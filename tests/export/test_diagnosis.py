@@ -85,7 +85,7 @@ def test_an_nnx_module_is_looked_at_likewise(refusal):
     ids=["name", "value", "attribute"],
 )
 def test_an_error_of_something_else_does_not_blame_shapes(refusal, model):
-    """A missing name, a branch on values and a wrong call are told as they are."""
+    """A missing name, a branch on values and a wrong call are reported as they are."""
     assert "it got" not in refusal(model, W, inputs=["x:float32[_,4]"])
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from export import ExportError, ExportSpec, TensorSpec, export_model
+from runtime.node import to_json
 from runtime.signature import Axis
 
 X = TensorSpec(name="x", dtype="float32", shape=("_", 3))
@@ -59,8 +60,8 @@ def test_numbers_of_numpy_in_a_tensor_spec_are_plain_ones():
     axis = Axis(name="seq", sizes=np.array([4, 8]), minimum=np.int64(2))
     made = checked(inputs=[spec], axes={"seq": axis})
 
-    assert {type(made.inputs[0].to_json()[key]) for key in ("pad", "minimum", "maximum")} == {int}
-    assert made.axes["seq"].to_json() == {"name": "seq", "sizes": [4, 8], "minimum": 2}
+    assert {type(to_json(made.inputs[0])[key]) for key in ("pad", "minimum", "maximum")} == {int}
+    assert to_json(made.axes["seq"]) == {"name": "seq", "sizes": [4, 8], "minimum": 2}
     assert type(made.axes["seq"].minimum) is int
 
 
@@ -79,7 +80,7 @@ INPUTS = "inputs: expected a list such as ['x:float32[_,28,28,1]'], got "
             "inputs",
             [TensorSpec(name="x", dtype="float32", shape=(3,))],
             (
-                "input 'x': expected [_, …] with sizes or axis names after the batch, got '3'; the "
+                "input 'x': expected [_, …] with sizes or axis names after the batch, got 3; the "
                 "batch comes first, and is written _"
             ),
         ),
@@ -146,7 +147,7 @@ INPUTS = "inputs: expected a list such as ['x:float32[_,28,28,1]'], got "
         ("name", 3, "name: expected letters, digits, '_.-', got 3"),
         ("version", None, "version: expected digits, got None"),
         ("version", 1.0, "version: expected digits, got 1.0"),
-        ("version", -1, "version: expected digits, got -1"),
+        ("version", -1, "version: expected digits, got '-1'"),
         (
             "params_path",
             3,
@@ -162,6 +163,33 @@ def test_what_no_field_takes_is_one_line(field, value, message):
     with pytest.raises(ExportError) as caught:
         checked(**{field: value})
     assert str(caught.value) == message
+
+
+SEQ = ("_", "seq")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "refusal"),
+    [
+        ([TensorSpec(name="x", dtype="float32", shape=SEQ, pad=float("inf"))], "pad of float32"),
+        ([TensorSpec(name="x", dtype="float32", shape=SEQ, pad=float("nan"))], "pad of float32"),
+        ([TensorSpec(name="x", dtype="bool", shape=SEQ, maximum=2)], "maximum of bool"),
+        ([TensorSpec(name="x", dtype="uint8", shape=SEQ, pad=-1)], "pad of uint8"),
+        (
+            [TensorSpec(name="x", dtype="int8", shape=("_", 3), mask=True)],
+            "bucketed axis for a mask",
+        ),
+        ([TensorSpec(name="x", dtype="int8", shape=SEQ, mask=True)], "that is not a mask"),
+        ([TensorSpec(name="x", dtype="int8", shape=("_", "axis"))], "its sizes"),
+        ([], "at least one"),
+    ],
+)
+def test_what_no_manifest_may_say_is_refused_before_the_export(inputs, refusal):
+    """The rules of the format hold for options too, as one line that names the option."""
+    axes = {"seq": (4, 8)} if any("seq" in spec.shape for spec in inputs) else {}
+
+    with pytest.raises(ExportError, match=f"^(input 'x'|inputs|axis 'axis'): expected .*{refusal}"):
+        checked(inputs=inputs, axes=axes)
 
 
 @pytest.mark.parametrize(

@@ -122,11 +122,11 @@ def test_rows_that_meet_in_rare_cases_are_refused(refusal):
     ],
 )
 def test_few_runs_are_for_what_structure_shows(tmp_path, monkeypatch, model, proven):
-    """The process that verifies is told of the programs whose structure shows independent rows."""
-    told = []
+    """The process that verifies gets the programs whose structure shows independent rows."""
+    passed = []
 
     def hear(bundle, platform, independent, tell):
-        told.extend(independent)
+        passed.extend(independent)
         return verify_here(bundle, platform, independent, tell)
 
     monkeypatch.setattr(verification, "_run", hear)
@@ -141,7 +141,7 @@ def test_few_runs_are_for_what_structure_shows(tmp_path, monkeypatch, model, pro
         out=tmp_path / "b",
     )
 
-    assert told == proven
+    assert passed == proven
     assert [p.bucket for p in report.programs if p.rows_unproven is None] == proven
 
 

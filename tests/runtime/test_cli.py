@@ -14,7 +14,7 @@ from pytest import fixture, mark, raises
 
 from runtime import load, open_bundle, proof
 from runtime.__main__ import main
-from tests.forging import with_other_golden
+from tests.altered_bundles import with_other_golden
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +36,7 @@ def strict(text):
 
 def test_verify_says_ok(classifier_bundle, capsys):
     """
-    A right bundle is told so in one line, with exit status 0; progress goes to stderr.
+    A right bundle is reported in one line, with exit status 0; progress goes to stderr.
     """
     status = main(["verify", str(classifier_bundle), "--device", "cpu"])
 

@@ -81,7 +81,7 @@ def test_the_shortest_input_has_a_legal_length(value):
     place = len(value["signature"]["inputs"]) - 1
 
     assert refusal(json.dumps(value).encode()) == (
-        "manifest.json: expected at most 1, the minimum of axis 'seq', got 2 "
+        "manifest.json: expected a minimum up to 1, the minimum of axis 'seq', got 2 "
         f"at $.signature.inputs[{place}].minimum"
     )
 
@@ -137,7 +137,7 @@ def test_older_formats_know_no_infinities(value, version, written):
         (
             "inputs",
             {"nonfinite": "infinities", "dtype": "float32"},
-            "expected none for an input, got 'infinities' at $.signature.inputs[0].nonfinite",
+            "expected no nonfinite for an input, got 'infinities' at $.signature.inputs[0].nonfinite",
         ),
     ],
 )

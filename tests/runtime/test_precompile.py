@@ -13,7 +13,7 @@ from runtime.executable_cache import ExecutableCache, required_features
 from runtime.precompile import precompile
 from runtime.program import count_compiles, cpu_threads
 from runtime.startup import start
-from tests.forging import FROZEN, with_deadly_program
+from tests.altered_bundles import FROZEN, with_deadly_program
 
 X86 = mark.skipif(platform.machine() != "x86_64", reason="instructions are x86's")
 
@@ -96,7 +96,7 @@ def test_what_nobody_vouched_for_is_not_loaded(tmp_path, change):
 
 
 def test_a_bundle_that_crashes_is_an_error(tmp_path):
-    """What ends the process that compiles is told in one line, and nothing is left."""
+    """What ends the process that compiles is reported in one line, and nothing is left."""
     bundle = with_deadly_program(tmp_path / "deadly")
 
     with raises(BundleError, match="ended the process that compiled it: SIGSEGV"):

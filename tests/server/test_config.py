@@ -359,7 +359,7 @@ def test_a_switch_that_is_neither_is_refused():
 
 
 def test_a_port_that_is_not_allowed_is_named(monkeypatch):
-    """A port below 1024 that this user may not have is told before anything is loaded."""
+    """A port below 1024 that this user may not have is refused before anything is loaded."""
 
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")

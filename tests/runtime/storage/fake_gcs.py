@@ -1,11 +1,14 @@
-"""A Cloud Storage that does what it is told to, on a real socket, for the real client."""
+"""A Cloud Storage that fails as it is scripted to, on a real socket, for the real client."""
 
+import base64
 import http.server
 import json
 import threading
 import urllib.parse
 from collections import defaultdict
 from typing import NamedTuple
+
+import google_crc32c
 
 from runtime.storage.uri import CloudFolder
 from tests.serving import TIMEOUT_S
@@ -22,7 +25,7 @@ class Asked(NamedTuple):
     start: int
 
 
-class Cloud:
+class FakeGcs:
     """A bucket.
 
     Attributes:
@@ -33,21 +36,21 @@ class Cloud:
       before: name to functions; one is called before each request for the object's bytes, and
         gives what to do instead of answering: a status, how many bytes to send before the
         connection is cut, or a stall. None answers.
-      outlasted: name of each stall that nobody gave up, until it ended by itself.
+      outlasted: name of each stall that was not cancelled, until it ended by itself.
     """
 
     def __init__(self):
-        self.objects = {}
+        self.objects, self.metadata = {}, {}
         self.looked, self.asked, self.outlasted = [], [], []
         self._changed = threading.Condition()
         self.before = defaultdict(list)
-        cloud = self
+        bucket = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self):
-                cloud.answer(self)
+                bucket.answer(self)
 
             def log_message(self, *_):
                 pass
@@ -58,10 +61,11 @@ class Cloud:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
 
-    def put(self, name, data):
-        """Store an object, in place of one that is there."""
+    def put(self, name, data, **metadata):
+        """Store an object, in place of one that is there; `metadata` adds to what is said of it."""
         _, generation = self.objects.get(name, (b"", 1000))
         self.objects[name] = data, generation + 1
+        self.metadata[name] = metadata
 
     def upload(self, folder, prefix):
         """Store every file below a folder."""
@@ -74,7 +78,9 @@ class Cloud:
         url = urllib.parse.urlsplit(request.path)
         query = dict(urllib.parse.parse_qsl(url.query))
         name = urllib.parse.unquote(url.path.rpartition("/")[2])
-        if "/o/" not in url.path:  # the client asks for the bucket behind our back, and may not
+        if url.path.endswith("/o"):
+            self._send_listing(request, url.path.split("/")[-2], query)
+        elif "/o/" not in url.path:  # the client asks for the bucket behind our back, and may not
             refuse(request, 403, "no storage.buckets.get")
         elif "alt" in query:
             self._send_bytes(request, name, int(query["generation"]))
@@ -83,35 +89,56 @@ class Cloud:
             self._send_metadata(request, name)
 
     def _send_metadata(self, request, name):
-        told = self.before[f"metadata of {name}"]
-        if status := told.pop(0)() if told else None:
-            refuse(request, status, "told to")
+        scripted = self.before[f"metadata of {name}"]
+        if status := scripted.pop(0)() if scripted else None:
+            refuse(request, status, "as scripted")
         elif name not in self.objects:
             refuse(request, 404, f"No such object: {BUCKET}/{name}")
         else:
-            data, generation = self.objects[name]
-            about = {"name": name, "size": str(len(data)), "generation": str(generation)}
-            send(request, 200, json.dumps(about).encode())
+            send(request, 200, json.dumps(self._about(name)).encode())
+
+    def _about(self, name):
+        data, generation = self.objects[name]
+        checksum = base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
+        about = {"name": name, "size": str(len(data)), "generation": str(generation)}
+        return about | {"crc32c": checksum} | self.metadata.get(name, {})
+
+    def _send_listing(self, request, bucket, query):
+        scripted = self.before["listing"]
+        if status := scripted.pop(0)() if scripted else None:
+            refuse(request, status, "as scripted")
+        elif bucket != BUCKET:
+            refuse(request, 404, "The specified bucket does not exist.")
+        else:
+            prefix = query.get("prefix", "")
+            names = [name for name in self.objects if name.startswith(prefix)]
+            folders = set()
+            if delimiter := query.get("delimiter"):
+                deep = [name for name in names if delimiter in name.removeprefix(prefix)]
+                names = [name for name in names if name not in deep]
+                folders = {f"{prefix}{n.removeprefix(prefix).partition('/')[0]}/" for n in deep}
+            page = {"items": [self._about(name) for name in names], "prefixes": sorted(folders)}
+            send(request, 200, json.dumps(page).encode())
 
     def _send_bytes(self, request, name, generation):
         start = int(request.headers.get("Range", "bytes=0-")[6:].partition("-")[0])
         with self._changed:
             self.asked.append(Asked(name, generation, start))
             self._changed.notify_all()
-        told = self.before[name].pop(0)() if self.before[name] else None
+        fault = self.before[name].pop(0)() if self.before[name] else None
         data, current = self.objects[name]
         if generation != current:
             refuse(request, 404, f"No such object: {BUCKET}/{name}#{generation}")
-        elif told is None:
+        elif fault is None:
             send(request, 206 if start else 200, data[start:])
-        elif isinstance(told, Stall):
-            send(request, 206 if start else 200, data[start:], only=told.size)
-            if not told.over.wait(TIMEOUT_S):
+        elif isinstance(fault, Stall):
+            send(request, 206 if start else 200, data[start:], only=fault.size)
+            if not fault.over.wait(TIMEOUT_S):
                 self.outlasted.append(name)
-        elif told >= 400 and isinstance(told, Status):
-            refuse(request, told, "told to")
+        elif fault >= 400 and isinstance(fault, Status):
+            refuse(request, fault, "as scripted")
         else:
-            send(request, 206 if start else 200, data[start:], only=told)
+            send(request, 206 if start else 200, data[start:], only=fault)
 
     def wait_for(self, name):
         """Wait until an object's bytes have been asked for."""

@@ -10,7 +10,7 @@ from server.protos import inference_pb2 as pb
 from tests.server.fakes import FakeModel, Running
 
 
-class Called:
+class GrpcHarness:
     """An entrance that listens, and a channel to it.
 
     Attributes:

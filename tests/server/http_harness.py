@@ -20,7 +20,7 @@ LIMIT = 5000
 BODY = b'{"instances": [[1, 2]]}'
 
 
-class Entrance:
+class HttpHarness:
     """A listening HTTP server, and a client that writes bytes to it.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Bundles on paper: right in every file and digest, but their programs are only bytes.
+"""Fake bundles: right in every file and digest, but their programs are only bytes.
 
 Written in milliseconds and without JAX, for everything that never runs a program.
 """
@@ -43,14 +43,14 @@ FILES = [
 
 
 def write_bundle(target: Path, *, overwrite: bool = False, version: str = "1") -> None:
-    """Write a bundle on paper, the way an export does."""
+    """Write a fake bundle, the way an export does."""
     with BundleWriter(target, overwrite=overwrite) as writer:
         stage(writer, version)
         writer.commit()
 
 
 def stage(writer: BundleWriter, version: str = "1") -> None:
-    """Write everything that belongs to a bundle on paper, but do not put it in place."""
+    """Write everything that belongs to a fake bundle, but do not put it in place."""
     programs = [
         ProgramEntry(
             batch=batch,
@@ -73,13 +73,13 @@ def stage(writer: BundleWriter, version: str = "1") -> None:
 def manifest(
     programs: list[ProgramEntry], params: File, golden: File, version: str = "1"
 ) -> Manifest:
-    """Describe the bundle on paper."""
+    """Describe the fake bundle."""
     ids = TensorSpec(name="ids", dtype="int32", shape=("_", "seq"), pad=1, minimum=0, maximum=9)
     mask = TensorSpec(name="mask", dtype="int32", shape=("_", "seq"), mask=True)
     scores = TensorSpec(name="scores", dtype="float32", shape=("_", 3))
     exact = {"scores": Tolerance(atol=1e-5, rtol=1e-4)}
     return Manifest(
-        name="paper",
+        name="fake_bundle",
         version=version,
         created="2026-11-22T00:00:00Z",
         exporter={"hloserve": "0.1.0", "jax": "0.12.0"},

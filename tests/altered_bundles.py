@@ -34,7 +34,7 @@ def with_other_golden(bundle: Path, out: Path) -> Path:
     return out
 
 
-def forged(bundle: Path, out: Path, changes) -> Path:
+def altered(bundle: Path, out: Path, changes) -> Path:
     """Copy a bundle, change files of it, and make its manifest right for them again.
 
     Args:
@@ -89,11 +89,11 @@ def deadly(exported: bytes) -> bytes:
 
 
 def with_deadly_program(out: Path) -> Path:
-    """Copy the frozen bundle, with a program that ends whoever reads it."""
-    return forged(FROZEN, out, {"programs/b1-seq4.exported": deadly})
+    """Copy the frozen bundle, with a program that ends the process that reads it."""
+    return altered(FROZEN, out, {"programs/b1-seq4.exported": deadly})
 
 
 def with_expired_programs(bundle: Path, out: Path) -> Path:
     """Copy a bundle whose every `.exported` looks too old for any jax."""
     programs = [p.exported.path for p in open_bundle(bundle).manifest.programs]
-    return forged(bundle, out, dict.fromkeys(programs, expired))
+    return altered(bundle, out, dict.fromkeys(programs, expired))
