@@ -32,7 +32,7 @@ from bench.serving.process import Processes, ServerFailed, free_port
 from runtime.bundle import open_bundle
 from runtime.records.golden_instances import golden_instances
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 _TIMEOUT_S = 600.0
 _POLL_S = 0.01
 # Ours against mosec's, in the same round.
@@ -85,7 +85,7 @@ def main() -> int:
     parser.add_argument("--model", choices=("text_classifier", "minilm"), help="default: both")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=[s.name for s in STARTS])
     parser.add_argument(
-        "--save", action="store_true", help="write bench/results/start-DATE-pythonVERSION.*"
+        "--save", action="store_true", help="write docs/results/start-DATE-pythonVERSION.*"
     )
     arguments = parser.parse_args()
     print(heading(), flush=True)
