@@ -117,7 +117,7 @@ def save(name, rows, summary, **more) -> None:
         "rows": [dataclasses.asdict(row) for row in rows],
     }
     path.write_text(json.dumps(found, indent=1) + "\n")
-    report.chart(summary, path.with_suffix(".svg"))
+    report.charts(name, found, path.with_suffix(".svg"), day=day)
     print(f"\nwrote {path} and its chart")
 
 
