@@ -68,6 +68,6 @@ def test_the_chart_of_starts_explains_itself(tmp_path):
 
 def test_explanations_are_joined_to_lines():
     """Short explanations share a line as far as it goes; a long one has its own."""
-    long = "x" * 148
+    long = "x" * 149
 
     assert charts.wrapped(["a", "b", long, "c"]) == ["a · b", long, "c"]
