@@ -183,3 +183,14 @@ def test_an_unknown_command_shows_the_usage(project):
 
     assert ran.returncode == 2
     assert "usage: ./build.sh COMMAND" in ran.stderr
+
+
+def test_docs_takes_one_option(project):
+    """Anything but --serve is named, and nothing is set up for it."""
+    ran = project.setup("docs", "--sevre")
+
+    assert (ran.returncode, ran.stderr) == (
+        2,
+        "error: docs: expected nothing or --serve, got --sevre\n",
+    )
+    assert project.calls() == []

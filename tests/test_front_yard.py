@@ -2,8 +2,11 @@
 
 import re
 import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
+import yaml
 from pytest import mark
 
 from runtime.promises import JAX_BUILD_DATES
@@ -79,6 +82,18 @@ def test_the_locked_jax_has_a_build_date():
 def test_packages_say_that_they_are_typed(package):
     """A type checker of somebody's project reads the annotations of the installed packages."""
     assert (ROOT / package / "py.typed").is_file()
+
+
+def test_hooks_call_tools_that_are_installed():
+    """Each hook of pre-commit runs a program of the environment that ./build.sh setup makes."""
+    [local] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    tools = [hook["entry"].split()[0] for hook in local["hooks"]]
+
+    assert local["repo"] == "local"
+    assert {tool.rpartition("/")[0] for tool in tools} == {".venv/bin"}
+    assert [
+        tool for tool in tools if not Path(sys.executable).with_name(Path(tool).name).exists()
+    ] == []
 
 
 def test_the_usage_has_every_command():

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
@@ -81,7 +82,7 @@ class Reader:
     def close(self):
         """Stop the servers as Ctrl-C in a terminal would: they and their children."""
         for process in self._servers:
-            os.killpg(process.pid, 2)
+            os.killpg(process.pid, signal.SIGINT)
             process.wait(TIMEOUT_S)
 
 
