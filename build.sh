@@ -71,7 +71,7 @@ find_uv() {
 }
 
 # setup [JAX] [WITHOUT]: make the environment $venv, with another jax if one is named; without an
-# extra if one is named, unless it is there already.
+# extra if one is named, and without the tools of the documentation, unless they are there already.
 setup() {
   local jax="${1:-}" without="${2:-}" python uv wanted found
   venv=".venv${jax:+-jax-$jax}"
@@ -87,7 +87,7 @@ setup() {
   say "setting up $venv with ${python:-a Python that uv provides}"
   # Every command is a fresh process; without bytecode importing jax takes three times as long.
   UV_PROJECT_ENVIRONMENT="$venv" "$uv" sync -q --frozen --compile-bytecode --all-extras \
-    ${without:+--no-extra "$without"} --python "${python:-3.12}"
+    ${without:+--no-extra "$without" --no-group docs} --python "${python:-3.12}"
   if [ -n "$jax" ]; then
     "$uv" pip install -q --python "$venv/bin/python" "jax==$jax" "jaxlib==$jax"
   fi
@@ -275,7 +275,7 @@ image() {
   if [ -n "$push" ]; then "$builder" push "$tag"; fi
 }
 
-# TensorFlow is 1.9 of the environment's 3.6 GB, and 0.6 GB to download. The tests need it, since a
+# TensorFlow is 1.9 of the environment's 3.9 GB, and 0.6 GB to download. The tests need it, since a
 # SavedModel that no TensorFlow has run is not proved; a first look does not.
 run_example() {
   setup "" savedmodel

@@ -144,7 +144,7 @@ def test_a_second_setup_does_nothing(project):
 
 def test_a_first_look_leaves_tensorflow_out(project):
     """`run` needs no TensorFlow, the tests do; what is installed already is left as it is."""
-    lean, whole = sync("3.12", without="--no-extra savedmodel "), sync("3.12")
+    lean, whole = sync("3.12", without="--no-extra savedmodel --no-group docs "), sync("3.12")
 
     for command, calls in (
         ("run", [lean]),

@@ -10,7 +10,7 @@ import importlib.util
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, override
+from typing import Any, BinaryIO, override
 
 import numpy as np
 
@@ -70,13 +70,17 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"expected arrays alone, got {module}.{name}")
 
     @override
-    def persistent_load(self, pid: tuple) -> tuple[str, np.dtype]:
+    def persistent_load(self, pid: tuple[Any, ...]) -> tuple[str, np.dtype]:
         _, dtype, key, *_ = pid
         return key, dtype
 
 
 def _rebuild(
-    storage: tuple[str, np.dtype], start: int, shape: tuple, steps: tuple, *_: object
+    storage: tuple[str, np.dtype],
+    start: int,
+    shape: tuple[int, ...],
+    steps: tuple[int, ...],
+    *_: object,
 ) -> _Array:
     return _Array(*storage, start, shape, steps)
 
