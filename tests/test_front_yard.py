@@ -12,7 +12,10 @@ from pytest import mark
 from runtime.promises import JAX_BUILD_DATES
 from tests.serving import ROOT
 
-PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "RELEASING.md", "tests/README.md")
+PAGES = (
+    *("README.md", "CONTRIBUTING.md", "SECURITY.md", "RELEASING.md", "tests/README.md"),
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "examples").glob("*/README.md")),
+)
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 USAGE = (ROOT / "build.sh").read_text().partition("<<'TEXT'\n")[2].partition("\nTEXT\n")[0]
 CI = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
@@ -59,6 +62,16 @@ def test_workflows_and_pages_call_commands_that_exist():
 
     assert called <= known
     assert {"check", "test", "wheel"} <= set(re.findall(r"run: \./build\.sh (\w+)", CI))
+
+
+def test_the_workflow_tests_the_pythons_that_it_names():
+    """Each Python of the matrix is what ./build.sh takes, the oldest supported one among them."""
+    job = yaml.safe_load(CI)["jobs"]["test"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    assert job["env"]["PYTHON"] == "python${{ matrix.python }}"
+    versions = {entry["python"] for entry in job["strategy"]["matrix"]["include"]}
+    assert project["requires-python"].removeprefix(">=") in versions
 
 
 def test_the_oldest_jax_is_named_alike():
