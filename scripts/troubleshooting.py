@@ -75,6 +75,8 @@ EXCEPTION_REMEDIES = {
     "DoesNotFit": "Free memory of the device, export smaller buckets, or take a larger device.",
     "GoldenMismatch": "See exit status 4 of the server.",
     "DeviceUnavailable": "Name a device that JAX sees: `python -c 'import jax; print(jax.devices())'`.",
+    "InvalidField": "The message names the value; an export says which option to change.",
+    "MissingLibrary": "Install what the message names, where the bundle is loaded.",
     "InvalidInput": "The message names the input, what was expected and what was given.",
     "SignatureMismatch": "Compare with `model.signature`, or with `python -m runtime inspect BUNDLE`.",
     "MalformedRequest": "Send the form that the protocol's section in [serving](serving.md#ask) shows.",
