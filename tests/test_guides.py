@@ -29,7 +29,7 @@ PAGES = (
 
 
 class Reader:
-    """Somebody who goes through a page in a folder of their own, on free ports.
+    """A reader who follows a page in a folder of its own, on free ports.
 
     Args:
       folder: to work in.
