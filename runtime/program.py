@@ -220,7 +220,11 @@ def compile_program(
                 continue
             with contextlib.suppress(NotSerializable):
                 compiled = deserialize(
-                    found.data, (arguments.params, arguments.inputs), arguments.outputs, device
+                    found.data,
+                    (arguments.params, arguments.inputs),
+                    arguments.outputs,
+                    device,
+                    entry.custom_calls,
                 )
                 return Program(
                     entry.batch,

@@ -14,6 +14,7 @@ from pytest import MonkeyPatch, fixture
 import export
 from export import TensorSpec
 from tests import in_tensorflow
+from tests.minutes import pytest_terminal_summary  # noqa: F401 (pytest calls it)
 
 # Flax imports TensorFlow for its file functions where it finds it, which takes seconds.
 with MonkeyPatch.context() as patch:

@@ -144,7 +144,7 @@ def test_a_second_setup_does_nothing(project):
 
 def test_a_first_look_leaves_tensorflow_out(project):
     """`run` needs no TensorFlow, the tests do; what is installed already is left as it is."""
-    lean, whole = sync("3.12", without="--no-extra savedmodel "), sync("3.12")
+    lean, whole = sync("3.12", without="--no-extra savedmodel --no-group docs "), sync("3.12")
 
     for command, calls in (
         ("run", [lean]),
@@ -183,3 +183,14 @@ def test_an_unknown_command_shows_the_usage(project):
 
     assert ran.returncode == 2
     assert "usage: ./build.sh COMMAND" in ran.stderr
+
+
+def test_docs_takes_one_option(project):
+    """Anything but --serve is named, and nothing is set up for it."""
+    ran = project.setup("docs", "--sevre")
+
+    assert (ran.returncode, ran.stderr) == (
+        2,
+        "error: docs: expected nothing or --serve, got --sevre\n",
+    )
+    assert project.calls() == []

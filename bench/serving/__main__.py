@@ -22,7 +22,7 @@ from bench.machine import describe, heading
 from bench.serving import cells, load, measure, prepare, process, report, workload
 
 IDLE_SECONDS = 10.0
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
 def main() -> int:
@@ -65,7 +65,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", choices=("text_classifier", "minilm"), help="default: both")
     parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout of ours")
     parser.add_argument(
-        "--save", action="store_true", help="write bench/results/serving-DATE-pythonVERSION.*"
+        "--save", action="store_true", help="write docs/results/serving-DATE-pythonVERSION.*"
     )
     arguments = parser.parse_args()
     arguments.rounds = arguments.rounds or (2 if arguments.quick else 6)
@@ -117,7 +117,7 @@ def save(name, rows, summary, **more) -> None:
         "rows": [dataclasses.asdict(row) for row in rows],
     }
     path.write_text(json.dumps(found, indent=1) + "\n")
-    report.chart(summary, path.with_suffix(".svg"))
+    report.charts(name, found, path.with_suffix(".svg"), day=day)
     print(f"\nwrote {path} and its chart")
 
 

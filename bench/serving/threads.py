@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of a cell")
     parser.add_argument(
-        "--save", action="store_true", help="write bench/results/threads-DATE-pythonVERSION.*"
+        "--save", action="store_true", help="write docs/results/threads-DATE-pythonVERSION.*"
     )
     arguments = parser.parse_args()
     print(heading(), flush=True)

@@ -22,18 +22,21 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from bench.charts import OURS, THEIRS, describe_figure, drawing, on
+from bench.charts import save as save_figure
 from bench.machine import describe, heading
 from bench.serving import prepare
 from bench.serving.process import Processes, ServerFailed, free_port
 from runtime.bundle import open_bundle
 from runtime.records.golden_instances import golden_instances
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 _TIMEOUT_S = 600.0
 _POLL_S = 0.01
 PEERS = ("mosec", "triton")
@@ -128,7 +131,7 @@ def main() -> int:
     parser.add_argument("--model", choices=MODELS, help="default: all")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="starts; default: all")
     parser.add_argument(
-        "--save", action="store_true", help="write bench/results/start-DATE-pythonVERSION.*"
+        "--save", action="store_true", help="write docs/results/start-DATE-pythonVERSION.*"
     )
     arguments = parser.parse_args()
     print(heading(), flush=True)
@@ -325,41 +328,40 @@ def save(rows: Sequence[dict], found: Sequence[dict]) -> None:
     RESULTS.mkdir(exist_ok=True)
     day = dt.datetime.now(dt.UTC).date().isoformat()
     path = RESULTS / f"start-{day}-python{prepare.VERSION}.json"
-    path.write_text(
-        json.dumps(
-            {"machine": describe(), "peers": prepare.versions(), "summary": found, "rows": rows},
-            indent=1,
-        )
-        + "\n"
-    )
-    chart(found, path.with_suffix(".svg"))
+    saved = {"machine": describe(), "peers": prepare.versions(), "summary": found, "rows": rows}
+    path.write_text(json.dumps(saved, indent=1) + "\n")
+    chart(saved, path.with_suffix(".svg"), day=day)
     print(f"\nwrote {path} and its chart")
 
 
-def chart(found: Sequence[dict], path: Path) -> None:
+def chart(saved: Mapping[str, Any], path: Path, *, day: str) -> None:
     """Draw the seconds of each start, a panel for each model."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "hloserve"
-    from matplotlib import pyplot as plt
-
+    found = saved["summary"]
     models = list(dict.fromkeys(row["model"] for row in found))
-    figure, axes = plt.subplots(
-        1, len(models), figsize=(6 * len(models), 3.2), layout="constrained", squeeze=False
+    figure, axes = drawing().subplots(
+        1, len(models), figsize=(6.5 * len(models), 3.8), layout="constrained", squeeze=False
     )
     for axis, model in zip(axes[0], models, strict=True):
         bars = [row for row in reversed(found) if row["model"] == model]
         others = (*PEERS, "bare")
-        colors = ["#7b8ea3" if row["start"] in others else "#c2571a" for row in bars]
+        colors = [THEIRS if row["start"] in others else OURS for row in bars]
         drawn = axis.barh(
             [row["start"] for row in bars], [r["seconds"] for r in bars], color=colors
         )
         axis.bar_label(drawn, fmt="%.1f s", padding=3)
-        axis.set(title=f"{model}: until the first answer", xlabel="seconds")
+        axis.set(title=model, xlabel="seconds")
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0.15)
-    figure.savefig(path, metadata={"Date": None})
+    describe_figure(
+        figure,
+        "Seconds from the start of a server to its first answer",
+        [
+            f"{day}, {on(saved['machine'])}. Bars are medians.",
+            "cached: compiled programs are loaded from --cache-dir · mosec: the same programs",
+            "digest required: the bundle is not loaded in a separate process first",
+        ],
+    )
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":
