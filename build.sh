@@ -96,10 +96,10 @@ private_words='pump|joiners?|departure|patient|lingers?|flying|board|letting_in|
 
 check_words() {
   local found
-  found="$(grep -rnwE "$private_words" --include='*.py' export runtime server ||
+  found="$(grep -rnwE "$private_words" --include='*.py' export hloserve runtime server ||
     [ $? = 1 ])"
   found+="$(grep -rnE '^ +"""(Give|Say|Tell|Hold) ' --include='*.py' \
-    export runtime server bench deploy examples tests || [ $? = 1 ])"
+    export hloserve runtime server bench deploy examples tests || [ $? = 1 ])"
   if [ -n "$found" ]; then
     say "$found"
     say "error: expected the terms of docs/glossary.md, and docstrings that begin with Return or Whether, got these"

@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from export.errors import ExportError, UsageError
     from runtime.commandline import needing, reading_settings
     from runtime.errors import BundleError
+    from runtime.invocation import error_line
     from runtime.release import name_and_version
 
     words = sys.argv[1:] if argv is None else list(argv)
@@ -62,13 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 progress=progress,
             )
     except (ExportError, BundleError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except OSError as error:
-        print(f"error: {error.filename or arguments.out}: {error.strerror}", file=sys.stderr)
+        print(error_line(f"{error.filename or arguments.out}: {error.strerror}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        print("error: interrupted; nothing was left behind", file=sys.stderr)
+        print(error_line("interrupted; nothing was left behind"), file=sys.stderr)
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     if arguments.json:
         print(dataclasses.replace(report, notes=(*notes, *report.notes)).to_json())

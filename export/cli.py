@@ -18,6 +18,7 @@ from export.params_files import expect_there
 from export.spec import ExportSpec
 from runtime.commandline import Parser, directory_to_write, to_read
 from runtime.errors import nearest
+from runtime.invocation import spelled
 from runtime.localpaths import url_of
 from runtime.signature import TensorSpec
 from runtime.textfiles import NotText, read_json, read_text
@@ -50,9 +51,9 @@ _DIRECT = (
 def parser() -> Parser:
     """Make the parser of `python -m export`."""
     p = Parser(
-        prog="python -m export",
+        prog=spelled("python -m export"),
         description="Export a Flax model into a bundle that is served without Flax.",
-        epilog=_EXAMPLES,
+        epilog=spelled(_EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

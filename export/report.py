@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from export.errors import few_names
+from runtime.invocation import spelled
 
 Progress = Callable[[str], None]
 
@@ -182,7 +183,8 @@ class Report:
         if self.savedmodel:
             lines += self.savedmodel.lines()
         if self.bundle:
-            lines.append(f"bundle   {self.bundle}; next: python -m server --bundle {self.bundle}")
+            serve = spelled("python -m server")
+            lines.append(f"bundle   {self.bundle}; next: {serve} --bundle {self.bundle}")
         else:
             lines.append("dry run: nothing was written")
         return lines

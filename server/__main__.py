@@ -40,6 +40,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from runtime.commandline import needing, reading_settings
+from runtime.invocation import error_line
 
 with needing("server"), reading_settings():
     import uvloop
@@ -63,7 +64,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> None:
         config = parse(argv, environ)
         config = _with_free_ports(config)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         logs.exit_process(EXIT_CONFIG)
     logs.set_up(config.log_format, config.trace_project)
     set_cpu_threads(share(config.processes, cores_here()))

@@ -46,7 +46,7 @@ def test_every_command_says_which_version_it_is(run, capsys):
 
 
 @mark.e2e
-@mark.parametrize("package", ["export", "runtime", "server"])
+@mark.parametrize("package", ["export", "hloserve", "runtime", "server"])
 def test_processes_say_it_from_any_directory(package, tmp_path):
     """The version is that of the code that runs, wherever it is run."""
     command = [sys.executable, "-m", package, "--version"]
