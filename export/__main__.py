@@ -30,20 +30,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     arguments = parser().parse_args(words)
     with needing("export", "flax", "orbax.checkpoint"):
-        from rich.console import Console
+        from export.progress import shown, stderr_console
     begin = time.monotonic()
-    console = Console(stderr=True, soft_wrap=True)
+    console = stderr_console()
+
+    def line(sentence: str) -> None:
+        elapsed = time.monotonic() - begin
+        print(f"[{elapsed:5.1f} s] {sentence}", file=sys.stderr, flush=True)
 
     try:
-        with console.status("starting") as status, contextlib.ExitStack() as stack:
-            # On a terminal one line that changes; elsewhere a line for each step.
-            def progress(sentence: str) -> None:
-                if console.is_terminal:
-                    status.update(sentence)
-                else:
-                    elapsed = time.monotonic() - begin
-                    print(f"[{elapsed:5.1f} s] {sentence}", file=sys.stderr, flush=True)
-
+        with shown(console, line) as progress, contextlib.ExitStack() as stack:
             with reading_settings():
                 from export.exporting import export_model
                 from runtime.jax_settings import lifted
@@ -74,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         print(dataclasses.replace(report, notes=(*notes, *report.notes)).to_json())
     else:
-        report.print(Console(soft_wrap=True))
+        report.print()
     return 0
 
 

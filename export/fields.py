@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from export.errors import ExportError
-from export.labels import LabelsOfFile
+from export.labels import LabelsOfFile, labels_of
 from export.notation import UNKNOWN, dtype_hint, rewritten, shape_hint
 from runtime.entries import PLATFORMS, SCORES, OutputFormat
 from runtime.errors import nearest
@@ -250,7 +250,9 @@ def _platforms(value: Any) -> tuple[str, ...]:
 
 
 def _labels(value: Any) -> tuple[str, ...]:
-    names = None if isinstance(value, str) else _listed(value)
+    if isinstance(value, str | os.PathLike):
+        value = labels_of(value)
+    names = _listed(value)
     if names is None or not all(isinstance(name, str) for name in names):
         raise ExportError(
             f"labels: expected a list of names such as ['cat', 'dog'], got {_got(value)}"

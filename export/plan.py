@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -299,9 +299,10 @@ def _output_format(spec: ExportSpec, signature: Signature) -> OutputFormat:
             f"allow_infinite: expected no output of probabilities, got {name!r}; pass --output "
             f"classification:logits:{name} if it holds logits"
         )
-    if spec.labels and len(spec.labels) != output.shape[1]:
-        source = f" of {spec.labels.file}" if isinstance(spec.labels, LabelsOfFile) else ""
+    labels = cast("Sequence[str]", spec.labels)  # a file was read
+    if labels and len(labels) != output.shape[1]:
+        source = f" of {labels.file}" if isinstance(labels, LabelsOfFile) else ""
         raise ExportError(
-            f"labels{source}: expected {output.shape[1]} for {output}, got {len(spec.labels)}"
+            f"labels{source}: expected {output.shape[1]} for {output}, got {len(labels)}"
         )
-    return dataclasses.replace(wanted, output=name, labels=tuple(spec.labels))
+    return dataclasses.replace(wanted, output=name, labels=tuple(labels))

@@ -1,6 +1,7 @@
 """What an export did: for people a table, for machines JSON."""
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable
 
@@ -139,8 +140,19 @@ class Report:
         """Write it for machines."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
-    def print(self, console: Console) -> None:
-        """Write it for people: a table per program, then what else there is to know."""
+    def __str__(self) -> str:
+        """Return what the command prints, without colors."""
+        file = io.StringIO()
+        self.print(Console(file=file, force_terminal=False, soft_wrap=True))
+        return file.getvalue().rstrip("\n")
+
+    def print(self, console: Console | None = None) -> None:
+        """Write it for people: a table per program, then what else there is to know.
+
+        Args:
+          console: where to; None for stdout.
+        """
+        console = console or Console(soft_wrap=True)
         table = Table(title=f"{self.name} version {self.version}", title_justify="left")
         table.add_column("bucket")
         for column in ("program", "FLOPs", "moved", "temp", "golden max error"):

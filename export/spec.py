@@ -1,6 +1,7 @@
 """What to export, as one frozen record; every flag of the command line is a field here."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class ExportSpec:
       platforms: what to lower for.
       output: raw, softmax, classification:logits or classification:probabilities;
         `:NAME` behind it where the model has several outputs.
-      labels: names of the classes, in order.
+      labels: names of the classes, in order; or a file of them, as `--labels` takes it.
       dtype: cast floating params to this; batch statistics stay as they are.
       matmul_precision: what dots are lowered with; None for what is in force
         (`jax_default_matmul_precision`), else jax's default.
@@ -56,7 +57,7 @@ class ExportSpec:
     axes: Mapping[str, Sequence[int] | str | Axis] = dataclasses.field(default_factory=dict)
     platforms: Sequence[str] = ("cpu", "cuda")
     output: str = "raw"
-    labels: Sequence[str] = ()
+    labels: Sequence[str] | os.PathLike[str] = ()
     dtype: str | None = None
     matmul_precision: str | None = None
     golden: Mapping[str, Any] | str | Path | None = None
