@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from export.errors import ExportError
 from export.fields import read_field
@@ -70,6 +70,21 @@ class ExportSpec:
     params_path: str | None = None
     allow_pickle: bool = False
     call_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __new__(cls, *_: object, **fields: object) -> Self:
+        """Make a spec.
+
+        Raises:
+          TypeError: there is no such field; names the nearest, and all there are.
+        """
+        known = cls.__dataclass_fields__
+        for name in fields:
+            if name not in known:
+                raise TypeError(
+                    f"ExportSpec: no such field {name!r}{nearest(name, known)} (fields: "
+                    f"{', '.join(known)})"
+                )
+        return object.__new__(cls)
 
     def checked(self) -> "ExportSpec":
         """Return this with every field in its one form, held against what is allowed.

@@ -21,11 +21,24 @@ def main(name: str = "hloserve") -> int:
     Args:
       name: of this program, as the user called it.
     """
-    import_own("runtime")
+    try:
+        import_own("runtime")
+    except ImportError as error:  # of an older Python, for one
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return EXIT_USAGE
     words = sys.argv[1:]
+    command = find(words)
+    if command is not None:
+        _run(command, name)
+        return 0
     if not words:
         sys.stderr.write(usage(name))
         return EXIT_USAGE
+    return _own(words, name)
+
+
+def _own(words: list[str], name: str) -> int:
+    """Answer what this package answers itself; return the exit status."""
     if words[0] in ("-h", "--help", "help"):
         sys.stdout.write(usage(name))
         return 0
@@ -36,12 +49,8 @@ def main(name: str = "hloserve") -> int:
         return 0
     if words[0] == COMPLETION:
         return _completion(name, words[1:])
-    command = find(words)
-    if command is None:
-        print(f"{name}: error: {_unknown(words[0])}", file=sys.stderr)
-        return EXIT_USAGE
-    _run(command, name)
-    return 0
+    print(f"{name}: error: {_unknown(words[0])}", file=sys.stderr)
+    return EXIT_USAGE
 
 
 def _run(command: Command, name: str) -> None:

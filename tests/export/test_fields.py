@@ -1,5 +1,9 @@
 """Fields of a spec, as Python callers give them: what is meant is taken, the rest is one line."""
 
+import copy
+import dataclasses
+import pickle
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -206,3 +210,21 @@ def test_one_of_each_is_exported(export, rows):
 
     assert (made.manifest.buckets, made.manifest.version) == ((1, 4), "7")
     np.testing.assert_array_equal(made.answer(x=rows), rows * 2)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("lables", "; did you mean 'labels'?"), ("zzz", "")])
+def test_a_field_that_does_not_exist_names_the_nearest(name, hint):
+    """A misspelt field of an ExportSpec is a TypeError with the nearest one, and all there are."""
+    with pytest.raises(TypeError) as caught:
+        ExportSpec(model=None, **{name: 1})
+
+    names = ", ".join(field.name for field in dataclasses.fields(ExportSpec))
+    assert str(caught.value) == f"ExportSpec: no such field {name!r}{hint} (fields: {names})"
+
+
+def test_a_spec_is_copied_and_pickled():
+    """A spec goes through copy, pickle and replace as other records do."""
+    spec = ExportSpec(model=len, labels=["a"])
+
+    assert copy.copy(spec) == pickle.loads(pickle.dumps(spec)) == spec  # noqa: S301 (our own)
+    assert dataclasses.replace(spec, seed=3).seed == 3
