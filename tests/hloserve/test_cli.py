@@ -139,6 +139,26 @@ def test_usage_and_errors_name_the_command(run, tmp_path, words, usage, error):
 
 
 @mark.e2e
+@mark.parametrize("command", [c.words for c in COMMANDS] + ["completion bash"])
+def test_help_of_no_command_imports_jax(command):
+    """What a command's options are is answered before anything that takes seconds is imported."""
+    options = [] if command.startswith("completion") else ["--help"]
+    code = (
+        "import atexit, sys; sys.argv = ['hloserve', *sys.argv[1:]]\n"
+        "atexit.register(lambda: print('jax' in sys.modules, 'flax' in sys.modules))\n"
+        "from hloserve.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command.split(), *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.stdout.splitlines()[-1].endswith("False False")
+
+
+@mark.e2e
 @mark.parametrize("words", [["--help"], ["--version"], ["verfy"], ["verify", "--help"]])
 def test_nothing_heavy_is_imported_to_help(words):
     """Help, the version and a typo need neither NumPy nor JAX, nor what writes completion."""
