@@ -49,6 +49,8 @@ with needing("server"):
     from server.doctor import cli as doctor
     from server.options import parse
 
+_HELP = {"-h", "--help", "--version"}
+
 
 def _tool(run: Callable[[Sequence[str], Mapping[str, str]], int]) -> NoReturn:
     """Run a client command and exit with its status; an interrupt ends it without a traceback."""
@@ -61,15 +63,19 @@ def _tool(run: Callable[[Sequence[str], Mapping[str, str]], int]) -> NoReturn:
         raise
 
 
-# What needs no model is answered before JAX is imported, which takes a second.
-if __name__ == "__main__":
+def _run_tools() -> None:
+    """Run the client command that the command line begins with, if it does."""
     if sys.argv[1:2] == ["bench"]:
         _tool(bench.main)
     if sys.argv[1:2] == ["doctor"]:
         _tool(doctor.main)
-    if not {"-h", "--help", "--version"}.isdisjoint(sys.argv[1:]):
-        with contextlib.suppress(ConfigError):  # which is reported below
-            parse(sys.argv[1:], {})
+
+
+# Help is given before JAX is imported, which takes a second.
+if __name__ == "__main__" and not _HELP.isdisjoint(sys.argv[1:]):
+    _run_tools()
+    with contextlib.suppress(ConfigError):  # which is reported below
+        parse(sys.argv[1:], {})
 
 with needing("server"), reading_settings():
     import uvloop
@@ -133,5 +139,6 @@ def _refused(host: str, port: int, other: str, error: OSError) -> str:
 
 
 if __name__ == "__main__":
+    _run_tools()
     logs.take_streams()
     main(sys.argv[1:], os.environ)
