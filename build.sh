@@ -10,20 +10,22 @@ usage() {
   cat <<'TEXT'
 usage: ./build.sh COMMAND
 
-  run               set up, train a digit classifier, export it, serve it, ask it
+  run [--port N]    set up, train a digit classifier, export it, serve it, ask it; the port also from $AIP_HTTP_PORT
   test [PYTEST…]    set up and run the test suite
-  test --all        that, and build the container image and run it; as root on Debian
-  test --jax V      the same on another jax, such as 0.11.2
-  test --matrix     bundles of the oldest and the newest jax, each read by the other
   check             set up, run the linters and the type checker, and build docs/ with its links checked
   docs [--serve]    build the documentation site into build/site, or serve it and build it on each change
   coverage          measure how much of the packages the tests reach that start no processes
   wheel             build the wheel, install it into an environment of its own and use it there
-  image [cpu|cuda12|cuda13] [--bundle DIR] [--tag T] [--native] [--push]
-                    build a container image of the server with docker, podman or buildah; a bundle's
-                    programs are compiled for any CPU with AVX2, with --native for this one
+  image [OPTION…]   build a container image of the server with docker, podman or buildah
   setup             make .venv with what uv.lock pins
   protos            make server/protos/inference_pb2.py from inference.proto
+
+  test --all        that, and build the container image and run it; as root on Debian
+  test --jax V      the same on another jax, such as 0.11.2
+  test --matrix     bundles of the oldest and the newest jax, each read by the other
+
+  image [cpu|cuda12|cuda13] [--bundle DIR] [--tag T] [--native] [--push]
+                    a bundle's programs are compiled for any CPU with AVX2, with --native for this one
 
 Python 3.12 or later is looked for in $PYTHON, on the PATH and among pyenv's versions;
 where there is none, uv provides it.
@@ -99,10 +101,10 @@ private_words='pump|joiners?|departure|patient|lingers?|flying|board|letting_in|
 
 check_words() {
   local found
-  found="$(grep -rnwE "$private_words" --include='*.py' export runtime server ||
+  found="$(grep -rnwE "$private_words" --include='*.py' export hloserve runtime server ||
     [ $? = 1 ])"
   found+="$(grep -rnE '^ +"""(Give|Say|Tell|Hold) ' --include='*.py' \
-    export runtime server bench deploy examples tests || [ $? = 1 ])"
+    export hloserve runtime server bench deploy examples tests || [ $? = 1 ])"
   if [ -n "$found" ]; then
     say "$found"
     say "error: expected the terms of docs/glossary.md, and docstrings that begin with Return or Whether, got these"
@@ -282,6 +284,41 @@ run_example() {
   exec "$venv/bin/python" -m examples.digits.run "$@"
 }
 
+commands=(run test check docs coverage wheel image setup protos)
+
+# Print how many letters two words differ by: put in, left out, other ones, or two in turn.
+distance() {
+  local a="$1" b="$2" i j cost best two=() one=() row=()
+  for ((j = 0; j <= ${#b}; j++)); do one[j]=$j; done
+  for ((i = 1; i <= ${#a}; i++)); do
+    row=("$i")
+    for ((j = 1; j <= ${#b}; j++)); do
+      cost=1
+      if [ "${a:i-1:1}" = "${b:j-1:1}" ]; then cost=0; fi
+      best=$((one[j - 1] + cost))
+      if ((one[j] + 1 < best)); then best=$((one[j] + 1)); fi
+      if ((row[j - 1] + 1 < best)); then best=$((row[j - 1] + 1)); fi
+      if ((i > 1 && j > 1)) && [ "${a:i-2:2}" = "${b:j-1:1}${b:j-2:1}" ] &&
+        ((two[j - 2] + 1 < best)); then best=$((two[j - 2] + 1)); fi
+      row[j]=$best
+    done
+    two=("${one[@]}")
+    one=("${row[@]}")
+  done
+  echo "${one[${#b}]}"
+}
+
+# Say which command there is not, and which was probably meant.
+unknown() {
+  local name nearest="" least=3 found listed
+  for name in "${commands[@]}"; do
+    found="$(distance "$1" "$name")"
+    if ((found < least && found < ${#1})); then nearest="$name" least=$found; fi
+  done
+  listed="$(printf ', %s' "${commands[@]}")"
+  say "error: command: expected ${listed:2}, got '$1'${nearest:+; did you mean '$nearest'?}"
+}
+
 command="${1:-}"
 [ $# -gt 0 ] && shift
 case "$command" in
@@ -295,8 +332,14 @@ image) image "$@" ;;
 setup) setup ;;
 protos) protos ;;
 -h | --help | help) usage ;;
+"")
+  usage >&2
+  exit 2
+  ;;
 *)
   usage >&2
+  say ""
+  unknown "$command"
   exit 2
   ;;
 esac

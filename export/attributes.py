@@ -68,10 +68,12 @@ def _import_file(path: Path) -> Any:
         got = "a directory" if path.is_dir() else f"nothing there{nearest(path.name, beside)}"
         raise ExportError(f"model file {path}: expected a Python file, got {got}")
     sys.path.insert(0, str(path.resolve().parent))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # Where a module of that name is in use, such as ours, it stays, and this gets another name.
+    name = f"model_file_{path.stem}" if path.stem in sys.modules else path.stem
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ExportError(f"model file {path}: cannot be imported")
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module

@@ -14,7 +14,7 @@ import numpy as np
 
 from export.errors import ExportError
 from export.inputs import read_axes, read_buckets, read_inputs
-from export.labels import LabelsOfFile
+from export.labels import LabelsOfFile, labels_of
 from export.values import as_int, as_list, short_repr
 from runtime.entries import PLATFORMS, SCORES, OutputFormat
 from runtime.errors import InvalidField, nearest
@@ -71,7 +71,9 @@ def _platforms(value: Any) -> tuple[str, ...]:
 
 
 def _labels(value: Any) -> tuple[str, ...]:
-    names = None if isinstance(value, str) else as_list(value)
+    if isinstance(value, str | os.PathLike):
+        value = labels_of(value)
+    names = as_list(value)
     if names is None or not all(isinstance(name, str) for name in names):
         raise ExportError(
             f"labels: expected a list of names such as ['cat', 'dog'], got {short_repr(value)}"

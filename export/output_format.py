@@ -1,6 +1,8 @@
 """How predictions are written for people, checked with the outputs that the model has."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import cast
 
 from export.errors import ExportError
 from export.fields import parse_output
@@ -30,13 +32,14 @@ def output_format(spec: ExportSpec, signature: Signature) -> OutputFormat:
             f"output: expected {spec.output}:NAME with a NAME of {', '.join(names)}, got no name"
         )
     name = wanted.output or names[0]
-    made = dataclasses.replace(wanted, output=name, labels=tuple(spec.labels))
+    labels = cast("Sequence[str]", spec.labels)  # a file was read
+    made = dataclasses.replace(wanted, output=name, labels=tuple(labels))
     try:
         made.check(signature.outputs)
     except InvalidField as error:
         if error.path[-1] == "output":
             raise ExportError(f"output: {error}{nearest(name, names)}") from None
-        source = f" of {spec.labels.file}" if isinstance(spec.labels, LabelsOfFile) else ""
+        source = f" of {labels.file}" if isinstance(labels, LabelsOfFile) else ""
         raise ExportError(f"labels{source}: {error}") from None
     output = next(o for o in signature.outputs if o.name == name)
     if len(output.shape) != 2 or "float" not in output.dtype:

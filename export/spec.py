@@ -1,9 +1,10 @@
 """What to export, as one frozen record; every flag of the command line is a field here."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from export.errors import ExportError
 from export.fields import read_field
@@ -29,7 +30,7 @@ class ExportSpec:
       platforms: what to lower for.
       output: raw, softmax, classification:logits or classification:probabilities;
         `:NAME` behind it where the model has several outputs.
-      labels: names of the classes, in order.
+      labels: names of the classes, in order; or a file of them, as `--labels` takes it.
       dtype: cast floating params to this; batch statistics stay as they are.
       matmul_precision: what dots are lowered with; None for what is in force
         (`jax_default_matmul_precision`), else jax's default.
@@ -56,7 +57,7 @@ class ExportSpec:
     axes: Mapping[str, Sequence[int] | str | Axis] = dataclasses.field(default_factory=dict)
     platforms: Sequence[str] = ("cpu", "cuda")
     output: str = "raw"
-    labels: Sequence[str] = ()
+    labels: Sequence[str] | os.PathLike[str] = ()
     dtype: str | None = None
     matmul_precision: str | None = None
     golden: Mapping[str, Any] | str | Path | None = None
@@ -69,6 +70,21 @@ class ExportSpec:
     params_path: str | None = None
     allow_pickle: bool = False
     call_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __new__(cls, *_: object, **fields: object) -> Self:
+        """Make a spec.
+
+        Raises:
+          TypeError: there is no such field; names the nearest, and all there are.
+        """
+        known = cls.__dataclass_fields__
+        for name in fields:
+            if name not in known:
+                raise TypeError(
+                    f"ExportSpec: no such field {name!r}{nearest(name, known)} (fields: "
+                    f"{', '.join(known)})"
+                )
+        return object.__new__(cls)
 
     def checked(self) -> "ExportSpec":
         """Return this with every field in its one form, checked.

@@ -28,6 +28,7 @@ from runtime.errors import (
     printable,
 )
 from runtime.guard import run_in_child
+from runtime.invocation import error_line, spelled
 
 if TYPE_CHECKING:
     from runtime.bundle import Bundle
@@ -53,37 +54,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     See `_STATUSES` for what each says.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
     except MemoryError as error:
-        print(f"error: not enough memory: {error}", file=sys.stderr)
+        print(error_line(f"not enough memory: {error}"), file=sys.stderr)
         return EXIT_DEVICE
     except (DeviceUnavailable, ExecutionError) as error:
-        _say(f"error: {error}")
+        _say(error_line(error))
         return EXIT_DEVICE
     except BundleError as error:
-        _say(f"error: {error}")
+        _say(error_line(error))
         return EXIT_GOLDEN if isinstance(error, GoldenMismatch) else EXIT_BUNDLE
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return EXIT_USAGE
     except OSError as error:
         # A full disk does not say which; of these commands only refresh may fill one.
         where = error.filename or getattr(arguments, "out", None)
-        print(f"error: {f'{where}: ' if where else ''}{error.strerror}", file=sys.stderr)
+        print(error_line(f"{f'{where}: ' if where else ''}{error.strerror}"), file=sys.stderr)
         return EXIT_USAGE
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m runtime",
+def parser() -> Parser:
+    """Make the parser of `python -m runtime`."""
+    root = Parser(
+        prog=spelled("python -m runtime"),
         description="Verify, inspect, bench, examine and refresh a bundle.",
         epilog=_STATUSES,
         allow_abbrev=False,
     )
-    add_version(parser)
-    commands = parser.add_subparsers(
+    add_version(root)
+    commands = root.add_subparsers(
         required=True, metavar="verify|inspect|bench|compile|doctor|refresh"
     )
 
@@ -181,7 +183,7 @@ def _parser() -> Parser:
     )
     refresh.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
     refresh.add_argument("--device", **device)
-    return parser
+    return root
 
 
 def _digest(text: str) -> str:

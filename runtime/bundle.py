@@ -24,7 +24,7 @@ from runtime.claims import (
     expect_header,
 )
 from runtime.entries import MANIFEST_NAME, File
-from runtime.errors import BundleError, IntegrityError, printable
+from runtime.errors import BundleError, IntegrityError, nearest, printable
 from runtime.localpaths import why_not_read
 from runtime.manifest import MAX_MANIFEST_BYTES, Manifest
 from runtime.mapping import MappedFile, digest_of
@@ -185,7 +185,8 @@ def open_bundle(path: str | os.PathLike[str], *, require_digest: str | None = No
     except OSError as error:  # a name too long, a folder that may not be read
         raise BundleError(f"bundle {root}: expected a directory, got {error.strerror}") from None
     if not found:
-        hint = "; name the directory that holds it" if root.name == MANIFEST_NAME else ""
+        named = root.name == MANIFEST_NAME
+        hint = "; name the directory that holds it" if named else _bundle_beside(root)
         raise BundleError(f"bundle {root}: expected a directory, got {_what(root)}{hint}")
     try:
         manifest_path = root / MANIFEST_NAME
@@ -216,6 +217,16 @@ def open_bundle(path: str | os.PathLike[str], *, require_digest: str | None = No
     expect_data_of_all(sum(file.bytes for file in manifest.files), sum(stored.values()))
     _warn_about_strangers(root, manifest)
     return bundle
+
+
+def _bundle_beside(root: Path) -> str:
+    """Name the bundle whose name is nearest to one that is not there, or none."""
+    found: list[Path] = []
+    if not os.path.lexists(root):
+        with contextlib.suppress(OSError):
+            some = itertools.islice(root.parent.iterdir(), _MOST_NEIGHBOURS)
+            found = sorted(filter(_is_bundle, some))
+    return nearest(str(root), map(str, found))
 
 
 def _bundles_near(root: Path) -> str:

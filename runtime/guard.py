@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from runtime.invocation import error_line
+
 EXIT_BUNDLE, EXIT_DEVICE = 3, 5
 
 # The ways in which native code ends a process; the others are sent on purpose.
@@ -93,7 +95,9 @@ def signal_name(number: int) -> str:
 
 def _ended_by(number: int) -> int:
     if number in _CRASHES or number == signal.SIGKILL:
-        _say(f"error: the bundle ended the process that opened it: {exit_description(-number)}")
+        _say(
+            error_line(f"the bundle ended the process that opened it: {exit_description(-number)}")
+        )
         return EXIT_BUNDLE if number in _CRASHES else EXIT_DEVICE
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

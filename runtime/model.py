@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -11,10 +12,12 @@ from runtime.buckets import Planner, pick
 from runtime.bundle import Bundle
 from runtime.claims import params_bytes
 from runtime.device import Device, free_memory, platform_of
-from runtime.errors import SignatureMismatch
+from runtime.errors import InvalidInput, SignatureMismatch
 from runtime.inputs import Checked, Checker
 from runtime.manifest import Manifest
 from runtime.program import Program
+from runtime.records.arguments import exact_arrays
+from runtime.records.predictions import as_values, is_as_declared, predictions_from
 from runtime.room import check_memory
 from runtime.signature import Signature, TensorSpec, bucket_name
 from runtime.staging import stage, unstage
@@ -89,8 +92,9 @@ class Model:
         """Answer rows.
 
         Args:
-          inputs: name to array of exactly the signature's dtype and shape, all with the
-            same number of rows, 0 or more; beyond the largest bucket they are split. A
+          inputs: name to array of exactly the signature's dtype and shape, or nested lists of
+            such numbers, all with the same number of rows, 0 or more; beyond the largest bucket
+            they are split. int64 is taken for narrower integers where every value fits. A
             bucketed axis may have any size up to the largest; masks may be left out.
 
         Returns:
@@ -103,8 +107,39 @@ class Model:
         signature = self.signature
         if not isinstance(inputs, Mapping):
             raise _no_mapping(signature, inputs)
-        checked = self.checker.check(inputs)
+        checked = self.checker.check(exact_arrays(signature, inputs))
         return dict(zip(self.output_names, self._cover(checked), strict=True))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return the names of the classes, in order; none where the bundle has none."""
+        return self.manifest.output_format.labels
+
+    def classify(self, inputs: Mapping[str, object]) -> list[dict[str, Any]]:
+        """Answer rows as a server's `predictions` do.
+
+        Args:
+          inputs: as for `predict`.
+
+        Returns:
+          For each row its label, the confidence in it, and the probabilities of all classes:
+          the values that a client reads from the server's JSON.
+
+        Raises:
+          InvalidInput: the inputs do not fit, or the bundle is of no classification.
+          ExecutionError: the device failed.
+        """
+        form = self.manifest.output_format
+        if form.kind != "classification":
+            raise InvalidInput(
+                f"classify: expected a bundle with the output format classification, got "
+                f"{form.kind}; export it with --output classification:logits"
+            )
+        outputs = self.predict(inputs)
+        declared = all(is_as_declared(s, outputs[s.name]) for s in self.signature.outputs)
+        written = predictions_from(outputs, self.signature, form, None if declared else "null")
+        predictions: list[dict[str, Any]] = as_values(written)
+        return predictions
 
     def group(self, sizes: tuple[int, ...]) -> Group:
         """Return the programs with the shortest axes that hold these sizes."""

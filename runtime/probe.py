@@ -10,11 +10,11 @@ import contextlib
 import importlib.metadata
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from runtime.bundle import Bundle
+from runtime.child_process import python_command
 from runtime.errors import BundleError
 from runtime.executable_cache import ExecutableCache
 from runtime.guard import exit_description
@@ -28,7 +28,6 @@ OPENED, REFUSED = 0, 3
 # Expendable before it imports JAX: who is ended meanwhile leaves nothing behind.
 _CHILD = """
 import sys
-sys.path[:] = sys.argv.pop(1).split("\\n")
 from runtime.guard import mark_expendable
 mark_expendable()
 from runtime.probed import main
@@ -111,15 +110,7 @@ def _probe(bundle: Bundle, device: str, compiled: str) -> bool:
 
 
 def _run(bundle: Bundle, device: str, compiled: str) -> int:
-    command = [
-        sys.executable,
-        "-c",
-        _CHILD,
-        "\n".join(sys.path),
-        str(bundle.path),
-        device,
-        compiled,
-    ]
+    command = [*python_command(_CHILD), str(bundle.path), device, compiled]
     # Its manifest goes along: that of a bundle on its way is not in the directory yet.
     done = subprocess.run(  # noqa: S603
         command,

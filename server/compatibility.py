@@ -2,6 +2,7 @@
 
 import logging
 
+from runtime.invocation import spelled
 from runtime.model import Model
 from runtime.promises import summary, today
 
@@ -19,8 +20,9 @@ def log_compatibility(model: Model) -> None:
     if old:
         log.warning(
             "%d programs came from .stablehlo, for jax no longer reads the others (%s); "
-            "python -m runtime refresh mends that",
+            "%s mends that",
             len(old),
             old[0].fallback,
+            spelled("python -m runtime refresh"),
         )
     log.info("%s", summary(model.manifest, today()))

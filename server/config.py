@@ -206,8 +206,10 @@ class ServerConfig:
         return tuple(filter(None, (origin.strip() for origin in self.cors_origin.split(","))))
 
     def __str__(self) -> str:
-        """Return every option as name=value."""
-        return ", ".join(f"{name}={value!r}" for name, value in dataclasses.asdict(self).items())
+        """Return the options that differ from their defaults as name=value."""
+        fields = dataclasses.fields(self)
+        values = [(field.name, getattr(self, field.name), field.default) for field in fields]
+        return ", ".join(f"{name}={value!r}" for name, value, usual in values if value != usual)
 
     def __post_init__(self) -> None:
         """Validate the values.

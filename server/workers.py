@@ -8,9 +8,9 @@ import logging
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 
+from runtime.child_process import module_command
 from server import signals
 from server.config import ServerConfig
 from server.observability.shared_stats import SharedStats
@@ -108,7 +108,7 @@ class WorkerPool:
         # A worker's Python would answer an interrupt with a traceback until the worker handles it.
         with theirs, signals.interrupt_blocked():
             process = subprocess.Popen(  # noqa: S603 (our own command)
-                [sys.executable, "-m", "server.worker", args.write()],
+                [*module_command("server.worker"), args.write()],
                 stdin=theirs.fileno(),
                 pass_fds=(args.stats_fd,),
                 process_group=0,  # a terminal's signals are for the first process alone

@@ -26,7 +26,7 @@ def listed(*patterns):
 
 def modules():
     """List the modules that have tests: all but packages and what is generated."""
-    files = listed("export/*.py", "runtime/*.py", "server/*.py")
+    files = listed("export/*.py", "hloserve/*.py", "runtime/*.py", "server/*.py")
     return [f for f in files if not f.endswith(("__init__.py", "_pb2.py"))]
 
 

@@ -69,8 +69,9 @@ def test_the_first_run_goes_as_the_readme_shows(checkout, tmp_path):
     uv = tmp_path / "uv"
     uv.write_text(UV.format(python=sys.executable))
     uv.chmod(0o755)
+    port = free_port()
     with subprocess.Popen(
-        ["./build.sh", "run", "--port", str(free_port())],
+        ["./build.sh", "run", "--port", str(port)],
         cwd=checkout,
         env={**os.environ, "PATH": f"{uv.parent}:{os.environ['PATH']}"},
         stdout=subprocess.PIPE,
@@ -95,16 +96,20 @@ def test_the_first_run_goes_as_the_readme_shows(checkout, tmp_path):
     assert f'{{"predictions":[{{"label":"{label}","confidence":0.9' in output
     assert (checkout / "build" / "digits" / "bundle" / "manifest.json").is_file()
     assert git(checkout, "status", "--porcelain") == ""
+    assert lines[-1].endswith(f"; open http://localhost:{port}/\n")
 
 
 @mark.e2e
-def test_a_taken_port_ends_the_first_run_before_it_begins(tmp_path):
-    """Another server's answer is never shown as ours."""
+@mark.parametrize("way", ["flag", "variable"])
+def test_a_taken_port_ends_the_first_run_before_it_begins(tmp_path, way):
+    """Another server's answer is never shown as ours, whichever way its port was named."""
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
+        named = ["--port", str(port)] if way == "flag" else []
         ran = subprocess.run(
-            [sys.executable, "-m", "examples.digits.run", "--port", str(port), "--out", tmp_path],
+            [sys.executable, "-m", "examples.digits.run", *named, "--out", tmp_path],
             cwd=ROOT,
+            env={**os.environ, "AIP_HTTP_PORT": "none" if way == "flag" else str(port)},
             capture_output=True,
             text=True,
         )

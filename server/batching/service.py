@@ -24,7 +24,8 @@ from collections.abc import Callable, Sequence
 from runtime.inputs import Checked
 from runtime.model import Model
 from runtime.program import count_compiles
-from server.batching.executor import BatchResult, is_as_declared
+from runtime.records.predictions import is_as_declared
+from server.batching.executor import BatchResult
 from server.batching.failures import Failures
 from server.batching.memory_budget import MemoryBudget
 from server.batching.pending_request import (

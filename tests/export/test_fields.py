@@ -1,5 +1,9 @@
 """Fields of a spec, as Python callers give them: what is meant is taken, the rest is one line."""
 
+import copy
+import dataclasses
+import pickle
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -128,7 +132,13 @@ INPUTS = "inputs: expected a list such as ['x:float32[_,28,28,1]'], got "
                 "classification:probabilities, got None"
             ),
         ),
-        ("labels", "a,b", "labels: expected a list of names such as ['cat', 'dog'], got 'a,b'"),
+        (
+            "labels",
+            "a",
+            (
+                "labels: expected a,b,c or a file with a name on each line, got 'a', which is no file"
+            ),
+        ),
         ("labels", [0, 1], "labels: expected a list of names such as ['cat', 'dog'], got [0, 1]"),
         ("dtype", "int8", "dtype: expected bfloat16, float16, float32, got 'int8'"),
         ("dtype", jnp.int8, "dtype: expected bfloat16, float16, float32, got 'int8'"),
@@ -206,7 +216,7 @@ def test_an_option_that_does_not_exist_names_the_nearest(tmp_path, option, messa
     for model in (None, ExportSpec(model=None)):
         with pytest.raises(ExportError) as caught:
             export_model(model, out=tmp_path / "b", **{option: 1})
-        assert str(caught.value) == message
+        assert str(caught.value).partition(" (options: ")[0] == message
 
 
 def test_a_bundle_goes_to_a_path():
@@ -228,3 +238,21 @@ def test_one_of_each_is_exported(export, rows):
 
     assert (made.manifest.buckets, made.manifest.version) == ((1, 4), "7")
     np.testing.assert_array_equal(made.answer(x=rows), rows * 2)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("lables", "; did you mean 'labels'?"), ("zzz", "")])
+def test_a_field_that_does_not_exist_names_the_nearest(name, hint):
+    """A misspelt field of an ExportSpec is a TypeError with the nearest one, and all there are."""
+    with pytest.raises(TypeError) as caught:
+        ExportSpec(model=None, **{name: 1})
+
+    names = ", ".join(field.name for field in dataclasses.fields(ExportSpec))
+    assert str(caught.value) == f"ExportSpec: no such field {name!r}{hint} (fields: {names})"
+
+
+def test_a_spec_is_copied_and_pickled():
+    """A spec goes through copy, pickle and replace as other records do."""
+    spec = ExportSpec(model=len, labels=["a"])
+
+    assert copy.copy(spec) == pickle.loads(pickle.dumps(spec)) == spec  # noqa: S301 (our own)
+    assert dataclasses.replace(spec, seed=3).seed == 3

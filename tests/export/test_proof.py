@@ -2,7 +2,6 @@
 
 import dataclasses
 import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import pytest
 from export import ExportError, RowMixing, VerificationError, export_model, exporting, verification
 from export.lowering import lower, trace
 from runtime import IncompatibleProgram, Model, load, open_bundle
+from runtime.child_process import python_command
 from runtime.verify import verify
 from tests.export.conftest import verify_here
 
@@ -342,7 +342,7 @@ def test_the_verifying_process_cannot_import_flax(name):
     """What verifies a bundle has nothing of what made it."""
     prefix = verification._CHILD.split("from runtime")[0]
     ran = subprocess.run(
-        [sys.executable, "-c", f"{prefix}import {name}", str(verification._ROOT)],
+        python_command(f"{prefix}import {name}"),
         capture_output=True,
         text=True,
     )

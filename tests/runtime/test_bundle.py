@@ -390,3 +390,31 @@ def test_a_bundle_one_folder_above_is_named(fake_bundle, monkeypatch):
     assert refusal(inside, BundleError) == f"bundle {inside}: {got} {fake_bundle}"
     monkeypatch.chdir(inside)
     assert refusal(".", BundleError) == f"bundle .: {got} {fake_bundle}"
+
+
+def test_the_nearest_bundle_beside_one_that_is_not_there_is_named(fake_bundle, tmp_path, monkeypatch):
+    """A typo in a bundle's name is answered with the bundle that was probably meant."""
+    shutil.copytree(fake_bundle, tmp_path / "digits")
+    (tmp_path / "digitz").mkdir()  # nearer, and no bundle
+    monkeypatch.chdir(tmp_path)
+
+    for typed, meant in (
+        ("dgits", "'digits'"),
+        (f"{tmp_path}/digit", f"'{tmp_path}/digits'"),
+        ("../" + tmp_path.name + "/Digits", f"'../{tmp_path.name}/digits'"),
+    ):
+        with raises(BundleError) as caught:
+            open_bundle(typed)
+
+        assert str(caught.value) == (
+            f"bundle {typed}: expected a directory, got nothing there; did you mean {meant}?"
+        )
+
+
+def test_nothing_is_suggested_where_nothing_is_near(tmp_path):
+    """A name that is like none of the bundles beside it, or in a folder that is not there, is named alone."""
+    for path in (tmp_path / "x", tmp_path / "none" / "x"):
+        with raises(BundleError) as caught:
+            open_bundle(path)
+
+        assert str(caught.value) == f"bundle {path}: expected a directory, got nothing there"
