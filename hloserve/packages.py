@@ -1,6 +1,6 @@
 """The packages beside this one, whatever a user's folder has of the same names.
 
-Python looks first into the folder that a script lies in, or that `python -m` is started in: an
+Python looks first into the folder of the script that runs, or where `python -m` is started: an
 `export.py`, `runtime.py` or `server.py` there would be taken for ours.
 """
 

@@ -224,7 +224,7 @@ def _bundle_beside(root: Path) -> str:
     found: list[Path] = []
     if not os.path.lexists(root):
         with contextlib.suppress(OSError):
-            some = itertools.islice(root.parent.iterdir(), _MOST_NEIGHBOURS)
+            some = itertools.islice(root.parent.iterdir(), _MAX_NEIGHBOURS)
             found = sorted(filter(_is_bundle, some))
     return nearest(str(root), map(str, found))
 

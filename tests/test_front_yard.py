@@ -91,7 +91,7 @@ def test_the_locked_jax_has_a_build_date():
     assert versions <= set(JAX_BUILD_DATES)
 
 
-@mark.parametrize("package", ["export", "runtime", "server"])
+@mark.parametrize("package", ["export", "hloserve", "runtime", "server"])
 def test_packages_say_that_they_are_typed(package):
     """A type checker of another project reads the annotations of the installed packages."""
     assert (ROOT / package / "py.typed").is_file()

@@ -75,7 +75,7 @@ def main():
             sys.exit("error: expected the packages of the wheel, got those of a checkout")
         (Path(folder) / "model.py").write_text(MODEL)
         run(folder, "export", "model.py:spec", "--out", "bundle")
-        run(folder, "runtime", "verify", "bundle")
+        run(folder, "hloserve", "verify", "bundle")
         if (printed := run(folder, "server", "--version")) != f"hloserve {version}\n":
             sys.exit(f"error: expected hloserve {version}, got {printed}")
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -94,7 +94,7 @@ def main():
 
 def places(folder):
     """Return the file of each package that Python finds from a folder."""
-    names = ("export", "runtime", "server")
+    names = ("export", "hloserve", "runtime", "server")
     code = "; ".join(f"import {name}; print({name}.__file__)" for name in names)
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True

@@ -392,7 +392,9 @@ def test_a_bundle_one_folder_above_is_named(fake_bundle, monkeypatch):
     assert refusal(".", BundleError) == f"bundle .: {got} {fake_bundle}"
 
 
-def test_the_nearest_bundle_beside_one_that_is_not_there_is_named(fake_bundle, tmp_path, monkeypatch):
+def test_the_nearest_bundle_beside_one_that_is_not_there_is_named(
+    fake_bundle, tmp_path, monkeypatch
+):
     """A typo in a bundle's name is answered with the bundle that was probably meant."""
     shutil.copytree(fake_bundle, tmp_path / "digits")
     (tmp_path / "digitz").mkdir()  # nearer, and no bundle
