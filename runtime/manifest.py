@@ -37,7 +37,7 @@ FORMAT_VERSIONS = (1, 2, 3, 4)
 # The largest real manifest is a few MB (tens of thousands of params); the rest is an attack.
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 # Of them it has a few for each param. Reading takes time by their number, not by the bytes.
-_MAX_VALUES = 2_000_000
+_MAX_VALUES = 500_000
 _INTEGER_DIGITS = 20  # of 64 bits, or of a sign and 63
 
 
