@@ -357,8 +357,8 @@ def chart(saved: Mapping[str, Any], path: Path, *, day: str) -> None:
         "Seconds from the start of a server to its first answer",
         [
             f"{day}, {on(saved['machine'])}. Bars are medians.",
-            "cached: compiled programs are loaded from --cache-dir · mosec: the same programs",
-            "digest required: the bundle is not loaded in a separate process first",
+            "cached: compiled programs are loaded from --cache-dir · mosec, triton: the same programs, from JAX's cache",
+            "digest required: the bundle is not loaded in a separate process first · bare: no server, each program is compiled and runs once",
         ],
     )
     save_figure(figure, path)

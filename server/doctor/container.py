@@ -152,9 +152,21 @@ class ContainerProcess:
         return True
 
     def ask(
-        self, path: str, body: bytes | None = None, timeout_s: float = 60.0, host: str = "127.0.0.1"
+        self,
+        path: str,
+        body: bytes | None = None,
+        timeout_s: float = 60.0,
+        host: str = "127.0.0.1",
+        on_sent: Callable[[], object] = lambda: None,
     ) -> HttpAnswer:
         """Send a request on a connection of its own: a GET, or a POST of JSON.
+
+        Args:
+          path: of the URL.
+          body: of a POST.
+          timeout_s: of connecting, and of each read and write.
+          host: an address of the server.
+          on_sent: called once the request has been sent.
 
         Raises:
           Refused: there was no connection to be had.
@@ -169,6 +181,7 @@ class ContainerProcess:
                 raise Refused(str(error)) from None
             headers = {} if body is None else {"Content-Type": "application/json"}
             connection.request("GET" if body is None else "POST", path, body, headers)
+            on_sent()
             answer = connection.getresponse()
             return HttpAnswer(answer.status, answer.read(), time.monotonic() - begin)
         except (OSError, http.client.HTTPException) as error:

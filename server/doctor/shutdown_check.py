@@ -22,9 +22,15 @@ class _Load:
 
     def _send(self) -> None:
         while not self._over.is_set():
-            before = not self._signalled.is_set()
+            before: list[bool] = []
             try:
-                ok = self._process.ask(PREDICT_ROUTE, self._body, self._times.predict).status == 200
+                answer = self._process.ask(
+                    PREDICT_ROUTE,
+                    self._body,
+                    self._times.predict,
+                    on_sent=lambda before=before: before.append(not self._signalled.is_set()),
+                )
+                ok = answer.status == 200
             except Refused:
                 return
             except Broken:
