@@ -100,14 +100,17 @@ def _surrounded(
 ) -> tuple[Rows, dict[int, int]]:
     """Return a batch where a third of the places have rows, in reversed order.
 
-    In the first run others stand at both ends, or those might never be replaced; in the second
-    they stand where rows did in the first.
+    The places are irregular: with every third one, a row that another at a distance of three changes
+    would have rows there alone. In the first run others stand at both ends, or those might never be
+    replaced; in the second they stand where rows did in the first.
 
     Returns:
       The batch, and which of the rows stands at each place that has one.
     """
     batch = len(rows[0])
-    places = range(1, batch - 1, 3) if turn == 0 else range(0, batch, 3)
+    shuffled = np.random.default_rng(batch).permutation(np.arange(1, batch - 1)).tolist()
+    third = -(-(batch - 2) // 3)
+    places = sorted(shuffled[:third] if turn == 0 else [0, *shuffled[third : 2 * third], batch - 1])
     kept = {place: batch - 1 - place for place in places}
     placed = tuple(a[::-1].copy() for a in rows)
     others = [position for position in range(batch) if position not in kept]

@@ -9,6 +9,17 @@ from server.doctor.result import CheckResult, Times
 _LOADERS = 8
 
 
+class _Asked:
+    """Whether a request was sent before the signal."""
+
+    def __init__(self, signalled: threading.Event) -> None:
+        self._signalled = signalled
+        self.before = False
+
+    def on_sent(self) -> None:
+        self.before = not self._signalled.is_set()
+
+
 class _Load:
     """Requests from several threads, until there are no answers."""
 
@@ -22,13 +33,10 @@ class _Load:
 
     def _send(self) -> None:
         while not self._over.is_set():
-            before: list[bool] = []
+            asked = _Asked(self._signalled)
             try:
                 answer = self._process.ask(
-                    PREDICT_ROUTE,
-                    self._body,
-                    self._times.predict,
-                    on_sent=lambda before=before: before.append(not self._signalled.is_set()),
+                    PREDICT_ROUTE, self._body, self._times.predict, on_sent=asked.on_sent
                 )
                 ok = answer.status == 200
             except Refused:
@@ -37,8 +45,8 @@ class _Load:
                 ok = False
             with self._lock:
                 self.answered += ok
-                # Requests after the signal may be refused: Vertex sends none then.
-                self.lost += before and not ok
+                # What was sent after the signal may be refused: Vertex sends nothing then.
+                self.lost += asked.before and not ok
             if not ok:
                 return
 

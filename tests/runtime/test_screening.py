@@ -138,6 +138,19 @@ def test_screening_finds_whatever_the_full_probe_finds(program):
     assert not full or screened(function, batch, distinct) is not None
 
 
+@mark.parametrize("batch", [9, 12, 15, 18, 30])
+def test_rows_that_another_at_any_distance_changes_are_seen(batch):
+    """
+    No distance, not even one that repeats the golden's rows, leaves only rows beside rows.
+    """
+    for distance in range(1, batch):
+        change = beside(distance)
+        full = find_mixing(
+            lambda inputs, change=change: (change(*inputs),), [X], ["y"], filled(batch, 3), "b"
+        )
+        assert not full or screened(change, batch, 3) is not None
+
+
 @mark.parametrize(("inputs", "batch", "runs"), [([X], 8, 3), ([X], 16, 2), ([IDS], 8, 2)])
 def test_runs_are_as_many_as_were_counted(inputs, batch, runs):
     """

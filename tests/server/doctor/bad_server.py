@@ -71,6 +71,13 @@ class Server(http.server.ThreadingHTTPServer):
     daemon_threads = False
     request_queue_size = 128
 
+    def drain_queue(self):
+        """Answer connections that wait to be accepted, and would be reset; later ones are behind them."""
+        for _ in range(self.request_queue_size):
+            if not select.select([self], [], [], 0)[0]:
+                return
+            self.handle_request()
+
 
 def main():
     """Serve until SIGTERM."""
@@ -96,9 +103,7 @@ def main():
     if FAULT != "abrupt":
         signal.signal(signal.SIGTERM, stop)
     server.serve_forever(0.01)
-    # Connections that were not accepted yet would be reset.
-    while select.select([server], [], [], 0)[0]:
-        server.handle_request()
+    server.drain_queue()
     server.server_close()
 
 
