@@ -107,11 +107,12 @@ def _later(day: dt.date, months: int) -> dt.date:
 def summary(manifest: Manifest, today: dt.date) -> str:
     """Return in a line how long the bundle is promised to load."""
     parts = [
-        f".{p.form} up to jax builds of {p.last} ({p.days_left(today)} days left)"
+        f"from .{p.form} with JAX built until {p.last} ({p.days_left(today)} days left)"
         for p in compatibility_windows(manifest)
     ]
-    writer = manifest.exporter.get("jax", "?")
-    return "promised: " + ("; ".join(parts) or f"nothing known of jax {writer}")
+    if not parts:
+        return f"the bundle loads with no JAX for certain: jax {manifest.exporter.get('jax', '?')} wrote it"
+    return "the bundle loads " + ", ".join(parts)
 
 
 def today() -> dt.date:

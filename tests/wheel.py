@@ -4,7 +4,6 @@
 and nothing of this checkout.
 """
 
-import contextlib
 import importlib.metadata
 import json
 import signal
@@ -12,12 +11,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
-START_TIMEOUT_S = 120
+TIMEOUT_S = 120
 MODEL = """
 import jax
 from flax import nnx
@@ -53,17 +50,14 @@ def run(folder, *command):
     return done.stdout
 
 
-def ask(port):
-    """Ask a server until it is ready; return its answer."""
+def ask(server, port):
+    """Ask a server once its log says that it is ready; return its answer."""
+    if not any("ready: " in line for line in server.stdout):
+        sys.exit(f"error: the server ended with exit status {server.wait()} before it was ready")
     body = json.dumps({"instances": [[1, 2, 3, 4]]}).encode()
-    end = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < end:
-        with contextlib.suppress(urllib.error.URLError, OSError):
-            url = f"http://127.0.0.1:{port}/predict"
-            with urllib.request.urlopen(url, body, timeout=10) as answer:
-                return json.load(answer)
-        time.sleep(0.2)
-    return sys.exit("error: the server did not become ready")
+    url = f"http://127.0.0.1:{port}/predict"
+    with urllib.request.urlopen(url, body, timeout=TIMEOUT_S) as answer:
+        return json.load(answer)
 
 
 def main():
@@ -82,9 +76,9 @@ def main():
             port = free.getsockname()[1]
         options = ("--host", "127.0.0.1", "--port", str(port), "--grpc-port", "-1")
         command = [sys.executable, "-m", "server", "--bundle", "bundle", *options]
-        with subprocess.Popen(command, cwd=folder) as server:
+        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as server:
             try:
-                answer = ask(port)
+                answer = ask(server, port)
             finally:
                 server.send_signal(signal.SIGINT)
     if server.returncode != 0 or answer["predictions"][0]["label"] not in ("red", "green", "blue"):

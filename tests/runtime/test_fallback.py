@@ -269,4 +269,4 @@ def test_server_warns_of_what_it_took_from_stablehlo(old_bundle, caplog):
     warning, line = caplog.messages
     assert warning.startswith("3 programs came from .stablehlo, ")
     assert warning.endswith("; python -m runtime refresh mends that")
-    assert line.startswith("promised: .exported up to jax builds of ")
+    assert line.startswith("the bundle loads from .exported with JAX built until ")

@@ -139,7 +139,10 @@ def test_nothing_is_promised_of_an_unknown_jax():
     A bundle of a jax that could not have written it has no promise, and its summary says so.
     """
     assert compatibility_windows(manifest("0.1")) == ()
-    assert summary(manifest("0.1"), DAY) == "promised: nothing known of jax 0.1"
+    assert (
+        summary(manifest("0.1"), DAY)
+        == "the bundle loads with no JAX for certain: jax 0.1 wrote it"
+    )
 
 
 def test_summary_is_a_line():
@@ -147,6 +150,6 @@ def test_summary_is_a_line():
     One line has both forms, with dates and days.
     """
     assert summary(manifest("0.12.0.1"), DAY) == (
-        "promised: .exported up to jax builds of 2027-04-21 (149 days left); "
-        ".stablehlo up to jax builds of 2031-10-21 (1793 days left)"
+        "the bundle loads from .exported with JAX built until 2027-04-21 (149 days left), "
+        "from .stablehlo with JAX built until 2031-10-21 (1793 days left)"
     )

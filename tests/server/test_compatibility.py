@@ -103,8 +103,8 @@ def test_server_says_how_long_its_bundle_lasts(tmp_path):
         opened.append(any("test-loading" in line for line in said))
 
         assert re.search(
-            r"INFO promised: \.exported up to jax builds of 2027-04-21 \(-?\d+ days left\); "
-            r"\.stablehlo up to jax builds of 2031-10-21 \(-?\d+ days left\)",
+            r"INFO the bundle loads from \.exported with JAX built until 2027-04-21 \(-?\d+ days left\), "
+            r"from \.stablehlo with JAX built until 2031-10-21 \(-?\d+ days left\)",
             "".join(said),
         )
     assert opened == [True, False]
