@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from export.errors import CheckpointError, ExportError, ParamsError, RowMixing, VerificationError
 from export.fields import parse_input
+from export.preprocess import Text
 from export.spec import ExportSpec
 from runtime.signature import TensorSpec
 
@@ -29,6 +30,7 @@ __all__ = [
     "Report",
     "RowMixing",
     "TensorSpec",
+    "Text",
     "VerificationError",
     "export_model",
     "parse_input",

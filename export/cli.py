@@ -16,6 +16,7 @@ from export.golden_inputs import expect_golden_file
 from export.labels import read_labels
 from export.params_files import expect_there
 from export.spec import ExportSpec
+from export.text_flags import add_text_flags, declared_texts, pair, preprocess_changes
 from runtime.commandline import Parser, directory_to_write, to_read
 from runtime.errors import nearest
 from runtime.localpaths import url_of
@@ -174,6 +175,8 @@ def parser() -> Parser:
         help="class names: a,b,c or a file: one on each line, a JSON list, or JSON with id2label",
     )
 
+    add_text_flags(p)
+
     programs = p.add_argument_group("programs")
     programs.add_argument(
         "--buckets",
@@ -189,7 +192,7 @@ def parser() -> Parser:
         "--golden",
         type=to_read,
         metavar="FILE",
-        help=".safetensors or .npz of representative inputs (default: seeded ones)",
+        help=".safetensors or .npz of representative inputs, or .jsonl of texts (default: seeded ones)",
     )
     proof.add_argument("--seed", type=int, help="of the seeded inputs (default: 0)")
     proof.add_argument(
@@ -239,10 +242,15 @@ def spec_from(arguments: argparse.Namespace) -> tuple[ExportSpec, list[str]]:
         expect_golden_file(arguments.golden)
     if arguments.params:
         expect_there(arguments.params)
+    try:
+        texts = declared_texts(arguments)
+    except ExportError as error:
+        raise UsageError(str(error)) from None
     found = find_attribute(arguments.model)
     spec, notes = _resolve(found, config)
     try:
         changes = _changes(spec, labels, arguments)
+        changes |= preprocess_changes(spec, texts, arguments)
     except ExportError as error:
         raise UsageError(str(error)) from None
     return dataclasses.replace(spec, **changes), notes
@@ -258,7 +266,7 @@ def _changes(
         asked = dict(parse_argument(text) for text in arguments.call_args)
         named["call_args"] = {**read_field("call_args", spec.call_args), **asked}
     if arguments.axes:
-        named["axes"] = dict(_pair("--axis", text, "seq=32,64,128") for text in arguments.axes)
+        named["axes"] = dict(pair("--axis", text, "seq=32,64,128") for text in arguments.axes)
     if arguments.inputs or arguments.ranges or arguments.pads or arguments.masks:
         named["inputs"] = _inputs(read_field("inputs", arguments.inputs or spec.inputs), arguments)
     return {name: read_field(name, value) for name, value in named.items() if value is not None}
@@ -301,13 +309,6 @@ def _read_config(path: Path | None) -> dict[str, Any] | None:
     return value
 
 
-def _pair(what: str, text: str, example: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name or not value:
-        raise ExportError(f"{what}: expected {example}, got {text!r}")
-    return name, value
-
-
 def _labels(text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
@@ -333,7 +334,7 @@ def _inputs(given: Sequence[TensorSpec], arguments: argparse.Namespace) -> list[
         specs[name] = dataclasses.replace(specs[name], **values)
 
     for text in arguments.ranges:
-        name, value = _pair("--range", text, "NAME=0:30521")
+        name, value = pair("--range", text, "NAME=0:30521")
         match = re.fullmatch(r"(-?\d+):(?:(-?\d+)|(\w+))", value)
         if not match:
             raise ExportError(
@@ -342,7 +343,7 @@ def _inputs(given: Sequence[TensorSpec], arguments: argparse.Namespace) -> list[
         high = int(match[2]) if match[2] else match[3]
         change("--range", name, minimum=int(match[1]), maximum=high)
     for text in arguments.pads:
-        name, value = _pair("--pad", text, "NAME=0")
+        name, value = pair("--pad", text, "NAME=0")
         try:
             number = float(value)
         except ValueError:

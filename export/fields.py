@@ -18,6 +18,7 @@ import numpy as np
 from export.errors import ExportError
 from export.labels import LabelsOfFile
 from export.notation import UNKNOWN, dtype_hint, rewritten, shape_hint
+from export.preprocess import read_preprocess
 from runtime.entries import PLATFORMS, SCORES, OutputFormat
 from runtime.errors import nearest
 from runtime.signature import BATCH, DTYPE_BYTES, Axis, Dim, TensorSpec
@@ -355,6 +356,14 @@ def parse_argument(text: str) -> tuple[str, Any]:
         ) from None
 
 
+def _reference(value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise ExportError(
+            f"reference_preprocess: expected a function of a list of texts, got {_got(value)}"
+        )
+    return value
+
+
 def _flag(name: str) -> Callable[[Any], bool]:
     def read(value: Any) -> bool:
         if not isinstance(value, bool | np.bool_):
@@ -380,6 +389,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "version": _version,
     "params_path": _params_path,
     "call_args": _call_args,
+    "preprocess": read_preprocess,
+    "reference_preprocess": _reference,
     **{name: _flag(name) for name in ("allow_row_mixing", "unverified", "allow_pickle")},
 }
 

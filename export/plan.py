@@ -16,7 +16,7 @@ from export.devices import named_device
 from export.diagnosis import float_notes, naming_shapes
 from export.errors import ExportError, ParamsError
 from export.fields import parse_output
-from export.golden_inputs import golden_inputs, with_goldens_read
+from export.golden_inputs import GoldenInputs, golden_inputs, with_goldens_read
 from export.labels import LabelsOfFile
 from export.lowering import Traced
 from export.models import abstract, adapt, weights
@@ -26,6 +26,7 @@ from export.random_bits import refuse_foreign_bits
 from export.row_analysis import why_not_independent
 from export.spec import ExportSpec
 from export.storage import with_stored_params
+from export.texts import Texts, open_texts
 from export.tracing import bucket_keys, output_shapes, precision, trace_all
 from runtime.compare import largest_difference
 from runtime.entries import OutputFormat
@@ -49,6 +50,8 @@ class Plan:
       rows_unproven: by bucket, what keeps its trace from showing that rows are independent; None
         where it shows that.
       goldens: (axis sizes, inputs, expected outputs), arrays in the signature's order.
+      raw_goldens: for each golden the raw rows that its inputs were made of, or None.
+      texts: the text inputs.
       output_format: how predictions are written.
       notes: what was decided on the user's behalf.
       cast_drift: output to the largest change that casting params made.
@@ -65,6 +68,8 @@ class Plan:
     traced: dict[Key, Traced]
     rows_unproven: dict[Key, str | None]
     goldens: tuple[tuple[dict[str, int], tuple[Array, ...], tuple[Array, ...]], ...]
+    raw_goldens: tuple[Sequence[Mapping[str, str]] | None, ...]
+    texts: Texts
     output_format: OutputFormat
     notes: tuple[str, ...]
     cast_drift: dict[str, float]
@@ -78,6 +83,7 @@ def prepare(spec: ExportSpec, progress: Callable[[str], None], *, x64: bool) -> 
     Raises:
       ExportError: the model cannot be exported as asked.
     """
+    spec, texts = open_texts(spec, progress)
     inputs: tuple[TensorSpec, ...] = tuple(spec.inputs)  # type: ignore[arg-type]
     axes: tuple[Axis, ...] = tuple(spec.axes.values())  # type: ignore[arg-type]
     spec = with_goldens_read(spec)
@@ -103,11 +109,19 @@ def prepare(spec: ExportSpec, progress: Callable[[str], None], *, x64: bool) -> 
     )
     outputs = infinities.declare(outputs, spec.allow_infinite)
     signature = Signature(inputs=inputs, outputs=outputs, axes=axes)
-    notes = (*adapted.notes, *_wide_notes(signature, x64), *floats, *narrowed, *hoisted.notes)
+    notes = (
+        *texts.notes,
+        *adapted.notes,
+        *_wide_notes(signature, x64),
+        *floats,
+        *narrowed,
+        *hoisted.notes,
+    )
     output_format = _output_format(spec, signature)
     refuse_foreign_bits((one.jaxpr for one in traced.values()), spec.platforms)
     flat.device = named_device(next(iter(traced.values())).jaxpr)
-    goldens = _goldens(spec, signature, flat, cast, given, progress)
+    found = golden_inputs(spec, signature, texts.goldens)
+    goldens = _goldens(spec, signature, found, flat, cast, given, progress)
     notes += tuple(infinities.notes(outputs, [expected for _, _, expected in goldens]))
     notes += tuple(param_values.nan_notes(cast))
     drift: dict[str, float] = {}
@@ -134,6 +148,8 @@ def prepare(spec: ExportSpec, progress: Callable[[str], None], *, x64: bool) -> 
             key: why_not_independent(one.jaxpr, len(arguments)) for key, one in traced.items()
         },
         goldens=goldens,
+        raw_goldens=tuple(golden.raw for golden in found),
+        texts=texts,
         output_format=output_format,
         notes=notes,
         cast_drift=drift,
@@ -218,6 +234,7 @@ class _Flat:
 def _goldens(
     spec: ExportSpec,
     signature: Signature,
+    given: Sequence[GoldenInputs],
     flat: _Flat,
     params: Mapping[str, Array],
     uncast: Mapping[str, Array],
@@ -225,8 +242,7 @@ def _goldens(
 ) -> tuple[tuple[dict[str, int], tuple[Array, ...], tuple[Array, ...]], ...]:
     found = []
     with precision(spec):
-        given = golden_inputs(spec, signature)
-        for i, (arrays, sizes) in enumerate(given, 1):
+        for i, (arrays, sizes, _) in enumerate(given, 1):
             # A loop is run step by step here: of all that an export does this can take longest.
             progress(f"running the un-exported model op by op ({i}/{len(given)})")
             ordered = tuple(arrays[s.name] for s in signature.inputs)

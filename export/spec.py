@@ -1,12 +1,13 @@
 """What to export, as one frozen record; every flag of the command line is a field here."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from export.errors import ExportError
 from export.fields import read_field
+from export.preprocess import Text
 from runtime.errors import nearest
 from runtime.signature import Axis, TensorSpec
 
@@ -33,8 +34,8 @@ class ExportSpec:
       dtype: cast floating params to this; batch statistics stay as they are.
       matmul_precision: what dots are lowered with; None for what is in force
         (`jax_default_matmul_precision`), else jax's default.
-      golden: name to rows of inputs, or a .safetensors or .npz file of them; None
-        for seeded ones.
+      golden: name to rows of inputs, or a .safetensors or .npz file of them; name to texts, or
+        a .jsonl file of them, where there are text inputs; None for seeded ones.
       seed: of the seeded inputs.
       name: the model's name in routes.
       version: digits.
@@ -47,6 +48,10 @@ class ExportSpec:
       allow_pickle: read params from a pickle, which can run any code.
       call_args: arguments of the model that are no inputs, by name, such as
         `{"enable_dropout": False}`; they win over what the exporter would pass.
+      preprocess: text inputs, that callers may send in place of token ids.
+      reference_preprocess: the training code's own preparation, a function of a list of texts that
+        returns ids by row, or a mapping with `input_ids`; it must give the tokenizer's ids for
+        the golden texts.
     """
 
     model: Any
@@ -69,6 +74,8 @@ class ExportSpec:
     params_path: str | None = None
     allow_pickle: bool = False
     call_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    preprocess: Sequence[Text] = ()
+    reference_preprocess: Callable[..., Any] | None = None
 
     def checked(self) -> "ExportSpec":
         """Return this with every field in its one form, held against what is allowed.

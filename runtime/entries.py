@@ -210,11 +210,19 @@ class Golden:
       axes: size of each bucketed axis that the inputs have; any up to the largest.
       rows: how many rows; a bucket is filled with them in a cycle.
       file: safetensors with `input/NAME` and `output/NAME`.
+      raw: JSON lines, a row each, that the inputs were prepared from; None where they are tensors
+        from the beginning.
     """
 
     axes: Mapping[str, int]
     rows: int
     file: File
+    raw: File | None = None
+
+    @property
+    def files(self) -> tuple[File, ...]:
+        """Return the files of this golden."""
+        return (self.file,) if self.raw is None else (self.file, self.raw)
 
     @classmethod
     def from_node(cls, node: Node) -> "Golden":
@@ -222,11 +230,18 @@ class Golden:
         rows = node.take("rows", int)
         if rows < 1:
             raise ManifestError(f"expected at least 1, got {rows}", f"{node.where}.rows")
-        return cls(axes=_sizes(node), rows=rows, file=node.child("file", File.from_node))
+        raw = node.version >= 4 and node.has("raw")
+        return cls(
+            axes=_sizes(node),
+            rows=rows,
+            file=node.child("file", File.from_node),
+            raw=node.child("raw", File.from_node) if raw else None,
+        )
 
     def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads."""
-        return {"axes": dict(self.axes), "rows": self.rows, "file": self.file.to_json()}
+        """Write what `from_node` reads; what is default is left out."""
+        raw = {} if self.raw is None else {"raw": self.raw.to_json()}
+        return {"axes": dict(self.axes), "rows": self.rows, "file": self.file.to_json(), **raw}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

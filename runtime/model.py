@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from runtime.device import Device, free_memory, platform_of
 from runtime.errors import SignatureMismatch
 from runtime.inputs import Checked, Checker
 from runtime.manifest import Manifest
+from runtime.preprocessing.preparation import Preparer, open_preparer
 from runtime.program import Program
 from runtime.room import check_memory
 from runtime.signature import Signature, TensorSpec, bucket_name
@@ -54,6 +56,8 @@ class Model:
       params: the device's params, in calling order.
       groups: axis sizes to the programs of those sizes.
       output_names: in the signature's order.
+      checker: of the signature.
+      preparer: makes tensors of raw inputs; None where there are none.
     """
 
     def __init__(
@@ -66,7 +70,9 @@ class Model:
         self.bundle = bundle
         self.device = device
         self.params = params
-        self.checker = Checker(bundle.manifest.signature)
+        raw_names = [name for stage in bundle.manifest.preprocess for name in stage.raw_names]
+        self.checker = Checker(bundle.manifest.signature, raw_names)
+        self.preparer: Preparer | None = open_preparer(bundle, self.checker)
         self.output_names = tuple(spec.name for spec in bundle.manifest.signature.outputs)
         self.groups = _groups(bundle.manifest, programs)
 
@@ -85,16 +91,20 @@ class Model:
         """Return the device's platform: cpu, cuda and so on."""
         return platform_of(self.device)
 
-    def predict(self, inputs: Mapping[str, object]) -> dict[str, Array]:
+    def predict(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """Answer rows.
 
         Args:
           inputs: name to array of exactly the signature's dtype and shape, all with the
             same number of rows, 0 or more; beyond the largest bucket they are split. A
-            bucketed axis may have any size up to the largest; masks may be left out.
+            bucketed axis may have any size up to the largest; masks may be left out. Where the
+            bundle takes texts: name to a list of them, in place of the inputs that are made of
+            these.
 
         Returns:
-          Output name to array, row for row. They can be read-only.
+          Output name to array, row for row. They can be read-only. An output that has the axis
+          of the texts' lengths is an array of objects, an array for each row, where texts of
+          one call have several lengths.
 
         Raises:
           SignatureMismatch: the inputs do not fit.
@@ -103,6 +113,10 @@ class Model:
         signature = self.signature
         if not isinstance(inputs, Mapping):
             raise _no_mapping(signature, inputs)
+        if self.preparer is not None and self.preparer.takes(inputs):
+            prepared = self.preparer.prepare(inputs)
+            answers = [self._cover(part) for part in prepared.parts]
+            return dict(zip(self.output_names, _in_order(answers, prepared.order), strict=True))
         checked = self.checker.check(inputs)
         return dict(zip(self.output_names, self._cover(checked), strict=True))
 
@@ -251,6 +265,33 @@ class Model:
             np.full(spec.concrete(rows, named), _nearest_to_zero(spec), numpy_dtype(spec.dtype))
             for spec in self.signature.inputs
         )
+
+
+def _in_order(
+    answers: Sequence[tuple[Array, ...]], order: Sequence[Sequence[int]]
+) -> tuple[Array, ...]:
+    """Return the rows of several parts in the order that they were asked in.
+
+    Args:
+      answers: of each part, in the signature's order.
+      order: for each part, which rows these are.
+    """
+    if len(answers) == 1:
+        return answers[0]
+    found = []
+    for pieces in zip(*answers, strict=True):
+        alike = len({piece.shape[1:] for piece in pieces}) == 1
+        shape = pieces[0].shape[1:] if alike else ()
+        rows = sum(map(len, order))
+        out = np.empty((rows, *shape), pieces[0].dtype if alike else object)
+        for members, piece in zip(order, pieces, strict=True):
+            if alike:
+                out[list(members)] = piece
+            else:
+                for i, row in zip(members, piece, strict=True):
+                    out[i] = row
+        found.append(out)
+    return tuple(found)
 
 
 def _no_mapping(signature: Signature, inputs: object) -> SignatureMismatch:
