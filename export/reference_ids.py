@@ -16,7 +16,7 @@ _SHOWN_IDS = 12
 def refuse_other_ids(
     reference: Callable[..., Any] | None, rows: RawRows, readers: Sequence[TextReader]
 ) -> None:
-    """Hold the training code's own preparation against the tokenizer's, on the golden texts.
+    """Compare the training code's own preparation with the tokenizer's, on the golden texts.
 
     Args:
       reference: takes a list of texts, or two of them for pairs, and returns ids by row, or a

@@ -86,7 +86,7 @@ class TextStage:
         return {key: entry for key, entry in value.items() if entry is not None}
 
     def check(self, signature: Signature, where: str) -> None:
-        """Hold the stage against the inputs that it makes.
+        """Compare the stage with the inputs that it makes.
 
         Raises:
           ManifestError: they are not there, or of another dtype or shape.
@@ -139,7 +139,7 @@ def read_stage(node: Node) -> Stage:
 
 
 def check_stages(stages: Sequence[Stage], signature: Signature) -> None:
-    """Hold all stages against the signature, and against each other.
+    """Compare all stages with the signature, and with each other.
 
     Raises:
       ManifestError: names the stage, as `$.preprocess[1].pair`.
