@@ -3,69 +3,20 @@
 import dataclasses
 import json
 
-import jax.numpy as jnp
 import numpy as np
-from pytest import fixture, mark, param, raises
+from pytest import mark, param, raises
 from tokenizers import Tokenizer
 
-from export import ExportError, ExportSpec, TensorSpec, Text, export_model
-from export.texts import open_texts
+from export import ExportError, TensorSpec, Text, export_model
 from runtime import load, open_bundle
 from runtime.preprocessing.raw_goldens import read_raw
+from tests.export.texts_of import IDS, MASK, PARAMS, apply, opened, refusal, spec_of
 from tests.tokenizer_files import VOCABULARY, ids, words
-
-IDS = "input_ids:int32[_,seq]"
-MASK = TensorSpec(name="attention_mask", dtype="int32", shape=("_", "seq"), mask=True)
-
-
-def apply(params, input_ids, attention_mask):
-    """Return the mean of the tokens that are no padding."""
-    tokens = params["table"][input_ids]
-    weights = attention_mask[..., None].astype(tokens.dtype)
-    return (tokens * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1)
 
 
 def apply_fixed(params, x):
     """Return the mean of all tokens, padding among them."""
     return params["table"][x].mean(axis=1)
-
-
-PARAMS = {"table": np.arange(32, dtype=np.float32).reshape(16, 2)}
-
-
-@fixture
-def tokenizer(tmp_path):
-    """The file of a tokenizer of words."""
-    path = tmp_path / "tokenizer.json"
-    path.write_bytes(words())
-    return path
-
-
-def spec_of(tokenizer, *inputs, text=None, **options):
-    """Return a spec with one text, checked."""
-    return ExportSpec(
-        model=apply,
-        params=PARAMS,
-        inputs=inputs or (IDS, MASK),
-        axes=options.pop("axes", {"seq": (4, 8)}),
-        buckets=(1, 2),
-        platforms="cpu",
-        preprocess=[Text("text", tokenizer=tokenizer, **(text or {}))],
-        **options,
-    ).checked()
-
-
-def opened(*arguments, **options):
-    """Return the texts of a spec, and the spec that goes on."""
-    changed, texts = open_texts(spec_of(*arguments, **options), lambda _: None)
-    return texts, changed
-
-
-def refusal(*arguments, **options):
-    """Return why the texts of a spec are refused."""
-    with raises(ExportError) as caught:
-        opened(*arguments, **options)
-    return str(caught.value)
 
 
 def test_what_is_not_said_follows_the_inputs(tokenizer):
@@ -142,109 +93,6 @@ def test_long_texts_can_be_cut_off(tokenizer):
     [stage] = opened(tokenizer, text={"truncate": True})[0].stages
 
     assert (stage.truncate, stage.max_bytes) == (True, 65_536)
-
-
-def test_seeded_texts_are_of_the_vocabulary(tokenizer):
-    """Without golden texts some are made of the vocabulary: in each bucket, the same for a seed."""
-    texts, _ = opened(tokenizer)
-    again, _ = opened(tokenizer)
-    other, _ = opened(tokenizer, seed=1)
-    raw = [golden for golden in texts.goldens if golden.raw]
-
-    assert {golden.sizes["seq"] for golden in raw} == {4, 8}
-    assert sum(len(golden.raw) for golden in raw) == 8
-    known = {word for golden in raw for row in golden.raw for word in row["text"].split()}
-    assert known <= VOCABULARY.keys()
-    assert [g.raw for g in texts.goldens] == [g.raw for g in again.goldens]
-    assert [g.raw for g in texts.goldens] != [g.raw for g in other.goldens]
-
-
-def test_the_largest_id_is_a_golden(tokenizer):
-    """The last golden has the largest id, which a model of fewer tokens does not answer."""
-    last = opened(tokenizer)[0].goldens[-1]
-
-    assert last.raw is None
-    assert (last.inputs["input_ids"] == 15).all()
-
-
-@mark.parametrize("form", ['"{}"', '{{"text": "{}"}}'])
-def test_golden_texts_are_lines_of_json(tokenizer, form):
-    """Lines of JSON are golden texts, as objects or, where there is one input, by themselves."""
-    path = tokenizer.parent / "golden.jsonl"
-    path.write_text(f"{form.format('the cat')}\n\n{form.format('a dog ran away')}\n")
-
-    texts, changed = opened(tokenizer, golden=path)
-
-    assert [golden.raw for golden in texts.goldens] == [
-        [{"text": "the cat"}],
-        [{"text": "a dog ran away"}],
-        None,
-    ]
-    assert texts.goldens[0].inputs["input_ids"].tolist() == [ids("the cat")]
-    assert changed.golden is None
-    assert texts.notes[-1] == (
-        f"the bundle holds 2 golden texts of {path}, for all who have it: 'the cat', 'a dog ran away'"
-    )
-
-
-def test_golden_texts_come_with_tensors(tokenizer):
-    """What no text is made into comes with the golden texts."""
-    age = "age:float32[_,2]"
-    path = tokenizer.parent / "golden.jsonl"
-    path.write_text('{"text": "cat", "age": [1, 2]}\n')
-
-    for golden in (path, {"text": ["cat"], "age": np.float32([[1, 2]])}):
-        texts, _ = opened(tokenizer, IDS, MASK, age, golden=golden)
-        assert texts.goldens[0].inputs["age"].tolist() == [[1, 2]]
-        assert texts.goldens[0].raw == [{"text": "cat"}]
-
-
-@mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "golden {path}: expected at least one row, got none"),
-        ("{}\n", "golden {path}, line 1: expected an object with 'text', got an object"),
-        ("1\n", "golden {path}, line 1: expected an object with 'text', got a number"),
-        (
-            '"a"\n"b\n',
-            "golden {path}, line 2: expected JSON, got Unterminated string starting at: line 1 column 1 (char 0)",
-        ),
-        (
-            '{"text": "a"}\n{"text": "b", "age": 1}\n',
-            "golden {path}, line 2: expected the keys of the first line, ['text'], got ['age', 'text']",
-        ),
-        (
-            '{"text": "a", "age": 1}\n',
-            "golden {path}: 'age': expected an input of input_ids, attention_mask, got other values",
-        ),
-        ('{"text": 1}\n', "golden: 'text' of row 0: expected a text, got int"),
-        (
-            f'"{"cat " * 9}"\n',
-            "golden: 'text' of row 0: expected at most 8 tokens, got 11",
-        ),
-    ],
-)
-def test_golden_texts_that_do_not_read_are_refused(tokenizer, text, message):
-    """What is no golden text is refused by its line."""
-    path = tokenizer.parent / "golden.jsonl"
-    path.write_text(text)
-
-    assert refusal(tokenizer, golden=path) == message.format(path=path)
-
-
-def test_golden_texts_need_a_text_input(tokenizer):
-    """Golden texts of a model that takes tensors only are refused, with the flag to pass."""
-    path = tokenizer.parent / "golden.jsonl"
-    path.write_text('"cat"\n')
-    spec = dataclasses.replace(spec_of(tokenizer, golden=path), preprocess=())
-
-    with raises(ExportError) as caught:
-        open_texts(spec, lambda _: None)
-
-    assert str(caught.value) == (
-        f"golden {path}: expected .safetensors or .npz of inputs by name, got texts; declare the text "
-        "input, --text NAME=tokenizer.json"
-    )
 
 
 def pad_with_three(value):
@@ -390,58 +238,6 @@ def test_what_is_no_tokenizer_is_refused(tokenizer, make, message):
 
     assert found.startswith("text 'text': ")
     assert message is None or found == message.format(path=source)
-
-
-@mark.parametrize(
-    ("reference", "message"),
-    [
-        (lambda texts: [ids(text) for text in texts], None),
-        (lambda texts: [[*ids(text), 0, 0, 0] for text in texts], None),
-        (
-            lambda texts: {
-                "input_ids": [[0, 0, *ids(text)] for text in texts],
-                "attention_mask": [[0, 0] + [1] * len(ids(text)) for text in texts],
-            },
-            None,
-        ),
-        (
-            lambda texts: [ids(text)[1:] for text in texts],
-            (
-                "golden text 0: expected input_ids [5, 3], as the training code makes them, got [2, 5, 3] "
-                "of the tokenizer"
-            ),
-        ),
-        (
-            lambda texts: [[*ids(text), 9] for text in texts],
-            (
-                "golden text 0: expected input_ids [2, 5, 3, 9], as the training code makes them, got "
-                "[2, 5, 3] of the tokenizer"
-            ),
-        ),
-        (lambda _: [], "expected input_ids for each of 2 texts, got 0"),
-        (lambda _: {"ids": []}, "expected ids by row, or 'input_ids', got ['ids']"),
-    ],
-    ids=["ids", "padded", "masked", "others", "padded-otherwise", "none", "names"],
-)
-def test_the_training_code_gives_the_same_ids(tokenizer, reference, message):
-    """The training code's own preparation must give the tokenizer's ids, padding apart."""
-    options = {"golden": {"text": ["cat", "a dog"]}, "reference_preprocess": reference}
-
-    if message is None:
-        assert opened(tokenizer, **options)[0].stages
-    else:
-        assert refusal(tokenizer, **options) == f"reference_preprocess: {message}"
-
-
-def test_a_training_code_that_fails_is_named(tokenizer):
-    """What the training code raises is the reason of the refusal."""
-
-    def fail(_):
-        raise ValueError("no such vocabulary")
-
-    found = refusal(tokenizer, reference_preprocess=fail)
-
-    assert found.startswith("reference_preprocess: ValueError: no such vocabulary (test_texts.py")
 
 
 def test_a_bundle_takes_texts(tokenizer, tmp_path, monkeypatch):
