@@ -18,6 +18,20 @@ from runtime.signature import Signature
 from runtime.tensors import Array
 
 
+class RawRows(NamedTuple):
+    """Rows that have raw inputs, not prepared yet.
+
+    Attributes:
+      inputs: as `Preparer.prepare` takes them.
+      rows: of these.
+      where: names a row of a raw input in messages.
+    """
+
+    inputs: Mapping[str, Sequence[object] | Array]
+    rows: int
+    where: Where = in_column
+
+
 class Prepared(NamedTuple):
     """Raw rows as checked inputs.
 
@@ -47,6 +61,9 @@ class Preparer:
     Attributes:
       readers: likewise.
       raw_names: the names of the raw inputs.
+      expected_names: these, and behind them those of the inputs that no stage makes.
+      optional_names: those of them that may be left out: masks.
+      max_bytes: of a row's texts.
     """
 
     def __init__(
@@ -56,7 +73,11 @@ class Preparer:
         self._signature = signature
         self._checker = checker
         self.raw_names = tuple(name for r in self.readers for name in r.stage.raw_names)
+        self.max_bytes = sum(reader.stage.max_bytes for reader in self.readers)
         self._made = {name for r in self.readers for name in r.stage.made}
+        others = [spec for spec in signature.inputs if spec.name not in self._made]
+        self.expected_names = (*self.raw_names, *(spec.name for spec in others))
+        self.optional_names = frozenset(spec.name for spec in others if spec.mask)
         axes = {axis.name for axis in signature.axes}
         # An output of the text's own length is cut to it; for others rows of a bucket go together.
         self._exact = any(axes.intersection(map(str, s.shape)) for s in signature.outputs)
@@ -79,7 +100,7 @@ class Preparer:
           SignatureMismatch: something does not fit; names the first such row.
         """
         columns, tensors, rows = self._sorted(inputs)
-        found = [reader.read(columns, where) for reader in self.readers]
+        found = self.tokens(columns, where)
         sizes = self._sizes(found, rows)
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, own in enumerate(sizes):
@@ -90,6 +111,20 @@ class Preparer:
         tokens = sum(len(row.ids) for rows_of in found for row in rows_of)
         cut = {i for rows_of in found for i, row in enumerate(rows_of) if row.truncated}
         return Prepared(tuple(parts), tuple(map(tuple, groups.values())), rows, tokens, len(cut))
+
+    def tokens(
+        self, columns: Mapping[str, Sequence[object]], where: Where = in_column
+    ) -> list[list[Tokens]]:
+        """Return for each stage the tokens of each row.
+
+        Args:
+          columns: raw input to its texts.
+          where: as for `prepare`.
+
+        Raises:
+          SignatureMismatch: the first row that does not fit.
+        """
+        return [reader.read(columns, where) for reader in self.readers]
 
     def _part(
         self,
@@ -141,8 +176,7 @@ class Preparer:
         return columns, tensors, rows
 
     def _expect_names(self, inputs: Mapping[str, object]) -> None:
-        names = [spec.name for spec in self._signature.inputs if spec.name not in self._made]
-        expected = [*self.raw_names, *names]
+        expected = list(self.expected_names)
         for name in inputs:
             if name in self._made:
                 raise SignatureMismatch(
@@ -152,9 +186,8 @@ class Preparer:
                 raise SignatureMismatch(
                     f"inputs: expected {expected}, got {name!r} as well{nearest(name, expected)}"
                 )
-        masks = {spec.name for spec in self._signature.inputs if spec.mask}
         for name in expected:
-            if name not in inputs and name not in masks:
+            if name not in inputs and name not in self.optional_names:
                 raise SignatureMismatch(f"input {name!r}: expected one row for each text, got none")
 
 

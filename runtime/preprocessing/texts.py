@@ -11,6 +11,7 @@ from runtime.raw_inputs import TextStage
 from runtime.signature import Signature, TensorSpec, limits
 from runtime.tensors import Array, numpy_dtype
 
+_AT_ONCE = 16
 # Names a raw input, and one row of it, in a message.
 Where = Callable[[str, int], str]
 
@@ -119,10 +120,15 @@ class TextReader:
 
     def _encode(self, rows: Sequence[Text], where: Where) -> list[Encoded]:
         try:
-            return self._tokenizer.encode(rows)
+            # A few at a time: what the library holds meanwhile is hundreds of times the texts.
+            return [
+                one
+                for start in range(0, len(rows), _AT_ONCE)
+                for one in self._tokenizer.encode(rows[start : start + _AT_ONCE])
+            ]
         except TokenizerError:
             pass
-        found = []
+        found: list[Encoded] = []
         for i, row in enumerate(rows):
             try:
                 found += self._tokenizer.encode([row])

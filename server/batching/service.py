@@ -2,7 +2,8 @@
 
 How a request is processed, all on one event loop but for step 4:
 
-1. `submit` splits its rows into tasks
+1. `submit` splits its rows into tasks; raw rows are prepared by the `PreparationPool` first,
+   within the same limits and deadlines
 2. the tasks wait in the BatchQueue, until their deadline at most
 3. the `BatchScheduler` takes a batch out whenever the device has capacity
 4. the device's thread, or the loop itself if the batch is quick, stages, runs and unstages it
@@ -23,6 +24,7 @@ from collections.abc import Callable, Sequence
 
 from runtime.inputs import Checked
 from runtime.model import Model
+from runtime.preprocessing.preparation import RawRows
 from runtime.program import count_compiles
 from server.batching.executor import BatchResult, is_as_declared
 from server.batching.failures import Failures
@@ -31,8 +33,10 @@ from server.batching.pending_request import (
     BatchOutputs,
     InferenceResult,
     PendingRequest,
+    PreparationMetadata,
     TaskResult,
 )
+from server.batching.preparation import Preparation, PreparationPool
 from server.batching.scheduler import BatchScheduler
 from server.errors import DeadlineExceeded, Draining, NotReady, Overloaded, TooLarge
 from server.limits import Limits
@@ -85,6 +89,7 @@ class Service:
         self.metrics = metrics or Metrics()
         self.output_row_bytes = 0
         self._scheduler: BatchScheduler | None = None
+        self._preparation: PreparationPool[PendingRequest] | None = None
         self.startup_s: dict[str, float] = {}
         self._compiles: Callable[[], int] = lambda: 0
         self._loop: asyncio.AbstractEventLoop  # of `open`
@@ -126,8 +131,10 @@ class Service:
 
     @property
     def queued_rows(self) -> int:
-        """Return the number of rows that wait."""
-        return 0 if self._scheduler is None else self._scheduler.queue.rows
+        """Return the number of rows that wait, for a batch or to be prepared."""
+        if self._scheduler is None:
+            return 0
+        return self._scheduler.queue.rows + self._scheduler.queue.reserved
 
     @property
     def no_batching(self) -> bool:
@@ -160,13 +167,21 @@ class Service:
             no_batching=no_batching or bool(model.manifest.row_mixing),
             max_running=max_running,
         )
+        if model.preparer is not None:
+            self._preparation = PreparationPool(
+                model.preparer,
+                self._limits.preparation_threads,
+                self._on_prepared,
+                stall_s=self._limits.stall_s,
+                on_stall=lambda: self.on_fatal("preparing raw inputs did not come to an end"),
+            )
         self._compiles = count_compiles()
         if self.state is State.LOADING:
             self.state = State.READY
 
     def submit(
         self,
-        parts: Sequence[Checked],
+        parts: Sequence[Checked] | RawRows,
         done: Callable[[InferenceResult | Exception], object],
         timeout_s: float | None = None,
         *,
@@ -175,9 +190,10 @@ class Service:
         """Queue a request; any number may be pending.
 
         Args:
-          parts: inputs that `model.checker` accepted, rows of the same sizes together.
+          parts: inputs that `model.checker` accepted, rows of the same sizes together; or raw rows,
+            which are prepared first.
           done: called once, later, with the result or the error: DeadlineExceeded, and rows that
-            still waited are not run; ExecutionError, the device failed; Unavailable, as below.
+            still waited are not run; InvalidInput, raw rows that do not fit; ExecutionError, the device failed; Unavailable, as below.
           timeout_s: the caller's own; the service's limit applies as well.
           prefer_thread: whether its protocol needs the loop while the batch runs; see `scheduler`.
 
@@ -190,7 +206,9 @@ class Service:
           DeadlineExceeded: the timeout is over, or too short for any batch.
         """
         scheduler = self._accepting()
-        rows = parts[0].rows if len(parts) == 1 else sum([part.rows for part in parts])
+        raw = parts if isinstance(parts, RawRows) else None
+        checked: Sequence[Checked] = () if raw else parts  # type: ignore[assignment]
+        rows = raw.rows if raw else sum([part.rows for part in checked])
         if rows > self.max_request_rows:
             raise TooLarge(
                 f"rows: expected at most {self.max_request_rows} in a request, got {rows}"
@@ -199,21 +217,48 @@ class Service:
             _expect_time(timeout_s, scheduler.fastest_s if rows else 0.0)
         else:
             timeout_s = None
-        request = PendingRequest(parts, scheduler.queue.max_rows, time.monotonic(), done)
-        if rows > self._limits.queue_rows - scheduler.queue.rows:
+        request = PendingRequest(checked, scheduler.queue.max_rows, time.monotonic(), done)
+        if rows > self._limits.queue_rows - self.queued_rows:
             self._make_room(scheduler, rows)
-        scheduler.queue.offer(request.tasks)
+        if raw:
+            scheduler.queue.reserve(rows)
+            request.reserved = rows
+            request.prefer_thread = prefer_thread
+        else:
+            scheduler.queue.offer(request.tasks)
         self._requests[request] = None
         if timeout_s is not None:
             late = DeadlineExceeded(f"no answer within {timeout_s * 1e3:.0f} ms")
             request.timer = self._loop.call_later(timeout_s, self._finish, request, late)
         elif self._clock is None:
             self._clock = self._loop.call_later(self._limits.timeout_s, self._expire)
-        if rows:
+        if raw:
+            assert self._preparation is not None  # noqa: S101 (protocols read raw rows for it alone)
+            self._preparation.submit(request, raw)
+        elif rows:
             scheduler.notify(prefer_thread=prefer_thread)
         else:
             self._loop.call_soon(self._complete, request)
         return request
+
+    def _on_prepared(self, request: PendingRequest, prepared: Preparation) -> None:
+        """Queue the rows of a request that were prepared, unless it has ended meanwhile."""
+        result, seconds = prepared
+        if request not in self._requests or self._scheduler is None:
+            return
+        if isinstance(result, Exception):
+            self._finish(request, result)
+            return
+        self.metrics.count_preparation(seconds, result.tokens, result.truncated)
+        request.prepared = PreparationMetadata(seconds, result.tokens, result.truncated)
+        request.order = None if len(result.order) == 1 else result.order
+        self._scheduler.queue.reserve(-request.reserved)
+        request.begin(result.parts, time.monotonic())
+        self._scheduler.queue.offer(request.tasks)
+        if result.rows:
+            self._scheduler.notify(prefer_thread=request.prefer_thread)
+        else:
+            self._complete(request)
 
     def cancel(self, request: PendingRequest) -> None:
         """Drop a request without calling `done`, unless it has ended."""
@@ -228,9 +273,9 @@ class Service:
     def _make_room(self, scheduler: BatchScheduler, rows: int) -> None:
         """Refuse requests whose clients may have gone, the oldest first, until rows fit."""
         for request in list(self._deprioritized):
-            if scheduler.queue.rows + rows <= self._limits.queue_rows:
+            if self.queued_rows + rows <= self._limits.queue_rows:
                 return
-            if any(task in scheduler.queue for task in request.tasks):
+            if request.reserved or any(task in scheduler.queue for task in request.tasks):
                 self._finish(request, Overloaded("the queue is full, and others wait for answers"))
 
     def drain(self) -> None:
@@ -268,6 +313,8 @@ class Service:
 
     def close(self) -> None:
         """End the device's threads after the batches that they have."""
+        if self._preparation is not None:
+            self._preparation.close()
         if self._scheduler is not None:
             self._scheduler.close()
 
@@ -294,6 +341,10 @@ class Service:
         self._deprioritized.pop(request, None)
         if request.timer is not None:
             request.timer.cancel()
+        if request.reserved and self._scheduler is not None and self._preparation is not None:
+            self._preparation.discard(request)
+            self._scheduler.queue.reserve(-request.reserved)
+            request.reserved = 0
         if request.remaining and self._scheduler is not None:
             for task in request.tasks:
                 self._scheduler.queue.discard(task)
@@ -306,10 +357,11 @@ class Service:
         if request not in self._requests:
             return
         parts, evidence = request.answer(self.model)
+        order = request.order
         if request.as_declared:
-            answer = InferenceResult(parts, evidence)
+            answer = InferenceResult(parts, evidence, None, order)
         else:
-            answer = InferenceResult(parts, evidence, self._limits.nonfinite)
+            answer = InferenceResult(parts, evidence, self._limits.nonfinite, order)
             declared = (
                 is_as_declared(spec, part.outputs[spec.name])
                 for spec in self.model.signature.outputs

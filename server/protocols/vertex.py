@@ -6,14 +6,15 @@ or binary, is read as well.
 """
 
 import functools
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
 from runtime.errors import MalformedRequest
 from runtime.model import Model
+from runtime.preprocessing.preparation import RawRows
 from runtime.records.instances import read_rows
 from runtime.records.predictions import Nonfinite, predictions_from
+from runtime.records.raw_rows import decoded, read_raw_rows
 from runtime.records.tensors import kind_of
 from runtime.tensors import Array
 from server.batching.pending_request import InferenceResult, ResultSlice
@@ -71,6 +72,9 @@ def read_instances(
         raise MalformedRequest(f"instances: expected an array, got {kind_of(instances)}")
     if len(instances) > max_rows:
         raise TooLarge(f"instances: expected at most {max_rows}, got {len(instances)}")
+    raw = read_raw_rows(instances, model)
+    if raw is not None:
+        return ParsedRequest(raw, functools.partial(write, model), timeout_s)
     # A search for one letter is the fastest, and most bodies contain neither.
     booleans = (b"u" in body and b"true" in body) or (b"f" in body and b"false" in body)
     parts = read_rows(instances, model, booleans=booleans)
@@ -96,14 +100,29 @@ def _timeout(parameters: Any) -> float | None:
     return float(found) / 1e3
 
 
+def read_text(body: bytes, model: Model) -> ParsedRequest[Response]:
+    """Parse a body that is one text; the response will have `predictions` of one row.
+
+    Args:
+      body: the complete body, decompressed.
+      model: takes one text, and nothing else.
+
+    Raises:
+      SignatureMismatch: the body is no UTF-8.
+    """
+    [name] = model.preparer.expected_names if model.preparer else ()
+    raw = RawRows({name: [decoded(body, "body")]}, 1, lambda name, _: f"body: input {name!r}")
+    return ParsedRequest(raw, functools.partial(write, model))
+
+
 def write(model: Model, result: InferenceResult) -> Response:
     """Return the response for the results of a request."""
     if len(result.parts) == 1:
         return json_response(
             {"predictions": _predictions(model, result.parts[0], result.nonfinite)}
         )
-    parts = (_predictions(model, part, result.nonfinite) for part in result.parts)
-    return json_response({"predictions": list(itertools.chain.from_iterable(parts))})
+    parts = [_predictions(model, part, result.nonfinite) for part in result.parts]
+    return json_response({"predictions": result.in_order(parts)})
 
 
 def _predictions(model: Model, part: ResultSlice, nonfinite: Nonfinite | None) -> Any:

@@ -140,3 +140,16 @@ def test_a_refreshed_bundle_takes_texts(sentence_bundle, tmp_path, capsys):
     assert after["preprocess"] == before["preprocess"]
     assert after["goldens"] == before["goldens"]
     assert load(out, "cpu").predict({"text": ["cat"]})["mean"].shape == (1, 6)
+
+
+@mark.e2e
+def test_bench_times_the_text(sentence_bundle, capsys):
+    """The time that a text takes stands beside the times of the programs."""
+    command = ["bench", str(sentence_bundle), "--device", "cpu", "--seconds", "0"]
+
+    main([*command, "--json"])
+    figures = json.loads(capsys.readouterr().out)
+    main(command)
+
+    assert figures["preprocess_us"] > 0
+    assert " µs to prepare a row\n" in capsys.readouterr().out
