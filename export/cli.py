@@ -167,7 +167,7 @@ def parser() -> Parser:
     tensors.add_argument(
         "--output",
         metavar="FORMAT",
-        help="raw (default), softmax, classification:logits or classification:probabilities, with :NAME for one of several outputs",
+        help="raw (default), softmax, classification:logits, classification:probabilities, embedding or embedding:normalized, with :NAME for one of several outputs",
     )
     tensors.add_argument(
         "--labels",

@@ -65,10 +65,15 @@ def parse_input(text: str) -> TensorSpec:
 def parse_output(text: str) -> OutputFormat:
     """Read an output format: `raw`, `softmax[:OUTPUT]`, `classification:SCORES[:OUTPUT]`.
 
+    Or `embedding[:OUTPUT]` and `embedding:normalized[:OUTPUT]`.
+
     Raises:
       ExportError: it does not read so.
     """
-    forms = ("raw", "softmax", "classification:logits", "classification:probabilities")
+    forms = (
+        *("raw", "softmax", "classification:logits", "classification:probabilities"),
+        *("embedding", "embedding:normalized"),
+    )
     if not isinstance(text, str):
         raise ExportError(f"output: expected {', '.join(forms)}, got {_got(text)}")
     kind, *rest = text.split(":")
@@ -78,6 +83,13 @@ def parse_output(text: str) -> OutputFormat:
         return OutputFormat(kind=kind, output=rest[0] if rest else None)
     if kind == "classification" and rest and rest[0] in SCORES and len(rest) <= 2:
         return OutputFormat(kind=kind, scores=rest[0], output=rest[1] if rest[1:] else None)
+    if kind == "embedding":
+        normalized = rest[:1] == ["normalized"]
+        named = rest[normalized:]
+        if len(named) <= 1:
+            return OutputFormat(
+                kind=kind, output=named[0] if named else None, normalized=normalized
+            )
     raise ExportError(f"output: expected {', '.join(forms)}, got {text!r}{nearest(text, forms)}")
 
 

@@ -306,10 +306,14 @@ def _output_format(spec: ExportSpec, signature: Signature) -> OutputFormat:
         raise ExportError(
             f"output: expected one of {', '.join(names)}, got {name!r}{nearest(name, names)}"
         )
+    embedding = wanted.kind == "embedding"
     if len(output.shape) != 2 or "float" not in output.dtype:
+        size = "size" if embedding else "classes"
         raise ExportError(
-            f"output {name!r}: expected floats [_, classes] for {wanted.kind}, got {output}"
+            f"output {name!r}: expected floats [_, {size}] for {wanted.kind}, got {output}"
         )
+    if embedding and spec.labels:
+        raise ExportError("labels: expected none for an embedding, got some")
     if output.nonfinite and wanted.scores == "probabilities":
         raise ExportError(
             f"allow_infinite: expected no output of probabilities, got {name!r}; pass --output "

@@ -111,6 +111,8 @@ def describe_format(f: OutputFormat, *, labels: bool = True) -> str:
     """Write an output format for a person, with its labels or without."""
     if f.kind == "raw":
         return "raw"
+    if f.kind == "embedding":
+        return f"embedding of {f.output}{' (scaled to length one)' if f.normalized else ''}"
     named = f", labels {', '.join(f.labels)}" if labels and f.labels else ""
     return f"{f.kind} of {f.output} ({f.scores}){named}"
 

@@ -14,7 +14,7 @@ from runtime.signature import DTYPE_BYTES, unique
 
 MANIFEST_NAME = "manifest.json"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-OUTPUT_KINDS = ("raw", "softmax", "classification")
+OUTPUT_KINDS = ("raw", "softmax", "classification", "embedding")
 SCORES = ("logits", "probabilities")
 
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
@@ -266,37 +266,44 @@ class Tolerance:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class OutputFormat:
-    """How a prediction is written for people: as is, as probabilities, or as a label.
+    """How a prediction is written for people: as is, as probabilities, as a label, or as a vector.
 
     Attributes:
-      kind: raw, softmax or classification.
+      kind: raw, softmax, classification or embedding.
       output: the output that is formatted; None when raw.
       scores: whether the model gives logits or probabilities there.
       labels: names of the classes, in order; empty when there are none.
+      normalized: whether each row of an embedding is scaled to length one.
     """
 
     kind: str = "raw"
     output: str | None = None
     scores: str = "logits"
     labels: tuple[str, ...] = ()
+    normalized: bool = False
 
     @classmethod
     def from_node(cls, node: Node) -> "OutputFormat":
         """Read `$.output_format`."""
+        # The last kind is of format 4.
+        latest = node.version >= 4
         return cls(
-            kind=node.choice("kind", OUTPUT_KINDS),
+            kind=node.choice("kind", OUTPUT_KINDS if latest else OUTPUT_KINDS[:-1]),
             output=node.optional("output", str),
             scores=node.choice("scores", SCORES),
             labels=node.items("labels", str),
+            normalized=(node.optional("normalized", bool) if latest else None) or False,
         )
 
     def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads."""
+        """Write what `from_node` reads; what is default is left out."""
+        normalized = {"normalized": True} if self.normalized else {}
         return {
             "kind": self.kind,
             "output": self.output,
             "scores": self.scores,
             "labels": list(self.labels),
+            **normalized,
         }
 
 

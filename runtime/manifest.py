@@ -7,8 +7,8 @@ Version log
   1 (2026-11): first format.
   2 (2026-11): adds `refreshed_from`. A bundle that was never refreshed is still written as 1.
   3 (2026-11): an input's `maximum` can be an axis. One without such an input is written as 1 or 2.
-  4 (2026-11): an output's `nonfinite`; `preprocess`, and a golden's `raw`. One without them is
-     written as 1, 2 or 3.
+  4 (2026-11): an output's `nonfinite`; `preprocess`, and a golden's `raw`; the output format
+     `embedding`. One without them is written as 1, 2 or 3.
 """
 
 import dataclasses
@@ -178,7 +178,9 @@ class Manifest:
     @property
     def format_version(self) -> int:
         """Return the lowest version that can say this."""
-        if self.preprocess or any(spec.nonfinite for spec in self.signature.outputs):
+        if self.preprocess or self.output_format.kind == "embedding":
+            return 4
+        if any(spec.nonfinite for spec in self.signature.outputs):
             return 4
         if any(isinstance(spec.maximum, str) for spec in self.signature.inputs):
             return 3
@@ -223,6 +225,11 @@ class Manifest:
         if strange:
             raise ManifestError(f"expected some of {list(outputs)}, got {strange[0]!r}", "$.drift")
         formatted = self.output_format
+        if formatted.normalized and formatted.kind != "embedding":
+            raise ManifestError(
+                f"expected true for an embedding alone, got {formatted.kind}",
+                "$.output_format.normalized",
+            )
         if formatted.kind == "raw":
             return
         if formatted.output not in outputs:
@@ -230,7 +237,14 @@ class Manifest:
                 f"expected one of {list(outputs)}, got {formatted.output!r}",
                 "$.output_format.output",
             )
-        classes = outputs[formatted.output].shape[-1]
+        output = outputs[formatted.output]
+        if formatted.kind == "embedding" and (
+            len(output.shape) != 2 or "float" not in output.dtype
+        ):
+            raise ManifestError(
+                f"expected floats [_, size], got {output}", "$.output_format.output"
+            )
+        classes = output.shape[-1]
         if formatted.labels and len(formatted.labels) != classes:
             raise ManifestError(
                 f"expected {classes} labels, got {len(formatted.labels)}", "$.output_format.labels"

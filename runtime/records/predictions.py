@@ -102,12 +102,14 @@ def formatted(
       scores: float[n, classes], logits or probabilities as the format says.
       spec: of the output. Where it declares infinities, a class whose logit is -inf has the
         probability 0; a row of nothing else has no label.
-      output_format: softmax or classification.
+      output_format: softmax, classification or embedding.
       nonfinite: as for `writable`.
 
     Returns:
       float32[n, classes], or a list of n objects.
     """
+    if output_format.kind == "embedding":
+        return writable(vectors(scores, normalized=output_format.normalized), spec, nonfinite)
     if output_format.kind == "softmax" or output_format.scores == "logits":
         probabilities = limit_softmax(scores) if spec.nonfinite else softmax(_single(scores))
     else:
@@ -127,6 +129,18 @@ def formatted(
         }
         for index, row, some in zip(best(probabilities, nonfinite), written, possible, strict=True)
     ]
+
+
+def vectors(rows: Array, *, normalized: bool) -> Array:
+    """Return the rows of an embedding as float32[n, size], each of length one if asked for.
+
+    A row of zeros has no direction, and stays.
+    """
+    found = _single(rows)
+    if not normalized:
+        return found
+    lengths = np.linalg.norm(found, axis=-1, keepdims=True)
+    return np.asarray(found / np.where(lengths == 0, 1, lengths), np.float32)
 
 
 def best(scores: Array, nonfinite: Nonfinite | None) -> list[int]:

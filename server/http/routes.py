@@ -17,7 +17,7 @@ from server.http.page import Page
 from server.metrics import Metrics
 from server.observability.prometheus import MetricsPage, statistics
 from server.observability.snapshot import CollectStats, snapshot_of
-from server.protocols import oip, oip_http, tfserving, vertex
+from server.protocols import embeddings, oip, oip_http, tfserving, vertex
 from server.protocols.body import BodyInfo, inflate
 from server.protocols.inference import (
     LARGE_BYTES,
@@ -238,6 +238,7 @@ def make_routes(
         *_vertex(service, config),
         *_oip(service, collect_stats),
         *_tfserving(service),
+        *_embeddings(service),
         *_metrics(service, config, collect_stats),
     ]:
         found.setdefault((route.method, route.rule), route)
@@ -334,6 +335,14 @@ def _tfserving(service: Service) -> Iterator[Route]:
         yield Route("GET", f"{model}/metadata", "tfserving", describe)
         read = functools.partial(tfserving.read, max_rows=service.max_request_rows)
         yield Route("POST", f"{model}:predict", "tfserving", read=read, read_text=vertex.read_text)
+
+
+def _embeddings(service: Service) -> Iterator[Route]:
+    rows = service.max_request_rows
+    openai = functools.partial(embeddings.read_openai, max_rows=rows)
+    yield Route("POST", "/v1/embeddings", "openai", read=openai)
+    tei = functools.partial(embeddings.read_tei, max_rows=rows)
+    yield Route("POST", "/embed", "tei", read=tei)
 
 
 def _metrics(

@@ -300,3 +300,45 @@ def test_stages_have_goldens_that_begin_there(value):
     assert refusal(json.dumps(alone).encode()) == (
         "manifest.json: expected no golden with raw inputs, got one at $.goldens"
     )
+
+
+def test_embeddings_are_of_format_4(value):
+    """
+    An output format that is an embedding is read and written in the format that has it.
+    """
+    form = {"kind": "embedding", "output": "scores", "scores": "logits", "labels": []}
+    value |= {"format_version": 4, "refreshed_from": []}
+
+    for embedding in (form, form | {"normalized": True}):
+        manifest = Manifest.from_bytes(json.dumps(value | {"output_format": embedding}).encode())
+        written = json.loads(manifest.to_bytes())
+        assert (written["format_version"], written["output_format"]) == (4, embedding)
+
+
+@mark.parametrize(
+    ("version", "changes", "message"),
+    [
+        (
+            3,
+            {"kind": "embedding"},
+            (
+                "expected 'raw' or 'softmax' or 'classification', got 'embedding' at "
+                "$.output_format.kind"
+            ),
+        ),
+        (3, {"normalized": True}, "unknown key 'normalized' at $.output_format"),
+        (
+            4,
+            {"normalized": True},
+            "expected true for an embedding alone, got classification at $.output_format.normalized",
+        ),
+    ],
+)
+def test_embeddings_are_of_no_earlier_format(value, version, changes, message):
+    """
+    Earlier formats have no embeddings, and nothing but these is normalized.
+    """
+    value |= {"format_version": version, "refreshed_from": []}
+    value["output_format"] |= changes
+
+    assert refusal(json.dumps(value).encode()) == f"manifest.json: {message}"

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from runtime.entries import File
+from runtime.entries import File, OutputFormat
 from runtime.preprocessing.preparation import Preparer
 from runtime.preprocessing.texts import TextReader
 from runtime.raw_inputs import TextStage
@@ -28,6 +28,13 @@ TOTAL = Signature(
 WITH_AGE = Signature(
     inputs=(*ECHO.inputs, TensorSpec(name="age", dtype="int32", shape=("_",))),
     outputs=TOTAL.outputs,
+    axes=TOTAL.axes,
+)
+
+# The sum of a text's ids, and their number.
+VECTORS = Signature(
+    inputs=ECHO.inputs,
+    outputs=(TensorSpec(name="vector", dtype="float32", shape=("_", 2)),),
     axes=TOTAL.axes,
 )
 
@@ -61,3 +68,14 @@ class TextModel(FakeModel):
             return prepare(inputs, where)
 
         self.preparer.prepare = recorded
+
+
+class EmbeddingModel(TextModel):
+    """Embeds a text as the sum of its ids and their number."""
+
+    def __init__(self, *, normalized=False):
+        form = OutputFormat(kind="embedding", output="vector", normalized=normalized)
+        super().__init__(VECTORS, output_format=form)
+        self.function = lambda ids, mask: (
+            np.stack([(ids * mask).sum(axis=1), mask.sum(axis=1)], axis=1).astype(np.float32),
+        )
