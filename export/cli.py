@@ -44,7 +44,7 @@ exit status:
 _DIRECT = (
     *("params", "params_path", "allow_pickle", "dtype", "matmul_precision", "output"),
     *("golden", "seed", "name", "version", "allow_row_mixing", "unverified", "allow_infinite"),
-    *("buckets", "platforms"),
+    *("buckets", "platforms", "passthrough"),
 )
 
 
@@ -175,6 +175,13 @@ def parser() -> Parser:
         help="class names: a,b,c or a file: one on each line, a JSON list, or JSON with id2label",
     )
 
+    tensors.add_argument(
+        "--passthrough",
+        action="append",
+        metavar="NAME",
+        help="a field, such as key, that instances may have beside their inputs; servers ignore it; "
+        "repeatable",
+    )
     add_text_flags(p)
 
     programs = p.add_argument_group("programs")

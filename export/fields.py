@@ -302,6 +302,15 @@ def _golden(value: Any) -> Any:
     return value
 
 
+def _fields(value: Any) -> tuple[str, ...]:
+    names = [value] if isinstance(value, str) else _listed(value)
+    if names is None or not all(isinstance(name, str) and name for name in names):
+        raise ExportError(
+            f"passthrough: expected names of fields such as ['key'], got {_got(value)}"
+        )
+    return tuple(dict.fromkeys(names))
+
+
 def _output_names(value: Any) -> tuple[str, ...]:
     names = [value] if isinstance(value, str) else _listed(value)
     if names is None or not all(isinstance(name, str) for name in names):
@@ -402,6 +411,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "params_path": _params_path,
     "call_args": _call_args,
     "preprocess": read_preprocess,
+    "passthrough": _fields,
     "reference_preprocess": _reference,
     **{name: _flag(name) for name in ("allow_row_mixing", "unverified", "allow_pickle")},
 }

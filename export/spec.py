@@ -52,6 +52,8 @@ class ExportSpec:
       reference_preprocess: the training code's own preparation, a function of a list of texts that
         returns ids by row, or a mapping with `input_ids`; it must give the tokenizer's ids for
         the golden texts.
+      passthrough: names of fields that instances may have beside their inputs, such as `key`; a
+        server accepts and ignores them.
     """
 
     model: Any
@@ -76,6 +78,7 @@ class ExportSpec:
     call_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     preprocess: Sequence[Text] = ()
     reference_preprocess: Callable[..., Any] | None = None
+    passthrough: Sequence[str] = ()
 
     def checked(self) -> "ExportSpec":
         """Return this with every field in its one form, held against what is allowed.
@@ -92,6 +95,11 @@ class ExportSpec:
         shapes = [spec.shape for spec in fields["inputs"]]
         _check_axes(fields["axes"], {dim for s in shapes for dim in s[1:] if isinstance(dim, str)})
         _check_lengths(fields["axes"], fields["inputs"])
+        taken = [spec.name for spec in fields["inputs"]]
+        taken += [n for text in fields["preprocess"] for n in (text.input, text.pair)]
+        for name in fields["passthrough"]:
+            if name in taken:
+                raise ExportError(f"passthrough: expected a name that no input has, got {name!r}")
         return ExportSpec(**fields)
 
 

@@ -66,6 +66,7 @@ def write(writer: BundleWriter, plan: Plan, programs: Mapping[Key, Lowered]) -> 
         programs=tuple(entries),
         goldens=_write_goldens(writer, plan),
         preprocess=_write_stages(writer, plan),
+        passthrough=tuple(spec.passthrough),
     )
 
 

@@ -29,6 +29,7 @@ def description(bundle: Bundle) -> str:
         ),
         *(("input", describe_tensor(spec)) for spec in m.signature.inputs),
         *(("raw input", describe_stage(stage)) for stage in m.preprocess),
+        *(("passed through", name) for name in m.passthrough),
         *(("output", describe_output(spec)) for spec in m.signature.outputs),
         *(("axis", describe_axis(axis)) for axis in m.signature.axes),
         ("format", describe_format(m.output_format)),

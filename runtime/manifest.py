@@ -8,7 +8,7 @@ Version log
   2 (2026-11): adds `refreshed_from`. A bundle that was never refreshed is still written as 1.
   3 (2026-11): an input's `maximum` can be an axis. One without such an input is written as 1 or 2.
   4 (2026-11): an output's `nonfinite`; `preprocess`, and a golden's `raw`; the output format
-     `embedding`. One without them is written as 1, 2 or 3.
+     `embedding`; `passthrough`. One without them is written as 1, 2 or 3.
 """
 
 import dataclasses
@@ -73,6 +73,8 @@ class Manifest:
         empty for one that was exported.
       preprocess: the stages that prepare raw inputs, such as texts; empty where callers send
         tensors only.
+      passthrough: names of fields that instances may have beside their inputs, such as `key`; the
+        model does not see them.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Manifest:
     goldens: tuple[Golden, ...]
     refreshed_from: tuple[Origin, ...] = ()
     preprocess: tuple[Stage, ...] = ()
+    passthrough: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[File, ...]:
@@ -166,6 +169,9 @@ class Manifest:
             preprocess=node.each("preprocess", read_stage)
             if version >= 4 and node.has("preprocess")
             else (),
+            passthrough=node.items("passthrough", str)
+            if version >= 4 and node.has("passthrough")
+            else (),
         )
         manifest._check()
         if version == 2 and not manifest.refreshed_from:
@@ -178,7 +184,7 @@ class Manifest:
     @property
     def format_version(self) -> int:
         """Return the lowest version that can say this."""
-        if self.preprocess or self.output_format.kind == "embedding":
+        if self.preprocess or self.passthrough or self.output_format.kind == "embedding":
             return 4
         if any(spec.nonfinite for spec in self.signature.outputs):
             return 4
@@ -193,7 +199,7 @@ class Manifest:
             raise ManifestError(f"expected digits, got {self.version!r}", "$.version")
         increasing(self.buckets, "$.buckets")
         unique((file.path for file in self.files), "$ (files)")
-        check_stages(self.preprocess, self.signature)
+        check_stages(self.preprocess, self.signature, self.passthrough)
         self._check_platforms()
         self._check_programs()
         self._check_goldens()
@@ -329,6 +335,8 @@ class Manifest:
             value["refreshed_from"] = [origin.to_json() for origin in self.refreshed_from]
         if self.preprocess:
             value["preprocess"] = [stage.to_json() for stage in self.preprocess]
+        if self.passthrough:
+            value["passthrough"] = list(self.passthrough)
         return _readable(value).encode() + b"\n"
 
 

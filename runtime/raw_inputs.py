@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from runtime.entries import File
 from runtime.errors import ManifestError
 from runtime.node import Node
-from runtime.signature import BATCH, Signature, TensorSpec
+from runtime.signature import BATCH, Signature, TensorSpec, unique
 
 KINDS = ("text",)
 MAX_TOKENIZER_BYTES = 64 * 1024 * 1024
@@ -138,8 +138,15 @@ def read_stage(node: Node) -> Stage:
     return TextStage.from_node(node)
 
 
-def check_stages(stages: Sequence[Stage], signature: Signature) -> None:
+def check_stages(
+    stages: Sequence[Stage], signature: Signature, passthrough: Sequence[str] = ()
+) -> None:
     """Compare all stages with the signature, and with each other.
+
+    Args:
+      stages: of the manifest.
+      signature: of the manifest.
+      passthrough: names of fields that are no inputs.
 
     Raises:
       ManifestError: names the stage, as `$.preprocess[1].pair`.
@@ -160,6 +167,10 @@ def check_stages(stages: Sequence[Stage], signature: Signature) -> None:
             if name in made:
                 raise ManifestError(f"expected each input to be made once, got {name!r}", where)
             made.add(name)
+    unique(passthrough, "$.passthrough")
+    for name in passthrough:
+        if not name or name in raw or name in inputs:
+            raise ManifestError(f"expected a name that no input has, got {name!r}", "$.passthrough")
     axes = {dim for spec in signature.inputs if spec.name in made for dim in spec.shape[1:]} & {
         axis.name for axis in signature.axes
     }

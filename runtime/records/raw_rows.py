@@ -1,7 +1,8 @@
 """Vertex AI's `instances`, and columns, that have raw inputs: to rows that are prepared later.
 
 Names decide what an instance has, and for one without names its type in JSON: a string is no
-tensor, nor is `{"b64": …}` where the bundle takes texts. Nothing is guessed from a content.
+tensor, nor is `{"b64": …}` where the bundle takes texts, nor an array that begins with one of them.
+Nothing is guessed from a content.
 """
 
 import base64
@@ -38,6 +39,9 @@ def read_raw_rows(instances: Sequence[Any], model: Model) -> RawRows | None:
     if preparer is None or not instances:
         return None
     first = instances[0]
+    if _positional(first, preparer):
+        instances = _by_position(instances, preparer)
+        first = instances[0]
     named = type(first) is dict and first.keys() != _B64
     if not (preparer.takes(first) if named else isinstance(first, str | dict)):
         return None
@@ -50,6 +54,26 @@ def read_raw_rows(instances: Sequence[Any], model: Model) -> RawRows | None:
             spec = next(spec for spec in model.signature.inputs if spec.name == name)
             inputs[name] = read_column(spec, values, model.signature)
     return RawRows(inputs, len(instances), _where)
+
+
+def _positional(instance: Any, preparer: Preparer) -> bool:
+    """Whether an instance is an array of its inputs, the texts first: a tensor has no strings."""
+    return (
+        type(instance) is list
+        and len(instance) == len(preparer.expected_names)
+        and isinstance(instance[0], str | dict)
+    )
+
+
+def _by_position(instances: Sequence[Any], preparer: Preparer) -> list[dict[str, Any]]:
+    names = preparer.expected_names
+    for i, instance in enumerate(instances):
+        if not _positional(instance, preparer):
+            raise MalformedRequest(
+                f"instances[{i}]: expected an array of {len(names)} inputs like the others, got "
+                f"{kind_of(instance)}"
+            )
+    return [dict(zip(names, instance, strict=True)) for instance in instances]
 
 
 def _where(name: str, row: int) -> str:

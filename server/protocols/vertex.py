@@ -6,7 +6,7 @@ or binary, is read as well.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runtime.errors import MalformedRequest
@@ -72,6 +72,8 @@ def read_instances(
         raise MalformedRequest(f"instances: expected an array, got {kind_of(instances)}")
     if len(instances) > max_rows:
         raise TooLarge(f"instances: expected at most {max_rows}, got {len(instances)}")
+    if model.manifest.passthrough:
+        instances = _without(model.manifest.passthrough, instances)
     raw = read_raw_rows(instances, model)
     if raw is not None:
         return ParsedRequest(raw, functools.partial(write, model), timeout_s)
@@ -98,6 +100,16 @@ def _timeout(parameters: Any) -> float | None:
             "parameters: expected timeout_ms in milliseconds, got something else"
         )
     return float(found) / 1e3
+
+
+def _without(fields: Sequence[str], instances: list[Any]) -> list[Any]:
+    """Return instances without fields that the bundle declares to be no inputs, such as `key`."""
+    return [
+        {name: value for name, value in instance.items() if name not in fields}
+        if type(instance) is dict
+        else instance
+        for instance in instances
+    ]
 
 
 def read_text(body: bytes, model: Model) -> ParsedRequest[Response]:

@@ -327,3 +327,18 @@ def test_what_declares_no_text_is_refused(tokenizer, value, message):
         spec.checked()
 
     assert str(caught.value) == message
+
+
+def test_fields_pass_through(tokenizer, tmp_path):
+    """Declared fields are in the manifest; they have names that no input and no text has."""
+    spec = dataclasses.replace(spec_of(tokenizer), passthrough="key")
+    export_model(spec, out=tmp_path / "bundle")
+
+    assert open_bundle(tmp_path / "bundle").manifest.passthrough == ("key",)
+    for name in ("text", "input_ids"):
+        with raises(ExportError) as caught:
+            dataclasses.replace(spec, passthrough=[name]).checked()
+        assert str(caught.value) == f"passthrough: expected a name that no input has, got {name!r}"
+    with raises(ExportError) as caught:
+        dataclasses.replace(spec, passthrough=7).checked()
+    assert str(caught.value) == "passthrough: expected names of fields such as ['key'], got 7"

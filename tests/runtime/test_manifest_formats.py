@@ -342,3 +342,23 @@ def test_embeddings_are_of_no_earlier_format(value, version, changes, message):
     value["output_format"] |= changes
 
     assert refusal(json.dumps(value).encode()) == f"manifest.json: {message}"
+
+
+def test_fields_that_pass_through_are_of_format_4(value):
+    """
+    Fields that are no inputs are read and written, and have names of their own.
+    """
+    value |= {"format_version": 4, "refreshed_from": [], "passthrough": ["key", "id"]}
+
+    written = Manifest.from_bytes(json.dumps(value).encode()).to_bytes()
+
+    assert json.loads(written)["format_version"] == 4
+    assert json.loads(written)["passthrough"] == ["key", "id"]
+    for names, message in (
+        (["ids"], "expected a name that no input has, got 'ids' at $.passthrough"),
+        (["key", "key"], "duplicate name 'key' at $.passthrough"),
+    ):
+        data = json.dumps(value | {"passthrough": names}).encode()
+        assert refusal(data) == f"manifest.json: {message}"
+    earlier = json.dumps(value | {"format_version": 3}).encode()
+    assert refusal(earlier) == "manifest.json: unknown key 'passthrough' at $"

@@ -90,6 +90,7 @@ class FakeModel:
             exporter={"jax": "0.12.0.1", "jaxlib": "0.12.0.1"},
             refreshed_from=(),
             preprocess=(),
+            passthrough=(),
         )
         self.bundle = types.SimpleNamespace(digest="0" * 64)
         self.device = types.SimpleNamespace(memory_stats=lambda: None)

@@ -49,6 +49,14 @@ def tagged():
 
 
 @fixture(scope="module")
+def keyed():
+    """Texts, and a key beside each that the model does not see."""
+    for started in entrance():
+        started.model.manifest.passthrough = ("key",)
+        yield started
+
+
+@fixture(scope="module")
 def called():
     """The same over gRPC."""
     made = Called(TextModel())
@@ -306,3 +314,44 @@ def test_a_body_that_is_no_text_is_refused(server, aged):
     )
     assert ask(server, INFER, b"cat", **text) == (415, refused)
     assert ask(aged, PREDICT, b"cat", **text) == (415, refused)
+
+
+@mark.parametrize(
+    "instances",
+    [
+        [{"text": CAT, "key": 7}, {"text": SAT, "key": 8}],
+        [CAT, SAT],
+        [[CAT], [SAT]],
+        [b64(CAT), b64(SAT)],
+        [b64(CAT) | {"key": 7}, b64(SAT) | {"key": 8}],
+    ],
+    ids=["jsonl", "jsonl-bare", "csv-and-bigquery", "tf-record-and-file-list", "with-keys"],
+)
+def test_batch_predictions_bodies_are_answered(keyed, instances):
+    """What Vertex AI's batch prediction makes of its formats is answered, row by row."""
+    assert ask(keyed, PREDICT, {"instances": instances}) == (200, {"predictions": SUMS})
+
+
+def test_arrays_have_inputs_in_order(aged):
+    """An instance that is an array has the text first, and then the other inputs."""
+    status, answer = ask(aged, PREDICT, {"instances": [[CAT, 1], [SAT, 2]]})
+
+    assert (status, answer) == (200, {"predictions": [SUMS[0] + 3, SUMS[1] + 6]})
+    assert ask(aged, PREDICT, {"instances": [[CAT, 1], [SAT]]})[1]["error"] == (
+        "instances[1]: expected an array of 2 inputs like the others, got an array"
+    )
+
+
+def test_fields_that_were_not_declared_are_refused(server):
+    """A key that the bundle does not declare is an unknown input, as before."""
+    answer = ask(server, PREDICT, {"instances": [{"text": CAT, "key": 7}]})
+
+    assert answer[1]["error"] == "instances[0]: expected 'text', got 'key'"
+
+
+def test_fields_pass_through_beside_tensors(keyed):
+    """Declared fields stand beside tensors as well, in rows of either protocol."""
+    instances = [{"ids": ids(CAT), "key": "a"}]
+
+    for path in (PREDICT, COLUMNS):
+        assert ask(keyed, path, {"instances": instances}) == (200, {"predictions": SUMS[:1]})
