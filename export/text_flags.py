@@ -19,7 +19,7 @@ def add_text_flags(parser: Parser) -> None:
     texts.add_argument(
         "--text",
         action="append",
-        dest="texts",
+        dest="preprocess",
         default=[],
         metavar="NAME=TOKENIZER",
         help="a text that callers may send in place of token ids, and its tokenizer.json or a folder of "
@@ -65,7 +65,7 @@ def declared_texts(arguments: argparse.Namespace) -> tuple[Text, ...]:
       ExportError: a flag does not read, or names none.
     """
     texts = []
-    for text in arguments.texts:
+    for text in arguments.preprocess:
         name, source = pair("--text", text, "text=tokenizer.json")
         tokenizer_file(source, f"text {name!r}")
         texts.append(Text(name, tokenizer=source))
