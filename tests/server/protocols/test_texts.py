@@ -102,6 +102,17 @@ def test_rows_are_texts(server, path, instances):
     assert ask(server, path, {"instances": instances}) == (200, {"predictions": SUMS})
 
 
+def test_answers_stand_in_the_order_of_their_texts(server):
+    """Texts of several lengths run apart, and their answers stand where their texts stood."""
+    texts = [CAT, SAT, "dog", "a dog ran away", "mat"]
+    expected = [sum(ids(text)) for text in texts]
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [5], "data": texts}
+
+    assert ask(server, PREDICT, {"instances": texts})[1] == {"predictions": expected}
+    assert ask(server, COLUMNS, {"inputs": texts})[1] == {"outputs": expected}
+    assert ask(server, INFER, {"inputs": [tensor]})[1]["outputs"][0]["data"] == expected
+
+
 @mark.parametrize("inputs", [[CAT, SAT], {"text": [CAT, SAT]}, [b64(CAT), b64(SAT)]])
 def test_columns_are_texts(server, inputs):
     """TensorFlow Serving's columns, by name or by themselves."""
