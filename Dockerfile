@@ -28,6 +28,7 @@ RUN --mount=type=secret,id=ca --mount=type=cache,target=/root/.cache/uv \
     tools/bin/uv pip install --python /opt/hloserve --no-build "$@" -r requirements.txt
 COPY README.md LICENSE src/
 COPY export src/export
+COPY hloserve src/hloserve
 COPY runtime src/runtime
 COPY server src/server
 RUN tools/bin/uv pip install --quiet --python /opt/hloserve --no-deps --no-index ./src \

@@ -10,17 +10,22 @@ usage() {
   cat <<'TEXT'
 usage: ./build.sh COMMAND
 
-  run               set up, train a digit classifier, export it, serve it, ask it
+  run [--port N]    set up, train a digit classifier, export it, serve it, ask it; the port also from $AIP_HTTP_PORT
   test [PYTEST…]    set up and run the test suite
+  check             set up, run the linters and the type checker, and build docs/ with its links checked
+  docs [--serve]    build the documentation site into build/site, or serve it and build it on each change
+  coverage          measure how much of the packages the tests reach that start no processes
+  wheel             build the wheel, install it into an environment of its own and use it there
+  image [OPTION…]   build a container image of the server with docker, podman or buildah
+  setup             make .venv with what uv.lock pins
+  protos            make server/protos/inference_pb2.py from inference.proto
+
   test --all        that, and build the container image and run it; as root on Debian
   test --jax V      the same on another jax, such as 0.11.2
   test --matrix     bundles of the oldest and the newest jax, each read by the other
-  check             set up and run the linters and the type checker
+
   image [cpu|cuda12|cuda13] [--bundle DIR] [--tag T] [--native] [--push]
-                    build a container image of the server with docker, podman or buildah; a bundle's
-                    programs are compiled for any CPU with AVX2, with --native for this one
-  setup             make .venv with what uv.lock pins
-  protos            make server/protos/inference_pb2.py from inference.proto
+                    a bundle's programs are compiled for any CPU with AVX2, with --native for this one
 
 Python 3.12 or later is looked for in $PYTHON, on the PATH and among pyenv's versions;
 where there is none, uv provides it.
@@ -68,7 +73,7 @@ find_uv() {
 }
 
 # setup [JAX] [WITHOUT]: make the environment $venv, with another jax if one is named; without an
-# extra if one is named, unless it is there already.
+# extra if one is named, and without the tools of the documentation, unless they are there already.
 setup() {
   local jax="${1:-}" without="${2:-}" python uv wanted found
   venv=".venv${jax:+-jax-$jax}"
@@ -84,7 +89,7 @@ setup() {
   say "setting up $venv with ${python:-a Python that uv provides}"
   # Every command is a fresh process; without bytecode importing jax takes three times as long.
   UV_PROJECT_ENVIRONMENT="$venv" "$uv" sync -q --frozen --compile-bytecode --all-extras \
-    ${without:+--no-extra "$without"} --python "${python:-3.12}"
+    ${without:+--no-extra "$without" --no-group docs} --python "${python:-3.12}"
   if [ -n "$jax" ]; then
     "$uv" pip install -q --python "$venv/bin/python" "jax==$jax" "jaxlib==$jax"
   fi
@@ -92,14 +97,14 @@ setup() {
 }
 
 # Words that say nothing to an engineer who has not seen this code; docs/glossary.md has the terms.
-private_words='pump|joiners?|departure|patient|lingers?|flying|board|letting_in|step_aside'
+private_words='pump|joiners?|departure|patient|lingers?|flying|board|letting_in|step_aside|tells?|told|telling|nobody|whoever|somebody|anybody|held|lies|stuck|slug|_?MOST_[A-Z]+'
 
 check_words() {
   local found
-  found="$(grep -rnwE "$private_words" --include='*.py' export runtime server ||
+  found="$(grep -rnwE "$private_words" --include='*.py' export hloserve runtime server ||
     [ $? = 1 ])"
   found+="$(grep -rnE '^ +"""(Give|Say|Tell|Hold) ' --include='*.py' \
-    export runtime server bench deploy examples tests || [ $? = 1 ])"
+    export hloserve runtime server bench deploy examples tests || [ $? = 1 ])"
   if [ -n "$found" ]; then
     say "$found"
     say "error: expected the terms of docs/glossary.md, and docstrings that begin with Return or Whether, got these"
@@ -107,15 +112,73 @@ check_words() {
   fi
 }
 
+# stage NAME COMMAND…: run a command, and print the minutes that it took.
+stage() {
+  local name="$1" start="$SECONDS" tenths
+  shift
+  "$@"
+  tenths=$(((SECONDS - start) * 10 / 60))
+  say "$(printf '%4d.%d min  %s' $((tenths / 10)) $((tenths % 10)) "$name")"
+}
+
 check() {
   check_words
+  stage setup setup
+  stage "ruff check" "$venv/bin/ruff" check --output-format concise .
+  stage "ruff format" "$venv/bin/ruff" format --check .
+  stage mypy "$venv/bin/mypy"
+  stage "import contracts" "$venv/bin/lint-imports"
+  stage interrogate "$venv/bin/interrogate" -q tests
+  stage hadolint "$venv/bin/hadolint" Dockerfile
+  stage "front yard" check_front_yard
+  stage docs docs
+}
+
+# Files that GitHub and Compose read, against their published schemas.
+check_front_yard() {
+  local schema="$venv/bin/check-jsonschema --no-cache -q --builtin-schema"
+  $schema vendor.github-workflows .github/workflows/*.yml
+  $schema vendor.dependabot .github/dependabot.yml
+  $schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+  $schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/{bug,feature}.yml
+  $schema vendor.compose-spec compose.yaml
+}
+
+# docs [--serve]: build the documentation site. A broken link or anchor ends it.
+docs() {
+  case "${1:-}" in
+  "")
+    setup
+    "$venv/bin/python" -m scripts.troubleshooting --check
+    "$venv/bin/zensical" build --clean --strict 2>&1 | sed "s/\x1b\[[0-9;]*m//g"
+    "$venv/bin/python" -m scripts.links build/site
+    ;;
+  --serve) setup; exec "$venv/bin/zensical" serve ;;
+  *) say "error: docs: expected nothing or --serve, got $1"; return 2 ;;
+  esac
+}
+
+# What starts processes is left out: it takes most of the time, and coverage sees nothing of them.
+coverage() {
   setup
-  "$venv/bin/ruff" check --output-format concise .
-  "$venv/bin/ruff" format --check .
-  "$venv/bin/mypy"
-  "$venv/bin/lint-imports"
-  "$venv/bin/interrogate" -q tests
-  "$venv/bin/hadolint" Dockerfile
+  "$venv/bin/python" -m pytest -q -m "not image and not e2e" \
+    --cov --cov-report=term:skip-covered --cov-report=html:build/coverage "$@"
+}
+
+# Build the wheel, and use it where there is nothing of this checkout, with the packages of uv.lock.
+wheel() {
+  local uv out=build/wheel
+  setup
+  uv="$(find_uv "$venv/bin/python")"
+  rm -rf "$out"
+  mkdir -p "$out"
+  "$venv/bin/uv-build" build-wheel "$out" >/dev/null
+  "$uv" export -q --frozen --no-default-groups --no-emit-project --extra export --extra server \
+    --output-file "$out/requirements.txt" >/dev/null
+  "$uv" venv -q --python "$venv/bin/python" "$out/venv"
+  "$uv" pip install -q --python "$out/venv/bin/python" --require-hashes -r "$out/requirements.txt"
+  "$uv" pip install -q --python "$out/venv/bin/python" --no-deps "$out"/*.whl
+  "$out/venv/bin/python" tests/wheel.py
 }
 
 # Fill the table of docs/compatibility.md.
@@ -143,8 +206,8 @@ run_tests() {
     shift
     set -- -m "" "$@"
   fi
-  setup "$jax"
-  "$venv/bin/python" -m pytest "$@"
+  stage setup setup "$jax"
+  stage tests "$venv/bin/python" -m pytest "$@"
 }
 
 # Make the gRPC messages anew, in a pool of their own: clients register the same names.
@@ -214,11 +277,46 @@ image() {
   if [ -n "$push" ]; then "$builder" push "$tag"; fi
 }
 
-# TensorFlow is 1.9 of the environment's 3.6 GB, and 0.6 GB to download. The tests need it, since a
+# TensorFlow is 1.9 of the environment's 3.9 GB, and 0.6 GB to download. The tests need it, since a
 # SavedModel that no TensorFlow has run is not proved; a first look does not.
 run_example() {
   setup "" savedmodel
   exec "$venv/bin/python" -m examples.digits.run "$@"
+}
+
+commands=(run test check docs coverage wheel image setup protos)
+
+# Print how many letters two words differ by: put in, left out, other ones, or two in turn.
+distance() {
+  local a="$1" b="$2" i j cost best two=() one=() row=()
+  for ((j = 0; j <= ${#b}; j++)); do one[j]=$j; done
+  for ((i = 1; i <= ${#a}; i++)); do
+    row=("$i")
+    for ((j = 1; j <= ${#b}; j++)); do
+      cost=1
+      if [ "${a:i-1:1}" = "${b:j-1:1}" ]; then cost=0; fi
+      best=$((one[j - 1] + cost))
+      if ((one[j] + 1 < best)); then best=$((one[j] + 1)); fi
+      if ((row[j - 1] + 1 < best)); then best=$((row[j - 1] + 1)); fi
+      if ((i > 1 && j > 1)) && [ "${a:i-2:2}" = "${b:j-1:1}${b:j-2:1}" ] &&
+        ((two[j - 2] + 1 < best)); then best=$((two[j - 2] + 1)); fi
+      row[j]=$best
+    done
+    two=("${one[@]}")
+    one=("${row[@]}")
+  done
+  echo "${one[${#b}]}"
+}
+
+# Say which command there is not, and which was probably meant.
+unknown() {
+  local name nearest="" least=3 found listed
+  for name in "${commands[@]}"; do
+    found="$(distance "$1" "$name")"
+    if ((found < least && found < ${#1})); then nearest="$name" least=$found; fi
+  done
+  listed="$(printf ', %s' "${commands[@]}")"
+  say "error: command: expected ${listed:2}, got '$1'${nearest:+; did you mean '$nearest'?}"
 }
 
 command="${1:-}"
@@ -227,12 +325,21 @@ case "$command" in
 run) run_example "$@" ;;
 test) run_tests "$@" ;;
 check) check ;;
+docs) docs "$@" ;;
+coverage) coverage "$@" ;;
+wheel) wheel ;;
 image) image "$@" ;;
 setup) setup ;;
 protos) protos ;;
 -h | --help | help) usage ;;
+"")
+  usage >&2
+  exit 2
+  ;;
 *)
   usage >&2
+  say ""
+  unknown "$command"
   exit 2
   ;;
 esac

@@ -104,18 +104,20 @@ def seeded(model, example):
 
 
 def efficientnet():
-    example = np.zeros((1, 224, 224, 3), np.float32)
-    return (
-        EfficientNet(),
-        example,
-        TensorSpec(name="image", dtype="float32", shape=("_", *example.shape[1:])),
-    )
+    image = TensorSpec(name="image", dtype="float32", shape=("_", 224, 224, 3))
+    return spec("efficientnet", EfficientNet(), np.zeros((1, 224, 224, 3), np.float32), image)
 
 
 def lstm():
-    example = np.zeros((1, 128), np.int32)
     ids = TensorSpec(name="ids", dtype="int32", shape=("_", 128), minimum=0, maximum=4999)
-    return Unrolled(), example, ids
+    return spec("lstm", Unrolled(), np.zeros((1, 128), np.int32), ids)
+
+
+def spec(name, model, example, taken):
+    params = seeded(model, example)
+    return ExportSpec(
+        model=model, params=params, inputs=(taken,), buckets=BUCKETS, platforms=("cpu",), name=name
+    )
 
 
 MODELS = {"efficientnet": efficientnet, "lstm": lstm}
@@ -123,15 +125,7 @@ MODELS = {"efficientnet": efficientnet, "lstm": lstm}
 
 def measure(name):
     """Export one model and print what each step took, and all of them."""
-    model, example, taken = MODELS[name]()
-    spec = ExportSpec(
-        model=model,
-        params=seeded(model, example),
-        inputs=(taken,),
-        buckets=BUCKETS,
-        platforms=("cpu",),
-        name=name,
-    )
+    exported = MODELS[name]()
     steps = []
 
     def step(sentence):
@@ -140,7 +134,7 @@ def measure(name):
     with tempfile.TemporaryDirectory() as folder:
         cpu = sum(os.times()[:4])
         step("checking what is asked for")
-        export_model(spec, out=Path(folder) / "bundle", progress=step)
+        export_model(exported, out=Path(folder) / "bundle", progress=step)
         step("")
         cpu = sum(os.times()[:4]) - cpu
     for (begin, sentence), (end, _) in itertools.pairwise(steps):

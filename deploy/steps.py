@@ -47,9 +47,9 @@ class Step:
 
     Attributes:
       title: what it does.
-      result: name of what it gives to later steps.
+      result: name of its result for later steps.
       call: what is called, `Model.upload` of the SDK or a method of an earlier result.
-      arguments: of the call; a `Result` stands for what an earlier step gave.
+      arguments: of the call; a `Result` stands for that of an earlier step.
       shell: the command lines that do the same.
     """
 
@@ -67,7 +67,7 @@ class Step:
 
 
 class Result(str):
-    """The name of what an earlier step gave."""
+    """The name of an earlier step's result."""
 
     __slots__ = ()
 
@@ -200,13 +200,13 @@ def _model(options: argparse.Namespace, name: str, folder: CloudFolder, digest: 
             arguments[f"serving_container_{probe}_probe_period_seconds"] = 10
             arguments[f"serving_container_{probe}_probe_timeout_seconds"] = 10
     given = {key: value for key, value in arguments.items() if value is not None}
-    told = dict(given)
+    spelled_out = dict(given)
     if options.parent_model:
         # By its whole name; and the version to be deployed is one that the SDK makes the default.
         models = f"projects/{options.project}/locations/{options.region}/models/"
-        told["parent_model"] = models + options.parent_model.removeprefix(models)
-        told["version_aliases"] = "default"
-    flags = [_flag(key, value) for key, value in told.items()]
+        spelled_out["parent_model"] = models + options.parent_model.removeprefix(models)
+        spelled_out["version_aliases"] = "default"
+    flags = [_flag(key, value) for key, value in spelled_out.items()]
     line = shlex.join(["gcloud", "ai", "models", "upload", *_where(options), *flags])
     return Step("register the model", "model", "aiplatform.Model.upload", given, (line,))
 

@@ -66,7 +66,7 @@ def _run(
         upload(bundle, folder, options.project)
         perform(steps, known)
     except KeyboardInterrupt:
-        print("error: interrupted; Vertex AI goes on with what it was told", file=sys.stderr)
+        print("error: interrupted; Vertex AI goes on with what it was asked to do", file=sys.stderr)
         status = 130
     except (GoogleAPIError, GoogleAuthError, OSError, ValueError, RuntimeError) as error:
         print(f"error: {explained(error, options.region)}", file=sys.stderr)
@@ -180,7 +180,7 @@ def _upload_lines(bundle: Bundle, folder: CloudFolder) -> str:
 
 
 def upload(bundle: Bundle, folder: CloudFolder, project: str | None) -> None:
-    """Upload what is not there yet; the manifest comes last, and says that all the others are."""
+    """Upload what is not there yet; the manifest is last, and says that all the others are there."""
     from google.api_core.exceptions import PreconditionFailed
     from google.cloud import storage
 

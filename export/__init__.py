@@ -8,13 +8,44 @@ when first used, so that a spec can be read, and help given, at once.
 """
 
 import importlib
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.errors import CheckpointError, ExportError, ParamsError, RowMixing, VerificationError
-from export.fields import parse_input
-from export.preprocess import Text
-from export.spec import ExportSpec
-from runtime.signature import TensorSpec
+
+def _import_runtime() -> None:
+    """Import the runtime beside this package, also where the user's folder has a `runtime.py`.
+
+    Raises:
+      ImportError: that file was imported before.
+    """
+    ours = Path(__file__).resolve().parents[1]
+    sys.path.insert(0, str(ours))
+    try:
+        runtime = importlib.import_module("runtime")
+    finally:
+        sys.path.remove(str(ours))
+    found = getattr(runtime, "__file__", None) or "another of that name"
+    if Path(found).resolve() != ours / "runtime" / "__init__.py":
+        raise ImportError(
+            f"package 'runtime': expected hloserve's own, {ours / 'runtime'}, got {found}; rename "
+            "that file, which was imported before"
+        )
+
+
+_import_runtime()
+
+from export.errors import (  # noqa: E402 (these import the runtime)
+    CheckpointError,
+    ExportError,
+    ParamsError,
+    RowMixing,
+    VerificationError,
+)
+from export.inputs import parse_input  # noqa: E402
+from export.preprocess import Text  # noqa: E402
+from export.spec import ExportSpec  # noqa: E402
+from runtime.signature import TensorSpec  # noqa: E402
 
 if TYPE_CHECKING:
     from export.exporting import export_model

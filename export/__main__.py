@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from export.errors import ExportError, UsageError
     from runtime.commandline import needing, reading_settings
     from runtime.errors import BundleError
+    from runtime.invocation import error_line
     from runtime.release import name_and_version
 
     words = sys.argv[1:] if argv is None else list(argv)
@@ -29,20 +30,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     arguments = parser().parse_args(words)
     with needing("export", "flax", "orbax.checkpoint"):
-        from rich.console import Console
+        from export.progress import shown, stderr_console
     begin = time.monotonic()
-    console = Console(stderr=True, soft_wrap=True)
+    console = stderr_console()
+
+    def line(sentence: str) -> None:
+        elapsed = time.monotonic() - begin
+        print(f"[{elapsed:5.1f} s] {sentence}", file=sys.stderr, flush=True)
 
     try:
-        with console.status("starting") as status, contextlib.ExitStack() as stack:
-            # On a terminal one line that changes; elsewhere a line for each step.
-            def progress(sentence: str) -> None:
-                if console.is_terminal:
-                    status.update(sentence)
-                else:
-                    elapsed = time.monotonic() - begin
-                    print(f"[{elapsed:5.1f} s] {sentence}", file=sys.stderr, flush=True)
-
+        with shown(console, line) as progress, contextlib.ExitStack() as stack:
             with reading_settings():
                 from export.exporting import export_model
                 from runtime.jax_settings import lifted
@@ -62,18 +59,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 progress=progress,
             )
     except (ExportError, BundleError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except OSError as error:
-        print(f"error: {error.filename or arguments.out}: {error.strerror}", file=sys.stderr)
+        print(error_line(f"{error.filename or arguments.out}: {error.strerror}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        print("error: interrupted; nothing was left behind", file=sys.stderr)
+        print(error_line("interrupted; nothing was left behind"), file=sys.stderr)
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     if arguments.json:
         print(dataclasses.replace(report, notes=(*notes, *report.notes)).to_json())
     else:
-        report.print(Console(soft_wrap=True))
+        report.print()
     return 0
 
 

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from export.errors import ExportError, UsageError, told
+from export.errors import ExportError, UsageError, format_error
 from runtime.errors import nearest
 from runtime.localpaths import why_not_read
 
 # Names of a module that a message lists.
-_MOST_NAMES = 12
+_MAX_NAMES = 12
 
 
 def find_attribute(text: str) -> Any:
@@ -33,7 +33,9 @@ def find_attribute(text: str) -> Any:
     except ExportError:
         raise
     except (Exception, SystemExit) as error:
-        raise ExportError(f"model {text!r}: {where} cannot be imported: {told(error)}") from error
+        raise ExportError(
+            f"model {text!r}: {where} cannot be imported: {format_error(error)}"
+        ) from error
     here: Any = module
     for word in attribute.split("."):
         if not hasattr(here, word):
@@ -56,10 +58,8 @@ def _own_names(module: Any) -> str:
         if not (inspect.isclass(value) or inspect.isroutine(value))
         or value.__module__ == module.__name__
     ]
-    more = f" and {len(own) - _MOST_NAMES} more" if len(own) > _MOST_NAMES else ""
-    return (
-        f"; it has {', '.join(own[:_MOST_NAMES])}{more}" if own else "; it has nothing of its own"
-    )
+    more = f" and {len(own) - _MAX_NAMES} more" if len(own) > _MAX_NAMES else ""
+    return f"; it has {', '.join(own[:_MAX_NAMES])}{more}" if own else "; it has nothing of its own"
 
 
 def _import_file(path: Path) -> Any:
@@ -68,10 +68,12 @@ def _import_file(path: Path) -> Any:
         got = "a directory" if path.is_dir() else f"nothing there{nearest(path.name, beside)}"
         raise ExportError(f"model file {path}: expected a Python file, got {got}")
     sys.path.insert(0, str(path.resolve().parent))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # Where a module of that name is in use, such as ours, it stays, and this gets another name.
+    name = f"model_file_{path.stem}" if path.stem in sys.modules else path.stem
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ExportError(f"model file {path}: cannot be imported")
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module

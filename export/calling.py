@@ -159,7 +159,7 @@ def calls(
         if _is_mode(p) and p.name not in given and p.default is not MODES[p.name]
     }
     switches = {**modes, **call_args}
-    # A module that has a switch as an attribute may refuse to be told twice.
+    # A module that has a switch as an attribute may refuse to be passed it as well.
     unset = {p.name for p in parameters if p.default is None and p.name in modes}
     own = {n for n in unset - set(call_args) if isinstance(getattr(model, n, None), bool)}
     untold = {name: value for name, value in switches.items() if name not in own}

@@ -1,7 +1,7 @@
 """Reading params, in whatever form training left them, as NumPy arrays.
 
 To add a format, write a function from a path to a tree and name it in `_reader`; those there are
-lie in `orbax_steps` and `weight_files`.
+are in `orbax_steps` and `weight_files`.
 """
 
 import dataclasses

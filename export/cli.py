@@ -3,24 +3,21 @@
 import argparse
 import dataclasses
 import functools
-import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from export.attributes import find_attribute
-from export.errors import ExportError, UsageError, told
+from export.errors import ExportError, UsageError, format_error
 from export.fields import CAST_DTYPES, PRECISIONS, parse_argument, read_field
 from export.golden_inputs import expect_golden_file
-from export.labels import read_labels
+from export.input_options import OPTIONS, pair, with_options
+from export.labels import labels_of
 from export.params_files import expect_there
 from export.spec import ExportSpec
-from export.text_flags import add_text_flags, declared_texts, pair, preprocess_changes
+from export.text_flags import add_text_flags, declared_texts, preprocess_changes
 from runtime.commandline import Parser, directory_to_write, to_read
-from runtime.errors import nearest
-from runtime.localpaths import url_of
-from runtime.signature import TensorSpec
+from runtime.invocation import spelled
 from runtime.textfiles import NotText, read_json, read_text
 
 _EXAMPLES = """\
@@ -51,9 +48,9 @@ _DIRECT = (
 def parser() -> Parser:
     """Make the parser of `python -m export`."""
     p = Parser(
-        prog="python -m export",
+        prog=spelled("python -m export"),
         description="Export a Flax model into a bundle that is served without Flax.",
-        epilog=_EXAMPLES,
+        epilog=spelled(_EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -207,7 +204,7 @@ def parser() -> Parser:
         action="append",
         metavar="OUTPUT",
         help="output that rightly holds inf or -inf, such as masked logits; repeatable. The program "
-        "has to give them where the model does; NaN is refused all the same",
+        "has to return them where the model does; NaN is refused all the same",
     )
     proof.add_argument(
         "--allow-row-mixing",
@@ -242,7 +239,7 @@ def spec_from(arguments: argparse.Namespace) -> tuple[ExportSpec, list[str]]:
     # Files first: importing a model can take long.
     config = _read_config(arguments.config)
     try:
-        labels = _labels(arguments.labels)
+        labels = None if arguments.labels is None else labels_of(arguments.labels, "--labels")
     except ExportError as error:
         raise UsageError(str(error)) from None
     if arguments.golden is not None:
@@ -274,8 +271,10 @@ def _changes(
         named["call_args"] = {**read_field("call_args", spec.call_args), **asked}
     if arguments.axes:
         named["axes"] = dict(pair("--axis", text, "seq=32,64,128") for text in arguments.axes)
-    if arguments.inputs or arguments.ranges or arguments.pads or arguments.masks:
-        named["inputs"] = _inputs(read_field("inputs", arguments.inputs or spec.inputs), arguments)
+    options = {name: getattr(arguments, f"{name}s") for name in OPTIONS}
+    if arguments.inputs or any(options.values()):
+        declared = read_field("inputs", arguments.inputs or spec.inputs)
+        named["inputs"] = with_options(declared, options, "--")
     return {name: read_field(name, value) for name, value in named.items() if value is not None}
 
 
@@ -299,7 +298,7 @@ def _resolve(found: Any, config: Mapping[str, Any] | None) -> tuple[ExportSpec, 
             made = found(**known)
         except Exception as error:
             name = getattr(found, "__name__", "model")
-            raise ExportError(f"{name}: {told(error)}") from error
+            raise ExportError(f"{name}: {format_error(error)}") from error
     spec = made if isinstance(made, ExportSpec) else ExportSpec(model=made)
     return spec, notes if ignored else []
 
@@ -314,48 +313,3 @@ def _read_config(path: Path | None) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise ExportError(f"--config {path}: expected a JSON object, got {type(value).__name__}")
     return value
-
-
-def _labels(text: str | None) -> tuple[str, ...] | None:
-    if text is None:
-        return None
-    # Path.exists raises for long names.
-    if (url_of(text) and "," not in text) or os.path.exists(text):  # noqa: PTH110
-        return read_labels(text)
-    if "," not in text:
-        raise ExportError(
-            f"--labels: expected a,b,c or a file with a name on each line, got {text!r}, which is "
-            "no file"
-        )
-    return tuple(word.strip() for word in text.split(","))
-
-
-def _inputs(given: Sequence[TensorSpec], arguments: argparse.Namespace) -> list[TensorSpec]:
-    specs = {spec.name: spec for spec in given}
-
-    def change(flag: str, name: str, **values: Any) -> None:
-        if name not in specs:
-            raise ExportError(
-                f"{flag}: expected an input of {', '.join(specs)}, got {name!r}{nearest(name, specs)}"
-            )
-        specs[name] = dataclasses.replace(specs[name], **values)
-
-    for text in arguments.ranges:
-        name, value = pair("--range", text, "NAME=0:30521")
-        match = re.fullmatch(r"(-?\d+):(?:(-?\d+)|(\w+))", value)
-        if not match:
-            raise ExportError(
-                f"--range: expected NAME=LOW:HIGH such as {name}=0:30521, got {text!r}"
-            )
-        high = int(match[2]) if match[2] else match[3]
-        change("--range", name, minimum=int(match[1]), maximum=high)
-    for text in arguments.pads:
-        name, value = pair("--pad", text, "NAME=0")
-        try:
-            number = float(value)
-        except ValueError:
-            raise ExportError(f"--pad: expected NAME=NUMBER, got {text!r}") from None
-        change("--pad", name, pad=int(number) if number.is_integer() else number)
-    for name in arguments.masks:
-        change("--mask", name, mask=True)
-    return list(specs.values())

@@ -53,16 +53,16 @@ def inlined_constants(jaxpr: Any) -> list[Array]:
     movable = movable_constants(jaxpr)
     arrays = {id(constant): np.asarray(constant) for constant in _constants(jaxpr, None)}
     found = {digest(stored(array)): array for array in arrays.values()}
-    stuck = [array for key, array in found.items() if key not in movable]
-    return stuck if sum(array.nbytes for array in stuck) > HOIST_BYTES else []
+    inlined = [array for key, array in found.items() if key not in movable]
+    return inlined if sum(array.nbytes for array in inlined) > HOIST_BYTES else []
 
 
 def first_use(jaxpr: Any) -> str | None:
     """Return the line of the user's own code that first uses a constant, such as `net.py, line 3`."""
-    held = set(jaxpr.jaxpr.constvars)
+    constants = set(jaxpr.jaxpr.constvars)
     for equation in jaxpr.jaxpr.eqns:
         line = None
-        if any(v in held for v in equation.invars if not isinstance(v, core.Literal)):
+        if any(v in constants for v in equation.invars if not isinstance(v, core.Literal)):
             trace = equation.source_info.traceback
             line = own_line((f.file_name, f.line_num) for f in trace.frames) if trace else None
         line = line or next(filter(None, map(first_use, inner(equation))), None)

@@ -1,4 +1,4 @@
-"""What a failure of a model may come of, and what its trace shows that its author may not know."""
+"""What may have caused a failure of a model, and what its trace shows that its author may not know."""
 
 import contextlib
 import re
@@ -15,6 +15,9 @@ from runtime.signature import TensorSpec
 
 # What code raises that got arrays of shapes it did not expect, and what it then speaks of.
 _OF_SHAPES = (TypeError, ValueError, IndexError)
+# What code raises that got all inputs as a dict, and took it for an array.
+_OF_DICTS = (AttributeError, TypeError, ValueError)
+_DICT = re.compile(r"\bdict\b")
 _WORDS = re.compile(
     r"shape|dimension|ndim|\bax[ei]s\b|\brank|broadcast|\bsize|unpack|out of (bounds|range)|channel"
     r"|feature|\blength|input|\b\dd\b"
@@ -39,6 +42,12 @@ def naming_shapes(inputs: Sequence[TensorSpec], params: Any) -> Iterator[None]:
         raise  # which compares shapes itself
     except ExportError as error:
         cause = error.__cause__
+        if len(inputs) > 1 and isinstance(cause, _OF_DICTS) and _DICT.search(str(cause)):
+            names = ", ".join(spec.name for spec in inputs)
+            raise type(error)(
+                f"{error}; a model of one argument gets several inputs as a dict: expected one input, "
+                f"or a model that takes them by name, got {names}"
+            ) from cause
         if not _of_shapes(cause):
             raise
         declared = ", ".join(f"{spec.name}: {spec}" for spec in inputs)
@@ -60,7 +69,7 @@ def _kernels(params: Any) -> str:
     """List the first params of two or more axes: what the layers were trained on."""
     try:
         leaves = flatten({} if params is None else params)
-    except Exception:  # noqa: BLE001 (a tree of anything; the error at hand is the one to tell)
+    except Exception:  # noqa: BLE001 (a tree of anything; the error at hand is the one to report)
         return ""
     kernels = [
         f"{'/'.join(path)} {getattr(leaf, 'dtype', '')}{list(np.shape(leaf))}"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 # Flax ends what it says with the address of its documentation.
 _LINK = re.compile(r" ?\(https://flax\.\S+\)$")
-# Where code lies that is not the user's, apart from installed packages.
+# Directories of code that is not the user's, apart from installed packages.
 _NOT_THEIRS = ("<", sysconfig.get_path("stdlib"), str(Path(__file__).parent))
 
 
@@ -66,7 +66,7 @@ def first_line(error: BaseException) -> str:
     return next((line for line in lines if line), type(error).__name__)[:400]
 
 
-def told(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """Return what a user's code raised, in one line: the kind, what it says, and where it was."""
     return f"{type(error).__name__}: {first_line(error)}{place(error)}"
 

@@ -1,18 +1,20 @@
 """The way of an export, from a model to a bundle in place.
 
-1. `models.adapt`     the model becomes one pure function with named params
-2. `lowering.trace`   it is traced once per bucket; large constants become params, and
-   `row_analysis`     says which traces show that rows do not meet
-3. `goldens`          the un-exported model answers, op by op
-4. `lowering.lower`   each trace becomes a serialized program
-5. `writer`           everything goes to a staging directory
-6. `verification`     a fresh process without Flax loads it, runs it, compares
-7. `for_tensorflow`   where a SavedModel is wanted it is made, and tried likewise
-8. `writer.commit`    one rename puts each in place, or none of the two
+1. `plan.prepare`          everything that is decided before a program is lowered:
+   `models.adapt`          the model becomes one pure function with named params
+   `tracing.trace_all`     it is traced once per bucket; large constants become params
+   `reference`             the un-exported model answers goldens, op by op
+   `row_analysis`          which traces show that rows are independent
+2. `lowering.lower`        each trace becomes a serialized program
+3. `writing.write`         everything goes to a staging directory
+4. `verification.verify`   a fresh process without Flax loads it, runs it, compares
+5. `for_tensorflow.make`   where a SavedModel is wanted it is made, and tried likewise
+6. `BundleWriter.commit`   one rename puts each in place, or none of the two
 """
 
 import contextlib
 import dataclasses
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,10 +24,13 @@ import numpy as np
 
 from export import for_tensorflow, symbolic, verification
 from export.errors import ExportError
+from export.fields import read_field
+from export.input_options import OPTIONS, with_options
 from export.jax_settings import Honoured, honouring, without_mesh
 from export.lowering import Lowered, lower
 from export.outputs import Key
 from export.plan import Plan, prepare
+from export.progress import shown, silent, stderr_console
 from export.report import ProgramReport, Progress, Report
 from export.spec import ExportSpec
 from export.tracing import precision
@@ -63,8 +68,11 @@ def export_model(
         proved on the same goldens. Both are written, or neither.
       tf_stablehlo: the StableHLO that the SavedModel's programs are written in, such as
         `1.13.7`; None for the newest that the installed TensorFlow reads.
-      progress: called with a sentence before each slow step.
-      **options: fields of ExportSpec; they win over those of an ExportSpec given.
+      progress: called with a sentence before each slow step; None for a line on stderr that
+        changes, where that is a terminal, and nothing elsewhere.
+      **options: fields of ExportSpec, which win over those of an ExportSpec given; and what
+        the flags of these names say of inputs: `range={"ids": (0, 30521)}`,
+        `pad={"ids": 1}`, `mask="attention_mask"`.
 
     Returns:
       What was exported, program by program.
@@ -78,10 +86,11 @@ def export_model(
     if savedmodel is not None:
         _expect_path("savedmodel", savedmodel)
     spec = _as_spec(model, params, options).checked()
-    progress = progress or (lambda _: None)
     verification.refuse_unverifiable(spec)
     for_tensorflow.check(spec, savedmodel, tf_stablehlo)
-    with honouring(spec) as honoured:
+    with contextlib.ExitStack() as stack:
+        progress = progress or stack.enter_context(shown(stderr_console(), silent))
+        honoured = stack.enter_context(honouring(spec))
         return _export(honoured, Path(out), overwrite, dry_run, savedmodel, tf_stablehlo, progress)
 
 
@@ -140,14 +149,26 @@ def _expect_path(what: str, value: object) -> None:
 
 def _as_spec(model: Any, params: Any, options: Mapping[str, Any]) -> ExportSpec:
     fields = [field.name for field in dataclasses.fields(ExportSpec)]
-    unknown = [name for name in options if name not in fields]
-    if unknown:
-        raise ExportError(f"{unknown[0]}: no such option{nearest(unknown[0], fields)}")
+    own = list(inspect.signature(export_model).parameters)[:-1]
+    known = sorted({*fields, *own, *OPTIONS})
+    for name in options:
+        if name not in known:
+            raise ExportError(
+                f"{name}: no such option{nearest(name, known)} (options: {', '.join(known)})"
+            )
+    changes = {name: value for name, value in options.items() if name in fields}
     if params is not None:
-        options = {**options, "params": params}
-    if isinstance(model, ExportSpec):
-        return dataclasses.replace(model, **options)
-    return ExportSpec(model=model, **options)
+        changes["params"] = params
+    spec = (
+        dataclasses.replace(model, **changes)
+        if isinstance(model, ExportSpec)
+        else ExportSpec(model=model, **changes)
+    )
+    of_inputs = {name: options[name] for name in OPTIONS if name in options}
+    if not of_inputs:
+        return spec
+    declared = with_options(read_field("inputs", spec.inputs), of_inputs)
+    return dataclasses.replace(spec, inputs=declared)
 
 
 def _prepare(honoured: Honoured, progress: Progress) -> Plan:

@@ -18,7 +18,6 @@ import keyword
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,13 +25,13 @@ from typing import Any, cast
 
 import jax
 
-import runtime
 from export.errors import ExportError, UsageError, VerificationError
 from export.plan import Plan
 from export.report import SavedModelReport
 from export.spec import ExportSpec
 from export.symbolic import Function, lower_fixed, lower_symbolic
 from export.verification import few
+from runtime.child_process import python_command
 from runtime.guard import signal_name
 from runtime.signature import TensorSpec
 from runtime.writer import DirectoryWriter
@@ -42,11 +41,10 @@ Tell = Callable[[str], None]
 _NEEDED = ("tensorflow", "tensorflow_serving")
 _INSTALL = "pip install 'hloserve[savedmodel]'"
 _VERSION = r"(0|[1-9][0-9]{0,4})(\.(0|[1-9][0-9]{0,4})){2}"
-_ROOT = Path(runtime.__file__).resolve().parent.parent
 # TensorFlow imports Keras where it finds it: nothing here needs it, and it takes seconds.
-# Expendable: whoever writes where the staging was must not outlive the export.
+# Expendable: a process that writes where the staging was must not outlive the export.
 _CHILD = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); sys.modules['keras'] = None; "
+    "import sys; sys.modules['keras'] = None; "
     "from runtime.guard import mark_expendable; mark_expendable(); "
     "from export.savedmodel import main; sys.exit(main(*sys.argv[1:]))"
 )
@@ -85,7 +83,7 @@ def target(
 
 
 def check(spec: ExportSpec, savedmodel: object, version: str | None) -> None:
-    """Raise ExportError for what can be told to be wrong at once."""
+    """Raise ExportError for what is known to be wrong before any work is done."""
     if version is not None and not re.fullmatch(_VERSION, str(version)):
         raise UsageError(f"tf_stablehlo: expected a version such as 1.13.7, got {version!r}")
     if version is not None and savedmodel is None:
@@ -223,7 +221,7 @@ def _tensorflow(*arguments: str | Path) -> dict[str, Any]:
       VerificationError: it cannot run them, or the process is killed by a signal.
       OSError: the SavedModel cannot be written.
     """
-    command = [sys.executable, "-c", _CHILD, str(_ROOT), *map(str, arguments)]
+    command = [*python_command(_CHILD, "export"), *map(str, arguments)]
     environ = {**os.environ, **_QUIET}
     with subprocess.Popen(  # noqa: S603
         command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="replace"

@@ -117,7 +117,7 @@ class _Function:
             return False  # it has a leaf that is no array
 
     def gives_rows(self, tree: Any, inputs: Inputs) -> bool:
-        """Whether the function can be traced, and gives a row for each row of its inputs."""
+        """Whether the function can be traced, and returns a row for each row of its inputs."""
         rows = {spec.shape[0] for spec in inputs.values()}
         named = self.of_tree(tree)
         for _, apply in named.forms():
@@ -188,6 +188,6 @@ class _Named:
         castable = frozenset(
             n for n, a in self.leaves.items() if floating(a) and "batch_stats" not in n.split("/")
         )
-        # What was passed by hand is kept: a function may come with the params of several.
+        # What was passed by hand is kept: a function may be exported with the params of several.
         spare = unread(set(self.leaves) - found, self.leaves)
         return Adapted(apply, self.leaves, castable, spare)

@@ -22,7 +22,7 @@ from runtime.tensors import Array, numpy_dtype, read_tensors
 GOLDEN_BYTES = 256 * 1024
 # Every program answers every row, and every row is stored. Larger buckets repeat them;
 # that a row's place in a batch does not matter is probed apart.
-MOST_ROWS = 16
+MAX_ROWS = 16
 # Of JSON lines, where rows begin at texts.
 LINES = ".jsonl"
 _EXPECTED = "expected .safetensors or .npz of inputs by name"
@@ -82,23 +82,23 @@ def _seeded(
     spec: ExportSpec, signature: Signature
 ) -> list[tuple[dict[str, Array], dict[str, int]]]:
     found = []
-    most = max(4, spec.buckets[-1])
+    filling = max(4, spec.buckets[-1])
     for between, values in _axis_points(signature.axes):
         named = dict(zip((a.name for a in signature.axes), values, strict=True))
-        rows = golden_rows(signature.inputs, named, 4 if between else most)
+        rows = golden_rows(signature.inputs, named, 4 if between else filling)
         found.append((seeded_inputs(signature.inputs, named, rows, spec.seed), named))
     return found
 
 
 def _axis_points(axes: Sequence[Axis]) -> list[tuple[bool, tuple[int, ...]]]:
-    """Return axis sizes to try: each bucket's, those halfway to the next smaller one, and the least."""
+    """Return axis sizes to try: each bucket's, those halfway to the next smaller one, and the smallest."""
     exact = [(False, values) for values in itertools.product(*(axis.sizes for axis in axes))]
     halves = []
     for axis in axes:
         below = (axis.minimum - 1, *axis.sizes[:-1])
         halves.append([(low + high + 1) // 2 for low, high in zip(below, axis.sizes, strict=True)])
-    least = tuple(axis.minimum for axis in axes)
-    points = dict.fromkeys([*itertools.product(*halves), least] if axes else [])
+    smallest = tuple(axis.minimum for axis in axes)
+    points = dict.fromkeys([*itertools.product(*halves), smallest] if axes else [])
     known = {values for _, values in exact}
     return exact + [(True, values) for values in points if values not in known]
 
@@ -117,10 +117,10 @@ def seeded_inputs(
     return out
 
 
-def golden_rows(inputs: Sequence[TensorSpec], sizes: Mapping[str, int], most: int) -> int:
+def golden_rows(inputs: Sequence[TensorSpec], sizes: Mapping[str, int], limit: int) -> int:
     """Return how many rows a seeded golden gets: enough to fill a bucket, within a size."""
     row = sum(spec.row_bytes(sizes) for spec in inputs)
-    return min(most, MOST_ROWS, max(4, GOLDEN_BYTES // max(1, row)))
+    return min(limit, MAX_ROWS, max(4, GOLDEN_BYTES // max(1, row)))
 
 
 def expect_golden_file(path: str | os.PathLike[str]) -> None:

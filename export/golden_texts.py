@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from export.errors import ExportError
-from export.golden_inputs import LINES, MOST_ROWS, GoldenInputs, expect_golden_file, seeded_inputs
+from export.golden_inputs import LINES, MAX_ROWS, GoldenInputs, expect_golden_file, seeded_inputs
 from export.spec import ExportSpec
 from runtime.errors import SignatureMismatch
 from runtime.preprocessing.preparation import Preparer
@@ -189,10 +189,10 @@ def _targets(reader: TextReader, signature: Signature) -> list[int]:
     """Return the numbers of tokens that rows should have: in each length bucket from most to few."""
     longest = reader.stage.max_tokens
     sizes = next((axis.sizes for axis in signature.axes if axis.name == reader.axis), (longest,))
-    held = [min(size, longest) for size in sizes if size < longest] + [longest]
-    rows = _ROWS if len(held) > 1 else MOST_ROWS
+    limits = [min(size, longest) for size in sizes if size < longest] + [longest]
+    rows = _ROWS if len(limits) > 1 else MAX_ROWS
     targets = []
-    for below, size in zip([0, *held[:-1]], held, strict=True):
+    for below, size in zip([0, *limits[:-1]], limits, strict=True):
         targets += [size - (size - below) * i // rows for i in range(rows)]
     return targets
 

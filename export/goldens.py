@@ -53,7 +53,7 @@ def reference(
     chosen = device or jax.local_devices(backend="cpu")[0]
     mesh = jax.sharding.get_mesh()
     place = chosen if mesh.empty else NamedSharding(mesh, PartitionSpec())
-    # A GPU would multiply in TF32, and this is what others are held against.
+    # A GPU would multiply in TF32, and this is what others are compared with.
     precision = jax.config.jax_default_matmul_precision
     exact = precision if precision or chosen.platform == "cpu" else "highest"
     try:

@@ -20,7 +20,7 @@ class Hoisted:
 
     Attributes:
       constants: by name.
-      packing: where each lies in the arguments behind the model's own.
+      packing: the place of each in the arguments behind the model's own.
       notes: what was taken out and what was not, a sentence each.
       order: digest of a constant to its place among them.
       count: number of the model's own arguments.

@@ -41,7 +41,7 @@ def notes(outputs: Sequence[TensorSpec], expected: Sequence[Sequence[Array]]) ->
     """
     return [
         f"output {output.name!r} may be infinite, and is not in any golden: that the program then "
-        "answers as the model does is not shown; give rows that make it so with --golden FILE"
+        "answers as the model does is not shown; pass rows that make it so with --golden FILE"
         for i, output in enumerate(outputs)
         if output.nonfinite and all(np.isfinite(np.float64(e[i])).all() for e in expected)
     ]
@@ -50,7 +50,7 @@ def notes(outputs: Sequence[TensorSpec], expected: Sequence[Sequence[Array]]) ->
 def refuse_overflow(
     outputs: Sequence[TensorSpec], cast: Sequence[Array], uncast: Sequence[Array], dtype: str
 ) -> None:
-    """Raise ExportError where casting params makes or loses an infinity, which nobody meant.
+    """Raise ExportError where casting params makes or loses an infinity, which is never meant.
 
     Args:
       outputs: of the signature.

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from export.errors import ExportError
-from runtime.localpaths import why_not_read
+from runtime.localpaths import url_of, why_not_read
 from runtime.textfiles import NotText, read_json, read_text
 
 _EXPECTED = (
@@ -26,7 +26,7 @@ _QUOTED = re.compile(r"([\"']).*\1,?")
 _LISTED = re.compile(r"[-*] +\S.*")
 
 
-class LabelsOfFile(tuple[str, ...]):  # noqa: SLOT001 (a tuple has no room for slots)
+class LabelsOfFile(tuple[str, ...]):  # noqa: SLOT001 (a tuple cannot have slots)
     """Labels that know the file they come from.
 
     Attributes:
@@ -42,22 +42,48 @@ class LabelsOfFile(tuple[str, ...]):  # noqa: SLOT001 (a tuple has no room for s
         return made
 
 
-def read_labels(path: str | os.PathLike[str]) -> LabelsOfFile:
+def labels_of(text: str | os.PathLike[str], what: str = "labels") -> tuple[str, ...]:
+    """Return the labels that are written as `a,b,c`, or that a file of this name has.
+
+    Args:
+      text: the labels, or the path of a file.
+      what: the option or field in messages.
+
+    Raises:
+      ExportError: it is neither, or the file is none of labels.
+    """
+    text = os.fspath(text)
+    # Path.exists raises for long names.
+    if (url_of(text) and "," not in text) or os.path.exists(text):  # noqa: PTH110
+        return read_labels(text, what)
+    if "," not in text:
+        raise ExportError(
+            f"{what}: expected a,b,c or a file with a name on each line, got {text!r}, which is "
+            "no file"
+        )
+    return tuple(word.strip() for word in text.split(","))
+
+
+def read_labels(path: str | os.PathLike[str], what: str = "--labels") -> LabelsOfFile:
     """Read labels, in the order of their classes, from a text or JSON file.
+
+    Args:
+      path: of the file.
+      what: the option or field in messages.
 
     Raises:
       ExportError: it has none, or what its labels are is not plain; names the line or key.
     """
     if reason := why_not_read(path):
-        raise ExportError(f"--labels: {reason}")
+        raise ExportError(f"{what}: {reason}")
     try:
         text = read_text(path)
         found = _json_labels(text) if _is_json(text, os.fspath(path)) else _line_labels(text)
         return LabelsOfFile(found, os.fspath(path))
     except NotText as error:
-        raise ExportError(f"--labels {path}: expected text in UTF-8, got {error}") from None
+        raise ExportError(f"{what} {path}: expected text in UTF-8, got {error}") from None
     except _Refused as error:
-        raise ExportError(f"--labels {path}{error}") from None
+        raise ExportError(f"{what} {path}{error}") from None
 
 
 class _Refused(Exception):

@@ -25,7 +25,7 @@ from export.reading import filled, left_out, read_params, refuse_likely
 from export.switches import explained, in_attributes, in_call
 from runtime.signature import BATCH, notation
 
-# What tells a train state from a model's variables.
+# Names that a train state has and a model's variables have not.
 _TRAIN_STATE = {"step", "opt_state", "tx", "apply_fn", "rng", "rngs", "key", "epoch"}
 
 # What Flax raises for a variable that is not there, or not as the model has it.
@@ -51,7 +51,7 @@ def adapt_linen(
       params: its variables, its params alone, or a TrainState of either.
       buckets: shapes and dtypes of the inputs by name, of each bucket.
       around: what the params were taken out of, the innermost first; collections that
-        they lack come from there.
+        they lack are taken from there.
       call_args: arguments that are no inputs, by name.
     """
     if params is None:

@@ -1,7 +1,7 @@
 """From a pure function to serialized programs, one per bucket.
 
 Weights are arguments of every program. Programs carry no paths of the machine that made
-them, and equal models give equal bytes.
+them, and equal models make equal bytes.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ from jax import export
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import func, stablehlo
 
-from export.errors import ExportError, Untraceable, first_line, place, told
+from export.errors import ExportError, Untraceable, first_line, format_error, place
 from export.jaxprs import equations
-from runtime.program import versions
+from runtime.program_forms import versions
 from runtime.stablehlo import custom_calls
 
 _CALLBACKS = {
@@ -160,7 +160,7 @@ def lower(traced: Traced, platforms: Sequence[str]) -> Lowered:
     )
 
 
-class NoForm(Exception):
+class NotRepresentable(Exception):
     """An operation that an older StableHLO does not have; the message is its name."""
 
 
@@ -171,7 +171,7 @@ def rewrite(artifact: bytes, version: str) -> bytes:
     refine the shapes of one whose sizes were symbolic.
 
     Raises:
-      NoForm: an operation cannot be written so.
+      NotRepresentable: an operation cannot be written so.
     """
     said: list[str] = []
 
@@ -189,7 +189,7 @@ def rewrite(artifact: bytes, version: str) -> bytes:
         except ValueError as error:
             culprit = re.search(r"operation 'vhlo\.(\w+)_v\d+'", " ".join(said))
             what = f"stablehlo.{culprit[1]}" if culprit else (said or [str(error)])[0][:200]
-            raise NoForm(what) from None
+            raise NotRepresentable(what) from None
 
 
 def _blocks(operation: Any) -> Iterator[Any]:
@@ -239,4 +239,4 @@ def describe(error: BaseException) -> str:
             f"{type(error).__name__}: {line}; this machine does not have that kernel: use jax's own "
             "operations in its place for inference, or export where it runs"
         )
-    return told(error)
+    return format_error(error)

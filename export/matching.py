@@ -1,4 +1,4 @@
-"""Params from a checkpoint, held against what the model has."""
+"""Params from a checkpoint, matched with what the model has."""
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -104,7 +104,7 @@ def match(
       beside: other leaves of the checkpoint, which are shown where something is missing: it may
         be among them by another name.
       unread: paths that the model has too, and that may be there or not.
-      saved: all that was restored, where the model's params may lie elsewhere.
+      saved: all that was restored, where the model's params may be elsewhere.
       boxes: path of an array in a box of the model's own to that of the box.
 
     Returns:

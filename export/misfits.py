@@ -1,4 +1,4 @@
-"""Why params do not fit a model: what can be told from names, shapes and values alone."""
+"""Why params do not fit a model: what follows from names, shapes and values alone."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

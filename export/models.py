@@ -86,7 +86,7 @@ def _adapt(
 
 
 def _without_weights(factory: Any) -> tuple[nnx.Module, set[Path] | None]:
-    """Make a module without its weights, which would be random ones, if it can be told so.
+    """Make a module without its weights, which would be random ones, if it takes an argument for that.
 
     Returns:
       The module, and the paths of its plain arrays that are no weights; None where it has none.

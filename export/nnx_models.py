@@ -292,7 +292,7 @@ def _kept(leaf: Any) -> Any:
     """
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.lax.full(leaf.shape, 0, leaf.dtype)
-    # Not NumPy's: nnx counts in place, and nobody would see it.
+    # Not NumPy's: nnx counts in place, which would go unseen.
     return jax.numpy.asarray(leaf)
 
 

@@ -24,7 +24,7 @@ SMALL_BYTES = 16 * 1024
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Packing:
-    """Where each param lies.
+    """The place of each param in the arguments.
 
     Attributes:
       entries: one per param, in the model's order.

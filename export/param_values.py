@@ -16,7 +16,7 @@ SHOWN = 4
 
 
 def as_jax_keeps(params: Mapping[str, Array], *, x64: bool) -> tuple[dict[str, Array], list[str]]:
-    """Return params in the dtypes that JAX would give them, 64-bit ones only in 64-bit mode, and notes.
+    """Return params in the dtypes that they have in JAX, 64-bit ones only in 64-bit mode, and notes.
 
     Raises:
       ExportError: a dtype is none that params can have, or values do not fit the narrower one.

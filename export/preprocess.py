@@ -9,11 +9,9 @@ from typing import Any
 from export.errors import ExportError
 from runtime.errors import nearest
 from runtime.localpaths import why_not_read
-from runtime.raw_inputs import MAX_TOKENIZER_BYTES
+from runtime.raw_inputs import MAX_TOKENIZER_BYTES, TEXT_ROLES
 
 TOKENIZER_FILE = "tokenizer.json"
-# The inputs of programs that a text is made into.
-TEXT_ROLES = ("input_ids", "attention_mask", "token_type_ids", "lengths")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,7 +26,7 @@ class Text:
         libraries tokenizers or transformers.
       input_ids: the input that takes the ids.
       attention_mask: the input that is 1 on tokens and 0 on padding.
-      token_type_ids: the input that tells the two texts of a row apart.
+      token_type_ids: the input that distinguishes the two texts of a row.
       lengths: the input that takes the number of tokens of each row.
       pair: the name that callers send second texts by, for models of pairs.
       truncate: cut off what is beyond the limit, which is otherwise refused.

@@ -19,7 +19,7 @@ from export.outputs import name_outputs
 
 Apply = Callable[[Params, Inputs], Any]
 
-# A name that Flax gives to a module that is made where it is called.
+# The name that Flax makes for a module that is made where it is called.
 _GIVEN_BY_FLAX = re.compile(r"[A-Z]\w*_\d+")
 
 
@@ -49,7 +49,7 @@ def read_params(
             break
         try:
             read |= _read_at(apply, shapes, inputs)
-        except (Exception, SystemExit):  # noqa: BLE001 (lowering meets it again, and knows what it comes of)
+        except (Exception, SystemExit):  # noqa: BLE001 (lowering meets it again, and knows its cause)
             return read | wanted
     return read
 
@@ -107,7 +107,7 @@ def _in_order(apply: Apply, shapes: Mapping[str, Any], inputs: Inputs) -> tuple[
 
 
 def of_shape(array: Any) -> jax.ShapeDtypeStruct:
-    """Return the shape and dtype that JAX would give an array."""
+    """Return the shape and dtype that an array has in JAX."""
     dtype = jax.dtypes.canonicalize_dtype(array.dtype, allow_extended_dtype=True)
     return jax.ShapeDtypeStruct(array.shape, dtype)
 

@@ -1,11 +1,11 @@
-"""The training code's own way from texts to ids, held against the tokenizer in the bundle."""
+"""The training code's own way from texts to ids, compared with the tokenizer in the bundle."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from export.errors import ExportError, told
+from export.errors import ExportError, format_error
 from export.golden_texts import RawRows
 from runtime.preprocessing.texts import TextReader
 from runtime.tensors import Array
@@ -38,7 +38,7 @@ def refuse_other_ids(
     try:
         given = reference(*(list(column) for column in columns))
     except Exception as error:
-        raise ExportError(f"reference_preprocess: {told(error)}") from error
+        raise ExportError(f"reference_preprocess: {format_error(error)}") from error
     tokens = reader.read(rows.columns, lambda name, i: f"golden: {name!r} of row {i}")
     found = dict(given) if hasattr(given, "keys") else {"input_ids": given}
     if "input_ids" not in found:

@@ -1,6 +1,7 @@
 """What an export did: for people a table, for machines JSON."""
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable
 
@@ -8,10 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from export.errors import few_names
+from runtime.invocation import spelled
 
 Progress = Callable[[str], None]
 
-# What a batch prediction job of Vertex AI sends at a time, unless it is told otherwise.
+# What a batch prediction job of Vertex AI sends at a time by default.
 _VERTEX_BATCH = 64
 
 _SERVING = (
@@ -138,8 +140,19 @@ class Report:
         """Write it for machines."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
-    def print(self, console: Console) -> None:
-        """Write it for people: a table per program, then what else there is to know."""
+    def __str__(self) -> str:
+        """Return what the command prints, without colors."""
+        file = io.StringIO()
+        self.print(Console(file=file, force_terminal=False, soft_wrap=True))
+        return file.getvalue().rstrip("\n")
+
+    def print(self, console: Console | None = None) -> None:
+        """Write it for people: a table per program, then what else there is to know.
+
+        Args:
+          console: where to; None for stdout.
+        """
+        console = console or Console(soft_wrap=True)
         table = Table(title=f"{self.name} version {self.version}", title_justify="left")
         table.add_column("bucket")
         for column in ("program", "FLOPs", "moved", "temp", "golden max error"):
@@ -182,7 +195,8 @@ class Report:
         if self.savedmodel:
             lines += self.savedmodel.lines()
         if self.bundle:
-            lines.append(f"bundle   {self.bundle}; next: python -m server --bundle {self.bundle}")
+            serve = spelled("python -m server")
+            lines.append(f"bundle   {self.bundle}; next: {serve} --bundle {self.bundle}")
         else:
             lines.append("dry run: nothing was written")
         return lines

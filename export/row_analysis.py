@@ -204,7 +204,7 @@ def _of_map(
 def _settled(
     body: Any, fixed: list[Found], start: list[Found], slices: list[Found]
 ) -> tuple[list[Found], list[Found]]:
-    """Return the carry of a loop, whatever the number of its steps, and what else a step gives."""
+    """Return the carry of a loop, whatever the number of its steps, and what else a step returns."""
     carry = start
     while True:
         results = _results(body, [*fixed, *carry, *slices])

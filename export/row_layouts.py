@@ -1,4 +1,4 @@
-"""Where in an array the batch lies, and along which parts of its index the array is constant.
+"""Which axes of an array are the batch, and along which parts of its index the array is constant.
 
 An index in row-major order is written as a number of several digits, one for each axis or a part
 of one: `float32[8, 5]` has a digit of size 8 and one of size 5. A reshape changes no digit, so
@@ -142,15 +142,15 @@ def _aligned(layouts: list[list[tuple[int, Kind]]]) -> list[tuple[int, Kind]] | 
     return found[::-1]
 
 
-def _cut(digits: list[tuple[int, Kind]], most: int) -> tuple[int, Kind] | None:
+def _cut(digits: list[tuple[int, Kind]], limit: int) -> tuple[int, Kind] | None:
     """Take what goes into a size off the end, if it divides it; a batch is not cut."""
     size, kind = digits.pop()
-    if most % size == 0:
+    if limit % size == 0:
         return size, kind
-    if size % most or kind == ROW:
+    if size % limit or kind == ROW:
         return None
-    digits.append((size // most, kind))
-    return most, kind
+    digits.append((size // limit, kind))
+    return limit, kind
 
 
 def _kind_of(kinds: set[Kind]) -> Kind:

@@ -27,20 +27,20 @@ from tensorflow.compiler.tf2xla.python import xla as tfxla
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 from export.errors import first_line
-from export.lowering import NoForm, rewrite
+from export.lowering import NotRepresentable, rewrite
 from runtime.bundle import Bundle, open_bundle
+from runtime.golden_check import check_goldens, golden_rows
 from runtime.jax_settings import lifted
 from runtime.model import Model
 from runtime.signature import BATCH, Signature, TensorSpec, notation
 from runtime.tensors import Array, numpy_dtype
-from runtime.verify import check_goldens, golden_rows
 
 DEFAULT = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 
 # Beside the model; TensorFlow Serving runs these requests before it calls a model available,
 # and refuses a model that has more of them.
 WARMUP = "assets.extra/tf_serving_warmup_requests"
-MOST_WARMUP_REQUESTS = 1000
+MAX_WARMUP_REQUESTS = 1000
 
 _DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
@@ -52,7 +52,7 @@ class Refusal(Exception):
 
 
 def main(command: str, recipe: str, platform: str = "cpu") -> int:
-    """Run a step, and print what came of it as one line of JSON."""
+    """Run a step, and print its result as one line of JSON."""
     if command == "build" or platform == "cpu":
         tf.config.set_visible_devices([], "GPU")
     with lifted():
@@ -61,7 +61,7 @@ def main(command: str, recipe: str, platform: str = "cpu") -> int:
 
 
 def step(command: str, recipe: str, platform: str = "cpu") -> dict[str, Any]:
-    """Run `build` or `check`; give what came of it, or why TensorFlow cannot take the model."""
+    """Run `build` or `check`; return its result, or why TensorFlow cannot take the model."""
     given = json.loads(Path(recipe).read_text())
     try:
         return build(given) if command == "build" else check(given, platform)
@@ -70,11 +70,13 @@ def step(command: str, recipe: str, platform: str = "cpu") -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001 (TensorFlow raises many kinds)
         if number := _disk_trouble(error):
             return {"unwritten": (number, os.strerror(number), given["target"])}
-        return {"failed": f"TensorFlow {tf.__version__} cannot run the model: {_telling(error)}"}
+        return {
+            "failed": f"TensorFlow {tf.__version__} cannot run the model: {_first_useful_line(error)}"
+        }
 
 
 def build(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Make a SavedModel with its warm-up requests; give what was made.
+    """Make a SavedModel with its warm-up requests; return what was made.
 
     Raises:
       Refusal: this TensorFlow, or the one asked for, cannot take the programs.
@@ -133,7 +135,7 @@ def check(recipe: dict[str, Any], platform: str) -> dict[str, Any]:
 def _rewritten(artifact: bytes, version: str, recipe: dict[str, Any]) -> bytes:
     try:
         return rewrite(artifact, version)
-    except NoForm as missing:
+    except NotRepresentable as missing:
         asked = f"which TensorFlow {tf.__version__} reads"
         raise Refusal(
             f"savedmodel: {missing}, as jax {recipe['jax']} writes it in StableHLO "
@@ -281,7 +283,7 @@ def _model(
 
 
 def _write_warmup(recipe: dict[str, Any], bundle: Bundle) -> int:
-    """Write a request for each signature at each bucket it takes; give their number."""
+    """Write a request for each signature at each bucket it takes; return their number."""
     manifest = bundle.manifest
     records = []
     for name, sizes in _signatures(recipe):
@@ -301,9 +303,9 @@ def _write_warmup(recipe: dict[str, Any], bundle: Bundle) -> int:
     path = Path(recipe["out"], WARMUP)
     path.parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for record in records[:MOST_WARMUP_REQUESTS]:
+        for record in records[:MAX_WARMUP_REQUESTS]:
             writer.write(record.SerializeToString())
-    return min(len(records), MOST_WARMUP_REQUESTS)
+    return min(len(records), MAX_WARMUP_REQUESTS)
 
 
 def _disk_trouble(error: Exception) -> int | None:
@@ -315,11 +317,11 @@ def _disk_trouble(error: Exception) -> int | None:
     return next((n for n in _DISK_TROUBLE if os.strerror(n) in str(error.message)), None)
 
 
-def _telling(error: Exception) -> str:
+def _first_useful_line(error: Exception) -> str:
     """Return what went wrong, without the graph in which it did."""
     if not isinstance(error, tf.errors.OpError):
         return f"{type(error).__name__}: {first_line(error)}"
     lines = [line.strip() for line in str(error.message).splitlines()]
     around = ("Graph execution error", "Detected at", "<stack", "Stack trace", "dummy_file", "[[")
-    telling = [line for line in lines if line and not line.startswith(around)]
-    return (telling or [type(error).__name__])[0][:300]
+    useful = [line for line in lines if line and not line.startswith(around)]
+    return (useful or [type(error).__name__])[0][:300]

@@ -1,15 +1,17 @@
 """What to export, as one frozen record; every flag of the command line is a field here."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from export.errors import ExportError
 from export.fields import read_field
 from export.preprocess import Text
-from runtime.errors import nearest
-from runtime.signature import Axis, TensorSpec
+from runtime.errors import InvalidField, nearest
+from runtime.raw_inputs import check_passthrough
+from runtime.signature import Axis, TensorSpec, check_inputs
 
 DEFAULT_BUCKETS = (1, 4, 8, 16, 32, 64)
 
@@ -30,7 +32,7 @@ class ExportSpec:
       platforms: what to lower for.
       output: raw, softmax, classification:logits or classification:probabilities;
         `:NAME` behind it where the model has several outputs.
-      labels: names of the classes, in order.
+      labels: names of the classes, in order; or a file of them, as `--labels` takes it.
       dtype: cast floating params to this; batch statistics stay as they are.
       matmul_precision: what dots are lowered with; None for what is in force
         (`jax_default_matmul_precision`), else jax's default.
@@ -63,7 +65,7 @@ class ExportSpec:
     axes: Mapping[str, Sequence[int] | str | Axis] = dataclasses.field(default_factory=dict)
     platforms: Sequence[str] = ("cpu", "cuda")
     output: str = "raw"
-    labels: Sequence[str] = ()
+    labels: Sequence[str] | os.PathLike[str] = ()
     dtype: str | None = None
     matmul_precision: str | None = None
     golden: Mapping[str, Any] | str | Path | None = None
@@ -80,55 +82,69 @@ class ExportSpec:
     reference_preprocess: Callable[..., Any] | None = None
     passthrough: Sequence[str] = ()
 
+    def __new__(cls, *_: object, **fields: object) -> Self:
+        """Make a spec.
+
+        Raises:
+          TypeError: there is no such field; names the nearest, and all there are.
+        """
+        known = cls.__dataclass_fields__
+        for name in fields:
+            if name not in known:
+                raise TypeError(
+                    f"ExportSpec: no such field {name!r}{nearest(name, known)} (fields: "
+                    f"{', '.join(known)})"
+                )
+        return object.__new__(cls)
+
     def checked(self) -> "ExportSpec":
-        """Return this with every field in its one form, held against what is allowed.
+        """Return this with every field in its one form, checked.
 
         Raises:
           ExportError: names the field, what it takes and what it got.
         """
         names = [field.name for field in dataclasses.fields(self)]
         fields = {name: read_field(name, getattr(self, name)) for name in names}
-        if not fields["inputs"]:
-            raise ExportError(
-                "inputs: expected at least one, got none; pass --input 'x:float32[_,28,28,1]'"
-            )
-        shapes = [spec.shape for spec in fields["inputs"]]
-        _check_axes(fields["axes"], {dim for s in shapes for dim in s[1:] if isinstance(dim, str)})
-        _check_lengths(fields["axes"], fields["inputs"])
+        _check_together(fields["inputs"], fields["axes"])
         taken = [spec.name for spec in fields["inputs"]]
-        taken += [n for text in fields["preprocess"] for n in (text.input, text.pair)]
-        for name in fields["passthrough"]:
-            if name in taken:
-                raise ExportError(f"passthrough: expected a name that no input has, got {name!r}")
+        taken += [name for text in fields["preprocess"] for name in (text.input, text.pair)]
+        try:
+            check_passthrough(fields["passthrough"], taken)
+        except InvalidField as error:
+            raise ExportError(f"passthrough: {error}") from None
         return ExportSpec(**fields)
 
 
-def _check_axes(declared: Mapping[str, Axis], used: set[str]) -> None:
-    for name in sorted(used - set(declared)):
-        hint = nearest(name, declared) or f"; pass --axis {name}=32,64,128"
-        raise ExportError(f"axis {name!r}: expected its sizes, got none{hint}")
-    for name in sorted(set(declared) - used):
+def _check_together(inputs: Sequence[TensorSpec], axes: Mapping[str, Axis]) -> None:
+    """Raise ExportError for inputs and axes that are no signature, or an axis that no input has."""
+    try:
+        check_inputs(inputs, tuple(axes.values()))
+    except InvalidField as error:
+        raise ExportError(_advised(error, inputs, axes)) from None
+    used = {dim for spec in inputs for dim in spec.shape[1:]}
+    for name in sorted(set(axes) - used):
         raise ExportError(
-            f"axis {name!r}: expected an input that has it, got none{nearest(name, used)}"
+            f"axis {name!r}: expected an input that has it, got none{nearest(name, map(str, used))}"
         )
 
 
-def _check_lengths(axes: Mapping[str, Axis], inputs: Sequence[TensorSpec]) -> None:
-    dims = {dim for spec in inputs if not spec.mask for dim in spec.shape}
-    had = {name: axis for name, axis in axes.items() if name in dims}
-    for spec in inputs:
-        if not isinstance(spec.maximum, str):
-            continue
-        if spec.maximum not in had:
-            known = f" or an axis of {', '.join(map(repr, had))}" if had else ""
-            raise ExportError(
-                f"input {spec.name!r}: expected a number{known} as the largest value, got "
-                f"{spec.maximum!r}{nearest(spec.maximum, had)}"
-            )
-        least = had[spec.maximum].minimum
-        if spec.minimum is not None and spec.minimum > least:
-            raise ExportError(
-                f"input {spec.name!r}: expected a smallest value up to {least}, the least size of "
-                f"axis {spec.maximum!r}, got {spec.minimum}; pass --axis {spec.maximum}="
-                f"{spec.minimum}..{','.join(map(str, had[spec.maximum].sizes))}"
-            )
+def _advised(error: InvalidField, inputs: Sequence[TensorSpec], axes: Mapping[str, Axis]) -> str:
+    """Return what is wrong with inputs in the words of options, and what to pass instead."""
+    match error.path:
+        case (_, int(i), "shape", int(place)):
+            name = str(inputs[i].shape[place])
+            hint = nearest(name, axes) or f"; pass --axis {name}=32,64,128"
+            return f"axis {name!r}: expected its sizes, got none{hint}"
+        case (_, int(i), "maximum"):
+            of_inputs = {dim for spec in inputs if not spec.mask for dim in spec.shape}
+            advice = nearest(str(inputs[i].maximum), set(axes) & of_inputs)
+        case (_, int(i), "minimum"):
+            axis = axes[str(inputs[i].maximum)]
+            sizes = ",".join(map(str, axis.sizes))
+            advice = f"; pass --axis {axis.name}={inputs[i].minimum}..{sizes}"
+        case (_, int(i), "nonfinite"):
+            advice = "; name outputs with allow_infinite"
+        case _:
+            advice = "" if inputs else "; pass --input 'x:float32[_,28,28,1]'"
+            return f"{error.path[0]}: {error}{advice}"
+    return f"input {inputs[i].name!r}: {error}{advice}"

@@ -7,10 +7,12 @@ from typing import Any
 
 from export.attributes import find_attribute
 from export.errors import ExportError
-from export.preprocess import TEXT_ROLES, Text, read_preprocess, tokenizer_file
+from export.input_options import pair
+from export.preprocess import Text, read_preprocess, tokenizer_file
 from export.spec import ExportSpec
 from runtime.commandline import Parser
 from runtime.errors import nearest
+from runtime.raw_inputs import TEXT_ROLES
 
 
 def add_text_flags(parser: Parser) -> None:
@@ -118,15 +120,3 @@ def _with_roles(declared: Sequence[Text], arguments: argparse.Namespace) -> tupl
     for name in arguments.truncated:
         change("--truncate", name, truncate=True)
     return read_preprocess(texts.values())
-
-
-def pair(what: str, text: str, example: str) -> tuple[str, str]:
-    """Return the two halves of `NAME=VALUE`.
-
-    Raises:
-      ExportError: it does not read so.
-    """
-    name, equals, value = text.partition("=")
-    if not equals or not name or not value:
-        raise ExportError(f"{what}: expected {example}, got {text!r}")
-    return name, value

@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 from export.errors import ExportError
 from export.golden_inputs import GoldenInputs
 from export.golden_texts import RawRows, given_rows, seeded_rows, text_goldens
-from export.preprocess import TEXT_ROLES, Text, tokenizer_file
+from export.preprocess import Text, tokenizer_file
 from export.reference_ids import refuse_other_ids
 from export.spec import ExportSpec
 from runtime.entries import File
-from runtime.errors import BundleError, ManifestError, nearest
+from runtime.errors import BundleError, InvalidField, nearest
 from runtime.inputs import Checker
 from runtime.preprocessing.preparation import Preparer
 from runtime.preprocessing.sandbox import try_tokenizer
 from runtime.preprocessing.texts import TextReader
 from runtime.preprocessing.tokenizer import Tokenizer, TokenizerError, library_version
-from runtime.raw_inputs import TextStage, check_stages, longest_size
+from runtime.raw_inputs import TEXT_ROLES, TextStage, check_stages, longest_size
 from runtime.signature import BATCH, Axis, Signature, TensorSpec
 
 # Before a normalizer takes accents or width away a character can have as many bytes.
@@ -91,8 +91,8 @@ def open_texts(spec: ExportSpec, progress: Callable[[str], None]) -> tuple[Expor
     signature = Signature(inputs=tuple(inputs.values()), outputs=(), axes=axes)
     try:
         check_stages([one.stage for one in opened], signature)
-    except ManifestError as error:
-        raise ExportError(_told(error, opened)) from None
+    except InvalidField as error:
+        raise ExportError(_advised(error, opened)) from None
     readers = [_reader(one, signature) for one in opened]
     preparer = Preparer(readers, signature, Checker(signature))
     given = rows is not None
@@ -279,29 +279,30 @@ def _max_bytes(tokenizer: Tokenizer, max_tokens: int, *, truncate: bool) -> int:
     All work on a text is done before it is cut off, or counted, so that its bytes have to be limited.
     """
     longest = max(map(len, tokenizer.vocabulary()), default=1)
-    held = max_tokens * (min(longest, _LONGEST_TOKEN) + 1) * _BYTES_OF_CHARACTER
-    return max(held, _TRUNCATED_BYTES) if truncate else held
+    enough = max_tokens * (min(longest, _LONGEST_TOKEN) + 1) * _BYTES_OF_CHARACTER
+    return max(enough, _TRUNCATED_BYTES) if truncate else enough
 
 
 def _reader(one: _Opened, signature: Signature) -> TextReader:
     try:
         return TextReader(one.stage, signature, one.data)
     except BundleError as error:
-        told = str(error).removeprefix(f"{one.stage.tokenizer.path}: ")
+        reason = str(error).removeprefix(f"{one.stage.tokenizer.path}: ")
         raise ExportError(
-            f"text {one.text.input!r}: {one.text.source}: {told}; is it the tokenizer that the model "
+            f"text {one.text.input!r}: {one.text.source}: {reason}; is it the tokenizer that the model "
             "was trained with?"
         ) from None
 
 
-def _told(error: ManifestError, opened: Sequence[_Opened]) -> str:
-    """Write what is wrong with a stage by the name of its text, rather than its place in a manifest."""
-    message = str(error).removeprefix("manifest.json: ")
-    for i, one in enumerate(opened):
-        message = message.replace(f" at $.preprocess[{i}].", " as its ")
-        if message != str(error).removeprefix("manifest.json: "):
-            return f"text {one.text.input!r}: {message}"
-    return f"preprocess: {message.removesuffix(' at $.preprocess')}"
+def _advised(error: InvalidField, opened: Sequence[_Opened]) -> str:
+    """Return what is wrong with a stage by the name of its text, rather than its place in a manifest."""
+    match error.path:
+        case (_, int(i)):
+            return f"text {opened[i].text.input!r}: {error}"
+        case (_, int(i), *keys):
+            return f"text {opened[i].text.input!r}: {error} as its {'.'.join(map(str, keys))}"
+        case _:
+            return f"preprocess: {error}"
 
 
 def _limit(stage: TextStage) -> str:
@@ -314,7 +315,7 @@ def _limit(stage: TextStage) -> str:
 
 
 def _kept(rows: RawRows, golden: Any) -> str:
-    """Return which texts go into the bundle, where whoever has it can read them."""
+    """Return which texts go into the bundle, which all who have it can read."""
     texts = next(iter(rows.columns.values()))
     if golden is None:
         source = "made of the tokenizer's vocabulary"

@@ -41,7 +41,7 @@ def trace_all(
       progress: called with a sentence before each trace.
 
     Returns:
-      The traces, where params and constants lie in their arguments, these, and what was taken out.
+      The traces, the places of params and constants in their arguments, these, and what was taken out.
 
     Raises:
       ExportError: the model cannot be traced, or takes several devices.

@@ -6,24 +6,21 @@ What serves later has no Flax either, so a bundle that passes here needs none.
 import dataclasses
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
 
-import runtime
 from export.errors import ExportError, RowMixing, VerificationError
 from export.spec import ExportSpec
+from runtime.child_process import python_command
 from runtime.guard import signal_name
 from runtime.signature import BATCH, TensorSpec
 
-_ROOT = Path(runtime.__file__).resolve().parent.parent
 _FORBIDDEN = ("flax", "orbax", "optax", "tensorflow", "export")
 _CHILD = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
-    f"sys.modules.update(dict.fromkeys({_FORBIDDEN!r})); "
+    f"import sys; sys.modules.update(dict.fromkeys({_FORBIDDEN!r})); "
     "from runtime.guard import mark_expendable; mark_expendable(); "
     "from runtime.__main__ import main; sys.exit(main(sys.argv[1:]))"
 )
@@ -111,10 +108,7 @@ def _run(
     bundle: Path, platform: str, independent: Sequence[str], progress: Callable[[str], None]
 ) -> dict:  # type: ignore[type-arg]
     command = [
-        sys.executable,
-        "-c",
-        _CHILD,
-        str(_ROOT),
+        *python_command(_CHILD),
         "verify",
         str(bundle),
         "--json",

@@ -31,7 +31,7 @@ _MAYBE_MIXED = ("rows may depend on each other: it was allowed, and nothing has 
 def write(writer: BundleWriter, plan: Plan, programs: Mapping[Key, Lowered]) -> Manifest:
     """Write programs, params and goldens; return the manifest, not yet written.
 
-    What only running the programs can tell (verified, drift, row_mixing) is still empty.
+    What is known only once the programs have run (verified, drift, row_mixing) is still empty.
     """
     spec, signature = plan.spec, plan.signature
     names = [axis.name for axis in signature.axes]

@@ -8,7 +8,7 @@ import numpy as np
 
 from export.calling import Inputs, Params
 from export.checkpoints import as_tree
-from export.errors import ParamsError, few_names, told
+from export.errors import ParamsError, few_names, format_error
 from export.matching import as_array, flatten
 from export.misfits import OPTIMIZER, UNREPLICATE, brief, repeats, told_places
 from runtime.tensors import Array
@@ -25,7 +25,7 @@ TracesNamed = Callable[[dict[str, Array], Callable[[Params], Any]], bool]
 def refuse_replicas(tree: Any, inputs: Inputs, gives_rows: Callable[[Any, Inputs], bool]) -> None:
     """Raise ParamsError for params that are all several times in one more leading axis.
 
-    Params of equal rows may be meant; so the function has to give one row for each row of input
+    Params of equal rows may be meant; so the function has to return one row for each row of input
     with the first of each alone, and not with them all.
 
     Args:
@@ -69,7 +69,7 @@ def refuse_params(
     if places := other_places(root, error, traces):
         shown = few_names(sorted(map(str, tree))) if isinstance(tree, Mapping) else "another tree"
         raise ParamsError(
-            f"params: expected those that the model's code reads, got {shown} ({told(error)}); "
+            f"params: expected those that the model's code reads, got {shown} ({format_error(error)}); "
             f"{told_places(places)}"
         )
     leaves = flatten(tree)
@@ -85,7 +85,7 @@ def refuse_params(
     if absent and "None" in str(error):
         raise ParamsError(
             f"params: {absent[0]!r}: expected an array, got None, and the model's code uses it: "
-            f"{told(error)}"
+            f"{format_error(error)}"
         )
 
 

@@ -10,7 +10,12 @@ by tools that have neither NumPy nor JAX.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
+
+if sys.version_info < (3, 12):  # noqa: UP036 (a checkout runs with any; pip refuses older ones)
+    _found = f"{sys.version_info.major}.{sys.version_info.minor}"
+    raise ImportError(f"hloserve: expected Python 3.12 or later, got {_found}, {sys.executable}")
 
 if TYPE_CHECKING:
     from runtime.bundle import Bundle, open_bundle

@@ -28,11 +28,12 @@ from runtime.errors import (
     printable,
 )
 from runtime.guard import run_in_child
+from runtime.invocation import error_line, spelled
 
 if TYPE_CHECKING:
     from runtime.bundle import Bundle
 
-_MOST_THREADS = 1024
+_MAX_THREADS = 1024
 EXIT_OK, EXIT_USAGE, EXIT_BUNDLE, EXIT_GOLDEN, EXIT_DEVICE = 0, 2, 3, 4, 5
 
 
@@ -53,37 +54,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     See `_STATUSES` for what each says.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
     except MemoryError as error:
-        print(f"error: not enough memory: {error}", file=sys.stderr)
+        print(error_line(f"not enough memory: {error}"), file=sys.stderr)
         return EXIT_DEVICE
     except (DeviceUnavailable, ExecutionError) as error:
-        _say(f"error: {error}")
+        _say(error_line(error))
         return EXIT_DEVICE
     except BundleError as error:
-        _say(f"error: {error}")
+        _say(error_line(error))
         return EXIT_GOLDEN if isinstance(error, GoldenMismatch) else EXIT_BUNDLE
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return EXIT_USAGE
     except OSError as error:
         # A full disk does not say which; of these commands only refresh may fill one.
         where = error.filename or getattr(arguments, "out", None)
-        print(f"error: {f'{where}: ' if where else ''}{error.strerror}", file=sys.stderr)
+        print(error_line(f"{f'{where}: ' if where else ''}{error.strerror}"), file=sys.stderr)
         return EXIT_USAGE
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m runtime",
+def parser() -> Parser:
+    """Make the parser of `python -m runtime`."""
+    root = Parser(
+        prog=spelled("python -m runtime"),
         description="Verify, inspect, bench, examine and refresh a bundle.",
         epilog=_STATUSES,
         allow_abbrev=False,
     )
-    add_version(parser)
-    commands = parser.add_subparsers(
+    add_version(root)
+    commands = root.add_subparsers(
         required=True, metavar="verify|inspect|bench|compile|doctor|refresh"
     )
 
@@ -132,7 +134,7 @@ def _parser() -> Parser:
             help="check what model-signing signed it with",
         )
         added.add_argument(
-            "--public-key", type=to_read, metavar="PEM", help="of whoever is to have signed it"
+            "--public-key", type=to_read, metavar="PEM", help="public key of the signer"
         )
     bench = command("bench", _bench, "time every program on this device")
     bench.add_argument("--device", **device)
@@ -181,7 +183,7 @@ def _parser() -> Parser:
     )
     refresh.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
     refresh.add_argument("--device", **device)
-    return parser
+    return root
 
 
 def _digest(text: str) -> str:
@@ -192,7 +194,7 @@ def _digest(text: str) -> str:
 
 def _counts(text: str) -> tuple[int, ...]:
     parts = text.split(",")
-    if not all(part.isdecimal() and 0 < int(part) <= _MOST_THREADS for part in parts):
+    if not all(part.isdecimal() and 0 < int(part) <= _MAX_THREADS for part in parts):
         raise argparse.ArgumentTypeError(f"expected numbers such as 1,2,4, got {text!r}")
     return tuple(map(int, parts))
 

@@ -1,5 +1,6 @@
 """Time every program of a bundle: the bare call, and `predict` around it."""
 
+import datetime as dt
 import platform
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from runtime.errors import printable
 from runtime.model import Group, Model
 from runtime.preprocessing.preparation import Preparer
 from runtime.preprocessing.raw_goldens import read_raw
-from runtime.program import jax_version
+from runtime.program_forms import jax_version
 from runtime.signature import bucket_name
 
 Progress = Callable[[str], None]
@@ -130,19 +131,32 @@ def chart(figures: Figures, path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    names = [p["bucket"] for p in figures["programs"]]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    axes[0].bar(names, [p["rows_per_s"] for p in figures["programs"]], color="#3b6ea5")
-    axes[0].set(title="throughput of predict()", ylabel="rows/s")
-    axes[1].plot(names, [p["call_us"] / 1e3 for p in figures["programs"]], "o-", label="bare call")
-    axes[1].plot(
-        names, [p["predict_us"] / 1e3 for p in figures["programs"]], "o-", label="predict()"
-    )
-    axes[1].set(title="latency, median", ylabel="ms", yscale="log")
-    axes[1].legend()
-    for axis in axes:
+    programs = figures["programs"]
+    names = [p["bucket"] for p in programs]
+    figure, (rates, times) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    bars = rates.bar(names, [p["rows_per_s"] for p in programs], color="#3b6ea5")
+    rates.bar_label(bars, labels=[f"{p['rows_per_s']:,.0f}" for p in programs], padding=3)
+    rates.set(title="throughput of predict()", xlabel="bucket", ylabel="rows per second")
+    rates.margins(y=0.12)
+    for key, label in (("call_us", "bare call of the program"), ("predict_us", "predict()")):
+        times.plot(names, [p[key] / 1e3 for p in programs], "o-", label=label)
+    for name, program in zip(names, programs, strict=True):
+        took = program["predict_us"] / 1e3
+        times.annotate(
+            f"{took:.3g}", (name, took), xytext=(0, 6), textcoords="offset points", ha="center"
+        )
+    times.set(title="median latency", xlabel="bucket", ylabel="milliseconds", yscale="log")
+    times.margins(y=0.15)
+    times.legend()
+    for axis in (rates, times):
         axis.tick_params(axis="x", rotation=45)
         axis.grid(axis="y", alpha=0.3)
-    figure.suptitle(f"{figures['model']} on {figures['device']}, jax {figures['jax']}")
+    figure.suptitle(printable(f"{figures['model']} on {figures['device']}"), fontsize="x-large")
+    today = dt.datetime.now(dt.UTC).date().isoformat()
+    about = f"{today}, {platform.machine()}, {platform.system()}, jax {figures['jax']}"
+    figure.supxlabel(
+        f"{about}. A bucket is the batch a program is compiled for: b8 holds 8 rows.",
+        fontsize="small",
+    )
     figure.savefig(path)
     plt.close(figure)

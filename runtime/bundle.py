@@ -24,7 +24,7 @@ from runtime.claims import (
     expect_header,
 )
 from runtime.entries import MANIFEST_NAME, File
-from runtime.errors import BundleError, IntegrityError, printable
+from runtime.errors import BundleError, IntegrityError, nearest, printable
 from runtime.localpaths import why_not_read
 from runtime.manifest import MAX_MANIFEST_BYTES, Manifest
 from runtime.mapping import MappedFile, digest_of
@@ -33,9 +33,9 @@ from runtime.tensors import Array, read_tensors
 log = logging.getLogger(__name__)
 
 # Entries of a folder that are looked at when it is no bundle itself.
-_MOST_NEIGHBOURS = 1000
+_MAX_NEIGHBOURS = 1000
 # Entries that are looked at for files that the manifest does not name.
-_MOST_ENTRIES = 20_000
+_MAX_ENTRIES = 20_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class Bundle:
 
         In use are the files of which something is used where it is mapped: params on a CPU. What was
         copied to another device, and programs once they are compiled, may change or go. To be
-        called now and then by whoever owns the process, by one thread at a time.
+        called now and then by the owner of the process, by one thread at a time.
 
         Raises:
           IntegrityError: names the file.
@@ -141,7 +141,7 @@ class Bundle:
 
     @contextlib.contextmanager
     def opened(self, file: File) -> Iterator[BufferedReader]:
-        """Open a file of the recorded size; whoever reads it has to compare its digest."""
+        """Open a file of the recorded size; the caller has to compare its digest."""
         self.arrived(file)
         with _opened(self.path, file) as descriptor, open(descriptor, "rb", closefd=False) as f:
             yield f
@@ -185,7 +185,8 @@ def open_bundle(path: str | os.PathLike[str], *, require_digest: str | None = No
     except OSError as error:  # a name too long, a folder that may not be read
         raise BundleError(f"bundle {root}: expected a directory, got {error.strerror}") from None
     if not found:
-        hint = "; name the directory that holds it" if root.name == MANIFEST_NAME else ""
+        named = root.name == MANIFEST_NAME
+        hint = "; name the directory that holds it" if named else _bundle_beside(root)
         raise BundleError(f"bundle {root}: expected a directory, got {_what(root)}{hint}")
     try:
         manifest_path = root / MANIFEST_NAME
@@ -218,13 +219,23 @@ def open_bundle(path: str | os.PathLike[str], *, require_digest: str | None = No
     return bundle
 
 
+def _bundle_beside(root: Path) -> str:
+    """Name the bundle whose name is nearest to one that is not there, or none."""
+    found: list[Path] = []
+    if not os.path.lexists(root):
+        with contextlib.suppress(OSError):
+            some = itertools.islice(root.parent.iterdir(), _MAX_NEIGHBOURS)
+            found = sorted(filter(_is_bundle, some))
+    return nearest(str(root), map(str, found))
+
+
 def _bundles_near(root: Path) -> str:
     """Name the bundles one folder below or above one that is none, as far as they may be looked at."""
     if os.path.lexists(root / MANIFEST_NAME):
         return ""
     found = []
     with contextlib.suppress(OSError):
-        some = itertools.islice(root.iterdir(), _MOST_NEIGHBOURS)
+        some = itertools.islice(root.iterdir(), _MAX_NEIGHBOURS)
         found = sorted(entry for entry in some if _is_bundle(entry))
     above = Path(os.path.abspath(root)).parent
     if not found and _is_bundle(above):
@@ -244,7 +255,7 @@ def _warn_about_strangers(root: Path, manifest: Manifest) -> None:
     known = {MANIFEST_NAME, *(file.path for file in manifest.files)}
     found = (
         os.path.relpath(entry.path, root)
-        for entry in itertools.islice(_entries_below(root), _MOST_ENTRIES)
+        for entry in itertools.islice(_entries_below(root), _MAX_ENTRIES)
         if not entry.is_dir(follow_symlinks=False)
     )
     strangers = sorted(path for path in found if path not in known)

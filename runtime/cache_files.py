@@ -92,7 +92,7 @@ def _read_plain(path: Path, owner: int | None) -> bytes | None:
 
     Args:
       path: not followed where it is a link.
-      owner: whose it has to be, and written by them alone; None for anybody's.
+      owner: the user who has to own it and to be its only writer; None for any.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -129,7 +129,7 @@ def _counts_among(names: Iterator[str], name: str) -> list[int]:
 
 
 class OwnFiles:
-    """A directory that this user's processes write, and nobody else."""
+    """A directory that only this user's processes write."""
 
     def __init__(self, folder: Path, progress: Tell) -> None:
         self._folder = folder
@@ -183,7 +183,7 @@ class OwnFiles:
         return data
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file beside its place and rename it; that it cannot be is told once."""
+        """Write a file beside its place and rename it; a failure is logged once."""
         if not self._usable or len(data) > _MAX_FILE_BYTES:
             return
         temporary = self._folder / f".{name[:16]}.{secrets.token_hex(8)}"
@@ -234,7 +234,7 @@ class OwnFiles:
 
 
 class VouchedFiles:
-    """A directory that anybody may own, whose files are those of a list of a known digest."""
+    """A directory of any owner, whose files are those of a list of a known digest."""
 
     def __init__(self, folder: Path, digest: str) -> None:
         self._folder = folder

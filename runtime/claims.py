@@ -1,6 +1,6 @@
-"""What a manifest claims, held against files and memory before anything is read or allocated.
+"""What a manifest claims, compared with files and memory before anything is read or allocated.
 
-A manifest may claim anything: sizes that nothing lies behind, and shapes that no machine holds. To
+A manifest may claim anything: sizes of files that are empty, and shapes larger than any machine's memory. To
 find out by hashing, reading or running takes minutes, or all the memory there is.
 """
 
@@ -13,15 +13,15 @@ from runtime.errors import DoesNotFit, IntegrityError, ManifestError
 from runtime.manifest import Manifest
 from runtime.signature import DTYPE_BYTES, TensorSpec, bucket_name
 
-# Each is opened when a bundle is, and no real one comes near.
-_MOST_FILES = 10_000
+# Each is opened when a bundle is, and no real bundle has nearly as many.
+_MAX_FILES = 10_000
 # Their offsets have 32 bits with a sign: FlatBuffers.
 _LARGEST_PROGRAM = 2**31 - 1
 # Of safetensors: before a header is its length, and the library reads none that is longer.
 LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000
 _SHORTEST_HEADER = len(b"{}")
-# What is smaller is read and hashed at once, which tells whatever is wrong with it.
+# What is smaller is read and hashed at once, which finds whatever is wrong with it.
 _LARGE_BYTES = 1 << 30
 # A large file of which the disk has less than this part is a hole. File systems compress, and leave
 # out pages of zeros, but no weights shrink so far.
@@ -42,9 +42,9 @@ def expect_consistent(manifest: Manifest) -> None:
     Raises:
       ManifestError: a file is too small or too large for that, or there are too many.
     """
-    if len(manifest.files) > _MOST_FILES:
+    if len(manifest.files) > _MAX_FILES:
         raise ManifestError(
-            f"expected at most {_MOST_FILES:,} files, got {len(manifest.files):,}", "$ (files)"
+            f"expected at most {_MAX_FILES:,} files, got {len(manifest.files):,}", "$ (files)"
         )
     for i, program in enumerate(manifest.programs):
         for form, file in (("exported", program.exported), ("stablehlo", program.stablehlo)):
@@ -54,12 +54,12 @@ def expect_consistent(manifest: Manifest) -> None:
                     f"$.programs[{i}].{form}.bytes",
                 )
     files = manifest.params.files
-    held: dict[str, int] = dict.fromkeys((file.path for file in files), 0)
+    in_file: dict[str, int] = dict.fromkeys((file.path for file in files), 0)
     for argument in manifest.params.arguments:
-        held[argument.file] += math.prod(argument.shape) * DTYPE_BYTES[argument.dtype]
-    if max(sum(file.bytes for file in files), sum(held.values())) > _LARGE_BYTES:
+        in_file[argument.file] += math.prod(argument.shape) * DTYPE_BYTES[argument.dtype]
+    if max(sum(file.bytes for file in files), sum(in_file.values())) > _LARGE_BYTES:
         for i, file in enumerate(files):
-            _expect_header(file, held[file.path], f"$.params.files[{i}].bytes")
+            _expect_header(file, in_file[file.path], f"$.params.files[{i}].bytes")
     for i, golden in enumerate(manifest.goldens):
         tensors = (*manifest.signature.inputs, *manifest.signature.outputs)
         size = golden.rows * _row_bytes(tensors, golden)
@@ -162,7 +162,7 @@ def expect_memory(
 
     Args:
       manifest: read.
-      params: bytes that there are for the params; None if nobody says.
+      params: bytes that there are for the params; None if unknown.
       device: bytes that the device has left, likewise.
       host: bytes that this machine, or the container, has left, likewise.
 
@@ -203,14 +203,14 @@ def expect_free(beside: Mapping[str, int], free: int) -> None:
       free: bytes.
 
     Raises:
-      DoesNotFit: names the least of the programs that do not fit, and the most of those that do.
+      DoesNotFit: names the smallest of the programs that do not fit, and the largest of those that do.
     """
     ordered = sorted(beside, key=beside.__getitem__)
     fitting = [name for name in ordered if beside[name] <= free]
     if len(fitting) < len(ordered):
-        least = ordered[len(fitting)]
+        smallest = ordered[len(fitting)]
         smaller = f"export no bucket above {fitting[-1]}, or " if fitting else ""
         raise DoesNotFit(
-            f"bucket {least}: expected {beside[least]:,} B of memory free beside the params, got "
+            f"bucket {smallest}: expected {beside[smallest]:,} B of memory free beside the params, got "
             f"{free:,} B; {smaller}serve it where more is free"
         )

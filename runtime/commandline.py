@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, override
 
 from runtime.errors import nearest
+from runtime.invocation import error_line
 from runtime.localpaths import why_not_read, why_not_written
 from runtime.release import name_and_version
 
@@ -33,8 +34,10 @@ def needing(extra: str, *packages: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         print(
-            f"error: python -m {extra} needs {error.name}, which is not installed; "
-            f"pip install 'hloserve[{extra}]'",
+            error_line(
+                f"python -m {extra} needs {error.name}, which is not installed; "
+                f"pip install 'hloserve[{extra}]'"
+            ),
             file=sys.stderr,
         )
         sys.exit(EXIT_USAGE)
@@ -46,7 +49,9 @@ def reading_settings() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        print(f"error: JAX does not take a setting of the environment: {error}", file=sys.stderr)
+        print(
+            error_line(f"JAX does not take a setting of the environment: {error}"), file=sys.stderr
+        )
         sys.exit(EXIT_USAGE)
 
 
@@ -127,4 +132,4 @@ class Parser(argparse.ArgumentParser):
         """Exit with status 2 and one line."""
         choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
         hint = nearest(choice[1], re.findall(r"\w+", choice[2])) if choice else ""
-        self.exit(EXIT_USAGE, f"error: {message}{hint}\n")
+        self.exit(EXIT_USAGE, f"{error_line(message)}{hint}\n")

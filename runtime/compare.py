@@ -63,7 +63,7 @@ def difference(a: Array, b: Array) -> Array:
         error = np.asarray(np.abs(wide_a - wide_b))
     error[~np.isfinite(error)] = np.inf
     error[(a == b) | (np.isnan(wide_a) & np.isnan(wide_b))] = 0.0
-    # 64-bit integers that differ by less than float64 can tell are still different.
+    # 64-bit integers that differ by less than float64 can represent are still different.
     error[(a != b) & (error == 0.0) & ~(np.isnan(wide_a) & np.isnan(wide_b))] = 1.0
     return error
 

@@ -4,7 +4,7 @@ from runtime.bundle import Bundle
 from runtime.entries import OutputFormat
 from runtime.errors import printable
 from runtime.manifest import Manifest
-from runtime.raw_inputs import Stage
+from runtime.raw_inputs import TextStage
 from runtime.signature import Axis, Signature, TensorSpec
 
 
@@ -89,7 +89,7 @@ def describe_tensor(spec: TensorSpec) -> str:
     return f"{spec.name}: {spec}" + (f" ({', '.join(extra)})" if extra else "")
 
 
-def describe_stage(stage: Stage) -> str:
+def describe_stage(stage: TextStage) -> str:
     """Write what raw inputs become, for a person."""
     beyond = "cut off" if stage.truncate else "refused"
     return (

@@ -102,7 +102,7 @@ def live_arrays(platform: str) -> int:
 
 
 def free_memory(device: Device) -> int | None:
-    """Return the bytes that a device, or this machine for a CPU, has left; None if nobody says."""
+    """Return the bytes that a device, or this machine for a CPU, has left; None if unknown."""
     statistics = device.memory_stats()
     if statistics is not None and "bytes_limit" in statistics:
         return int(statistics["bytes_limit"]) - int(statistics["bytes_in_use"])
@@ -110,27 +110,27 @@ def free_memory(device: Device) -> int | None:
 
 
 def params_memory(device: Device) -> int | None:
-    """Return the bytes that there are for params on a device; None if nobody says.
+    """Return the bytes that there are for params on a device; None if unknown.
 
-    On a CPU they are used where the file lies: in pages that make way, or are memory already. So
+    On a CPU they are used in the file's own pages, which make way, or are memory already. So
     what is free for the moment says little, and what there is at all is the limit.
     """
     return host_memory() if device.platform == "cpu" else free_memory(device)
 
 
 def host_memory() -> int | None:
-    """Return the bytes that this machine, or the container, has at all; None if nobody says."""
+    """Return the bytes that this machine, or the container, has at all; None if unknown."""
     limit = _lines(_CGROUP / "memory.max")
     container = int(limit[0]) if limit and limit[0] != "max" else None
-    return _least(_system_memory("MemTotal"), container)
+    return _smallest(_system_memory("MemTotal"), container)
 
 
 def host_memory_free() -> int | None:
-    """Return the bytes that this machine, or the container, has left; None if nobody says."""
-    return _least(_system_memory("MemAvailable"), _container_memory())
+    """Return the bytes that this machine, or the container, has left; None if unknown."""
+    return _smallest(_system_memory("MemAvailable"), _container_memory())
 
 
-def _least(*amounts: int | None) -> int | None:
+def _smallest(*amounts: int | None) -> int | None:
     return min((amount for amount in amounts if amount is not None), default=None)
 
 
@@ -147,7 +147,7 @@ def _container_memory() -> int | None:
     limit, used = _lines(_CGROUP / "memory.max"), _lines(_CGROUP / "memory.current")
     if not limit or not used or limit[0] == "max":
         return None
-    # Files that were read, a bundle's among them, count as used but make way for whoever asks.
+    # Files that were read, a bundle's among them, count as used but make way for other uses.
     counts = dict(line.split() for line in _lines(_CGROUP / "memory.stat"))
     files = sum(int(counts.get(name, 0)) for name in ("active_file", "inactive_file"))
     return max(int(limit[0]) - int(used[0]) + files, 0)
@@ -166,7 +166,7 @@ def driver_versions(device: Device) -> Mapping[str, str]:
 
 
 def cpu_model() -> str:
-    """Return the name of this machine's CPU; empty where nobody says."""
+    """Return the name of this machine's CPU; empty if unknown."""
     return next(iter(_cpu_fields("model name")), "")
 
 

@@ -21,14 +21,15 @@ from runtime.device import (
     platform_of,
 )
 from runtime.errors import BundleError, DeviceUnavailable, ExecutionError, printable
+from runtime.golden_check import check_goldens
 from runtime.loading import assemble, compile_all
 from runtime.manifest import Manifest
 from runtime.probe import probing
-from runtime.program import Program, versions
+from runtime.program import Program
+from runtime.program_forms import versions
 from runtime.promises import CompatibilityWindow, assumed, compatibility_windows, is_known
 from runtime.room import needs
 from runtime.signature import bucket_name
-from runtime.verify import check_goldens
 
 Findings = dict[str, Any]
 
@@ -123,9 +124,9 @@ def unopened(bundle: Path, error: BundleError) -> Findings:
 
 
 def _tried(bundle: Bundle, wanted: str | None) -> Findings:
-    """Load the bundle here and answer its goldens; say what came of it.
+    """Load the bundle here and answer its goldens; return the findings.
 
-    In another process first, so that a bundle that ends it has the rest told all the same.
+    In another process first, so that the rest is reported for a bundle that ends it as well.
     """
     found: Findings = {"device": None, "loads": False, "error": None, "error_status": EXIT_OK}
     found |= {"programs": [], "golden_checks": 0, "mismatches": []}
@@ -139,7 +140,7 @@ def _tried(bundle: Bundle, wanted: str | None) -> Findings:
                 **driver_versions(device),
             }
             programs = compile_all(bundle, device, progress=lambda _: None)
-        # What it needs is told also where that turns out to be too much.
+        # What it needs is reported also where that turns out to be too much.
         found["programs"] = _programs(bundle.manifest, programs)
         checks, _ = check_goldens(assemble(bundle, device, programs))
     except (DeviceUnavailable, ExecutionError) as error:

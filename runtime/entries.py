@@ -1,16 +1,16 @@
 """The entries of a manifest: files, programs, params, goldens, tolerances, output formatting.
 
-Reading and writing live in the same classes so that they cannot drift.
+Each reads itself, key by key; `runtime.node.to_json` writes them all.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from runtime.errors import ManifestError
-from runtime.node import Node, typed
-from runtime.signature import DTYPE_BYTES, unique
+from runtime.errors import InvalidField, ManifestError
+from runtime.node import Node, required, typed
+from runtime.signature import DTYPE_BYTES, TensorSpec, unique
 
 MANIFEST_NAME = "manifest.json"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -49,10 +49,6 @@ class File:
             raise ManifestError(f"expected a size, got {size}", f"{node.where}.bytes")
         return cls(path=path, bytes=size, sha256=_digest(node))
 
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads."""
-        return {"path": self.path, "bytes": self.bytes, "sha256": self.sha256}
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramEntry:
@@ -70,7 +66,7 @@ class ProgramEntry:
     axes: Mapping[str, int]
     exported: File
     stablehlo: File
-    custom_calls: tuple[str, ...] = ()
+    custom_calls: tuple[str, ...] = required(())
 
     @classmethod
     def from_node(cls, node: Node) -> "ProgramEntry":
@@ -85,16 +81,6 @@ class ProgramEntry:
             stablehlo=node.child("stablehlo", File.from_node),
             custom_calls=node.items("custom_calls", str),
         )
-
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads."""
-        return {
-            "batch": self.batch,
-            "axes": dict(self.axes),
-            "exported": self.exported.to_json(),
-            "stablehlo": self.stablehlo.to_json(),
-            "custom_calls": list(self.custom_calls),
-        }
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,25 +102,16 @@ class Argument:
             file=node.take("file", str),
         )
 
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads."""
-        return {
-            "name": self.name,
-            "dtype": self.dtype,
-            "shape": list(self.shape),
-            "file": self.file,
-        }
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Param:
-    """A param of the model, and where it lies: `argument`, from element `offset` on."""
+    """A param of the model, and its place: in `argument`, from element `offset` on."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     argument: str
-    offset: int = 0
+    offset: int = required(0)
 
     @classmethod
     def from_node(cls, node: Node) -> "Param":
@@ -146,16 +123,6 @@ class Param:
             argument=node.take("argument", str),
             offset=node.take("offset", int),
         )
-
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads."""
-        return {
-            "name": self.name,
-            "dtype": self.dtype,
-            "shape": list(self.shape),
-            "argument": self.argument,
-            "offset": self.offset,
-        }
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,8 +141,8 @@ class Params:
             arguments=node.each("arguments", Argument.from_node),
             entries=node.each("entries", Param.from_node),
         )
-        unique((a.name for a in params.arguments), f"{node.where}.arguments")
-        unique((p.name for p in params.entries), f"{node.where}.entries")
+        unique((a.name for a in params.arguments), "arguments")
+        unique((p.name for p in params.entries), "entries")
         files = {file.path for file in params.files}
         for i, argument in enumerate(params.arguments):
             if argument.file not in files:
@@ -192,14 +159,6 @@ class Params:
                     f"{node.where}.entries[{i}]",
                 )
         return params
-
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads."""
-        return {
-            "files": [file.to_json() for file in self.files],
-            "arguments": [argument.to_json() for argument in self.arguments],
-            "entries": [entry.to_json() for entry in self.entries],
-        }
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,11 +197,6 @@ class Golden:
             raw=node.child("raw", File.from_node) if raw else None,
         )
 
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads; what is default is left out."""
-        raw = {} if self.raw is None else {"raw": self.raw.to_json()}
-        return {"axes": dict(self.axes), "rows": self.rows, "file": self.file.to_json(), **raw}
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerance:
@@ -259,10 +213,6 @@ class Tolerance:
             raise ManifestError("expected no negative tolerance", node.where)
         return tolerance
 
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads."""
-        return {"atol": self.atol, "rtol": self.rtol}
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class OutputFormat:
@@ -271,15 +221,15 @@ class OutputFormat:
     Attributes:
       kind: raw, softmax, classification or embedding.
       output: the output that is formatted; None when raw.
-      scores: whether the model gives logits or probabilities there.
+      scores: whether the output is logits or probabilities.
       labels: names of the classes, in order; empty when there are none.
       normalized: whether each row of an embedding is scaled to length one.
     """
 
-    kind: str = "raw"
-    output: str | None = None
-    scores: str = "logits"
-    labels: tuple[str, ...] = ()
+    kind: str = required("raw")
+    output: str | None = required(None)
+    scores: str = required("logits")
+    labels: tuple[str, ...] = required(())
     normalized: bool = False
 
     @classmethod
@@ -295,16 +245,42 @@ class OutputFormat:
             normalized=(node.optional("normalized", bool) if latest else None) or False,
         )
 
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads; what is default is left out."""
-        normalized = {"normalized": True} if self.normalized else {}
-        return {
-            "kind": self.kind,
-            "output": self.output,
-            "scores": self.scores,
-            "labels": list(self.labels),
-            **normalized,
-        }
+    def check(self, outputs: Sequence[TensorSpec]) -> None:
+        """Raise InvalidField unless this formats one of the outputs, with a label for each class."""
+        if self.normalized and self.kind != "embedding":
+            raise InvalidField(
+                f"expected true for an embedding alone, got {self.kind}",
+                *("output_format", "normalized"),
+            )
+        if self.kind == "raw":
+            return
+        by_name = {output.name: output for output in outputs}
+        if self.output not in by_name:
+            raise InvalidField(
+                f"expected one of {', '.join(by_name)}, got {self.output!r}",
+                *("output_format", "output"),
+            )
+        output = by_name[self.output]
+        if self.kind == "embedding":
+            self._check_embedding(output)
+        if self.labels and len(self.labels) != output.shape[-1]:
+            raise InvalidField(
+                f"expected {output.shape[-1]} for {output}, got {len(self.labels)}",
+                *("output_format", "labels"),
+            )
+        unique(self.labels, "output_format", "labels")
+
+    def _check_embedding(self, output: TensorSpec) -> None:
+        if len(output.shape) != 2 or "float" not in output.dtype:
+            raise InvalidField(
+                f"expected floats [_, size] for an embedding, got {output}",
+                *("output_format", "output"),
+            )
+        if self.labels:
+            raise InvalidField(
+                f"expected none for an embedding, got {len(self.labels)}",
+                *("output_format", "labels"),
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,10 +294,6 @@ class Origin:
     def from_node(cls, node: Node) -> "Origin":
         """Read one entry of `$.refreshed_from`."""
         return cls(sha256=_digest(node), exporter=strings(node, "exporter"))
-
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads."""
-        return {"sha256": self.sha256, "exporter": dict(self.exporter)}
 
 
 def strings(node: Node, key: str) -> dict[str, str]:
@@ -338,11 +310,11 @@ def _digest(node: Node) -> str:
 
 
 def _holds(argument: Argument | None, entry: Param) -> bool:
-    """Return whether a param lies inside an argument of its dtype."""
+    """Return whether a param is inside an argument of its dtype."""
     if argument is None or argument.dtype != entry.dtype:
         return False
-    room = math.prod(argument.shape) - math.prod(entry.shape)
-    return 0 <= entry.offset <= room
+    last = math.prod(argument.shape) - math.prod(entry.shape)
+    return 0 <= entry.offset <= last
 
 
 def _shape(node: Node) -> tuple[int, ...]:

@@ -14,6 +14,7 @@
   - MalformedRequest       not the JSON, or the bytes, that a record is written in
 * NonFiniteOutput          the answer holds NaN or infinity, which JSON has no way to write
 * ExecutionError           the device failed; the message belongs in the log
+* InvalidField             a value that no bundle may have; who reads it adds where it was written
 
 Messages follow one grammar: *what, where: expected X, got Y[; do Z]*.
 """
@@ -88,6 +89,21 @@ class ExecutionError(Exception):
     """The device failed while running a program."""
 
 
+class InvalidField(ValueError):
+    """A value that no bundle may have, wherever it was written.
+
+    A reader of a manifest makes a ManifestError of it, the exporter an ExportError that says which
+    option to change.
+
+    Attributes:
+      path: of the value below what was checked, such as `("inputs", 0, "maximum")`.
+    """
+
+    def __init__(self, message: str, *path: str | int) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 def nearest(word: str, options: Iterable[str]) -> str:
     """Write "; did you mean 'x'?" for the option nearest to a word, whatever its case, or nothing."""
     names = list(options)
@@ -102,7 +118,7 @@ def nearest(word: str, options: Iterable[str]) -> str:
 def printable(text: str) -> str:
     """Write what is no printable character as an escape.
 
-    Bundles hold text that anybody may have written: on a terminal it must not do as it likes,
+    Bundles contain text of unknown origin: on a terminal it must not do as it likes,
     nor pass for other lines than its own.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

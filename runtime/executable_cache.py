@@ -7,7 +7,7 @@ what is loaded:
   not looked at further. Which instructions it needs is read from its bytes each time.
 * *Trust*: what this user's own processes have written to a directory that is theirs alone, or
   files whose SHA-256 stands in a list that the operator vouches for by its digest. Nothing that
-  comes with a bundle is ever loaded.
+  is part of a bundle is ever loaded.
 
 Whatever is wrong with a file, or with the disk, costs a compile and a line in the log.
 """
@@ -118,7 +118,7 @@ class ExecutableCache:
         return None
 
     def keep(self, key: Key, executable: Executable) -> None:
-        """Keep a program; that it cannot be is told, and nothing else."""
+        """Keep a program; a failure is only logged."""
         if self._own is None:
             return
         header = {
@@ -226,7 +226,7 @@ def _expect_instructions(data: bytes, key: Key) -> None:
         return
     needed, here = required_features(data), cpu_features()
     if needed is None or here is None:
-        raise Rejected("nobody says which instructions it needs, or this CPU has")
+        raise Rejected("it is not known which instructions it needs, or this CPU has")
     if not needed <= here:
         raise Rejected(f"it needs {', '.join(sorted(needed - here)[:5])}, which this CPU lacks")
 

@@ -5,10 +5,11 @@ is surface that JAX does not promise, so a failure of any kind means: compile in
 
 * `jax._src.interpreters.pxla.UnloadedMeshExecutable`, what a `jax.stages.Compiled` calls
 * `jax._src.compiler.get_compile_options`, to load on another device than the first
+* `jax._src.lax.linalg.initialize_lapack`, which finds the functions that LAPACK's custom calls run
 * `jax.stages.ArgInfo` and the arguments of `jax.stages.Compiled`
 
 XLA checks next to nothing of the bytes: those of another jaxlib load silently, and a missing
-instruction ends the process at the first run. `executable_cache` decides which bytes come here.
+instruction ends the process at the first run. `executable_cache` decides which bytes are passed here.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 from jax._src import compiler, core
 from jax._src.interpreters import pxla
+from jax._src.lax import linalg
 from jax._src.lib import xla_client  # type: ignore[attr-defined]
 
 from runtime.device import Device
@@ -59,6 +61,7 @@ def deserialize(
     inputs: Any,
     outputs: Sequence[jax.ShapeDtypeStruct],
     device: Device,
+    custom_calls: Sequence[str] = (),
 ) -> Any:
     """Return the compiled program that `serialize` made bytes of, on a device.
 
@@ -67,6 +70,7 @@ def deserialize(
       inputs: the positional arguments' trees of shapes and dtypes.
       outputs: shapes and dtypes of the outputs, a flat tuple.
       device: on which it will run; it may be another one of its kind.
+      custom_calls: the targets of the custom calls in it.
 
     Returns:
       A `jax.stages.Compiled`.
@@ -75,6 +79,9 @@ def deserialize(
       NotSerializable: this jaxlib does not take them.
     """
     try:
+        if any(target.startswith("lapack_") for target in custom_calls):
+            # Lowering would do it: without, a call is one of a null pointer.
+            linalg.initialize_lapack()
         return _loaded(data, inputs, tuple(outputs), device)
     except Exception as error:
         raise NotSerializable(f"{type(error).__name__}: {error}") from error

@@ -1,6 +1,6 @@
 """A command run in a child, so that a crash of native code is an error in one line.
 
-Forking is safe here for it comes first, before JAX is imported: there are no threads yet.
+Forking is safe here, before JAX is imported: there are no threads yet.
 """
 
 import contextlib
@@ -13,9 +13,11 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from runtime.invocation import error_line
+
 EXIT_BUNDLE, EXIT_DEVICE = 3, 5
 
-# The ways in which native code ends a process; the others are somebody's wish.
+# The ways in which native code ends a process; the others are sent on purpose.
 _CRASHES = {
     *(signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS),
     *(signal.SIGFPE, signal.SIGILL, signal.SIGTRAP),
@@ -30,7 +32,7 @@ def run_in_child() -> None:
     A crash is reported as an error with the signal, and the exit status of a bundle that cannot
     be used.
     """
-    # One that comes between the fork and the handlers would end this process alone.
+    # One that arrives between the fork and the handlers would end this process alone.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
     child = os.fork()
     if child == 0:
@@ -93,7 +95,9 @@ def signal_name(number: int) -> str:
 
 def _ended_by(number: int) -> int:
     if number in _CRASHES or number == signal.SIGKILL:
-        _say(f"error: the bundle ended the process that opened it: {exit_description(-number)}")
+        _say(
+            error_line(f"the bundle ended the process that opened it: {exit_description(-number)}")
+        )
         return EXIT_BUNDLE if number in _CRASHES else EXIT_DEVICE
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

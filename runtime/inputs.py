@@ -1,4 +1,4 @@
-"""What a caller sends, held against the signature: names, dtypes, shapes, ranges.
+"""What a caller sends, checked with the signature: names, dtypes, shapes, ranges.
 
 Nothing is converted: a wrong dtype is an error, never a silent cast.
 """
@@ -133,7 +133,7 @@ def check_size(axis: Axis, size: int, where: str = "") -> None:
 
 
 def _range_of(spec: TensorSpec) -> tuple[int | None, int | None] | None:
-    """Return the least and largest legal value, or None if there are none or an axis decides."""
+    """Return the smallest and largest legal value, or None if there are none or an axis decides."""
     if isinstance(spec.maximum, str) or (spec.minimum is None and spec.maximum is None):
         return None
     return spec.minimum, spec.maximum
@@ -202,7 +202,7 @@ def _check_range(
     if not array.size:
         return
     if minimum == 0 and maximum is not None:
-        # One pass tells both ends: seen as unsigned, a negative number is beyond any maximum.
+        # One pass checks both ends: seen as unsigned, a negative number is beyond any maximum.
         largest = np.maximum.reduce(array.view(_UNSIGNED[array.itemsize]), axis=None)
         if largest <= maximum:
             return

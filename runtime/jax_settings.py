@@ -1,7 +1,7 @@
 """JAX's settings in force around a call, kept away from what the runtime itself does.
 
 A setting comes from the environment, from `jax.config.update`, or from a context that is open in
-the calling thread. Those that only check, trace or guard what somebody else's code does are
+the calling thread. Those that only check, trace or guard what the caller's code does are
 switched to what JAX has by default, in this thread and for as long as a block lasts: they can
 make no answer right, and would make ours fail. What changes numbers is not touched here: of a
 program it was decided at export. docs/jax-settings.md has the whole table.
@@ -37,7 +37,7 @@ _DURING_TRACES: dict[str, Any] = {
 }
 LIFTED = {**_DURING_CALLS, **_DURING_TRACES}
 
-# What a call reads of JAX's configuration, and what that says where nobody has set anything.
+# What a call reads of JAX's configuration, and the default of each.
 _read = operator.attrgetter("jax_enable_x64", *(f"jax_{name}" for name in _DURING_CALLS))
 _UNSET = tuple(None if value == "allow" else value for value in _DURING_CALLS.values())
 

@@ -31,7 +31,7 @@ from runtime.tensors import Array
 
 Progress = Callable[[str], None]
 
-_MOST_THREADS = 4
+_MAX_THREADS = 4
 
 
 def load(
@@ -173,7 +173,7 @@ def program_threads(target: Device) -> ThreadPoolExecutor:
     LLVM and XLA use several cores by themselves; a second thread keeps them busy in between.
     """
     several = platform_of(target) == "cpu"
-    return ThreadPoolExecutor(min(_MOST_THREADS, cpu_threads()) if several else 1)
+    return ThreadPoolExecutor(min(_MAX_THREADS, cpu_threads()) if several else 1)
 
 
 def release_memory() -> None:

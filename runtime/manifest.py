@@ -1,7 +1,7 @@
 """The manifest: what a bundle says about itself, read with the standard library alone.
 
-Reading and writing live in the same classes so that they cannot drift. A reader
-refuses what it does not know: unknown keys, duplicate keys, other versions.
+Fields are written in their order, by `runtime.node.to_json`. A reader refuses what it does not
+know: unknown keys, duplicate keys, other versions.
 
 Version log
   1 (2026-11): first format.
@@ -30,16 +30,16 @@ from runtime.entries import (
     Tolerance,
     strings,
 )
-from runtime.errors import ManifestError, UnsupportedFormat
-from runtime.node import Node, typed
-from runtime.raw_inputs import Stage, check_stages, read_stage
+from runtime.errors import InvalidField, ManifestError, UnsupportedFormat
+from runtime.node import Node, to_json, typed
+from runtime.raw_inputs import TextStage, check_stages
 from runtime.signature import Signature, increasing, unique
 
 FORMAT_VERSIONS = (1, 2, 3, 4)
 # The largest real manifest is a few MB (tens of thousands of params); the rest is an attack.
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 # Of them it has a few for each param. Reading takes time by their number, not by the bytes.
-_MOST_VALUES = 2_000_000
+_MAX_VALUES = 2_000_000
 _INTEGER_DIGITS = 20  # of 64 bits, or of a sign and 63
 
 
@@ -66,9 +66,9 @@ class Manifest:
         machine.
       row_mixing: why rows are not independent, one sentence each; empty for a model
         whose rows are. A server must never batch requests together when not empty.
-      params: the weights.
       programs: one per bucket.
       goldens: inputs and expected outputs.
+      params: the weights.
       refreshed_from: the bundles that this one was refreshed from, the exported one first;
         empty for one that was exported.
       preprocess: the stages that prepare raw inputs, such as texts; empty where callers send
@@ -91,11 +91,11 @@ class Manifest:
     tolerances: Mapping[str, Mapping[str, Tolerance]]
     drift: Mapping[str, float]
     row_mixing: tuple[str, ...]
-    params: Params
     programs: tuple[ProgramEntry, ...]
     goldens: tuple[Golden, ...]
+    params: Params
     refreshed_from: tuple[Origin, ...] = ()
-    preprocess: tuple[Stage, ...] = ()
+    preprocess: tuple[TextStage, ...] = ()
     passthrough: tuple[str, ...] = ()
 
     @property
@@ -119,8 +119,8 @@ class Manifest:
             raise ManifestError(limit, "$")
         # Before each value but the first is one of these; in texts they count as well.
         values = sum(map(data.count, (b",", b"[", b"{")))
-        if values > _MOST_VALUES:
-            raise ManifestError(f"expected at most {_MOST_VALUES:,} values, got {values:,}", "$")
+        if values > _MAX_VALUES:
+            raise ManifestError(f"expected at most {_MAX_VALUES:,} values, got {values:,}", "$")
         try:
             value = json.loads(
                 data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_int=_integer
@@ -166,7 +166,7 @@ class Manifest:
             programs=node.each("programs", ProgramEntry.from_node),
             goldens=node.each("goldens", Golden.from_node),
             refreshed_from=node.each("refreshed_from", Origin.from_node) if version > 1 else (),
-            preprocess=node.each("preprocess", read_stage)
+            preprocess=node.each("preprocess", TextStage.from_node)
             if version >= 4 and node.has("preprocess")
             else (),
             passthrough=node.items("passthrough", str)
@@ -193,12 +193,10 @@ class Manifest:
         return 2 if self.refreshed_from else 1
 
     def _check(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", self.name):
-            raise ManifestError(f"expected letters, digits, '_.-', got {self.name!r}", "$.name")
-        if not re.fullmatch(r"[0-9]{1,18}", self.version):
-            raise ManifestError(f"expected digits, got {self.version!r}", "$.version")
-        increasing(self.buckets, "$.buckets")
-        unique((file.path for file in self.files), "$ (files)")
+        check_name(self.name)
+        check_version(self.version)
+        increasing(self.buckets, "buckets")
+        unique(file.path for file in self.files)
         check_stages(self.preprocess, self.signature, self.passthrough)
         self._check_platforms()
         self._check_programs()
@@ -208,8 +206,8 @@ class Manifest:
     def _check_platforms(self) -> None:
         if not self.platforms:
             raise ManifestError("expected at least one platform", "$.platforms")
-        unique(self.platforms, "$.platforms")
-        unique(self.verified, "$.verified")
+        unique(self.platforms, "platforms")
+        unique(self.verified, "verified")
         strange = sorted(set(self.verified) - set(self.platforms))
         if strange:
             raise ManifestError(
@@ -230,32 +228,7 @@ class Manifest:
         strange = sorted(set(self.drift) - set(outputs))
         if strange:
             raise ManifestError(f"expected some of {list(outputs)}, got {strange[0]!r}", "$.drift")
-        formatted = self.output_format
-        if formatted.normalized and formatted.kind != "embedding":
-            raise ManifestError(
-                f"expected true for an embedding alone, got {formatted.kind}",
-                "$.output_format.normalized",
-            )
-        if formatted.kind == "raw":
-            return
-        if formatted.output not in outputs:
-            raise ManifestError(
-                f"expected one of {list(outputs)}, got {formatted.output!r}",
-                "$.output_format.output",
-            )
-        output = outputs[formatted.output]
-        if formatted.kind == "embedding" and (
-            len(output.shape) != 2 or "float" not in output.dtype
-        ):
-            raise ManifestError(
-                f"expected floats [_, size], got {output}", "$.output_format.output"
-            )
-        classes = output.shape[-1]
-        if formatted.labels and len(formatted.labels) != classes:
-            raise ManifestError(
-                f"expected {classes} labels, got {len(formatted.labels)}", "$.output_format.labels"
-            )
-        unique(formatted.labels, "$.output_format.labels")
+        self.output_format.check(self.signature.outputs)
 
     def _check_programs(self) -> None:
         """There is one program for each combination of batch and axis sizes."""
@@ -308,36 +281,23 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Write what `from_bytes` reads, the same bytes for equal manifests."""
-        value = {
-            "format_version": self.format_version,
-            "name": self.name,
-            "version": self.version,
-            "created": self.created,
-            "exporter": dict(self.exporter),
-            "platforms": list(self.platforms),
-            "verified": list(self.verified),
-            "x64": self.x64,
-            "matmul_precision": self.matmul_precision,
-            "signature": self.signature.to_json(),
-            "buckets": list(self.buckets),
-            "output_format": self.output_format.to_json(),
-            "tolerances": {
-                platform: {name: tolerance.to_json() for name, tolerance in outputs.items()}
-                for platform, outputs in self.tolerances.items()
-            },
-            "drift": dict(self.drift),
-            "row_mixing": list(self.row_mixing),
-            "programs": [program.to_json() for program in self.programs],
-            "goldens": [golden.to_json() for golden in self.goldens],
-            "params": self.params.to_json(),
-        }
-        if self.format_version > 1:
-            value["refreshed_from"] = [origin.to_json() for origin in self.refreshed_from]
-        if self.preprocess:
-            value["preprocess"] = [stage.to_json() for stage in self.preprocess]
-        if self.passthrough:
-            value["passthrough"] = list(self.passthrough)
+        version = self.format_version
+        value = {"format_version": version, **to_json(self)}
+        if version > 1:
+            value.setdefault("refreshed_from", [])  # which these formats require
         return _readable(value).encode() + b"\n"
+
+
+def check_name(name: str) -> None:
+    """Raise InvalidField for what is no name of a model, which routes and file names have in them."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", name):
+        raise InvalidField(f"expected letters, digits, '_.-', got {name!r}", "name")
+
+
+def check_version(version: str) -> None:
+    """Raise InvalidField for what is no version of a model."""
+    if not re.fullmatch(r"[0-9]{1,18}", version):
+        raise InvalidField(f"expected digits, got {version!r}", "version")
 
 
 def _readable(value: object, indent: str = "") -> str:

@@ -1,8 +1,8 @@
 """A file that is used through mmap, and whether it still is what was checked.
 
-Pages of a mapping are the file's: whoever writes to the file changes them, and pages that are cut
+Pages of a mapping are the file's: a write to the file changes them, and pages that are cut
 off end the process that touches them (SIGBUS). A private copy would be safe, but would double the
-memory of a model while it loads, and give each of several processes one of its own.
+memory of a model while it loads, and make one for each of several processes.
 """
 
 import dataclasses
@@ -24,13 +24,13 @@ _ADVICE = "replace a bundle as a whole, by renaming, and start again"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Stamp:
-    """What tells that a file was written to.
+    """What shows that a file was written to.
 
     Attributes:
       identity: device and inode.
       size: in bytes.
-      written_ns: when its content was changed, as whoever may write to it last set it.
-      changed_ns: when it, or what is recorded of it, was changed; nobody sets this.
+      written_ns: when its content was changed, as a writer may set it.
+      changed_ns: when it, or what is recorded of it, was changed; only the kernel sets this.
     """
 
     identity: tuple[int, int]
@@ -45,12 +45,12 @@ class _Stamp:
 
 
 class MappedFile:
-    """A file of a bundle in use: from when it is mapped until nobody has the mapping any more.
+    """A file of a bundle in use: from when it is mapped until the mapping is released.
 
     One thread at a time may check it.
 
     Args:
-      path: where it lies.
+      path: of the file.
       file: its entry in the manifest.
       descriptor: of the file, open; it is left to its owner.
 
@@ -85,7 +85,7 @@ class MappedFile:
         """Raise if the file was written to or cut off, by its size and times; it is not read.
 
         Raises:
-          IntegrityError: it was, or nobody can tell.
+          IntegrityError: it was, or that is not known.
         """
         mapped = self._mapped()  # keeps the descriptor open
         if mapped is not None:
@@ -98,7 +98,7 @@ class MappedFile:
         its mode, its owner or its names, it is read once more: that time can be set to anything.
 
         Raises:
-          IntegrityError: it is not, or nobody can tell.
+          IntegrityError: it is not, or that is not known.
         """
         mapped = self._mapped()
         if mapped is None:

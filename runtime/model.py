@@ -12,11 +12,13 @@ from runtime.buckets import Planner, pick
 from runtime.bundle import Bundle
 from runtime.claims import params_bytes
 from runtime.device import Device, free_memory, platform_of
-from runtime.errors import SignatureMismatch
+from runtime.errors import InvalidInput, SignatureMismatch
 from runtime.inputs import Checked, Checker
 from runtime.manifest import Manifest
 from runtime.preprocessing.preparation import Preparer, open_preparer
 from runtime.program import Program
+from runtime.records.arguments import exact_arrays
+from runtime.records.predictions import Nonfinite, as_values, is_as_declared, predictions_from
 from runtime.room import check_memory
 from runtime.signature import Signature, TensorSpec, bucket_name
 from runtime.staging import stage, unstage
@@ -95,8 +97,9 @@ class Model:
         """Answer rows.
 
         Args:
-          inputs: name to array of exactly the signature's dtype and shape, all with the
-            same number of rows, 0 or more; beyond the largest bucket they are split. A
+          inputs: name to array of exactly the signature's dtype and shape, or nested lists of
+            such numbers, all with the same number of rows, 0 or more; beyond the largest bucket
+            they are split. int64 is taken for narrower integers where every value fits. A
             bucketed axis may have any size up to the largest; masks may be left out. Where the
             bundle takes texts: name to a list of them, in place of the inputs that are made of
             these.
@@ -110,15 +113,61 @@ class Model:
           SignatureMismatch: the inputs do not fit.
           ExecutionError: the device failed.
         """
-        signature = self.signature
+        answers, order = self._answer_rows(inputs)
+        return dict(zip(self.output_names, _in_order(answers, order), strict=True))
+
+    def _answer_rows(
+        self, inputs: Mapping[str, Any]
+    ) -> tuple[list[tuple[Array, ...]], Sequence[Sequence[int]]]:
+        """Return the answers to rows of the same sizes, and for each of these which rows they are."""
         if not isinstance(inputs, Mapping):
-            raise _no_mapping(signature, inputs)
-        if self.preparer is not None and self.preparer.takes(inputs):
-            prepared = self.preparer.prepare(inputs)
-            answers = [self._cover(part) for part in prepared.parts]
-            return dict(zip(self.output_names, _in_order(answers, prepared.order), strict=True))
-        checked = self.checker.check(inputs)
-        return dict(zip(self.output_names, self._cover(checked), strict=True))
+            raise _no_mapping(self.signature, inputs)
+        exact: Mapping[str, Any] = exact_arrays(self.signature, inputs)
+        if self.preparer is None or not self.preparer.takes(exact):
+            checked = self.checker.check(exact)
+            return [self._cover(checked)], [range(checked.rows)]
+        prepared = self.preparer.prepare(exact)
+        return [self._cover(part) for part in prepared.parts], prepared.order
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return the names of the classes, in order; none where the bundle has none."""
+        return self.manifest.output_format.labels
+
+    def classify(self, inputs: Mapping[str, object]) -> list[dict[str, Any]]:
+        """Answer rows as a server's `predictions` do.
+
+        Args:
+          inputs: as for `predict`.
+
+        Returns:
+          For each row its label, the confidence in it, and the probabilities of all classes:
+          the values that a client reads from the server's JSON.
+
+        Raises:
+          InvalidInput: the inputs do not fit, or the bundle is of no classification.
+          ExecutionError: the device failed.
+        """
+        form = self.manifest.output_format
+        if form.kind != "classification":
+            raise InvalidInput(
+                f"classify: expected a bundle with the output format classification, got "
+                f"{form.kind}; export it with --output classification:logits"
+            )
+        answers, order = self._answer_rows(inputs)
+        declared = all(
+            is_as_declared(spec, output)
+            for answer in answers
+            for spec, output in zip(self.signature.outputs, answer, strict=True)
+        )
+        policy: Nonfinite | None = None if declared else "null"
+        predictions: list[dict[str, Any]] = [{}] * sum(map(len, order))
+        for answer, members in zip(answers, order, strict=True):
+            outputs = dict(zip(self.output_names, answer, strict=True))
+            written = as_values(predictions_from(outputs, self.signature, form, policy))
+            for row, prediction in zip(members, written, strict=True):
+                predictions[row] = prediction
+        return predictions
 
     def group(self, sizes: tuple[int, ...]) -> Group:
         """Return the programs with the shortest axes that hold these sizes."""
@@ -219,7 +268,7 @@ class Model:
         return _smoothed(costs) if max(costs.values()) > _TURN_S else costs
 
     def data_dependent(self, sizes: tuple[int, ...], batch: int) -> bool:
-        """Whether how long a program runs depends on its inputs, so that measuring does not tell.
+        """Whether how long a program runs depends on its inputs, so that measured times say little.
 
         Args:
           sizes: of its bucketed axes.

@@ -1,16 +1,46 @@
-"""A JSON object that knows its path: the reading half of the manifest."""
+"""The manifest's JSON: objects that know their path for reading, and one writer for all entries."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
-from runtime.errors import ManifestError
+from runtime.errors import InvalidField, ManifestError
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 # Characters of a text: messages, logs and pages repeat it.
 _LONGEST_TEXT = 4096
+_REQUIRED = "required"
+
+
+def required[V](default: V) -> V:
+    """Return a dataclass field that is written even where it has its default.
+
+    Readers of every format require such a key. Other fields with a default are left out then,
+    so that a field added later changes no manifest that does not need it.
+    """
+    return dataclasses.field(default=default, metadata={_REQUIRED: True})
+
+
+def to_json(value: object) -> Any:
+    """Return what the `from_node` of an entry reads: JSON's own types, for any value in a manifest.
+
+    A dataclass becomes an object of its fields in their order, without those that have their
+    default, unless they are `required`.
+    """
+    if dataclasses.is_dataclass(value):
+        return {
+            field.name: to_json(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if _REQUIRED in field.metadata or getattr(value, field.name) != field.default
+        }
+    if isinstance(value, Mapping):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_json(item) for item in value]
+    return value
 
 
 class Node:
@@ -98,12 +128,16 @@ class Node:
         return key in self._left
 
     def names(self) -> tuple[str, ...]:
-        """Return the keys that nobody took yet."""
+        """Return the keys that were not taken yet."""
         return tuple(self._left)
 
     def whole(self, read: "Callable[[Node], T]") -> T:
-        """Read this object and refuse keys that nobody took."""
-        result = read(self)
+        """Read this object, and refuse keys that were not taken and values that no bundle may have."""
+        try:
+            result = read(self)
+        except InvalidField as error:
+            steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.path)
+            raise ManifestError(str(error), self.where + "".join(steps)) from None
         if self._left:
             unknown = ", ".join(map(repr, sorted(self._left)))
             raise ManifestError(f"unknown key {unknown}", self.where)

@@ -8,12 +8,12 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from runtime.bundle import Bundle
 from runtime.cache_files import write_list
+from runtime.child_process import python_command
 from runtime.errors import BundleError, ExecutionError, GoldenMismatch
 from runtime.executable_cache import ExecutableCache
 from runtime.guard import exit_description
@@ -25,7 +25,6 @@ PORTABLE = "AVX2"
 
 _CHILD = """
 import sys
-sys.path[:] = sys.argv.pop(1).split("\\n")
 from runtime.guard import mark_expendable
 mark_expendable()
 from runtime.precompile import child
@@ -76,7 +75,7 @@ def _run(
     portable: bool,
     progress: Callable[[str], None],
 ) -> None:
-    command = [sys.executable, "-c", _CHILD, "\n".join(sys.path), str(bundle.path), str(directory)]
+    command = [*python_command(_CHILD), str(bundle.path), str(directory)]
     command += [device, PORTABLE if portable else ""]
     with subprocess.Popen(  # noqa: S603
         command,

@@ -1,8 +1,8 @@
-"""A bundle opened in a process of its own first: what crashes there crashes nobody else.
+"""A bundle opened in a process of its own first: what crashes there crashes no other process.
 
 What deserializes, compiles and runs programs is native code, and was not written for files
-that somebody altered on purpose: one flipped bit can end a process, which no `except` catches.
-Digests keep accidents out; whoever recomputes them is kept out by this, or by asking for a
+that was altered on purpose: one flipped bit can end a process, which no `except` catches.
+Digests keep accidents out; an attacker, who recomputes them, is kept out by this, or by requiring a
 digest or a signature.
 """
 
@@ -10,11 +10,11 @@ import contextlib
 import importlib.metadata
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from runtime.bundle import Bundle
+from runtime.child_process import python_command
 from runtime.errors import BundleError
 from runtime.executable_cache import ExecutableCache
 from runtime.guard import exit_description
@@ -24,12 +24,11 @@ from runtime.scratch import temporary_directory
 # Beyond this a bundle is thought to loop for ever: one flipped bit can do that as well.
 _TIMEOUT_S = 900
 
-# What the child ends with where it came to an end by itself, whether or not all was well.
+# What the child ends with where it ended by itself, whether or not all was well.
 OPENED, REFUSED = 0, 3
 # Expendable before it imports JAX: who is ended meanwhile leaves nothing behind.
 _CHILD = """
 import sys
-sys.path[:] = sys.argv.pop(1).split("\\n")
 from runtime.guard import mark_expendable
 mark_expendable()
 from runtime.probed import main
@@ -52,7 +51,7 @@ def probing(
     Args:
       bundle: whose files are there, or on their way.
       device: a device's name, or nothing for JAX's default.
-      cache: keeps which bundles came through, with which jaxlib; those are not opened elsewhere
+      cache: keeps which bundles survived this, with which jaxlib; those are not opened elsewhere
         again.
       progress: called with one line where the other process is needed.
 
@@ -62,7 +61,7 @@ def probing(
 
     Raises:
       BundleError: the process ended, by a signal or otherwise than it should. What else is
-        wrong with the bundle is left for whoever opens it next to find.
+        wrong with the bundle is found where it is opened next.
     """
     key = {
         "opened": bundle.digest,
@@ -84,7 +83,7 @@ def probing(
 
 @contextlib.contextmanager
 def _compiled_folder() -> Iterator[str]:
-    """Make a folder for compiled programs; where none can be, give no name: it only saves time."""
+    """Make a folder for compiled programs; return "" where none can be made: it only saves time."""
     with contextlib.ExitStack() as stack:
         try:
             folder = str(stack.enter_context(temporary_directory("hloserve-compiled-")))
@@ -113,15 +112,7 @@ def _probe(bundle: Bundle, device: str, compiled: str) -> bool:
 
 
 def _run(bundle: Bundle, device: str, compiled: str) -> int:
-    command = [
-        sys.executable,
-        "-c",
-        _CHILD,
-        "\n".join(sys.path),
-        str(bundle.path),
-        device,
-        compiled,
-    ]
+    command = [*python_command(_CHILD), str(bundle.path), device, compiled]
     # Its manifest goes along: that of a bundle on its way is not in the directory yet.
     done = subprocess.run(  # noqa: S603
         command,

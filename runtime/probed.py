@@ -7,21 +7,21 @@ from pathlib import Path
 from runtime.bundle import Bundle
 from runtime.device import find_device
 from runtime.executable_cache import ExecutableCache
+from runtime.golden_check import golden_rows
 from runtime.loading import assemble, compile_all, program_threads
 from runtime.manifest import Manifest
 from runtime.probe import OPENED, REFUSED
 from runtime.program import use_sync_dispatch
-from runtime.verify import golden_rows
 
 
 def main(argv: Sequence[str]) -> None:
-    """Open the bundle whose manifest comes in; ends the process."""
+    """Open the bundle whose manifest is on stdin; ends the process."""
     path, device, compiled = argv
     use_sync_dispatch()
     bundle = Bundle(Path(path), Manifest.from_bytes(sys.stdin.buffer.read()), digest="")
     try:
         run_each(bundle, device, ExecutableCache(Path(compiled)) if compiled else None)
-    except Exception:  # noqa: BLE001 (what Python can catch is for the other process to tell)
+    except Exception:  # noqa: BLE001 (what Python can catch the other process reports)
         sys.exit(REFUSED)
     sys.exit(OPENED)
 
@@ -32,7 +32,7 @@ def run_each(bundle: Bundle, device: str, kept: ExecutableCache | None = None) -
     Args:
       bundle: opened.
       device: a device's name, or nothing for JAX's default.
-      kept: where each program goes that came through its run.
+      kept: takes each program that survived its run.
 
     Raises:
       BundleError: it cannot be loaded here.

@@ -1,39 +1,30 @@
-"""One bucket's program: bytes in, something callable out. The only caller of jax.export.
+"""One bucket's program: compiled, or loaded as it was compiled before, and called.
 
-Whatever of JAX's surface serving needs is here or, of devices, in `device`; and all of it that
-JAX does not promise is here, or in `stablehlo`, so that a release that changes it breaks these:
+Whatever of JAX's surface serving needs is here or, of devices, in `device`. What of it JAX does not
+promise is listed here, in `program_forms`, `executables` and `stablehlo`, so that a release that
+changes it breaks these:
 
-* `jax._src.export.serialization`, for the version of the wrapper
-* what `executables` lists, to keep compiled programs as bytes
-* that a `jax.export.Exported` is a dataclass, and what its `mlir_module_serialized` holds
-* the name of the event that tells of a compilation
+* the name of the event that each compilation is reported by
 * `NPROC`, which XLA's CPU client takes the size of its thread pools from
-* that a refused program says something of a compatibility window
 """
 
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import export
-from jax._src.export import serialization
 
-from runtime.customcalls import ALLOWED
 from runtime.device import Device, device_kind, platform_of
 from runtime.entries import File, ProgramEntry
 from runtime.errors import (
     BundleError,
     ExecutionError,
     IncompatibleProgram,
-    IntegrityError,
     first_line,
 )
 from runtime.executable_cache import Executable, ExecutableCache
@@ -45,31 +36,17 @@ from runtime.executables import (
 )
 from runtime.jax_settings import lifted, lifted_for_call
 from runtime.manifest import Manifest
-from runtime.stablehlo import Contents, contents
-from runtime.tensors import Array, numpy_dtype
+from runtime.program_forms import (
+    Arguments,
+    Unreadable,
+    expect_signature,
+    jaxlib_version,
+    read_program,
+)
+from runtime.tensors import Array
 
-# Flags of XLA that were set here: executables are looked for by those of whoever serves.
+# Flags of XLA that were set here: keys of executables leave them out, as a server does not set them.
 _OWN_FLAGS: list[str] = []
-
-
-def jax_version() -> str:
-    """Name the jax that runs."""
-    return str(jax.__version__)
-
-
-def versions() -> dict[str, str]:
-    """Name what writes wrappers here: jax, jaxlib, calling convention, serialization."""
-    return {
-        "jax": jax.__version__,
-        "jaxlib": jaxlib_version(),
-        "calling_convention": str(export.maximum_supported_calling_convention_version),
-        "serialization": str(serialization._SERIALIZATION_VERSION),  # noqa: SLF001
-    }
-
-
-def jaxlib_version() -> str:
-    """Name the jaxlib that runs."""
-    return importlib.metadata.version("jaxlib")
 
 
 def use_sync_dispatch() -> None:
@@ -104,17 +81,17 @@ def limit_instructions(instructions: str) -> None:
 
 def cpu_threads() -> int:
     """Return the number of threads that the CPU's programs are compiled to compute with."""
-    told = os.environ.get("NPROC", "")
-    return int(told) if told.isdecimal() and int(told) else os.cpu_count() or 1
+    threads = os.environ.get("NPROC", "")
+    return int(threads) if threads.isdecimal() and int(threads) else os.cpu_count() or 1
 
 
 def count_compiles() -> Callable[[], int]:
     """Count the programs that XLA compiles in this process from now on.
 
-    JAX tells of each compilation, of those too that its cache on disk answers.
+    JAX reports each compilation, those too that its cache on disk answers.
 
     Returns:
-      Gives the number so far.
+      A function that returns the number so far.
     """
     compiled: list[float] = []
 
@@ -127,7 +104,7 @@ def count_compiles() -> Callable[[], int]:
 
 
 def put(arrays: Sequence[Array], device: Device, *, x64: bool) -> tuple[Any, ...]:
-    """Put arrays on the device; on CPU an aligned one is used where it lies.
+    """Put arrays on the device; on CPU an aligned one is used in place.
 
     Raises:
       ExecutionError: the device failed, as one without the memory for them does.
@@ -207,36 +184,6 @@ class Program:
         return found
 
 
-class _Unreadable(Exception):
-    """A form of a program that this jax does not read."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Arguments:
-    """Shapes and dtypes of what a program takes and gives."""
-
-    params: tuple[jax.ShapeDtypeStruct, ...]
-    inputs: tuple[jax.ShapeDtypeStruct, ...]
-    outputs: tuple[jax.ShapeDtypeStruct, ...]
-
-    @classmethod
-    def of(cls, entry: ProgramEntry, manifest: Manifest, device: Device | None) -> "_Arguments":
-        """Return what the manifest says of a program, for a device if there is one."""
-        sharding = None if device is None else jax.sharding.SingleDeviceSharding(device)
-
-        def spec(dtype: str, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(shape, numpy_dtype(dtype), sharding=sharding)
-
-        specs = (manifest.signature.inputs, manifest.signature.outputs)
-        inputs, outputs = (
-            tuple(spec(s.dtype, s.concrete(entry.batch, entry.axes)) for s in part)
-            for part in specs
-        )
-        return cls(
-            tuple(spec(a.dtype, a.shape) for a in manifest.params.arguments), inputs, outputs
-        )
-
-
 def compile_program(
     read: Callable[[File], bytes],
     entry: ProgramEntry,
@@ -251,7 +198,7 @@ def compile_program(
     reads the other; the program says so.
 
     Args:
-      read: gives the bytes of a file, digest checked.
+      read: returns the bytes of a file, digest checked.
       entry: the program's entry in the manifest.
       manifest: the manifest, for its signature and params.
       device: where it will run.
@@ -265,7 +212,7 @@ def compile_program(
     """
     threads = cpu_threads() if platform_of(device) == "cpu" else 0
     with lifted(x64=manifest.x64):
-        arguments = _Arguments.of(entry, manifest, device)
+        arguments = Arguments.of(entry, manifest, device)
         key = _key(entry, manifest, device, arguments)
         for cache in caches:
             found = cache.executable(key, threads)
@@ -273,7 +220,11 @@ def compile_program(
                 continue
             with contextlib.suppress(NotSerializable):
                 compiled = deserialize(
-                    found.data, (arguments.params, arguments.inputs), arguments.outputs, device
+                    found.data,
+                    (arguments.params, arguments.inputs),
+                    arguments.outputs,
+                    device,
+                    entry.custom_calls,
                 )
                 return Program(
                     entry.batch,
@@ -305,19 +256,19 @@ def _compiled(
     entry: ProgramEntry,
     manifest: Manifest,
     device: Device,
-    arguments: _Arguments,
+    arguments: Arguments,
 ) -> tuple[Any, bool, str]:
     """Return a compiled program, whether its time depends on its inputs, and its fallback."""
     try:
-        exported, found, fallback = _read(read, entry, manifest)
-        _expect_signature(exported, arguments)
+        exported, found, fallback = read_program(read, entry, manifest)
+        expect_signature(exported, arguments)
         # Arguments that are not used stay, so that an executable takes what the manifest lists.
         jitted = jax.jit(exported.call, keep_unused=True)
         compiled = jitted.lower(arguments.params, arguments.inputs).compile()
     except BundleError:
         raise
     except Exception as error:
-        reason = str(error) if isinstance(error, _Unreadable) else first_line(error)
+        reason = str(error) if isinstance(error, Unreadable) else first_line(error)
         raise IncompatibleProgram(
             f"{entry.exported.path}: exported by jax {manifest.exporter.get('jax', '?')}, this "
             f"is jax {jax.__version__} on {platform_of(device)}: {reason}; "
@@ -327,7 +278,7 @@ def _compiled(
 
 
 def _key(
-    entry: ProgramEntry, manifest: Manifest, device: Device, arguments: _Arguments
+    entry: ProgramEntry, manifest: Manifest, device: Device, arguments: Arguments
 ) -> dict[str, Any]:
     """Return everything that a compiled program depends on.
 
@@ -356,114 +307,3 @@ def environment(device: Device) -> dict[str, Any]:
         "device_kind": device_kind(device),
         "xla_flags": [f for f in os.environ.get("XLA_FLAGS", "").split() if f not in _OWN_FLAGS],
     }
-
-
-def rewrap(artifact: bytes, entry: ProgramEntry, manifest: Manifest) -> bytes:
-    """Wrap a StableHLO artifact as the jax that runs would have exported it.
-
-    Args:
-      artifact: the bytes of `entry.stablehlo`, digest checked.
-      entry: the program's entry in the manifest.
-      manifest: the manifest, for its signature, params and platforms.
-
-    Raises:
-      IncompatibleProgram: this jax does not read it.
-      IntegrityError: it makes other custom calls than the manifest lists.
-    """
-    with lifted(x64=manifest.x64):
-        try:
-            return bytes(_wrapped(artifact, entry, manifest)[0].serialize())
-        except BundleError:
-            raise
-        except Exception as error:
-            reason = str(error) if isinstance(error, _Unreadable) else first_line(error)
-            raise IncompatibleProgram(
-                f"{entry.stablehlo.path}: {reason}; re-export the model with a jax near this one"
-            ) from error
-
-
-def _read(
-    read: Callable[[File], bytes], entry: ProgramEntry, manifest: Manifest
-) -> tuple[export.Exported, Contents, str]:
-    """Return a program in the form that this jax reads, what is in it, and why not in the first."""
-    try:
-        return *_unwrapped(read(entry.exported), entry), ""
-    except _Unreadable as error:
-        # What this very jax has written and cannot read is damaged, not too old or too new.
-        if manifest.exporter.get("jax") == jax.__version__ and "window" not in str(error):
-            raise
-        reason = str(error)
-    try:
-        return *_wrapped(read(entry.stablehlo), entry, manifest), reason
-    except _Unreadable as error:
-        raise _Unreadable(f"{reason}; {entry.stablehlo.path}: {error}") from error
-
-
-def _unwrapped(data: bytes, entry: ProgramEntry) -> tuple[export.Exported, Contents]:
-    try:
-        exported = export.deserialize(bytearray(data))
-    except Exception as error:
-        raise _Unreadable(first_line(error)) from error
-    convention = exported.calling_convention_version
-    low = export.minimum_supported_calling_convention_version
-    high = export.maximum_supported_calling_convention_version
-    if not low <= convention <= high:
-        raise _Unreadable(
-            f"calling convention {convention} is outside of this jax's window, {low} to {high}"
-        )
-    artifact = exported.mlir_module_serialized
-    return exported, _expect_custom_calls(artifact, entry.exported, entry.custom_calls)
-
-
-def _wrapped(
-    artifact: bytes, entry: ProgramEntry, manifest: Manifest
-) -> tuple[export.Exported, Contents]:
-    """Make what jax.export would have made: of an empty function, with the program put in."""
-    found = _expect_custom_calls(artifact, entry.stablehlo, entry.custom_calls)
-    arguments = _Arguments.of(entry, manifest, None)
-
-    # A lambda, as what was exported: its name is in the wrapper.
-    jitted = jax.jit(
-        lambda _params, _inputs: tuple(jnp.zeros(s.shape, s.dtype) for s in arguments.outputs),
-        keep_unused=True,
-    )
-    exported = export.export(jitted, platforms=manifest.platforms)(
-        arguments.params, arguments.inputs
-    )
-    return dataclasses.replace(exported, mlir_module_serialized=artifact), found
-
-
-def _expect_signature(exported: export.Exported, arguments: _Arguments) -> None:
-    expected = [(s.shape, s.dtype) for s in (*arguments.params, *arguments.inputs)]
-    if expected != [(tuple(a.shape), a.dtype) for a in exported.in_avals]:
-        raise ValueError("its arguments are not those the manifest describes")
-    expected = [(s.shape, s.dtype) for s in arguments.outputs]
-    if expected != [(tuple(a.shape), a.dtype) for a in exported.out_avals]:
-        raise ValueError("its outputs are not those the manifest describes")
-
-
-def _expect_custom_calls(artifact: bytes, file: File, listed: tuple[str, ...]) -> Contents:
-    """Check the custom calls of a program against the manifest, and against what is allowed.
-
-    In the files' own bytes, before anything of them is compiled: a custom call runs what it names.
-    """
-    try:
-        found = contents(artifact)
-    except ValueError as error:
-        raise _Unreadable(str(error)) from error
-    if found.custom_calls != listed:
-        raise IntegrityError(
-            f"{file.path}: expected the custom calls that the manifest lists, "
-            f"{_listed(listed)}, got {_listed(found.custom_calls)}"
-        )
-    strange = [target for target in found.custom_calls if target not in ALLOWED]
-    if strange:
-        raise IncompatibleProgram(
-            f"{file.path}: expected custom calls that jax keeps, got {strange[0]!r}; "
-            "use jax's own operations in its place"
-        )
-    return found
-
-
-def _listed(targets: Sequence[str]) -> str:
-    return ", ".join(targets) or "none"

@@ -18,7 +18,7 @@ from runtime.rows import Each
 from runtime.verify import Report, verify
 
 # Each thread has a batch of its own, and what the program needs for it.
-_MOST_THREADS = 4
+_MAX_THREADS = 4
 
 
 def prove(
@@ -47,18 +47,18 @@ def prove(
     target = find_device(device)
     threads = 1
     if platform_of(target) == "cpu":
-        threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+        threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
     with ThreadPoolExecutor(threads) as pool:
         programs = compile_all(
             bundle, target, progress=progress, each=map if threads == 1 else pool.map
         )
         progress("loading params")
         model = assemble(bundle, target, programs)
-        each: Each = pool.map if threads > 1 and _has_room(model, threads) else map
+        each: Each = pool.map if threads > 1 and _fits_in_memory(model, threads) else map
         return model, verify(model, independent=independent, progress=progress, each=each)
 
 
-def _has_room(model: Model, at_once: int) -> bool:
+def _fits_in_memory(model: Model, at_once: int) -> bool:
     try:
         model.check_memory(at_once)
     except DoesNotFit:

@@ -13,7 +13,7 @@ from runtime.entries import Origin, ProgramEntry
 from runtime.errors import BundleError, GoldenMismatch
 from runtime.loading import load
 from runtime.manifest import Manifest
-from runtime.program import rewrap, versions
+from runtime.program_forms import rewrap, versions
 from runtime.release import version
 from runtime.verify import verify
 from runtime.writer import BundleWriter
@@ -33,13 +33,13 @@ def refresh(
 
     Args:
       bundle: the old one.
-      out: the new one; it appears whole, once its goldens came out right.
+      out: the new one; it appears whole, once it reproduces its goldens.
       device: what they are run on, as for `load`.
       overwrite: replace a bundle that is there.
       progress: called with a sentence before each slow step.
 
     Returns:
-      The new bundle's manifest. The same versions give the same bytes again.
+      The new bundle's manifest. The same versions write the same bytes again.
 
     Raises:
       GoldenMismatch: the new bundle does not answer as was recorded; none is written.
@@ -92,7 +92,7 @@ def _rewrapped(writer: BundleWriter, bundle: Bundle, entry: ProgramEntry) -> Pro
 def _proven(
     staged: Path, manifest: Manifest, device: object | None, progress: Progress
 ) -> Manifest:
-    """Run every golden and probe rows; give the manifest with the platform they were proven on."""
+    """Run every golden and probe rows; return the manifest with the platform they were proven on."""
     model = load(staged, device, progress=progress)
     report = verify(model, progress=progress)
     if report.preparation:

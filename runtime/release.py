@@ -17,7 +17,7 @@ def version() -> str:
         project = tomllib.loads(_PROJECT.read_text("utf-8"))["project"]
         if project["name"] == NAME:
             return str(project["version"])
-    except (OSError, ValueError, LookupError, TypeError):  # no checkout, or somebody else's
+    except (OSError, ValueError, LookupError, TypeError):  # no checkout, or another project's
         pass
     try:
         return importlib.metadata.version(NAME)

@@ -19,7 +19,7 @@ def needs(program: Program) -> int | None:
 def check_memory(
     programs: Mapping[str, Program], params: int, free: int | None, at_once: int
 ) -> None:
-    """Refuse programs that need more than is free. What nobody tells is no reason to.
+    """Refuse programs that need more than is free. What is unknown is no reason to.
 
     Args:
       programs: by the names of their buckets.
@@ -28,7 +28,7 @@ def check_memory(
       at_once: runs that share it.
 
     Raises:
-      DoesNotFit: names the least of the programs that do not fit, and the most of those that do.
+      DoesNotFit: names the smallest of the programs that do not fit, and the largest of those that do.
     """
     if free is None:
         return

@@ -12,7 +12,7 @@ from pathlib import Path
 # How often a directory is removed in which another process still writes.
 _TRIES = 100
 
-# Of this process, those that are there; the lock is held while one is made.
+# Of this process, those that are there; the lock is taken while one is made.
 _in_use: set[Path] = set()
 _making = threading.Lock()
 
@@ -66,7 +66,7 @@ def _make(prefix: str, stack: contextlib.ExitStack) -> Path:
 
 
 def _remove(left: Path) -> None:
-    """Remove a directory that nobody uses."""
+    """Remove a directory that no process uses."""
     with contextlib.suppress(OSError), _lock(left, fcntl.LOCK_NB):
         shutil.rmtree(left, ignore_errors=True)
 

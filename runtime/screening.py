@@ -9,7 +9,7 @@ make an answer depend on more than its row. The same row gets the same answer, b
 3. a batch where many of them stand in other places, among rows of NaN;
 4. and one where they stand among zeros, extremes and random rows.
 
-Batches of more than `rows.ONE_BY_ONE` rows have room for all those of 3 and 4 at once. A row that
+Batches of more than `rows.ONE_BY_ONE` rows take all those of 3 and 4 at once. A row that
 gets two answers is a reason to look with `runtime.rows`. Of a program that nothing else is known
 of this shows less than those runs do: not what takes all others to be of one kind, for one.
 """
@@ -53,7 +53,7 @@ def screen(
       outputs: names of the outputs.
       rows: legal inputs that fill the bucket exactly, more than `FEW` rows.
       bucket: how to name it.
-      answers: what the program gives for `rows`, where it has been run on them.
+      answers: the program's outputs for `rows`, where it has been run on them.
       each: runs it on batches, perhaps several at once.
 
     Returns:

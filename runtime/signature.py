@@ -1,4 +1,4 @@
-"""What goes into and comes out of every program, and how tensors are written.
+"""The inputs and outputs of every program, and how tensors are written.
 
 Read with the standard library alone, as part of the manifest.
 """
@@ -8,8 +8,8 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from runtime.errors import ManifestError, printable
-from runtime.node import Node
+from runtime.errors import InvalidField, printable
+from runtime.node import Node, required
 
 Dim = int | str
 
@@ -96,73 +96,59 @@ class TensorSpec:
     @classmethod
     def from_node(cls, node: Node) -> "TensorSpec":
         """Read one entry of `$.signature.inputs` or `.outputs`."""
-        name = node.take("name", str)
-        dtype = node.choice("dtype", DTYPE_BYTES)
-        dims: list[Dim] = []
-        for i, dim in enumerate(node.take("shape", list)):
-            where = f"{node.where}.shape[{i}]"
-            if (type(dim) is int and dim >= 0) or (type(dim) is str and (dim == BATCH) == (i == 0)):
-                dims.append(dim)
-            else:
-                raise ManifestError(
-                    f"expected '_' first, then sizes or axis names, got {dim!r}", where
-                )
-        if not dims or dims[0] != BATCH:
-            raise ManifestError("expected a shape that begins with '_'", f"{node.where}.shape")
         spec = cls(
-            name=name,
-            dtype=dtype,
-            shape=tuple(dims),
+            name=node.take("name", str),
+            dtype=node.take("dtype", str),
+            shape=tuple(node.take("shape", list)),
             pad=node.number("pad"),
             mask=node.optional("mask", bool) or False,
             minimum=node.optional("minimum", int),
             maximum=node.either("maximum", int, str),
             nonfinite=_nonfinite(node) if node.version >= 4 else None,
         )
-        spec._check(node.where)
+        spec.check()
         return spec
 
-    def _check(self, where: str) -> None:
-        """Refuse what would only fail later, or silently, when rows are padded and checked."""
-        if self.mask and not any(isinstance(dim, str) for dim in self.shape[1:]):
-            raise ManifestError(f"expected a bucketed axis for a mask, got {self}", f"{where}.mask")
-        whole = "float" not in self.dtype
-        if self.nonfinite and whole:
-            raise ManifestError(
-                f"expected a floating dtype for infinities, got {self.dtype}", f"{where}.nonfinite"
+    def check(self) -> None:
+        """Raise InvalidField for what no tensor may be, or what fails only when rows are padded."""
+        if self.dtype not in DTYPE_BYTES:
+            raise InvalidField(
+                f"expected a dtype of {', '.join(DTYPE_BYTES)}, got {self.dtype!r}", "dtype"
             )
+        for i, dim in enumerate(self.shape or ("",)):
+            if not (
+                (dim == BATCH) == (i == 0)
+                if type(dim) is str
+                else type(dim) is int and dim >= 0 and i > 0
+            ):
+                raise misplaced(dim, i)
+        if self.mask and not any(isinstance(dim, str) for dim in self.shape[1:]):
+            raise InvalidField(f"expected a bucketed axis for a mask, got {self}", "mask")
+        if self.nonfinite and "float" not in self.dtype:
+            raise InvalidField(
+                f"expected a floating dtype for infinities, got {self.dtype}", "nonfinite"
+            )
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        whole = "float" not in self.dtype
         low, high = limits(self.dtype)
         for key, value in (("minimum", self.minimum), ("maximum", self.maximum), ("pad", self.pad)):
             if value is None:
                 continue
             if not whole and key != "pad":
-                raise ManifestError(
-                    f"expected an integer dtype for a range, got {self.dtype}", f"{where}.{key}"
-                )
+                raise InvalidField(f"expected an integer dtype for a range, got {self.dtype}", key)
             if isinstance(value, str):
                 continue  # the signature knows the axes
-            if not low <= value <= high or (whole and type(value) is not int):
-                raise ManifestError(
-                    f"expected a value of {self.dtype}, got {value}", f"{where}.{key}"
-                )
+            # JSON has no infinity to pad with.
+            fits = low <= value <= high and abs(value) != math.inf
+            if not fits or (whole and type(value) is not int):
+                raise InvalidField(f"expected a {key} of {self.dtype}, got {value}", key)
         top = self.maximum
         if self.minimum is not None and isinstance(top, int) and self.minimum > top:
-            raise ManifestError(
-                f"expected at least the minimum {self.minimum}, got {top}",
-                f"{where}.maximum",
+            raise InvalidField(
+                f"expected a maximum of at least the minimum {self.minimum}, got {top}", "maximum"
             )
-
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads; what is default is left out."""
-        out: dict[str, object] = {
-            "name": self.name,
-            "dtype": self.dtype,
-            "shape": list(self.shape),
-        }
-        optional: dict[str, object] = {"pad": self.pad or None, "mask": self.mask or None}
-        optional |= {"minimum": self.minimum, "maximum": self.maximum}
-        optional |= {"nonfinite": self.nonfinite}
-        return out | {key: value for key, value in optional.items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,27 +174,26 @@ class Axis:
             sizes=node.items("sizes", int),
             minimum=1 if minimum is None else minimum,
         )
-        increasing(axis.sizes, f"{node.where}.sizes")
-        if not 0 <= axis.minimum <= axis.sizes[0]:
-            raise ManifestError(
-                f"expected a size up to {axis.sizes[0]}, got {axis.minimum}",
-                f"{node.where}.minimum",
-            )
+        axis.check()
         return axis
 
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads; what is default is left out."""
-        minimum = {} if self.minimum == 1 else {"minimum": self.minimum}
-        return {"name": self.name, "sizes": list(self.sizes), **minimum}
+    def check(self) -> None:
+        """Raise InvalidField for sizes that do not increase, or a minimum above the first."""
+        increasing(self.sizes, "sizes")
+        if not 0 <= self.minimum <= self.sizes[0]:
+            raise InvalidField(
+                f"expected a minimum up to its first size {self.sizes[0]}, got {self.minimum}",
+                "minimum",
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
-    """What goes in, what comes out, and which axes come in several sizes."""
+    """The inputs, the outputs, and the axes that have several sizes."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    axes: tuple[Axis, ...] = ()
+    axes: tuple[Axis, ...] = required(())
 
     @classmethod
     def from_node(cls, node: Node) -> "Signature":
@@ -218,57 +203,73 @@ class Signature:
             outputs=node.each("outputs", TensorSpec.from_node),
             axes=node.each("axes", Axis.from_node),
         )
-        known = {axis.name for axis in signature.axes}
-        for key, specs in (("inputs", signature.inputs), ("outputs", signature.outputs)):
-            where = f"{node.where}.{key}"
-            unique((spec.name for spec in specs), where)
-            if not specs:
-                raise ManifestError("expected at least one tensor", where)
-            for i, spec in enumerate(specs):
-                if spec.nonfinite and key == "inputs":
-                    raise ManifestError(
-                        f"expected none for an input, got {spec.nonfinite!r}",
-                        f"{where}[{i}].nonfinite",
-                    )
-                for dim in spec.shape[1:]:
-                    if isinstance(dim, str) and dim not in known:
-                        raise ManifestError(f"{spec.name!r} names an unknown axis {dim!r}", where)
-        signature._check_lengths(node.where)
-        if all(spec.mask for spec in signature.inputs):
-            raise ManifestError("expected an input that is not a mask", f"{node.where}.inputs")
-        unique((axis.name for axis in signature.axes), f"{node.where}.axes")
+        signature._check()
         return signature
 
-    def _check_lengths(self, where: str) -> None:
-        """Refuse a maximum that names no axis, and a minimum beyond the shortest inputs."""
-        least = {axis.name: axis.minimum for axis in self.axes}
-        had = {dim for spec in self.inputs if not spec.mask for dim in spec.shape[1:]}
+    def _check(self) -> None:
+        check_inputs(self.inputs, self.axes)
+        _check_tensors("outputs", self.outputs, self.axes)
         for i, spec in enumerate(self.outputs):
             if isinstance(spec.maximum, str):
-                raise ManifestError("expected int, got string", f"{where}.outputs[{i}].maximum")
-        for i, spec in enumerate(self.inputs):
-            if not isinstance(spec.maximum, str):
-                continue
-            if spec.maximum not in least or spec.maximum not in had:
-                raise ManifestError(
-                    f"expected a number, or an axis of an input that is no mask, got "
-                    f"{spec.maximum!r}",
-                    f"{where}.inputs[{i}].maximum",
-                )
-            if spec.minimum is not None and spec.minimum > least[spec.maximum]:
-                raise ManifestError(
-                    f"expected at most {least[spec.maximum]}, the minimum of axis "
-                    f"{spec.maximum!r}, got {spec.minimum}",
-                    f"{where}.inputs[{i}].minimum",
+                raise InvalidField("expected int, got string", "outputs", i, "maximum")
+
+
+def check_inputs(inputs: Sequence[TensorSpec], axes: Sequence[Axis]) -> None:
+    """Raise InvalidField for inputs that are each allowed, and not together or with these axes."""
+    unique((axis.name for axis in axes), "axes")
+    _check_tensors("inputs", inputs, axes)
+    for i, spec in enumerate(inputs):
+        if spec.nonfinite:
+            raise InvalidField(
+                f"expected no nonfinite for an input, got {spec.nonfinite!r}",
+                *("inputs", i, "nonfinite"),
+            )
+    if all(spec.mask for spec in inputs):
+        raise InvalidField("expected an input that is not a mask, got masks only", "inputs")
+    _check_lengths(inputs, axes)
+
+
+def _check_tensors(key: str, specs: Sequence[TensorSpec], axes: Sequence[Axis]) -> None:
+    if not specs:
+        raise InvalidField("expected at least one, got none", key)
+    unique((spec.name for spec in specs), key)
+    known = {axis.name for axis in axes}
+    for i, spec in enumerate(specs):
+        for j, dim in enumerate(spec.shape):
+            if isinstance(dim, str) and dim not in known and dim != BATCH:
+                raise InvalidField(
+                    f"{spec.name!r} names an unknown axis {dim!r}", key, i, "shape", j
                 )
 
-    def to_json(self) -> dict[str, object]:
-        """Write what `from_node` reads."""
-        return {
-            "inputs": [spec.to_json() for spec in self.inputs],
-            "outputs": [spec.to_json() for spec in self.outputs],
-            "axes": [axis.to_json() for axis in self.axes],
-        }
+
+def _check_lengths(inputs: Sequence[TensorSpec], axes: Sequence[Axis]) -> None:
+    """Refuse a maximum that names no axis, and a minimum beyond the shortest inputs."""
+    of_inputs = {dim for spec in inputs if not spec.mask for dim in spec.shape[1:]}
+    minimums = {axis.name: axis.minimum for axis in axes if axis.name in of_inputs}
+    for i, spec in enumerate(inputs):
+        top = spec.maximum
+        if not isinstance(top, str):
+            continue
+        if top not in minimums:
+            known = f" or an axis of {', '.join(map(repr, minimums))}" if minimums else ""
+            raise InvalidField(
+                f"expected a number{known} as maximum, got {top!r}",
+                *("inputs", i, "maximum"),
+            )
+        if spec.minimum is not None and spec.minimum > minimums[top]:
+            raise InvalidField(
+                f"expected a minimum up to {minimums[top]}, the minimum of axis {top!r}, got "
+                f"{spec.minimum}",
+                *("inputs", i, "minimum"),
+            )
+
+
+def misplaced(dim: object, place: int) -> InvalidField:
+    """Return the error for what is no dimension in its place of a shape."""
+    return InvalidField(
+        f"expected [{BATCH}, …] with sizes or axis names after the batch, got {dim!r}",
+        *("shape", place),
+    )
 
 
 def _nonfinite(node: Node) -> str | None:
@@ -292,16 +293,16 @@ def join_bucket_name(axes: Iterable[str], sizes: Iterable[int], batch: int) -> s
     return "-".join([f"b{batch}", *(f"{n}{s}" for n, s in zip(axes, sizes, strict=True))])
 
 
-def increasing(sizes: tuple[int, ...], where: str) -> None:
-    """Raise ManifestError unless sizes increase from 1 on."""
+def increasing(sizes: Sequence[int], *path: str) -> None:
+    """Raise InvalidField unless sizes increase from 1 on."""
     if not sizes or sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
-        raise ManifestError(f"expected increasing sizes from 1 on, got {list(sizes)}", where)
+        raise InvalidField(f"expected increasing sizes from 1 on, got {list(sizes)}", *path)
 
 
-def unique(names: Iterable[str], where: str) -> None:
-    """Raise ManifestError if a name stands twice."""
+def unique(names: Iterable[str], *path: str) -> None:
+    """Raise InvalidField if a name is there twice."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ManifestError(f"duplicate name {name!r}", where)
+            raise InvalidField(f"expected each name once, got {name!r} twice", *path)
         seen.add(name)

@@ -24,7 +24,7 @@ def check_signature(bundle: Bundle, signature: Path, public_key: Path) -> None:
       public_key: in PEM, of an elliptic curve.
 
     Raises:
-      IntegrityError: it was signed by somebody else, or has other files; or the signature or the
+      IntegrityError: it was signed with another key, or has other files; or the signature or the
         key is no such file.
     """
     _expect_json(signature)

@@ -13,7 +13,7 @@ from jax.extend.mlir import ir
 
 from runtime.errors import first_line
 
-# How far a value is followed back. Those of JAX's loops come from nearby.
+# How far a value is followed back. Those of JAX's loops are near.
 _DEPTH = 64
 # What JAX makes the bounds of loops and the choice of a platform from.
 _ARITHMETIC = {
@@ -41,7 +41,7 @@ class Contents:
       custom_calls: targets of the custom calls inside, sorted.
       data_dependent: whether how long it runs depends on what it is given: it branches on a
         value, or has a loop whose number of turns is not written in it. Such a program may run
-        for ever on inputs that nobody has tried. True as well where that cannot be told.
+        for ever on inputs that were never tried. True as well where that is not known.
     """
 
     custom_calls: tuple[str, ...]
@@ -152,8 +152,8 @@ class _Values:
             return False
         place = ir.BlockArgument(value).arg_number
         if "arg_attrs" in function.attributes:
-            told = str(ir.ArrayAttr(function.attributes["arg_attrs"])[place])
-            if "_platform_index" in told:
+            written = str(ir.ArrayAttr(function.attributes["arg_attrs"])[place])
+            if "_platform_index" in written:
                 return True  # compiling for a device fixes it
         callers = self._callers.get(ir.StringAttr(function.attributes["sym_name"]).value, [])
         return bool(callers) and all(self._fixed(c.operands[place], depth) for c in callers)

@@ -1,6 +1,6 @@
 """From an opened bundle to a model that is checked on this device: what a server does before ready.
 
-1. a bundle that nobody vouches for is opened in a process of its own first, once
+1. a bundle whose digest is not required is opened in a process of its own first, once
 2. programs are loaded from the cache, or compiled
 3. params are put on the device
 4. the startup check; the full one where this platform was not verified yet
@@ -74,7 +74,7 @@ def start(
       bundle: opened; whether it is the one that is wanted is the caller's to have asked.
       device: as for `runtime.load`.
       cache: of what was compiled and found out before.
-      isolated: whether a bundle that did not come through one before is opened in a process of its
+      isolated: whether a bundle that was not opened in one before is opened in a process of its
         own first.
       on_loaded: called with the device's platform once the programs are loaded, and kept for other
         processes; not checked yet.

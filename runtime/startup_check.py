@@ -19,6 +19,7 @@ import numpy as np
 from runtime.compare import largest_difference
 from runtime.entries import Golden
 from runtime.errors import IntegrityError
+from runtime.golden_check import GoldenCheck, compare_with, read_golden, sizes_of
 from runtime.inputs import Checked
 from runtime.model import Group, Model
 from runtime.preprocessing.raw_goldens import check_raw_goldens
@@ -26,11 +27,10 @@ from runtime.rows import Mixing, draw, same_bits
 from runtime.signature import bucket_name
 from runtime.staging import stage, unstage
 from runtime.tensors import Array
-from runtime.verify import GoldenCheck, compare_with, read_golden, sizes_of
 
 Progress = Callable[[str], None]
 
-# Batch size of the programs that run with random rows: small, with room for several positions.
+# Batch size of the programs that run with random rows: small, with several positions.
 _SMALL_BATCH = 4
 
 
@@ -124,7 +124,7 @@ def check_startup(model: Model, *, progress: Progress | None = None) -> StartupR
     progress = progress or (lambda _: None)
     checks: list[GoldenCheck] = []
     mixing: list[Mixing] = []
-    told: list[str] = []
+    lines: list[str] = []
     runs = 0
     preparation = check_raw_goldens(model.bundle, model.preparer)
     goldens = [(golden, *read_golden(model, golden)) for golden in model.manifest.goldens]
@@ -153,9 +153,9 @@ def check_startup(model: Model, *, progress: Progress | None = None) -> StartupR
             f"{axis.name} {size}"
             for axis, size in zip(model.signature.axes, group.sizes, strict=True)
         )
-        told.append(f"{at}: {line}" if at else line)
-        progress(f"checked {told[-1]}")
-    return StartupReport(tuple(checks), tuple(mixing), runs, tuple(told), tuple(preparation))
+        lines.append(f"{at}: {line}" if at else line)
+        progress(f"checked {lines[-1]}")
+    return StartupReport(tuple(checks), tuple(mixing), runs, tuple(lines), tuple(preparation))
 
 
 def _rows_for(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_MOST_BYTES = 16 * 1024 * 1024
+_MAX_BYTES = 16 * 1024 * 1024
 _BYTE_ORDER_MARK = "\ufeff"
 # UTF-32's begins as UTF-16's does.
 _MARKS = (
@@ -36,15 +36,15 @@ def read_text(path: str | os.PathLike[str]) -> str:
         if Path(path).is_dir():
             raise NotText("a directory")
         with Path(path).open("rb") as f:
-            data = f.read(_MOST_BYTES + 1)
+            data = f.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         raise NotText("nothing there") from None
     except OSError as error:
         raise NotText(error.strerror or type(error).__name__) from None
     except ValueError:  # a name with a zero in it
         raise NotText("nothing there") from None
-    if len(data) > _MOST_BYTES:
-        raise NotText(f"a file of more than {_MOST_BYTES >> 20} MiB")
+    if len(data) > _MAX_BYTES:
+        raise NotText(f"a file of more than {_MAX_BYTES >> 20} MiB")
     text = _decode(data).replace("\r\n", "\n").replace("\r", "\n")
     for number, line in enumerate(text.split("\n"), 1):
         strange = [c for c in line if unicodedata.category(c) == "Cc" and c != "\t"]

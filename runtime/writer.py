@@ -4,7 +4,7 @@ Writing goes to a hidden sibling directory that is fsynced and renamed into plac
 When a bundle is replaced the old one is renamed aside first; should the process die
 between the two renames, the next writer finishes the swap. What dead writers left
 behind is removed by the next one; a living writer holds a lock on its directory.
-A file that is always there, such as a bundle's manifest, tells a whole one.
+A file that is always there, such as a bundle's manifest, marks a complete one.
 """
 
 import contextlib
@@ -168,7 +168,7 @@ class DirectoryWriter:
         return (folder / self.marker).is_file()
 
     def _remove(self, folder: Path) -> None:
-        """Remove a directory, its marker first: without it nobody takes the rest for a whole one."""
+        """Remove a directory, its marker first: without it the rest is not taken for a complete one."""
         with contextlib.suppress(OSError):
             (folder / self.marker).unlink()
         shutil.rmtree(folder, ignore_errors=True)

@@ -40,19 +40,50 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from runtime.commandline import needing, reading_settings
+from runtime.invocation import error_line
+
+with needing("server"):
+    from server import logs
+    from server.bench import cli as bench
+    from server.config import ConfigError, ServerConfig
+    from server.doctor import cli as doctor
+    from server.options import parse
+
+_HELP = {"-h", "--help", "--version"}
+
+
+def _tool(run: Callable[[Sequence[str], Mapping[str, str]], int]) -> NoReturn:
+    """Run a client command and exit with its status; an interrupt ends it without a traceback."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        sys.exit(run(sys.argv[2:], os.environ))
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise
+
+
+def _run_tools() -> None:
+    """Run the client command that the command line begins with, if it does."""
+    if sys.argv[1:2] == ["bench"]:
+        _tool(bench.main)
+    if sys.argv[1:2] == ["doctor"]:
+        _tool(doctor.main)
+
+
+# Help is given before JAX is imported, which takes a second.
+if __name__ == "__main__" and not _HELP.isdisjoint(sys.argv[1:]):
+    _run_tools()
+    with contextlib.suppress(ConfigError):  # which is reported below
+        parse(sys.argv[1:], {})
 
 with needing("server"), reading_settings():
     import uvloop
 
     from runtime.program import set_cpu_threads
-    from server import logs
-    from server.bench import cli as bench
-    from server.config import ConfigError, ServerConfig
     from server.cpu_limits import cores_here, share
-    from server.doctor import cli as doctor
     from server.http.listener import listen
     from server.lifecycle import Process
-    from server.options import parse
 
 EXIT_CONFIG = 2
 
@@ -63,7 +94,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> None:
         config = parse(argv, environ)
         config = _with_free_ports(config)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         logs.exit_process(EXIT_CONFIG)
     logs.set_up(config.log_format, config.trace_project)
     set_cpu_threads(share(config.processes, cores_here()))
@@ -107,21 +138,7 @@ def _refused(host: str, port: int, other: str, error: OSError) -> str:
     return f"listen on {host} port {port}: {reason}; {hint}"
 
 
-def _tool(run: Callable[[Sequence[str], Mapping[str, str]], int]) -> NoReturn:
-    """Run a client command and exit with its status; an interrupt ends it without a traceback."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        sys.exit(run(sys.argv[2:], os.environ))
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-        raise
-
-
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["bench"]:
-        _tool(bench.main)
-    if sys.argv[1:2] == ["doctor"]:
-        _tool(doctor.main)
+    _run_tools()
     logs.take_streams()
     main(sys.argv[1:], os.environ)

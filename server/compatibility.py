@@ -2,6 +2,7 @@
 
 import logging
 
+from runtime.invocation import spelled
 from runtime.model import Model
 from runtime.promises import summary, today
 
@@ -9,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 def log_compatibility(model: Model) -> None:
-    """Log which JAX releases load the bundle, and which programs came from StableHLO copies."""
+    """Log which JAX releases load the bundle, and which programs were loaded from StableHLO copies."""
     old = [
         program
         for group in model.groups.values()
@@ -19,8 +20,9 @@ def log_compatibility(model: Model) -> None:
     if old:
         log.warning(
             "%d programs came from .stablehlo, for jax no longer reads the others (%s); "
-            "python -m runtime refresh mends that",
+            "%s mends that",
             len(old),
             old[0].fallback,
+            spelled("python -m runtime refresh"),
         )
     log.info("%s", summary(model.manifest, today()))

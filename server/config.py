@@ -191,7 +191,7 @@ class ServerConfig:
         return Limits(
             queue_rows=self.max_queue_rows,
             request_rows=self.max_request_rows,
-            held_bytes=_MEMORY_BODIES * self.max_body_bytes,
+            memory_bytes=_MEMORY_BODIES * self.max_body_bytes,
             queue_delay_s=self.max_queue_delay_ms / 1e3,
             timeout_s=self.request_timeout_ms / 1e3,
             stall_s=self.device_timeout_s,
@@ -210,8 +210,10 @@ class ServerConfig:
         return tuple(filter(None, (origin.strip() for origin in self.cors_origin.split(","))))
 
     def __str__(self) -> str:
-        """Return every option as name=value."""
-        return ", ".join(f"{name}={value!r}" for name, value in dataclasses.asdict(self).items())
+        """Return the options that differ from their defaults as name=value."""
+        fields = dataclasses.fields(self)
+        values = [(field.name, getattr(self, field.name), field.default) for field in fields]
+        return ", ".join(f"{name}={value!r}" for name, value, usual in values if value != usual)
 
     def __post_init__(self) -> None:
         """Validate the values.

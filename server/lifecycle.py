@@ -37,9 +37,9 @@ class Process:
     exits. So do the other signals of `signals.DRAIN`; SIGINT skips the delay. A second SIGTERM or
     SIGINT exits at once.
 
-    Of several processes the first one listens at once, and starts the workers when it has loaded
-    the programs, so that all check them at once. When it has, the workers may listen; when they
-    do, it is ready. When one ends, all end.
+    Of several processes the first one listens at once, and starts the workers, which import while
+    it opens the bundle, and load the programs once it has them, so that all check them at the same
+    time. When it has, the workers may listen; when they do, it is ready. When one ends, all end.
 
     Args:
       config: what to serve, and where.
@@ -73,7 +73,7 @@ class Process:
         collect_stats = None
         if config.processes > 1:
             stats = stats or SharedStats(None, config.processes, 0)
-            collect_stats = functools.partial(stats.gather, self._service)
+            collect_stats = functools.partial(stats.collect, self._service)
             if on_listening is None:
                 self._workers = WorkerPool(stats, self._on_worker_exit)
         self._stats = stats
@@ -145,13 +145,15 @@ class Process:
                 # A remote bundle is fetched, and programs are compiled, once for all processes.
                 cache = stack.enter_context(temporary_directory("hloserve-kept-"))
                 config = dataclasses.replace(config, cache_dir=str(cache))
+            if self._workers is not None:
+                self._workers.start(config)
             listening = self._on_listening is None
             failed = await open_service(
                 self._service,
                 config,
                 listening=listening,
                 on_loaded=lambda digest: self._loop.call_soon_threadsafe(
-                    self._start_workers, config, digest
+                    self._load_workers, digest
                 ),
                 validated=self._workers_listen,
             )
@@ -169,13 +171,13 @@ class Process:
     async def _watch(self) -> None:
         self._end(await watch_files(self._service, self._config))
 
-    def _start_workers(self, config: ServerConfig, digest: str) -> None:
-        """Start the workers, with the bundle that was test-loaded or required and no other.
+    def _load_workers(self, digest: str) -> None:
+        """Have the workers load the bundle that was test-loaded or required, and no other.
 
         They load what this process has compiled, and check it while this process does.
         """
-        if self._workers is not None and not self._ended.done():
-            self._workers.start(dataclasses.replace(config, require_digest=f"sha256:{digest}"))
+        if self._workers is not None:
+            self._workers.load(digest)
 
     async def _workers_listen(self, _: Opened) -> None:
         if self._workers is not None:

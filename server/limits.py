@@ -12,24 +12,24 @@ class Limits:
     Attributes:
       queue_rows: maximum rows in the batch queue.
       request_rows: maximum rows of a request, which has to fit in the queue as well.
-      held_bytes: memory budget of bodies and messages, from their first byte to the response.
+      memory_bytes: memory budget of bodies and messages, from their first byte to the response.
       queue_delay_s: maximum time a task waits for others to share its batch.
       timeout_s: maximum time of a request, beside its own deadline.
       stall_s: maximum time of a batch; beyond, the device counts as hung.
       failures: consecutive failed batches after which the device counts as broken.
-      in_place_s: maximum measured time of batches that run inline; see `scheduler`.
+      inline_s: maximum measured time of batches that run inline; see `scheduler`.
       nonfinite: JSON for NaN, and for infinity that is not declared.
       preparation_threads: threads that prepare raw inputs.
     """
 
     queue_rows: int = 4096
     request_rows: int = 1024
-    held_bytes: int = 1 << 29
+    memory_bytes: int = 1 << 29
     queue_delay_s: float = 0.0
     timeout_s: float = 60.0
     stall_s: float = 120.0
     failures: int = 3
-    in_place_s: float = 0.001
+    inline_s: float = 0.001
     nonfinite: Nonfinite = "null"
     preparation_threads: int = 1
 

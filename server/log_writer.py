@@ -20,7 +20,7 @@ def note(count: int) -> str:
 class LineWriter:
     """Writes lines to a descriptor; drops and counts lines that its reader is too slow for.
 
-    `write` may be called on any thread, and after a fork; it takes a lock that is never held
+    `write` may be called on any thread, and after a fork; it takes a lock that it never has
     during a system call. The thread starts with the first line and does not outlive the process.
 
     Args:

@@ -18,6 +18,7 @@ from typing import NoReturn, override
 
 from runtime import scratch
 from runtime.errors import printable
+from runtime.invocation import error_line
 from server.log_writer import LineWriter, note
 
 # https://cloud.google.com/logging/docs/structured-logging
@@ -199,7 +200,7 @@ def report_fatal(form: str, error: Exception) -> None:
     if form == "json":
         logging.getLogger("server").critical("%s", error)
     else:
-        print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
+        print(error_line(printable(str(error))), file=sys.stderr, flush=True)
 
 
 def exit_process(status: int) -> NoReturn:

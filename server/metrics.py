@@ -28,7 +28,7 @@ _REASONS = {
 
 @dataclasses.dataclass(slots=True)
 class Histogram:
-    """How many values lie below each bound, and their sum.
+    """The number of values up to each bound, and their sum.
 
     Attributes:
       bounds: increasing.
@@ -157,7 +157,7 @@ class Metrics:
       padding_rows: of padding, in all batches.
       elements: of inputs that were run, padding included.
       padding_elements: of these, padding.
-      nonfinite: answers that held NaN, or infinity where the bundle declares none.
+      nonfinite: answers with NaN, or infinity where the bundle declares none.
       prepared: seconds that the raw inputs of each request took to prepare.
       tokens: of texts.
       truncated: rows of which a text was cut off.
@@ -184,24 +184,24 @@ class Metrics:
     truncated: int = 0
 
     def count_inference(
-        self, protocol: str, code: str, seconds: float, slug: str | None = None
+        self, protocol: str, code: str, seconds: float, error_code: str | None = None
     ) -> None:
         """Count a request for an inference.
 
         Args:
-          protocol: how it came in.
+          protocol: that it was sent by.
           code: what it was answered with, as its protocol names it.
           seconds: from its first byte to its answer.
-          slug: error code, if it failed; see `status`.
+          error_code: error code, if it failed; see `status`.
         """
         self.requests[protocol, code] += 1
         if protocol not in self.durations:
             self.durations[protocol] = Histogram(SECONDS)
         self.durations[protocol].observe(seconds)
-        if slug is None:
+        if error_code is None:
             self.succeeded.add(seconds)
         else:
-            self.failures[_REASONS.get(slug, "other")] += 1
+            self.failures[_REASONS.get(error_code, "other")] += 1
             self.failed.add(seconds)
 
     def count_batch(

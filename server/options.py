@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn, override
 
 from runtime.commandline import Parser, add_version
 from runtime.entries import MANIFEST_NAME
+from runtime.invocation import spelled
 from runtime.textfiles import NotText, read_text
 from server.config import BAKED_IN, CHOICES, ConfigError, ServerConfig
 
@@ -124,17 +125,19 @@ exit status:
 """
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
-        usage=_USAGE,
+def parser() -> Parser:
+    """Make the parser of `python -m server`."""
+    made = _Parser(
+        prog=spelled("python -m server"),
+        usage=spelled(_USAGE),
         description=_ABOUT,
         epilog=_STATUSES,
         formatter_class=_Lines,
         allow_abbrev=False,
     )
-    add_version(parser)
+    add_version(made)
     for title, group in itertools.groupby(options(), lambda option: option.group):
-        section = parser.add_argument_group(title)
+        section = made.add_argument_group(title)
         for option in group:
             add = functools.partial(section.add_argument, option.flag, dest=option.name)
             if option.switch:
@@ -145,10 +148,10 @@ def _parser() -> _Parser:
                 )
             else:
                 variables = ", ".join(option.variables)
-                text = f"{option.help} (default: {option.default})\n[{variables}]"
+                text = f"{spelled(option.help)} (default: {option.default})\n[{variables}]"
                 action = "append" if option.repeats else "store"
                 add(metavar=option.unit, help=text.replace("%", "%%"), action=action)
-    return parser
+    return made
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
@@ -162,7 +165,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
     Raises:
       ConfigError: with the flag or variable, what is expected and what it has.
     """
-    flags, others = _parser().parse_known_args(argv)
+    flags, others = parser().parse_known_args(argv)
     if others:
         raise ConfigError(f"{others[0]!r}: expected options alone; pass --bundle DIR")
     types = {field.name: type(field.default) for field in dataclasses.fields(ServerConfig)}
@@ -186,7 +189,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
         if "require_digest" not in values and DIGEST_FILE.is_file():
             values["require_digest"] = f"sha256:{_read_digest(DIGEST_FILE)}"
     if "executables" not in values and Path(EXECUTABLES, LIST).is_file():
-        # In the image itself: whoever can change them can change this file as well.
+        # In the image itself: a user who can change them can change this file as well.
         listed = Path(EXECUTABLES, LIST).read_bytes()
         values["executables"] = str(EXECUTABLES)
         values["executables_digest"] = f"sha256:{hashlib.sha256(listed).hexdigest()}"

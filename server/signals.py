@@ -41,7 +41,7 @@ def ignore() -> None:
 
 
 def end_at_interrupt() -> None:
-    """Make SIGINT end the process without a traceback, also one that came while it was blocked.
+    """Make SIGINT end the process without a traceback, also one that was sent while it was blocked.
 
     A handler that was set stays.
     """

@@ -28,6 +28,8 @@ from server.storage.bundle_watch import changed
 log = logging.getLogger(__name__)
 
 EXIT_BUNDLE, EXIT_GOLDEN, EXIT_DEVICE = 3, 4, 5
+# Where a browser on this machine finds a server that listens on every address.
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 _EXITS: tuple[tuple[type[Exception], int], ...] = (
     (GoldenMismatch, EXIT_GOLDEN),
     (DeviceUnavailable, EXIT_DEVICE),
@@ -96,9 +98,9 @@ async def open_service(
     for name, took in service.startup_s.items():
         log.info("startup: %-14s %6.2f s", name, took)
     service.open(opened.model, no_batching=opened.no_batching, max_running=opened.max_running)
-    http, grpc = _addresses(config) if listening else ("serving", "")
+    http, grpc, page = _addresses(config) if listening else ("serving", "", "")
     seconds = time.monotonic() - begin
-    log.info("ready: %s %s%s, after %.1f s", http, _served(opened.model), grpc, seconds)
+    log.info("ready: %s %s%s, after %.1f s%s", http, _served(opened.model), grpc, seconds, page)
     return 0
 
 
@@ -131,11 +133,17 @@ def _listed(sizes: Iterable[int]) -> str:
     return ",".join(map(str, sizes))
 
 
-def _addresses(config: ServerConfig) -> tuple[str, str]:
-    """Return the addresses of predictions and of gRPC, as the log has them."""
-    host = f"[{config.host}]" if ":" in config.host else config.host
+def _addresses(config: ServerConfig) -> tuple[str, str, str]:
+    """Return the addresses of predictions, of gRPC, and of what a browser shows, for the log."""
+    host = _in_url(config.host)
     grpc = f", gRPC on {host}:{config.grpc_port}" if config.grpc_port >= 0 else ""
-    return f"http://{host}:{config.port}{config.predict_route} serves", grpc
+    shown = f"http://{_in_url(_LOOPBACK.get(config.host, config.host))}:{config.port}"
+    shown += "/" if config.page else config.health_route
+    return f"http://{host}:{config.port}{config.predict_route} serves", grpc, f"; open {shown}"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def open_model(
@@ -208,7 +216,7 @@ def _opened(started: Started, config: ServerConfig) -> Opened:
 
 
 def _process_age_s() -> float:
-    """Return how long this process has run, which until now was imports; 0 where nobody says."""
+    """Return how long this process has run, which until now was imports; 0 if unknown."""
     try:
         ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         running = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")

@@ -1,8 +1,9 @@
 """A worker process: one of the further processes of `--processes N`; `workers` starts it.
 
-It loads the bundle that the first process has loaded, checks it on its own, and when the first
-process says that it may, listens on the same port and reports that it does. Its standard input is a
-socket to the first process, which closes when that process ends; then the worker ends as well.
+Its standard input is a socket to the first process. From there come the digest of the bundle once the
+first process has loaded it, which the worker then loads and checks on its own, and one byte when it
+may listen on the same port, which it answers with one byte when it does. The socket closes when the
+first process ends; then the worker ends as well.
 """
 
 # As little as possible is imported before signal handlers are set.
@@ -14,6 +15,7 @@ if __name__ == "__main__":  # an importing program keeps its own signals
     signals.end_at_interrupt()
 
 import asyncio
+import dataclasses
 import logging
 import os
 import socket
@@ -24,7 +26,8 @@ import uvloop
 from server import logs
 from server.lifecycle import Process
 from server.observability.shared_stats import SharedStats
-from server.workers import WorkerArgs
+from server.startup import EXIT_DEVICE
+from server.workers import DIGEST_BYTES, WorkerArgs
 
 
 def main(argv: Sequence[str]) -> None:
@@ -34,27 +37,29 @@ def main(argv: Sequence[str]) -> None:
     logs.set_up(args.config.log_format, args.config.trace_project)
     # The first process has logged all this already.
     logging.getLogger().setLevel(logging.WARNING)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        logs.exit_process(runner.run(_serve(args)))
-
-
-async def _serve(args: WorkerArgs) -> int:
     parent = socket.socket(fileno=os.dup(sys.stdin.fileno()))
+    digest = parent.recv(DIGEST_BYTES, socket.MSG_WAITALL).decode("ascii")
+    if len(digest) < DIGEST_BYTES:  # the first process is gone, and has said why
+        logs.exit_process(EXIT_DEVICE)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        logs.exit_process(runner.run(_serve(args, parent, digest)))
+
+
+async def _serve(args: WorkerArgs, parent: socket.socket, digest: str) -> int:
     parent.setblocking(False)
     loop = asyncio.get_running_loop()
-    stats = SharedStats(args.stats_fd, args.config.processes, args.slot)
-    process = Process(
-        args.config, logs.exit_process, stats, on_listening=lambda: parent.send(b"\n")
-    )
+    config = dataclasses.replace(args.config, require_digest=f"sha256:{digest}")
+    stats = SharedStats(args.stats_fd, config.processes, args.slot)
+    process = Process(config, logs.exit_process, stats, on_listening=lambda: parent.send(b"\n"))
 
     def on_readable() -> None:
         try:
-            told = parent.recv(1)
+            received = parent.recv(1)
         except BlockingIOError:
             return
         except OSError:
-            told = b""
-        if told:
+            received = b""
+        if received:
             process.may_listen()
         else:
             loop.remove_reader(parent)

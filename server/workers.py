@@ -8,9 +8,9 @@ import logging
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 
+from runtime.child_process import module_command
 from server import signals
 from server.config import ServerConfig
 from server.observability.shared_stats import SharedStats
@@ -20,6 +20,8 @@ log = logging.getLogger("server")
 # How long to wait for workers to end, beyond their own drain timeout, before SIGKILL.
 _KILL_AFTER_S = 5.0
 
+DIGEST_BYTES = 64
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WorkerArgs:
@@ -28,7 +30,7 @@ class WorkerArgs:
     Attributes:
       slot: its own in the shared statistics, from 1.
       stats_fd: descriptor of the shared memory.
-      config: of the first process, with the digest that it validated.
+      config: of the first process; the digest to require comes later.
     """
 
     slot: int
@@ -64,7 +66,7 @@ class WorkerPool:
         self._supervisors: list[asyncio.Task[int]] = []
 
     def start(self, config: ServerConfig) -> None:
-        """Start all workers, which load the bundle and wait.
+        """Start all workers, which import what they need and wait for the bundle's digest.
 
         Args:
           config: of each worker; `processes` counts the first process as well.
@@ -79,14 +81,25 @@ class WorkerPool:
             supervisor = loop.create_task(self._supervise(process, connection, listens))
             self._supervisors.append(supervisor)
 
+    def load(self, digest: str) -> None:
+        """Have all workers load the bundle of this digest, check it, and wait.
+
+        Args:
+          digest: SHA-256 in hex of the manifest that the first process validated.
+        """
+        self._send(digest.encode("ascii"))
+
     async def listen(self) -> None:
         """Have all workers listen; return once each does, never if one ends before."""
-        loop = asyncio.get_running_loop()
-        for connection in self._connections:
-            with contextlib.suppress(OSError):  # it has ended, which its supervisor sees
-                await loop.sock_sendall(connection, b"\n")
+        self._send(b"\n")
         await asyncio.gather(*self._listening)
         log.info("processes: %d", len(self._processes) + 1)
+
+    def _send(self, message: bytes) -> None:
+        # Far less than a socket's buffer holds.
+        for connection in self._connections:
+            with contextlib.suppress(OSError):  # the worker has ended, which its supervisor sees
+                connection.send(message)
 
     @staticmethod
     def _start(args: WorkerArgs) -> tuple["subprocess.Popen[bytes]", socket.socket]:
@@ -95,7 +108,7 @@ class WorkerPool:
         # A worker's Python would answer an interrupt with a traceback until the worker handles it.
         with theirs, signals.interrupt_blocked():
             process = subprocess.Popen(  # noqa: S603 (our own command)
-                [sys.executable, "-m", "server.worker", args.write()],
+                [*module_command("server.worker"), args.write()],
                 stdin=theirs.fileno(),
                 pass_fds=(args.stats_fd,),
                 process_group=0,  # a terminal's signals are for the first process alone

@@ -14,6 +14,7 @@ from pytest import MonkeyPatch, fixture
 import export
 from export import TensorSpec, Text
 from tests import in_tensorflow, tokenizer_files
+from tests.minutes import pytest_terminal_summary  # noqa: F401 (pytest calls it)
 
 # Flax imports TensorFlow for its file functions where it finds it, which takes seconds.
 with MonkeyPatch.context() as patch:
@@ -64,7 +65,7 @@ def _handlers():
 
 @fixture(scope="session")
 def exported(tmp_path_factory):
-    """Exports a model under a name; gives the bundle."""
+    """Exports a model under a name; return the bundle."""
 
     def run(name, model, params, **options):
         out = tmp_path_factory.mktemp("bundles") / name
@@ -76,7 +77,7 @@ def exported(tmp_path_factory):
 
 @fixture(scope="session")
 def tensorflow():
-    """Runs a function of tests.in_tensorflow in a process that has TensorFlow; gives its answer."""
+    """Runs a function of tests.in_tensorflow in a process that has TensorFlow; return its answer."""
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
         1, mp_context=spawn, initializer=in_tensorflow.start

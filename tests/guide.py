@@ -68,7 +68,7 @@ def alike(shown, printed):
 
 
 def run_python(code, names):
-    """Run a Python block; give what it prints."""
+    """Run a Python block; return what it prints."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(code, names)  # noqa: S102
@@ -76,7 +76,7 @@ def run_python(code, names):
 
 
 def make_tools(folder, url):
-    """Write what the guide's commands are called by; give the folder for PATH."""
+    """Write what the guide's commands are called by; return the folder for PATH."""
     folder.mkdir()
     tools = {
         "python": _PYTHON.format(python=sys.executable, module=""),
@@ -90,7 +90,7 @@ def make_tools(folder, url):
 
 
 def run_command(command, folder, environ):
-    """Run a command as a shell does; give its exit status and what it prints."""
+    """Run a command as a shell does; return its exit status and what it prints."""
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=folder,

@@ -24,7 +24,7 @@ def step(command, recipe, platform="cpu"):
 
 
 def run(path, signature, inputs):
-    """Run a signature of a SavedModel on arrays; give its outputs by name."""
+    """Run a signature of a SavedModel on arrays; return its outputs by name."""
     import tensorflow as tf
 
     serve = tf.saved_model.load(str(path)).signatures[signature]
@@ -33,7 +33,7 @@ def run(path, signature, inputs):
 
 
 def refusal(path, signature, inputs):
-    """Run a signature that does not take these arrays; give what TensorFlow says."""
+    """Run a signature that does not take these arrays; return what TensorFlow says."""
     import tensorflow as tf
 
     try:

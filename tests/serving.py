@@ -91,7 +91,7 @@ class Served:
         return f"http://127.0.0.1:{self.port}"
 
     def post(self, value, path="/predict"):
-        """Post a value as JSON; give the status and the answer."""
+        """Post a value as JSON; return the status and the answer."""
         return post(f"{self.url}{path}", json.dumps(value).encode())
 
     def get(self, path):
@@ -106,7 +106,7 @@ class Served:
         return {name: float(value) for name, _, value in pairs}
 
     def end(self, *signals):
-        """Send signals; give the exit status and what it wrote to stderr."""
+        """Send signals; return the exit status and what it wrote to stderr."""
         for number in signals:
             self.process.send_signal(number)
         self.log, errors = self.process.communicate(timeout=TIMEOUT_S)
@@ -115,7 +115,7 @@ class Served:
 
 @contextlib.contextmanager
 def started(*arguments, **more):
-    """Run a server that is ready; whoever asked for it ends it.
+    """Run a server that is ready; the caller ends it.
 
     Args:
       *arguments: of the command line.
@@ -140,7 +140,7 @@ def serving(*arguments, **more):
 
 
 def post(url, body):
-    """Post a body; give the status and the answer."""
+    """Post a body; return the status and the answer."""
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310

@@ -17,7 +17,7 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
-from tests.forging import with_expired_programs
+from tests.altered_bundles import with_expired_programs
 from tests.serving import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ class Reader:
         )
 
     def run(self, *command):
-        """Run a command of this environment; give its exit status and what it prints."""
+        """Run a command of this environment; return its exit status and what it prints."""
         done = subprocess.run(
             [self.python, *map(str, command)],
             cwd=ROOT,
@@ -61,7 +61,7 @@ class Reader:
             raise RuntimeError(f"{' '.join(map(str, command))}: {errors}")
 
     def read(self, bundle):
-        """Load, verify and serve a bundle; give what a cell of the table says."""
+        """Load, verify and serve a bundle; return what a cell of the table says."""
         status, out, errors = self.run(
             "-m", "runtime", "doctor", bundle, "--device", "cpu", "--json"
         )
@@ -76,7 +76,7 @@ class Reader:
         return f"from {' and '.join(f'`.{form}`' for form in sorted(forms))}"
 
     def serve(self, bundle):
-        """Serve a bundle and ask it once; give what went wrong, if anything did."""
+        """Serve a bundle and ask it once; return what went wrong, if anything did."""
         port = free_port()
         command = [self.python, "-m", "server", "--bundle", str(bundle), "--device", "cpu"]
         options = [
@@ -144,7 +144,7 @@ def instance_for(bundle):
 
 
 def bundles(readers, folder):
-    """Make each bundle; give its name and where it is."""
+    """Make each bundle; return its name and where it is."""
     for writer in readers:
         place = folder / writer.jax
         writer.make("-m", "tests.data.freeze", "mood", place / "mood")

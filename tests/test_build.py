@@ -1,11 +1,12 @@
 """`./build.sh setup` finds a Python and installs what the lock pins, without doing it here."""
 
+import re
 import shutil
 import stat
 import subprocess
 from pathlib import Path
 
-from pytest import fixture
+from pytest import fixture, mark
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -144,7 +145,7 @@ def test_a_second_setup_does_nothing(project):
 
 def test_a_first_look_leaves_tensorflow_out(project):
     """`run` needs no TensorFlow, the tests do; what is installed already is left as it is."""
-    lean, whole = sync("3.12", without="--no-extra savedmodel "), sync("3.12")
+    lean, whole = sync("3.12", without="--no-extra savedmodel --no-group docs "), sync("3.12")
 
     for command, calls in (
         ("run", [lean]),
@@ -183,3 +184,46 @@ def test_an_unknown_command_shows_the_usage(project):
 
     assert ran.returncode == 2
     assert "usage: ./build.sh COMMAND" in ran.stderr
+
+
+def test_docs_takes_one_option(project):
+    """Anything but --serve is named, and nothing is set up for it."""
+    ran = project.setup("docs", "--sevre")
+
+    assert (ran.returncode, ran.stderr) == (
+        2,
+        "error: docs: expected nothing or --serve, got --sevre\n",
+    )
+
+
+@mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("tset", "; did you mean 'test'?"),
+        ("imge", "; did you mean 'image'?"),
+        ("rnu", "; did you mean 'run'?"),
+        ("setups", "; did you mean 'setup'?"),
+        ("RUN", ""),
+        ("deploy", ""),
+    ],
+)
+def test_an_unknown_command_is_named_with_the_nearest(project, typed, hint):
+    """The last line names what was typed, the commands there are, and the one probably meant."""
+    ran = project.setup(typed)
+
+    assert ran.stderr.splitlines()[-1] == (
+        f"error: command: expected run, test, check, docs, coverage, wheel, image, setup, protos, got '{typed}'{hint}"
+    )
+
+
+def test_alone_it_says_what_there_is_to_do(project):
+    """Without a command the usage has a line for each, and nothing is set up."""
+    alone = project.setup("")
+    asked = project.setup("--help")
+
+    assert (alone.returncode, alone.stdout) == (2, "")
+    assert (asked.returncode, asked.stderr) == (0, "")
+    assert alone.stderr == asked.stdout
+    for command in ("run", "test", "check", "image", "setup", "protos"):
+        assert re.search(rf"^  {command} .*  ?\w.* ", asked.stdout, re.MULTILINE)
+    assert project.calls() == []

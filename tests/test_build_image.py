@@ -210,7 +210,7 @@ def test_only_what_goes_into_the_image_is_sent_to_the_builder():
 
 
 def pin(bundle, folder):
-    """Run what the Dockerfile does to a bundle that is baked in, on this machine; give how it went."""
+    """Run what the Dockerfile does to a bundle that is baked in, on this machine; return how it went."""
     stage = (ROOT / "Dockerfile").read_text().partition("FROM build AS pin\n")[2]
     command = stage.partition("\n\n")[0].partition("target=/bundle \\\n")[2].replace("\\\n", " ")
     command = command.replace("/opt/hloserve/bin/python", sys.executable)

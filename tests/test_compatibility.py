@@ -10,7 +10,7 @@ from bench.fuzz import __main__ as fuzz
 from runtime.customcalls import ALLOWED
 from runtime.promises import JAX_BUILD_DATES
 from tests import skew
-from tests.forging import FROZEN
+from tests.altered_bundles import FROZEN
 from tests.guide import alike, blocks, commands, make_tools, run_command
 from tests.keys import make_keys
 from tests.serving import ROOT

@@ -11,7 +11,7 @@ from pytest import mark, param
 from bench.fuzz.__main__ import BEGIN, END, bad, put_into, table
 from bench.fuzz.mutations import MANIFEST, forge, mutate
 from runtime import BundleError, open_bundle
-from tests.forging import FROZEN
+from tests.altered_bundles import FROZEN
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,7 +45,7 @@ def test_deadly_bit_ends_the_child_alone(tmp_path):
     """
     code = (
         "import sys; from pathlib import Path; from bench.fuzz.opening import Opener; "
-        "from tests.forging import FROZEN, with_deadly_program; "
+        "from tests.altered_bundles import FROZEN, with_deadly_program; "
         "print(Opener(FROZEN).open(with_deadly_program(Path(sys.argv[1]))))"
     )
 
@@ -58,7 +58,7 @@ def test_deadly_bit_ends_the_child_alone(tmp_path):
 
 _FAILING = """
 from bench.fuzz import opening
-from tests.forging import FROZEN
+from tests.altered_bundles import FROZEN
 
 def fail(*_):
     raise KeyError("nobody expected this")
@@ -85,7 +85,7 @@ _UNLIKE = """
 import signal, sys
 from pathlib import Path
 from bench.fuzz import opening
-from tests.forging import FROZEN, forged, with_deadly_program
+from tests.altered_bundles import FROZEN, altered, with_deadly_program
 
 def accept(manifest):
     for tolerances in manifest["tolerances"].values():
@@ -96,7 +96,7 @@ folder = Path(sys.argv[1])
 opener = opening.Opener(FROZEN)
 print(opener.open(FROZEN))
 others = {"manifest.json": accept, "params.safetensors": lambda d: d[:-400] + bytes(400)}
-print(opener.open(forged(FROZEN, folder / "other", others)))
+print(opener.open(altered(FROZEN, folder / "other", others)))
 opening.run_each = lambda *_: None
 print(opener.open(with_deadly_program(folder / "deadly")))
 opening._TIMEOUT_S = 1

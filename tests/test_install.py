@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pytest import fixture, mark
 import runtime
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("export", "runtime", "server")
+PACKAGES = ("export", "hloserve", "runtime", "server")
 
 
 def run(*command, cwd, **environ):
@@ -67,7 +68,7 @@ def test_file_of_the_same_name_can_be_passed_over(tmp_path):
 
 def test_wheel_holds_the_packages_and_nothing_else(wheel):
     """
-    The wheel has every file of the three packages, and the licence.
+    The wheel has every file of the packages, the licence and the command.
     """
     found = (p for name in PACKAGES for p in (ROOT / name).rglob("*.*") if p.suffix != ".pyc")
     sources = {str(path.relative_to(ROOT)) for path in found}
@@ -77,7 +78,7 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel):
 
     about = {name.rpartition("/")[2] for name in files if ".dist-info/" in name}
     assert {name for name in files if ".dist-info/" not in name} == sources
-    assert about == {"METADATA", "RECORD", "WHEEL", "LICENSE"}
+    assert about == {"METADATA", "RECORD", "WHEEL", "LICENSE", "entry_points.txt"}
 
 
 def test_wheel_is_lean_without_extras(wheel):
@@ -93,6 +94,43 @@ def test_wheel_is_lean_without_extras(wheel):
     assert len(needed) == len(project["dependencies"])
     assert set(about.get_all("Provides-Extra")) == set(project["optional-dependencies"])
     assert about["Version"] == runtime.__version__ == importlib.metadata.version("hloserve")
+
+
+@mark.e2e
+def test_the_command_of_an_installed_wheel_runs(wheel, tmp_path):
+    """
+    Installed into an environment of its own, `hloserve` is the command, and exports a model there.
+    """
+    venv.create(tmp_path / "venv", with_pip=True)
+    python, command = (tmp_path / "venv" / "bin" / name for name in ("python", "hloserve"))
+    # What the wheel asks for comes from here, and none of our packages do.
+    (others,) = {path for path in sys.path if path.endswith("site-packages")}
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel], check=True
+    )
+    (site / "others.pth").write_text(others)
+    (tmp_path / "model.py").write_text(
+        "from hloserve import ExportSpec\n\n\n"
+        "def double(params, x):\n    return x * 2\n\n\n"
+        "spec = ExportSpec(model=double, params={}, inputs=['x:float32[_,2]'], buckets=(1,), "
+        "platforms=('cpu',))\n"
+    )
+
+    def ran(*words):
+        done = subprocess.run([command, *words], cwd=tmp_path, capture_output=True, text=True)
+        return done.returncode, done.stdout
+
+    where = [python, "-c", "import hloserve, export, runtime; print(runtime.__file__)"]
+    found = subprocess.run(where, cwd=tmp_path, capture_output=True, text=True).stdout
+    assert found == f"{site / 'runtime' / '__init__.py'}\n"
+    assert ran("--version") == (0, f"hloserve {importlib.metadata.version('hloserve')}\n")
+    status, said = ran("export", "model.py:spec", "--out", "bundle")
+    assert (status, said.splitlines()[-1]) == (
+        0,
+        "bundle   bundle; next: hloserve serve --bundle bundle",
+    )
+    assert ran("verify", "bundle")[0] == 0
 
 
 @mark.e2e

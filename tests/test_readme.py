@@ -22,7 +22,7 @@ chmod +x "$UV_PROJECT_ENVIRONMENT/bin/python"
 
 
 def git(folder, *arguments):
-    """Run git in a repository, with no settings of a person's own; give what it prints."""
+    """Run git in a repository, with no settings of a person's own; return what it prints."""
     nobody = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
     command = ["git", "-c", "user.name=n", "-c", "user.email=e", *arguments]
     env = {**os.environ, **nobody}
@@ -52,7 +52,7 @@ def transcript():
 
 @fixture
 def taken_grpc_port():
-    """Somebody else has gRPC's default port: this test, or whoever had it before."""
+    """gRPC's default port is taken: by this test, or a process before it."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             stack.enter_context(socket.create_server(("", 8001)))
@@ -63,14 +63,15 @@ def taken_grpc_port():
 @mark.usefixtures("taken_grpc_port")
 def test_the_first_run_goes_as_the_readme_shows(checkout, tmp_path):
     """
-    Training, export, server and answer come out as in the README's transcript, whoever has
+    Training, export, server and answer come out as in the README's transcript, whatever process has
     gRPC's default port, and leave nothing behind that git would show.
     """
     uv = tmp_path / "uv"
     uv.write_text(UV.format(python=sys.executable))
     uv.chmod(0o755)
+    port = free_port()
     with subprocess.Popen(
-        ["./build.sh", "run", "--port", str(free_port())],
+        ["./build.sh", "run", "--port", str(port)],
         cwd=checkout,
         env={**os.environ, "PATH": f"{uv.parent}:{os.environ['PATH']}"},
         stdout=subprocess.PIPE,
@@ -95,16 +96,20 @@ def test_the_first_run_goes_as_the_readme_shows(checkout, tmp_path):
     assert f'{{"predictions":[{{"label":"{label}","confidence":0.9' in output
     assert (checkout / "build" / "digits" / "bundle" / "manifest.json").is_file()
     assert git(checkout, "status", "--porcelain") == ""
+    assert lines[-1].endswith(f"; open http://localhost:{port}/\n")
 
 
 @mark.e2e
-def test_a_taken_port_ends_the_first_run_before_it_begins(tmp_path):
-    """Another server's answer is never shown as ours."""
+@mark.parametrize("way", ["flag", "variable"])
+def test_a_taken_port_ends_the_first_run_before_it_begins(tmp_path, way):
+    """Another server's answer is never shown as ours, whichever way its port was named."""
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
+        named = ["--port", str(port)] if way == "flag" else []
         ran = subprocess.run(
-            [sys.executable, "-m", "examples.digits.run", "--port", str(port), "--out", tmp_path],
+            [sys.executable, "-m", "examples.digits.run", *named, "--out", tmp_path],
             cwd=ROOT,
+            env={**os.environ, "AIP_HTTP_PORT": "none" if way == "flag" else str(port)},
             capture_output=True,
             text=True,
         )

@@ -46,7 +46,7 @@ def test_every_command_says_which_version_it_is(run, capsys):
 
 
 @mark.e2e
-@mark.parametrize("package", ["export", "runtime", "server"])
+@mark.parametrize("package", ["export", "hloserve", "runtime", "server"])
 def test_processes_say_it_from_any_directory(package, tmp_path):
     """The version is that of the code that runs, wherever it is run."""
     command = [sys.executable, "-m", package, "--version"]
@@ -86,3 +86,27 @@ def test_a_version_that_nobody_knows_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", missing)
 
     assert release.version() == "unknown"
+
+
+@mark.e2e
+@mark.parametrize(
+    ("used", "last"),
+    [
+        ("import runtime", "ImportError: "),
+        ("import export", "ImportError: "),
+        ("import server", "ImportError: "),
+        ("import hloserve; hloserve.load", "ImportError: "),
+        ("from hloserve.cli import main; sys.exit(main())", "hloserve: error: "),
+    ],
+)
+def test_an_older_python_is_named(used, last):
+    """A checkout that an older Python runs says which it needs, and which that is."""
+    code = (
+        "import collections, sys; sys.version_info = collections.namedtuple('V', 'major minor')"
+        f"(3, 11); {used}"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert ran.stderr.splitlines()[-1] == (
+        f"{last}hloserve: expected Python 3.12 or later, got 3.11, {sys.executable}"
+    )

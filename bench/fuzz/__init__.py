@@ -1,1 +1,1 @@
-"""Bundles altered at random, and what becomes of whoever opens them."""
+"""Bundles altered at random, and what becomes of processes that open them."""

@@ -1,4 +1,4 @@
-"""`python -m bench.fuzz`: alter a bundle thousands of times, and open what comes out.
+"""`python -m bench.fuzz`: alter a bundle thousands of times, and open the result.
 
     python -m bench.fuzz --mutations 2000 --seed 1 --page docs/compatibility.md
 
@@ -34,7 +34,7 @@ BEGIN, END = "<!-- made by python -m bench.fuzz --page -->\n", "<!-- end of it -
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.fuzz", description="Alter a bundle, and open what comes out."
+        prog="python -m bench.fuzz", description="Alter a bundle, and open the result."
     )
     parser.add_argument("--bundle", type=Path, help="to alter (default: a small one, made for it)")
     parser.add_argument("--mutations", type=int, default=2000)
@@ -60,7 +60,7 @@ def _made(bundle: Path) -> Path:
 
 
 def fuzz(bundle: Path, mutations: int, seed: int) -> list[tuple[int, str, str]]:
-    """Alter a bundle and open it; give (number, file, outcome) of each."""
+    """Alter a bundle and open it; return (number, file, outcome) of each."""
     digest = f"sha256:{open_bundle(bundle).digest}"
     outcomes = []
     opener = Opener(bundle)
@@ -81,7 +81,7 @@ def fuzz(bundle: Path, mutations: int, seed: int) -> list[tuple[int, str, str]]:
 
 
 def _accepted(altered: Path, digest: str) -> bool:
-    """Whether an accident passes for the bundle, as far as its bytes are read by anybody."""
+    """Whether an accident passes for the bundle, as far as its bytes are read at all."""
     try:
         open_bundle(altered, require_digest=digest).check()
     except BundleError:

@@ -31,7 +31,7 @@ def mutate(bundle: Path, out: Path, rng: random.Random) -> str:
 
 
 def forge(out: Path, name: str) -> None:
-    """Make the manifest right for an altered file again, as whoever means harm would."""
+    """Make the manifest right for an altered file again, as an attacker would."""
     if name == MANIFEST:
         return
     manifest = json.loads((out / MANIFEST).read_bytes())

@@ -19,11 +19,11 @@ import numpy as np
 from runtime.bundle import open_bundle
 from runtime.compare import compare
 from runtime.errors import BundleError, ExecutionError
+from runtime.golden_check import check_goldens
 from runtime.loading import load
 from runtime.manifest import Manifest
 from runtime.model import Model
 from runtime.probed import run_each
-from runtime.verify import check_goldens
 
 REFUSED, SAME, OTHER = "refused", "same answers", "other answers"
 _STATUS = {SAME: 0, REFUSED: 3, OTHER: 4}
@@ -114,7 +114,7 @@ def _keep(file: BinaryIO, value: object) -> str:
 
 
 def _in_a_fork(task: Callable[[], str]) -> str:
-    """Run a task in a fork; give what it returns, or what ended the fork."""
+    """Run a task in a fork; return its result, or what ended the fork."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:

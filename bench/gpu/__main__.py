@@ -93,7 +93,7 @@ def bare(bundle: Path, device: str, seconds: float) -> tuple[dict[str, Any], lis
 
 @contextlib.contextmanager
 def served(bundle: Path, device: str) -> Iterator[int]:
-    """Run the server; gives its port."""
+    """Run the server; yields its port."""
     command = [sys.executable, "-m", "server", "--bundle", str(bundle), "--device", device]
     process = subprocess.Popen(
         [*command, "--host", "127.0.0.1", "--port", "0", "--grpc-port", "-1"],
@@ -206,7 +206,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="of each figure; default: 3")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
     arguments = parser.parse_args()
-    # The exporter and the bare programs leave room for the server beside them.
+    # The exporter and the bare programs leave memory for the server beside them.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.4")
     with tempfile.TemporaryDirectory() as folder:
         bundle = export(Path(folder), arguments.device.partition(":")[0])

@@ -4,7 +4,7 @@
 
 Needs wrk and h2load. Exports the bundles and makes the peers' environment the first time (five minutes).
 Servers run all the time but are stopped in their tracks (SIGSTOP) unless it is their turn.
-Every answer is held against the model's own, before and after each interval; a cell with a
+Every answer is compared with the model's own, before and after each interval; a cell with a
 wrong answer, a refused request or a broken connection does not count.
 """
 
@@ -22,7 +22,7 @@ from bench.machine import describe, heading
 from bench.serving import cells, load, measure, prepare, process, report, workload
 
 IDLE_SECONDS = 10.0
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
 def main() -> int:
@@ -65,7 +65,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", choices=("text_classifier", "minilm"), help="default: both")
     parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout of ours")
     parser.add_argument(
-        "--save", action="store_true", help="write bench/results/serving-DATE-pythonVERSION.*"
+        "--save", action="store_true", help="write docs/results/serving-DATE-pythonVERSION.*"
     )
     arguments = parser.parse_args()
     arguments.rounds = arguments.rounds or (2 if arguments.quick else 6)
@@ -91,12 +91,12 @@ def run(arguments: argparse.Namespace) -> tuple[list[measure.Row], dict[str, flo
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         running = measure.start(servers, works, Path(folder))
         stack.callback(measure.stop, running)
-        rows = measure.measure(running, arguments.rounds, arguments.seconds, tell)
+        rows = measure.measure(running, arguments.rounds, arguments.seconds, print_row)
         ours = [one for one in running if one.server.name == "hloserve"]
         return rows, {one.server.model: one.idle(IDLE_SECONDS) for one in ours}
 
 
-def tell(row: measure.Row) -> None:
+def print_row(row: measure.Row) -> None:
     figures = row.wrong or f"{row.per_second:8,.0f}/s, p50 {row.p50_us:8,.0f} µs"
     print(
         f"round {row.round + 1}: {row.model:<15} {row.server:<14} {row.connections:3d}: {figures}"
@@ -117,7 +117,7 @@ def save(name, rows, summary, **more) -> None:
         "rows": [dataclasses.asdict(row) for row in rows],
     }
     path.write_text(json.dumps(found, indent=1) + "\n")
-    report.chart(summary, path.with_suffix(".svg"))
+    report.charts(name, found, path.with_suffix(".svg"), day=day)
     print(f"\nwrote {path} and its chart")
 
 

@@ -3,7 +3,7 @@ client in Python.
 
 It sends one request after the other on each connection, so throughput and latency are two
 views of one thing. It is not pinned to a core: server and load share all of them, as they would
-for anybody who tries this at home.
+to run this elsewhere.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ class LoadError(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Load:
-    """What came of sending requests for a while."""
+    """The result of sending requests for a while."""
 
     requests: int
     seconds: float

@@ -104,7 +104,7 @@ class Running:
         return load.call(self._url, self._bodies, connections, seconds, each)
 
     def idle(self, seconds: float) -> float:
-        """Return the share of one core that it uses while nobody asks it anything, in percent."""
+        """Return the share of one core that it uses without requests, in percent."""
         self._processes.resume()
         try:
             time.sleep(1.0)  # what follows a pause is not idleness
@@ -175,7 +175,7 @@ def measure(
     running: Sequence[Running | RunningBare],
     rounds: int,
     seconds: float,
-    tell: Callable[[Row], None],
+    on_row: Callable[[Row], None],
 ) -> list[Row]:
     """Measure every cell once a round, each round in another order.
 
@@ -200,17 +200,17 @@ def measure(
                     **one.measure(connections, seconds),
                 )
             )
-            tell(rows[-1])
+            on_row(rows[-1])
     return rows
 
 
 def together(cells: Sequence[tuple[Any, int]]) -> list[tuple[Any, int]]:
     """Bring the cells of one model and one number of connections together, in their order.
 
-    What has no connections, the bare programs, goes with the most of them.
+    What has no connections, the bare programs, goes with the largest number of them.
     """
-    most = max(n for _, n in cells)
+    largest = max(n for _, n in cells)
     groups: dict[tuple[str, int], list[tuple[Any, int]]] = {}
     for one, n in cells:
-        groups.setdefault((one.server.model, n or most), []).append((one, n))
+        groups.setdefault((one.server.model, n or largest), []).append((one, n))
     return [cell for group in groups.values() for cell in group]

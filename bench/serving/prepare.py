@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "bench"
 PYTHON = sys.executable
 PARAMS = BUILD / "text_classifier_params" / "model.pkl"
-BUNDLES = {name: BUILD / name for name in ("text_classifier", "minilm", "minilm128")}
+BUNDLES = {
+    name: BUILD / name for name in ("text_classifier", "minilm", "minilm128", "efficientnet")
+}
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 PEERS = BUILD / "peers"
@@ -40,6 +42,7 @@ _EXPORTS = {
     ),
     "minilm": ("examples/minilm/model.py:spec",),
     "minilm128": ("examples/minilm/model.py:spec", "--axis", "seq=128"),
+    "efficientnet": ("bench/proof.py:efficientnet",),
 }
 
 

@@ -43,6 +43,17 @@ class Processes:
     def pid(self) -> int:
         return self._first.pid
 
+    def ended(self) -> bool:
+        """Whether the command ended well.
+
+        Raises:
+          ServerFailed: it failed.
+        """
+        if self._first.poll() == 0:
+            return True
+        self.check()
+        return False
+
     def check(self) -> None:
         """Raise ServerFailed if it has ended."""
         if self._first.poll() is not None:

@@ -1,10 +1,11 @@
 """Rows to medians, ratios, a table, and a chart."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.charts import OURS, THEIRS, describe_figure, drawing, on, save, wrapped
 from bench.serving.cells import GOALS, Goal
 from bench.serving.measure import Row
 
@@ -71,11 +72,11 @@ def goals(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def say(goal: Goal) -> str:
-    what, least = ("p50", "at most") if goal.figure == "p50_us" else ("throughput", "at least")
+    what, bound = ("p50", "at most") if goal.figure == "p50_us" else ("throughput", "at least")
     whose = "" if goal.ours == "hloserve" else f" of {goal.ours}"
     return (
         f"{goal.model}, {goal.connections} connections: "
-        f"{what}{whose} {least} {goal.times:g} × that of {goal.other}"
+        f"{what}{whose} {bound} {goal.times:g} × that of {goal.other}"
     )
 
 
@@ -109,28 +110,147 @@ def table(summary: Sequence[dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def chart(summary: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw the classifier's throughput, a panel for each number of connections."""
-    import matplotlib as mpl
+# What the names of bars mean, for readers who have not seen the servers' settings.
+EXPLAINED = {
+    "hloserve": "hloserve: two processes from 16 connections on",
+    "hloserve one process": "hloserve, one process",
+    "mosec": "mosec: front in Rust, two workers at 64 connections",
+    "litserve": "LitServe: FastAPI in front of a worker",
+    "article": "article: Flask, gunicorn with 4 workers, jit on request",
+    "triton": "Triton: Python backend that calls JAX",
+    "hloserve grpc": "grpc: the Open Inference Protocol, one call a request",
+    "hloserve grpc two processes": "grpc, two processes",
+    "hloserve stream": "stream: the same calls over one gRPC stream",
+    "hloserve oip": "oip: the Open Inference Protocol in JSON",
+    "hloserve binary": "binary: the same with binary tensors",
+    "plain grpc.aio": "plain grpc.aio: as its documentation has it, without batching",
+}
 
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "hloserve"
-    from matplotlib import pyplot as plt
 
-    chosen = [s for s in summary if s["model"] == "text_classifier" and s["connections"]]
-    counts = sorted({s["connections"] for s in chosen})
-    figure, axes = plt.subplots(
-        1, len(counts), figsize=(4 * len(counts), 3.2), layout="constrained", squeeze=False
+def chart(found: Mapping[str, Any], path: Path, *, day: str) -> None:
+    """Draw the classifier's throughput by server, a panel for each number of connections.
+
+    Args:
+      found: `machine` and `summary`, as they are saved.
+      path: of the SVG.
+      day: of the measurement, such as 2026-11-28.
+    """
+    chosen = [s for s in found["summary"] if s["model"] == "text_classifier" and s["connections"]]
+    names = dict.fromkeys(s["server"] for s in chosen)
+    figure = _panels(chosen, ["text_classifier"], {name: name for name in names})
+    describe_figure(
+        figure,
+        "Requests per second of a text classifier, one row of 128 tokens each",
+        [_where(found, day, chosen), *wrapped([EXPLAINED[n] for n in names if n in EXPLAINED])],
     )
-    for axis, count in zip(axes[0], counts, strict=True):
-        bars = [s for s in reversed(chosen) if s["connections"] == count]
-        middle = [s["per_second"] for s in bars]
-        spread = [
-            [m - s["lowest"] for m, s in zip(middle, bars, strict=True)],
-            [s["highest"] - m for m, s in zip(middle, bars, strict=True)],
-        ]
-        colors = ["#c2571a" if s["server"] == "hloserve" else "#7b8ea3" for s in bars]
-        axis.barh([s["server"] for s in bars], middle, xerr=spread, color=colors, ecolor="#333333")
-        axis.set(title=f"{count} connection{'s' * (count > 1)}", xlabel="requests/s")
+    save(figure, path)
+
+
+def overview_chart(found: Mapping[str, Any], path: Path, *, day: str) -> None:
+    """Draw what matters first: the latency of a lone client, and the throughput with many."""
+    names = {
+        "hloserve": "hloserve",
+        "mosec": "mosec",
+        "article": "Flask, jit on request",
+        "litserve": "LitServe",
+    }
+    panels = (
+        (1, "p50_us", "Median latency of a lone client", "µs, less is better"),
+        (64, "per_second", "Throughput with 64 connections", "requests per second, more is better"),
+    )
+    figure, axes = drawing().subplots(1, 2, figsize=(11, 3), layout="constrained")
+    drawn_cells = []
+    for axis, (count, figure_name, title, unit) in zip(axes, panels, strict=True):
+        cells = {
+            s["server"]: s
+            for s in found["summary"]
+            if (s["model"], s["connections"]) == ("text_classifier", count)
+        }
+        shown = [cells[name] for name in reversed(names)]
+        drawn_cells += shown
+        drawn = axis.barh(
+            [names[s["server"]] for s in shown],
+            [s[figure_name] for s in shown],
+            color=[OURS if s["server"] == "hloserve" else THEIRS for s in shown],
+        )
+        axis.bar_label(drawn, labels=[f"{s[figure_name]:,.0f}" for s in shown], padding=4)
+        axis.set(title=title, xlabel=unit)
+        axis.margins(x=0.15)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, metadata={"Date": None})
+    describe_figure(
+        figure,
+        "A text classifier over HTTP, one row of 128 tokens a request",
+        [
+            f"{day}, {on(found['machine'])}, load generator on the same cores.",
+            f"Medians of {max(s['rounds'] for s in drawn_cells)} rounds, each server at its best setting.",
+            "With 64 connections hloserve and mosec have two processes.",
+        ],
+    )
+    save(figure, path)
+
+
+def settings_chart(found: Mapping[str, Any], path: Path, *, day: str) -> None:
+    """Draw the throughput by processes and threads, a row of panels for each model."""
+    chosen = [s for s in found["summary"] if s["connections"]]
+    names = {s["server"]: s["setting"].partition(": ")[2] for s in chosen}
+    figure = _panels(chosen, ["text_classifier", "minilm"], names)
+    describe_figure(
+        figure,
+        "Requests per second of hloserve by processes × threads of each",
+        [
+            _where(found, day, chosen),
+            "Above: a text classifier, 128 tokens a request. Below: MiniLM, a sentence a request.",
+            "Threads: those that XLA computes with. 1 × 2 is what a server on 2 cores does by itself.",
+        ],
+    )
+    save(figure, path)
+
+
+def _panels(chosen: Sequence[Any], models: Sequence[str], names: Mapping[str, str]) -> Any:
+    """Draw a row of panels for each model, and in it one for each number of connections."""
+    counts = sorted({s["connections"] for s in chosen})
+    figure, axes = drawing().subplots(
+        len(models),
+        len(counts),
+        figsize=(4.4 * len(counts), len(models) * (1.2 + 0.3 * len(names))),
+        layout="constrained",
+        squeeze=False,
+    )
+    for row, model in zip(axes, models, strict=True):
+        for axis, count in zip(row, counts, strict=True):
+            bars = [s for s in reversed(chosen) if (s["model"], s["connections"]) == (model, count)]
+            middle = [s["per_second"] for s in bars]
+            spread = [
+                [m - s["lowest"] for m, s in zip(middle, bars, strict=True)],
+                [s["highest"] - m for m, s in zip(middle, bars, strict=True)],
+            ]
+            ours = [s["server"].startswith("hloserve") for s in bars]
+            drawn = axis.barh(
+                [names[s["server"]] for s in bars],
+                middle,
+                xerr=spread,
+                color=[OURS if own else THEIRS for own in ours],
+                ecolor="#333333",
+            )
+            axis.bar_label(drawn, labels=[f"{m:,.0f}" for m in middle], padding=4)
+            axis.set(title=f"{count} connection{'s' * (count > 1)}", xlabel="requests per second")
+            axis.margins(x=0.22)
+            axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _where(found: Mapping[str, Any], day: str, chosen: Sequence[Any]) -> str:
+    rounds = max(s["rounds"] for s in chosen)
+    return (
+        f"{day}, {on(found['machine'])}, load generator on the same cores. Bars are medians of "
+        f"{rounds} rounds, lines the lowest and the highest."
+    )
+
+
+def charts(name: str, found: Mapping[str, Any], path: Path, *, day: str) -> None:
+    """Draw what is saved under a name: "serving" in full and in brief, or "threads"."""
+    if name == "threads":
+        settings_chart(found, path, day=day)
+        return
+    chart(found, path, day=day)
+    overview_chart(found, path.with_name(f"{path.stem}-overview.svg"), day=day)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.machine import heading
 from bench.serving import measure, prepare, report, workload
-from bench.serving.__main__ import save, tell
+from bench.serving.__main__ import print_row, save
 from bench.serving.cells import Server
 
 CONNECTIONS = (1, 16, 64)
@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of a cell")
     parser.add_argument(
-        "--save", action="store_true", help="write bench/results/threads-DATE-pythonVERSION.*"
+        "--save", action="store_true", help="write docs/results/threads-DATE-pythonVERSION.*"
     )
     arguments = parser.parse_args()
     print(heading(), flush=True)
@@ -67,7 +67,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         running = measure.start(servers(os.cpu_count() or 1), works, Path(folder))
         stack.callback(measure.stop, running)
-        rows = measure.measure(running, arguments.rounds, arguments.seconds, tell)
+        rows = measure.measure(running, arguments.rounds, arguments.seconds, print_row)
     summary = report.summarize(rows)
     print(f"\n{report.table(summary)}\n")
     if arguments.save:

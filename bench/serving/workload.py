@@ -1,4 +1,4 @@
-"""What is sent, and what has to come back.
+"""The requests, and their expected answers.
 
 Dialects: Vertex AI's `instances`, which every server here speaks but Triton; the Open Inference
 Protocol in JSON (`oip`), which Triton speaks, with binary tensors (`binary`), over gRPC call by

@@ -2,8 +2,8 @@
 
     python -m bench.soak [--seconds N] [--leak] [BUNDLE …]
 
-Traffic comes over HTTP (every dialect, gzip, chunks; cut, reset, refused) and over gRPC (calls and
-streams; refused and given up). Every answer is held against the bundle's goldens. A baseline is taken
+Traffic is sent over HTTP (every dialect, gzip, chunks; cut, reset, refused) and over gRPC (calls and
+streams; refused and cancelled). Every answer is compared with the bundle's goldens. A baseline is taken
 after a third of the time; at the end memory, file descriptors, threads and arrays on the
 device have to be back there. Then the same is done to a server that leaks on purpose
 (--leak: this alone), which has to fail in each of these.
@@ -32,7 +32,7 @@ GOOD_CLIENTS, BAD_CLIENTS, CALLERS, STREAMS = 8, 4, 4, 2
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Soak:
-    """What came of a soak."""
+    """The result of a soak."""
 
     before: Figures
     after: Figures
@@ -116,7 +116,7 @@ def export_small(folder: Path) -> Path:
 
 
 def judge(bundle: Path, seconds: float, *, leaking: bool) -> bool:
-    """Soak one server and print what came of it; returns whether it is as it has to be."""
+    """Soak one server and print the result; returns whether it is as it has to be."""
     # A short control has to leak as much as a long one.
     seconds = min(seconds, CONTROL_S) if leaking else seconds
     with running(bundle, int((1 << 20) / seconds) if leaking else 0) as server:
@@ -143,7 +143,7 @@ def soak(server: Server, answers: Answers, seconds: float, *, leaking: bool) -> 
     before = server.settled()
     tally = Tally(seconds - seconds / 3)
     asyncio.run(traffic(server, answers, tally))
-    # What leaks on purpose does not come back, however long one waits.
+    # What leaks on purpose is not freed, however long one waits.
     after = server.settled(None if leaking else before)
     compiled = server.counts()["hloserve_compiles_after_ready_total"]
     tally.wrong += warm.wrong

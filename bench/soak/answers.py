@@ -1,4 +1,4 @@
-"""What is asked, and what has to come back: rows of the bundle's goldens, in any mixture."""
+"""Requests and their expected answers: rows of the bundle's goldens, in any mixture."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from runtime.bundle import open_bundle
 from runtime.compare import compare
 from server.protocols.oip import DATATYPES
 
-MOST_ROWS = 12
+MAX_ROWS = 12
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Answers:
         golden = self._goldens[rng.integers(len(self._goldens))]
         if self._mixing:
             return golden
-        index = rng.integers(golden.rows, size=rng.integers(1, MOST_ROWS + 1))
+        index = rng.integers(golden.rows, size=rng.integers(1, MAX_ROWS + 1))
         return Asked(
             {name: array[index] for name, array in golden.inputs.items()},
             {name: array[index] for name, array in golden.outputs.items()},
@@ -73,10 +73,10 @@ class Answers:
             else:
                 array = np.array(value, expected.dtype)
             if array.size != expected.size:
-                return f"{name}: {expected.size} elements expected, {array.size} came"
+                return f"{name}: {expected.size} elements expected, got {array.size}"
             comparison = compare(
                 array.reshape(expected.shape), expected, tolerance=self._tolerances[name]
             )
             if not comparison.ok:
-                return f"{name}{list(comparison.where)}: {comparison.expected} expected, {comparison.got} came"
+                return f"{name}{list(comparison.where)}: {comparison.expected} expected, got {comparison.got}"
         return ""

@@ -40,7 +40,7 @@ def wrong(answers: Answers, asked: Asked, answer: pb.ModelInferResponse) -> str:
 
 
 async def ask(port: int, answers: Answers, tally: Tally, rng: np.random.Generator) -> None:
-    """Make calls, and give some up, on a channel for every hundred."""
+    """Make calls, and cancel some, on a channel for every hundred."""
     while not tally.over:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             call = channel.unary_unary(
@@ -65,44 +65,44 @@ async def ask_once(
         try:
             await call(request)
         except grpc.aio.AioRpcError as error:
-            told = "" if error.code() is expected else f"{request[:40]!r}: {error}"
-            tally.count("refused call", told)
+            fault = "" if error.code() is expected else f"{request[:40]!r}: {error}"
+            tally.count("refused call", fault)
         return
     asked = answers.pick(rng)
-    calling = call(message(answers, asked).SerializeToString())
+    pending = call(message(answers, asked).SerializeToString())
     if kind == 2:
         await asyncio.sleep(rng.random() * 0.002)
-        calling.cancel()
-        tally.count("call given up")
+        pending.cancel()
+        tally.count("cancelled call")
     else:
         try:
-            tally.count("call", wrong(answers, asked, await calling))
+            tally.count("call", wrong(answers, asked, await pending))
         except grpc.aio.AioRpcError as error:
             tally.count("call", str(error.details()))
 
 
 async def stream(port: int, answers: Answers, tally: Tally, rng: np.random.Generator) -> None:
-    """Open one stream after the other; some end well and some are given up."""
+    """Open one stream after the other; some end well and some are cancelled."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         method = channel.stream_stream(
             f"/{INFERENCE}/ModelStreamInfer", None, pb.ModelStreamInferResponse.FromString
         )
         while not tally.over:
             sent: dict[str, Asked | None] = {}
-            room = asyncio.Semaphore(AT_ONCE)
-            calling = method(requests(answers, rng, sent, room))
-            given_up = int(rng.integers(200))
-            async for answer in calling:
-                room.release()
+            capacity = asyncio.Semaphore(AT_ONCE)
+            pending = method(requests(answers, rng, sent, capacity))
+            cancel_at = int(rng.integers(200))
+            async for answer in pending:
+                capacity.release()
                 asked = sent.pop(answer.infer_response.id)
                 if asked is None:
                     tally.count("refused in a stream", "" if answer.error_message else "answered")
                 else:
-                    told = answer.error_message or wrong(answers, asked, answer.infer_response)
-                    tally.count("in a stream", told)
-                if tally.counts["in a stream"] % 200 == given_up or tally.over:
-                    calling.cancel()
-                    tally.count("stream given up")
+                    fault = answer.error_message or wrong(answers, asked, answer.infer_response)
+                    tally.count("in a stream", fault)
+                if tally.counts["in a stream"] % 200 == cancel_at or tally.over:
+                    pending.cancel()
+                    tally.count("cancelled stream")
                     break
 
 
@@ -110,11 +110,11 @@ async def requests(
     answers: Answers,
     rng: np.random.Generator,
     sent: dict[str, Asked | None],
-    room: asyncio.Semaphore,
+    capacity: asyncio.Semaphore,
 ):
     """Return a stream's requests, one in ten of them for a model that is not there."""
     for number in range(100):
-        await room.acquire()
+        await capacity.acquire()
         asked = answers.pick(rng)
         made = message(answers, asked, str(number))
         sent[made.id] = asked

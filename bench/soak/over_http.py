@@ -157,7 +157,7 @@ async def ask_well(port: int, answers: Answers, tally: Tally, rng: np.random.Gen
 
 
 async def ask_badly(port: int, answers: Answers, tally: Tally, rng: np.random.Generator) -> None:
-    """Send what is refused, what is cut, and what nobody waits for."""
+    """Send what is refused, what is cut, and what is not waited for."""
     requests = list(bad(answers.model).items())
     good = Good(answers)
     while not tally.over:
@@ -189,7 +189,7 @@ def reset(writer: asyncio.StreamWriter) -> None:
 
 
 async def read_answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
-    """Read status, headers and body; status 0 where nothing came."""
+    """Read status, headers and body; status 0 where there is no response."""
     try:
         text = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         first, *lines = text.splitlines()

@@ -110,14 +110,14 @@ class Server:
 
     def settled(self, wanted: Figures | None = None) -> Figures:
         """Look until what clients left is gone: as little as wanted, or as little as it gets."""
-        end, least = time.monotonic() + SETTLE_S, None
+        end, last = time.monotonic() + SETTLE_S, None
         while True:
             now = self.figures()
             if wanted is not None and not beyond(wanted, now):
                 return now
-            if time.monotonic() > end or (wanted is None and now == least):
+            if time.monotonic() > end or (wanted is None and now == last):
                 return now
-            least = now
+            last = now
             time.sleep(0.5)
 
     def stop(self) -> int:

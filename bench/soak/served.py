@@ -1,8 +1,8 @@
-"""The server, and two things for whoever watches it.
+"""The server, with two additions for the process that watches it.
 
     python -m bench.soak.served [OPTION…]
 
-SIGUSR1 has it collect garbage, so that what is left is held by somebody. With SOAK_LEAK_BYTES
+SIGUSR1 has it collect garbage, so that what is left is still referenced. With SOAK_LEAK_BYTES
 it leaks: the control that shows that a soak would see it. Every batch keeps its inputs, as many
 bytes, and an array on the device; every tenth a file descriptor; every twentieth a thread.
 """

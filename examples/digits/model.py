@@ -10,7 +10,7 @@ from export import ExportSpec, TensorSpec
 class DigitClassifier(nn.Module):
     """Tells handwritten digits apart.
 
-    Pixels are scaled in here, so that whoever serves the model sends them as they are.
+    Pixels are scaled in here, so that clients send them as they are.
     """
 
     @nn.compact

@@ -19,12 +19,19 @@ from pathlib import Path
 
 START_TIMEOUT_S = 120
 GRPC_PORT = 8001  # the server's default
+MAX_PORT = 65535
 
 
 def run(*command: str) -> None:
     """Run `python -m …` and show it as a person would type it."""
     print(f"\n$ python {shlex.join(command)}", flush=True)
     subprocess.run([sys.executable, *command], check=True)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= MAX_PORT:
+        raise argparse.ArgumentTypeError(f"expected 1 to {MAX_PORT}, got {text!r}")
+    return int(text)
 
 
 def trouble(port: int) -> str:
@@ -62,13 +69,21 @@ def ask(url: str, request: Path, label: Path) -> None:
         urllib.request.Request(f"{url}/predict", body), timeout=30
     ) as answer:
         print(answer.read().decode())
-    print(f"\nIt is a {label.read_text().strip()}. Serving until Ctrl-C.", flush=True)
+    print(f"\nIt is a {label.read_text().strip()}. Serving until Ctrl-C; open {url}/", flush=True)
 
 
 def main() -> int:
     """Run the example."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--port", type=int, default=8080)
+    # As the server reads it; a flag overrides it.
+    usual = os.environ.get("AIP_HTTP_PORT") or "8080"
+    parser.add_argument(
+        "--port",
+        type=_port,
+        default=usual,
+        metavar="PORT",
+        help=f"HTTP port (default: {usual}) [AIP_HTTP_PORT]",
+    )
     parser.add_argument("--out", type=Path, default=Path("build/digits"), metavar="DIR")
     arguments = parser.parse_args()
     # Now, before another server's answer passes for ours.
@@ -81,7 +96,7 @@ def main() -> int:
     golden = ("--golden", str(out / "golden.npz"))
     run("-m", "export", *model, *golden, "--out", bundle, "--overwrite")
     serve = ["-m", "server", "--bundle", bundle, "--port", str(arguments.port)]
-    if trouble(GRPC_PORT):  # any other will do, since nobody asks it here
+    if trouble(GRPC_PORT):  # any other will do, since it gets no requests here
         serve += ["--grpc-port", "0"]
     print(f"\n$ python {shlex.join(serve)}", flush=True)
     with subprocess.Popen([sys.executable, *serve]) as server:

@@ -71,7 +71,7 @@ def train(data: Arrays, *, epochs: int, seed: int = 0) -> Any:
 
 
 def accuracy(variables: Any, data: Arrays) -> float:
-    """Return the share of digits that the model tells right."""
+    """Return the share of digits that the model classifies right."""
     images, labels = data
     logits = jax.jit(DigitClassifier().apply)(variables, images)
     return float((np.asarray(logits).argmax(axis=-1) == labels).mean())

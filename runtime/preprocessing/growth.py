@@ -11,7 +11,7 @@ from typing import Any
 from runtime.preprocessing.tokenizer import TokenizerError
 
 # Characters for one. Unicode's own normal forms make 18 at most.
-_MOST_GROWTH = 1000
+_MAX_GROWTH = 1000
 
 
 def expect_bounded_growth(data: bytes) -> None:
@@ -30,9 +30,9 @@ def expect_bounded_growth(data: bytes) -> None:
         growth = _growth(value.get("normalizer"))
     except RecursionError:
         raise TokenizerError("normalizers that are nested too deep") from None
-    if growth > _MOST_GROWTH:
+    if growth > _MAX_GROWTH:
         raise TokenizerError(
-            f"a normalizer that can make more than {_MOST_GROWTH:,} characters of one"
+            f"a normalizer that can make more than {_MAX_GROWTH:,} characters of one"
         )
 
 
@@ -43,7 +43,7 @@ def _growth(normalizer: Any) -> int:
         growth = 1
         members = normalizer.get("normalizers")
         for member in members if isinstance(members, list) else ():
-            growth = min(growth * _growth(member), _MOST_GROWTH + 1)
+            growth = min(growth * _growth(member), _MAX_GROWTH + 1)
         return growth
     if normalizer.get("type") != "Replace":
         return 1

@@ -1,6 +1,6 @@
 """Goldens that begin at raw inputs: what the stages make of them must be what was recorded.
 
-The tensors are kept beside the raw rows, so that a tokenizer that gives other ids is told apart
+The tensors are kept beside the raw rows, so that a tokenizer that gives other ids is distinguished
 from a model that gives other answers.
 """
 

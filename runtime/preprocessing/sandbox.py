@@ -8,10 +8,10 @@ longest texts that callers can send, of several kinds.
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 
 from runtime.bundle import Bundle
+from runtime.child_process import python_command
 from runtime.errors import BundleError, printable
 from runtime.guard import signal_name
 from runtime.preprocessing.raw_goldens import read_raw
@@ -24,7 +24,6 @@ MEMORY_BYTES = 4 * 1024**3
 _WAIT = 20
 _CHILD = """
 import sys
-sys.path[:] = sys.argv.pop(1).split("\\n")
 from runtime.guard import mark_expendable
 mark_expendable()
 from runtime.preprocessing.sandbox_child import main
@@ -76,13 +75,8 @@ def try_tokenizer(
       MissingLibrary: the library is not installed.
     """
     library_version()
-    command = [
-        sys.executable,
-        "-c",
-        _CHILD,
-        "\n".join(sys.path),
-        *map(str, (cpu_s, memory_bytes, max_bytes, int(pair))),
-    ]
+    limits = map(str, (cpu_s, memory_bytes, max_bytes, int(pair)))
+    command = [*python_command(_CHILD), *limits]
     header = json.dumps(list(texts)).encode()
     try:
         done = subprocess.run(  # noqa: S603

@@ -8,21 +8,23 @@ import binascii
 import bisect
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from runtime.errors import MalformedRequest, SignatureMismatch
 from runtime.inputs import Checked, Checker
-from runtime.model import Model
 from runtime.records.tensors import convert, from_bytes, kind_of, refuse
 from runtime.signature import Signature, TensorSpec, notation
 from runtime.tensors import Array, numpy_dtype
 
+if TYPE_CHECKING:
+    from runtime.model import Model
+
 _B64 = {"b64"}
 
 
-def read_rows(instances: Sequence[Any], model: Model, *, booleans: bool = True) -> list[Checked]:
+def read_rows(instances: Sequence[Any], model: "Model", *, booleans: bool = True) -> list[Checked]:
     """Read instances and hold them against the signature.
 
     An instance is an object of inputs by name; where there is one input only (masks
@@ -105,7 +107,7 @@ def _stack(
     return array if array is not None and _fits(spec, array.shape[1:]) else None
 
 
-def _read_each(columns: Mapping[str, list[Any]], count: int, model: Model) -> list[Checked]:
+def _read_each(columns: Mapping[str, list[Any]], count: int, model: "Model") -> list[Checked]:
     """Read rows one by one: they have several sizes, or are not plain lists, or wrong."""
     rows = {
         spec.name: [_row(spec, value, i) for i, value in enumerate(columns[spec.name])]
@@ -207,7 +209,9 @@ def _decoded(spec: TensorSpec, text: Any, where: str) -> Array:
         raise SignatureMismatch(f"{where}: expected base64, got other characters") from None
     axes = [dim for dim in spec.shape[1:] if isinstance(dim, str)]
     if len(axes) > 1:
-        raise SignatureMismatch(f"{where}: expected lists, since b64 cannot tell {axes} apart")
+        raise SignatureMismatch(
+            f"{where}: expected lists, since b64 does not say which of {axes} is which"
+        )
     unit = spec.row_bytes(dict.fromkeys(axes, 1))
     size = len(data) // unit if axes and unit else 0
     return from_bytes(spec.dtype, spec.concrete(1, dict.fromkeys(axes, size))[1:], data, where)

@@ -56,6 +56,41 @@ def predictions_from(
     return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+def is_as_declared(spec: TensorSpec, output: Array) -> bool:
+    """Whether an output is finite, or has infinities where the bundle declares them; never NaN."""
+    if output.dtype.kind in "biu":
+        return True
+    if spec.nonfinite:
+        return not np.isnan(output).any()
+    return bool(np.isfinite(output).all())
+
+
+def as_values(written: Any) -> Any:
+    """Return predictions as Python's own values: those that a client reads from the server's JSON.
+
+    Args:
+      written: what `predictions_from` returns.
+
+    Returns:
+      Lists, dicts, strings, numbers and None, which stands for NaN and for infinity.
+    """
+    if isinstance(written, dict):
+        return {name: as_values(value) for name, value in written.items()}
+    if isinstance(written, list):
+        return [as_values(value) for value in written]
+    if isinstance(written, np.ndarray | np.generic):
+        if written.dtype == object or written.dtype.kind in "biu":
+            return written.tolist()
+        if written.dtype == np.float16:
+            written = written.astype(np.float32)
+        # By way of text: JSON has the digits of a float32, and not those of the double it equals.
+        doubles = np.asarray(written).astype(str).astype(np.float64)
+        values = doubles.astype(object)
+        values[~np.isfinite(doubles)] = None
+        return values.tolist()
+    return written
+
+
 def writable(array: Array, spec: TensorSpec, nonfinite: Nonfinite | None) -> Array:
     """Return an array that orjson writes: of a dtype it knows, and contiguous.
 
@@ -169,7 +204,7 @@ def vectors(rows: Array, *, normalized: bool) -> Array:
 def best(scores: Array, nonfinite: Nonfinite | None) -> list[int]:
     """Return the index of each row's largest score.
 
-    NumPy's argmax lets other threads run, which takes longer to come back from than a
+    NumPy's argmax lets other threads run, which takes longer to return from than a
     few comparisons take in Python; NaN, which is largest to it, needs it all the same.
     """
     if nonfinite is None and scores.size < _SMALL:

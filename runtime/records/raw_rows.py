@@ -8,20 +8,22 @@ Nothing is guessed from a content.
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runtime.errors import MalformedRequest, SignatureMismatch
 from runtime.inputs import Checked
-from runtime.model import Model
 from runtime.preprocessing.preparation import Preparer, RawRows
 from runtime.records.instances import read_column
 from runtime.records.tensors import kind_of
 from runtime.tensors import Array
 
+if TYPE_CHECKING:
+    from runtime.model import Model
+
 _B64 = {"b64"}
 
 
-def read_raw_rows(instances: Sequence[Any], model: Model) -> RawRows | None:
+def read_raw_rows(instances: Sequence[Any], model: "Model") -> RawRows | None:
     """Read instances that have raw inputs; the first one says whether these do.
 
     Args:
@@ -166,7 +168,7 @@ def decoded(data: bytes, where: str) -> str:
         ) from None
 
 
-def raw_or_checked(inputs: Mapping[str, Any], model: Model) -> RawRows | list[Checked]:
+def raw_or_checked(inputs: Mapping[str, Any], model: "Model") -> RawRows | list[Checked]:
     """Return a request's inputs as rows to prepare where a raw one is among them, else checked.
 
     Args:

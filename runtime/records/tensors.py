@@ -16,7 +16,7 @@ from runtime.tensors import Array, numpy_dtype
 # Whole numbers from here on may have lost bits on their way through a JSON double.
 _EXACT = 2**53
 # Of a NumPy array.
-_MOST_AXES = 64
+_MAX_AXES = 64
 
 
 def convert(dtype: str, values: Any, *, booleans: bool = True) -> Array | None:
@@ -182,7 +182,7 @@ def _first_illegal(dtype: str, value: Any) -> str | None:
     Halves are converted, since a look at millions of elements one by one takes many seconds.
     """
     while type(value) is list:
-        if (depth := _depth(value)) > _MOST_AXES:
+        if (depth := _depth(value)) > _MAX_AXES:
             return f"lists {depth} deep"
         low, high = 0, len(value)
         while high - low > 1:

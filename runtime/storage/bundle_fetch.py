@@ -144,7 +144,7 @@ def _write(path: Path, data: bytes) -> None:
     part = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     try:
         if path.is_file() and path.read_bytes() == data:
-            return  # a complete bundle may lie on a read-only disk
+            return  # a complete bundle may be on a read-only disk
         part.write_bytes(data)
         part.rename(path)
     except OSError as error:

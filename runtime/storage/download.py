@@ -3,35 +3,24 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import io
 import logging
 import os
-import random
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, override
 
 from runtime.entries import MANIFEST_NAME, File
 from runtime.manifest import MAX_MANIFEST_BYTES
-from runtime.storage.store import FetchError, ObjectChanged, ObjectInfo, Sink, Store, TransientError
+from runtime.storage.store import FetchError, ObjectInfo, Store, TransientError
+from runtime.storage.transfer import CHUNK, Part, Stopped, Transfer
 
 log = logging.getLogger(__name__)
 
-# Retries are ours: the client's `Retry` bounds the total time, so that a large file on a slow line fails,
-# or one without progress goes on. These bound the tries without progress, of so many bytes each.
-_TRIES = 6
-_MIN_PROGRESS = 1 << 18
-# How often a file with a wrong digest is downloaded from its start.
-_STARTS = 2
 _LOG_EVERY_S = 5.0
-_CHUNK = 1 << 20
-
-
-class _Stopped(Exception):
-    """Another file failed, so this download stops."""
 
 
 class Download:
@@ -47,7 +36,7 @@ class Download:
         self, store: Store, pause: Callable[[float], object], stop: threading.Event
     ) -> None:
         self._store = store
-        self._pause = pause
+        self._transfer = Transfer(store, pause, stop)
         self._stop = stop
         self._lock = threading.Lock()
         self._total = self._cached = self._fetched = self._missing = 0
@@ -59,7 +48,8 @@ class Download:
         """Return manifest.json, whose digest is not known yet."""
         limit = File(path=MANIFEST_NAME, bytes=MAX_MANIFEST_BYTES, sha256="")
         buffer = io.BytesIO()
-        self._stream(_Part(buffer, limit, self._count), exactly=False)
+        part = Part(buffer, MANIFEST_NAME, limit.bytes, hashlib.sha256, self._count)
+        self._transfer.fill(part, functools.partial(self._stat, limit, exactly=False))
         self._fetched = 0
         return buffer.getvalue()
 
@@ -92,7 +82,7 @@ class Download:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 self._download(target, file)
             self._count_file()
-        except _Stopped:
+        except Stopped:
             pass
         except OSError as error:
             self._fail(unwritable(target, error))
@@ -131,56 +121,23 @@ class Download:
 
     def _download(self, target: Path, file: File) -> None:
         path = part_of(target)
-        with open(path, "a+b", buffering=_CHUNK, opener=_no_follow) as f:
+        with open(path, "a+b", buffering=CHUNK, opener=_no_follow) as f:
             # Another process may fetch the same: it leaves the file, or the part that it got.
             fcntl.flock(f, fcntl.LOCK_EX)
             if self._is_cached(target, file):
                 path.unlink(missing_ok=True)
                 return
-            part = _Part(f, file, self._count)
+            part = Part(f, file.path, file.bytes, hashlib.sha256, self._count)
             part.resume()
-            for _ in range(_STARTS):
-                self._stream(part, exactly=True)
-                if part.digest.hexdigest() == file.sha256:
-                    f.flush()
-                    path.rename(target)
-                    return
-                log.warning("%s: not the file that the manifest describes; once more", file.path)
-                part.restart()
-            raise FetchError(
-                f"{self._store}/{file.path}: expected sha256 {file.sha256}, got another file; "
-                "was the bundle replaced, or copied in part?"
-            )
-
-    def _stream(self, part: "_Part", *, exactly: bool) -> None:
-        """Fill a part, retrying as long as there is progress."""
-        tries, reached = 0, part.size
-        stored = self._stored.pop(part.file, None)
-        while True:
-            try:
-                if stored is None:
-                    stored = self._stat(part.file, exactly=exactly)
-                if part.size < stored.bytes:
-                    self._store.read(part.file.path, stored, part.size, part)
-                if part.size == stored.bytes:
-                    return
-                reason = f"broke off after {part.size} of {stored.bytes} bytes"
-            except ObjectChanged:
-                stored, reason = None, "was replaced while it was read"
-                part.restart()
-            except TransientError as error:
-                reason = str(error)
-            # A store that disconnects after every byte, or is written to all the time, makes no progress.
-            if part.size >= reached + _MIN_PROGRESS:
-                tries, reached = 0, part.size
-            tries += 1
-            where = f"{self._store}/{part.file.path}"
-            if tries >= _TRIES:
-                raise FetchError(f"{where}: gave up after {tries} tries: {reason}")
-            log.warning("%s: %s; trying again", where, reason)
-            self._pause(min(2.0**tries, 16.0) / 2 * random.uniform(0.5, 1))  # noqa: S311 (no secret)
-            if self._stop.is_set():
-                raise _Stopped
+            expected = bytes.fromhex(file.sha256)
+            stat = functools.partial(self._stat, file, exactly=True)
+            if not self._transfer.fill_with(part, expected, stat, self._stored.pop(file, None)):
+                raise FetchError(
+                    f"{self._store}/{file.path}: expected sha256 {file.sha256}, got another file; "
+                    "was the bundle replaced, or copied in part?"
+                )
+            f.flush()
+            path.rename(target)
 
     def _stat(self, file: File, *, exactly: bool) -> ObjectInfo:
         stored = self._store.stat(file.path)
@@ -197,7 +154,7 @@ class Download:
 
     def _count(self, more: int) -> None:
         if self._stop.is_set():
-            raise _Stopped
+            raise Stopped
         with self._lock:
             self._fetched += more
             now = time.monotonic()
@@ -211,42 +168,6 @@ class Download:
 def _no_follow(path: str, flags: int) -> int:
     """Open a file without following a symbolic link in its place."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o644)
-
-
-class _Part(Sink):
-    """A partly downloaded file, and the digest of its bytes."""
-
-    def __init__(self, into: BinaryIO, file: File, count: Callable[[int], None]) -> None:
-        self.file = file
-        self.size = 0
-        self.digest = hashlib.sha256()
-        self._into = into
-        self._count = count
-
-    def resume(self) -> None:
-        """Continue with the bytes that another process left."""
-        self._into.seek(0)
-        while chunk := self._into.read(_CHUNK):
-            self.digest.update(chunk)
-            self.size += len(chunk)
-        if self.size > self.file.bytes:
-            self.restart()
-
-    def restart(self) -> None:
-        """Discard all bytes."""
-        self._into.seek(0)
-        self._into.truncate()
-        self.size = 0
-        self.digest = hashlib.sha256()
-
-    @override
-    def write(self, data: bytes, /) -> int:
-        self._count(len(data))
-        self.size += len(data)
-        if self.size > self.file.bytes:
-            raise FetchError(f"{self.file.path}: expected {self.file.bytes} bytes, got more")
-        self.digest.update(data)
-        return self._into.write(data)
 
 
 def _megabytes(size: int) -> str:

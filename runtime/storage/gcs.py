@@ -7,9 +7,10 @@ the service account that the container runs as.
 import contextlib
 import http
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from runtime.storage.store import FetchError, ObjectChanged, ObjectInfo, Sink, TransientError
+from runtime.storage.transfer import Digest
 from runtime.storage.uri import CloudFolder
 
 # Longest waits for a connection and for the next bytes, in seconds.
@@ -50,7 +51,33 @@ class CloudStore:
         blob = self._bucket.blob(self.folder.name_of(path))
         with self._explained(path):
             blob.reload(timeout=_TIMEOUT, retry=None)
-        return ObjectInfo(int(blob.size), int(blob.generation))
+        return _info(blob)
+
+    def find(self, path: str) -> ObjectInfo | None:
+        """Return the object of a path, or None where there is none; raises as `stat`."""
+        with self._explained(path):
+            blob = self._bucket.get_blob(self.folder.name_of(path), timeout=_TIMEOUT, retry=None)
+        return None if blob is None else _info(blob)
+
+    def below(self, path: str) -> dict[str, ObjectInfo]:
+        """Return the objects below a path, by their names from there on; raises as `stat`."""
+        prefix = self.folder.name_of(f"{path}/" if path else "")
+        with self._explained("", listing=True):
+            return {
+                blob.name.removeprefix(prefix): _info(blob)
+                for blob in self._bucket.list_blobs(prefix=prefix, timeout=_TIMEOUT, retry=None)
+                if not blob.name.endswith("/")  # stands for a folder
+            }
+
+    def names(self) -> list[str]:
+        """Return names of objects and folders in this folder, at most a thousand; raises as `stat`."""
+        prefix = self.folder.prefix
+        with self._explained("", listing=True):
+            pages = self._bucket.list_blobs(
+                prefix=prefix, delimiter="/", max_results=1000, timeout=_TIMEOUT, retry=None
+            )
+            found = [blob.name for blob in pages] + list(pages.prefixes)
+        return sorted(name.removeprefix(prefix).rstrip("/") for name in found)
 
     def read(self, path: str, stored: ObjectInfo, start: int, sink: Sink) -> None:
         """Stream an object from a byte on; see `store.Store`."""
@@ -68,20 +95,26 @@ class CloudStore:
             )
 
     @contextlib.contextmanager
-    def _explained(self, path: str, pinned: ObjectInfo | None = None) -> Iterator[None]:
+    def _explained(
+        self, path: str, pinned: ObjectInfo | None = None, *, listing: bool = False
+    ) -> Iterator[None]:
         """Turn what the client raises into what `download` knows."""
         from google.api_core.exceptions import GoogleAPICallError
         from google.auth.exceptions import GoogleAuthError, TransportError
         from requests.exceptions import RequestException
         from urllib3.exceptions import HTTPError
 
-        where = f"{self.folder}/{path}"
+        where = f"{self.folder}/{path}".rstrip("/")
         try:
             yield
         except GoogleAPICallError as error:
             code = int(error.code or 0)
             if code == 404 and pinned is not None:
                 raise ObjectChanged(where) from None
+            if code == 404 and listing:
+                raise FetchError(
+                    f"{where}: expected a bucket, got 404; is its name right?"
+                ) from None
             if code in (401, 403, 404):
                 raise FetchError(_refusal(where, code, error)) from None
             if code not in (408, 429) and code < 500:
@@ -95,13 +128,26 @@ class CloudStore:
             raise FetchError(f"{where}: credentials were refused: {_first_line(error)}") from None
 
 
+def crc32c() -> Digest:
+    """Return a CRC32C of no bytes; Google's client brings along the package that computes it."""
+    import google_crc32c
+
+    return cast("Digest", google_crc32c.Checksum())  # type: ignore[no-untyped-call]
+
+
+def _info(blob: Any) -> ObjectInfo:
+    return ObjectInfo(
+        int(blob.size), int(blob.generation), blob.crc32c or "", blob.content_encoding or ""
+    )
+
+
 def _refusal(where: str, code: int, error: Any) -> str:
     if code == 404:
         return (
             f"{where}: expected an object, got 404; is the folder right, and the upload finished?"
         )
     return (
-        f"{where}: {code} {_reason(error)}; give the account that the server runs as the role "
+        f"{where}: {code} {_reason(error)}; give the account that reads it the role "
         "Storage Object Viewer on the bucket"
     )
 

@@ -6,7 +6,7 @@ from runtime.errors import BundleError
 
 
 class FetchError(BundleError):
-    """The bundle cannot be fetched; a retry would fail as well."""
+    """What is wanted cannot be fetched; a retry would fail as well."""
 
 
 class TransientError(Exception):
@@ -18,10 +18,19 @@ class ObjectChanged(Exception):
 
 
 class ObjectInfo(NamedTuple):
-    """An object in a store: its size, and its generation, which changes when it is replaced."""
+    """An object in a store.
+
+    Attributes:
+      bytes: its size, as it is stored.
+      generation: changes when it is replaced.
+      crc32c: of its bytes as they are stored, in base64; "" where the store does not say.
+      encoding: `gzip` where it was uploaded to be unpacked on the way.
+    """
 
     bytes: int
     generation: int
+    crc32c: str = ""
+    encoding: str = ""
 
 
 class Sink(Protocol):

@@ -27,6 +27,11 @@ class CloudFolder:
         """Return it as `gs://…`."""
         return f"gs://{self.bucket}/{self.prefix}".rstrip("/")
 
+    def split(self) -> tuple["CloudFolder", str]:
+        """Return the folder above, and the name of this one in it; "" for a bucket itself."""
+        above, slash, name = self.prefix.rstrip("/").rpartition("/")
+        return CloudFolder(self.bucket, above + slash), name
+
     def name_of(self, path: str) -> str:
         """Return the object's name of a file of the bundle; manifests have plain paths only."""
         return self.prefix + path
@@ -42,7 +47,7 @@ def locate(text: str) -> Path | CloudFolder:
     if not separator:
         return Path(text)
     if scheme == "gs":
-        return _cloud_folder(text, rest)
+        return cloud_folder(text)
     if scheme == "file":
         return _local_folder(text, rest)
     raise ValueError(f"expected a directory, gs:// or file://, got {text!r}")
@@ -55,8 +60,13 @@ def _local_folder(text: str, rest: str) -> Path:
     return Path(slash + urllib.parse.unquote(path))
 
 
-def _cloud_folder(text: str, rest: str) -> CloudFolder:
-    bucket, _, folder = rest.partition("/")
+def cloud_folder(text: str) -> CloudFolder:
+    """Return the folder that a `gs://…` URL names.
+
+    Raises:
+      ValueError: it names none; says what was expected.
+    """
+    bucket, _, folder = text.removeprefix("gs://").partition("/")
     if not _BUCKET.fullmatch(bucket):
         raise ValueError(f"expected gs://BUCKET/FOLDER with a bucket's name, got {text!r}")
     folder = folder.removesuffix("/")

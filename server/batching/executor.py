@@ -1,6 +1,6 @@
 """The device executor: the thread that owns a device and runs its batches one after the other.
 
-Batches come in through a queue and results go out through a callback, called on this
+Batches are passed in through a queue and results out through a callback, called on this
 thread. Nothing else is shared, so there is no lock. The thread exists for liveness: while a
 program runs the event loop still accepts requests and enforces deadlines. A device that gains
 from concurrent batches has two such threads. Quick batches run inline, on the event loop's thread,
@@ -15,10 +15,9 @@ import threading
 import time
 from collections.abc import Callable
 
-import numpy as np
-
 from runtime.errors import ExecutionError
-from runtime.signature import Signature, TensorSpec
+from runtime.records.predictions import is_as_declared
+from runtime.signature import Signature
 from runtime.staging import stage, unstage
 from runtime.tensors import Array
 from server.batching.failures import Failures
@@ -204,15 +203,6 @@ class DeviceExecutor:
             return self._attempt(Batch(batch.sizes, batch.bucket, (task,), task.rows))[0]
         except Exception as again:  # noqa: BLE001 (likewise)
             return as_task_error(again)
-
-
-def is_as_declared(spec: TensorSpec, output: Array) -> bool:
-    """Whether an output is finite, or has infinities where the bundle declares them; never NaN."""
-    if output.dtype.kind in "biu":
-        return True
-    if spec.nonfinite:
-        return not np.isnan(output).any()
-    return bool(np.isfinite(output).all())
 
 
 def as_task_error(error: Exception) -> Exception:

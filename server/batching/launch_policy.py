@@ -9,7 +9,7 @@ IDLE_TURN_S = 30e-6
 # Longest that a batch waits because the loop is busy.
 MAX_BUSY_WAIT_S = 0.005
 # Stall limit of inline batches: so many times the measured time, and at least so long, since a
-# machine that is short of memory or processors is slow at times. The loop answers nobody meanwhile.
+# machine that is short of memory or processors is slow at times. The loop answers no request meanwhile.
 _INLINE_STALL_FACTOR = 10_000
 _MIN_INLINE_STALL_S = 5.0
 

@@ -91,7 +91,7 @@ class InferenceResult(NamedTuple):
 
     Attributes:
       parts: one for each part of the request.
-      evidence: how they were computed.
+      metadata: how they were computed.
       nonfinite: how JSON represents NaN, and infinity where the bundle declares none; None if the
         outputs have neither.
       order: for each part, which rows of the request these are, counted from 0; None where they
@@ -99,7 +99,7 @@ class InferenceResult(NamedTuple):
     """
 
     parts: Sequence[ResultSlice]
-    evidence: InferenceMetadata
+    metadata: InferenceMetadata
     nonfinite: Nonfinite | None = None
     order: Sequence[Sequence[int]] | None = None
 

@@ -85,7 +85,7 @@ class BatchScheduler:
                 (sizes, bucket): inline_stall_s(seconds)
                 for sizes, group in model.groups.items()
                 for bucket, seconds in group.planner.costs.items()
-                if seconds <= limits.in_place_s and not model.data_dependent(sizes, bucket)
+                if seconds <= limits.inline_s and not model.data_dependent(sizes, bucket)
             },
             max_running,
         )

@@ -26,7 +26,8 @@ from runtime.inputs import Checked
 from runtime.model import Model
 from runtime.preprocessing.preparation import RawRows
 from runtime.program import count_compiles
-from server.batching.executor import BatchResult, is_as_declared
+from runtime.records.predictions import is_as_declared
+from server.batching.executor import BatchResult
 from server.batching.failures import Failures
 from server.batching.memory_budget import MemoryBudget
 from server.batching.pending_request import (
@@ -85,7 +86,7 @@ class Service:
         self._limits = limits
         self._failures = failures
         self.max_request_rows = min(limits.request_rows, limits.queue_rows)
-        self.memory = MemoryBudget(limits.held_bytes)
+        self.memory = MemoryBudget(limits.memory_bytes)
         self.metrics = metrics or Metrics()
         self.output_row_bytes = 0
         self._scheduler: BatchScheduler | None = None
@@ -219,7 +220,7 @@ class Service:
             timeout_s = None
         request = PendingRequest(checked, scheduler.queue.max_rows, time.monotonic(), done)
         if rows > self._limits.queue_rows - self.queued_rows:
-            self._make_room(scheduler, rows)
+            self._shed(scheduler, rows)
         if raw:
             scheduler.queue.reserve(rows)
             request.reserved = rows
@@ -270,7 +271,7 @@ class Service:
         if request in self._requests:
             self._deprioritized[request] = None
 
-    def _make_room(self, scheduler: BatchScheduler, rows: int) -> None:
+    def _shed(self, scheduler: BatchScheduler, rows: int) -> None:
         """Refuse requests whose clients may have gone, the oldest first, until rows fit."""
         for request in list(self._deprioritized):
             if self.queued_rows + rows <= self._limits.queue_rows:
@@ -356,12 +357,11 @@ class Service:
         """Answer a request whose tasks have all been run."""
         if request not in self._requests:
             return
-        parts, evidence = request.answer(self.model)
-        order = request.order
+        parts, metadata = request.answer(self.model)
         if request.as_declared:
-            answer = InferenceResult(parts, evidence, None, order)
+            answer = InferenceResult(parts, metadata, None, request.order)
         else:
-            answer = InferenceResult(parts, evidence, self._limits.nonfinite, order)
+            answer = InferenceResult(parts, metadata, self._limits.nonfinite, request.order)
             declared = (
                 is_as_declared(spec, part.outputs[spec.name])
                 for spec in self.model.signature.outputs

@@ -17,9 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import orjson
 
 from runtime.bundle import Bundle, open_bundle
+from runtime.child_process import module_command
 from runtime.commandline import Parser, add_version, seconds, to_read
 from runtime.description import columns
 from runtime.errors import BundleError, printable
+from runtime.invocation import error_line, spelled
 from runtime.records.golden_instances import golden_instances
 from server.bench.load_generator import LoadResult, post, send
 from server.signals import exiting_on_signals
@@ -38,7 +40,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
                 for connections in arguments.connections
             ]
     except (BundleError, ConnectionError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print(error_line(printable(str(error))), file=sys.stderr)
         return 3
     if arguments.json:
         print(json.dumps([_as_json(f, arguments.rows) for f in results]))
@@ -50,7 +52,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 _USAGE = "python -m server bench --bundle DIR [option …] [-- server option …]"
 _ABOUT = """\
 Start a server of this bundle, ask it with the inputs of the bundle's goldens, and say how many
-requests it answers, and how soon. The load comes from this machine, and takes its share of it.
+requests it answers, and how soon. The load is generated on this machine, and takes its share of it.
 """
 _EXAMPLES = """\
 examples:
@@ -67,23 +69,25 @@ exit status:
 """
 
 
-def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = Parser(
-        usage=_USAGE,
+def parser() -> Parser:
+    """Make the parser of `python -m server bench`."""
+    made = Parser(
+        prog=spelled("python -m server bench"),
+        usage=spelled(_USAGE),
         description=_ABOUT,
-        epilog=_EXAMPLES,
+        epilog=spelled(_EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_version(parser)
-    parser.add_argument(
+    add_version(made)
+    made.add_argument(
         "--bundle",
         required=True,
         type=to_read,
         metavar="DIR",
-        help="directory that python -m export wrote",
+        help=spelled("directory that python -m export wrote"),
     )
-    load = parser.add_argument_group("load")
+    load = made.add_argument_group("load")
     load.add_argument(
         "--connections",
         type=_counts,
@@ -102,11 +106,15 @@ def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     load.add_argument(
         "--rows", type=_count, default=1, metavar="ROWS", help="instances a request (default: 1)"
     )
-    output = parser.add_argument_group("output")
+    output = made.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print the figures for machines")
+    return made
+
+
+def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     words = list(argv)
     options = words[words.index("--") + 1 :] if "--" in words else []
-    return parser.parse_args(words[: len(words) - len(options) - bool("--" in words)]), options
+    return parser().parse_args(words[: len(words) - len(options) - bool("--" in words)]), options
 
 
 def _count(text: str) -> int:
@@ -144,7 +152,7 @@ def _server(bundle: str, options: Sequence[str], environ: Mapping[str, str]) -> 
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = int(listener.getsockname()[1])
-    command = [sys.executable, "-m", "server", "--bundle", bundle, "--host", "127.0.0.1"]
+    command = [*module_command("server"), "--bundle", bundle, "--host", "127.0.0.1"]
     command += ["--port", str(port), "--predict-route", "/predict", *options]
     process = subprocess.Popen(  # noqa: S603 (our own server)
         command,

@@ -1,6 +1,6 @@
 """The load generator: one request after the other on each connection, responses checked.
 
-Written on the bare protocol class of asyncio, since what the client spends comes out of
+Written on the bare protocol class of asyncio, since what the client spends is lost to
 the same machine as the server's share; it takes about a tenth of what the server takes.
 """
 
@@ -121,7 +121,7 @@ async def send(
       seconds: for which to measure.
 
     Raises:
-      OSError: nobody listens there.
+      OSError: no server listens there.
     """
     loop = asyncio.get_running_loop()
     turns = itertools.cycle(requests)

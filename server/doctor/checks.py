@@ -83,7 +83,7 @@ def _health(process: ContainerProcess, times: Times) -> CheckResult:
         last = str(answer)
         return answer.status == 200
 
-    vertex = "gives the deployment up: model server never became ready"
+    vertex = "fails the deployment: model server never became ready"
     if not process.until(done, times.start - (time.monotonic() - process.began)):
         seen = process.silent_for(f"no 200 within {times.start:.3g} s, last {last}")
         return CheckResult(check, ok=False, observed=seen, consequence=vertex)
@@ -105,7 +105,7 @@ def _severity(process: ContainerProcess) -> CheckResult:
 def _empty_uri(command: Sequence[str], environ: Mapping[str, str], times: Times) -> CheckResult:
     """Check a model without artifacts: it has its own bundle, or reports that it has none."""
     check = "empty AIP_STORAGE_URI"
-    vertex = "waits for it until the deployment times out, and tells nobody why"
+    vertex = "waits for it until the deployment times out, without a reason"
 
     with ContainerProcess(command, environ, "") as process:
 

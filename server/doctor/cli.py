@@ -13,6 +13,7 @@ from runtime.bundle import Bundle, open_bundle
 from runtime.commandline import Parser, add_version, seconds, to_read
 from runtime.description import columns
 from runtime.errors import BundleError, printable
+from runtime.invocation import error_line, spelled
 from runtime.records.golden_instances import golden_instances
 from server.doctor.checks import examine
 from server.doctor.container import Unstartable
@@ -51,7 +52,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         bundle = open_bundle(arguments.bundle)
         instances = golden_instances(bundle)
     except BundleError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print(error_line(printable(str(error))), file=sys.stderr)
         return 3
     weights = encodings(instances)
     print(columns(table(weights)))
@@ -74,39 +75,44 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
                 print(written(finding), flush=True)
                 failed += not finding.ok
     except Unstartable as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return 2
     print(f"\n{failed} failed; Vertex would not be content" if failed else "\nall passed")
     return 1 if failed else 0
 
 
-def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = Parser(
-        prog="python -m server doctor",
-        usage="python -m server doctor --bundle DIR [--start-s S] [-- CMD …]",
+def parser() -> Parser:
+    """Make the parser of `python -m server doctor`."""
+    made = Parser(
+        prog=spelled("python -m server doctor"),
+        usage=spelled("python -m server doctor --bundle DIR [--start-s S] [-- CMD …]"),
         description="Start a server as Vertex AI would, and see whether it is content with it.",
-        epilog=_EPILOG,
+        epilog=spelled(_EPILOG),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_version(parser)
-    parser.add_argument(
+    add_version(made)
+    made.add_argument(
         "--bundle",
         required=True,
         type=to_read,
         metavar="DIR",
         help="bundle directory; its goldens are asked for",
     )
-    parser.add_argument(
+    made.add_argument(
         "--start-s",
         type=seconds,
         default=Times().start,
         metavar="S",
         help="longest until the server is healthy, in seconds (default: 600)",
     )
+    return made
+
+
+def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     words = list(argv)
     at = words.index("--") if "--" in words else len(words)
-    return parser.parse_args(words[:at]), words[at + 1 :]
+    return parser().parse_args(words[:at]), words[at + 1 :]
 
 
 def _notes(bundle: Bundle, weights: Sequence[Encoding]) -> list[str]:
@@ -125,7 +131,7 @@ def _notes(bundle: Bundle, weights: Sequence[Encoding]) -> list[str]:
     if max(bundle.manifest.buckets) < 64:
         notes.append(
             f"batch prediction sends 64 instances, the largest bucket is "
-            f"{max(bundle.manifest.buckets)}: add 64 to --buckets of python -m export"
+            f"{max(bundle.manifest.buckets)}: add 64 to --buckets of " + spelled("python -m export")
         )
     return notes
 

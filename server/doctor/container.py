@@ -23,7 +23,7 @@ _READ_BYTES = 1 << 16
 
 
 class HttpAnswer(NamedTuple):
-    """What came back: status, body, and after how many seconds."""
+    """An answer: status, body, and after how many seconds."""
 
     status: int
     body: bytes
@@ -122,7 +122,7 @@ class ContainerProcess:
     def __exit__(self, *_: object) -> None:
         """End the command and all that it started.
 
-        First in order: whoever runs a container passes SIGTERM on to it, but not SIGKILL.
+        First in order: `docker run` and its like pass SIGTERM on to the container, but not SIGKILL.
         """
         try:
             if self.status is None and not self._terminated:
@@ -189,7 +189,7 @@ class ContainerProcess:
             return None
 
     def until(self, done: Callable[[], bool], seconds: float) -> bool:
-        """Wait until something is so; gives up when time is over or the command has ended."""
+        """Wait until something is so; returns when time is over or the command has ended."""
         end = time.monotonic() + seconds
         while not done():
             if self.status is not None or time.monotonic() > end:

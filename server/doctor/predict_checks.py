@@ -11,7 +11,7 @@ from server.doctor.container import PREDICT_ROUTE, Broken, ContainerProcess, Htt
 from server.doctor.payload_limits import DEDICATED_BYTES, SHARED_BYTES
 from server.doctor.result import CheckResult, Times
 
-# What a batch prediction job sends at a time, unless it is told otherwise.
+# What a batch prediction job sends at a time by default.
 BATCH = 64
 
 
@@ -41,7 +41,7 @@ class Questions:
 
     def one(self) -> CheckResult:
         """Ask for one prediction, right after the health route said that it may be."""
-        vertex = "passes the error on to the client, who was told that the model is healthy"
+        vertex = "passes the error on to the client, though the model was reported healthy"
         return self._asked("predict", self.request, 1, vertex)
 
     def batch(self) -> CheckResult:
@@ -74,7 +74,7 @@ class Questions:
             return error
 
     def _asked(
-        self, check: str, body: bytes, rows: int, vertex: str, most: float = math.inf
+        self, check: str, body: bytes, rows: int, vertex: str, max_bytes: float = math.inf
     ) -> CheckResult:
         answer = self._ask(body)
         if not isinstance(answer, HttpAnswer):
@@ -83,7 +83,7 @@ class Questions:
         if answer.status != 200 or predictions is None:
             return CheckResult(check, ok=False, observed=str(answer), consequence=vertex)
         seen = f"{len(predictions)} predictions, {len(answer.body):,} bytes, {answer.seconds:.3f} s"
-        ok = len(predictions) == rows and len(answer.body) <= most
+        ok = len(predictions) == rows and len(answer.body) <= max_bytes
         return CheckResult(check, ok=ok, observed=seen, consequence=vertex)
 
 

@@ -10,7 +10,7 @@ _LOADERS = 8
 
 
 class _Load:
-    """Requests from several threads, until nobody answers."""
+    """Requests from several threads, until there are no answers."""
 
     def __init__(self, process: ContainerProcess, body: bytes, times: Times) -> None:
         self._process, self._body, self._times = process, body, times
@@ -31,7 +31,7 @@ class _Load:
                 ok = False
             with self._lock:
                 self.answered += ok
-                # Who came after the signal may be sent away: Vertex sends nobody then.
+                # Requests after the signal may be refused: Vertex sends none then.
                 self.lost += before and not ok
             if not ok:
                 return
@@ -41,13 +41,13 @@ class _Load:
         return self.answered >= 2 * _LOADERS or not any(t.is_alive() for t in self._threads)
 
     def begin(self) -> None:
-        """Send, until enough is answered or nobody is there to answer."""
+        """Send, until enough is answered or there are no answers."""
         for thread in self._threads:
             thread.start()
         self._process.until(self._busy, self._times.predict)
 
     def end(self) -> float | None:
-        """Signal, and wait for the end: after how many seconds it came, None if not."""
+        """Signal, and wait for the end: the seconds that it took, None if it did not end."""
         begin = time.monotonic()
         self._signalled.set()
         self._process.terminate()

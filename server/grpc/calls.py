@@ -19,7 +19,7 @@ class Calls:
     """The open calls.
 
     While they are waited for, a call is over with the last byte of its answer, and before with
-    its handler: to be told by gRPC would cost every call as much as to receive its message.
+    its handler: a callback of gRPC would cost every call as much as to receive its message.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class RpcError:
       identity: the same.
       known: the name that the log has for the request.
       status: of the error.
-      text: what the client is told.
+      text: the message for the client.
     """
 
     def __init__(self, error: Exception, context: Context, identity: str = "") -> None:

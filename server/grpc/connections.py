@@ -13,8 +13,8 @@ _FILES = Path("/proc/self/fd")
 def leave(port: int) -> None:
     """Close a port of this process, and end the connections to it, as its end would.
 
-    What was written to connections is still sent. For a process that ends next: whoever opened
-    the port is not told that it is closed.
+    What was written to connections is still sent. For a process that ends next: the library that opened
+    the port does not know that it is closed.
     """
     for number, found in _sockets(port):
         if _listens(found):

@@ -3,7 +3,7 @@
 Known are the server as a whole, which is the empty name, the inference service, and the model
 once it is loaded. All of them serve while the model is ready, and none otherwise.
 
-The servicer that comes with grpcio-health-checking is not used: when one of several watchers of
+The servicer of grpcio-health-checking is not used: when one of several watchers of
 a service leaves, the others hear nothing any more.
 """
 
@@ -21,7 +21,7 @@ class Health:
     """Reports the service's state, and its changes.
 
     Args:
-      service: whose state is told.
+      service: whose state is reported.
       names: known beside the empty one and the model's.
     """
 

@@ -11,14 +11,14 @@ CONCURRENT_STREAMS = 128
 # Calls of one connection that its client counts as ended, since they were answered or reset, and
 # this process not yet. Beyond these more calls are refused.
 ENDING_STREAMS = 128
-# Bytes of a message that come before its call asks for it. Left to itself, gRPC would make that
+# Bytes of a message that arrive before its call asks for it. Left to itself, gRPC would make that
 # 4 MiB for each call as soon as it has measured the connection.
 WINDOW = 65535
 # Seconds that a call may wait for this process to accept it: a client has its own deadline.
 _FOR_EVER_S = 1 << 20
 # Calls that may wait for that: all that connections can have open. Only clients that end
 # connections and open others as fast as they can have more wait. Beyond that gRPC cancels calls
-# of whoever comes, and no client tries again; by its own bounds, 1,000 and 3,000, it did so in a
+# of any client, and none tries again; by its own bounds, 1,000 and 3,000, it did so in a
 # burst of honest calls.
 PENDING = CONNECTIONS * CONCURRENT_STREAMS
 # The largest number that gRPC's C core takes: of bytes, or of milliseconds.

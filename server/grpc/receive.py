@@ -4,17 +4,17 @@ gRPC's C core stores a message while it arrives, and says nothing of it until it
 a call asks for its message, flow control lets the client send no more than a window of it
 (`grpc_options.WINDOW`). So what arrives is bounded by having few calls ask at once.
 
-A message that its client sends at once takes a slot for less than a millisecond. Whoever sends
-one slowly, or not at all, must not keep the slots from the others:
+A message that its client sends at once takes a slot for less than a millisecond. A client that sends
+one slowly, or not at all, must not occupy the slots:
 
-* while calls wait for a slot, one that has had its own for `PATIENCE` looks is slow. Slow calls
+* while calls wait for a slot, one that has had its own for `PROMPT_CHECKS` checks is slow. Slow calls
   may have half of the slots, beyond that they are refused: another try may work
 * a connection that has had a slow call waits for those slots alone, until a message of it arrives
 * connections take turns, whatever the number of calls that each has
-* of more calls than may wait, one of the connection that has the most is refused
+* of more calls than may wait, one of the connection with the largest number is refused
 
-All on the event loop. Time is counted in looks, not read from a clock: a process that was
-suspended refuses nobody for it.
+All on the event loop. Time is counted in checks, not read from a clock: a process that was
+suspended refuses no call for it.
 """
 
 import asyncio
@@ -30,13 +30,13 @@ from server.errors import BodyTimeout, Overloaded
 SLOTS = 8
 # Calls that wait for a slot, each with a window of its message.
 WAITING = 4096
-# How often calls are looked at, and for how many looks a call may have a slot: while others wait
+# How often calls are checked, and for how many checks a call may have a slot: while others wait
 # for one, while others wait for one of those that slow calls may have, and at most, a minute.
-LOOK_S = 0.25
-PATIENCE = 2
-SLOW_PATIENCE = 8
-LOOKS = 240
-# For how many looks a connection is remembered as a slow one.
+CHECK_S = 0.25
+PROMPT_CHECKS = 2
+SLOW_CHECKS = 8
+MAX_CHECKS = 240
+# For how many checks a connection is remembered as a slow one.
 _REMEMBERED = 120
 
 
@@ -53,10 +53,10 @@ class Context(Protocol):
 class _Arrival:
     """A call on its way to its message."""
 
-    # Of most calls nothing of this is ever set.
+    # For nearly every call nothing of this is ever set.
     turn: asyncio.Future[None] | None = None  # while it waits for a slot
     connection = ""  # known only of those that have waited
-    looks = 0
+    checks = 0
     slow = False
     error: Exception | None = None
 
@@ -65,7 +65,7 @@ class _Arrival:
         self.task = asyncio.current_task()
 
 
-# The calls of each connection that wait; the connection that comes first has the next turn.
+# The calls of each connection that wait; the first connection has the next turn.
 type _Waiting = dict[str, collections.deque[_Arrival]]
 
 
@@ -75,20 +75,22 @@ class Receiver:
     Args:
       slots: messages that arrive at once.
       waiting: calls that wait for a slot.
-      look_s: how often they are looked at.
+      check_s: seconds between checks of them.
     """
 
-    def __init__(self, slots: int = SLOTS, waiting: int = WAITING, look_s: float = LOOK_S) -> None:
+    def __init__(
+        self, slots: int = SLOTS, waiting: int = WAITING, check_s: float = CHECK_S
+    ) -> None:
         self._slots = slots
-        self._most_slow = max(1, slots // 2)
-        self._most_waiting = waiting
-        self._look_s = look_s
+        self._max_slow = max(1, slots // 2)
+        self._max_waiting = waiting
+        self._check_s = check_s
         self._receiving: dict[_Arrival, None] = {}  # in the order in which they began
         self._slow = 0  # of them
-        self._good: _Waiting = {}
-        self._bad: _Waiting = {}
+        self._prompt: _Waiting = {}
+        self._penalized: _Waiting = {}
         self._waiting = 0
-        self._slow_connections: dict[str, int] = {}  # to the looks that are left
+        self._slow_connections: dict[str, int] = {}  # to the checks that are left
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -111,7 +113,7 @@ class Receiver:
         """
         arrival = _Arrival(context)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._look_s, self._on_time)
+            self._timer = asyncio.get_running_loop().call_later(self._check_s, self._on_time)
         turn = None
         if self._waiting or self._slow_connections or len(self._receiving) >= self._slots:
             turn = self._queue(arrival)
@@ -136,7 +138,7 @@ class Receiver:
 
     def stop(self, error: Exception) -> None:
         """Refuse the calls that have not received their message."""
-        for queue in (self._good, self._bad):
+        for queue in (self._prompt, self._penalized):
             for arrival in [each for calls in queue.values() for each in calls]:
                 self._end(arrival, error)
         for arrival in self._receiving:
@@ -145,22 +147,22 @@ class Receiver:
     def check_timeouts(self) -> None:
         """Refuse the calls whose message takes too long; has to be called every so often."""
         for arrival in list(self._receiving):
-            arrival.looks += 1
-            if arrival.looks > LOOKS:
-                seconds = LOOKS * self._look_s
+            arrival.checks += 1
+            if arrival.checks > MAX_CHECKS:
+                seconds = MAX_CHECKS * self._check_s
                 self._end(arrival, BodyTimeout(f"message: expected all of it within {seconds:g} s"))
-        old = [a for a in self._receiving if a.looks >= (SLOW_PATIENCE if a.slow else PATIENCE)]
-        for arrival in [a for a in old if a.slow][: len(self._bad)]:
+        old = [a for a in self._receiving if a.checks >= (SLOW_CHECKS if a.slow else PROMPT_CHECKS)]
+        for arrival in [a for a in old if a.slow][: len(self._penalized)]:
             self._end(arrival, self._overdue())
-        quick = [a for a in old if not a.slow] if self._good else []
+        quick = [a for a in old if not a.slow] if self._prompt else []
         for arrival in quick:
             self._slow_down(arrival)
-        for arrival in [a for a in quick if not a.slow][: len(self._good)]:
+        for arrival in [a for a in quick if not a.slow][: len(self._prompt)]:
             self._end(arrival, self._overdue())
         self._grant()
-        for connection, looks in list(self._slow_connections.items()):
-            if looks > 1 or connection in self._bad:
-                self._slow_connections[connection] = looks - 1
+        for connection, checks in list(self._slow_connections.items()):
+            if checks > 1 or connection in self._penalized:
+                self._slow_connections[connection] = checks - 1
             else:
                 del self._slow_connections[connection]
 
@@ -168,15 +170,15 @@ class Receiver:
         self._timer = None
         self.check_timeouts()
         if self._receiving or self._waiting or self._slow_connections:
-            self._timer = asyncio.get_running_loop().call_later(self._look_s, self._on_time)
+            self._timer = asyncio.get_running_loop().call_later(self._check_s, self._on_time)
 
     def _slow_down(self, arrival: _Arrival) -> None:
         """Move a call to one of the slots for slow calls, if one is free."""
         connection = arrival.connection or arrival.context.peer()
         self._slow_connections[connection] = _REMEMBERED
-        if connection in self._good:
-            self._bad[connection] = self._good.pop(connection)
-        if self._slow < self._most_slow:
+        if connection in self._prompt:
+            self._penalized[connection] = self._prompt.pop(connection)
+        if self._slow < self._max_slow:
             arrival.slow = True
             self._slow += 1
 
@@ -189,16 +191,16 @@ class Receiver:
     def _forgive(self, connection: str) -> None:
         """Trust a connection again, of which a message has arrived."""
         self._slow_connections.pop(connection, None)
-        if connection in self._bad:
-            self._good[connection] = self._bad.pop(connection)
+        if connection in self._penalized:
+            self._prompt[connection] = self._penalized.pop(connection)
             self._grant()
 
     def _queue(self, arrival: _Arrival) -> "asyncio.Future[None]":
         """Queue a call for a slot; return a future that is done when it has one."""
         connection = arrival.connection = arrival.context.peer()
-        if self._waiting >= self._most_waiting:
+        if self._waiting >= self._max_waiting:
             self._shed(connection)
-        queue = self._bad if connection in self._slow_connections else self._good
+        queue = self._penalized if connection in self._slow_connections else self._prompt
         queue.setdefault(connection, collections.deque()).append(arrival)
         self._waiting += 1
         arrival.turn = turn = asyncio.get_running_loop().create_future()
@@ -217,10 +219,12 @@ class Receiver:
 
     def _grant(self) -> None:
         """Assign free slots to calls that wait."""
-        while self._good and len(self._receiving) < self._slots:
-            self._begin(self._good, slow=False)
-        while self._bad and len(self._receiving) < self._slots and self._slow < self._most_slow:
-            self._begin(self._bad, slow=True)
+        while self._prompt and len(self._receiving) < self._slots:
+            self._begin(self._prompt, slow=False)
+        while (
+            self._penalized and len(self._receiving) < self._slots and self._slow < self._max_slow
+        ):
+            self._begin(self._penalized, slow=True)
 
     def _begin(self, queue: _Waiting, *, slow: bool) -> None:
         connection, calls = next(iter(queue.items()))
@@ -238,7 +242,7 @@ class Receiver:
 
     def _forget(self, arrival: _Arrival) -> None:
         """Remove a call from the queue, if it is in it."""
-        for queue in (self._good, self._bad):
+        for queue in (self._prompt, self._penalized):
             calls = queue.get(arrival.connection)
             if calls is not None and arrival in calls:
                 calls.remove(arrival)
@@ -247,23 +251,23 @@ class Receiver:
                     del queue[arrival.connection]
 
     def _shed(self, connection: str) -> None:
-        """Refuse a call: of the connection that has the most that wait, this one's before others.
+        """Refuse a waiting call of the connection that has the largest number, the new one's first.
 
         Raises:
-          Overloaded: it is the one that comes.
+          Overloaded: it is the new one.
         """
         error = Overloaded(
-            f"message: expected at most {self._most_waiting} calls that wait to send theirs, got more"
+            f"message: expected at most {self._max_waiting} calls that wait to send theirs, got more"
         )
-        queues = (*self._good.items(), *self._bad.items())
-        most, calls = max(queues, key=lambda item: len(item[1]))
-        own = self._good.get(connection) or self._bad.get(connection) or ()
-        if most == connection or len(calls) <= len(own) + 1:
+        queues = (*self._prompt.items(), *self._penalized.items())
+        largest, calls = max(queues, key=lambda item: len(item[1]))
+        own = self._prompt.get(connection) or self._penalized.get(connection) or ()
+        if largest == connection or len(calls) <= len(own) + 1:
             raise error
         self._end(calls[-1], error)
 
     def _end(self, arrival: _Arrival, error: Exception) -> None:
-        """Refuse a call, which is told at the next turn of the loop."""
+        """Refuse a call; its handler continues at the next turn of the loop."""
         if arrival.turn is not None:
             self._forget(arrival)
             if not arrival.turn.done():

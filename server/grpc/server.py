@@ -1,6 +1,6 @@
 """The gRPC server: the Open Inference Protocol's service, health and reflection.
 
-It runs on the service's event loop. Messages come and go as bytes, so that those that do not
+It runs on the service's event loop. Messages are passed as bytes, so that those that do not
 parse are refused in our words, and large ones can be read on another thread.
 """
 
@@ -23,19 +23,19 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
 
 from runtime.errors import MalformedRequest
 from server.batching.memory_budget import FREE_BYTES, Unread
-from server.batching.service import Service, State
+from server.batching.service import Service
 from server.config import ConfigError, ServerConfig
 from server.errors import BodyTimeout, Draining, Overloaded, Unavailable, Unsupported
 from server.grpc import connections
 from server.grpc.calls import Calls, Context, RpcError, sent
 from server.grpc.health import Health
 from server.grpc.inference import GrpcInference
+from server.grpc.metadata import Metadata, unary
 from server.grpc.options import address, options
 from server.grpc.receive import Receiver
 from server.grpc.stream import Stream, Streams
-from server.observability.prometheus import statistics
 from server.observability.snapshot import CollectStats, snapshot_of
-from server.protocols import oip, oip_grpc
+from server.protocols import oip_grpc
 from server.protos import inference_pb2 as pb
 from server.protos.pool import POOL
 
@@ -44,7 +44,7 @@ HEALTH = "grpc.health.v1.Health"
 
 # Watches of the server's health at once.
 WATCHES = 4096
-# How long a stopping server lets calls wait for their refusal: most clients wait for it with them,
+# How long a stopping server lets calls wait for their refusal: nearly all clients wait for it then,
 # and send nothing while the connections close.
 HOLD_S = 0.2
 UNSERVED = "this method of the protocol is not served; ServerMetadata lists the extensions that are"
@@ -56,14 +56,14 @@ class GrpcServer:
     Args:
       service: answers.
       config: says where to listen, and the largest message.
-      figures: gives the server's counts; those of this process unless it is given.
+      figures: returns the server's counts; None for those of this process.
     """
 
     def __init__(
         self, service: Service, config: ServerConfig, figures: CollectStats | None = None
     ) -> None:
         self._service = service
-        self._figures = figures or functools.partial(snapshot_of, service)
+        self._metadata = Metadata(service, figures or functools.partial(snapshot_of, service))
         self._health = Health(service, (INFERENCE,))
         self._reflection = reflection.ReflectionServicer((INFERENCE, HEALTH, REFLECTION), POOL)
         self._receiver = Receiver()
@@ -103,8 +103,8 @@ class GrpcServer:
 
         Streams and watches, which might go on for ever, end once what was read is answered.
 
-        Every call is answered, or its client told UNAVAILABLE. gRPC's own stop tells CANCELLED,
-        after which nobody tries again, to whoever's call comes while it goes on. So it is not
+        Every call is answered, if only with UNAVAILABLE. gRPC's own stop answers CANCELLED,
+        after which no client tries again, to calls that arrive while it goes on. So it is not
         used: the process has to end next, and its connections have been shut before.
 
         Args:
@@ -139,23 +139,15 @@ class GrpcServer:
                 await calls.over()
 
     def _methods(self) -> dict[str, grpc.RpcMethodHandler]:
-        telling: dict[str, tuple[type, Callable[[Any], Any]]] = {
-            "ServerLive": (pb.ServerLiveRequest, self._live),
-            "ServerReady": (pb.ServerReadyRequest, self._ready),
-            "ModelReady": (pb.ModelReadyRequest, self._model_ready),
-            "ServerMetadata": (pb.ServerMetadataRequest, self._about),
-            "ModelMetadata": (pb.ModelMetadataRequest, self._metadata),
-            "ModelStatistics": (pb.ModelStatisticsRequest, self._statistics),
-        }
         return {
             # A handler of one message would be called once that has arrived.
             "ModelInfer": grpc.stream_unary_rpc_method_handler(self._infer),
             "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._stream_infer),
-            **{name: self._unary(_reading(*how)) for name, how in telling.items()},
+            **{name: self._unary(method) for name, method in self._metadata.methods().items()},
         }
 
     def _health_methods(self) -> dict[str, grpc.RpcMethodHandler]:
-        check = _reading(HealthCheckRequest, lambda request: self._health.check(request.service))
+        check = unary(HealthCheckRequest, lambda request: self._health.check(request.service))
         return {
             "Check": self._unary(check),
             "Watch": grpc.stream_stream_rpc_method_handler(self._watch),
@@ -194,15 +186,15 @@ class GrpcServer:
         finally:
             calls.leave(context)
 
-    def _hold(self, context: Context, size: int) -> None:
+    def _acquire_answer(self, context: Context, size: int) -> None:
         """Count the answer of a call until its client has read it.
 
         Raises:
           Overloaded: all answers together would be too much.
         """
-        held = self._service.memory
-        held.acquire_answer(size)
-        context.add_done_callback(lambda _: held.release(size))
+        memory = self._service.memory
+        memory.acquire_answer(size)
+        context.add_done_callback(lambda _: memory.release(size))
 
     async def _stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
         unread = Unread(self._service.memory)
@@ -228,8 +220,8 @@ class GrpcServer:
                 code = grpc.StatusCode.INVALID_ARGUMENT.value[0]
                 problem = ErrorResponse(error_code=code, error_message=str(error))
                 return ServerReflectionResponse(error_response=problem).SerializeToString()  # type: ignore[no-any-return]
-            told = self._reflection.ServerReflectionInfo(_only(request), context)
-            return b"".join([each.SerializeToString() async for each in told])
+            answers = self._reflection.ServerReflectionInfo(_only(request), context)
+            return b"".join([each.SerializeToString() async for each in answers])
 
         await self._run(Stream(answer, context.write), requests, context)
 
@@ -261,19 +253,19 @@ class GrpcServer:
 
         Args:
           context: of its call.
-          data: the request, where it came by a stream; otherwise it has to arrive yet.
+          data: the request, where it is of a stream; otherwise it has to arrive yet.
           unread: counts the answers of that stream.
         """
         begun = time.monotonic()
         count = self._service.metrics.count_inference
-        identity, held = "", 0
+        identity, acquired = "", 0
         try:
             if data is None:
                 if self._stopping:
                     await self._refuse()
                 data = await self._receiver.receive(context)
             self._service.memory.acquire(len(data))
-            size = held = len(data)
+            size = acquired = len(data)
             request = oip_grpc.parse(pb.ModelInferRequest, data)
             del data
             identity = request.id
@@ -284,7 +276,7 @@ class GrpcServer:
             if unread is not None:
                 unread.add(len(made))
             elif len(made) > FREE_BYTES:
-                self._hold(context, len(made))
+                self._acquire_answer(context, len(made))
         except asyncio.CancelledError:
             count("grpc", "CANCELLED", time.monotonic() - begun, "canceled")
             raise
@@ -293,7 +285,7 @@ class GrpcServer:
             count("grpc", refused.status.grpc, time.monotonic() - begun, refused.status.error_code)
             return refused
         finally:
-            self._service.memory.release(held)
+            self._service.memory.release(acquired)
         count("grpc", "OK", time.monotonic() - begun)
         return made
 
@@ -303,11 +295,11 @@ class GrpcServer:
         refused = None
         self._watches += 1
         try:
-            self._expect_room()
+            self._expect_few_watches()
             request = oip_grpc.parse(HealthCheckRequest, await self._receiver.receive(context))
             self._service.metrics.count_request("grpc", "OK")
-            async for told in self._health.watch(request.service):
-                await context.write(told.SerializeToString())
+            async for state in self._health.watch(request.service):
+                await context.write(state.SerializeToString())
         except (Unavailable, BodyTimeout, MalformedRequest) as error:  # others are gRPC's
             refused = RpcError(error, context)
         finally:
@@ -317,47 +309,18 @@ class GrpcServer:
             self._service.metrics.count_request("grpc", refused.status.grpc)
             await sent(context, refused)
 
-    def _expect_room(self) -> None:
+    def _expect_few_watches(self) -> None:
         if self._watches > WATCHES:
             raise Overloaded(f"watches: expected at most {WATCHES} at once, got more")
 
     async def _refuse(self) -> NoReturn:
-        """Refuse a call that comes while the server stops, together with the others.
+        """Refuse a call that arrives while the server stops, together with the others.
 
         Raises:
           Draining: always.
         """
         await self._stopped.wait()
         raise _stopping()
-
-    def _live(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
-        return pb.ServerLiveResponse(live=True)
-
-    def _ready(self, _: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=self._service.state is State.READY)
-
-    def _model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
-        # Before it is loaded the model's name is not known.
-        if self._service.loaded:
-            oip.check_names(self._service.model.manifest, request.name, request.version)
-        return pb.ModelReadyResponse(ready=self._service.state is State.READY)
-
-    def _about(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(
-            name=oip.SERVER_NAME, version=oip.SERVER_VERSION, extensions=oip.EXTENSIONS
-        )
-
-    def _metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
-        manifest = self._service.model.manifest
-        oip.check_names(manifest, request.name, request.version)
-        return pb.ModelMetadataResponse(**oip.metadata(manifest))
-
-    def _statistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
-        manifest = self._service.model.manifest
-        if request.name:
-            oip.check_names(manifest, request.name, request.version)
-        told = statistics(self._figures().metrics, manifest.name, manifest.version)
-        return pb.ModelStatisticsResponse(**told)
 
 
 class _Unserved(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -378,12 +341,3 @@ def _stopping() -> Draining:
 
 async def _only[M](message: M) -> AsyncIterator[M]:
     yield message
-
-
-def _reading[M](kind: type[M], handler: Callable[[M], Any]) -> Callable[[bytes], bytes]:
-    """Return a function of bytes that calls a function of messages."""
-
-    def call(data: bytes) -> bytes:
-        return handler(oip_grpc.parse(kind, data)).SerializeToString()  # type: ignore[no-any-return]
-
-    return call

@@ -11,27 +11,27 @@ from server.batching.memory_budget import Unread
 from server.errors import BodyTimeout, Overloaded
 
 # Of one stream, read but not yet answered. Enough for two batches of the largest buckets; a
-# client that does not read its answers holds no more.
-UNDER_WAY = 256
+# client that does not read its answers takes no more.
+MAX_PENDING = 256
 # Bytes of answers, made or expected, that keep a stream from reading more requests.
 UNREAD = 1 << 24
-# For how many looks, each so long after the last, a client may read none of its answers.
-LOOK_S = 5.0
-LOOKS = 12
-# Streams at once in this process. Each may hold one message that is arriving.
+# For how many checks, each so long after the last, a client may read none of its answers.
+CHECK_S = 5.0
+MAX_CHECKS = 12
+# Open streams of this process. Each may have one message that is arriving.
 STREAMS = 128
 
 
 class Stream:
     """Answers the requests of one stream, in whatever order they get ready.
 
-    Whoever has an answer writes it, and those that get ready meanwhile, unless somebody
+    The task that has an answer writes it, and those that get ready meanwhile, unless another
     already writes: no task has to be woken only to write.
 
     Args:
-      answer: gives the answer to a request, and has counted it; raises nothing.
+      answer: returns the answer to a request, and has counted it; raises nothing.
       write: sends an answer; called again only once it has.
-      under_way: requests that are read before one of them is answered.
+      max_pending: requests that are read before one of them is answered.
       unread: counts the answers that the client has not read.
       expected: bytes that an answer may have, before there was one.
     """
@@ -40,21 +40,21 @@ class Stream:
         self,
         answer: Callable[[bytes], Awaitable[bytes]],
         write: Callable[[bytes], Awaitable[object]],
-        under_way: int = UNDER_WAY,
+        max_pending: int = MAX_PENDING,
         unread: Unread | None = None,
         expected: int = 0,
     ) -> None:
         self._answer = answer
         self._write = write
         # The last of them is read, and waits: what follows it stays with the client.
-        self._room = asyncio.Semaphore(under_way + 1)
+        self._slots = asyncio.Semaphore(max_pending + 1)
         self._unread = unread
         self._expected = expected
-        self._under_way = 0
+        self._pending = 0
         self._read_on: asyncio.Future[None] | None = None
         self._ready: collections.deque[bytes] = collections.deque()
         self._writing = False
-        self._written = self._seen = self._looks = 0
+        self._written = self._seen = self._checks = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._reader: asyncio.Task[object] | None = None
         self._reading = False
@@ -102,10 +102,12 @@ class Stream:
 
     def check_timeouts(self) -> None:
         """End it if its client reads nothing; has to be called every so often."""
-        self._looks = self._looks + 1 if self._writing and self._written == self._seen else 0
+        self._checks = self._checks + 1 if self._writing and self._written == self._seen else 0
         self._seen = self._written
-        if self._looks > LOOKS:
-            self.end(BodyTimeout(f"answers: expected one to be read within {LOOKS * LOOK_S:g} s"))
+        if self._checks > MAX_CHECKS:
+            self.end(
+                BodyTimeout(f"answers: expected one to be read within {MAX_CHECKS * CHECK_S:g} s")
+            )
 
     async def _read(self, requests: AsyncIterable[bytes]) -> bool:
         loop = asyncio.get_running_loop()
@@ -113,7 +115,7 @@ class Stream:
         iterator = aiter(requests)
         try:
             while True:
-                await self._room.acquire()
+                await self._slots.acquire()
                 while self._full():
                     self._read_on = loop.create_future()
                     await self._read_on
@@ -121,7 +123,7 @@ class Stream:
                     request = await anext(iterator)
                 except StopAsyncIteration:
                     break
-                self._under_way += 1
+                self._pending += 1
                 # Started at once, without a turn of the loop: often it gets into the batch
                 # that is about to be launched.
                 task = asyncio.Task(self._one(request), loop=loop, eager_start=True)
@@ -137,13 +139,13 @@ class Stream:
 
     def _full(self) -> bool:
         """Return whether another request could have more answers wait than may."""
-        if self._unread is None or self._unread.size + self._under_way == 0:
+        if self._unread is None or self._unread.size + self._pending == 0:
             return False
-        return self._unread.size + (self._under_way + 1) * self._expected > UNREAD
+        return self._unread.size + (self._pending + 1) * self._expected > UNREAD
 
     async def _one(self, request: bytes) -> None:
         answer = await self._answer(request)
-        self._under_way -= 1
+        self._pending -= 1
         self._expected = max(self._expected, len(answer))
         self._ready.append(answer)
         if self._writing:
@@ -158,7 +160,7 @@ class Stream:
             self._written += 1
             if self._unread is not None:
                 self._unread.remove(len(answer))
-            self._room.release()
+            self._slots.release()
             if self._read_on is not None and not self._full():
                 waiting, self._read_on = self._read_on, None
                 if not waiting.done():
@@ -167,16 +169,16 @@ class Stream:
 
 
 class Streams:
-    """The streams that are open, which are looked at, and limited in number.
+    """The open streams, which are limited in number, and whose timeouts are checked.
 
-    Where there is no room for another, it is one of the connection that has the most that ends.
+    At the limit a new one ends the newest of the connection with the largest number.
 
     Args:
-      most: at once.
+      limit: of open streams.
     """
 
-    def __init__(self, most: int = STREAMS) -> None:
-        self._most = most
+    def __init__(self, limit: int = STREAMS) -> None:
+        self._limit = limit
         self._connections: dict[str, dict[Stream, None]] = {}
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -188,18 +190,18 @@ class Streams:
           Overloaded: there are too many, of its own connection more than of others.
         """
         own = self._connections.get(connection, {})
-        if self._count >= self._most:
-            error = Overloaded(f"streams: expected at most {self._most} at once, got more")
-            most = max(self._connections.values(), key=len)
-            if len(most) <= len(own) + 1:
+        if self._count >= self._limit:
+            error = Overloaded(f"streams: expected at most {self._limit} at once, got more")
+            largest = max(self._connections.values(), key=len)
+            if len(largest) <= len(own) + 1:
                 raise error
-            newest = next(reversed(most))
+            newest = next(reversed(largest))
             newest.end(error)
             self._remove(newest)
         self._connections.setdefault(connection, {})[stream] = None
         self._count += 1
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look)
+            self._timer = asyncio.get_running_loop().call_later(CHECK_S, self._on_time)
 
     def discard(self, connection: str, stream: Stream) -> None:
         """Remove a stream, if it is there."""
@@ -222,10 +224,10 @@ class Streams:
                 self.discard(connection, stream)
                 return
 
-    def _look(self) -> None:
+    def _on_time(self) -> None:
         self._timer = None
         for streams in list(self._connections.values()):
             for stream in list(streams):
                 stream.check_timeouts()
         if self._connections:
-            self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look)
+            self._timer = asyncio.get_running_loop().call_later(CHECK_S, self._on_time)

@@ -65,6 +65,9 @@ class HttpFrontend:
         if head.match is not None:
             text = head.match[0].takes_text(self._service)
             return check_headers(head.headers.get, self._limits, text=text)
+        if head.expects_continue and head.method != "OPTIONS":
+            # The client waits with the body to hear whether it is wanted.
+            self._router.match_target(head.method, head.target)
         limit = self._limits.binary_bytes
         length = read_length(head.headers.get("content-length", "0"))
         if length > limit:

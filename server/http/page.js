@@ -24,8 +24,8 @@ async function predict(event) {
       headers: { "content-type": "application/json", "x-hloserve-evidence": "1" },
       body: document.getElementById("body").value,
     });
-    const evidence = [...answer.headers].filter(([name]) => name.startsWith("x-hloserve-"));
-    const lines = evidence.map(([name, value]) => `${name}: ${value}`);
+    const metadata = [...answer.headers].filter(([name]) => name.startsWith("x-hloserve-"));
+    const lines = metadata.map(([name, value]) => `${name}: ${value}`);
     shown.textContent = [`${answer.status} ${answer.statusText}`, ...lines, "", await answer.text()].join("\n");
   } catch (error) {
     shown.textContent = String(error);

@@ -25,7 +25,7 @@ from runtime.description import (
 )
 from runtime.manifest import Manifest
 from runtime.model import Model
-from runtime.raw_inputs import Stage
+from runtime.raw_inputs import TextStage
 from runtime.signature import Signature, TensorSpec
 from server.batching.service import Service
 from server.metrics import quantile
@@ -165,7 +165,9 @@ def _example_of(manifest: Manifest) -> dict[str, Any]:
     return {"example": instance and json.dumps({"instances": [instance]})}
 
 
-def example_instance(signature: Signature, stages: Sequence[Stage] = ()) -> dict[str, Any] | None:
+def example_instance(
+    signature: Signature, stages: Sequence[TextStage] = ()
+) -> dict[str, Any] | None:
     """Return a valid instance without masks; None if it would be too large to show."""
     sizes = _sizes(signature)
     specs = _given(signature, stages)
@@ -175,13 +177,13 @@ def example_instance(signature: Signature, stages: Sequence[Stage] = ()) -> dict
     return texts | {spec.name: _nested(spec.concrete(1, sizes)[1:], _value(spec)) for spec in specs}
 
 
-def _given(signature: Signature, stages: Sequence[Stage]) -> list[TensorSpec]:
+def _given(signature: Signature, stages: Sequence[TextStage]) -> list[TensorSpec]:
     """Return the inputs that an example has: no masks, and none that texts are made into."""
     made = {name for stage in stages for name in stage.made}
     return [spec for spec in signature.inputs if not spec.mask and spec.name not in made]
 
 
-def example_bodies(signature: Signature, stages: Sequence[Stage] = ()) -> Mapping[str, Any]:
+def example_bodies(signature: Signature, stages: Sequence[TextStage] = ()) -> Mapping[str, Any]:
     """Return a valid body for each protocol with inferences; empty if they would be too large."""
     instance = example_instance(signature, stages)
     if instance is None:

@@ -19,13 +19,7 @@ from server.observability.prometheus import MetricsPage, statistics
 from server.observability.snapshot import CollectStats, snapshot_of
 from server.protocols import embeddings, oip, oip_http, tfserving, vertex
 from server.protocols.body import BodyInfo, inflate
-from server.protocols.inference import (
-    LARGE_BYTES,
-    Inference,
-    ParsedRequest,
-    Read,
-    evidence_headers,
-)
+from server.protocols.inference import LARGE_BYTES, Inference, ParsedRequest, Read, metadata_headers
 from server.protocols.request_options import RequestOptions
 from server.protocols.response import Response, exception_response, json_response
 from server.protocols.strict_json import expect_fitting
@@ -194,8 +188,8 @@ class HttpInference(Inference[Response]):
 
     @override
     def on_response(self, message: Response) -> None:
-        if self._options.evidence:
-            headers = evidence_headers(self.service.model, self.evidence)
+        if self._options.metadata:
+            headers = metadata_headers(self.service.model, self.metadata)
             message = message._replace(headers=message.headers + headers)
         self._end(message)
 

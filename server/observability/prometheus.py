@@ -129,7 +129,7 @@ class MetricsPage(Collector):
         if service.loaded:
             yield from _of_model(service.model)
             # Params, and inputs and outputs of running programs: a number that grows is a leak.
-            yield _gauge("live_arrays", "Arrays held on the device.", snapshot.arrays)
+            yield _gauge("live_arrays", "Arrays on the device.", snapshot.arrays)
         if snapshot.memory is not None:
             yield _gauge("device_memory_bytes", "Device memory in use.", snapshot.memory)
 

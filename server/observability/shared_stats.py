@@ -70,7 +70,7 @@ class SharedStats:
             return None
         return read(data)
 
-    def gather(self, service: Service) -> StatsSnapshot:
+    def collect(self, service: Service) -> StatsSnapshot:
         """Return the sum of all processes' statistics; this process's are current."""
         return merge([snapshot_of(service), *self.read_others()])
 

@@ -142,7 +142,7 @@ def _write_openai(
 ) -> Response:
     form = model.manifest.output_format
     rows = vectors(result.outputs[spec.name], normalized=form.normalized)
-    prepared = result.evidence.prepared
+    prepared = result.metadata.prepared
     tokens = prepared.tokens if prepared else 0
     written = _base64(rows) if as_base64 else writable(rows, spec, result.nonfinite)
     data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(written)]

@@ -51,7 +51,7 @@ class Inference[T](abc.ABC):
 
     Attributes:
       service: runs the model.
-      evidence: the inference's metadata, once there is a result.
+      metadata: the inference's metadata, once there is a result.
       prefer_thread: whether the event loop is needed while a program runs; see `BatchScheduler`.
     """
 
@@ -59,7 +59,7 @@ class Inference[T](abc.ABC):
 
     def __init__(self, service: Service, timeout_s: float | None) -> None:
         self.service = service
-        self.evidence: InferenceMetadata
+        self.metadata: InferenceMetadata
         self._timeout_s = timeout_s
         self._write: Callable[[InferenceResult], T]
         self._pending: PendingRequest | None = None
@@ -127,7 +127,7 @@ class Inference[T](abc.ABC):
         if isinstance(result, Exception):
             self.on_error(result)
             return
-        self.evidence = result.evidence
+        self.metadata = result.metadata
         if result.rows * self.service.output_row_bytes > LARGE_BYTES:
             self._in_thread(self.on_response, self._write, result)
             return
@@ -156,9 +156,9 @@ class Inference[T](abc.ABC):
         loop.run_in_executor(None, function, argument).add_done_callback(on_done)
 
 
-def evidence_of(model: Model, evidence: InferenceMetadata) -> dict[str, str | int]:
+def metadata_of(model: Model, metadata: InferenceMetadata) -> dict[str, str | int]:
     """Return the metadata of an inference by name."""
-    prepared = evidence.prepared
+    prepared = metadata.prepared
     raw = (
         {
             "preprocess_us": round(prepared.seconds * 1e6),
@@ -170,15 +170,15 @@ def evidence_of(model: Model, evidence: InferenceMetadata) -> dict[str, str | in
     )
     return {
         "bundle": model.bundle.digest,
-        "bucket": evidence.bucket,
-        "padded_rows": evidence.padded_rows,
-        "queue_us": round(evidence.queue_s * 1e6),
-        "compute_us": round(evidence.compute_s * 1e6),
+        "bucket": metadata.bucket,
+        "padded_rows": metadata.padded_rows,
+        "queue_us": round(metadata.queue_s * 1e6),
+        "compute_us": round(metadata.compute_s * 1e6),
         **raw,
     }
 
 
-def evidence_headers(model: Model, evidence: InferenceMetadata) -> Headers:
+def metadata_headers(model: Model, metadata: InferenceMetadata) -> Headers:
     """Return the metadata of an inference as X-Hloserve-* headers."""
-    named = evidence_of(model, evidence).items()
+    named = metadata_of(model, metadata).items()
     return tuple((f"x-hloserve-{name.replace('_', '-')}", str(value)) for name, value in named)

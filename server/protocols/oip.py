@@ -242,7 +242,7 @@ def from_body(signature: Signature, data: bytes) -> dict[str, Any]:
     spec = specs[0]
     axes = [dim for dim in spec.shape[1:] if isinstance(dim, str)]
     if len(specs) > 1 or len(axes) > 1:
-        raise MalformedRequest("body: expected JSON that tells the inputs apart, got bytes alone")
+        raise MalformedRequest("body: expected JSON that names the inputs, got bytes alone")
     unit = spec.row_bytes(dict.fromkeys(axes, 1))
     if not unit or len(data) % unit:
         raise SignatureMismatch(f"body: expected a multiple of {unit} bytes, got {len(data)}")

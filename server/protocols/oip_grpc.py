@@ -16,7 +16,7 @@ from runtime.tensors import numpy_dtype
 from server.batching.pending_request import InferenceResult
 from server.errors import Unsupported
 from server.protocols import oip
-from server.protocols.inference import ParsedRequest, evidence_of
+from server.protocols.inference import ParsedRequest, metadata_of
 from server.protos.inference_pb2 import (
     InferParameter,
     ModelInferRequest,
@@ -111,7 +111,7 @@ def read(request: ModelInferRequest, model: Model, *, stream: bool = False) -> P
 
     Args:
       request: the message.
-      model: gives signature and checker.
+      model: has the signature and the checker.
       stream: whether the response is wrapped in a ModelStreamInferResponse.
 
     Raises:
@@ -123,13 +123,13 @@ def read(request: ModelInferRequest, model: Model, *, stream: bool = False) -> P
     oip.check_names(model.manifest, request.model_name, request.model_version)
     inputs = _raw(request, model) if request.raw_input_contents else _typed(request, model)
     outputs = oip.requested(model.signature, _names(request))
-    evidence = _parameter(request.parameters, "evidence", default=False)
-    if type(evidence) is not bool:
+    metadata = _parameter(request.parameters, "evidence", default=False)
+    if type(metadata) is not bool:
         raise MalformedRequest("parameters: expected true or false for evidence")
     timeout = _parameter(request.parameters, "timeout", default=0)
     return ParsedRequest(
         raw_or_checked(inputs, model),
-        functools.partial(_write, model, request.id, outputs, evidence, stream),
+        functools.partial(_write, model, request.id, outputs, metadata, stream),
         oip.read_timeout(timeout),
     )
 
@@ -221,7 +221,7 @@ def _write(
     model: Model,
     identity: str,
     outputs: list[TensorSpec],
-    evidence: bool,
+    metadata: bool,
     stream: bool,
     result: InferenceResult,
 ) -> bytes:
@@ -240,8 +240,8 @@ def _write(
         array = arrays[spec.name]
         response.outputs.add(name=spec.name, datatype=oip.DATATYPES[spec.dtype], shape=array.shape)
         response.raw_output_contents.append(array.tobytes())
-    if evidence:
-        for name, value in evidence_of(model, result.evidence).items():
+    if metadata:
+        for name, value in metadata_of(model, result.metadata).items():
             if isinstance(value, str):
                 response.parameters[name].string_param = value
             else:

@@ -17,7 +17,7 @@ from runtime.signature import Signature, TensorSpec
 from server.batching.pending_request import InferenceResult
 from server.errors import Unsupported
 from server.protocols import oip
-from server.protocols.inference import ParsedRequest, evidence_of
+from server.protocols.inference import ParsedRequest, metadata_of
 from server.protocols.response import Headers, Response, json_response, to_json
 from server.protocols.strict_json import parse_object
 
@@ -29,12 +29,12 @@ class RequestedResponse:
     Attributes:
       id: the client's id for the request.
       outputs: each with whether it is binary.
-      evidence: whether the inference's metadata is included.
+      metadata: whether the inference's metadata is included.
     """
 
     id: str | None
     outputs: tuple[tuple[TensorSpec, bool], ...]
-    evidence: bool
+    metadata: bool
 
 
 def read(body: bytes, json_length: int | None, model: Model) -> ParsedRequest[Response]:
@@ -43,7 +43,7 @@ def read(body: bytes, json_length: int | None, model: Model) -> ParsedRequest[Re
     Args:
       body: the complete body, decompressed.
       json_length: see `BodyInfo`; 0 means that the body is one binary tensor.
-      model: gives signature and checker.
+      model: has the signature and the checker.
 
     Raises:
       MalformedRequest: the body is not what the protocol says.
@@ -171,8 +171,8 @@ def write(model: Model, requested: RequestedResponse, result: InferenceResult) -
     }
     if requested.id is not None:
         message["id"] = requested.id
-    if requested.evidence:
-        message["parameters"] = evidence_of(model, result.evidence)
+    if requested.metadata:
+        message["parameters"] = metadata_of(model, result.metadata)
     message["outputs"] = outputs
     if not binary:
         return json_response(message)

@@ -12,12 +12,12 @@ class RequestOptions(NamedTuple):
 
     Attributes:
       timeout_s: the client's own time limit.
-      evidence: whether the response has headers with the inference's metadata.
+      metadata: whether the response has headers with the inference's metadata.
       id: the client's id for the request, or the id of its trace.
     """
 
     timeout_s: float | None = None
-    evidence: bool = False
+    metadata: bool = False
     id: RequestId | None = None
 
 

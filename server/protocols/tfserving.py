@@ -64,7 +64,7 @@ def read(
     Args:
       body: the complete body, decompressed.
       json_length: see `BodyInfo`; binary tensors are refused.
-      model: gives signature and checker.
+      model: has the signature and the checker.
       max_rows: limit of rows in a request.
 
     Raises:

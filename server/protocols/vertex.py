@@ -33,7 +33,7 @@ def read(
     Args:
       body: the complete body, decompressed.
       json_length: see `BodyInfo`.
-      model: gives signature and checker.
+      model: has the signature and the checker.
       max_rows: limit of rows in a request.
 
     Raises:
@@ -76,7 +76,7 @@ def read_instances(
     Args:
       body: the JSON that contains them.
       instances: the parsed value.
-      model: gives signature and checker.
+      model: has the signature and the checker.
       max_rows: limit of rows in a request.
       timeout_s: the client's own time limit.
       top_k: see `predictions_from`.

@@ -88,9 +88,9 @@ def test_the_seconds_of_a_pods_end_are_the_servers():
     defaults = ServerConfig(bundle=BAKED_IN)
     grace = load("kubernetes/deployment.yaml")[-1]["spec"]["template"]["spec"]
     rows = re.search(r"^\| seconds after SIGTERM .*\n.*\n((?:\|.*\n)+)", GUIDE, re.MULTILINE)[1]
-    told = [int(number) for number in re.findall(r"^\| (\d+)", rows, re.MULTILINE)]
+    printed = [int(number) for number in re.findall(r"^\| (\d+)", rows, re.MULTILINE)]
 
-    assert told == [
+    assert printed == [
         0,
         defaults.drain_delay_s,
         defaults.drain_delay_s + defaults.drain_timeout_s,
@@ -111,8 +111,10 @@ def test_what_is_named_exists():
 def test_the_image_guide_has_every_variable_of_the_build():
     """The table of docs/container.md has what `./build.sh --help` says of images."""
     container = (ROOT / "docs" / "container.md").read_text()
-    told = subprocess.run([ROOT / "build.sh", "--help"], capture_output=True, text=True, check=True)
-    image = told.stdout[told.stdout.index("An image stands") :]
+    printed = subprocess.run(
+        [ROOT / "build.sh", "--help"], capture_output=True, text=True, check=True
+    )
+    image = printed.stdout[printed.stdout.index("An image stands") :]
     for name in re.findall(r"\$(\w+)", image):
         assert f"`{name}`" in container
 

@@ -109,7 +109,7 @@ def cloud(monkeypatch):
         if "aiplatform.googleapis.com" in url:
             return fake.request(method, url, data, **named)
         if "/upload/" in url:
-            # The emulator would write over what is there, whatever it is told.
+            # The emulator would write over what is there, whatever its options.
             name = re.search(rb'"name": *"([^"]+)"', data)[1]
             if name in uploaded and "ifGenerationMatch=0" in url:
                 return response(method, url, 412, {})
@@ -197,9 +197,9 @@ def test_the_server_is_told_what_is_asked_for(cloud, argv, digest, capsys):
     assert vertex.main([*argv, *options, "--dry-run"]) == 0
     [line] = [li for li in capsys.readouterr().out.splitlines() if "models upload" in li]
 
-    told = {one["name"]: one["value"] for one in body["model"]["containerSpec"]["env"]}
-    assert {name: told[name] for name in asked} == asked
-    assert told["HLOSERVE_REQUIRE_DIGEST"].startswith(f"sha256:{digest}")
+    printed = {one["name"]: one["value"] for one in body["model"]["containerSpec"]["env"]}
+    assert {name: printed[name] for name in asked} == asked
+    assert printed["HLOSERVE_REQUIRE_DIGEST"].startswith(f"sha256:{digest}")
     [flag] = [word for word in shlex.split(line) if word.startswith("--container-env-vars=")]
     assert flag.startswith("--container-env-vars=^|^HLOSERVE_REQUIRE_DIGEST=")
     assert flag.endswith("|HLOSERVE_LOG_FORMAT=text|HLOSERVE_PROCESSES=4|TAGS=a,b")
@@ -244,11 +244,11 @@ def test_an_unknown_region_is_refused_before_anything_is_uploaded(cloud, argv, c
     argv[-1] = "middle-earth1"
 
     assert vertex.main(argv) == 1
-    told = capsys.readouterr()
-    assert told.err.splitlines()[-1] == (
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1] == (
         "error: --region: expected one that Vertex AI is in, got 'middle-earth1'"
     )
-    assert "uploaded" not in told.out
+    assert "uploaded" not in printed.out
     assert cloud.sent == []
 
 
@@ -358,7 +358,7 @@ def test_the_calls_of_a_dry_run_are_the_ones_that_are_made(argv, capsys):
 
 
 def test_gcloud_is_told_what_the_sdk_adds(argv, capsys):
-    """gcloud takes a model by its whole name, and makes a version the default only if told to."""
+    """gcloud takes a model by its whole name, and makes a version the default only if asked to."""
     options = ["--endpoint", "33", "--traffic", "10", "--parent-model", "11", "--dry-run"]
     assert vertex.main([*argv, *options]) == 0
     [line] = [li for li in capsys.readouterr().out.splitlines() if "models upload" in li]

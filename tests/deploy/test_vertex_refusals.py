@@ -117,14 +117,14 @@ def test_machines_and_accelerators_that_go_together_are_taken(argv, kind, machin
 
 @mark.parametrize(("options", "asked"), [([], None), ([*L4], "cuda")])
 def test_an_accelerator_is_not_left_idle(argv, options, asked, capsys):
-    """With an accelerator the server is told to take it, so that it ends where its image cannot."""
+    """With an accelerator the server is set to take it, so that it ends where its image cannot."""
     assert vertex.main([*argv, *options, "--dry-run"]) == 0
-    told = re.search(r"environment_variables=(\{.*\}),", capsys.readouterr().out)[1]
-    assert ast.literal_eval(told).get("HLOSERVE_DEVICE") == asked
+    variables = re.search(r"environment_variables=(\{.*\}),", capsys.readouterr().out)[1]
+    assert ast.literal_eval(variables).get("HLOSERVE_DEVICE") == asked
 
     assert vertex.main([*argv, *options, "--env=HLOSERVE_DEVICE=cpu", "--dry-run"]) == 0
-    told = re.search(r"environment_variables=(\{.*\}),", capsys.readouterr().out)[1]
-    assert ast.literal_eval(told)["HLOSERVE_DEVICE"] == "cpu"
+    variables = re.search(r"environment_variables=(\{.*\}),", capsys.readouterr().out)[1]
+    assert ast.literal_eval(variables)["HLOSERVE_DEVICE"] == "cpu"
 
 
 def test_a_bundle_for_another_platform_is_refused(argv):

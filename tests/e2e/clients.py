@@ -8,7 +8,7 @@ import numpy as np
 
 from server.grpc.server import INFERENCE
 from server.protos import inference_pb2 as pb
-from tests.server.front import request
+from tests.server.http_harness import request
 
 # What the model of `wide_server` adds.
 SEVEN = 7
@@ -32,7 +32,7 @@ class Connection:
         self._writer.close()
 
     async def ask(self, path, body, headers=""):
-        """Post a body; give status, headers and body of the answer."""
+        """Post a body; return status, headers and body of the answer."""
         self._writer.write(request(path, body, headers))
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode().lower()
         first, *lines = head.splitlines()

@@ -11,8 +11,8 @@ from pytest import fixture, mark, param
 
 from runtime.bundle import open_bundle
 from server.grpc.server import INFERENCE
-from tests.server import calling
-from tests.server.front import read_all
+from tests.server import grpc_harness
+from tests.server.http_harness import read_all
 from tests.serving import ROOT, TIMEOUT_S
 
 pytestmark = mark.e2e
@@ -41,7 +41,7 @@ def golden_afterwards(classifier_server, classifier_bundle):
 
 
 def exchange(server, data):
-    """Write bytes, and read until the server closes the connection; give status and body."""
+    """Write bytes, and read until the server closes the connection; return status and body."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S) as connection:
         connection.sendall(data)
         answer = read_all(connection)
@@ -158,22 +158,22 @@ BODIES = [
 
 def check(status, body, expected):
     """Check a refusal against the form that all of them have."""
-    told = json.loads(body)
-    assert status == expected, told
-    assert set(told) == {"error", "code", "request_id"}
-    assert len(told["error"]) < 500
-    assert not [word for word in INTERNAL if word in told["error"]]
+    error = json.loads(body)
+    assert status == expected, error
+    assert set(error) == {"error", "code", "request_id"}
+    assert len(error["error"]) < 500
+    assert not [word for word in INTERNAL if word in error["error"]]
 
 
 @mark.parametrize(("data", "status"), TRANSPORT)
 def test_requests_that_are_no_good_are_refused(classifier_server, data, status):
-    """Whatever is wrong about a request is told in JSON, by a status that fits."""
+    """Whatever is wrong about a request is answered in JSON, by a status that fits."""
     check(*exchange(classifier_server, data), status)
 
 
 @mark.parametrize(("path", "body", "status"), BODIES)
 def test_bodies_that_do_not_fit_are_refused(classifier_server, path, body, status):
-    """Whatever is wrong about a body is told in JSON, by a status that fits."""
+    """Whatever is wrong about a body is answered in JSON, by a status that fits."""
     check(*exchange(classifier_server, written(body, path=path)), status)
 
 
@@ -186,7 +186,7 @@ def test_a_wrong_length_of_the_json_is_refused(classifier_server, length):
 
 
 def test_a_body_that_is_cut_short_is_refused(classifier_server):
-    """A client that ends in the middle of its body is told so, if it still listens."""
+    """A client that ends in the middle of its body gets an answer, if it still listens."""
     with socket.create_connection(("127.0.0.1", classifier_server.port)) as connection:
         connection.sendall(written(GOOD[:9], "content-length: 29"))
         connection.shutdown(socket.SHUT_WR)
@@ -206,7 +206,7 @@ def test_clients_that_go_in_the_middle_leave_nothing(classifier_server):
 
 def called(rows, model="classifier"):
     """Write a request of gRPC."""
-    made = calling.request({"x": rows})
+    made = grpc_harness.request({"x": rows})
     made.model_name = model
     return made
 
@@ -224,8 +224,8 @@ CALLS = [
 def test_calls_that_do_not_fit_are_refused(classifier_server, message, status):
     """Over gRPC the same is refused by the status that stands beside it in the table."""
     with grpc.insecure_channel(f"127.0.0.1:{classifier_server.grpc_port}") as channel:
-        call = channel.unary_unary(f"/{INFERENCE}/ModelInfer", calling.as_bytes)
-        found, text = calling.refused(lambda: call(message, timeout=TIMEOUT_S))
+        call = channel.unary_unary(f"/{INFERENCE}/ModelInfer", grpc_harness.as_bytes)
+        found, text = grpc_harness.refused(lambda: call(message, timeout=TIMEOUT_S))
 
     assert found == status
     assert not [word for word in INTERNAL if word in text]

@@ -41,7 +41,7 @@ def bundle(matrix_bundle, tmp_path):
 
 
 def flip(path):
-    """Change the last byte of a file where it lies."""
+    """Change the last byte of a file in place."""
     with path.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         last = file.read(1)
@@ -68,7 +68,7 @@ def right(served):
 @mark.parametrize("processes", [1, 2])
 @mark.parametrize("change", [flip, touch], ids=lambda change: change.__name__)
 def test_params_that_are_written_to_end_the_server(bundle, change, processes):
-    """Params are used where the file lies: the server stops answering, names the file and ends."""
+    """Params are used in the pages of the file: the server stops answering, names the file and ends."""
     options = ("--processes", str(processes))
     with started("--bundle", str(bundle), *options) as served:
         assert right(served)
@@ -96,7 +96,7 @@ def test_params_that_are_longer_end_the_server(bundle):
 @mark.parametrize("processes", [1, 2])
 @mark.parametrize("size", [0, 4096])
 def test_params_that_are_cut_off_under_load_end_the_server(bundle, size, processes):
-    """Whoever touches what is gone is told SIGBUS; the server says it as an error of the bundle."""
+    """Reading what is gone is a SIGBUS; the server says it as an error of the bundle."""
     before = (bundle / PARAMS).stat().st_size
     options = ("--processes", str(processes))
     with started("--bundle", str(bundle), *options) as served:
@@ -150,9 +150,9 @@ def test_a_bundle_that_is_replaced_by_renaming_is_served_on(bundle, matrix_bundl
         bundle.rename(bundle.parent / "old")
         new.rename(bundle)
         shutil.rmtree(bundle.parent / "old")
-        told = next(line for line in served.process.stdout if "was replaced" in line)
+        line = next(line for line in served.process.stdout if "was replaced" in line)
 
         assert right(served)
 
-    assert told.endswith(f"INFO {PARAMS}: was replaced; the bundle that was loaded is served on\n")
+    assert line.endswith(f"INFO {PARAMS}: was replaced; the bundle that was loaded is served on\n")
     assert "was replaced" not in served.log

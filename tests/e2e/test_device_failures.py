@@ -12,7 +12,7 @@ from jax import lax
 from pytest import fixture, mark
 
 from tests.e2e.clients import Connection
-from tests.server.front import read_answer, request
+from tests.server.http_harness import read_answer, request
 from tests.serving import TIMEOUT_S, started
 
 pytestmark = mark.e2e
@@ -71,14 +71,14 @@ EXIT_DEVICE = 5
 
 @fixture
 def served(wide_bundle):
-    """A server whose device can be told to fail; a batch may take a second."""
+    """A server whose device can be made to fail; a batch may take a second."""
     options = ("--device-timeout-s", "1", "--drain-timeout-s", "5")
     with started("--bundle", str(wide_bundle), *options, command=("-c", COMMAND)) as served:
         yield served
 
 
 def ask(served, number, times=1):
-    """Ask so many times at once; give the statuses, None where there was no answer."""
+    """Ask so many times at once; return the statuses, None where there was no answer."""
 
     async def one():
         async with Connection(served.port) as connection:
@@ -95,7 +95,7 @@ def ask(served, number, times=1):
 
 
 def test_a_device_that_hangs_ends_the_process(served):
-    """Whoever waits is refused or cut off, and the process ends as one that has no device."""
+    """a request that waits is refused or cut off, and the process ends as one that has no device."""
     good = ask(served, 9)
     statuses = ask(served, HANGS, times=8)
     status, errors = served.end()
@@ -176,7 +176,7 @@ def test_a_device_that_keeps_failing_ends_the_process(served):
 
 
 def test_what_is_not_answered_in_time_is_refused_at_the_end(wide_bundle):
-    """Beyond the time that a drain may take whoever waits gets 503, and the exit status is 1."""
+    """Beyond the time that a drain may take a request that waits gets 503, and the exit status is 1."""
     options = ("--drain-timeout-s", "0.5")
     command = ("-c", SLOW + COMMAND)
     with (

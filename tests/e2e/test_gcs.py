@@ -15,7 +15,7 @@ ROWS = b'{"instances": [[1, 2, 3, 4]]}'
 
 @fixture(scope="module")
 def emulator(classifier_bundle):
-    """An emulator that holds the bundle as gs://models/a; gives the variable that names it."""
+    """An emulator that holds the bundle as gs://models/a; return the variable that names it."""
     from google.auth.credentials import AnonymousCredentials
     from google.cloud import storage
 
@@ -33,7 +33,7 @@ def emulator(classifier_bundle):
 
 
 def serve_once(environ):
-    """Start a server, ask it and stop it; give what it said before it was ready."""
+    """Start a server, ask it and stop it; return what it said before it was ready."""
     port = free_port()
     with start(port, **environ) as process:
         said = []

@@ -1,4 +1,4 @@
-"""A server whose environment tells JAX all that it can be told."""
+"""A server whose environment sets everything that JAX reads."""
 
 import subprocess
 import sys
@@ -17,8 +17,8 @@ def test_a_server_answers_rightly_whatever_jax_is_told(classifier_bundle):
     with serving("--bundle", str(classifier_bundle)) as usual:
         expected = usual.post(body)
 
-    with serving("--bundle", str(classifier_bundle), **ENVIRONMENT) as told:
-        answers = [told.post(body) for _ in range(3)]
+    with serving("--bundle", str(classifier_bundle), **ENVIRONMENT) as served:
+        answers = [served.post(body) for _ in range(3)]
 
     assert expected[0] == 200
     assert answers == [expected] * 3
@@ -27,8 +27,8 @@ def test_a_server_answers_rightly_whatever_jax_is_told(classifier_bundle):
 def test_a_bundle_is_opened_elsewhere_whatever_jax_is_told(classifier_bundle):
     """The process that opens a bundle first has the same environment, and finds nothing wrong."""
     environ = {**ENVIRONMENT, "HLOSERVE_REQUIRE_DIGEST": ""}
-    with serving("--bundle", str(classifier_bundle), **environ) as told:
-        assert told.post({"instances": [[1, 2, 3, 4]]})[0] == 200
+    with serving("--bundle", str(classifier_bundle), **environ) as served:
+        assert served.post({"instances": [[1, 2, 3, 4]]})[0] == 200
 
 
 def test_a_setting_that_jax_refuses_is_a_wrong_configuration(classifier_bundle):

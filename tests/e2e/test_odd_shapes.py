@@ -18,8 +18,8 @@ from tests.serving import serving
 pytestmark = mark.e2e
 
 # Buckets are 1 and 4 rows by 4 and 8 tokens: none, each, between, beyond, and beyond the limit.
-MOST_ROWS = 11
-ROWS = range(MOST_ROWS + 2)
+MAX_ROWS = 11
+ROWS = range(MAX_ROWS + 2)
 LENGTHS = range(10)
 LISTS = ("vertex", "vertex b64", "tfserving rows", "tfserving columns")
 DATATYPE = {"datatype": "INT32"}
@@ -28,13 +28,13 @@ DATATYPE = {"datatype": "INT32"}
 @fixture(scope="module")
 def server(tagger_bundle):
     """A server of ids and a mask, int32[_, seq], that takes eleven rows at most."""
-    with serving("--bundle", str(tagger_bundle), "--max-request-rows", str(MOST_ROWS)) as served:
+    with serving("--bundle", str(tagger_bundle), "--max-request-rows", str(MAX_ROWS)) as served:
         yield served
 
 
 @fixture(scope="module")
 def infer(server):
-    """Calls ModelInfer; gives the name of the status, and the message."""
+    """Calls ModelInfer; return the name of the status, and the message."""
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         call = channel.unary_unary(
             f"/{INFERENCE}/ModelInfer",
@@ -82,7 +82,7 @@ def sized(array):
 
 
 def binary(arrays):
-    """Write tensors as bytes behind their JSON; gives the body and the length of its JSON."""
+    """Write tensors as bytes behind their JSON; return the body and the length of its JSON."""
     inputs = [
         {"name": name, "shape": array.shape, "parameters": sized(array), **DATATYPE}
         for name, array in arrays.items()
@@ -163,7 +163,7 @@ def test_nothing_is_compiled_for_any_shape(server, infer, tagger_bundle):
 
 def expected_of(model, arrays):
     """Return what the model answers; None if it refuses."""
-    if len(arrays["ids"]) > MOST_ROWS:
+    if len(arrays["ids"]) > MAX_ROWS:
         return None
     try:
         return model.predict(arrays)["mean"]

@@ -101,14 +101,14 @@ def test_the_file_has_every_route_and_no_other():
     }
     methods = ("get", "post", "put", "delete", "patch")
 
-    told = {
+    described_here = {
         (method.upper(), path)
         for path, item in described()["paths"].items()
         for method in item
         if method in methods
     }
 
-    assert told == renamed
+    assert described_here == renamed
 
 
 def test_the_file_has_every_word_that_errors_have():
@@ -129,7 +129,7 @@ INFERENCES = [
 
 
 def answered(application, method, path, mode):
-    """Send what the file describes, or what it does not; check the answers, give their statuses."""
+    """Send what the file describes, or what it does not; check the answers, return their statuses."""
     schema = schemathesis.openapi.from_dict(narrowed())
     schema.app = application
     statuses = set()

@@ -16,12 +16,12 @@ pytestmark = mark.e2e
 
 ROWS = [[1, 2], [3, 4]]
 # A few more than two buckets of 2: some are split.
-MOST_ROWS = 12
+MAX_ROWS = 12
 
 
 def numbered(count, start=0):
     """Yield so many requests, one after the other: a number and the rows of each."""
-    sizes = np.random.default_rng(start).integers(1, MOST_ROWS, count, endpoint=True)
+    sizes = np.random.default_rng(start).integers(1, MAX_ROWS, count, endpoint=True)
     return iter(list(enumerate(sizes.tolist(), start)))
 
 

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import os
 import select
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -143,9 +144,9 @@ def test_an_interrupt_while_a_worker_starts_is_no_traceback(capfd, imported):
 
 def test_a_worker_reads_what_it_was_told():
     """What the first process writes on a worker's command line is what that one is."""
-    told = WorkerArgs(3, 7, ServerConfig(bundle="some", processes=4))
+    args = WorkerArgs(3, 7, ServerConfig(bundle="some", processes=4))
 
-    assert WorkerArgs.read(told.write()) == told
+    assert WorkerArgs.read(args.write()) == args
 
 
 def test_a_server_that_is_stopped_while_processes_start_ends_well(wide_bundle):
@@ -161,8 +162,21 @@ def test_a_server_that_is_stopped_while_processes_start_ends_well(wide_bundle):
     assert out.endswith("INFO stopped\n")
 
 
+def test_a_bundle_that_cannot_be_opened_ends_all_processes_with_one_error(wide_bundle, tmp_path):
+    """Workers that wait for the bundle end without a word of their own."""
+    bundle = shutil.copytree(wide_bundle, tmp_path / "bundle")
+    next(bundle.glob("programs/*.exported")).write_bytes(b"damaged")
+
+    with start(free_port(), "--bundle", str(bundle), *PROCESSES) as process:
+        _, errors = process.communicate(timeout=TIMEOUT_S)
+
+    assert process.returncode == 3
+    assert errors.count("\n") == 1
+    assert errors.startswith("error: ")
+
+
 def test_the_port_of_several_processes_is_not_shared_with_another_server(served, wide_bundle):
-    """A second server on the same port is told that it is taken."""
+    """A second server on the same port is refused."""
     with start(served.port, "--bundle", str(wide_bundle), *PROCESSES) as process:
         _, errors = process.communicate(timeout=TIMEOUT_S)
 

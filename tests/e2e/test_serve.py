@@ -10,7 +10,7 @@ from pytest import fixture, mark
 
 from export import export_model
 from runtime import load
-from tests.forging import with_other_golden
+from tests.altered_bundles import with_other_golden
 from tests.serving import TIMEOUT_S, free_port, post, serving, start
 
 pytestmark = mark.e2e

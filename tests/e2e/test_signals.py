@@ -15,7 +15,7 @@ from pytest import fixture, mark
 
 from server.grpc.server import INFERENCE
 from tests.e2e.clients import Calls, ask_http, channel, is_answer, message
-from tests.server.front import read_answer
+from tests.server.http_harness import read_answer
 from tests.serving import ROOT, TIMEOUT_S, Served, free_port, ready_line, start, started
 
 pytestmark = mark.e2e
@@ -33,7 +33,7 @@ def served(wide_bundle):
 
 
 def test_sigterm_under_load_loses_nothing(wide_bundle):
-    """While it drains every request is answered rightly, until clients are told to turn away."""
+    """While it drains every request is answered rightly, until clients are turned away."""
     wrong = []
 
     async def ask(served):
@@ -207,7 +207,7 @@ def test_signals_that_mean_nothing_do_nothing(wide_bundle):
             for child in children:
                 os.kill(int(child), number)
         answers = [served.post({"instances": [[1, 2]]}) for _ in range(10)]
-        for child in children:  # as whoever ends all processes of a container does
+        for child in children:  # as a runtime that ends all processes of a container does
             os.kill(int(child), signal.SIGTERM)
         ended = served.end(signal.SIGTERM)
 
@@ -218,7 +218,7 @@ def test_signals_that_mean_nothing_do_nothing(wide_bundle):
 
 @mark.parametrize("number", [signal.SIGHUP, signal.SIGPWR, signal.SIGXCPU])
 def test_a_terminal_that_is_closed_ends_a_server_in_order(served, number):
-    """So do a power failure and the end of its processor time, however often it is told."""
+    """So do a power failure and the end of its processor time, however often it is sent."""
     with socket.create_connection(("127.0.0.1", served.port), timeout=TIMEOUT_S) as connection:
         connection.sendall(REQUEST[:-5])
         served.process.send_signal(number)

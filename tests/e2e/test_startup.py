@@ -31,7 +31,7 @@ runpy.run_module(command, run_name="__main__", alter_sys=True)
 
 
 def run(*command):
-    """Run Python to its end; give the exit status and what it wrote to stdout and stderr."""
+    """Run Python to its end; return the exit status and what it wrote to stdout and stderr."""
     done = subprocess.run(
         [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S
     )
@@ -64,12 +64,14 @@ def test_a_person_reads_what_is_configured_what_goes_on_and_where_it_is_ready(ta
     assert [line.split()[2] for line in steps if "startup: " in line] == [
         *("imports", "programs", "params", "startup", "run")
     ]
-    before, seconds = ready.rsplit(", after ", 1)
+    before, after = ready.rsplit(", after ", 1)
+    seconds, page = after.split("; ")
     assert before == (
         f"INFO ready: http://127.0.0.1:{port}/predict serves tagger version 1, buckets 1,4, "
         f"seq 4,8, on cpu, gRPC on 127.0.0.1:{grpc_port}"
     )
     assert float(seconds.removesuffix(" s")) > 0
+    assert page == f"open http://127.0.0.1:{port}/"
 
 
 def test_a_machine_reads_the_same_as_json(classifier_bundle):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pytest import mark, param
 
-from tests.server.front import read_answer, request
+from tests.server.http_harness import read_answer, request
 from tests.serving import ROOT, TIMEOUT_S, free_port, serving, start
 
 pytestmark = mark.e2e
@@ -98,7 +98,7 @@ def test_a_server_needs_no_folder_to_write_to(wide_bundle, tmp_path):
     ],
 )  # fmt: skip
 def test_a_server_that_cannot_run_says_why(wide_bundle, environ, status, words):
-    """A mistake in what a server is told ends it, with one line that names the mistake."""
+    """A mistake in a server's options ends it, with one line that names the mistake."""
     with start(free_port(), "--bundle", str(wide_bundle), **environ) as process:
         _, errors = process.communicate(timeout=TIMEOUT_S)
 

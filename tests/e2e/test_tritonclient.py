@@ -192,7 +192,7 @@ def stream(ports):
 
 
 def one(number):
-    """Make the inputs of one row that is told by its number."""
+    """Make the inputs of one row that has its number in it."""
     rows = {name: array[:1] for name, array in ROWS.items()}
     return tensors(tritonclient.grpc, rows | {"whole": np.array([[number, -number]], np.int64)})
 
@@ -227,14 +227,14 @@ def test_an_error_in_a_stream_is_one_request_s_own(stream):
 
 def test_a_stream_may_be_cancelled(ports):
     """A client may leave without waiting for its answers; the server answers on."""
-    told = []
+    received = []
     with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{ports[1]}") as client:
-        client.start_stream(lambda result, error: told.append(result or error))
+        client.start_stream(lambda result, error: received.append(result or error))
         for number in range(20):
             client.async_stream_infer("every", one(number))
         client.stop_stream(cancel_requests=True)
 
-        assert told[-1].status() == "StatusCode.CANCELLED"
+        assert received[-1].status() == "StatusCode.CANCELLED"
         assert not differing(client.infer("every", tensors(tritonclient.grpc, ROWS)), ROWS)
 
 

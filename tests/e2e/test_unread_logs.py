@@ -35,7 +35,7 @@ def command(bundle, port, *arguments):
 
 
 def full_pipe():
-    """Make a pipe that takes nothing any more; give both ends."""
+    """Make a pipe that takes nothing any more; return both ends."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with contextlib.suppress(BlockingIOError):
@@ -96,7 +96,7 @@ def test_streams_that_are_closed_are_not_missed(wide_bundle, closed):
 
 @mark.parametrize("form", ["text", "json"])
 def test_the_last_words_are_written(tmp_path, form):
-    """Why a server ends is there for whoever reads it, though a thread writes it."""
+    """Why a server ends is there for the process that reads it, though a thread writes it."""
     ended = subprocess.run(
         command(tmp_path / "none", free_port(), "--log-format", form),
         cwd=ROOT,

@@ -92,7 +92,7 @@ def test_the_saved_request_is_answered_with_its_label(trained, model):
 
 @mark.e2e
 def test_goldens_are_the_digits_that_training_left(model, held_out):
-    """The golden that every device is held against is made of real held-out digits."""
+    """The golden that every device is compared with is made of real held-out digits."""
     (golden,) = model.manifest.goldens
     path = model.bundle.path / golden.file.path
 

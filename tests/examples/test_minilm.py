@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2: its real weights, exported, held against a forward pass in NumPy."""
+"""all-MiniLM-L6-v2: its real weights, exported, compared with a forward pass in NumPy."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from examples.minilm.model import pretrained
 from examples.minilm.similarity import SENTENCES, embed
 from runtime import SignatureMismatch, load
 from tests import in_tensorflow
-from tests.server.front import Entrance
+from tests.server.http_harness import HttpHarness
 
 ROOT = Path(__file__).parents[2]
 
@@ -196,7 +196,7 @@ def test_programs_hold_no_weights(bundle):
 
 def test_the_openai_client_is_answered(model):
     """OpenAI's client gets the vectors that `predict` gives, by a change of the URL."""
-    entrance = Entrance(model)
+    entrance = HttpHarness(model)
     url = f"http://127.0.0.1:{entrance.port}/v1"
 
     with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:

@@ -152,7 +152,7 @@ def quick(request, monkeypatch):
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory):
-    """Export a model for the CPU, load the bundle and give both."""
+    """Export a model for the CPU, load the bundle and return both."""
 
     def run(model, params=None, *, inputs=(X,), **options):
         out = tmp_path_factory.mktemp("export") / "bundle"

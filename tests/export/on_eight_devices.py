@@ -80,7 +80,7 @@ def models(devices):
 
 
 class Partitioned(linen.Module):
-    """Says of each axis what it is, for whoever shards the model."""
+    """Says of each axis what it is, for those who shard the model."""
 
     @linen.compact
     def __call__(self, x):

@@ -11,6 +11,7 @@ from flax import linen as nn
 from export import TensorSpec, VerificationError
 from runtime import SignatureMismatch
 from runtime.description import description
+from runtime.node import to_json
 from runtime.signature import Axis
 
 IDS = TensorSpec(name="ids", dtype="int32", shape=("_", "seq"), minimum=0, maximum=9)
@@ -248,7 +249,7 @@ def test_a_model_that_needs_more_says_how_to_declare_it(refusal):
 
 
 def test_answers_that_are_not_finite_at_the_least_length_say_so(refusal):
-    """A model without a finite answer for one position is found, and told what to declare."""
+    """A model without a finite answer for one position is found, and the error says what to declare."""
 
     def spread(_params, scores, mask):
         mean = (scores * mask).sum(1) / mask.sum(1)
@@ -305,7 +306,7 @@ def test_inputs_below_the_minimum_are_refused(export):
     made = export(top_three, inputs=[SCORES, MASK], axes={"seq": "3..4,8"}, buckets=(1, 2))
     scores = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
 
-    assert made.manifest.signature.axes[0].to_json() == {
+    assert to_json(made.manifest.signature.axes[0]) == {
         "name": "seq",
         "sizes": [4, 8],
         "minimum": 3,
@@ -338,7 +339,7 @@ def test_a_model_can_be_proven_for_empty_sequences(export):
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64"])
 def test_a_mask_of_integers_is_0_or_1(plan, dtype):
-    """The range of an integer mask is recorded, so that whoever sends a 2 is told."""
+    """The range of an integer mask is recorded, so that a 2 is refused."""
     mask = dataclasses.replace(MASK, dtype=dtype)
     made = plan(masked, TABLE, inputs=[IDS, mask], axes={"seq": (4,)}, buckets=(1,))
     recorded = made.signature.inputs[1]
@@ -432,14 +433,14 @@ def test_lengths_that_have_no_range_are_asked_for(refusal):
         (
             {"maximum": "sq"},
             (
-                "input 'lengths': expected a number or an axis of 'seq' as the largest value, got "
+                "input 'lengths': expected a number or an axis of 'seq' as maximum, got "
                 "'sq'; did you mean 'seq'?"
             ),
         ),
         (
             {"minimum": 2},
             (
-                "input 'lengths': expected a smallest value up to 1, the least size of axis 'seq', "
+                "input 'lengths': expected a minimum up to 1, the minimum of axis 'seq', "
                 "got 2; pass --axis seq=2..4,8"
             ),
         ),

@@ -115,7 +115,7 @@ class ByPlace(linen.Module):
 
 
 class Required(linen.Module):
-    """Has to be told whether it trains."""
+    """Requires an argument that says whether it trains."""
 
     @linen.compact
     def __call__(self, x, train):
@@ -167,7 +167,7 @@ class Merged(linen.Module):
 
 @pytest.mark.parametrize("model", [Merged(), Merged(deterministic=True)], ids=["call", "module"])
 def test_a_switch_is_said_once(plan, model):
-    """A module that was made for inference is not told again."""
+    """A module that was made for inference is not passed the switch again."""
     variables = variables_of(Merged(deterministic=True))
     made = plan(model, variables)
     expected = Merged().apply(variables, made.goldens[0][1][0], deterministic=True)

@@ -94,7 +94,7 @@ def test_a_flag_wins_over_the_spec(command):
 
 @pytest.mark.parametrize(("buckets", "hints"), [("2,4", 1), ("1,64", 0), ("128", 0)])
 def test_a_bucket_for_batch_prediction_is_recommended(command, buckets, hints):
-    """Whoever leaves out buckets of 64 and more is told what Vertex AI's batch prediction sends."""
+    """Without buckets of 64 and more a note says what Vertex AI's batch prediction sends."""
     ran = command("models.py:spec", "--buckets", buckets, "--out", "b", "--dry-run")
     hint = (
         "for Vertex AI batch prediction add 64 to --buckets: it sends 64 instances a request, "
@@ -217,7 +217,7 @@ def test_a_spec_has_all_that_flags_have(field):
 
 
 def test_a_spec_has_defaults_for_serving_anywhere():
-    """Unless told otherwise an export is for CPU and CUDA, at the usual batch sizes."""
+    """By default an export is for CPU and CUDA, at the usual batch sizes."""
     spec = ExportSpec(model=None)
     assert (tuple(spec.platforms), tuple(spec.buckets)) == (("cpu", "cuda"), (1, 4, 8, 16, 32, 64))
     assert (spec.output, spec.seed, spec.name, spec.version) == ("raw", 0, "model", "1")

@@ -83,7 +83,7 @@ def test_wrong_usage_is_one_line_and_status_2(command, words, message):
         (
             ["models.py:affine", "--input", "x:float32[3]"],
             (
-                "input 'x': expected [_, …] with sizes or axis names after the batch, got '3' in "
+                "input 'x': expected [_, …] with sizes or axis names after the batch, got 3 in "
                 "'x:float32[3]'; the batch comes first, and is written _"
             ),
         ),
@@ -101,11 +101,11 @@ def test_wrong_usage_is_one_line_and_status_2(command, words, message):
         ),
         (
             ["models.py:affine", "--input", "ids:int32[_,4]", "--range", "ids=9:0"],
-            "input 'ids': expected a range, got 9:0",
+            "input 'ids': expected a maximum of at least the minimum 9, got 0",
         ),
         (
             ["models.py:affine", "--input", "ids:uint8[_,4]", "--range", "ids=0:256"],
-            "input 'ids': expected values of uint8, got 256",
+            "input 'ids': expected a maximum of uint8, got 256",
         ),
         (
             ["models.py:affine", "--input", X, "--range", "x=0:1"],
@@ -261,7 +261,7 @@ def test_values_that_look_like_options_are_none(command):
         ),
         (
             ["models.py:affine", "--input", "ids:int32[_,4]", "--range", "ids=0:seq"],
-            "input 'ids': expected a number as the largest value, got 'seq'",
+            "input 'ids': expected a number as maximum, got 'seq'",
         ),
         (
             ["models.py:spec", "--output", "softmax:outptu"],
@@ -395,7 +395,7 @@ def test_every_file_is_looked_for_before_the_model_is_imported(command, words, m
 
 
 def test_golden_inputs_that_do_not_fit_are_refused_before_tracing(command):
-    """The rows of a golden file are held against the inputs before params are read."""
+    """The rows of a golden file are compared with the inputs before params are read."""
     np.savez("golden.npz", x=np.ones((2, 4), np.float32))
     ran = command("models.py:spec", "--golden", "golden.npz", "--out", "b")
 

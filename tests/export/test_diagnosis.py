@@ -85,7 +85,7 @@ def test_an_nnx_module_is_looked_at_likewise(refusal):
     ids=["name", "value", "attribute"],
 )
 def test_an_error_of_something_else_does_not_blame_shapes(refusal, model):
-    """A missing name, a branch on values and a wrong call are told as they are."""
+    """A missing name, a branch on values and a wrong call are reported as they are."""
     assert "it got" not in refusal(model, W, inputs=["x:float32[_,4]"])
 
 
@@ -143,3 +143,14 @@ def test_a_declared_range_says_that_integers_are_meant(command, folder):
 
     assert len(command(*words, *run).json["notes"]) == 1
     assert command(*words, "--range", "x=0:9", *run).json["notes"] == []
+
+
+def test_several_inputs_of_a_model_of_one_argument_are_explained(refusal):
+    """A model that takes its dict of inputs for an array is told that it got one."""
+    message = refusal(divides, {"w": W["w"]}, inputs=["x:float32[_,4]", "y:float32[_,4]"])
+
+    assert message.startswith("the model cannot be traced: TypeError: unsupported operand type")
+    assert message.endswith(
+        "; a model of one argument gets several inputs as a dict: expected one input, or a model that "
+        "takes them by name, got x, y"
+    )

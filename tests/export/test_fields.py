@@ -1,10 +1,15 @@
 """Fields of a spec, as Python callers give them: what is meant is taken, the rest is one line."""
 
+import copy
+import dataclasses
+import pickle
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from export import ExportError, ExportSpec, TensorSpec, export_model
+from runtime.node import to_json
 from runtime.signature import Axis
 
 X = TensorSpec(name="x", dtype="float32", shape=("_", 3))
@@ -59,8 +64,8 @@ def test_numbers_of_numpy_in_a_tensor_spec_are_plain_ones():
     axis = Axis(name="seq", sizes=np.array([4, 8]), minimum=np.int64(2))
     made = checked(inputs=[spec], axes={"seq": axis})
 
-    assert {type(made.inputs[0].to_json()[key]) for key in ("pad", "minimum", "maximum")} == {int}
-    assert made.axes["seq"].to_json() == {"name": "seq", "sizes": [4, 8], "minimum": 2}
+    assert {type(to_json(made.inputs[0])[key]) for key in ("pad", "minimum", "maximum")} == {int}
+    assert to_json(made.axes["seq"]) == {"name": "seq", "sizes": [4, 8], "minimum": 2}
     assert type(made.axes["seq"].minimum) is int
 
 
@@ -79,7 +84,7 @@ INPUTS = "inputs: expected a list such as ['x:float32[_,28,28,1]'], got "
             "inputs",
             [TensorSpec(name="x", dtype="float32", shape=(3,))],
             (
-                "input 'x': expected [_, …] with sizes or axis names after the batch, got '3'; the "
+                "input 'x': expected [_, …] with sizes or axis names after the batch, got 3; the "
                 "batch comes first, and is written _"
             ),
         ),
@@ -127,7 +132,13 @@ INPUTS = "inputs: expected a list such as ['x:float32[_,28,28,1]'], got "
                 "classification:probabilities, embedding, embedding:normalized, got None"
             ),
         ),
-        ("labels", "a,b", "labels: expected a list of names such as ['cat', 'dog'], got 'a,b'"),
+        (
+            "labels",
+            "a",
+            (
+                "labels: expected a,b,c or a file with a name on each line, got 'a', which is no file"
+            ),
+        ),
         ("labels", [0, 1], "labels: expected a list of names such as ['cat', 'dog'], got [0, 1]"),
         ("dtype", "int8", "dtype: expected bfloat16, float16, float32, got 'int8'"),
         ("dtype", jnp.int8, "dtype: expected bfloat16, float16, float32, got 'int8'"),
@@ -146,7 +157,7 @@ INPUTS = "inputs: expected a list such as ['x:float32[_,28,28,1]'], got "
         ("name", 3, "name: expected letters, digits, '_.-', got 3"),
         ("version", None, "version: expected digits, got None"),
         ("version", 1.0, "version: expected digits, got 1.0"),
-        ("version", -1, "version: expected digits, got -1"),
+        ("version", -1, "version: expected digits, got '-1'"),
         (
             "params_path",
             3,
@@ -164,6 +175,33 @@ def test_what_no_field_takes_is_one_line(field, value, message):
     assert str(caught.value) == message
 
 
+SEQ = ("_", "seq")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "refusal"),
+    [
+        ([TensorSpec(name="x", dtype="float32", shape=SEQ, pad=float("inf"))], "pad of float32"),
+        ([TensorSpec(name="x", dtype="float32", shape=SEQ, pad=float("nan"))], "pad of float32"),
+        ([TensorSpec(name="x", dtype="bool", shape=SEQ, maximum=2)], "maximum of bool"),
+        ([TensorSpec(name="x", dtype="uint8", shape=SEQ, pad=-1)], "pad of uint8"),
+        (
+            [TensorSpec(name="x", dtype="int8", shape=("_", 3), mask=True)],
+            "bucketed axis for a mask",
+        ),
+        ([TensorSpec(name="x", dtype="int8", shape=SEQ, mask=True)], "that is not a mask"),
+        ([TensorSpec(name="x", dtype="int8", shape=("_", "axis"))], "its sizes"),
+        ([], "at least one"),
+    ],
+)
+def test_what_no_manifest_may_say_is_refused_before_the_export(inputs, refusal):
+    """The rules of the format hold for options too, as one line that names the option."""
+    axes = {"seq": (4, 8)} if any("seq" in spec.shape for spec in inputs) else {}
+
+    with pytest.raises(ExportError, match=f"^(input 'x'|inputs|axis 'axis'): expected .*{refusal}"):
+        checked(inputs=inputs, axes=axes)
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -178,7 +216,7 @@ def test_an_option_that_does_not_exist_names_the_nearest(tmp_path, option, messa
     for model in (None, ExportSpec(model=None)):
         with pytest.raises(ExportError) as caught:
             export_model(model, out=tmp_path / "b", **{option: 1})
-        assert str(caught.value) == message
+        assert str(caught.value).partition(" (options: ")[0] == message
 
 
 def test_a_bundle_goes_to_a_path():
@@ -200,3 +238,21 @@ def test_one_of_each_is_exported(export, rows):
 
     assert (made.manifest.buckets, made.manifest.version) == ((1, 4), "7")
     np.testing.assert_array_equal(made.answer(x=rows), rows * 2)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("lables", "; did you mean 'labels'?"), ("zzz", "")])
+def test_a_field_that_does_not_exist_names_the_nearest(name, hint):
+    """A misspelt field of an ExportSpec is a TypeError with the nearest one, and all there are."""
+    with pytest.raises(TypeError) as caught:
+        ExportSpec(model=None, **{name: 1})
+
+    names = ", ".join(field.name for field in dataclasses.fields(ExportSpec))
+    assert str(caught.value) == f"ExportSpec: no such field {name!r}{hint} (fields: {names})"
+
+
+def test_a_spec_is_copied_and_pickled():
+    """A spec goes through copy, pickle and replace as other records do."""
+    spec = ExportSpec(model=len, labels=["a"])
+
+    assert copy.copy(spec) == pickle.loads(pickle.dumps(spec)) == spec  # noqa: S301 (our own)
+    assert dataclasses.replace(spec, seed=3).seed == 3

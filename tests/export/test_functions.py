@@ -204,7 +204,7 @@ def test_a_model_that_fails_is_one_line(refusal, model, message):
 
 
 def test_a_models_own_line_is_named(refusal):
-    """What goes wrong deep inside of Flax is told with the line of the model that led there."""
+    """What goes wrong deep inside of Flax is reported with the line of the model that led there."""
 
     def deep(_params, x):
         return linen.Conv(2, (3, 3)).apply({}, x)

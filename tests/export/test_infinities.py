@@ -159,7 +159,7 @@ def test_mixed_rows_are_told_by_their_infinities(refusal):
 
 
 def test_an_infinity_that_no_golden_shows_is_noted(export, tmp_path):
-    """Nothing is proven of what is not tried; rows that try it can be given."""
+    """Nothing is proven of what is not tried; rows that try it can be passed."""
     model, options = lambda _, x: jnp.where(x > 5, jnp.inf, x), {"allow_infinite": ["output"]}
     made = export(model, **options)
     rows = tmp_path / "rows.safetensors"
@@ -168,7 +168,7 @@ def test_an_infinity_that_no_golden_shows_is_noted(export, tmp_path):
     (note,) = made.report.notes
     assert note == (
         "output 'output' may be infinite, and is not in any golden: that the program then answers "
-        "as the model does is not shown; give rows that make it so with --golden FILE"
+        "as the model does is not shown; pass rows that make it so with --golden FILE"
     )
     assert export(model, golden=rows, **options).report.notes == ()
 

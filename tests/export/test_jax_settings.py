@@ -114,7 +114,7 @@ def test_one_precision_said_twice_is_no_news(export):
 
 
 def careless(params, x):
-    """Do all that JAX can be told to object to, and answer well."""
+    """Do all that JAX can be set to object to, and answer well."""
     key = jax.random.PRNGKey(3)
     count = jnp.arange(3)[None] * 2
     odd = jnp.where(x > 1e9, jnp.log(-jnp.abs(x) - 1) + 1 / (x * 0), x + count + jnp.ones((3,)))
@@ -399,7 +399,7 @@ def command_line(folder, **environ):
 
 @mark.e2e
 def test_an_environment_full_of_settings_exports(folder):
-    """The command, and the processes that it starts, export and verify whatever JAX is told."""
+    """The command, and the processes that it starts, export and verify whatever JAX's settings."""
     done = command_line(folder, **ENVIRONMENT)
 
     assert done.returncode == 0, done.stderr

@@ -135,7 +135,7 @@ def test_inputs_that_no_output_depends_on_are_told(form, read):
 
 
 def test_with_references_every_input_is_read():
-    """Where values are passed on in place, no input is told to be unread."""
+    """Where values are passed on in place, no input is reported as unread."""
 
     def apply(a, b):
         kept = jax.new_ref(a)

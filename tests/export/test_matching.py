@@ -1,4 +1,4 @@
-"""Params of a checkpoint, held against what the model has."""
+"""Params of a checkpoint, compared with what the model has."""
 
 import pickle
 

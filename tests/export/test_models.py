@@ -16,7 +16,7 @@ def close(got, expected, rtol=1e-5, atol=1e-6):
 
 
 class Noisy(linen.Module):
-    """Dropout and batch statistics, in training mode unless told otherwise."""
+    """Dropout and batch statistics, in training mode by default."""
 
     switch: str = "train"
 

@@ -80,7 +80,7 @@ def test_a_tensor_spec_takes_dtypes_of_numpy_and_jax(dtype):
     ("shape", "message"),
     [
         ((None, 28), "got 'None'; the batch is written _"),
-        ((-1, 28), "got '-1'; the batch is written _"),
+        ((-1, 28), "got -1; the batch is written _"),
         (("batch", 28), "got 'batch'; the batch is written _"),
         (("_", None), f"got 'None'; {SEVERAL}"),
         (("_", 2.5), "got '2.5'"),

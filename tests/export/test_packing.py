@@ -109,7 +109,7 @@ def test_params_keep_the_models_order():
 
 
 def test_a_model_of_many_small_params_has_few_arguments(export):
-    """The bundle names each param and where it lies, and the model answers from there."""
+    """The bundle names each param and in place, and the model answers from there."""
     params = {f"layer{i}": {"w": np.full(3, i, np.float32), "n": np.int32(i)} for i in range(20)}
 
     def model(params, x):

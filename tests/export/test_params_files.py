@@ -52,9 +52,9 @@ def read(emulator, tmp_path, monkeypatch):  # noqa: ARG001 (it has to run)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def run(path, **options):
-        told = []
+        steps = []
         try:
-            return params_files.read(path, progress=told.append, **options), told
+            return params_files.read(path, progress=steps.append, **options), steps
         finally:
             assert list(tmp_path.iterdir()) == []
 
@@ -75,10 +75,10 @@ def read(emulator, tmp_path, monkeypatch):  # noqa: ARG001 (it has to run)
 )
 def test_params_are_read_from_a_bucket(read, path, factor, files):
     """A folder of steps, a step, its item and a file are read; of steps only the newest comes."""
-    tree, told = read(path)
+    tree, steps = read(path)
 
     np.testing.assert_array_equal(tree["w"], W * factor)
-    assert [line.partition(" MB")[0].rpartition(",")[0] for line in told] == [
+    assert [line.partition(" MB")[0].rpartition(",")[0] for line in steps] == [
         f"copying {files} files of {str(path).replace(':/m', '://m').rstrip('/')}"
     ]
 
@@ -117,10 +117,7 @@ def test_the_command_takes_a_bucket(command):
         ),
         (
             "gs://nobody/x",
-            (
-                "params gs://nobody/x: 404 unknown error; is the name of the bucket right, and "
-                "nothing being written there?"
-            ),
+            ("params gs://nobody: expected a bucket, got 404; is its name right?"),
         ),
     ],
 )
@@ -135,7 +132,7 @@ def test_what_is_not_there_is_one_line_with_the_url(read, url, message):
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("gs://", "params gs://: expected gs://BUCKET/FOLDER, got no bucket"),
+        ("gs://", "params: expected gs://BUCKET/FOLDER with a bucket's name, got 'gs://'"),
         (
             "s3://b/x",
             (
@@ -169,13 +166,12 @@ def test_absent_package_names_its_extra(monkeypatch):
         params_files.read("gs://models/x", progress=lambda _: None)
 
     assert str(caught.value) == (
-        "params gs://models/x: needs google-cloud-storage, which is not installed; pip install "
-        "'hloserve[gcs]'"
+        "params gs://models: expected google-cloud-storage, got none; pip install 'hloserve[gcs]'"
     )
 
 
 def test_absent_credentials_are_one_line(monkeypatch):
-    """Who is not logged in is told how to, whatever Google's client says at length."""
+    """Who is not logged in gets the command for it, whatever Google's client says at length."""
 
     def refuse(**_):
         raise DefaultCredentialsError("Your default credentials were not found. To set up …")
@@ -186,8 +182,8 @@ def test_absent_credentials_are_one_line(monkeypatch):
         params_files.read("gs://models/x", progress=lambda _: None)
 
     assert str(caught.value) == (
-        "params gs://models/x: expected credentials, got none; run gcloud auth "
-        "application-default login"
+        "params gs://models: expected credentials, got none; run as a service account, or run "
+        "gcloud auth application-default login"
     )
 
 
@@ -196,14 +192,13 @@ def test_a_service_that_is_not_there_is_one_line(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
-    monkeypatch.setattr(params_files, "_PATIENCE", 0.01)
+    monkeypatch.setattr("runtime.storage.transfer.TRIES", 1)
 
     with pytest.raises(CheckpointError) as caught:
         params_files.read("gs://models/x", progress=lambda _: None)
 
     assert str(caught.value) == (
-        "params gs://models/x: expected an answer of Cloud Storage, got ConnectionError; is the "
-        "network there?"
+        "params gs://models/x: gave up after 1 tries: [Errno 111] Connection refused"
     )
 
 
@@ -232,10 +227,10 @@ def orbax(step, *more):
 )
 def test_only_what_params_are_read_from_is_copied(paths, wanted, left_out):
     """Older steps, unfinished ones and folders of other things stay where they are."""
-    told = []
+    steps = []
 
-    assert sorted(params_files.needed(paths, told.append)) == sorted(wanted or paths)
-    assert told == ([left_out] if left_out else [])
+    assert sorted(params_files.needed(paths, steps.append)) == sorted(wanted or paths)
+    assert steps == ([left_out] if left_out else [])
 
 
 @pytest.mark.parametrize("path", ["../x", "a/../../x", "/x", "a//b", "./x", "a\0b"])

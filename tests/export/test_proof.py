@@ -2,7 +2,6 @@
 
 import dataclasses
 import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import pytest
 from export import ExportError, RowMixing, VerificationError, export_model, exporting, verification
 from export.lowering import lower, trace
 from runtime import IncompatibleProgram, Model, load, open_bundle
+from runtime.child_process import python_command
 from runtime.verify import verify
 from tests.export.conftest import verify_here
 
@@ -122,11 +122,11 @@ def test_rows_that_meet_in_rare_cases_are_refused(refusal):
     ],
 )
 def test_few_runs_are_for_what_structure_shows(tmp_path, monkeypatch, model, proven):
-    """The process that verifies is told of the programs whose structure shows independent rows."""
-    told = []
+    """The process that verifies gets the programs whose structure shows independent rows."""
+    passed = []
 
     def hear(bundle, platform, independent, tell):
-        told.extend(independent)
+        passed.extend(independent)
         return verify_here(bundle, platform, independent, tell)
 
     monkeypatch.setattr(verification, "_run", hear)
@@ -141,7 +141,7 @@ def test_few_runs_are_for_what_structure_shows(tmp_path, monkeypatch, model, pro
         out=tmp_path / "b",
     )
 
-    assert told == proven
+    assert passed == proven
     assert [p.bucket for p in report.programs if p.rows_unproven is None] == proven
 
 
@@ -342,7 +342,7 @@ def test_the_verifying_process_cannot_import_flax(name):
     """What verifies a bundle has nothing of what made it."""
     prefix = verification._CHILD.split("from runtime")[0]
     ran = subprocess.run(
-        [sys.executable, "-c", f"{prefix}import {name}", str(verification._ROOT)],
+        python_command(f"{prefix}import {name}"),
         capture_output=True,
         text=True,
     )

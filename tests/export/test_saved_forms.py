@@ -22,7 +22,7 @@ X = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
 
 
 class Tagged(flax.struct.PyTreeNode, linen.meta.AxisMetadata):
-    """A box of somebody's own, whose array is not called `value`."""
+    """A box of a user's own, whose array is not called `value`."""
 
     array: Any
     tag: str = flax.struct.field(pytree_node=False, default="")

@@ -247,16 +247,16 @@ def test_a_process_that_crashes_is_reported(refused, monkeypatch, code, message)
 def test_a_tensorflow_that_cannot_be_used_is_reported(refused, monkeypatch, code, message):
     """One that is too old for the NumPy here does not even start; it is tried once."""
     monkeypatch.setattr(for_tensorflow, "_CHILD", code)
-    told = []
+    steps = []
 
-    said = refused(affine, W, progress=told.append)
+    said = refused(affine, W, progress=steps.append)
 
     assert re.sub(r"tensorflow[\w-]* [\d.]+\d", "tensorflow T", said) == (
         f"savedmodel: tensorflow T cannot be used: {message}; is it what pip install "
         "'hloserve[savedmodel]' brings?"
     )
-    assert told[-1] == "making the SavedModel in TensorFlow"
-    assert told.count(told[-1]) == 1
+    assert steps[-1] == "making the SavedModel in TensorFlow"
+    assert steps.count(steps[-1]) == 1
 
 
 def export_both(folder, params=W, **more):
@@ -291,10 +291,10 @@ def test_whatever_goes_wrong_in_tensorflows_process_is_told(tmp_path, tensorflow
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps({"bundle": str(tmp_path), "target": "tf"}))
 
-    told = tensorflow(in_tensorflow.step, "build", str(recipe))
+    steps = tensorflow(in_tensorflow.step, "build", str(recipe))
 
     _, version = tensorflow(in_tensorflow.reads)
-    assert told["failed"].startswith(f"TensorFlow {version} cannot run the model: BundleError: ")
+    assert steps["failed"].startswith(f"TensorFlow {version} cannot run the model: BundleError: ")
 
 
 def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
@@ -430,7 +430,7 @@ def test_a_savedmodel_is_replaced_only_when_asked(command, folder):
 
 
 def test_a_directory_that_is_no_savedmodel_is_left_alone(tmp_path):
-    """Not even --overwrite replaces somebody's files."""
+    """Not even --overwrite replaces files of another kind."""
     (tmp_path / "tf").mkdir()
     (tmp_path / "tf" / "thesis.txt").write_text("years of work")
 

@@ -103,7 +103,7 @@ class NestOfCalls(linen.Module):
 
 
 class Always(linen.Module):
-    """Drops units whatever it is told."""
+    """Drops units whatever its options."""
 
     @linen.compact
     def __call__(self, x):
@@ -266,7 +266,7 @@ def test_a_function_whose_dropout_is_on_is_told_the_same(refusal):
 
 
 class Updating(linen.Module):
-    """Updates its statistics unless it is told otherwise."""
+    """Updates its statistics by default."""
 
     @linen.compact
     def __call__(self, x, of_batch: bool = True):
@@ -300,14 +300,14 @@ class NnxNet(nnx.Module):
 
 
 class NnxRough(NnxNet):
-    """Drops when it is called, unless it is told otherwise."""
+    """Drops when it is called, by default."""
 
     def __call__(self, x, rough: bool = True):
         return NnxNet.__call__(self, x, rough=rough)
 
 
 class NnxFresh(NnxNet):
-    """Normalizes by its batch, unless it is told otherwise."""
+    """Normalizes by its batch, by default."""
 
     def __call__(self, x, fresh: bool = True):
         return NnxNet.__call__(self, x, fresh=fresh)

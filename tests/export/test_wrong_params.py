@@ -280,7 +280,7 @@ def test_how_a_shape_is_related_is_said(shape, said):
 
 
 def test_replicas_are_those_of_flax(refusal):
-    """What flax.jax_utils.replicate makes is what is told, down to one device."""
+    """What flax.jax_utils.replicate makes is what is reported, down to one device."""
     message = refusal(linen.Dense(2), flax.jax_utils.replicate(STATE), kind=ParamsError)
     assert message.startswith(
         "params: replicated over devices: each has the same extra leading axis"

@@ -15,7 +15,7 @@ _PASSED = ("AIP_HTTP_PORT", "AIP_HEALTH_ROUTE", "AIP_PREDICT_ROUTE")
 
 
 def main(config, root):
-    """Run it; gives the exit status."""
+    """Run it; return the exit status."""
     environ = {name: os.environ[name] for name in _PASSED}
     bundle = os.environ["AIP_STORAGE_URI"]
     environ["AIP_STORAGE_URI"] = "/mnt/models" if bundle else ""

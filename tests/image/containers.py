@@ -39,7 +39,7 @@ exec prlimit --nproc=128 chroot --groups= --userspec="$user" . /usr/bin/env -i "
 
 
 def run(*command, **options):
-    """Run a command that has to succeed; give what it prints."""
+    """Run a command that has to succeed; return what it prints."""
     done = subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, cwd=ROOT, **options
     )
@@ -89,7 +89,7 @@ class Builder:
         return run("./build.sh", "image", *arguments, env=environ)
 
     def buildah(self, *arguments):
-        """Run buildah; give what it prints."""
+        """Run buildah; return what it prints."""
         return run("buildah", *arguments, env=self._environ).strip()
 
     def open(self, name):
@@ -140,7 +140,7 @@ class Image:
             try:
                 yield container
             finally:
-                # What has another user outlives its parent, whatever unshare is told.
+                # What has another user outlives its parent, whatever unshare's options.
                 for number in _children(container):
                     os.kill(number, signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""A bundle on paper to attack, and copies of bundles that run to tamper with."""
+"""A fake bundle to attack, and copies of bundles that run to tamper with."""
 
 import hashlib
 import json
@@ -7,14 +7,14 @@ import shutil
 from pytest import fixture
 
 from runtime import load
-from tests.runtime.paper import write_bundle
+from tests.runtime.fake_bundle import write_bundle
 
 
 @fixture
-def paper(tmp_path):
-    """A fresh bundle on paper."""
-    write_bundle(tmp_path / "paper")
-    return tmp_path / "paper"
+def fake_bundle(tmp_path):
+    """A fresh fake bundle."""
+    write_bundle(tmp_path / "fake_bundle")
+    return tmp_path / "fake_bundle"
 
 
 @fixture
@@ -57,9 +57,9 @@ def tagger(tagger_bundle):
 
 
 @fixture
-def value(paper):
-    """manifest.json of a bundle on paper, as JSON values."""
-    return json.loads((paper / "manifest.json").read_bytes())
+def value(fake_bundle):
+    """manifest.json of a fake bundle, as JSON values."""
+    return json.loads((fake_bundle / "manifest.json").read_bytes())
 
 
 @fixture

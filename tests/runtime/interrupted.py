@@ -1,4 +1,4 @@
-"""Writes bundles on paper in processes that come to grief, one process for each step.
+"""Writes fake bundles in processes that come to grief, one process for each step.
 
     python -m tests.runtime.interrupted killed|failing|full ROOT [--overwrite]
     python -m tests.runtime.interrupted race ROOT
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import BundleError
-from tests.runtime.paper import write_bundle
+from tests.runtime.fake_bundle import write_bundle
 
 FINE, REFUSED, NO_SPACE, BROKEN = 0, 3, 28, 70
 FULL = {errno.ENOSPC, errno.EFBIG}

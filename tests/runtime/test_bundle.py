@@ -11,7 +11,7 @@ from pytest import mark, param, raises
 
 from runtime.bundle import open_bundle
 from runtime.errors import BundleError, IntegrityError, ManifestError
-from tests.runtime.paper import FILES, PARAMS
+from tests.runtime.fake_bundle import FILES, PARAMS
 
 PROGRAM = "programs/b1-seq2.exported"
 
@@ -40,22 +40,22 @@ def refusal(bundle, kind=IntegrityError):
     return str(caught.value)
 
 
-def test_whole_bundle_is_read(paper, caplog):
+def test_whole_bundle_is_read(fake_bundle, caplog):
     """
     What was written opens without a warning and holds exactly its files.
     """
-    read_all(paper)
+    read_all(fake_bundle)
 
-    files = sorted(str(p.relative_to(paper)) for p in paper.rglob("*") if p.is_file())
+    files = sorted(str(p.relative_to(fake_bundle)) for p in fake_bundle.rglob("*") if p.is_file())
     assert files == FILES
     assert caplog.records == []
 
 
-def test_params_are_mapped(paper):
+def test_params_are_mapped(fake_bundle):
     """
     Params are read-only views of the file, bit for bit what was written.
     """
-    bundle = open_bundle(paper)
+    bundle = open_bundle(fake_bundle)
 
     tensors = bundle.map(bundle.manifest.params.files[0])
 
@@ -65,100 +65,103 @@ def test_params_are_mapped(paper):
     assert not any(t.flags.writeable for t in tensors.values())
 
 
-def test_digest_covers_everything(paper):
+def test_digest_covers_everything(fake_bundle):
     """
     The bundle's digest is the manifest's, which holds the digests of all other files.
     """
-    manifest = (paper / "manifest.json").read_bytes()
+    manifest = (fake_bundle / "manifest.json").read_bytes()
 
-    assert open_bundle(paper).digest == hashlib.sha256(manifest).hexdigest()
+    assert open_bundle(fake_bundle).digest == hashlib.sha256(manifest).hexdigest()
 
 
 @mark.parametrize(
     "path", ["params.safetensors", "golden/0.safetensors", PROGRAM, "programs/b2-seq4.stablehlo"]
 )
-def test_truncated_file_is_refused_at_opening(paper, path):
+def test_truncated_file_is_refused_at_opening(fake_bundle, path):
     """
     A file that lost its end is refused before anything is read.
     """
-    size = (paper / path).stat().st_size
-    os.truncate(paper / path, size - 1)
+    size = (fake_bundle / path).stat().st_size
+    os.truncate(fake_bundle / path, size - 1)
 
     with raises(IntegrityError) as caught:
-        open_bundle(paper)
+        open_bundle(fake_bundle)
 
     assert str(caught.value) == f"{path}: expected {size} bytes, got {size - 1}"
 
 
 @mark.parametrize("path", ["params.safetensors", "golden/0.safetensors", PROGRAM])
-def test_any_flipped_bit_is_refused(paper, path):
+def test_any_flipped_bit_is_refused(fake_bundle, path):
     """
     Not one flipped bit of a file reaches a deserializer.
     """
-    whole = (paper / path).read_bytes()
+    whole = (fake_bundle / path).read_bytes()
     expected = hashlib.sha256(whole).hexdigest()
     for bit in some_bits(whole, 40):
         data = bytearray(whole)
         data[bit // 8] ^= 1 << bit % 8
-        (paper / path).write_bytes(data)
+        (fake_bundle / path).write_bytes(data)
 
-        assert refusal(paper) == (
+        assert refusal(fake_bundle) == (
             f"{path}: expected sha256 {expected}, got {hashlib.sha256(data).hexdigest()}"
         )
 
 
-def test_flipped_bits_of_the_manifest_are_noticed(paper):
+def test_flipped_bits_of_the_manifest_are_noticed(fake_bundle):
     """
     A flipped bit of the manifest is refused, or it changes the digest that the bundle goes by.
     """
-    path = paper / "manifest.json"
+    path = fake_bundle / "manifest.json"
     whole = path.read_bytes()
-    digest = open_bundle(paper).digest
+    digest = open_bundle(fake_bundle).digest
     for bit in some_bits(whole, 200):
         data = bytearray(whole)
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
         try:
-            found = open_bundle(paper).digest
+            found = open_bundle(fake_bundle).digest
         except BundleError:
             continue
         assert found != digest
 
 
-def test_swapped_digests_are_refused(paper):
+def test_swapped_digests_are_refused(fake_bundle):
     """
     Two programs that change places are refused, though the files are all there.
     """
-    one, other = paper / "programs/b1-seq2.exported", paper / "programs/b2-seq2.exported"
+    one, other = (
+        fake_bundle / "programs/b1-seq2.exported",
+        fake_bundle / "programs/b2-seq2.exported",
+    )
     data = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(data)
 
-    assert refusal(paper).startswith("programs/b1-seq2.exported: expected sha256 ")
+    assert refusal(fake_bundle).startswith("programs/b1-seq2.exported: expected sha256 ")
 
 
-@mark.parametrize("path", ["../paper.txt", "/etc/hostname", "programs/../../paper.txt"])
-def test_path_out_of_the_bundle_is_refused(paper, path):
+@mark.parametrize("path", ["../fake_bundle.txt", "/etc/hostname", "programs/../../fake_bundle.txt"])
+def test_path_out_of_the_bundle_is_refused(fake_bundle, path):
     """
     A manifest cannot make the reader open a file outside of the bundle.
     """
-    (paper.parent / "paper.txt").write_bytes((paper / PROGRAM).read_bytes())
-    manifest = paper / "manifest.json"
+    (fake_bundle.parent / "fake_bundle.txt").write_bytes((fake_bundle / PROGRAM).read_bytes())
+    manifest = fake_bundle / "manifest.json"
     manifest.write_text(manifest.read_text().replace(f'"{PROGRAM}"', f'"{path}"'))
 
-    assert refusal(paper, ManifestError) == (
+    assert refusal(fake_bundle, ManifestError) == (
         f"manifest.json: expected a plain relative path, got {path!r} at $.programs[0].exported.path"
     )
 
 
-def test_missing_file_is_refused_at_opening(paper):
+def test_missing_file_is_refused_at_opening(fake_bundle):
     """
     A bundle without one of its files does not open.
     """
-    (paper / PROGRAM).unlink()
+    (fake_bundle / PROGRAM).unlink()
 
     with raises(IntegrityError) as caught:
-        open_bundle(paper)
+        open_bundle(fake_bundle)
 
     assert str(caught.value) == (
         f"{PROGRAM}: expected a regular file, got No such file or directory"
@@ -172,7 +175,7 @@ def as_symlink(path):
 
 
 def as_fifo(path):
-    """Put a FIFO, which blocks whoever opens it, in a file's place."""
+    """Put a FIFO, which blocks the process that opens it, in a file's place."""
     path.unlink()
     os.mkfifo(path)
 
@@ -191,40 +194,40 @@ def as_directory(path):
         param(as_directory, "another kind", id="directory"),
     ],
 )
-def test_only_regular_files_are_read(paper, replace, got):
+def test_only_regular_files_are_read(fake_bundle, replace, got):
     """
     A symbolic link, a FIFO or a directory in a file's place is refused and never waited for.
     """
-    replace(paper / PROGRAM)
+    replace(fake_bundle / PROGRAM)
 
-    assert refusal(paper) == f"{PROGRAM}: expected a regular file, got {got}"
+    assert refusal(fake_bundle) == f"{PROGRAM}: expected a regular file, got {got}"
 
 
-def test_symbolic_link_on_the_way_is_refused(paper):
+def test_symbolic_link_on_the_way_is_refused(fake_bundle):
     """
     A directory of the bundle cannot be a link to another place.
     """
-    shutil.move(paper / "programs", paper.parent / "elsewhere")
-    (paper / "programs").symlink_to(paper.parent / "elsewhere")
+    shutil.move(fake_bundle / "programs", fake_bundle.parent / "elsewhere")
+    (fake_bundle / "programs").symlink_to(fake_bundle.parent / "elsewhere")
 
-    assert refusal(paper) == f"{PROGRAM}: expected a regular file, got a symbolic link"
+    assert refusal(fake_bundle) == f"{PROGRAM}: expected a regular file, got a symbolic link"
 
 
-def test_the_bundle_itself_may_be_a_symbolic_link(paper):
+def test_the_bundle_itself_may_be_a_symbolic_link(fake_bundle):
     """
     Deployments point a name like `current` at the bundle that serves.
     """
-    current = paper.parent / "current"
-    current.symlink_to(paper)
+    current = fake_bundle.parent / "current"
+    current.symlink_to(fake_bundle)
 
     read_all(current)
 
 
-def test_folders_of_any_depth_and_number_are_beside_a_bundle(paper, monkeypatch, caplog):
+def test_folders_of_any_depth_and_number_are_beside_a_bundle(fake_bundle, monkeypatch, caplog):
     """
-    What the manifest does not name is looked at so far, whatever somebody has put there.
+    What the manifest does not name is looked at so far, whatever was put there.
     """
-    folder = os.open(paper, os.O_RDONLY)
+    folder = os.open(fake_bundle, os.O_RDONLY)
     for _ in range(1100):
         os.mkdir("deeper", dir_fd=folder)
         below = os.open("deeper", os.O_RDONLY, dir_fd=folder)
@@ -232,30 +235,30 @@ def test_folders_of_any_depth_and_number_are_beside_a_bundle(paper, monkeypatch,
         folder = below
     os.close(folder)
     try:
-        read_all(paper)
+        read_all(fake_bundle)
         assert caplog.messages == []
-        monkeypatch.setattr("runtime.bundle._MOST_ENTRIES", 0)
-        (paper / "beyond").touch()
-        read_all(paper)
+        monkeypatch.setattr("runtime.bundle._MAX_ENTRIES", 0)
+        (fake_bundle / "beyond").touch()
+        read_all(fake_bundle)
         assert caplog.messages == []
     finally:
-        subprocess.run(["rm", "-r", paper / "deeper"], check=True)
+        subprocess.run(["rm", "-r", fake_bundle / "deeper"], check=True)
 
 
-def test_extra_files_are_named_and_ignored(paper, caplog):
+def test_extra_files_are_named_and_ignored(fake_bundle, caplog):
     """
     Files that the manifest does not name are warned about, links and hidden ones included.
     """
-    (paper / "notes.txt").write_text("mine")
-    (paper / "programs" / ".hidden").write_text("")
-    (paper / "link").symlink_to("nowhere")
-    (paper / "\x1b[2J").write_text("")
+    (fake_bundle / "notes.txt").write_text("mine")
+    (fake_bundle / "programs" / ".hidden").write_text("")
+    (fake_bundle / "link").symlink_to("nowhere")
+    (fake_bundle / "\x1b[2J").write_text("")
     with caplog.at_level(logging.WARNING):
-        read_all(paper)
+        read_all(fake_bundle)
 
     (message,) = caplog.messages
     assert message == (
-        f"bundle {paper} has files its manifest does not name: \\x1b[2J, link, notes.txt, "
+        f"bundle {fake_bundle} has files its manifest does not name: \\x1b[2J, link, notes.txt, "
         "programs/.hidden"
     )
 
@@ -269,25 +272,25 @@ def test_extra_files_are_named_and_ignored(paper, caplog):
         param(as_directory, "no regular file of that name", id="directory"),
     ],
 )
-def test_manifest_is_a_regular_file(paper, replace, got):
+def test_manifest_is_a_regular_file(fake_bundle, replace, got):
     """
     Without a manifest of its own a directory is no bundle: the manifest is the commit marker.
     """
-    replace(paper / "manifest.json")
+    replace(fake_bundle / "manifest.json")
 
-    assert refusal(paper, BundleError) == (
-        f"bundle {paper}: expected manifest.json, got {got}; an export that was interrupted "
+    assert refusal(fake_bundle, BundleError) == (
+        f"bundle {fake_bundle}: expected manifest.json, got {got}; an export that was interrupted "
         "leaves none"
     )
 
 
-def test_huge_manifest_is_refused(paper):
+def test_huge_manifest_is_refused(fake_bundle):
     """
     No more than the largest legal manifest is ever read.
     """
-    os.truncate(paper / "manifest.json", 2**40)
+    os.truncate(fake_bundle / "manifest.json", 2**40)
 
-    assert refusal(paper, ManifestError) == (
+    assert refusal(fake_bundle, ManifestError) == (
         "manifest.json: expected at most 67108864 bytes, got 67108865 at $"
     )
 
@@ -321,15 +324,15 @@ def test_path_that_the_system_refuses_is_said(tmp_path):
     )
 
 
-def test_file_that_changes_after_opening_is_refused(paper):
+def test_file_that_changes_after_opening_is_refused(fake_bundle):
     """
     Digests are compared when a file is read, not only when the bundle is opened.
     """
-    bundle = open_bundle(paper)
+    bundle = open_bundle(fake_bundle)
     program = bundle.manifest.programs[0].exported
-    (paper / program.path).write_bytes(b"X" * program.bytes)
+    (fake_bundle / program.path).write_bytes(b"X" * program.bytes)
     golden = bundle.manifest.goldens[0].file
-    (paper / golden.path).write_bytes(bytes(golden.bytes))
+    (fake_bundle / golden.path).write_bytes(bytes(golden.bytes))
 
     with raises(IntegrityError):
         bundle.read(program)
@@ -338,36 +341,36 @@ def test_file_that_changes_after_opening_is_refused(paper):
 
 
 @mark.parametrize("name", ["params.safetensors", "golden/0.safetensors"])
-def test_damaged_header_with_the_right_digest_is_refused(paper, redigest, name):
+def test_damaged_header_with_the_right_digest_is_refused(fake_bundle, redigest, name):
     """
     A safetensors header that lies is caught even where someone recomputed the digests.
     """
-    path = paper / name
+    path = fake_bundle / name
     data = bytearray(path.read_bytes())
     data[:8] = (2**62).to_bytes(8, "little")
     path.write_bytes(data)
-    redigest(paper)
+    redigest(fake_bundle)
 
-    assert refusal(paper).startswith(f"{name}: expected safetensors, got ")
+    assert refusal(fake_bundle).startswith(f"{name}: expected safetensors, got ")
 
 
-def test_mapping_outlives_the_bundle_directory(paper):
+def test_mapping_outlives_the_bundle_directory(fake_bundle):
     """
     Params stay readable after their bundle is replaced or removed.
     """
-    bundle = open_bundle(paper)
+    bundle = open_bundle(fake_bundle)
     tensors = bundle.map(bundle.manifest.params.files[0])
-    shutil.rmtree(paper)
+    shutil.rmtree(fake_bundle)
 
     assert np.array_equal(tensors["weights"], PARAMS["weights"])
 
 
-def test_a_bundle_one_folder_below_is_named(paper, tmp_path):
+def test_a_bundle_one_folder_below_is_named(fake_bundle, tmp_path):
     """
-    The folder of a model's versions is no bundle, and is told from one that was interrupted.
+    The folder of a model's versions is no bundle, and is distinguished from one that was interrupted.
     """
     for version in ("1", "2"):
-        shutil.copytree(paper, tmp_path / "models" / version)
+        shutil.copytree(fake_bundle, tmp_path / "models" / version)
     (tmp_path / "models" / "notes").mkdir()
     path = tmp_path / "models"
 
@@ -377,13 +380,43 @@ def test_a_bundle_one_folder_below_is_named(paper, tmp_path):
     )
 
 
-def test_a_bundle_one_folder_above_is_named(paper, monkeypatch):
+def test_a_bundle_one_folder_above_is_named(fake_bundle, monkeypatch):
     """
     A folder in a bundle is answered with the bundle, from wherever it is looked at.
     """
-    inside = paper / "programs"
+    inside = fake_bundle / "programs"
     got = "expected a bundle, got a folder without manifest.json; there is one in"
 
-    assert refusal(inside, BundleError) == f"bundle {inside}: {got} {paper}"
+    assert refusal(inside, BundleError) == f"bundle {inside}: {got} {fake_bundle}"
     monkeypatch.chdir(inside)
-    assert refusal(".", BundleError) == f"bundle .: {got} {paper}"
+    assert refusal(".", BundleError) == f"bundle .: {got} {fake_bundle}"
+
+
+def test_the_nearest_bundle_beside_one_that_is_not_there_is_named(
+    fake_bundle, tmp_path, monkeypatch
+):
+    """A typo in a bundle's name is answered with the bundle that was probably meant."""
+    shutil.copytree(fake_bundle, tmp_path / "digits")
+    (tmp_path / "digitz").mkdir()  # nearer, and no bundle
+    monkeypatch.chdir(tmp_path)
+
+    for typed, meant in (
+        ("dgits", "'digits'"),
+        (f"{tmp_path}/digit", f"'{tmp_path}/digits'"),
+        ("../" + tmp_path.name + "/Digits", f"'../{tmp_path.name}/digits'"),
+    ):
+        with raises(BundleError) as caught:
+            open_bundle(typed)
+
+        assert str(caught.value) == (
+            f"bundle {typed}: expected a directory, got nothing there; did you mean {meant}?"
+        )
+
+
+def test_nothing_is_suggested_where_nothing_is_near(tmp_path):
+    """A name that is like none of the bundles beside it, or in a folder that is not there, is named alone."""
+    for path in (tmp_path / "x", tmp_path / "none" / "x"):
+        with raises(BundleError) as caught:
+            open_bundle(path)
+
+        assert str(caught.value) == f"bundle {path}: expected a directory, got nothing there"

@@ -25,9 +25,9 @@ PARAMS = "params.safetensors"
 
 
 @fixture
-def manifest(paper):
-    """The manifest of a bundle on paper."""
-    return Manifest.from_bytes((paper / "manifest.json").read_bytes())
+def manifest(fake_bundle):
+    """The manifest of a fake bundle."""
+    return Manifest.from_bytes((fake_bundle / "manifest.json").read_bytes())
 
 
 @fixture
@@ -61,18 +61,18 @@ def longer_params(size):
 
 @mark.usefixtures("unread")
 @mark.parametrize("header", [b"", (4088).to_bytes(8, "little") + b"{}"], ids=["zeros", "header"])
-def test_file_that_is_a_hole_is_refused_before_it_is_hashed(paper, header):
+def test_file_that_is_a_hole_is_refused_before_it_is_hashed(fake_bundle, header):
     """
     A file of 100 GiB that takes up no room is no file of weights, whatever it begins with.
     """
     size = 100 * GIB
-    (paper / PARAMS).write_bytes(header)
-    os.truncate(paper / PARAMS, size)
-    claim(paper, longer_params(size))
-    stored = (paper / PARAMS).stat().st_blocks * 512
+    (fake_bundle / PARAMS).write_bytes(header)
+    os.truncate(fake_bundle / PARAMS, size)
+    claim(fake_bundle, longer_params(size))
+    stored = (fake_bundle / PARAMS).stat().st_blocks * 512
 
     with raises(IntegrityError) as caught:
-        open_bundle(paper)
+        open_bundle(fake_bundle)
 
     assert str(caught.value) == (
         f"{PARAMS}: expected {size} bytes of data, got {stored} on the disk; the rest of it is a hole"
@@ -128,19 +128,19 @@ def put_link(path, size):
 @mark.parametrize(
     ("put", "count", "size"), [(put_hole, 2000, GIB - 1), (put_link, 2000, GIB // 1024)]
 )
-def test_files_that_are_large_together_are_there(paper, monkeypatch, put, count, size):
+def test_files_that_are_large_together_are_there(fake_bundle, monkeypatch, put, count, size):
     """
     Files of which each is small take as long to hash as a large one: they are no holes either, nor
     one file under many names.
     """
     monkeypatch.setattr(claims, "_SHORTEST_HEADER", 0)
     monkeypatch.setattr(claims, "_LONGEST_HEADER", 2 * GIB)
-    many(paper, count, size, put)
-    manifest = Manifest.from_bytes((paper / "manifest.json").read_bytes())
+    many(fake_bundle, count, size, put)
+    manifest = Manifest.from_bytes((fake_bundle / "manifest.json").read_bytes())
     claimed = sum(file.bytes for file in manifest.files)
 
     with raises(IntegrityError) as caught:
-        open_bundle(paper)
+        open_bundle(fake_bundle)
 
     message = str(caught.value)
     stored = int(message.partition(", got ")[2].split()[0])
@@ -151,14 +151,14 @@ def test_files_that_are_large_together_are_there(paper, monkeypatch, put, count,
     )
 
 
-def test_files_that_are_large_together_hold_their_arguments(paper):
+def test_files_that_are_large_together_hold_their_arguments(fake_bundle):
     """
     A params file that no argument is in is a header, however many of them there are.
     """
-    many(paper, 3, GIB // 2, put_hole)
+    many(fake_bundle, 3, GIB // 2, put_hole)
 
     with raises(ManifestError) as caught:
-        open_bundle(paper)
+        open_bundle(fake_bundle)
 
     assert str(caught.value) == (
         f"manifest.json: expected the 0 bytes of its arguments and a header, got {GIB // 2} at "
@@ -180,15 +180,15 @@ def test_file_system_that_knows_no_holes_has_all_of_a_file(monkeypatch):
 
 
 @mark.usefixtures("unread")
-def test_header_that_its_file_cannot_hold_is_refused_before_it_is_hashed(paper, monkeypatch):
+def test_header_that_its_file_cannot_hold_is_refused_before_it_is_hashed(fake_bundle, monkeypatch):
     """
     The length of a header is the first thing that a large file says, and can be wrong.
     """
     monkeypatch.setattr(claims, "_LARGE_BYTES", 100)
-    size = (paper / PARAMS).stat().st_size
-    with (paper / PARAMS).open("r+b") as file:
+    size = (fake_bundle / PARAMS).stat().st_size
+    with (fake_bundle / PARAMS).open("r+b") as file:
         file.write((size - 7).to_bytes(8, "little"))
-    bundle = open_bundle(paper)
+    bundle = open_bundle(fake_bundle)
 
     with raises(IntegrityError) as caught:
         bundle.map(bundle.manifest.params.files[0])
@@ -237,14 +237,14 @@ def argument_of(shape):
         ),
     ],
 )
-def test_claims_that_contradict_each_other_are_refused(paper, change, message):
+def test_claims_that_contradict_each_other_are_refused(fake_bundle, change, message):
     """
     What a file holds has to fit in it; a claim of many bytes is not tried out.
     """
-    claim(paper, change)
+    claim(fake_bundle, change)
 
     with raises(ManifestError) as caught:
-        open_bundle(paper)
+        open_bundle(fake_bundle)
 
     assert str(caught.value) == f"manifest.json: {message}"
 
@@ -339,7 +339,7 @@ def test_bundle_that_does_not_fit_is_refused_before_it_is_read(
 
 def test_params_of_a_cpu_may_take_what_the_machine_has(tmp_path, monkeypatch):
     """
-    Params are used where the file lies: what is free for the moment is no limit, a container's is.
+    Params are used in the pages of the file: what is free for the moment is no limit, a container's is.
     """
     cpu = SimpleNamespace(platform="cpu", memory_stats=lambda: None)
     gpu = SimpleNamespace(
@@ -357,16 +357,16 @@ def test_params_of_a_cpu_may_take_what_the_machine_has(tmp_path, monkeypatch):
     assert device.params_memory(cpu) == 3_000_000
 
 
-def test_zeros_that_a_disk_leaves_out_are_weights_all_the_same(paper, redigest):
+def test_zeros_that_a_disk_leaves_out_are_weights_all_the_same(fake_bundle, redigest):
     """
     A small file may be a hole: it is read, and its digest decides.
     """
-    data = (paper / PARAMS).read_bytes()
-    (paper / PARAMS).write_bytes(b"")
-    os.truncate(paper / PARAMS, len(data))
-    redigest(paper)
-    bundle = open_bundle(paper)
+    data = (fake_bundle / PARAMS).read_bytes()
+    (fake_bundle / PARAMS).write_bytes(b"")
+    os.truncate(fake_bundle / PARAMS, len(data))
+    redigest(fake_bundle)
+    bundle = open_bundle(fake_bundle)
 
     with raises(IntegrityError, match=f"^{PARAMS}: expected safetensors, got "):
         bundle.map(bundle.manifest.params.files[0])
-    assert np.frombuffer((paper / PARAMS).read_bytes(), np.uint8).sum() == 0
+    assert np.frombuffer((fake_bundle / PARAMS).read_bytes(), np.uint8).sum() == 0

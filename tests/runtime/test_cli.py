@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,11 +11,12 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import jax
+import matplotlib as mpl
 from pytest import fixture, mark, raises
 
 from runtime import load, open_bundle, proof
 from runtime.__main__ import main
-from tests.forging import with_other_golden
+from tests.altered_bundles import with_other_golden
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +38,7 @@ def strict(text):
 
 def test_verify_says_ok(classifier_bundle, capsys):
     """
-    A right bundle is told so in one line, with exit status 0; progress goes to stderr.
+    A right bundle is reported in one line, with exit status 0; progress goes to stderr.
     """
     status = main(["verify", str(classifier_bundle), "--device", "cpu"])
 
@@ -307,6 +309,22 @@ def test_bench_draws_a_chart(classifier_bundle, tmp_path, suffix, start):
     main(["bench", str(classifier_bundle), "--device=cpu", "--seconds=0", f"--plot={chart}"])
 
     assert chart.read_bytes().startswith(start)
+
+
+def test_the_chart_of_a_bench_explains_itself(classifier_bundle, tmp_path, monkeypatch):
+    """
+    The chart names model, device, day and units, has its numbers, and says what a bucket is.
+    """
+    monkeypatch.setitem(mpl.rcParams, "svg.fonttype", "none")
+    file = tmp_path / "chart.svg"
+
+    main(["bench", str(classifier_bundle), "--device=cpu", "--seconds=0", f"--plot={file}"])
+
+    texts = re.findall(r"<text[^>]*>([^<]+)</text>", file.read_text())
+    assert "classifier version 1 on cpu (cpu)" in texts
+    assert {"rows per second", "milliseconds", "b1", "b2", "b4"} <= set(texts)
+    [about] = [text for text in texts if "A bucket is the batch" in text]
+    assert re.match(rf"\d{{4}}-\d\d-\d\d, .*, jax {re.escape(jax.__version__)}\. ", about)
 
 
 @mark.e2e

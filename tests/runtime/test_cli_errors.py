@@ -199,7 +199,7 @@ def test_absent_device_is_exit_status_5(classifier_bundle, capsys, command):
 
 def test_failing_device_is_exit_status_5(classifier, capsys, monkeypatch):
     """
-    A device that fails while it runs a program is told apart from a wrong bundle.
+    A device that fails while it runs a program is distinguished from a wrong bundle.
     """
 
     def fails(*_):

@@ -15,8 +15,8 @@ from runtime import device, doctor, model, open_bundle
 from runtime.__main__ import main
 from runtime.doctor import examine, written
 from runtime.promises import JAX_BUILD_DATES
-from tests.forging import (
-    forged,
+from tests.altered_bundles import (
+    altered,
     with_deadly_program,
     with_expired_programs,
     with_other_golden,
@@ -49,7 +49,7 @@ def found(bundle, *asked, device="cpu"):
     return examine(open_bundle(bundle), device, list(asked), DAY)
 
 
-def told(findings):
+def facts_of(findings):
     """Return what a person reads: each fact under its name, and the table's lines under ""."""
     text, _, table = written(findings).partition("\n\n")
     facts = dict(re.split(r" {2,}", line, maxsplit=1) for line in text.splitlines())
@@ -63,7 +63,7 @@ def test_healthy_bundle_is_described(classifier_bundle):
     findings = found(classifier_bundle)
     windows = {p["form"]: p for p in findings["promises"]}
 
-    facts = told(findings)
+    facts = facts_of(findings)
 
     assert findings["exit_status"] == 0
     assert [line.split() for line in facts.pop("")] == [
@@ -110,7 +110,7 @@ def test_program_that_does_not_fit_is_found(classifier_bundle, monkeypatch):
     findings = found(classifier_bundle)
 
     assert findings["exit_status"] == 3
-    assert told(findings)["loads here"].startswith("NO: bucket b1: expected ")
+    assert facts_of(findings)["loads here"].startswith("NO: bucket b1: expected ")
 
 
 def test_memory_that_nobody_tells_is_no_failure(classifier_bundle, monkeypatch):
@@ -121,7 +121,7 @@ def test_memory_that_nobody_tells_is_no_failure(classifier_bundle, monkeypatch):
     findings = found(classifier_bundle)
 
     assert findings["exit_status"] == 0
-    assert told(findings)["device"] == "cpu (cpu)"
+    assert facts_of(findings)["device"] == "cpu (cpu)"
 
 
 @mark.parametrize(
@@ -152,10 +152,10 @@ def test_other_versions_are_judged_by_their_dates(classifier_bundle, tmp_path, a
     def old(manifest):
         manifest["exporter"] |= {"jax": "0.11.2", "jaxlib": "0.11.2"}
 
-    findings = found(forged(classifier_bundle, tmp_path / "b", {"manifest.json": old}), asked)
+    findings = found(altered(classifier_bundle, tmp_path / "b", {"manifest.json": old}), asked)
 
     assert findings["exit_status"] == status
-    assert told(findings)[f"jax {asked[0]}"] == line
+    assert facts_of(findings)[f"jax {asked[0]}"] == line
 
 
 def test_custom_calls_have_their_own_promise(tree_bundle):
@@ -187,10 +187,10 @@ def test_custom_call_that_is_not_run_is_named(classifier_bundle, tmp_path):
     def lie(manifest):
         manifest["programs"][0]["custom_calls"] = ["surprise"]
 
-    findings = found(forged(classifier_bundle, tmp_path / "b", {"manifest.json": lie}))
+    findings = found(altered(classifier_bundle, tmp_path / "b", {"manifest.json": lie}))
 
     assert findings["exit_status"] == 3
-    assert told(findings)["custom call"] == "surprise: NOT one that is run"
+    assert facts_of(findings)["custom call"] == "surprise: NOT one that is run"
 
 
 def test_aged_bundle_says_what_it_loads_from(classifier_bundle, tmp_path):
@@ -200,7 +200,9 @@ def test_aged_bundle_says_what_it_loads_from(classifier_bundle, tmp_path):
     findings = found(with_expired_programs(classifier_bundle, tmp_path / "old"))
 
     assert findings["exit_status"] == 0
-    assert told(findings)["loads here"].startswith("yes, 3 programs from .stablehlo; see refresh; ")
+    assert facts_of(findings)["loads here"].startswith(
+        "yes, 3 programs from .stablehlo; see refresh; "
+    )
     assert [program["form"] for program in findings["programs"]] == ["stablehlo"] * 3
     assert "6-month" in findings["programs"][0]["why"]
 
@@ -212,19 +214,19 @@ def test_wrong_answers_are_no_loading(classifier_bundle, tmp_path):
     findings = found(with_other_golden(classifier_bundle, tmp_path / "wrong"))
 
     assert findings["exit_status"] == 4
-    outcome = told(findings)["loads here"]
+    outcome = facts_of(findings)["loads here"]
     assert re.match(r"NO: \d+ golden checks failed, first: b1, output 'output'", outcome)
 
 
 def test_bundle_for_another_platform_is_examined_all_the_same(cuda_bundle):
     """
-    What does not load here still has its promises and platforms told: exit status 3.
+    What does not load here still has its promises and platforms reported: exit status 3.
     """
     findings = found(cuda_bundle)
 
     assert findings["exit_status"] == 3
     assert findings["promises"]
-    facts = told(findings)
+    facts = facts_of(findings)
     assert facts["loads here"].startswith(f"NO: bundle {cuda_bundle}: needs platform cuda, ")
     assert facts["platforms"] == "cuda; verified on none"
 
@@ -236,7 +238,7 @@ def test_absent_device_is_told_apart(classifier_bundle):
     findings = found(classifier_bundle, device="cuda")
 
     assert (findings["exit_status"], findings["device"]) == (5, None)
-    assert told(findings)["device"] == "none"
+    assert facts_of(findings)["device"] == "none"
 
 
 def test_nothing_is_promised_of_a_strange_writer(classifier_bundle, tmp_path):
@@ -244,7 +246,7 @@ def test_nothing_is_promised_of_a_strange_writer(classifier_bundle, tmp_path):
     A bundle of a jax that could not have written it loads here, but nobody promises that.
     """
     old = {"manifest.json": lambda m: m["exporter"].update(jax="0.1", jaxlib="0.1")}
-    findings = found(forged(classifier_bundle, tmp_path / "b", old))
+    findings = found(altered(classifier_bundle, tmp_path / "b", old))
 
     assert (findings["loads"], findings["exit_status"]) == (True, 1)
 
@@ -252,7 +254,7 @@ def test_nothing_is_promised_of_a_strange_writer(classifier_bundle, tmp_path):
 @mark.e2e
 def test_deadly_bundle_is_examined_all_the_same(tmp_path):
     """
-    A bundle that ends whoever opens it has its promises told, and the signal: exit status 3.
+    A bundle that ends the process that opens it has its promises reported, and the signal: exit status 3.
     """
     bundle = with_deadly_program(tmp_path / "deadly")
 
@@ -260,7 +262,7 @@ def test_deadly_bundle_is_examined_all_the_same(tmp_path):
 
     assert findings["exit_status"] == 3
     assert findings["promises"]
-    assert told(findings)["loads here"] == (
+    assert facts_of(findings)["loads here"] == (
         f"NO: bundle {bundle}: ended the process that opened it: SIGSEGV; it is damaged, or made "
         "to do that"
     )
@@ -294,7 +296,7 @@ def test_memory_that_runs_out_is_told(classifier_bundle, monkeypatch):
     findings = found(classifier_bundle)
 
     assert findings["exit_status"] == 5
-    assert told(findings)["loads here"] == "NO: not enough memory: Unable to allocate 1 TiB"
+    assert facts_of(findings)["loads here"] == "NO: not enough memory: Unable to allocate 1 TiB"
 
 
 def test_machines_are_told_of_what_is_no_bundle(tmp_path, capsys):
@@ -327,13 +329,13 @@ def test_help_has_the_exit_statuses(capsys, command):
 @mark.parametrize("command", ["doctor", "inspect"])
 def test_text_of_a_bundle_cannot_draw(classifier_bundle, tmp_path, capsys, command):
     """
-    What somebody wrote into a manifest is shown with its control characters spelt out.
+    What was written into a manifest is shown with its control characters spelt out.
     """
 
     def draw(manifest):
         manifest["exporter"] |= {"jax": "0.12.0.1\x1b[2J\nloads here  yes"}
 
-    bundle = forged(classifier_bundle, tmp_path / "b", {"manifest.json": draw})
+    bundle = altered(classifier_bundle, tmp_path / "b", {"manifest.json": draw})
 
     main([command, str(bundle)])
 
@@ -353,7 +355,7 @@ def test_error_about_a_bundle_cannot_draw(tagger_bundle, tmp_path, capsys):
     changes = dict.fromkeys(
         ("programs/b1-seq4.exported", "programs/b1-seq4.stablehlo"), bytes.upper
     )
-    bundle = forged(tagger_bundle, tmp_path / "b", {"manifest.json": draw, **changes})
+    bundle = altered(tagger_bundle, tmp_path / "b", {"manifest.json": draw, **changes})
 
     assert main(["verify", str(bundle)]) == 3
 
@@ -411,9 +413,11 @@ def test_driver_and_cuda_are_told(tmp_path, monkeypatch):
     """
     A CUDA device has the version of its runtime, and the driver's as the kernel tells it.
     """
-    told = tmp_path / "version"
-    told.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15\nGCC version: 12\n")
-    monkeypatch.setattr(device, "_DRIVER", told)
+    facts_of = tmp_path / "version"
+    facts_of.write_text(
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15\nGCC version: 12\n"
+    )
+    monkeypatch.setattr(device, "_DRIVER", facts_of)
 
     assert device.driver_versions(Gpu()) == {
         "runtime": "PJRT C API, cuda 12090",
@@ -445,7 +449,7 @@ def test_cpu_has_the_memory_of_machine_and_container(tmp_path, monkeypatch):
 
 def test_files_that_were_read_leave_a_container_its_memory(tmp_path, monkeypatch):
     """
-    What a container keeps of the files it has read is free: it makes way for whoever asks.
+    What a container keeps of the files it has read is free: it makes way for other uses.
     """
     monkeypatch.setattr(device, "_MEMORY", tmp_path / "nothing")
     monkeypatch.setattr(device, "_CGROUP", tmp_path)

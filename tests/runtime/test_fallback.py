@@ -11,7 +11,7 @@ from runtime import IncompatibleProgram, IntegrityError, load
 from runtime.__main__ import main
 from runtime.customcalls import ALLOWED
 from runtime.stablehlo import custom_calls
-from tests.forging import expired, forged, with_expired_programs
+from tests.altered_bundles import altered, expired, with_expired_programs
 
 ROWS = {"x": np.arange(12, dtype=np.float32).reshape(3, 4)}
 
@@ -103,7 +103,7 @@ def test_program_of_another_jax_is_taken_from_its_stablehlo(classifier_bundle, t
     """
     changes = {"programs/b1.exported": broken, **of_jax("99.0.0")}
 
-    model = load(forged(classifier_bundle, tmp_path / "b", changes), "cpu")
+    model = load(altered(classifier_bundle, tmp_path / "b", changes), "cpu")
 
     (group,) = model.groups.values()
     assert [bool(program.fallback) for program in group.programs.values()] == [True, False, False]
@@ -128,7 +128,7 @@ def test_what_this_jax_wrote_and_cannot_read_is_damaged(classifier_bundle, tmp_p
     """
     A wrapper of this very jax that it does not read has not expired: it is refused.
     """
-    bundle = forged(classifier_bundle, tmp_path / "b", {"programs/b1.exported": lambda _: b""})
+    bundle = altered(classifier_bundle, tmp_path / "b", {"programs/b1.exported": lambda _: b""})
 
     with raises(IncompatibleProgram) as caught:
         load(bundle, "cpu")
@@ -143,7 +143,7 @@ def test_program_with_neither_form_readable_names_both(classifier_bundle, tmp_pa
     changes = {"programs/b1.exported": expired, "programs/b1.stablehlo": lambda data: data[:99]}
 
     with raises(IncompatibleProgram) as caught:
-        load(forged(classifier_bundle, tmp_path / "b", changes), "cpu")
+        load(altered(classifier_bundle, tmp_path / "b", changes), "cpu")
 
     message = str(caught.value)
     assert "older than the 6-month" in message
@@ -159,14 +159,14 @@ def test_stablehlo_of_another_program_is_refused(classifier_bundle, tmp_path):
     changes = {"programs/b1.exported": expired, "programs/b1.stablehlo": lambda _: other}
 
     with raises(IncompatibleProgram):
-        load(forged(classifier_bundle, tmp_path / "b", changes), "cpu")
+        load(altered(classifier_bundle, tmp_path / "b", changes), "cpu")
 
 
 def test_stablehlo_is_checked_before_it_is_read(old_bundle, tmp_path):
     """
     The digest of a StableHLO file is compared before anything parses it.
     """
-    bundle = forged(old_bundle, tmp_path / "b", {})
+    bundle = altered(old_bundle, tmp_path / "b", {})
     path = bundle / "programs/b1.stablehlo"
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -213,7 +213,7 @@ def test_unlisted_custom_call_is_refused(calling_bundle, tmp_path, listed, shown
         manifest["programs"][0]["custom_calls"] = listed
 
     with raises(IntegrityError) as caught:
-        load(forged(calling_bundle, tmp_path / "b", {"manifest.json": lie}), "cpu")
+        load(altered(calling_bundle, tmp_path / "b", {"manifest.json": lie}), "cpu")
 
     assert str(caught.value) == (
         "programs/b1.exported: expected the custom calls that the manifest lists, "
@@ -240,7 +240,7 @@ def test_custom_call_that_nobody_keeps_is_refused(calling_bundle, tmp_path, wrap
     changes["programs/b1.stablehlo"] = lambda data: data.replace(*next(iter(names.items())))
 
     with raises(IncompatibleProgram) as caught:
-        load(forged(calling_bundle, tmp_path / "b", changes), "cpu")
+        load(altered(calling_bundle, tmp_path / "b", changes), "cpu")
 
     form = "exported" if wrapped else "stablehlo"
     assert str(caught.value) == (

@@ -1,4 +1,4 @@
-"""What callers send, held against the signature: nothing is converted, messages say what to do."""
+"""What callers send, compared with the signature: nothing is converted, messages say what to do."""
 
 import dataclasses
 

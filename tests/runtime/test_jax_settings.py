@@ -1,4 +1,4 @@
-"""Settings of JAX that whoever calls has in force: none reaches a load or a prediction."""
+"""Settings of JAX that the caller has in force: none reaches a load or a prediction."""
 
 import contextlib
 import os
@@ -197,7 +197,7 @@ def run(*arguments, **environ):
 
 @mark.e2e
 def test_an_environment_full_of_settings_verifies_a_bundle(bundle):
-    """Goldens come out right, and rows are independent, whatever JAX is told by its environment."""
+    """Goldens come out right, and rows are independent, whatever JAX's settings in its environment."""
     done = run("verify", bundle, "--device", "cpu", **ENVIRONMENT)
 
     assert done.returncode == 0, done.stderr

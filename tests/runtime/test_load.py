@@ -119,7 +119,7 @@ def test_device_of_another_type_is_refused(classifier_bundle, device, kind):
 @mark.parametrize(("path", "kind"), [(None, "NoneType"), (3, "int"), (["bundle"], "list")])
 def test_bundle_of_another_type_is_refused(path, kind):
     """
-    What is no path at all is told apart from a path where nothing is.
+    What is no path at all is distinguished from a path where nothing is.
     """
     with raises(BundleError) as caught:
         load(path)
@@ -129,7 +129,7 @@ def test_bundle_of_another_type_is_refused(path, kind):
 
 def test_manifest_is_not_the_bundle(classifier_bundle):
     """
-    Who names a bundle's manifest is told to name its directory.
+    The path of a bundle's manifest is refused with its directory.
     """
     path = classifier_bundle / "manifest.json"
 
@@ -175,7 +175,7 @@ def test_swapped_programs_are_refused(classifier_bundle, copy_of, redigest):
 
 def test_signature_that_lies_about_outputs_is_refused(classifier_bundle, copy_of):
     """
-    Outputs are held against the signature too, so that answers are what callers were promised.
+    Outputs are compared with the signature too, so that answers are what callers were promised.
     """
     bundle = copy_of(classifier_bundle)
     manifest = bundle / "manifest.json"

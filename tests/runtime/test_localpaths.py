@@ -1,4 +1,4 @@
-"""URLs told from paths, whatever pathlib has made of them."""
+"""URLs distinguished from paths, whatever pathlib has made of them."""
 
 from pathlib import Path
 

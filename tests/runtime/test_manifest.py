@@ -7,7 +7,7 @@ from pytest import mark, param, raises
 
 from runtime.errors import ManifestError
 from runtime.manifest import Manifest
-from runtime.node import Node
+from runtime.node import Node, to_json
 from runtime.signature import DTYPE_BYTES, Axis, TensorSpec
 
 ABSENT = object()
@@ -37,14 +37,14 @@ def test_bundle_on_paper_is_legal(value):
     """
     The manifest that the other tests break is read without complaint.
     """
-    assert Manifest.from_bytes(json.dumps(value).encode()).name == "paper"
+    assert Manifest.from_bytes(json.dumps(value).encode()).name == "fake_bundle"
 
 
-def test_reading_gives_what_was_written(paper):
+def test_reading_gives_what_was_written(fake_bundle):
     """
     Equal manifests are written as the same bytes.
     """
-    data = (paper / "manifest.json").read_bytes()
+    data = (fake_bundle / "manifest.json").read_bytes()
 
     assert Manifest.from_bytes(data).to_bytes() == data
 
@@ -127,7 +127,7 @@ def test_wrong_kind_is_refused_at_its_place(value, place, new, message):
         param(
             ("platforms",),
             ["cpu", "cpu"],
-            "duplicate name 'cpu' at $.platforms",
+            "expected each name once, got 'cpu' twice at $.platforms",
             id="platform-twice",
         ),
         param(
@@ -163,65 +163,67 @@ def test_wrong_kind_is_refused_at_its_place(value, place, new, message):
         param(
             ("signature", "inputs", 0, "dtype"),
             "string",
-            "expected " + " or ".join(map(repr, DTYPE_BYTES)) + ", got 'string' "
+            "expected a dtype of " + ", ".join(DTYPE_BYTES) + ", got 'string' "
             "at $.signature.inputs[0].dtype",
             id="dtype",
         ),
         param(
             ("signature", "inputs", 0, "shape"),
             [],
-            "expected a shape that begins with '_' at $.signature.inputs[0].shape",
+            "expected [_, …] with sizes or axis names after the batch, got '' "
+            "at $.signature.inputs[0].shape[0]",
             id="no-batch",
         ),
         param(
             ("signature", "inputs", 0, "shape"),
             [4, 3],
-            "expected a shape that begins with '_' at $.signature.inputs[0].shape",
+            "expected [_, …] with sizes or axis names after the batch, got 4 "
+            "at $.signature.inputs[0].shape[0]",
             id="batch-is-a-number",
         ),
         param(
             ("signature", "inputs", 0, "shape"),
             ["_", "_"],
-            "expected '_' first, then sizes or axis names, got '_' "
+            "expected [_, …] with sizes or axis names after the batch, got '_' "
             "at $.signature.inputs[0].shape[1]",
             id="batch-twice",
         ),
         param(
             ("signature", "inputs", 0, "shape"),
             ["_", -1],
-            "expected '_' first, then sizes or axis names, got -1 "
+            "expected [_, …] with sizes or axis names after the batch, got -1 "
             "at $.signature.inputs[0].shape[1]",
             id="negative-size",
         ),
         param(
             ("signature", "inputs", 0, "shape"),
             ["_", True],
-            "expected '_' first, then sizes or axis names, got True "
+            "expected [_, …] with sizes or axis names after the batch, got True "
             "at $.signature.inputs[0].shape[1]",
             id="bool-size",
         ),
         param(
             ("signature", "outputs", 0, "shape"),
             ["_", "length"],
-            "'scores' names an unknown axis 'length' at $.signature.outputs",
+            "'scores' names an unknown axis 'length' at $.signature.outputs[0].shape[1]",
             id="unknown-axis",
         ),
         param(
             ("signature", "inputs"),
             [],
-            "expected at least one tensor at $.signature.inputs",
+            "expected at least one, got none at $.signature.inputs",
             id="no-inputs",
         ),
         param(
             ("signature", "inputs", 1, "name"),
             "ids",
-            "duplicate name 'ids' at $.signature.inputs",
+            "expected each name once, got 'ids' twice at $.signature.inputs",
             id="input-twice",
         ),
         param(
             ("signature", "inputs", 0),
             {"name": "m", "dtype": "bool", "shape": ["_", "seq"], "mask": True},
-            "expected an input that is not a mask at $.signature.inputs",
+            "expected an input that is not a mask, got masks only at $.signature.inputs",
             id="masks-only",
         ),
         param(
@@ -233,13 +235,13 @@ def test_wrong_kind_is_refused_at_its_place(value, place, new, message):
         param(
             ("signature", "inputs", 0, "pad"),
             2**31,
-            "expected a value of int32, got 2147483648 at $.signature.inputs[0].pad",
+            "expected a pad of int32, got 2147483648 at $.signature.inputs[0].pad",
             id="pad-does-not-fit",
         ),
         param(
             ("signature", "inputs", 0, "pad"),
             0.5,
-            "expected a value of int32, got 0.5 at $.signature.inputs[0].pad",
+            "expected a pad of int32, got 0.5 at $.signature.inputs[0].pad",
             id="pad-would-be-cut",
         ),
         param(
@@ -251,7 +253,7 @@ def test_wrong_kind_is_refused_at_its_place(value, place, new, message):
         param(
             ("signature", "inputs", 0, "maximum"),
             -1,
-            "expected at least the minimum 0, got -1 at $.signature.inputs[0].maximum",
+            "expected a maximum of at least the minimum 0, got -1 at $.signature.inputs[0].maximum",
             id="empty-range",
         ),
         param(
@@ -269,8 +271,8 @@ def test_wrong_kind_is_refused_at_its_place(value, place, new, message):
         param(
             ("signature", "inputs", 0, "maximum"),
             "sequence",
-            "expected a number, or an axis of an input that is no mask, got 'sequence' at "
-            "$.signature.inputs[0].maximum",
+            "expected a number or an axis of 'seq' as maximum, got 'sequence' "
+            "at $.signature.inputs[0].maximum",
             id="maximum-of-no-axis",
         ),
         param(
@@ -294,13 +296,13 @@ def test_wrong_kind_is_refused_at_its_place(value, place, new, message):
         param(
             ("signature", "axes", 0, "minimum"),
             3,
-            "expected a size up to 2, got 3 at $.signature.axes[0].minimum",
+            "expected a minimum up to its first size 2, got 3 at $.signature.axes[0].minimum",
             id="minimum-beyond-a-bucket",
         ),
         param(
             ("signature", "axes", 0, "minimum"),
             -1,
-            "expected a size up to 2, got -1 at $.signature.axes[0].minimum",
+            "expected a minimum up to its first size 2, got -1 at $.signature.axes[0].minimum",
             id="negative-minimum",
         ),
         param(
@@ -380,25 +382,25 @@ def test_wrong_kind_is_refused_at_its_place(value, place, new, message):
         param(
             ("output_format", "output"),
             "logits",
-            "expected one of ['scores'], got 'logits' at $.output_format.output",
+            "expected one of scores, got 'logits' at $.output_format.output",
             id="formatted-output",
         ),
         param(
             ("output_format", "labels"),
             ["red"],
-            "expected 3 labels, got 1 at $.output_format.labels",
+            "expected 3 for float32[_, 3], got 1 at $.output_format.labels",
             id="labels",
         ),
         param(
             ("output_format", "labels"),
             ["red", "green", "red"],
-            "duplicate name 'red' at $.output_format.labels",
+            "expected each name once, got 'red' twice at $.output_format.labels",
             id="labels-twice",
         ),
         param(
             ("params", "arguments", 1, "name"),
             "weights",
-            "duplicate name 'weights' at $.params.arguments",
+            "expected each name once, got 'weights' twice at $.params.arguments",
             id="argument-twice",
         ),
         param(
@@ -445,7 +447,7 @@ def test_an_axis_says_its_minimum_where_it_is_not_1(minimum):
     axis = Axis(name="seq", sizes=(2, 4), minimum=minimum)
     written = {"name": "seq", "sizes": [2, 4]} | ({} if minimum == 1 else {"minimum": minimum})
 
-    assert axis.to_json() == written
+    assert to_json(axis) == written
     assert Node(written).whole(Axis.from_node) == axis
 
 

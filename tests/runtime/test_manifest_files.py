@@ -44,7 +44,7 @@ def test_file_belongs_to_one_place(value):
     )
 
     assert refusal(json.dumps(broken).encode()) == (
-        "manifest.json: duplicate name 'programs/b1-seq2.stablehlo' at $ (files)"
+        "manifest.json: expected each name once, got 'programs/b1-seq2.stablehlo' twice at $"
     )
 
 

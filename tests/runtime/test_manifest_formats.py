@@ -81,7 +81,7 @@ def test_the_shortest_input_has_a_legal_length(value):
     place = len(value["signature"]["inputs"]) - 1
 
     assert refusal(json.dumps(value).encode()) == (
-        "manifest.json: expected at most 1, the minimum of axis 'seq', got 2 "
+        "manifest.json: expected a minimum up to 1, the minimum of axis 'seq', got 2 "
         f"at $.signature.inputs[{place}].minimum"
     )
 
@@ -137,7 +137,7 @@ def test_older_formats_know_no_infinities(value, version, written):
         (
             "inputs",
             {"nonfinite": "infinities", "dtype": "float32"},
-            "expected none for an input, got 'infinities' at $.signature.inputs[0].nonfinite",
+            "expected no nonfinite for an input, got 'infinities' at $.signature.inputs[0].nonfinite",
         ),
     ],
 )
@@ -241,7 +241,7 @@ def test_earlier_formats_have_no_texts(value, version):
         ),
         (
             {"input_ids": "id"},
-            "expected one of ['ids', 'mask'], got 'id' at $.preprocess[0].input_ids",
+            "expected one of ids, mask, got 'id' at $.preprocess[0].input_ids",
         ),
         (
             {"lengths": "mask", "attention_mask": None},
@@ -356,7 +356,7 @@ def test_fields_that_pass_through_are_of_format_4(value):
     assert json.loads(written)["passthrough"] == ["key", "id"]
     for names, message in (
         (["ids"], "expected a name that no input has, got 'ids' at $.passthrough"),
-        (["key", "key"], "duplicate name 'key' at $.passthrough"),
+        (["key", "key"], "expected each name once, got 'key' twice at $.passthrough"),
     ):
         data = json.dumps(value | {"passthrough": names}).encode()
         assert refusal(data) == f"manifest.json: {message}"

@@ -113,7 +113,7 @@ def test_number_of_values_is_limited(monkeypatch, written):
 )
 def test_texts_are_no_longer_than_messages_can_repeat(value, place, where):
     """
-    What is told of a bundle stays a line, whatever the bundle calls itself and its tensors.
+    What is reported of a bundle stays a line, whatever the bundle calls itself and its tensors.
     """
     assert refusal(json.dumps(changed(value, place, "x" * 4097)).encode()) == (
         f"manifest.json: expected at most 4,096 characters, got 4,097 at {where}"

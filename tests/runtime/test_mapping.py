@@ -31,7 +31,7 @@ def model(bundle):
 
 
 def flip(path):
-    """Change the last byte of a file where it lies."""
+    """Change the last byte of a file in place."""
     data = path.read_bytes()
     with path.open("r+b") as file:
         file.seek(len(data) - 1)
@@ -39,7 +39,7 @@ def flip(path):
 
 
 def write_through_a_mapping(path):
-    """Change the last byte of a file as somebody who has it mapped, too."""
+    """Change the last byte of a file as a process that has it mapped, too."""
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
         mapped[-1] ^= 1
         mapped.flush()
@@ -87,7 +87,7 @@ def test_file_of_another_size_is_refused(model, bundle, more):
 
 def test_content_is_found_out_where_its_time_was_set_back(model, bundle):
     """
-    Whoever writes to a file and sets its time back leaves another time that nobody can set.
+    A writer that sets a file's time back leaves another time that cannot be set.
     """
     path = bundle / PARAMS
     before, good = path.stat(), sha256(path)
@@ -219,7 +219,7 @@ def test_what_does_not_reach_the_mapped_content_is_no_change(model, bundle, chan
 
 def test_file_is_read_again_once_for_a_change_of_mode(model, bundle, caplog):
     """
-    What turned out to be no change is told once, and is what later looks are held against.
+    What turned out to be no change is logged once, and is what later checks compare with.
     """
     (bundle / PARAMS).chmod(0o400)
     with caplog.at_level(logging.INFO, "runtime.mapping"):
@@ -236,7 +236,7 @@ def test_file_is_read_again_once_for_a_change_of_mode(model, bundle, caplog):
 
 def test_file_that_a_network_has_lost_is_refused(model, monkeypatch):
     """
-    Where nobody can tell what a file is like its content is not trusted.
+    Where a file's state is not known its content is not trusted.
     """
 
     def stale(_):

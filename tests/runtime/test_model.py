@@ -151,7 +151,7 @@ def test_no_rows_have_the_outputs_of_some(tagger):
 
 def test_answer_does_not_depend_on_the_request(classifier):
     """
-    Within a bucket a row's answer is bit for bit the same whoever shares the batch.
+    Within a bucket a row's answer is bit for bit the same whatever else is in the batch.
     """
     rows = some_rows(4)
     alone = classifier.predict({"x": np.stack([rows[0], *some_rows(3, seed=1)])})["output"][0]
@@ -219,7 +219,7 @@ def test_arrays_of_any_layout_are_answered(classifier, classify, arrange):
 )
 def test_wrong_inputs_are_refused(classifier, inputs, message):
     """
-    Nothing is cast, reshaped or guessed: the caller is told what was expected.
+    Nothing is cast, reshaped or guessed: the error says what was expected.
     """
     with raises(SignatureMismatch) as caught:
         classifier.predict(inputs)
@@ -237,7 +237,7 @@ def test_wrong_inputs_are_refused(classifier, inputs, message):
 )
 def test_unknown_names_are_answered_with_the_nearest(tagger, names, got):
     """
-    A misspelt name is told which was meant, and which inputs are missing.
+    A misspelt name is refused with the one that was meant, and which inputs are missing.
     """
     with raises(SignatureMismatch) as caught:
         tagger.predict(dict.fromkeys(names, np.zeros((1, 4), np.int32)))
@@ -256,7 +256,7 @@ def test_unknown_names_are_answered_with_the_nearest(tagger, names, got):
 )
 def test_inputs_that_are_no_dict_are_refused(tagger, inputs, kind):
     """
-    Arrays come by name: anything else is told which names and tensors the model takes.
+    Arrays come by name: anything else is refused with the names and tensors the model takes.
     """
     with raises(SignatureMismatch) as caught:
         tagger.predict(inputs)

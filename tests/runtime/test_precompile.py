@@ -3,7 +3,12 @@
 import hashlib
 import os
 import platform
+import subprocess
+import sys
+from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 from pytest import mark, raises
 
 from runtime import BundleError, GoldenMismatch, open_bundle
@@ -13,8 +18,10 @@ from runtime.executable_cache import ExecutableCache, required_features
 from runtime.precompile import precompile
 from runtime.program import count_compiles, cpu_threads
 from runtime.startup import start
-from tests.forging import FROZEN, with_deadly_program
+from tests.altered_bundles import FROZEN, with_deadly_program
 
+ROOT = Path(__file__).parents[2]
+SCALE = {"scale": np.float32(1)}
 X86 = mark.skipif(platform.machine() != "x86_64", reason="instructions are x86's")
 
 
@@ -96,7 +103,7 @@ def test_what_nobody_vouched_for_is_not_loaded(tmp_path, change):
 
 
 def test_a_bundle_that_crashes_is_an_error(tmp_path):
-    """What ends the process that compiles is told in one line, and nothing is left."""
+    """What ends the process that compiles is reported in one line, and nothing is left."""
     bundle = with_deadly_program(tmp_path / "deadly")
 
     with raises(BundleError, match="ended the process that compiled it: SIGSEGV"):
@@ -109,7 +116,7 @@ def test_a_bundle_that_answers_wrongly_is_an_error(tmp_path, monkeypatch):
     """Programs that do not reproduce the goldens are refused, and not kept."""
     monkeypatch.setattr(
         "runtime.precompile._CHILD",
-        "import sys; sys.path[:] = sys.argv.pop(1).split('\\n')\n"
+        "import sys\n"
         "from runtime.program import Program\n"
         "call = Program.call\n"
         "Program.call = lambda *given: tuple(a + 1 for a in call(*given))\n"
@@ -140,3 +147,19 @@ def test_threads_are_numbers(tmp_path, capsys, threads):
 
     assert f"expected numbers such as 1,2,4, got '{threads}'" in capsys.readouterr().err
     assert not os.path.lexists(tmp_path / "c")
+
+
+def test_linear_algebra_runs_in_a_process_that_only_loads_it(exported, tmp_path):
+    """The functions of LAPACK are found also where nothing is lowered, which would find them."""
+
+    def factor(params, x):
+        return params["scale"] * jnp.linalg.cholesky(x @ x.mT + 4 * jnp.eye(3))
+
+    bundle = exported("cholesky", factor, SCALE, inputs=["x:float32[_,3,3]"], buckets=(1, 2))
+    precompile(open_bundle(bundle), tmp_path, "cpu", progress=lambda _: None)
+
+    command = ["-m", "runtime", "verify", str(bundle), "--startup", "--cache", str(tmp_path)]
+    ended = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+
+    assert ended.returncode == 0
+    assert ended.stderr.startswith("loaded 2 of 2 programs from the executable cache\n")

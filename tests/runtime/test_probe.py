@@ -1,4 +1,4 @@
-"""What a damaged or hostile bundle does to whoever opens it: nothing that is not an error."""
+"""What a damaged or hostile bundle does to the process that opens it: nothing that is not an error."""
 
 import contextlib
 import hashlib
@@ -14,7 +14,7 @@ from runtime import BundleError, IntegrityError, guard, load, open_bundle, probe
 from runtime.__main__ import main
 from runtime.cache_files import FOLDER
 from runtime.executable_cache import ExecutableCache
-from tests.forging import FROZEN, deadly, forged, with_deadly_program, with_other_golden
+from tests.altered_bundles import FROZEN, altered, deadly, with_deadly_program, with_other_golden
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +28,7 @@ def deadly_bundle(tmp_path_factory):
 
 
 def run(*command):
-    """Run Python; give its exit status and what it wrote."""
+    """Run Python; return its exit status and what it wrote."""
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
 
@@ -122,7 +122,7 @@ def test_deadly_bundle_is_not_remembered(deadly_bundle, tmp_path):
 
 def test_what_is_wrong_otherwise_is_left_to_find(cuda_bundle, tmp_path):
     """
-    A bundle that is refused in order has not crashed: whoever opens it next says why.
+    A bundle that is refused in order has not crashed: the process that opens it next says why.
     """
     with probe.probing(open_bundle(cuda_bundle), "cpu", cache=ExecutableCache(tmp_path)):
         pass
@@ -236,7 +236,7 @@ def test_refresh_leaves_nothing_of_a_deadly_bundle(tmp_path):
     A new bundle is not there where the old one ended its making; the next writer sweeps up.
     """
     command = ("-m", "runtime", "refresh", "--device", "cpu", "--out", str(tmp_path / "new"))
-    bundle = forged(FROZEN, tmp_path / "old", {"programs/b1-seq4.stablehlo": deadly})
+    bundle = altered(FROZEN, tmp_path / "old", {"programs/b1-seq4.stablehlo": deadly})
 
     assert run(*command, str(bundle))[0] == 3
     assert not (tmp_path / "new").exists()
@@ -266,7 +266,7 @@ def test_what_is_expendable_goes_first():
 )
 def test_guard_ends_as_its_child_did(ending, status):
     """
-    An exit status and a signal that somebody sent are passed on; a crash is a bundle's fault.
+    An exit status and a signal that was sent are passed on; a crash is a bundle's fault.
     """
     code = f"import os, signal; from runtime.guard import run_in_child; run_in_child(); {ending}"
 
@@ -275,7 +275,7 @@ def test_guard_ends_as_its_child_did(ending, status):
 
 @contextlib.contextmanager
 def guarded(setting_up=""):
-    """Run a command that waits in a child for ever; gives the command and the child's number."""
+    """Run a command that waits in a child for ever; return the command and the child's number."""
     code = (
         "import os, signal; from runtime.guard import run_in_child; run_in_child(); "
         f"{setting_up}\nprint(os.getpid(), flush=True); signal.pause()"

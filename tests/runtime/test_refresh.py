@@ -10,7 +10,7 @@ from runtime import GoldenMismatch, IncompatibleProgram, ManifestError, load, op
 from runtime.__main__ import main
 from runtime.promises import compatibility_windows
 from runtime.refresh import refresh
-from tests.forging import forged, with_expired_programs, with_other_golden
+from tests.altered_bundles import altered, with_expired_programs, with_other_golden
 
 
 @fixture(scope="session")
@@ -18,7 +18,7 @@ def old_bundle(tagger_bundle, tmp_path_factory):
     """The tagger as another, older jax would have left it."""
     expired = with_expired_programs(tagger_bundle, tmp_path_factory.mktemp("old") / "bundle")
     older = {"manifest.json": lambda m: m["exporter"].update(jax="0.11.2", jaxlib="0.11.2")}
-    return forged(expired, tmp_path_factory.mktemp("older") / "bundle", older)
+    return altered(expired, tmp_path_factory.mktemp("older") / "bundle", older)
 
 
 @fixture(scope="session")
@@ -111,7 +111,7 @@ def test_bundle_that_nobody_had_verified_gets_its_drift(classifier_bundle, tmp_p
     What an export on a machine without the device could not measure is measured now.
     """
     unverified = {"manifest.json": lambda m: m.update(verified=[], drift={})}
-    bundle = forged(classifier_bundle, tmp_path / "old", unverified)
+    bundle = altered(classifier_bundle, tmp_path / "old", unverified)
 
     manifest = refresh(open_bundle(bundle), tmp_path / "new", "cpu")
 
@@ -150,7 +150,7 @@ def test_unreadable_stablehlo_names_the_file(classifier_bundle, tmp_path):
 
     with raises(IncompatibleProgram) as caught:
         refresh(
-            open_bundle(forged(classifier_bundle, tmp_path / "b", cut)), tmp_path / "out", "cpu"
+            open_bundle(altered(classifier_bundle, tmp_path / "b", cut)), tmp_path / "out", "cpu"
         )
 
     assert str(caught.value) == (
@@ -164,7 +164,7 @@ def test_sizes_that_no_jax_takes_are_refused(classifier_bundle, tmp_path):
     A manifest may say what it likes of shapes: an error names what cannot be, and none is a crash.
     """
     huge = {"manifest.json": lambda m: m["signature"]["inputs"][0].update(shape=["_", 10**19])}
-    bundle = forged(classifier_bundle, tmp_path / "b", huge)
+    bundle = altered(classifier_bundle, tmp_path / "b", huge)
 
     with raises(ManifestError, match=r"^manifest\.json: expected more than the \d+ bytes of its"):
         refresh(open_bundle(bundle), tmp_path / "out", "cpu")
@@ -185,7 +185,7 @@ def test_command_says_what_it_did(old_bundle, tmp_path, capsys):
 
 def test_command_leaves_what_is_there(classifier_bundle, capsys):
     """
-    A bundle that is there is not replaced unless told to.
+    A bundle that is there is not replaced unless asked to.
     """
     assert main(["refresh", str(classifier_bundle), "--out", str(classifier_bundle)]) == 3
 

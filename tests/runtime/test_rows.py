@@ -47,7 +47,7 @@ def by_position(x):
 def routed_to_two(x):
     """Route rows as a mixture of experts does, with room for two rows at each expert.
 
-    Rows that are alike go to one expert, so only copies of a row fill it up; whoever comes
+    Rows that are alike go to one expert, so only copies of a row fill it up; a row that comes
     third gets nothing. Other rows than copies never meet a row at its expert.
     """
     out = np.zeros_like(x)

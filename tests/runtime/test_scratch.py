@@ -51,7 +51,7 @@ def test_a_directory_that_another_process_writes_into_goes_all_the_same(tmp_path
 
 def test_what_was_left_in_order_is_not_removed_again(tmp_path):
     """
-    A name that is free again may be somebody else's.
+    A name that is free again may be another process's.
     """
     with temporary_directory("some-") as path:
         pass

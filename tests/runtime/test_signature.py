@@ -60,7 +60,7 @@ def test_floats_have_no_limits():
 
 def test_bucket_has_a_name_that_cannot_draw():
     """
-    A program is named by its batch and axes, whatever somebody called these.
+    A program is named by its batch and axes, whatever they are called.
     """
     axes = (Axis(name="seq", sizes=(4,)), Axis(name="\x1b[2J\n", sizes=(2,)))
     signature = Signature(inputs=(SPEC,), outputs=(SPEC,), axes=axes)

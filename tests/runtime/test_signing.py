@@ -8,13 +8,13 @@ import sys
 from pytest import fixture, mark
 
 from runtime.__main__ import main
-from tests.forging import FROZEN
+from tests.altered_bundles import FROZEN
 from tests.keys import make_keys
 
 
 @fixture(scope="module")
 def signed(tmp_path_factory):
-    """A signed bundle: bundle, signature, public key, and the public key of somebody else."""
+    """A signed bundle: bundle, signature, public key, and another public key."""
     folder = tmp_path_factory.mktemp("signed")
     bundle, signature = folder / "bundle", folder / "bundle.sig"
     shutil.copytree(FROZEN, bundle)
@@ -26,7 +26,7 @@ def signed(tmp_path_factory):
 
 
 def inspect(bundle, signature, key):
-    """Inspect a bundle with a signature; give the exit status."""
+    """Inspect a bundle with a signature; return the exit status."""
     return main(["inspect", str(bundle), "--signature", str(signature), "--public-key", str(key)])
 
 

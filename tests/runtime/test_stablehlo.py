@@ -38,7 +38,7 @@ def nested(x):
 
 
 def bounded_from_outside(x):
-    """Loop in a function that is told how often, the same everywhere."""
+    """Loop in a function that takes how often, the same everywhere."""
     inner = jax.jit(lambda c, n: lax.fori_loop(0, n, lambda _, c: c + 1, c))
     return inner(x, 3) + inner(x, 5)
 
@@ -76,7 +76,7 @@ def test_a_loop_that_counts_to_a_number_takes_as_long_on_any_input(function, pla
         ),
         param(
             lambda x: lax.fori_loop(0, x[0, 0].astype(int), lambda i, c: c + i, x),
-            id="as-often-as-told",
+            id="as-often-as-asked",
         ),
         param(
             lambda x: lax.fori_loop(x[0, 0].astype(int), 9, lambda i, c: c + i, x),

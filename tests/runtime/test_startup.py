@@ -26,7 +26,7 @@ COMPILES = count_compiles()
 
 
 def started(bundle, cache_dir, said=None):
-    """Start with a cache; gives what came of it, and how many programs were compiled for it."""
+    """Start with a cache; return what came of it, and how many programs were compiled for it."""
     before = COMPILES()
     cache = ExecutableCache(cache_dir, (said if said is not None else []).append)
     found = start(open_bundle(bundle), "cpu", cache=cache, isolated=False)
@@ -184,7 +184,7 @@ def test_a_program_that_fails_here_compiled_too_is_an_error(cache_dir, monkeypat
 
 @mark.parametrize("where", ["file", "read-only", "full"])
 def test_a_start_works_where_nothing_can_be_kept(tmp_path, monkeypatch, where):
-    """A cache that cannot be written is told of once, and nothing else."""
+    """A cache that cannot be written is reported once, and nothing else."""
     folder = tmp_path / "cache"
     if where == "file":
         folder.write_text("")

@@ -60,7 +60,7 @@ def test_what_is_no_text_is_said(tmp_path, data, got):
 
 
 def test_what_is_no_file_is_said(tmp_path, monkeypatch):
-    """A directory, a missing file and one that may not be read are told from each other."""
+    """A directory, a missing file and one that may not be read are distinguished."""
     seen = []
     (tmp_path / "file").touch()
 

@@ -20,7 +20,7 @@ from runtime.model import Model
 from runtime.proof import prove
 from runtime.tensors import read_tensors, write_tensors
 from runtime.verify import verify
-from tests.forging import with_other_golden
+from tests.altered_bundles import with_other_golden
 
 PROGRAMS = list(enumerate(("b1-seq4", "b4-seq4", "b1-seq8", "b4-seq8"), 1))
 
@@ -78,7 +78,7 @@ def test_right_bundle_is_found_right(tagger):
 
 def test_progress_is_told(classifier):
     """
-    Whoever waits hears what is being checked.
+    a request that waits hears what is being checked.
     """
     steps = []
 

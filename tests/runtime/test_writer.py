@@ -9,7 +9,7 @@ from pytest import mark, param, raises
 from runtime.bundle import open_bundle
 from runtime.errors import BundleError, ManifestError
 from runtime.writer import BundleWriter, _abandoned
-from tests.runtime.paper import FILES, stage, write_bundle
+from tests.runtime.fake_bundle import FILES, stage, write_bundle
 
 
 def version_at(path):
@@ -232,7 +232,7 @@ def test_what_is_no_bundle_is_left_alone(target, make):
 
 def test_first_of_two_writers_wins(target):
     """
-    Of two writers at one place the first to commit wins, and the other is told so.
+    Of two writers at one place the first to commit wins, and the other is refused.
     """
     with BundleWriter(target) as slow:
         stage(slow, version="1")
@@ -366,11 +366,11 @@ def test_byte_swapped_tensor_is_refused(target):
     assert beside(target) == []
 
 
-def test_manifest_that_could_not_be_read_is_not_written(target, paper):
+def test_manifest_that_could_not_be_read_is_not_written(target, fake_bundle):
     """
     A manifest is read back before it is written, so that no bundle is put in place broken.
     """
-    manifest = open_bundle(paper).manifest
+    manifest = open_bundle(fake_bundle).manifest
     object.__setattr__(manifest, "buckets", (2, 1))
 
     with raises(ManifestError), BundleWriter(target) as writer:

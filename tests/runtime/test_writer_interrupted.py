@@ -8,7 +8,7 @@ from pathlib import Path
 from pytest import mark
 
 from runtime.writer import BundleWriter
-from tests.runtime.paper import FILES
+from tests.runtime.fake_bundle import FILES
 from tests.runtime.test_writer import beside, listed, version_at
 
 ROOT = Path(__file__).parents[2]

@@ -128,7 +128,7 @@ class FakeModel:
             raise self.broken
 
     def data_dependent(self, _sizes, _batch):
-        """Whether a program's time depends on its inputs: none's does unless it is told to."""
+        """Whether a program's time depends on its inputs: none's does unless it is set to."""
         return self.loops
 
     def check_memory(self, at_once):
@@ -209,7 +209,7 @@ async def serving(model, process=None, max_running=1, **limits):
 
     Batches run on the device's thread unless the limits allow inline runs, so that a model may wait.
     """
-    limits = Limits(**{"in_place_s": 0.0, **limits})
+    limits = Limits(**{"inline_s": 0.0, **limits})
     service = Service(limits, process or RecordedFailures())
     service.open(model, max_running=max_running)
     try:
@@ -231,7 +231,7 @@ class Running:
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
         self.failures = RecordedFailures()
-        limits = Limits(**{"in_place_s": 0.0, **limits})
+        limits = Limits(**{"inline_s": 0.0, **limits})
         self.service = Service(limits, self.failures)
 
     def wait(self, call):

@@ -11,7 +11,7 @@ from runtime.promises import compatibility_windows
 from server.config import ConfigError, ServerConfig
 from server.observability import prometheus
 from server.startup import open_model
-from tests.forging import FROZEN, with_deadly_program
+from tests.altered_bundles import FROZEN, with_deadly_program
 from tests.server.fakes import FakeModel
 from tests.server.flask_client import client_for
 from tests.serving import TIMEOUT_S, free_port, start
@@ -72,7 +72,7 @@ def test_digest_that_is_none_is_refused(digest):
 
 @mark.e2e
 def test_deadly_bundle_ends_the_server_in_order(tmp_path):
-    """A bundle that crashes whoever opens it is exit status 3 and one line, not a crash."""
+    """A bundle that crashes the process that opens it is exit status 3 and one line, not a crash."""
     bundle = with_deadly_program(tmp_path / "deadly")
 
     with start(free_port(), "--bundle", str(bundle), HLOSERVE_REQUIRE_DIGEST="") as process:
@@ -88,7 +88,7 @@ def test_deadly_bundle_ends_the_server_in_order(tmp_path):
 
 @mark.e2e
 def test_server_says_how_long_its_bundle_lasts(tmp_path):
-    """A server that is not told what to serve remembers what came through, and tells its compatibility_windows."""
+    """A server without a required digest remembers what survived, and logs its compatibility windows."""
     options = {"HLOSERVE_REQUIRE_DIGEST": "", "HLOSERVE_CACHE_DIR": str(tmp_path)}
     opened = []
     for _ in range(2):

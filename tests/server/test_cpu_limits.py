@@ -53,7 +53,7 @@ from runtime.program import set_cpu_threads
 
 threads = lambda: [t for t in Path("/proc/self/task").iterdir()
                    if (t / "comm").read_text().startswith("tf_XLAEigen")]
-set_cpu_threads({told})
+set_cpu_threads({wanted})
 import jax.numpy as jnp
 jnp.ones(3).block_until_ready()
 print(len(threads()))
@@ -61,15 +61,15 @@ print(len(threads()))
 
 
 @mark.parametrize(
-    ("told", "environment", "threads"), [(1, {}, 1), (3, {}, 3), (1, {"NPROC": "2"}, 2)]
+    ("wanted", "environment", "threads"), [(1, {}, 1), (3, {}, 3), (1, {"NPROC": "2"}, 2)]
 )
-def test_xla_computes_with_as_many_threads_as_it_is_told(told, environment, threads):
+def test_xla_computes_with_as_many_threads_as_it_is_told(wanted, environment, threads):
     """
     XLA's pool is as large as the server says, or as NPROC in its environment says.
     """
     usual = {name: value for name, value in os.environ.items() if name != "NPROC"}
     ran = subprocess.run(
-        [sys.executable, "-c", _COUNT.format(told=told)],
+        [sys.executable, "-c", _COUNT.format(wanted=wanted)],
         env={**usual, **environment},
         capture_output=True,
         text=True,

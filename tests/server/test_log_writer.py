@@ -49,18 +49,18 @@ def test_lines_come_out_in_order(pipe):
 
 
 def test_a_reader_that_does_not_read_costs_lines_and_no_time(pipe):
-    """Beyond what may wait lines are dropped and counted; when the reader is back it is told how many."""
+    """Beyond what may wait lines are dropped and counted; when the reader is back one line says how many."""
     writer = LineWriter(pipe[1], pending_bytes=1000)
     # More than the pipe and the writer hold, so that the writer's thread is stuck.
     while writer.dropped < 10 or writer.flush(0.0):
         writer.write(LINE)
     dropped = writer.dropped
-    text, told = "", []
-    while sum(told) < dropped:
+    text, reported = "", []
+    while sum(reported) < dropped:
         text += os.read(pipe[0], 1 << 16).decode()
-        told = [int(count) for count in re.findall(r"dropped (\d+) log lines\n", text)]
+        reported = [int(count) for count in re.findall(r"dropped (\d+) log lines\n", text)]
 
-    assert sum(told) == dropped
+    assert sum(reported) == dropped
     lines = [line for line in text.splitlines() if "dropped" not in line]
     assert set(lines) == {LINE.strip()}
     assert writer.flush(30)
@@ -186,7 +186,7 @@ def test_what_is_printed_goes_the_way_of_the_log(pipe):
 
 
 def test_a_line_that_cannot_be_formatted_ends_nothing(pipe, capsys):
-    """A mistake in a log line is told on stderr, and is no error of whoever logs."""
+    """A mistake in a log line is reported on stderr, and is no error of the caller."""
     handler = Handler(LineWriter(pipe[1]))
     handler.setFormatter(TextFormatter())
 

@@ -16,7 +16,7 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 @fixture
 def logged():
-    """Formats what is logged with a formatter; gives the lines of what a function logs."""
+    """Formats what is logged with a formatter; return the lines of what a function logs."""
 
     def run(formatter, call):
         written = io.StringIO()

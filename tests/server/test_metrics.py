@@ -105,7 +105,7 @@ def test_processes_add_up_to_what_one_would_have_counted(requests):
 
 
 def test_bounds_reach_from_half_a_millisecond_to_ten_seconds():
-    """A batch of microseconds and one that hangs are both told apart from the ordinary."""
+    """A batch of microseconds and one that hangs both differ from the ordinary."""
     assert (SECONDS[0], SECONDS[-1]) == (0.0005, 10.0)
     assert list(SECONDS) == sorted(set(SECONDS))
     assert list(ROWS) == sorted(set(ROWS))
@@ -204,7 +204,7 @@ def test_padding_along_an_axis_is_counted_as_well(running):
 
 
 def test_failures_have_one_of_four_reasons():
-    """The server's, the client's and the device's fault are told apart."""
+    """The server's, the client's and the device's fault are distinguished."""
     reasons = {
         "queue_full": "rejected",
         "draining": "rejected",

@@ -1,4 +1,4 @@
-"""The article's own server: Flask, pickled params, compiled when a request comes in.
+"""The article's own server: Flask, pickled params, compiled at the first request.
 
 gunicorn --workers 4 bench.serving.servers.article:app
 """
@@ -13,7 +13,7 @@ from flask import Flask, Response, jsonify, request
 from examples.text_classifier.reference import predict
 
 app = Flask(__name__)
-# The article pickles jax's arrays, which are on the device when they come back; ours are NumPy's.
+# The article pickles jax's arrays, which are on the device once unpickled; ours are NumPy's.
 PARAMS = jax.device_put(pickle.loads(Path(os.environ["BENCH_PARAMS"]).read_bytes()))  # noqa: S301 (we wrote it)
 
 

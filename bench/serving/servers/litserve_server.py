@@ -1,6 +1,6 @@
 """The classifier behind LitServe: FastAPI, and a worker process with a batcher.
 
-Takes the port as its only argument. BENCH_BATCH is the most rows of a batch (1: no batcher),
+Takes the port as its only argument. BENCH_BATCH is the maximum rows of a batch (1: no batcher),
 BENCH_WAIT_MS how long its batcher waits for them, BENCH_FRONTS the number of API processes.
 """
 

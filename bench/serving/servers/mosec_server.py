@@ -1,6 +1,6 @@
 """The classifier behind mosec: a front in Rust, a worker in Python.
 
-mosec reads --port and --timeout itself. BENCH_BATCH is the most rows of a batch (1: no batcher),
+mosec reads --port and --timeout itself. BENCH_BATCH is the maximum rows of a batch (1: no batcher),
 BENCH_WAIT_MS how long its batcher waits for them, BENCH_WORKERS the number of worker processes.
 """
 

@@ -10,7 +10,7 @@ from runtime.preprocessing.raw_goldens import check_raw_goldens, read_raw
 from runtime.startup import start
 from runtime.startup_check import check_startup
 from runtime.verify import verify
-from tests.forging import forged, with_other_golden
+from tests.altered_bundles import altered, with_other_golden
 from tests.tokenizer_files import VOCABULARY, words
 
 TOKENIZER = "preprocess/0/tokenizer.json"
@@ -30,7 +30,7 @@ def other_tokenizer(sentence_bundle, tmp_path):
         TOKENIZER: lambda _: words(exchange),
         RAW: lambda data: data,
     }
-    return forged(sentence_bundle, tmp_path / "other", changes)
+    return altered(sentence_bundle, tmp_path / "other", changes)
 
 
 def test_goldens_begin_at_texts(sentence_bundle):
@@ -107,7 +107,7 @@ def test_another_model_is_not_the_tokenizer(sentence_bundle, tmp_path):
 )
 def test_rows_of_another_form_are_refused(sentence_bundle, tmp_path, data, message):
     """What is no row of texts is an IntegrityError that names the line."""
-    bundle = open_bundle(forged(sentence_bundle, tmp_path / "forged", {RAW: lambda _: data}))
+    bundle = open_bundle(altered(sentence_bundle, tmp_path / "forged", {RAW: lambda _: data}))
     golden = next(golden for golden in bundle.manifest.goldens if golden.raw)
 
     with raises(IntegrityError) as caught:

@@ -9,7 +9,7 @@ from runtime.preprocessing.growth import expect_bounded_growth
 from runtime.preprocessing.sandbox import try_stages, try_tokenizer
 from runtime.preprocessing.sandbox_child import trial_texts
 from runtime.preprocessing.tokenizer import TokenizerError
-from tests.forging import forged
+from tests.altered_bundles import altered
 from tests.tokenizer_files import words
 
 PATH = "preprocess/0/tokenizer.json"
@@ -163,7 +163,7 @@ def test_trial_texts_are_as_long_as_may_be():
 def hostile(sentence_bundle, tmp_path):
     """A bundle whose tokenizer backtracks, with digests that are right."""
     bad = words(splitting("(a+)+$"))
-    return forged(sentence_bundle, tmp_path / "hostile", {PATH: lambda _: bad})
+    return altered(sentence_bundle, tmp_path / "hostile", {PATH: lambda _: bad})
 
 
 @mark.e2e

@@ -5,19 +5,19 @@ from pytest import fixture
 from runtime.storage.bundle_fetch import fetching
 from runtime.storage.gcs import CloudStore
 from runtime.storage.uri import CloudFolder
-from tests.runtime.storage.cloud import BUCKET, Cloud
+from tests.runtime.storage.fake_gcs import BUCKET, FakeGcs
 
 
 @fixture
-def cloud(monkeypatch, classifier_bundle):
+def bucket(monkeypatch, classifier_bundle):
     """A bucket that holds a bundle under a/, and things that are not of it."""
-    cloud = Cloud()
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", cloud.url)
-    cloud.upload(classifier_bundle, "a")
+    bucket = FakeGcs()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.url)
+    bucket.upload(classifier_bundle, "a")
     for name in ("a/", "a/programs/", "a/notes.txt", "ab/manifest.json", "a/../evil"):
-        cloud.put(name, b"")
-    yield cloud
-    cloud.close()
+        bucket.put(name, b"")
+    yield bucket
+    bucket.close()
 
 
 @fixture

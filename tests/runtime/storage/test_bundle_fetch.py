@@ -17,7 +17,7 @@ from runtime.errors import BundleError, DoesNotFit, ManifestError
 from runtime.storage.bundle_fetch import fetching
 from runtime.storage.gcs import CloudStore
 from runtime.storage.store import FetchError
-from tests.runtime.storage.cloud import FOLDER
+from tests.runtime.storage.fake_gcs import FOLDER
 from tests.serving import TIMEOUT_S, free_port, ready_line, start
 
 PARAMS = "a/params.safetensors"
@@ -29,7 +29,7 @@ def files(classifier_bundle):
     return open_bundle(classifier_bundle).manifest.files
 
 
-@mark.usefixtures("cloud")
+@mark.usefixtures("bucket")
 def test_a_fetched_bundle_answers(classifier_bundle):
     """A model from gs:// answers, after its files are gone, as the one from disk does."""
     rows = {"x": np.array([[1, 2, 3, 4]], np.float32)}
@@ -43,28 +43,28 @@ def test_a_fetched_bundle_answers(classifier_bundle):
     assert np.allclose(fetched.predict(rows)["output"], local.predict(rows)["output"], rtol=1e-5)
 
 
-def test_only_what_the_manifest_names_is_asked_for(cloud, fetch, files):
+def test_only_what_the_manifest_names_is_asked_for(bucket, fetch, files):
     """The manifest comes first, then each of its files once; nothing beside them is touched."""
     fetch()
 
-    assert cloud.asked[0].name == "a/manifest.json"
-    names = sorted(asked.name for asked in cloud.asked[1:])
+    assert bucket.asked[0].name == "a/manifest.json"
+    names = sorted(asked.name for asked in bucket.asked[1:])
     assert names == sorted(f"a/{file.path}" for file in files)
-    assert sorted(cloud.looked[1:]) == names
+    assert sorted(bucket.looked[1:]) == names
 
 
-def test_a_bundle_may_lie_at_the_root_of_a_bucket(cloud, fetch, classifier_bundle):
+def test_a_bundle_may_lie_at_the_root_of_a_bucket(bucket, fetch, classifier_bundle):
     """gs://bucket is a folder like any other."""
-    cloud.upload(classifier_bundle, "")
-    cloud.objects = {name.lstrip("/"): data for name, data in cloud.objects.items()}
+    bucket.upload(classifier_bundle, "")
+    bucket.objects = {name.lstrip("/"): data for name, data in bucket.objects.items()}
 
     assert fetch(prefix="").manifest.name == "classifier"
 
 
-def test_programs_are_there_while_params_still_come(cloud):
+def test_programs_are_there_while_params_still_come(bucket):
     """A program can be read, and compiled, while the params have not arrived."""
     gate = threading.Event()
-    cloud.before[PARAMS] = [lambda: gate.wait(30) and None]
+    bucket.before[PARAMS] = [lambda: gate.wait(30) and None]
     with fetching(CloudStore(FOLDER), None) as bundle:
         for program in bundle.manifest.programs:
             assert len(bundle.read(program.exported)) == program.exported.bytes
@@ -76,22 +76,22 @@ def test_programs_are_there_while_params_still_come(cloud):
         assert params.exists()
 
 
-def test_programs_are_compiled_while_params_still_come(cloud):
+def test_programs_are_compiled_while_params_still_come(bucket):
     """Loading a bundle whose params have not arrived goes as far as it can without them."""
     gate, waited = threading.Event(), []
-    cloud.before[PARAMS] = [lambda: waited.append(gate.wait(30))]
+    bucket.before[PARAMS] = [lambda: waited.append(gate.wait(30))]
 
-    def told(step):
+    def on_progress(step):
         if step == "loading params":
             gate.set()
 
     with fetching(CloudStore(FOLDER), None) as bundle:
-        load(bundle, "cpu", progress=told)
+        load(bundle, "cpu", progress=on_progress)
 
     assert waited == [True]
 
 
-@mark.usefixtures("cloud")
+@mark.usefixtures("bucket")
 def test_the_time_that_is_told_is_that_of_fetching(caplog):
     """That all is there is said when it is, not when the bundle has been used."""
     caplog.set_level("INFO", "runtime.storage.download")
@@ -103,34 +103,34 @@ def test_the_time_that_is_told_is_that_of_fetching(caplog):
     assert re.fullmatch(r"fetched 0\.0 MB in \d+\.\d s; 0\.0 MB were here already", said[-1])
 
 
-def test_a_restart_fetches_the_manifest_alone(cloud, fetch, tmp_path, classifier_bundle):
+def test_a_restart_fetches_the_manifest_alone(bucket, fetch, tmp_path, classifier_bundle):
     """What --cache-dir keeps is a bundle, and is not fetched again."""
     kept = fetch(tmp_path).path
-    cloud.asked.clear()
+    bucket.asked.clear()
 
     assert fetch(tmp_path).path == kept
-    assert [asked.name for asked in cloud.asked] == ["a/manifest.json"]
+    assert [asked.name for asked in bucket.asked] == ["a/manifest.json"]
     assert kept.parent == tmp_path
     assert _tree(kept) == _tree(classifier_bundle)
 
 
-@mark.usefixtures("cloud")
-def test_a_bundle_that_is_required_and_kept_needs_no_store(cloud, fetch, tmp_path):
+@mark.usefixtures("bucket")
+def test_a_bundle_that_is_required_and_kept_needs_no_store(bucket, fetch, tmp_path):
     """With its digest a restart asks the store nothing, even where that has another bundle now."""
     kept = fetch(tmp_path)
     digest = f"sha256:{kept.digest}"
-    cloud.objects.clear()
-    cloud.asked.clear()
-    cloud.looked.clear()
+    bucket.objects.clear()
+    bucket.asked.clear()
+    bucket.looked.clear()
 
     with fetching(CloudStore(FOLDER), tmp_path, require_digest=digest) as bundle:
         bundle.check()
     assert bundle.digest == kept.digest
-    assert cloud.asked == cloud.looked == []
+    assert bucket.asked == bucket.looked == []
 
 
 @mark.parametrize("damage", ["missing", "altered"])
-def test_a_manifest_that_was_not_kept_well_is_fetched(cloud, fetch, tmp_path, damage):
+def test_a_manifest_that_was_not_kept_well_is_fetched(bucket, fetch, tmp_path, damage):
     """What is not the manifest that is required is not taken for it."""
     kept = fetch(tmp_path)
     manifest = kept.path / "manifest.json"
@@ -139,12 +139,12 @@ def test_a_manifest_that_was_not_kept_well_is_fetched(cloud, fetch, tmp_path, da
         manifest.unlink()
     else:
         manifest.write_bytes(good.replace(b"classifier", b"pacifier!!"))
-    cloud.asked.clear()
+    bucket.asked.clear()
 
     digest = f"sha256:{kept.digest}"
     with fetching(CloudStore(FOLDER), tmp_path, require_digest=digest) as bundle:
         bundle.check()
-    assert [asked.name for asked in cloud.asked] == ["a/manifest.json"]
+    assert [asked.name for asked in bucket.asked] == ["a/manifest.json"]
     assert manifest.read_bytes() == good
 
 
@@ -152,23 +152,23 @@ def _tree(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_a_kept_file_that_has_changed_is_fetched_again(cloud, fetch, tmp_path, caplog):
-    """Kept files are held against their digests: one that was damaged is replaced."""
+def test_a_kept_file_that_has_changed_is_fetched_again(bucket, fetch, tmp_path, caplog):
+    """Kept files are compared with their digests: one that was damaged is replaced."""
     params = fetch(tmp_path).path / "params.safetensors"
     good = params.read_bytes()
     params.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    cloud.asked.clear()
+    bucket.asked.clear()
     fetch(tmp_path)
 
     assert params.read_bytes() == good
-    assert [asked.name for asked in cloud.asked] == ["a/manifest.json", PARAMS]
+    assert [asked.name for asked in bucket.asked] == ["a/manifest.json", PARAMS]
     assert f"{params}: not what was kept; fetching it again" in caplog.messages
 
 
-def test_a_new_bundle_in_the_same_place_is_fetched(cloud, fetch, tmp_path, tagger_bundle):
+def test_a_new_bundle_in_the_same_place_is_fetched(bucket, fetch, tmp_path, tagger_bundle):
     """Another bundle under the same name has another digest, and is not mixed with the first."""
     old = fetch(tmp_path).path
-    cloud.upload(tagger_bundle, "a")
+    bucket.upload(tagger_bundle, "a")
 
     new = fetch(tmp_path)
     assert new.manifest.name == "tagger"
@@ -176,20 +176,20 @@ def test_a_new_bundle_in_the_same_place_is_fetched(cloud, fetch, tmp_path, tagge
     assert open_bundle(old).manifest.name == "classifier"
 
 
-def test_what_another_process_left_is_taken_up(cloud, fetch, tmp_path):
+def test_what_another_process_left_is_taken_up(bucket, fetch, tmp_path):
     """A start that was ended in the middle of a file is no loss to the next."""
     path = fetch(tmp_path).path / "params.safetensors"
     data = path.read_bytes()
     path.unlink()
     path.with_name("params.safetensors.part").write_bytes(data[:77])
-    cloud.asked.clear()
+    bucket.asked.clear()
     fetch(tmp_path)
 
     assert path.read_bytes() == data
-    assert [asked.start for asked in cloud.asked if asked.name == PARAMS] == [77]
+    assert [asked.start for asked in bucket.asked if asked.name == PARAMS] == [77]
 
 
-@mark.usefixtures("cloud")
+@mark.usefixtures("bucket")
 @mark.parametrize("left", [b"not the beginning", b"x" * 10_000])
 def test_what_was_left_of_something_else_is_forgotten(fetch, tmp_path, left):
     """A part that is not the beginning of the file, or longer than it, does no harm."""
@@ -203,11 +203,11 @@ def test_what_was_left_of_something_else_is_forgotten(fetch, tmp_path, left):
     assert not path.with_name("params.safetensors.part").exists()
 
 
-def test_two_servers_that_share_a_cache_fetch_once(cloud, tmp_path, files):
+def test_two_servers_that_share_a_cache_fetch_once(bucket, tmp_path, files):
     """The second waits for what the first is fetching, and fetches nothing of it."""
     gate = threading.Event()
     for file in files:
-        cloud.before[f"a/{file.path}"] = [lambda: gate.wait(30) and None]
+        bucket.before[f"a/{file.path}"] = [lambda: gate.wait(30) and None]
     with (
         fetching(CloudStore(FOLDER), tmp_path) as one,
         fetching(CloudStore(FOLDER), tmp_path) as two,
@@ -216,12 +216,12 @@ def test_two_servers_that_share_a_cache_fetch_once(cloud, tmp_path, files):
         one.check()
         two.check()
 
-    names = sorted(asked.name for asked in cloud.asked)
+    names = sorted(asked.name for asked in bucket.asked)
     assert names == sorted(["a/manifest.json"] * 2 + [f"a/{file.path}" for file in files])
     assert list(tmp_path.rglob("*.part")) == []
 
 
-@mark.usefixtures("cloud")
+@mark.usefixtures("bucket")
 def test_servers_of_the_same_number_write_the_manifest_at_once(fetch, tmp_path, monkeypatch):
     """In containers all servers are process 1, and still no two of them write to one file."""
     rename, others = Path.rename, []
@@ -241,34 +241,34 @@ def test_servers_of_the_same_number_write_the_manifest_at_once(fetch, tmp_path, 
 
 
 @mark.parametrize("path", ["../evil", "/etc/evil", "a//b", "programs/", "C:\\evil", "a/./b", ""])
-def test_a_manifest_that_leads_elsewhere_is_refused(cloud, fetch, tmp_path, path):
+def test_a_manifest_that_leads_elsewhere_is_refused(bucket, fetch, tmp_path, path):
     """Names that leave the bundle, or can be no file's, are refused before anything is fetched."""
-    manifest = json.loads(cloud.objects["a/manifest.json"][0])
+    manifest = json.loads(bucket.objects["a/manifest.json"][0])
     manifest["programs"][0]["exported"]["path"] = path
-    cloud.put("a/manifest.json", json.dumps(manifest).encode())
+    bucket.put("a/manifest.json", json.dumps(manifest).encode())
     with raises(ManifestError, match="expected a plain relative path"):
         fetch(tmp_path)
 
-    assert [asked.name for asked in cloud.asked] == ["a/manifest.json"]
+    assert [asked.name for asked in bucket.asked] == ["a/manifest.json"]
     assert list(tmp_path.iterdir()) == []
 
 
-def claiming(cloud, change):
+def claiming(bucket, change):
     """Change what the manifest in the bucket says."""
-    manifest = json.loads(cloud.objects["a/manifest.json"][0])
+    manifest = json.loads(bucket.objects["a/manifest.json"][0])
     change(manifest)
-    cloud.put("a/manifest.json", json.dumps(manifest).encode())
+    bucket.put("a/manifest.json", json.dumps(manifest).encode())
 
 
-def nothing_was_fetched(cloud):
+def nothing_was_fetched(bucket):
     """Whether no byte of a file was asked for."""
-    return [asked.name for asked in cloud.asked] == ["a/manifest.json"]
+    return [asked.name for asked in bucket.asked] == ["a/manifest.json"]
 
 
-def test_an_object_of_another_size_is_refused_before_anything_is_fetched(cloud, fetch, files):
-    """What the store has is held against what the manifest claims, for every file, first of all."""
+def test_an_object_of_another_size_is_refused_before_anything_is_fetched(bucket, fetch, files):
+    """What the store has is compared with what the manifest claims, for every file, first of all."""
     (file,) = (file for file in files if file.path == "params.safetensors")
-    claiming(cloud, lambda m: m["params"]["files"][0].update(bytes=file.bytes + 1))
+    claiming(bucket, lambda m: m["params"]["files"][0].update(bytes=file.bytes + 1))
     with raises(FetchError) as caught:
         fetch()
 
@@ -276,13 +276,13 @@ def test_an_object_of_another_size_is_refused_before_anything_is_fetched(cloud, 
         f"gs://models/{PARAMS}: expected {file.bytes + 1} bytes, got {file.bytes}; was the bundle "
         "replaced, or copied in part?"
     )
-    assert nothing_was_fetched(cloud)
+    assert nothing_was_fetched(bucket)
 
 
 def test_a_bundle_that_the_disk_cannot_hold_is_not_fetched(
-    cloud, fetch, tmp_path, files, monkeypatch
+    bucket, fetch, tmp_path, files, monkeypatch
 ):
-    """The bytes that are missing are held against the bytes that are free, those kept already apart."""
+    """The bytes that are missing are compared with the bytes that are free, those kept already apart."""
     total = sum(file.bytes for file in files)
     free = [total - 1]
     monkeypatch.setattr(
@@ -296,14 +296,14 @@ def test_a_bundle_that_the_disk_cannot_hold_is_not_fetched(
         f"{folder}: expected {total:,} B free for the bundle, got {total - 1:,} B; pass --cache-dir "
         "with room for the bundle"
     )
-    assert nothing_was_fetched(cloud)
+    assert nothing_was_fetched(bucket)
     free[0] = total
     fetch(tmp_path)
     free[0] = 0
     fetch(tmp_path)
 
 
-def test_a_bundle_that_memory_cannot_hold_is_not_fetched(cloud, monkeypatch):
+def test_a_bundle_that_memory_cannot_hold_is_not_fetched(bucket, monkeypatch):
     """On a CPU that is known before a device is looked for; on a GPU the machine's memory is no limit."""
     monkeypatch.setattr("runtime.storage.bundle_fetch.host_memory", lambda: 100)
     with (
@@ -311,21 +311,21 @@ def test_a_bundle_that_memory_cannot_hold_is_not_fetched(cloud, monkeypatch):
         fetching(CloudStore(FOLDER), None, device="cpu"),
     ):
         pass
-    assert nothing_was_fetched(cloud)
+    assert nothing_was_fetched(bucket)
     with fetching(CloudStore(FOLDER), None, device="cuda") as bundle:
         bundle.check()
 
 
-def test_a_manifest_without_end_is_not_read(cloud, fetch, monkeypatch):
+def test_a_manifest_without_end_is_not_read(bucket, fetch, monkeypatch):
     """What is larger than any manifest is refused by its size."""
     monkeypatch.setattr("runtime.storage.download.MAX_MANIFEST_BYTES", 10)
     with raises(FetchError, match=r"manifest.json: expected at most 10 bytes, got \d+$"):
         fetch()
 
-    assert cloud.asked == []
+    assert bucket.asked == []
 
 
-@mark.usefixtures("cloud")
+@mark.usefixtures("bucket")
 def test_a_whole_cache_is_not_written_to(fetch, tmp_path):
     """A cache that has everything may be on a volume that cannot be written."""
     kept = fetch(tmp_path).path
@@ -340,7 +340,7 @@ def test_a_whole_cache_is_not_written_to(fetch, tmp_path):
     assert changed() == was
 
 
-@mark.usefixtures("cloud")
+@mark.usefixtures("bucket")
 def test_links_in_a_cache_are_not_followed(fetch, tmp_path):
     """A link where a file is to be is replaced; one where a part is to be is refused."""
     params = fetch(tmp_path).path / "params.safetensors"
@@ -359,7 +359,7 @@ def test_links_in_a_cache_are_not_followed(fetch, tmp_path):
     assert elsewhere.read_bytes() == b"keep this"
 
 
-@mark.usefixtures("cloud")
+@mark.usefixtures("bucket")
 def test_nothing_but_the_cache_is_written_to(fetch, tmp_path, monkeypatch):
     """Where there is a cache, no temporary directory is needed; where not, one line says so."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
@@ -372,7 +372,7 @@ def test_nothing_but_the_cache_is_written_to(fetch, tmp_path, monkeypatch):
     )
 
 
-@mark.usefixtures("cloud")
+@mark.usefixtures("bucket")
 def test_what_killed_servers_left_goes_away(fetch, tmp_path, monkeypatch):
     """A directory whose process has ended is removed by the next start; one in use stays."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -388,9 +388,9 @@ def test_what_killed_servers_left_goes_away(fetch, tmp_path, monkeypatch):
 
 
 @fixture
-def environ(cloud, tmp_path):
+def environ(bucket, tmp_path):
     """Options of a server process that fetches from the bucket, and has a /tmp of its own."""
-    return {"env": {**os.environ, "STORAGE_EMULATOR_HOST": cloud.url, "TMPDIR": str(tmp_path)}}
+    return {"env": {**os.environ, "STORAGE_EMULATOR_HOST": bucket.url, "TMPDIR": str(tmp_path)}}
 
 
 @mark.e2e
@@ -414,12 +414,12 @@ def test_a_full_disk_is_one_line(environ, tmp_path):
 
 
 @mark.e2e
-def test_a_server_that_was_killed_leaves_nothing_for_ever(cloud, environ, tmp_path):
+def test_a_server_that_was_killed_leaves_nothing_for_ever(bucket, environ, tmp_path):
     """Killed while it fetches, a server leaves what the next one removes."""
     gate = threading.Event()
-    cloud.before[PARAMS] = [lambda: gate.wait(TIMEOUT_S) and None]
+    bucket.before[PARAMS] = [lambda: gate.wait(TIMEOUT_S) and None]
     with start(free_port(), "--bundle", "gs://models/a", options=environ) as process:
-        cloud.wait_for(PARAMS)
+        bucket.wait_for(PARAMS)
         process.kill()
     gate.set()
     left = set(tmp_path.iterdir())
@@ -433,7 +433,7 @@ def test_a_server_that_was_killed_leaves_nothing_for_ever(cloud, environ, tmp_pa
     assert not left & there
 
 
-@mark.usefixtures("cloud")
+@mark.usefixtures("bucket")
 def test_a_cache_that_cannot_be_written_says_so(fetch, tmp_path):
     """The reason names the directory and the option."""
     (tmp_path / "file").touch()

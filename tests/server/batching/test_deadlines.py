@@ -15,7 +15,7 @@ from tests.server.fakes import ask, serving
 
 @on_a_loop
 async def test_a_deadline_in_the_queue_is_kept(model, gate):
-    """A request whose time is over while it waits is told so, frees its place and never runs."""
+    """A request whose time is over while it waits is refused, frees its place and never runs."""
     async with serving(model) as service:
         first = asked(service, 1)
         await gate.reached()
@@ -33,7 +33,7 @@ async def test_a_deadline_in_the_queue_is_kept(model, gate):
 
 @on_a_loop
 async def test_a_deadline_while_the_device_runs_is_kept(model, gate):
-    """A request whose time is over on the device is told so; the result is dropped."""
+    """A request whose time is over on the device is refused; the result is dropped."""
     async with serving(model) as service:
         late = asked(service, 1, timeout_s=0.01)
         await gate.reached()

@@ -134,7 +134,7 @@ def test_a_device_that_fails_every_task_has_failed(device, model):
 
 
 def test_a_batch_that_lacks_memory_may_be_tried_again_by_its_callers(device, model):
-    """Out of memory is told apart: it is not run again here, and the device has not failed."""
+    """Out of memory is distinguished: it is not run again here, and the device has not failed."""
     model.before = refusing(1, ExecutionError("program b4: RESOURCE_EXHAUSTED: 4 GiB at 0x7f"))
 
     outcome = device.run_batch(batch_of(1, 2))

@@ -20,7 +20,7 @@ async def test_a_device_that_dies_in_place_is_given_up():
     """What is no error of a batch ends the process, on the loop's own thread as on the device's."""
     model, failures = FakeModel(), RecordedFailures()
     model.before = failing(SystemExit(0))
-    async with serving(model, failures, in_place_s=1.0) as service:
+    async with serving(model, failures, inline_s=1.0) as service:
         with raises(NotReady):
             await ask(service, rows(1))
 
@@ -126,7 +126,7 @@ STALL_S = 3600.0
 
 @on_a_loop
 async def test_a_device_that_hangs_is_given_up(model, gate):
-    """When a batch does not come back, whoever waits is answered and the process told to end."""
+    """When a batch does not come back, a request that waits is answered and the process asked to end."""
     failures, stalls = RecordedFailures(), []
     loop = asyncio.get_running_loop()
     later = loop.call_later
@@ -148,7 +148,7 @@ async def test_a_device_that_hangs_is_given_up(model, gate):
 
         assert service.state is State.FAILED
         assert failures.reasons == ["the device hangs"]
-        gate.open(runs=2)  # it comes back after all: nobody is left to care
+        gate.open(runs=2)  # it comes back after all: no request is left
         service.close()
         await asyncio.to_thread(service._scheduler.executor._threads[0].join, 30)
         await begun()

@@ -10,14 +10,14 @@ from pytest import fixture, mark, raises
 from server.batching.memory_budget import FREE_BYTES, BodyBuffer, MemoryBudget
 from server.config import ServerConfig
 from server.errors import Overloaded, TooLarge
-from tests.server.calling import Called, array_of, refused, rows
 from tests.server.fakes import FakeModel, Gate
-from tests.server.front import Entrance, read_answer, request, reset
+from tests.server.grpc_harness import GrpcHarness, array_of, refused, rows
+from tests.server.http_harness import HttpHarness, read_answer, request, reset
 
-MOST = 400_000
+LIMIT = 400_000
 LARGE = 100_000
 BODY = b'{"instances": [[1, 2]]}'
-TEXT = f"bodies: expected at most {MOST} bytes of all requests under way, got more"
+TEXT = f"bodies: expected at most {LIMIT} bytes of all requests under way, got more"
 
 
 @fixture
@@ -29,7 +29,7 @@ def gate():
 @fixture
 def entrance():
     """A front that holds no more than four large bodies."""
-    entrance = Entrance(limits={"held_bytes": MOST})
+    entrance = HttpHarness(limits={"memory_bytes": LIMIT})
     yield entrance
     entrance.close()
 
@@ -43,7 +43,7 @@ def wait_until(entrance, size):
     """Wait until the entrance holds so many bytes."""
 
     async def wait():
-        while entrance.service.memory.size != size:  # noqa: ASYNC110 (nobody tells)
+        while entrance.service.memory.size != size:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0)
 
     entrance.running.wait(asyncio.wait_for(wait(), 30))
@@ -51,39 +51,39 @@ def wait_until(entrance, size):
 
 def test_what_is_held_is_counted_to_the_byte():
     """As much as there may be is taken, one byte more is not, and what is given back is free."""
-    held = MemoryBudget(10)
-    held.acquire(4)
-    held.acquire(6)
+    budget = MemoryBudget(10)
+    budget.acquire(4)
+    budget.acquire(6)
     with raises(Overloaded, match=r"^bodies: expected at most 10 bytes of all requests under way"):
-        held.acquire(1)
-    held.release(6)
-    held.acquire(5)
+        budget.acquire(1)
+    budget.release(6)
+    budget.acquire(5)
 
-    assert held.size == 9
+    assert budget.size == 9
 
 
 def test_small_bodies_are_not_counted():
     """A body counts from the byte on that makes it large, and then all of it."""
-    held = MemoryBudget(MOST)
-    body = BodyBuffer(held)
-    body.begin(MOST)
+    budget = MemoryBudget(LIMIT)
+    body = BodyBuffer(budget)
+    body.begin(LIMIT)
 
     body.add(b"a" * FREE_BYTES)
-    small = held.size
+    small = budget.size
     body.add(b"b")
-    counted = held.size
+    counted = budget.size
     whole = body.take()
     passed_on = body.detach()
     body.drop()
 
-    assert (small, counted, passed_on, held.size) == (0, FREE_BYTES + 1, FREE_BYTES + 1, counted)
+    assert (small, counted, passed_on, budget.size) == (0, FREE_BYTES + 1, FREE_BYTES + 1, counted)
     assert whole == b"a" * FREE_BYTES + b"b"
 
 
 def test_a_body_beyond_its_own_limit_is_too_large():
     """The limit of a single body comes first, and a body that is dropped counts no more."""
-    held = MemoryBudget(MOST)
-    body = BodyBuffer(held)
+    budget = MemoryBudget(LIMIT)
+    body = BodyBuffer(budget)
     body.begin(LARGE)
     body.add(b"a" * LARGE)
 
@@ -91,14 +91,14 @@ def test_a_body_beyond_its_own_limit_is_too_large():
         body.add(b"a")
     body.drop()
 
-    assert held.size == 0
+    assert budget.size == 0
 
 
 def test_the_bound_follows_the_largest_body():
     """Eight of the largest bodies may be under way at once."""
     config = ServerConfig(bundle="b", max_body_bytes=1000)
 
-    assert config.limits.held_bytes == 8000
+    assert config.limits.memory_bytes == 8000
 
 
 def test_bodies_that_are_too_much_together_are_refused(entrance):
@@ -108,7 +108,7 @@ def test_bodies_that_are_too_much_together_are_refused(entrance):
         late, small = (stack.enter_context(entrance.connect()) for _ in range(2))
         for connection in first:
             connection.sendall(large()[:-1])
-        wait_until(entrance, MOST - 4)
+        wait_until(entrance, LIMIT - 4)
 
         late.sendall(large())
         status, headers, answer = read_answer(late)
@@ -160,7 +160,7 @@ def test_bodies_of_requests_that_wait_are_held(gate):
     """A body counts until its request is answered, or given up because its client went."""
     model = FakeModel()
     model.before = gate
-    entrance = Entrance(model, limits={"held_bytes": MOST})
+    entrance = HttpHarness(model, limits={"memory_bytes": LIMIT})
     with entrance.connect() as stays, entrance.connect() as goes:
         stays.sendall(large())
         entrance.running.wait(gate.reached())
@@ -177,10 +177,10 @@ def test_bodies_of_requests_that_wait_are_held(gate):
 
 
 def test_a_body_counts_as_what_it_becomes(gate):
-    """What decompressing adds is held until its request is answered, or its client has gone."""
+    """What decompressing adds is counted until its request is answered, or its client has gone."""
     model = FakeModel()
     model.before = gate
-    entrance = Entrance(model, limits={"held_bytes": MOST})
+    entrance = HttpHarness(model, limits={"memory_bytes": LIMIT})
     packed = gzip.compress(BODY + b" " * (LARGE * 2))
     added = LARGE * 2 + len(BODY) - len(packed)
     sent = request("/predict", packed, "content-encoding: gzip\r\n")
@@ -190,7 +190,9 @@ def test_a_body_counts_as_what_it_becomes(gate):
         entrance.running.wait(gate.reached())
         with entrance.connect() as late:
             late.sendall(
-                request("/predict", gzip.compress(BODY + b" " * MOST), "content-encoding: gzip\r\n")
+                request(
+                    "/predict", gzip.compress(BODY + b" " * LIMIT), "content-encoding: gzip\r\n"
+                )
             )
             status, _, refused = read_answer(late)
         goes.sendall(request("/predict", BODY.ljust(LARGE)))
@@ -210,7 +212,7 @@ def test_a_compressed_body_whose_client_goes_is_held_no_more(gate):
     """What decompressing added is given back with the request."""
     model = FakeModel()
     model.before = gate
-    entrance = Entrance(model, limits={"held_bytes": MOST})
+    entrance = HttpHarness(model, limits={"memory_bytes": LIMIT})
     packed = gzip.compress(BODY + b" " * LARGE)
     with entrance.connect() as goes:
         goes.sendall(request("/predict", packed, "content-encoding: gzip\r\n"))
@@ -226,7 +228,7 @@ def test_requests_behind_each_other_are_bounded(gate):
     """Requests that are sent ahead of their answers count, large or not; the rest is refused."""
     model = FakeModel()
     model.before = gate
-    entrance = Entrance(model, limits={"held_bytes": 3 * 60_000})
+    entrance = HttpHarness(model, limits={"memory_bytes": 3 * 60_000})
     with entrance.connect() as connection:
         connection.sendall(large(60_000))
         entrance.running.wait(gate.reached())
@@ -250,7 +252,7 @@ def test_messages_are_bounded(gate, how):
     model.before = gate
     message = rows(1, 2)
     size = len(message.SerializeToString())
-    called = Called(model, limits={"held_bytes": 3 * size})
+    called = GrpcHarness(model, limits={"memory_bytes": 3 * size})
     waiting = called.infer.future(message)
     called.running.wait(gate.reached())
     others = [called.infer.future(message) for _ in range(2)]

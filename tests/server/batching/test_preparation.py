@@ -44,12 +44,12 @@ async def answered(asked_for):
 
 @on_a_loop
 async def test_texts_are_answered_in_order(model):
-    """Rows of several lengths come back in the order that they were asked in, with evidence."""
+    """Rows of several lengths come back in the order that they were asked in, with metadata."""
     texts = ["the cat sat on a mat", "cat", "a dog ran", "dog"]
     async with serving(model) as service:
         asked_for = asked(service, *texts)
         assert await answered(asked_for) == [sum(ids(text)) for text in texts]
-        prepared = asked_for[1].result().evidence.prepared
+        prepared = asked_for[1].result().metadata.prepared
 
     assert (prepared.tokens, prepared.truncated) == (8 + 3 + 5 + 3, 0)
     assert service.metrics.prepared.count == 1

@@ -40,7 +40,7 @@ async def test_a_batch_that_is_known_to_be_quick_runs_on_the_loops_own_thread():
     threads = []
     model = FakeModel(costs={1: 400.0, 4: 900.0})  # µs
     model.before = lambda _: threads.append(threading.current_thread())
-    async with serving(model, in_place_s=0.0005) as service:
+    async with serving(model, inline_s=0.0005) as service:
         assert await sums(asked(service, 1)) == [1.0]
         assert await sums(asked(service, 1, 2, 3)) == [1.0, 2.0, 3.0]
 
@@ -55,7 +55,7 @@ async def test_a_program_whose_time_depends_on_its_inputs_never_runs_on_the_loop
     model = FakeModel()
     model.loops = True
     model.before = lambda _: threads.append(threading.current_thread())
-    async with serving(model, in_place_s=1.0) as service:
+    async with serving(model, inline_s=1.0) as service:
         assert await sums(asked(service, 1, 2)) == [1.0, 2.0]
 
     assert threads == [service._scheduler.executor._threads[0]]
@@ -67,7 +67,7 @@ async def test_a_quick_batch_runs_on_the_devices_thread_where_an_entrance_needs_
     ran_on = []
     model = FakeModel()
     model.before = lambda _: ran_on.append(threading.current_thread().name)
-    async with serving(model, in_place_s=1.0) as service:
+    async with serving(model, inline_s=1.0) as service:
         for prefer_thread in (True, False):
             done = asyncio.get_running_loop().create_future()
             parts = [model.checker.check(rows(1))]
@@ -81,7 +81,7 @@ async def test_a_quick_batch_runs_on_the_devices_thread_where_an_entrance_needs_
 @on_a_loop
 async def test_requests_of_one_turn_of_the_loop_share_a_batch(model):
     """A batch is launched once the loop has taken in all that it has received."""
-    async with serving(model, in_place_s=1.0) as service:
+    async with serving(model, inline_s=1.0) as service:
         requests = [asked(service, n) for n in (1, 2, 3, 4, 5)]
 
         assert [await sums(each) for each in requests] == [[1.0], [2.0], [3.0], [4.0], [5.0]]

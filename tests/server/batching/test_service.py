@@ -29,7 +29,7 @@ async def test_a_body_is_freed_with_its_answer(model):
     gc.collect()
     gc.disable()
     try:
-        async with serving(model, in_place_s=1.0) as service:
+        async with serving(model, inline_s=1.0) as service:
             for numbers in ((1,), (1, 2, 3, 4, 5)):
                 answered = asyncio.Event()
                 inputs = model.checker.check(rows(*numbers))
@@ -51,7 +51,7 @@ async def test_an_answer_that_nobody_can_take_leaves_its_batch_mates_theirs(mode
     def broken(_):
         raise RuntimeError("gone")
 
-    async with serving(model, in_place_s=1.0) as service:
+    async with serving(model, inline_s=1.0) as service:
         service.submit([model.checker.check(rows(1))], broken)
 
         assert await sums(asked(service, 2)) == [2.0]
@@ -77,7 +77,7 @@ async def test_no_rows_are_answered_without_the_device(model):
 
     assert answer.outputs["y"].dtype == np.float32
     assert answer.outputs["y"].shape == (0,)
-    assert answer.evidence == InferenceMetadata(0, 0, 0.0, 0.0)
+    assert answer.metadata == InferenceMetadata(0, 0, 0.0, 0.0)
     assert model.ran == []
 
 
@@ -125,7 +125,7 @@ async def test_an_answer_says_how_it_came_about(model, gate):
         second, third = asked(service, 2), asked(service, 3, 4)
         await begun()
         gate.open(runs=2)
-        first, second, third = [(await each).evidence for each in (first, second, third)]
+        first, second, third = [(await each).metadata for each in (first, second, third)]
 
     assert (first.bucket, first.padded_rows) == (1, 0)
     assert (second.bucket, second.padded_rows) == (third.bucket, third.padded_rows) == (4, 1)
@@ -153,7 +153,7 @@ def test_evidence_of_a_split_request_covers_all_its_batches(model):
 
 @on_a_loop
 async def test_inputs_that_do_not_fit_never_reach_the_queue(model):
-    """A request is held against the signature before it joins anybody."""
+    """A request is compared with the signature before it joins anybody."""
     async with serving(model) as service:
         with raises(SignatureMismatch):
             await ask(service, {"x": np.zeros((1, 3), np.float32)})

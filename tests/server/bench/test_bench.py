@@ -7,7 +7,7 @@ from server.doctor import cli as doctor
 
 
 def refused(capsys, *arguments):
-    """Run the bench with arguments that it refuses; give the exit status and stderr."""
+    """Run the bench with arguments that it refuses; return the exit status and stderr."""
     with raises(SystemExit) as ended:
         main(arguments, {})
     return ended.value.code, capsys.readouterr().err

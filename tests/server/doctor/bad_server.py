@@ -4,6 +4,7 @@ import http.server
 import itertools
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -89,13 +90,15 @@ def main():
     server = Server((host, int(os.environ["AIP_HTTP_PORT"])), Handler)
 
     def stop(*_):
-        # It answers on for a while: who has connected may not have been accepted yet.
-        if FAULT != "stubborn":
-            threading.Timer(0.3, server.shutdown).start()
+        if FAULT != "stubborn":  # shutdown waits for serve_forever, which this handler interrupts
+            threading.Thread(target=server.shutdown).start()
 
     if FAULT != "abrupt":
         signal.signal(signal.SIGTERM, stop)
     server.serve_forever(0.01)
+    # Connections that were not accepted yet would be reset.
+    while select.select([server], [], [], 0)[0]:
+        server.handle_request()
     server.server_close()
 
 

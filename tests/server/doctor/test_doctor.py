@@ -28,7 +28,7 @@ CHECKS = [
 
 
 def findings(fault, **times):
-    """Examine a server with a fault; give the findings by their checks."""
+    """Examine a server with a fault; return the findings by their checks."""
     found = examine(
         [sys.executable, str(BAD), fault],
         os.environ,
@@ -112,7 +112,7 @@ def test_health_checks_may_go_unanswered_three_times():
 
 
 def test_what_a_server_leaves_running_is_not_waited_for():
-    """A server that ended is told of at once, though a child of it keeps its output open."""
+    """A server that ended is reported at once, though a child of it keeps its output open."""
     [found] = findings("leaves a child").values()
 
     assert found.observed == "ended with status 1: no model here"
@@ -198,7 +198,7 @@ def test_a_plan_needs_no_server(classifier_bundle, capsys):
 
 @fixture
 def ours(classifier_bundle, capsys, monkeypatch):
-    """Runs the doctor on our own server; gives the exit status and what was printed."""
+    """Runs the doctor on our own server; return the exit status and what was printed."""
     monkeypatch.chdir(ROOT)
 
     def run(*options):

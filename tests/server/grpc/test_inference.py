@@ -13,8 +13,8 @@ from runtime.tensors import numpy_dtype
 from server.errors import OutOfMemory
 from server.protocols import oip_grpc
 from server.protos import inference_pb2 as pb
-from tests.server.calling import Called, array_of, refused, request, rows
 from tests.server.fakes import ECHO, EVERY, FakeModel, Gate
+from tests.server.grpc_harness import GrpcHarness, array_of, refused, request, rows
 
 LIMIT = 20_000
 ROW = np.array([[1, 2]], np.float32)
@@ -23,7 +23,7 @@ ROW = np.array([[1, 2]], np.float32)
 @fixture(scope="module")
 def called():
     """An entrance with small limits, before a model that sums rows."""
-    called = Called(max_body_bytes=LIMIT)
+    called = GrpcHarness(max_body_bytes=LIMIT)
     yield called
     called.close()
 
@@ -41,7 +41,7 @@ def calls():
     made = []
 
     def make(*arguments, **options):
-        made.append(Called(*arguments, **options))
+        made.append(GrpcHarness(*arguments, **options))
         return made[-1]
 
     yield make
@@ -110,7 +110,7 @@ def passing_on():
                 inputs=(TensorSpec(name="x", dtype=dtype, shape=("_", 2)),),
                 outputs=(TensorSpec(name="y", dtype=dtype, shape=("_", 2)),),
             )
-            made[dtype] = Called(FakeModel(signature=signature, function=identity))
+            made[dtype] = GrpcHarness(FakeModel(signature=signature, function=identity))
         return made[dtype]
 
     yield make
@@ -278,12 +278,12 @@ def test_an_answer_names_its_evidence_when_asked(called):
     """With `evidence` an answer tells the bundle, the bucket, the padding and the times."""
     answer = called.infer(rows(1, 2, 3, evidence=("bool", True)), timeout=30)
 
-    told = {
+    metadata = {
         name: getattr(value, value.WhichOneof("parameter_choice"))
         for name, value in answer.parameters.items()
     }
-    assert set(told) == {"bundle", "bucket", "padded_rows", "queue_us", "compute_us"}
-    assert (told["bundle"], told["bucket"], told["padded_rows"]) == ("0" * 64, 4, 1)
+    assert set(metadata) == {"bundle", "bucket", "padded_rows", "queue_us", "compute_us"}
+    assert (metadata["bundle"], metadata["bucket"], metadata["padded_rows"]) == ("0" * 64, 4, 1)
 
 
 def padded(message, size):
@@ -334,7 +334,7 @@ def failing(error):
 
 
 def test_an_internal_error_tells_nothing(calls, caplog):
-    """What goes wrong inside is told to the log, under the id that the client is given."""
+    """What goes wrong inside is logged, under the id that the client is given."""
     called = calls(failing(ValueError("secret /etc/passwd")))
 
     with raises(grpc.RpcError) as error:

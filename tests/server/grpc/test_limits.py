@@ -1,4 +1,4 @@
-"""What the gRPC entrance holds for clients, and what they are told where that is too much."""
+"""What the gRPC entrance holds for clients, and what they are answered where that is too much."""
 
 import asyncio
 import collections
@@ -15,10 +15,10 @@ from server.errors import BodyTimeout, Overloaded
 from server.grpc.options import options
 from server.grpc.receive import SLOTS
 from server.grpc.server import INFERENCE
-from server.grpc.stream import LOOKS, UNREAD, Stream, Streams
+from server.grpc.stream import MAX_CHECKS, UNREAD, Stream, Streams
 from server.protos import inference_pb2 as pb
-from tests.server.calling import Called, array_of, refused, rows
 from tests.server.fakes import FakeModel
+from tests.server.grpc_harness import GrpcHarness, array_of, refused, rows
 
 STOPPING = ("UNAVAILABLE", "the server is stopping")
 
@@ -26,13 +26,13 @@ STOPPING = ("UNAVAILABLE", "the server is stopping")
 @fixture
 def called():
     """An entrance before a model that sums rows."""
-    called = Called(FakeModel(buckets=(1, 64)))
+    called = GrpcHarness(FakeModel(buckets=(1, 64)))
     yield called
     called.close()
 
 
 class Silent:
-    """Calls of one connection that begin, and send no message until they are told to."""
+    """Calls of one connection that begin, and send no message until they are asked to."""
 
     def __init__(self, called, count):
         self._go = threading.Event()
@@ -96,7 +96,7 @@ def test_calls_that_never_send_their_message_hold_up_nobody(called):
 
 
 def test_a_stop_refuses_calls_whose_message_has_not_come(called):
-    """Calls that have sent no message are told that the server stops, and do not hold it up."""
+    """Calls that have sent no message are answered that the server stops, and do not hold it up."""
     silent = Silent(called, SLOTS + 2)
 
     called.running.wait(called.entrance.stop(30))
@@ -132,30 +132,30 @@ def test_an_answer_that_may_not_wait_is_refused(called):
 
 def test_answers_of_a_stream_are_counted_beyond_the_first():
     """What a client has not read is held, but for a little of each stream."""
-    held = MemoryBudget(1)
-    unread = Unread(held)
+    budget = MemoryBudget(1)
+    unread = Unread(budget)
 
     unread.add(FREE_BYTES)
-    small = held.size
+    small = budget.size
     unread.add(100)
-    counted = held.size
+    counted = budget.size
     unread.remove(60)
     unread.remove(FREE_BYTES)
 
-    assert (small, counted, held.size, unread.size) == (0, 100, 0, 40)
+    assert (small, counted, budget.size, unread.size) == (0, 100, 0, 40)
 
 
 def test_answers_of_all_streams_are_bounded():
     """An answer that is too much is refused, and not counted."""
-    held = MemoryBudget(1)
-    held.size = most = 1 << 29
-    unread = Unread(held)
+    budget = MemoryBudget(1)
+    budget.size = most = 1 << 29
+    unread = Unread(budget)
     unread.add(FREE_BYTES)
 
     with raises(Overloaded, match=f"^answers: expected at most {most} bytes that wait to be read, got more$"):  # fmt: skip
         unread.add(1)
 
-    assert (held.size, unread.size) == (most, FREE_BYTES)
+    assert (budget.size, unread.size) == (most, FREE_BYTES)
 
 
 async def settled():
@@ -177,7 +177,7 @@ async def nobody(_):
 
 
 def stream_of(size, write, expected=0):
-    """Make a stream whose answers have so many bytes; gives it and what counts them."""
+    """Make a stream whose answers have so many bytes; returns it and what counts them."""
     unread = Unread(MemoryBudget(1 << 30))
 
     async def answer(_):
@@ -210,7 +210,7 @@ def test_a_stream_whose_client_reads_nothing_ends():
         stream, unread = stream_of(10, nobody)
         running = asyncio.ensure_future(stream.run(endless([])))
         await settled()
-        for _ in range(LOOKS):
+        for _ in range(MAX_CHECKS):
             stream.check_timeouts()
         await settled()
         assert not running.done()
@@ -235,7 +235,7 @@ def test_a_stream_without_answers_to_read_goes_on():
 
         running = asyncio.ensure_future(stream.run(requests()))
         await settled()
-        for _ in range(3 * LOOKS):
+        for _ in range(3 * MAX_CHECKS):
             stream.check_timeouts()
         await settled()
         ended = running.done()
@@ -250,7 +250,7 @@ def test_of_too_many_streams_one_of_the_busiest_connection_ends():
     """A connection with many streams makes room for one that has none, not for its own."""
 
     async def run():
-        streams = Streams(most=3)
+        streams = Streams(limit=3)
         made = [stream_of(1, nobody)[0] for _ in range(5)]
         running = [asyncio.ensure_future(stream.run(endless([]))) for stream in made]
         await settled()

@@ -8,7 +8,7 @@ from pytest import fixture, mark, raises
 
 from runtime.errors import MalformedRequest
 from server.errors import BodyTimeout, Draining, Overloaded
-from server.grpc.receive import LOOKS, PATIENCE, SLOW_PATIENCE, Receiver
+from server.grpc.receive import MAX_CHECKS, PROMPT_CHECKS, SLOW_CHECKS, Receiver
 
 OVERDUE = (
     "message: expected all of it by now, as more calls wait to send theirs than the 2 that may "
@@ -17,7 +17,7 @@ OVERDUE = (
 
 
 class Call:
-    """A call, whose message arrives when it is told to.
+    """A call, whose message arrives on demand.
 
     Attributes:
       asked: whether its message is asked for.
@@ -46,11 +46,11 @@ class Door:
     """A receiver of two slots, and calls that come to it."""
 
     def __init__(self, waiting=100):
-        self.receiver = Receiver(slots=2, waiting=waiting, look_s=3600)
+        self.receiver = Receiver(slots=2, waiting=waiting, check_s=3600)
         self.results = {}
 
     async def come(self, connection):
-        """Have a call come; gives it."""
+        """Have a call come; returns it."""
         call = Call(connection)
         self.results[call] = asyncio.ensure_future(self.receiver.receive(call))
         await settled()
@@ -136,7 +136,7 @@ def test_calls_that_never_send_make_room_for_others(played):
         silent = [await door.come("a") for _ in range(2)]
         honest = await door.come("b")
 
-        await door.check_timeouts(PATIENCE)
+        await door.check_timeouts(PROMPT_CHECKS)
         assert honest.asked
         assert door.receiver.receiving == 2
         refused = [call for call in silent if door.results[call].done()]
@@ -161,11 +161,11 @@ def test_slow_calls_of_slow_connections_make_room_for_each_other(played):
     async def scene(door):
         [await door.come("a") for _ in range(2)]
         await door.come("b")
-        await door.check_timeouts(PATIENCE)
+        await door.check_timeouts(PROMPT_CHECKS)
         waits = await door.come("a")
         assert not waits.asked
 
-        await door.check_timeouts(SLOW_PATIENCE)
+        await door.check_timeouts(SLOW_CHECKS)
 
         assert waits.asked
 
@@ -178,7 +178,7 @@ def test_a_connection_whose_message_arrives_is_trusted_again(played):
     async def scene(door):
         first, second = [await door.come("a") for _ in range(2)]
         third = await door.come("b")
-        await door.check_timeouts(PATIENCE)
+        await door.check_timeouts(PROMPT_CHECKS)
         slow = second if door.results[first].done() else first
 
         slow.arrive()
@@ -196,7 +196,7 @@ def test_a_slow_message_is_whole_in_the_end_where_nobody_waits(played):
 
     async def scene(door):
         call = await door.come("a")
-        await door.check_timeouts(LOOKS)
+        await door.check_timeouts(MAX_CHECKS)
         call.arrive()
 
         assert await door.result(call) == b"whole"
@@ -209,7 +209,7 @@ def test_a_message_that_never_comes_is_given_up(played):
 
     async def scene(door):
         call = await door.come("a")
-        await door.check_timeouts(LOOKS + 1)
+        await door.check_timeouts(MAX_CHECKS + 1)
 
         with raises(BodyTimeout, match=r"^message: expected all of it within 864000 s$"):
             await door.result(call)
@@ -218,7 +218,7 @@ def test_a_message_that_never_comes_is_given_up(played):
 
 
 def test_of_too_many_calls_one_of_the_busiest_connection_is_refused(played):
-    """A flood is refused itself; whoever comes from elsewhere takes the place of one of it."""
+    """A flood is refused itself; a call of another connection takes the place of one of it."""
 
     async def scene(door):
         flood = [await door.come("a") for _ in range(2 + 5)]
@@ -280,7 +280,7 @@ def test_a_call_without_a_message_is_refused(played):
 
 @mark.parametrize("known", [False, True], ids=["at-once", "after-a-turn"])
 def test_a_client_that_goes_as_it_is_refused_is_gone(played, known):
-    """A call that is refused and cancelled together is cancelled: nobody is left to be told."""
+    """A call that is refused and cancelled together is cancelled: no call is left to answer."""
 
     async def scene(door):
         if known:

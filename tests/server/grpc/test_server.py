@@ -12,8 +12,8 @@ from server.config import ConfigError, ServerConfig
 from server.grpc.server import HEALTH, INFERENCE, GrpcServer, address
 from server.protocols.oip import SERVER_NAME, SERVER_VERSION
 from server.protos import inference_pb2 as pb
-from tests.server.calling import Called, array_of, refused, rows
 from tests.server.fakes import FakeModel, Gate
+from tests.server.grpc_harness import GrpcHarness, array_of, refused, rows
 
 SERVING = HealthCheckResponse.SERVING
 NOT_SERVING = HealthCheckResponse.NOT_SERVING
@@ -29,7 +29,7 @@ def model():
 @fixture
 def called(model):
     """An entrance before it."""
-    called = Called(model)
+    called = GrpcHarness(model)
     yield called
     called.close()
 
@@ -37,7 +37,7 @@ def called(model):
 @fixture
 def loading():
     """An entrance whose model is still being loaded."""
-    called = Called(load=False)
+    called = GrpcHarness(load=False)
     yield called
     called.close()
 
@@ -50,7 +50,7 @@ def check(called, name=""):
 
 
 def watch(called, name=""):
-    """Watch a service's health; gives the call."""
+    """Watch a service's health; return the call."""
     return called.channel.unary_stream(
         f"/{HEALTH}/Watch",
         HealthCheckRequest.SerializeToString,
@@ -161,10 +161,10 @@ def test_statistics_count_what_was_done(called):
     called.ask(1, 2, 3)
 
     for name in ("", "fake"):
-        told = called.tell(
+        answer = called.tell(
             "ModelStatistics", pb.ModelStatisticsRequest(name=name), pb.ModelStatisticsResponse
         )
-        (stats,) = told.model_stats
+        (stats,) = answer.model_stats
         assert (stats.name, stats.version) == ("fake", "1")
         assert (stats.inference_count, stats.execution_count) == (4, 2)
         assert stats.inference_stats.success.count == 2
@@ -186,7 +186,7 @@ def test_another_model_is_not_found(called, name):
 
 @mark.parametrize("name", ["ModelConfig", "RepositoryIndex", "SystemSharedMemoryRegister", "No"])
 def test_other_methods_of_the_service_are_not_served(called, name):
-    """Triton's other extensions are told apart from a server that is not there."""
+    """Triton's other extensions are distinguished from a server that is not there."""
     assert refused(lambda: called.tell(name, pb.ServerLiveRequest(), pb.ServerLiveResponse)) == (
         "UNIMPLEMENTED",
         "this method of the protocol is not served; ServerMetadata lists the extensions that are",
@@ -223,8 +223,8 @@ def reflection(called):
 
 
 def test_reflection_can_be_left_out(model):
-    """Without reflection nobody is told what there is, and inferences are answered."""
-    called = Called(model, reflection=False)
+    """Without reflection services are not listed, and inferences are answered."""
+    called = GrpcHarness(model, reflection=False)
     question = reflection_pb2.ServerReflectionRequest(list_services="")
 
     code, _ = refused(lambda: list(reflection(called)(iter([question]), timeout=30)))
@@ -326,7 +326,7 @@ def test_a_request_is_answered_at_its_deadline(called, model, request_, deadline
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once():
     """Where a batch takes longer than the client waits, the request is not even queued."""
-    called = Called(FakeModel(costs={1: 60e6, 4: 60e6}))
+    called = GrpcHarness(FakeModel(costs={1: 60e6, 4: 60e6}))
 
     status, text = refused(lambda: called.infer(rows(1), timeout=30))
     called.close()

@@ -9,9 +9,9 @@ import grpc
 import numpy as np
 from pytest import fixture, raises
 
-from server.grpc.stream import UNDER_WAY, Stream
-from tests.server.calling import Called, array_of, rows
+from server.grpc.stream import MAX_PENDING, Stream
 from tests.server.fakes import FakeModel, Gate
+from tests.server.grpc_harness import GrpcHarness, array_of, rows
 
 
 @fixture
@@ -23,7 +23,7 @@ def model():
 @fixture
 def called(model):
     """An entrance before it."""
-    called = Called(model)
+    called = GrpcHarness(model)
     yield called
     called.close()
 
@@ -186,20 +186,20 @@ def test_a_stream_s_deadline_ends_it(called, model):
 
 
 class Peer:
-    """A client that reads answers when it is told to."""
+    """A client that reads answers on demand."""
 
     def __init__(self):
         self.read = []
-        self._room = asyncio.Semaphore(0)
+        self._slots = asyncio.Semaphore(0)
 
     def take(self, count):
         """Read so many answers."""
         for _ in range(count):
-            self._room.release()
+            self._slots.release()
 
     async def write(self, answer):
         """Take an answer once it is read."""
-        await self._room.acquire()
+        await self._slots.acquire()
         self.read.append(answer)
 
 
@@ -226,7 +226,7 @@ def test_a_client_that_does_not_read_is_not_read_from():
 
     async def run():
         peer, sent = Peer(), []
-        stream = Stream(echo, peer.write, under_way=3)
+        stream = Stream(echo, peer.write, max_pending=3)
         running = asyncio.ensure_future(stream.run(numbered(sent, 10)))
         await settled()
         held_up = len(sent)
@@ -238,7 +238,7 @@ def test_a_client_that_does_not_read_is_not_read_from():
 
     assert held_up == 4
     assert answers == [b"%d" % number for number in range(10)]
-    assert UNDER_WAY > 2 * 64
+    assert MAX_PENDING > 2 * 64
 
 
 def test_a_client_that_is_gone_ends_the_stream():

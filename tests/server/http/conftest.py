@@ -2,13 +2,13 @@
 
 from pytest import fixture
 
-from tests.server.front import LIMIT, Entrance
+from tests.server.http_harness import LIMIT, HttpHarness
 
 
 @fixture(scope="module")
 def entrance():
     """A server on a real socket, with small limits."""
-    entrance = Entrance(max_json_bytes=LIMIT, max_body_bytes=2 * LIMIT)
+    entrance = HttpHarness(max_json_bytes=LIMIT, max_body_bytes=2 * LIMIT)
     yield entrance
     entrance.close()
 

@@ -5,9 +5,9 @@ import contextlib
 from pytest import mark
 
 from tests.server.fakes import Gate
-from tests.server.front import (
+from tests.server.http_harness import (
     BODY,
-    Entrance,
+    HttpHarness,
     body_of,
     head,
     next_answer,
@@ -45,7 +45,7 @@ def test_a_client_that_waits_to_be_asked_is(entrance):
 
 
 def test_http_1_0_is_told_that_its_connection_is_kept(entrance):
-    """Such a client waits for the end of a connection that it is not told is kept."""
+    """Such a client waits for the end of a connection that is not said to be kept."""
     old = request("/predict", BODY, "connection: keep-alive\r\n").replace(b"/1.1", b"/1.0")
     with entrance.connect() as connection:
         for _ in range(2):
@@ -87,7 +87,7 @@ SPELLINGS = (
 @mark.parametrize("target", SPELLINGS)
 def test_inferences_take_no_thread_whatever_is_around_their_path(target):
     """While many of them wait, the health check is answered; those of clients that disconnect are cancelled."""
-    entrance, gate = Entrance(), Gate()
+    entrance, gate = HttpHarness(), Gate()
     entrance.model.before = gate
     body = b'{"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}'
     body = body if "v2" in target else BODY
@@ -135,7 +135,7 @@ def allowed_of(answer):
 
 
 def test_connection_close_is_said_while_draining(entrance):
-    """Clients are told to connect anew, elsewhere, once the server drains."""
+    """Clients are asked to connect anew, elsewhere, once the server drains."""
 
     async def drain(to):
         entrance.service.state = to

@@ -10,9 +10,9 @@ from server.http.parser import HEAD_BYTES
 from server.http.pipeline import PIPELINED
 from server.protocols.body import BODY_S, PROGRESS_BYTES
 from tests.server.fakes import FakeModel, signature
-from tests.server.front import (
+from tests.server.http_harness import (
     BODY,
-    Entrance,
+    HttpHarness,
     begun,
     head,
     next_json,
@@ -53,7 +53,7 @@ def test_a_body_that_goes_on_coming_is_waited_for():
     """A large body may take any time, if only there is some progress; a byte now and then is none."""
     half = b" " * (10 + PROGRESS_BYTES)
     whole = half + BODY
-    entrance = Entrance()
+    entrance = HttpHarness()
     with entrance.connect() as slow, entrance.connect() as trickle:
         for connection in (slow, trickle):
             connection.sendall(head("host: t", f"content-length: {len(whole)}") + half[:10])
@@ -129,7 +129,7 @@ def test_a_client_that_does_not_read_is_answered_no_further():
         signature=signature(["x:float32[_, 2]"], ["y:float32[_, 50000]"]),
         function=lambda x: (np.zeros((len(x), 50_000), np.float32),),
     )
-    entrance = Entrance(model)
+    entrance = HttpHarness(model)
     with entrance.connect() as connection:
         connection.sendall(request("/predict", BODY) * PIPELINED)
         entrance.running.wait(
@@ -160,7 +160,7 @@ def test_a_client_that_reads_slowly_gets_all_of_its_answer():
         signature=signature(["x:float32[_, 2]"], [f"y:float32[_, {size}]"]),
         function=lambda x: (np.zeros((len(x), size), np.float32),),
     )
-    entrance = Entrance(model)
+    entrance = HttpHarness(model)
     with entrance.connect() as connection:
         connection.sendall(request("/predict", BODY, "connection: close\r\n"))
         entrance.running.wait(until(lambda: blocked(entrance)))

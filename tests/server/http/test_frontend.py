@@ -3,9 +3,10 @@
 import contextlib
 import json
 
-from pytest import fixture, mark
+from pytest import fixture, mark, raises
 
 from server.config import ServerConfig
+from server.errors import MethodNotAllowed, NotFound
 from server.http.frontend import HttpFrontend
 from server.http.message import Request, RequestHead
 from server.http.routes import make_routes
@@ -50,3 +51,12 @@ def test_a_request_without_inference_is_answered_at_once(frontend, method, targe
     assert response.status == status
     if status >= 400:
         assert json.loads(response.body)["request_id"] == "mine"
+
+
+@mark.parametrize(("target", "error"), [(b"/nothing", NotFound), (b"/health", MethodNotAllowed)])
+def test_a_body_that_no_route_takes_is_not_asked_for(frontend, target, error):
+    """A client that expects 100 Continue is refused before it sends its body."""
+    headers = {"host": "t", "content-length": "5", "expect": "100-continue"}
+
+    with raises(error):
+        frontend.on_headers(RequestHead("POST", target, "1.1", headers, set()))

@@ -6,9 +6,9 @@ import contextlib
 from pytest import mark, raises
 
 from tests.server.fakes import Gate
-from tests.server.front import (
+from tests.server.http_harness import (
     BODY,
-    Entrance,
+    HttpHarness,
     next_answer,
     next_json,
     read_all,
@@ -50,7 +50,7 @@ def test_silent_connections_hold_nobody_up(entrance):
 
 def test_what_is_not_all_there_does_not_hold_up_the_end():
     """A server that stops refuses requests that are still coming, and waits for no client to leave."""
-    entrance = Entrance()
+    entrance = HttpHarness()
     with contextlib.ExitStack() as stack:
         refused, stalled, headless = (stack.enter_context(entrance.connect()) for _ in range(3))
         refused.sendall(request("/predict", BODY, "content-type: text/plain\r\n"))
@@ -74,7 +74,7 @@ def stopping(entrance, grace_s=30.0):
 
 def test_who_is_connected_as_the_listener_closes_is_answered():
     """Connections that nobody has accepted, and idle ones, have their requests answered, and none is reset."""
-    entrance, gate = Entrance(), Gate()
+    entrance, gate = HttpHarness(), Gate()
     entrance.model.before = gate
     with contextlib.ExitStack() as stack:
         held = stack.enter_context(entrance.connect())
@@ -102,7 +102,7 @@ def test_who_is_connected_as_the_listener_closes_is_answered():
 
 def test_who_asks_while_a_server_stops_is_answered():
     """During the grace what was idle is answered, and so is all that was sent ahead and read."""
-    entrance, gate = Entrance(), Gate()
+    entrance, gate = HttpHarness(), Gate()
     with entrance.connect() as idle, entrance.connect() as ahead:
         ahead.sendall(request("/predict", BODY))
         next_answer(ahead)
@@ -129,7 +129,7 @@ def test_who_asks_while_a_server_stops_is_answered():
 
 def test_who_connects_to_a_server_that_stops_is_refused():
     """After the listener has closed there is nobody to connect to."""
-    entrance = Entrance()
+    entrance = HttpHarness()
     stopping(entrance, grace_s=0.0).result(30)
 
     with raises(ConnectionRefusedError):

@@ -8,7 +8,7 @@ import zlib
 from pytest import mark, param
 
 from server.http.parser import HEAD_BYTES
-from tests.server.front import (
+from tests.server.http_harness import (
     BODY,
     LIMIT,
     body_of,

@@ -8,10 +8,10 @@ from server.http.flow_control import IDLE_S, LINGER_S
 from server.http.parser import HEAD_BYTES
 from server.http.pipeline import PIPELINED
 from tests.server.fakes import Gate
-from tests.server.front import (
+from tests.server.http_harness import (
     BODY,
     LIMIT,
-    Entrance,
+    HttpHarness,
     body_of,
     chunked,
     head,
@@ -76,8 +76,8 @@ def test_an_answer_is_waited_for_though_what_follows_is_refused(entrance):
 
 
 def test_a_client_that_sends_ahead_has_one_request_in_the_queue():
-    """Whoever sends many requests at once over a connection holds nobody else up."""
-    entrance, gate = Entrance(), Gate()
+    """Many requests at once over a connection delay no other connection."""
+    entrance, gate = HttpHarness(), Gate()
     entrance.model.before = gate
     with entrance.connect() as flood, entrance.connect() as other:
         flood.sendall(request("/predict", BODY) * PIPELINED)
@@ -218,7 +218,7 @@ def test_a_client_that_sends_no_more_is_answered(entrance, parts, count):
 
 
 def test_a_client_that_sends_no_more_is_answered_however_long_that_takes(entrance):
-    """It is told that the connection ends with the last answer, and with no other."""
+    """It gets notice that the connection ends with the last answer, and with no other."""
     gate = Gate()
     entrance.model.before = gate
     with entrance.connect() as connection:

@@ -29,7 +29,7 @@ def configured(**options):
 
 
 def test_a_configured_route_takes_a_fixed_ones_place(running):
-    """Where Vertex AI is told another protocol's path, its dialect is spoken there."""
+    """Where Vertex AI is configured with another protocol's path, its dialect is spoken there."""
     config = configured(predict_route="/v1/models/fake:predict", health_route="/v1/models/fake")
     running.open(FakeModel())
     client = client_of(running, config)
@@ -149,7 +149,7 @@ def test_another_model_is_not_found_rather_than_not_ready(client, path):
 
 
 def test_the_server_says_what_it_is(client):
-    """Name, version and extensions are told, and the extensions are those that are served."""
+    """Name, version and extensions are reported, and the extensions are those that are served."""
     answer = client.get("/v2").get_json()
 
     assert answer["name"] == "hloserve"

@@ -17,7 +17,7 @@ from server.config import ServerConfig
 from server.http.routes import make_routes
 from server.request_target import split_target
 from tests.server.fakes import ECHO, SUM, FakeModel, Running
-from tests.server.front import Entrance
+from tests.server.http_harness import HttpHarness
 
 pytestmark = mark.e2e
 
@@ -26,7 +26,7 @@ COMPARED = ("content-type", "allow", "retry-after", "vary", "inference-header-co
 LENGTH = "inference-header-content-length"
 
 
-class Entrances(Entrance):
+class Entrances(HttpHarness):
     """A service with both its entrances."""
 
     def at_front(self, method, path, body, headers, *, chunked=False):

@@ -108,7 +108,7 @@ def test_a_process_writes_how_many_rows_wait(shared):
             publishing = asyncio.create_task(shared[1].publish(service, every_s=0))
             first = asyncio.create_task(ask(service, {"x": np.ones((1, 2), np.float32)}))
             await gate.reached()
-            while not shared[0].read_others():  # noqa: ASYNC110 (nobody tells)
+            while not shared[0].read_others():  # noqa: ASYNC110 (there is no event)
                 await asyncio.sleep(0)
             waiting = asyncio.create_task(ask(service, {"x": np.ones((1, 2), np.float32)}))
             while shared[0].read_others()[0].queued_rows != 1:  # noqa: ASYNC110 (likewise)

@@ -9,7 +9,7 @@ import openai
 from pytest import fixture, mark, param, raises
 
 from tests.server.fakes import FakeModel
-from tests.server.front import Entrance
+from tests.server.http_harness import HttpHarness
 from tests.server.text_model import EmbeddingModel, TextModel
 from tests.tokenizer_files import ids
 
@@ -30,7 +30,7 @@ def unit(text):
 
 def entrance(*, normalized):
     """Start a server of HTTP in front of a model that embeds texts."""
-    started = Entrance(EmbeddingModel(normalized=normalized))
+    started = HttpHarness(EmbeddingModel(normalized=normalized))
     yield started
     started.close()
 
@@ -164,7 +164,7 @@ def test_dimensions_may_be_said(server):
 @mark.parametrize("model", [FakeModel(), TextModel()], ids=["tensors", "texts"])
 def test_models_that_embed_nothing_say_so(model):
     """A model of tensors, or of texts without embeddings, has no such route's answer."""
-    server = Entrance(model)
+    server = HttpHarness(model)
     try:
         for path, body in (("/v1/embeddings", {"input": CAT}), ("/embed", {"inputs": CAT})):
             assert ask(server, path, body) == (

@@ -12,10 +12,10 @@ from runtime.errors import NonFiniteOutput
 from runtime.records.predictions import limit_softmax, writable
 from runtime.signature import TensorSpec
 from runtime.tensors import numpy_dtype
-from tests.server.calling import Called, array_of
-from tests.server.calling import rows as grpc_rows
 from tests.server.fakes import SUM, FakeModel, Running, signature
 from tests.server.flask_client import client_for, refused
+from tests.server.grpc_harness import GrpcHarness, array_of
+from tests.server.grpc_harness import rows as grpc_rows
 from tests.server.oip_client import INFER, unpacked
 
 VALUES = np.float32([-np.inf, 0.1, np.inf])
@@ -118,7 +118,7 @@ def test_bytes_are_bit_exact():
 @fixture
 def called():
     """A gRPC entrance before a model that answers with declared infinities."""
-    called = Called(
+    called = GrpcHarness(
         FakeModel((3,), signature=declared(SUM), function=lambda x: (VALUES[: len(x)].copy(),))
     )
     yield called

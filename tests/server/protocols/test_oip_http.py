@@ -214,7 +214,7 @@ def test_a_timeout_of_the_scheduling_extension_is_kept(client):
     ("policy", "expected"), [("null", [None, 1.5, None]), ("string", ["NaN", 1.5, "-Infinity"])]
 )
 def test_json_has_no_nan(policy, expected):
-    """What JSON lacks is written as the server was told to; bytes are what they are."""
+    """What JSON lacks is written as the server was configured; bytes are what they are."""
     values = np.float32([np.nan, 1.5, -np.inf])
     model = FakeModel(function=lambda x: (values[: len(x)],), buckets=(3,))
     body = {"inputs": [X | {"shape": [3, 2], "data": [0] * 6}]}
@@ -231,7 +231,7 @@ def test_json_has_no_nan(policy, expected):
 
 
 def test_metadata_describes_the_signature(running):
-    """Names, datatypes and shapes are told, with -1 for sizes that vary."""
+    """Names, datatypes and shapes are reported, with -1 for sizes that vary."""
     client = client_for(running, FakeModel(signature=ECHO))
 
     assert client.get("/v2/models/fake").get_json() == {

@@ -86,7 +86,7 @@ def test_a_request_that_does_not_fit_is_a_400_that_says_why(client, body, text):
 
 @mark.parametrize("shape", [[0, 2**62], [0, 2**70], [2**31 - 1, 0], [2**70, 0]])
 def test_impossible_shapes_without_elements_are_refused(running, shape):
-    """A size of 0 makes any product right; the other sizes are held against bounds all the same."""
+    """A size of 0 makes any product right; the other sizes are compared with bounds all the same."""
     model = FakeModel(signature=signature(["x:float32[_, seq]"], ["y:float32[_]"], seq=(4,)))
     client = client_for(running, model)
     json_body = {"inputs": [{"name": "x", "shape": shape, "datatype": "FP32", "data": []}]}
@@ -105,7 +105,7 @@ def test_impossible_shapes_without_elements_are_refused(running, shape):
     ],
 )
 def test_extensions_that_are_not_served_are_501(client, where, parameters):
-    """A client that counts on an extension is told, rather than answered without it."""
+    """A client that counts on an extension is refused, rather than answered without it."""
     body = {**GOOD, "outputs": [{"name": "y"}]}
     body = {**body, where: [body[where][0] | {"parameters": parameters}]}
 
@@ -172,12 +172,12 @@ def test_a_json_length_that_does_not_fit_is_refused(client, length, text):
 
 
 def test_a_body_alone_needs_one_input(running):
-    """Bytes alone cannot be told apart where there are several inputs."""
+    """Bytes alone cannot be distinguished where there are several inputs."""
     client = client_for(running, FakeModel(signature=EVERY))
 
     answer = client.post(INFER, data=b"1234", headers={LENGTH: "0"})
 
-    text = "body: expected JSON that tells the inputs apart, got bytes alone"
+    text = "body: expected JSON that names the inputs, got bytes alone"
     assert refused(answer, 400, "invalid_argument") == text
 
 

@@ -47,7 +47,7 @@ def test_another_timeout_is_refused(text):
 @mark.parametrize(("text", "evidence"), [("1", True), ("true", True), ("0", False), ("yes", False)])
 def test_metadata_is_returned_on_request(text, evidence):
     """The header is 1 or true."""
-    assert read(x_hloserve_evidence=text).evidence is evidence
+    assert read(x_hloserve_evidence=text).metadata is evidence
 
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"

@@ -128,7 +128,7 @@ def test_objects_some_hundred_deep_are_refused_not_crashed_upon():
 
 
 def test_a_view_is_read_like_bytes():
-    """A part of a larger body is read where it lies."""
+    """A part of a larger body is read in place."""
     assert parse_object(memoryview(b'{"a": 1}rest')[:8]) == {"a": 1}
 
 

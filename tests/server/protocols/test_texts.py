@@ -10,9 +10,9 @@ import tritonclient.grpc
 import tritonclient.http
 from pytest import fixture, mark, param
 
-from tests.server.calling import Called
 from tests.server.fakes import ECHO
-from tests.server.front import Entrance
+from tests.server.grpc_harness import GrpcHarness
+from tests.server.http_harness import HttpHarness
 from tests.server.text_model import STAGE, WITH_AGE, TextModel
 from tests.tokenizer_files import ids
 
@@ -25,7 +25,7 @@ PREDICT, COLUMNS, INFER = "/predict", "/v1/models/fake:predict", "/v2/models/fak
 
 def entrance(**options):
     """Start a server of HTTP in front of a model that takes texts."""
-    started = Entrance(TextModel(**options))
+    started = HttpHarness(TextModel(**options))
     yield started
     started.close()
 
@@ -59,7 +59,7 @@ def keyed():
 @fixture(scope="module")
 def called():
     """The same over gRPC."""
-    made = Called(TextModel())
+    made = GrpcHarness(TextModel())
     yield made
     made.close()
 

@@ -182,7 +182,7 @@ def test_another_model_version_or_verb_is_not_found(client, path):
 
 @mark.parametrize("policy", ["null", "string", "error"])
 def test_columns_follow_the_policy_for_nan(policy):
-    """NaN is written as the server was told to."""
+    """NaN is written as the server was configured."""
     model = FakeModel(function=lambda x: (np.full(len(x), np.nan, np.float32),))
     with contextlib.closing(Running(nonfinite=policy)) as running:
         answer = client_for(running, model).post(PREDICT, json={"inputs": [[1, 2]]})
@@ -197,14 +197,16 @@ def test_columns_follow_the_policy_for_nan(policy):
 def test_the_state_is_told_in_both_protocols_words(client, running):
     """TensorFlow Serving's clients read the version's state, KServe's read `ready`."""
 
-    def told(path="/v1/models/fake"):
+    def status_of(path="/v1/models/fake"):
         answer = client.get(path).get_json()
         (version,) = answer["model_version_status"]
         return answer["name"], answer["ready"], version["version"], version["state"]
 
-    assert told() == told("/v1/models/fake/versions/1") == ("fake", True, "1", "AVAILABLE")
+    assert (
+        status_of() == status_of("/v1/models/fake/versions/1") == ("fake", True, "1", "AVAILABLE")
+    )
     running.service.drain()
-    assert told() == ("fake", False, "1", "UNLOADING")
+    assert status_of() == ("fake", False, "1", "UNLOADING")
 
 
 def test_a_model_that_is_still_loading_is_not_ready(running, config):
@@ -222,7 +224,7 @@ def test_models_are_listed(client):
 
 
 def test_metadata_has_the_signature(running):
-    """The signature is told in TensorFlow's dtypes, with -1 for sizes that vary."""
+    """The signature is written in TensorFlow's dtypes, with -1 for sizes that vary."""
     client = client_for(running, FakeModel(signature=ECHO))
 
     answer = client.get("/v1/models/fake/metadata").get_json()

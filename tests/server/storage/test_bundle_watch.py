@@ -1,4 +1,4 @@
-"""Who looks at the files in use, and what is told of a page that is gone."""
+"""Which process checks the files in use, and what is reported of a page that is gone."""
 
 import asyncio
 import os
@@ -69,7 +69,7 @@ class Watched:
 
 
 def looked(bundle):
-    """Look until there is something; give what it is, and the pauses."""
+    """Look until there is something; return what it is, and the pauses."""
     pauses = []
 
     async def pause(seconds):
@@ -97,7 +97,7 @@ def test_a_bundle_that_was_replaced_is_told_once_and_served_on(caplog):
 
 
 def test_a_service_whose_files_have_changed_answers_nobody(capsys):
-    """It is not ready, whoever waits is refused without a word of files, and one line says why."""
+    """It is not ready, a request that waits is refused without a word of files, and one line says why."""
 
     async def run():
         model, gate = FakeModel(), Gate()

@@ -1,4 +1,4 @@
-"""The classifier behind Triton's Python backend: Triton batches, and gives `execute` the batch."""
+"""The classifier behind Triton's Python backend: Triton batches, and calls `execute` with the batch."""
 
 # ruff: noqa: E402 (its packages are found only then)
 
