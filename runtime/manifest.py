@@ -69,12 +69,12 @@ class Manifest:
       programs: one per bucket.
       goldens: inputs and expected outputs.
       params: the weights.
-      refreshed_from: the bundles that this one was refreshed from, the exported one first;
-        empty for one that was exported.
       preprocess: the stages that prepare raw inputs, such as texts; empty where callers send
         tensors only.
       passthrough: names of fields that instances may have beside their inputs, such as `key`; the
         model does not see them.
+      refreshed_from: the bundles that this one was refreshed from, the exported one first;
+        empty for one that was exported.
     """
 
     name: str
@@ -94,9 +94,9 @@ class Manifest:
     programs: tuple[ProgramEntry, ...]
     goldens: tuple[Golden, ...]
     params: Params
-    refreshed_from: tuple[Origin, ...] = ()
     preprocess: tuple[TextStage, ...] = ()
     passthrough: tuple[str, ...] = ()
+    refreshed_from: tuple[Origin, ...] = ()
 
     @property
     def files(self) -> tuple[File, ...]:
