@@ -1,9 +1,7 @@
 """All programs of a bundle on one device: a request only ever picks among them."""
 
 import dataclasses
-import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,15 +18,10 @@ from runtime.program import Program
 from runtime.records.arguments import exact_arrays
 from runtime.records.predictions import Nonfinite, as_values, is_as_declared, predictions_from
 from runtime.room import check_memory
+from runtime.run_times import run_times
 from runtime.signature import Signature, TensorSpec, bucket_name
 from runtime.staging import stage, unstage
 from runtime.tensors import Array, numpy_dtype
-
-# When run times are measured each program has so many turns, none much longer than this. One
-# that takes much longer by itself has one.
-_TURNS = 2
-_TURN_S = 0.015
-_SLOW_S = 0.1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -257,15 +250,11 @@ class Model:
             program.call(self.params, self.blank(batch, group.sizes))
 
     def _measured(self, group: Group) -> dict[int, float]:
-        """Time the programs of a group, in turns: what slows the machine for a moment slows all."""
-        costs = dict.fromkeys(group.programs, math.inf)
-        for _ in range(_TURNS):
-            for batch, program in group.programs.items():
-                if _SLOW_S < costs[batch] < math.inf:
-                    continue  # once is enough, smoothed with the others
-                inputs = self.blank(batch, group.sizes)
-                costs[batch] = min(costs[batch], _seconds(program, self.params, inputs))
-        return _smoothed(costs) if max(costs.values()) > _TURN_S else costs
+        def prepare(batch: int) -> Callable[[], object]:
+            program, inputs = group.programs[batch], self.blank(batch, group.sizes)
+            return lambda: program.call(self.params, inputs)
+
+        return run_times(group.programs, prepare)
 
     def data_dependent(self, sizes: tuple[int, ...], batch: int) -> bool:
         """Whether how long a program runs depends on its inputs, so that measured times say little.
@@ -357,35 +346,6 @@ def _groups(manifest: Manifest, programs: tuple[Program, ...]) -> dict[tuple[int
         sizes: Group(sizes, members, Planner(dict.fromkeys(members, 1.0)))
         for sizes, members in sorted(found.items())
     }
-
-
-def _seconds(program: Program, params: tuple[object, ...], inputs: tuple[Array, ...]) -> float:
-    """Time one run: the best of those that fit into a turn, at least one and at most fifty."""
-    best, spent = math.inf, 0.0
-    for _ in range(50):
-        begin = time.perf_counter()
-        program.call(params, inputs)
-        taken = time.perf_counter() - begin
-        best, spent = min(best, taken), spent + taken
-        if spent > _TURN_S:
-            break
-    return best
-
-
-def _smoothed(costs: Mapping[int, float]) -> dict[int, float]:
-    """Return run times as a + b·rows, by least squares of the relative errors.
-
-    A single run can be several times off; a plan that follows it would be as well.
-    """
-    if len(costs) < 3:
-        return dict(costs)
-    rows = np.array(list(costs), float)
-    seconds = np.array(list(costs.values()))
-    design = np.stack([1 / seconds, rows / seconds], axis=1)
-    (base, slope), *_ = np.linalg.lstsq(design, np.ones(len(rows)), rcond=None)
-    if base < 0 or slope <= 0:
-        return dict(costs)
-    return {batch: float(base + slope * batch) for batch in costs}
 
 
 def _nearest_to_zero(spec: TensorSpec) -> int:

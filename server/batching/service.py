@@ -17,7 +17,6 @@ The loop owns the queue, the device's thread owns the device; nothing needs a lo
 
 import asyncio
 import enum
-import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from runtime.records.predictions import is_as_declared
 from server.batching.executor import BatchResult
 from server.batching.failures import Failures
 from server.batching.memory_budget import MemoryBudget
+from server.batching.open_requests import OpenRequests
 from server.batching.pending_request import (
     BatchOutputs,
     InferenceResult,
@@ -94,12 +94,8 @@ class Service:
         self.startup_s: dict[str, float] = {}
         self._compiles: Callable[[], int] = lambda: 0
         self._loop: asyncio.AbstractEventLoop  # of `open`
-        # In order of arrival. A request that is not in it has ended.
-        self._requests: dict[PendingRequest, None] = {}
-        # Of these, requests whose clients may have gone: refused first where the queue is full.
-        self._deprioritized: dict[PendingRequest, None] = {}
-        self._quiet = asyncio.Event()
-        self._clock: asyncio.TimerHandle | None = None
+        # A request that is not among them has ended.
+        self._requests = OpenRequests(limits.timeout_s, self._release)
         self._state = State.LOADING
         self.listeners: list[Callable[[], object]] = []
 
@@ -227,12 +223,7 @@ class Service:
             request.prefer_thread = prefer_thread
         else:
             scheduler.queue.offer(request.tasks)
-        self._requests[request] = None
-        if timeout_s is not None:
-            late = DeadlineExceeded(f"no answer within {timeout_s * 1e3:.0f} ms")
-            request.timer = self._loop.call_later(timeout_s, self._finish, request, late)
-        elif self._clock is None:
-            self._clock = self._loop.call_later(self._limits.timeout_s, self._expire)
+        self._requests.add(request, timeout_s)
         if raw:
             assert self._preparation is not None  # noqa: S101 (protocols read raw rows for it alone)
             self._preparation.submit(request, raw)
@@ -248,7 +239,7 @@ class Service:
         if request not in self._requests or self._scheduler is None:
             return
         if isinstance(result, Exception):
-            self._finish(request, result)
+            self._requests.finish(request, result)
             return
         self.metrics.count_preparation(seconds, result.tokens, result.truncated)
         request.prepared = PreparationMetadata(seconds, result.tokens, result.truncated)
@@ -263,21 +254,21 @@ class Service:
 
     def cancel(self, request: PendingRequest) -> None:
         """Drop a request without calling `done`, unless it has ended."""
-        if request in self._requests:
-            self._forget(request)
+        self._requests.drop(request)
 
     def deprioritize(self, request: PendingRequest) -> None:
         """Refuse a request before others where the queue is full, unless it has ended."""
-        if request in self._requests:
-            self._deprioritized[request] = None
+        self._requests.deprioritize(request)
 
     def _shed(self, scheduler: BatchScheduler, rows: int) -> None:
         """Refuse requests whose clients may have gone, the oldest first, until rows fit."""
-        for request in list(self._deprioritized):
+        for request in list(self._requests.deprioritized):
             if self.queued_rows + rows <= self._limits.queue_rows:
                 return
             if request.reserved or any(task in scheduler.queue for task in request.tasks):
-                self._finish(request, Overloaded("the queue is full, and others wait for answers"))
+                self._requests.finish(
+                    request, Overloaded("the queue is full, and others wait for answers")
+                )
 
     def drain(self) -> None:
         """Stop being ready, and still accept requests: load balancers need time to notice."""
@@ -296,21 +287,15 @@ class Service:
           reason: for their callers.
         """
         self.state = State.FAILED
-        for request in list(self._requests):
-            self._finish(request, NotReady(reason))
+        self._requests.finish_all(NotReady(reason))
 
     def abandon(self) -> int:
         """Refuse the pending requests; return their number."""
-        pending = list(self._requests)
-        for request in pending:
-            self._finish(request, Draining("the server stopped before there was an answer"))
-        return len(pending)
+        return self._requests.finish_all(Draining("the server stopped before there was an answer"))
 
     async def drained(self) -> None:
         """Wait until no request is pending."""
-        while self._requests:
-            self._quiet.clear()
-            await self._quiet.wait()
+        await self._requests.drained()
 
     def close(self) -> None:
         """End the device's threads after the batches that they have."""
@@ -326,32 +311,17 @@ class Service:
             raise NotReady("the model is not ready")
         return self._scheduler
 
-    def _finish(self, request: PendingRequest, result: InferenceResult | Exception) -> None:
-        """End a request with its result or error, unless it has ended."""
-        if request in self._requests:
-            done = request.done
-            self._forget(request)
-            try:
-                done(result)
-            except Exception:  # the others of its batch have nothing to do with it
-                log.exception("an answer could not be passed on")
-
-    def _forget(self, request: PendingRequest) -> None:
-        """End a request, and remove its tasks from the queue."""
-        del self._requests[request]
-        self._deprioritized.pop(request, None)
-        if request.timer is not None:
-            request.timer.cancel()
-        if request.reserved and self._scheduler is not None and self._preparation is not None:
+    def _release(self, request: PendingRequest) -> None:
+        """Remove what waits of a request that has ended."""
+        if self._scheduler is None:
+            return
+        if request.reserved and self._preparation is not None:
             self._preparation.discard(request)
             self._scheduler.queue.reserve(-request.reserved)
             request.reserved = 0
-        if request.remaining and self._scheduler is not None:
+        if request.remaining:
             for task in request.tasks:
                 self._scheduler.queue.discard(task)
-        request.clear()
-        if not self._requests:
-            self._quiet.set()
 
     def _complete(self, request: PendingRequest) -> None:
         """Answer a request whose tasks have all been run."""
@@ -368,18 +338,7 @@ class Service:
                 for part in parts
             )
             self.metrics.nonfinite += not all(declared)
-        self._finish(request, answer)
-
-    def _expire(self) -> None:
-        """End requests at the service's own time limit; they are in order of arrival."""
-        limit_s = self._limits.timeout_s
-        now = time.monotonic()
-        late = list(itertools.takewhile(lambda r: r.arrived + limit_s <= now, self._requests))
-        for request in late:
-            self._finish(request, DeadlineExceeded(f"no answer within {limit_s * 1e3:.0f} ms"))
-        first = next(iter(self._requests), None)
-        left_s = limit_s if first is None else first.arrived + limit_s - time.monotonic()
-        self._clock = None if first is None else self._loop.call_later(left_s, self._expire)
+        self._requests.finish(request, answer)
 
     def _deliver(self, result: BatchResult, batch_outputs: BatchOutputs | None) -> None:
         """Add its rows to each request of a batch."""
@@ -391,7 +350,7 @@ class Service:
             waited = begun - task.arrived
             self.metrics.queued.observe(waited)
             if isinstance(outputs, Exception):
-                self._finish(request, outputs)
+                self._requests.finish(request, outputs)
             elif request in self._requests:
                 task_result = TaskResult(outputs, batch_outputs, start)
                 request.add_result(index, task_result, batch.bucket, padded, waited, result.seconds)
