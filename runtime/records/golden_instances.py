@@ -11,10 +11,11 @@ from runtime.preprocessing.raw_goldens import read_raw
 
 
 def golden_instances(bundle: Bundle) -> list[dict[str, Any]]:
-    """Return the rows of a bundle's goldens: arrays, and texts where they begin at these, by name."""
+    """Return the rows of a bundle's goldens by name: arrays; where it takes texts, those of texts."""
+    goldens = bundle.manifest.goldens
     return [
         instance
-        for golden in bundle.manifest.goldens
+        for golden in [one for one in goldens if one.raw] or goldens
         for instance in _instances(bundle, golden, bundle.map(golden.file))
     ]
 
