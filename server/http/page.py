@@ -30,6 +30,7 @@ from runtime.signature import Signature, TensorSpec
 from server.batching.service import Service
 from server.metrics import quantile
 from server.observability.snapshot import CollectStats, StatsSnapshot
+from server.protocols import embeddings
 from server.protocols.oip import DATATYPES, TEXT
 from server.protocols.response import Headers, Response
 
@@ -93,9 +94,15 @@ class Page:
 
     def _curls(self) -> Iterator[tuple[str, str]]:
         """Yield the protocol of each route, and a curl command that requests it."""
-        manifest = self._service.model.manifest
-        bodies = example_bodies(manifest.signature, manifest.preprocess)
+        model = self._service.model
+        manifest = model.manifest
+        bodies = dict(example_bodies(manifest.signature, manifest.preprocess))
+        of_embeddings = embeddings.example_bodies(_EXAMPLE_TEXT)
+        if embeddings.embeds_texts(model):
+            bodies |= of_embeddings
         for protocol, method, rule in self._rules:
+            if protocol in of_embeddings and protocol not in bodies:
+                continue  # the model is another
             path = rule.replace("<model>", manifest.name).replace("<version>", manifest.version)
             line = f"curl {shlex.quote(self._origin + path)}"
             if method == "POST":

@@ -95,14 +95,24 @@ def _object(body: bytes, json_length: int | None, keys: tuple[str, ...]) -> Mapp
     return value
 
 
+def embeds_texts(model: Model) -> bool:
+    """Whether a model is one that these protocols can ask: of one text, to an embedding."""
+    names = model.preparer.expected_names if model.preparer else ()
+    return model.manifest.output_format.kind == "embedding" and len(names) == 1
+
+
+def example_bodies(text: str) -> dict[str, Any]:
+    """Return a valid body for each of these protocols."""
+    return {"openai": {"input": text}, "tei": {"inputs": text}}
+
+
 def _embedding(model: Model) -> tuple[str, TensorSpec]:
     """Return the name of the text, and the output that is the embedding."""
-    form = model.manifest.output_format
-    names = model.preparer.expected_names if model.preparer else ()
-    if form.kind != "embedding" or len(names) != 1:
+    if model.preparer is None or not embeds_texts(model):
         raise NotFound("embeddings: expected a model that embeds one text, got another one")
-    spec = next(spec for spec in model.signature.outputs if spec.name == form.output)
-    return names[0], spec
+    output = model.manifest.output_format.output
+    spec = next(spec for spec in model.signature.outputs if spec.name == output)
+    return model.preparer.expected_names[0], spec
 
 
 def _texts(value: Mapping[str, Any], key: str, max_rows: int) -> list[str]:
