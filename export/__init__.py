@@ -43,6 +43,7 @@ from export.errors import (  # noqa: E402 (these import the runtime)
     VerificationError,
 )
 from export.inputs import parse_input  # noqa: E402
+from export.preprocess import Text  # noqa: E402
 from export.spec import ExportSpec  # noqa: E402
 from runtime.signature import TensorSpec  # noqa: E402
 
@@ -60,6 +61,7 @@ __all__ = [
     "Report",
     "RowMixing",
     "TensorSpec",
+    "Text",
     "VerificationError",
     "export_model",
     "parse_input",

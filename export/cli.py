@@ -15,6 +15,7 @@ from export.input_options import OPTIONS, pair, with_options
 from export.labels import labels_of
 from export.params_files import expect_there
 from export.spec import ExportSpec
+from export.text_flags import add_text_flags, declared_texts, preprocess_changes
 from runtime.commandline import Parser, directory_to_write, to_read
 from runtime.invocation import spelled
 from runtime.textfiles import NotText, read_json, read_text
@@ -40,7 +41,7 @@ exit status:
 _DIRECT = (
     *("params", "params_path", "allow_pickle", "dtype", "matmul_precision", "output"),
     *("golden", "seed", "name", "version", "allow_row_mixing", "unverified", "allow_infinite"),
-    *("buckets", "platforms"),
+    *("buckets", "platforms", "passthrough"),
 )
 
 
@@ -163,13 +164,22 @@ def parser() -> Parser:
     tensors.add_argument(
         "--output",
         metavar="FORMAT",
-        help="raw (default), softmax, classification:logits or classification:probabilities, with :NAME for one of several outputs",
+        help="raw (default), softmax, classification:logits, classification:probabilities, embedding or embedding:normalized, with :NAME for one of several outputs",
     )
     tensors.add_argument(
         "--labels",
         metavar="NAMES",
         help="class names: a,b,c or a file: one on each line, a JSON list, or JSON with id2label",
     )
+
+    tensors.add_argument(
+        "--passthrough",
+        action="append",
+        metavar="NAME",
+        help="a field, such as key, that instances may have beside their inputs; servers ignore it; "
+        "repeatable",
+    )
+    add_text_flags(p)
 
     programs = p.add_argument_group("programs")
     programs.add_argument(
@@ -186,7 +196,7 @@ def parser() -> Parser:
         "--golden",
         type=to_read,
         metavar="FILE",
-        help=".safetensors or .npz of representative inputs (default: seeded ones)",
+        help=".safetensors or .npz of representative inputs, or .jsonl of texts (default: seeded ones)",
     )
     proof.add_argument("--seed", type=int, help="of the seeded inputs (default: 0)")
     proof.add_argument(
@@ -236,10 +246,15 @@ def spec_from(arguments: argparse.Namespace) -> tuple[ExportSpec, list[str]]:
         expect_golden_file(arguments.golden)
     if arguments.params:
         expect_there(arguments.params)
+    try:
+        texts = declared_texts(arguments)
+    except ExportError as error:
+        raise UsageError(str(error)) from None
     found = find_attribute(arguments.model)
     spec, notes = _resolve(found, config)
     try:
         changes = _changes(spec, labels, arguments)
+        changes |= preprocess_changes(spec, texts, arguments)
     except ExportError as error:
         raise UsageError(str(error)) from None
     return dataclasses.replace(spec, **changes), notes

@@ -15,6 +15,7 @@ import numpy as np
 from export.errors import ExportError
 from export.inputs import read_axes, read_buckets, read_inputs
 from export.labels import LabelsOfFile, labels_of
+from export.preprocess import read_preprocess
 from export.values import as_int, as_list, short_repr
 from runtime.entries import PLATFORMS, SCORES, OutputFormat
 from runtime.errors import InvalidField, nearest
@@ -40,10 +41,15 @@ def read_field(name: str, value: Any) -> Any:
 def parse_output(text: str) -> OutputFormat:
     """Read an output format: `raw`, `softmax[:OUTPUT]`, `classification:SCORES[:OUTPUT]`.
 
+    Or `embedding[:OUTPUT]` and `embedding:normalized[:OUTPUT]`.
+
     Raises:
       ExportError: it does not read so.
     """
-    forms = ("raw", "softmax", "classification:logits", "classification:probabilities")
+    forms = (
+        *("raw", "softmax", "classification:logits", "classification:probabilities"),
+        *("embedding", "embedding:normalized"),
+    )
     if not isinstance(text, str):
         raise ExportError(f"output: expected {', '.join(forms)}, got {short_repr(text)}")
     kind, *rest = text.split(":")
@@ -53,6 +59,13 @@ def parse_output(text: str) -> OutputFormat:
         return OutputFormat(kind=kind, output=rest[0] if rest else None)
     if kind == "classification" and rest and rest[0] in SCORES and len(rest) <= 2:
         return OutputFormat(kind=kind, scores=rest[0], output=rest[1] if rest[1:] else None)
+    if kind == "embedding":
+        normalized = rest[:1] == ["normalized"]
+        named = rest[normalized:]
+        if len(named) <= 1:
+            return OutputFormat(
+                kind=kind, output=named[0] if named else None, normalized=normalized
+            )
     raise ExportError(f"output: expected {', '.join(forms)}, got {text!r}{nearest(text, forms)}")
 
 
@@ -112,6 +125,15 @@ def _golden(value: Any) -> Any:
             f"golden: expected a file, or rows of inputs by name, got {short_repr(value)}"
         )
     return value
+
+
+def _fields(value: Any) -> tuple[str, ...]:
+    names = [value] if isinstance(value, str) else as_list(value)
+    if names is None or not all(isinstance(name, str) and name for name in names):
+        raise ExportError(
+            f"passthrough: expected names of fields such as ['key'], got {short_repr(value)}"
+        )
+    return tuple(dict.fromkeys(names))
 
 
 def _output_names(value: Any) -> tuple[str, ...]:
@@ -182,6 +204,14 @@ def parse_argument(text: str) -> tuple[str, Any]:
         ) from None
 
 
+def _reference(value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise ExportError(
+            f"reference_preprocess: expected a function of a list of texts, got {short_repr(value)}"
+        )
+    return value
+
+
 def _flag(name: str) -> Callable[[Any], bool]:
     def read(value: Any) -> bool:
         if not isinstance(value, bool | np.bool_):
@@ -207,6 +237,9 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "version": _version,
     "params_path": _params_path,
     "call_args": _call_args,
+    "preprocess": read_preprocess,
+    "passthrough": _fields,
+    "reference_preprocess": _reference,
     **{name: _flag(name) for name in ("allow_row_mixing", "unverified", "allow_pickle")},
 }
 

@@ -5,7 +5,7 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,31 +23,59 @@ GOLDEN_BYTES = 256 * 1024
 # Every program answers every row, and every row is stored. Larger buckets repeat them;
 # that a row's place in a batch does not matter is probed apart.
 MAX_ROWS = 16
+# Of JSON lines, where rows begin at texts.
+LINES = ".jsonl"
 _EXPECTED = "expected .safetensors or .npz of inputs by name"
 _ZIP = b"PK\x03\x04"
 
 
+class GoldenInputs(NamedTuple):
+    """The inputs of one golden.
+
+    Attributes:
+      inputs: by name.
+      sizes: of the bucketed axes.
+      raw: the raw rows that they were made of; None for tensors.
+    """
+
+    inputs: dict[str, Array]
+    sizes: dict[str, int]
+    raw: Sequence[Mapping[str, str]] | None = None
+
+
 def golden_inputs(
-    spec: ExportSpec, signature: Signature
-) -> list[tuple[dict[str, Array], dict[str, int]]]:
-    """Return golden inputs and their axis sizes: those given, which were read, and seeded ones.
+    spec: ExportSpec, signature: Signature, prepared: Sequence[GoldenInputs] = ()
+) -> list[GoldenInputs]:
+    """Return golden inputs: those given, which were read, and seeded ones.
+
+    Args:
+      spec: has those given.
+      signature: that they fit.
+      prepared: those that were made of raw inputs.
 
     Raises:
       ExportError: those given do not fit.
     """
-    found = []
+    found = list(prepared)
     if isinstance(spec.golden, Mapping):
-        found.append(check_inputs(signature.inputs, signature.axes, spec.golden))
+        given = check_inputs(signature.inputs, signature.axes, spec.golden)
+        found.append(GoldenInputs(*given))
     if not found or signature.axes:
-        found += _seeded(spec, signature)
+        found += [GoldenInputs(*seeded) for seeded in _seeded(spec, signature)]
     if not spec.allow_row_mixing:
         return found
     # What such a model answers depends on how many rows it gets: each bucket has its own.
-    return [
-        ({n: np.take(a, range(rows), axis=0, mode="wrap") for n, a in arrays.items()}, sizes)
-        for arrays, sizes in found
-        for rows in spec.buckets
-    ]
+    return [_with_rows(one, rows) for one in found for rows in spec.buckets]
+
+
+def _with_rows(golden: GoldenInputs, rows: int) -> GoldenInputs:
+    """Return a golden of so many rows, in a cycle."""
+    inputs = {
+        name: np.take(array, range(rows), axis=0, mode="wrap")
+        for name, array in golden.inputs.items()
+    }
+    raw = golden.raw and [golden.raw[i % len(golden.raw)] for i in range(rows)]
+    return GoldenInputs(inputs, golden.sizes, raw)
 
 
 def _seeded(
@@ -109,7 +137,8 @@ def expect_golden_file(path: str | os.PathLike[str]) -> None:
             got = "a directory"
         else:
             with source.open("rb") as f:
-                got = _other_form(f.read(16))
+                lines = source.suffix == LINES
+                got = "" if lines else _other_form(f.read(16))
     except FileNotFoundError:
         beside = [p.name for p in source.parent.iterdir()] if source.parent.is_dir() else []
         got = f"nothing there{nearest(source.name, beside)}"

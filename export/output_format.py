@@ -37,11 +37,15 @@ def output_format(spec: ExportSpec, signature: Signature) -> OutputFormat:
     try:
         made.check(signature.outputs)
     except InvalidField as error:
+        if error.path[-1] == "output" and name in names:
+            raise ExportError(f"output {name!r}: {error}") from None
         if error.path[-1] == "output":
             raise ExportError(f"output: {error}{nearest(name, names)}") from None
         source = f" of {labels.file}" if isinstance(labels, LabelsOfFile) else ""
         raise ExportError(f"labels{source}: {error}") from None
     output = next(o for o in signature.outputs if o.name == name)
+    if wanted.kind == "embedding":
+        return made
     if len(output.shape) != 2 or "float" not in output.dtype:
         raise ExportError(
             f"output {name!r}: expected floats [_, classes] for {wanted.kind}, got {output}"

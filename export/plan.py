@@ -11,7 +11,7 @@ from export import infinities, param_values, params_files
 from export.checkpoints import take_subtree
 from export.devices import named_device
 from export.diagnosis import float_notes, naming_shapes
-from export.golden_inputs import with_goldens_read
+from export.golden_inputs import golden_inputs, with_goldens_read
 from export.lowering import Traced
 from export.models import abstract, adapt, weights
 from export.output_format import output_format
@@ -22,6 +22,7 @@ from export.reference import FlatModel, Golden, answer_goldens, cast_drift
 from export.row_analysis import why_not_independent
 from export.spec import ExportSpec
 from export.storage import with_stored_params
+from export.texts import Texts, open_texts
 from export.tracing import bucket_keys, output_shapes, trace_all
 from runtime.entries import OutputFormat
 from runtime.signature import Axis, Signature, TensorSpec
@@ -43,6 +44,8 @@ class Plan:
       rows_unproven: by bucket, what keeps its trace from showing that rows are independent; None
         where it shows that.
       goldens: (axis sizes, inputs, expected outputs), arrays in the signature's order.
+      raw_goldens: for each golden the raw rows that its inputs were made of, or None.
+      texts: the text inputs.
       output_format: how predictions are written.
       notes: what was decided on the user's behalf.
       cast_drift: output to the largest change that casting params made.
@@ -59,6 +62,8 @@ class Plan:
     traced: dict[Key, Traced]
     rows_unproven: dict[Key, str | None]
     goldens: tuple[Golden, ...]
+    raw_goldens: tuple[Sequence[Mapping[str, str]] | None, ...]
+    texts: Texts
     output_format: OutputFormat
     notes: tuple[str, ...]
     cast_drift: dict[str, float]
@@ -72,6 +77,7 @@ def prepare(spec: ExportSpec, progress: Callable[[str], None], *, x64: bool) -> 
     Raises:
       ExportError: the model cannot be exported as asked.
     """
+    spec, texts = open_texts(spec, progress)
     inputs: tuple[TensorSpec, ...] = tuple(spec.inputs)  # type: ignore[arg-type]
     axes: tuple[Axis, ...] = tuple(spec.axes.values())  # type: ignore[arg-type]
     spec = with_goldens_read(spec)
@@ -97,11 +103,19 @@ def prepare(spec: ExportSpec, progress: Callable[[str], None], *, x64: bool) -> 
     )
     outputs = infinities.declare(outputs, spec.allow_infinite)
     signature = Signature(inputs=inputs, outputs=outputs, axes=axes)
-    notes = (*adapted.notes, *_wide_notes(signature, x64), *floats, *narrowed, *hoisted.notes)
+    notes = (
+        *texts.notes,
+        *adapted.notes,
+        *_wide_notes(signature, x64),
+        *floats,
+        *narrowed,
+        *hoisted.notes,
+    )
     formatted = output_format(spec, signature)
     refuse_foreign_bits((one.jaxpr for one in traced.values()), spec.platforms)
     flat.device = named_device(next(iter(traced.values())).jaxpr)
-    goldens = answer_goldens(spec, signature, flat, cast, given, progress)
+    questions = golden_inputs(spec, signature, texts.goldens)
+    goldens = answer_goldens(spec, signature, questions, flat, cast, given, progress)
     notes += tuple(infinities.notes(outputs, [expected for _, _, expected in goldens]))
     notes += tuple(param_values.nan_notes(cast))
     drift = {} if spec.dtype is None else cast_drift(flat, given, signature, goldens, spec.dtype)
@@ -117,6 +131,8 @@ def prepare(spec: ExportSpec, progress: Callable[[str], None], *, x64: bool) -> 
             key: why_not_independent(one.jaxpr, len(arguments)) for key, one in traced.items()
         },
         goldens=goldens,
+        raw_goldens=tuple(golden.raw for golden in questions),
+        texts=texts,
         output_format=formatted,
         notes=notes,
         cast_drift=drift,

@@ -9,7 +9,7 @@ import numpy as np
 from export import goldens, infinities, param_values
 from export.calling import Adapted
 from export.errors import ExportError, ParamsError
-from export.golden_inputs import golden_inputs
+from export.golden_inputs import GoldenInputs
 from export.outputs import name_outputs
 from export.spec import ExportSpec
 from export.tracing import precision
@@ -59,6 +59,7 @@ class FlatModel:
 def answer_goldens(
     spec: ExportSpec,
     signature: Signature,
+    questions: Sequence[GoldenInputs],
     flat: FlatModel,
     params: Mapping[str, Array],
     uncast: Mapping[str, Array],
@@ -69,6 +70,7 @@ def answer_goldens(
     Args:
       spec: what was asked for.
       signature: of the model, with its outputs.
+      questions: the inputs.
       flat: the model.
       params: that it takes, by name.
       uncast: these, as they were before they were cast.
@@ -79,10 +81,9 @@ def answer_goldens(
     """
     found = []
     with precision(spec):
-        given = golden_inputs(spec, signature)
-        for i, (arrays, sizes) in enumerate(given, 1):
+        for i, (arrays, sizes, _) in enumerate(questions, 1):
             # A loop is run step by step here: of all that an export does this can take longest.
-            progress(f"running the un-exported model op by op ({i}/{len(given)})")
+            progress(f"running the un-exported model op by op ({i}/{len(questions)})")
             ordered = tuple(arrays[s.name] for s in signature.inputs)
             try:
                 expected = flat.reference(params, ordered)

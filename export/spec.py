@@ -2,13 +2,15 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from export.errors import ExportError
 from export.fields import read_field
+from export.preprocess import Text
 from runtime.errors import InvalidField, nearest
+from runtime.raw_inputs import check_passthrough
 from runtime.signature import Axis, TensorSpec, check_inputs
 
 DEFAULT_BUCKETS = (1, 4, 8, 16, 32, 64)
@@ -34,8 +36,8 @@ class ExportSpec:
       dtype: cast floating params to this; batch statistics stay as they are.
       matmul_precision: what dots are lowered with; None for what is in force
         (`jax_default_matmul_precision`), else jax's default.
-      golden: name to rows of inputs, or a .safetensors or .npz file of them; None
-        for seeded ones.
+      golden: name to rows of inputs, or a .safetensors or .npz file of them; name to texts, or
+        a .jsonl file of them, where there are text inputs; None for seeded ones.
       seed: of the seeded inputs.
       name: the model's name in routes.
       version: digits.
@@ -48,6 +50,12 @@ class ExportSpec:
       allow_pickle: read params from a pickle, which can run any code.
       call_args: arguments of the model that are no inputs, by name, such as
         `{"enable_dropout": False}`; they win over what the exporter would pass.
+      preprocess: text inputs, that callers may send in place of token ids.
+      reference_preprocess: the training code's own preparation, a function of a list of texts that
+        returns ids by row, or a mapping with `input_ids`; it must give the tokenizer's ids for
+        the golden texts.
+      passthrough: names of fields that instances may have beside their inputs, such as `key`; a
+        server accepts and ignores them.
     """
 
     model: Any
@@ -70,6 +78,9 @@ class ExportSpec:
     params_path: str | None = None
     allow_pickle: bool = False
     call_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    preprocess: Sequence[Text] = ()
+    reference_preprocess: Callable[..., Any] | None = None
+    passthrough: Sequence[str] = ()
 
     def __new__(cls, *_: object, **fields: object) -> Self:
         """Make a spec.
@@ -95,6 +106,12 @@ class ExportSpec:
         names = [field.name for field in dataclasses.fields(self)]
         fields = {name: read_field(name, getattr(self, name)) for name in names}
         _check_together(fields["inputs"], fields["axes"])
+        taken = [spec.name for spec in fields["inputs"]]
+        taken += [name for text in fields["preprocess"] for name in (text.input, text.pair)]
+        try:
+            check_passthrough(fields["passthrough"], taken)
+        except InvalidField as error:
+            raise ExportError(f"passthrough: {error}") from None
         return ExportSpec(**fields)
 
 

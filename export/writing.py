@@ -14,6 +14,8 @@ from export.outputs import Key
 from export.plan import Plan
 from runtime.entries import Argument, Golden, Params, ProgramEntry
 from runtime.manifest import Manifest
+from runtime.preprocessing.raw_goldens import write_raw
+from runtime.raw_inputs import TextStage
 from runtime.release import version
 from runtime.signature import join_bucket_name
 from runtime.tensors import Array
@@ -49,7 +51,7 @@ def write(writer: BundleWriter, plan: Plan, programs: Mapping[Key, Lowered]) -> 
         name=spec.name,
         version=spec.version,
         created=_now(),
-        exporter=_versions(next(iter(programs.values()))),
+        exporter=_versions(next(iter(programs.values())), plan),
         platforms=tuple(spec.platforms),
         verified=(),
         x64=plan.x64,
@@ -63,7 +65,15 @@ def write(writer: BundleWriter, plan: Plan, programs: Mapping[Key, Lowered]) -> 
         params=_write_params(writer, plan),
         programs=tuple(entries),
         goldens=_write_goldens(writer, plan),
+        preprocess=_write_stages(writer, plan),
+        passthrough=tuple(spec.passthrough),
     )
+
+
+def _write_stages(writer: BundleWriter, plan: Plan) -> tuple[TextStage, ...]:
+    for stage, data in zip(plan.texts.stages, plan.texts.tokenizers, strict=True):
+        writer.write(stage.tokenizer.path, data)
+    return plan.texts.stages
 
 
 def _write_params(writer: BundleWriter, plan: Plan) -> Params:
@@ -88,13 +98,16 @@ def _write_params(writer: BundleWriter, plan: Plan) -> Params:
 
 def _write_goldens(writer: BundleWriter, plan: Plan) -> tuple[Golden, ...]:
     found = []
-    for i, (sizes, inputs, expected) in enumerate(plan.goldens):
+    for i, ((sizes, inputs, expected), rows) in enumerate(
+        zip(plan.goldens, plan.raw_goldens, strict=True)
+    ):
         tensors = {f"input/{s.name}": a for s, a in zip(plan.signature.inputs, inputs, strict=True)}
         tensors |= {
             f"output/{s.name}": a for s, a in zip(plan.signature.outputs, expected, strict=True)
         }
         file = writer.write_tensors(f"golden/{i}.safetensors", tensors)
-        found.append(Golden(axes=sizes, rows=len(inputs[0]), file=file))
+        raw = None if rows is None else writer.write(f"golden/{i}.jsonl", write_raw(rows))
+        found.append(Golden(axes=sizes, rows=len(inputs[0]), file=file, raw=raw))
     return tuple(found)
 
 
@@ -125,7 +138,7 @@ def _now() -> str:
     return now.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _versions(lowered: Lowered) -> dict[str, str]:
+def _versions(lowered: Lowered, plan: Plan) -> dict[str, str]:
     packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")}
     return {
         "hloserve": version(),
@@ -133,4 +146,5 @@ def _versions(lowered: Lowered) -> dict[str, str]:
         "stablehlo": lowered.stablehlo_version,
         "calling_convention": str(lowered.calling_convention),
         "serialization": str(lowered.serialization),
+        **({"tokenizers": plan.texts.library} if plan.texts.library else {}),
     }

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Report,
         RowMixing,
         TensorSpec,
+        Text,
         VerificationError,
         export_model,
     )
@@ -57,6 +58,7 @@ _NAMES = {
         "Report",
         "RowMixing",
         "TensorSpec",
+        "Text",
         "VerificationError",
         "export_model",
     ),
@@ -102,6 +104,7 @@ __all__ = [
     "RowMixing",
     "SignatureMismatch",
     "TensorSpec",
+    "Text",
     "UnsupportedFormat",
     "VerificationError",
     "__version__",

@@ -13,6 +13,8 @@ from runtime.description import columns, infinite_outputs
 from runtime.device import device_kind
 from runtime.errors import printable
 from runtime.model import Group, Model
+from runtime.preprocessing.preparation import Preparer
+from runtime.preprocessing.raw_goldens import read_raw
 from runtime.program_forms import jax_version
 from runtime.signature import bucket_name
 
@@ -29,10 +31,15 @@ def bench(model: Model, seconds: float, *, progress: Progress | None = None) -> 
       progress: called before each program.
 
     Returns:
-      The device, versions, and for each program medians in microseconds.
+      The device, versions, and for each program medians in microseconds; where texts are taken,
+      the median for one text of the goldens.
     """
     progress = progress or (lambda _: None)
     rows = []
+    prepared = None
+    if model.preparer is not None:
+        progress("timing preprocess")
+        prepared = _time_preparing(model, model.preparer, seconds)
     for group in model.groups.values():
         for batch in group.programs:
             name = bucket_name(model.signature, group.sizes, batch)
@@ -46,7 +53,24 @@ def bench(model: Model, seconds: float, *, progress: Progress | None = None) -> 
         "python": platform.python_version(),
         "infinite_outputs": infinite_outputs(model.signature),
         "programs": rows,
+        **({} if prepared is None else {"preprocess_us": prepared}),
     }
+
+
+def _time_preparing(model: Model, preparer: Preparer, seconds: float) -> float:
+    """Return the median microseconds that one row of raw goldens takes to become tensors.
+
+    Inputs that no stage makes are left out: they are taken as they are.
+    """
+    goldens = [golden for golden in model.manifest.goldens if golden.raw]
+    rows = [row for golden in goldens for row in read_raw(model.bundle, golden)]
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(taken) < len(rows):
+        row = rows[len(taken) % len(rows)]
+        columns = {name: [text] for name, text in row.items()}
+        taken.append(_taken(lambda: preparer.tokens(columns)))  # noqa: B023 (called at once)
+    return float(np.median(taken)) * 1e6
 
 
 def _time(model: Model, group: Group, batch: int, seconds: float) -> dict[str, float]:
@@ -94,6 +118,8 @@ def table(figures: Figures) -> str:
         for p in figures["programs"]
     ]
     about = f"{figures['model']} on {figures['device']}, jax {figures['jax']}"
+    if "preprocess_us" in figures:
+        about += f", {figures['preprocess_us']:,.0f} µs to prepare a row"
     lines = [about, *(f"may be infinite: {name}" for name in figures["infinite_outputs"])]
     return "\n".join([*map(printable, lines), "", columns([header, *rows])])
 

@@ -4,6 +4,7 @@ from runtime.bundle import Bundle
 from runtime.entries import OutputFormat
 from runtime.errors import printable
 from runtime.manifest import Manifest
+from runtime.raw_inputs import TextStage
 from runtime.signature import Axis, Signature, TensorSpec
 
 
@@ -27,6 +28,8 @@ def description(bundle: Bundle) -> str:
             f"{', '.join(m.platforms)}; verified on {', '.join(m.verified) or 'nothing'}",
         ),
         *(("input", describe_tensor(spec)) for spec in m.signature.inputs),
+        *(("raw input", describe_stage(stage)) for stage in m.preprocess),
+        *(("passed through", name) for name in m.passthrough),
         *(("output", describe_output(spec)) for spec in m.signature.outputs),
         *(("axis", describe_axis(axis)) for axis in m.signature.axes),
         ("format", describe_format(m.output_format)),
@@ -86,6 +89,15 @@ def describe_tensor(spec: TensorSpec) -> str:
     return f"{spec.name}: {spec}" + (f" ({', '.join(extra)})" if extra else "")
 
 
+def describe_stage(stage: TextStage) -> str:
+    """Write what raw inputs become, for a person."""
+    beyond = "cut off" if stage.truncate else "refused"
+    return (
+        f"{' and '.join(stage.raw_names)}: text, made {', '.join(stage.made)}; at most "
+        f"{stage.max_tokens} tokens and {stage.max_bytes:,} B, what is longer is {beyond}"
+    )
+
+
 def describe_output(spec: TensorSpec) -> str:
     """Write an output for a person: name, dtype and shape, and whether it may be infinite."""
     return f"{spec.name}: {spec}" + (" (may be infinite)" if spec.nonfinite else "")
@@ -100,6 +112,8 @@ def describe_format(f: OutputFormat, *, labels: bool = True) -> str:
     """Write an output format for a person, with its labels or without."""
     if f.kind == "raw":
         return "raw"
+    if f.kind == "embedding":
+        return f"embedding of {f.output}{' (scaled to length one)' if f.normalized else ''}"
     named = f", labels {', '.join(f.labels)}" if labels and f.labels else ""
     return f"{f.kind} of {f.output} ({f.scores}){named}"
 

@@ -14,7 +14,7 @@ from runtime.signature import DTYPE_BYTES, TensorSpec, unique
 
 MANIFEST_NAME = "manifest.json"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-OUTPUT_KINDS = ("raw", "softmax", "classification")
+OUTPUT_KINDS = ("raw", "softmax", "classification", "embedding")
 SCORES = ("logits", "probabilities")
 
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
@@ -169,11 +169,19 @@ class Golden:
       axes: size of each bucketed axis that the inputs have; any up to the largest.
       rows: how many rows; a bucket is filled with them in a cycle.
       file: safetensors with `input/NAME` and `output/NAME`.
+      raw: JSON lines, a row each, that the inputs were prepared from; None where they are tensors
+        from the beginning.
     """
 
     axes: Mapping[str, int]
     rows: int
     file: File
+    raw: File | None = None
+
+    @property
+    def files(self) -> tuple[File, ...]:
+        """Return the files of this golden."""
+        return (self.file,) if self.raw is None else (self.file, self.raw)
 
     @classmethod
     def from_node(cls, node: Node) -> "Golden":
@@ -181,7 +189,13 @@ class Golden:
         rows = node.take("rows", int)
         if rows < 1:
             raise ManifestError(f"expected at least 1, got {rows}", f"{node.where}.rows")
-        return cls(axes=_sizes(node), rows=rows, file=node.child("file", File.from_node))
+        raw = node.version >= 4 and node.has("raw")
+        return cls(
+            axes=_sizes(node),
+            rows=rows,
+            file=node.child("file", File.from_node),
+            raw=node.child("raw", File.from_node) if raw else None,
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,32 +216,42 @@ class Tolerance:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class OutputFormat:
-    """How a prediction is written for people: as is, as probabilities, or as a label.
+    """How a prediction is written for people: as is, as probabilities, as a label, or as a vector.
 
     Attributes:
-      kind: raw, softmax or classification.
+      kind: raw, softmax, classification or embedding.
       output: the output that is formatted; None when raw.
       scores: whether the output is logits or probabilities.
       labels: names of the classes, in order; empty when there are none.
+      normalized: whether each row of an embedding is scaled to length one.
     """
 
     kind: str = required("raw")
     output: str | None = required(None)
     scores: str = required("logits")
     labels: tuple[str, ...] = required(())
+    normalized: bool = False
 
     @classmethod
     def from_node(cls, node: Node) -> "OutputFormat":
         """Read `$.output_format`."""
+        # The last kind is of format 4.
+        latest = node.version >= 4
         return cls(
-            kind=node.choice("kind", OUTPUT_KINDS),
+            kind=node.choice("kind", OUTPUT_KINDS if latest else OUTPUT_KINDS[:-1]),
             output=node.optional("output", str),
             scores=node.choice("scores", SCORES),
             labels=node.items("labels", str),
+            normalized=(node.optional("normalized", bool) if latest else None) or False,
         )
 
     def check(self, outputs: Sequence[TensorSpec]) -> None:
         """Raise InvalidField unless this formats one of the outputs, with a label for each class."""
+        if self.normalized and self.kind != "embedding":
+            raise InvalidField(
+                f"expected true for an embedding alone, got {self.kind}",
+                *("output_format", "normalized"),
+            )
         if self.kind == "raw":
             return
         by_name = {output.name: output for output in outputs}
@@ -237,12 +261,26 @@ class OutputFormat:
                 *("output_format", "output"),
             )
         output = by_name[self.output]
+        if self.kind == "embedding":
+            self._check_embedding(output)
         if self.labels and len(self.labels) != output.shape[-1]:
             raise InvalidField(
                 f"expected {output.shape[-1]} for {output}, got {len(self.labels)}",
                 *("output_format", "labels"),
             )
         unique(self.labels, "output_format", "labels")
+
+    def _check_embedding(self, output: TensorSpec) -> None:
+        if len(output.shape) != 2 or "float" not in output.dtype:
+            raise InvalidField(
+                f"expected floats [_, size] for an embedding, got {output}",
+                *("output_format", "output"),
+            )
+        if self.labels:
+            raise InvalidField(
+                f"expected none for an embedding, got {len(self.labels)}",
+                *("output_format", "labels"),
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

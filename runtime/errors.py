@@ -8,6 +8,7 @@
   - DoesNotFit             a program takes more memory than the device has left
   - GoldenMismatch         the device does not reproduce the recorded answers
   - DeviceUnavailable      the device that was asked for is not there
+  - MissingLibrary         raw inputs are prepared by a library that is not installed
 * InvalidInput             the caller's fault; the message is safe to show
   - SignatureMismatch      wrong name, dtype or shape
   - MalformedRequest       not the JSON, or the bytes, that a record is written in
@@ -62,6 +63,10 @@ class GoldenMismatch(BundleError):
 
 class DeviceUnavailable(BundleError):
     """The device that was asked for is not there."""
+
+
+class MissingLibrary(BundleError):
+    """Raw inputs are prepared by a library that is not installed."""
 
 
 class InvalidInput(Exception):

@@ -42,10 +42,12 @@ class Checker:
 
     Args:
       signature: of the bundle.
+      raw_names: names of the raw inputs that callers can send instead of tensors, for messages.
     """
 
-    def __init__(self, signature: Signature) -> None:
+    def __init__(self, signature: Signature, raw_names: Sequence[str] = ()) -> None:
         self._signature = signature
+        self._raw_names = raw_names
         self._inputs = tuple(
             (spec.name, numpy_dtype(spec.dtype), _fixed(spec), _range_of(spec), spec)
             for spec in signature.inputs
@@ -73,7 +75,7 @@ class Checker:
             value = inputs.get(name)
             if value is None:
                 if not spec.mask:
-                    _refuse_unknown(self._signature, inputs)
+                    _refuse_unknown(self._signature, inputs, self._raw_names)
                     raise SignatureMismatch(f"input {name!r}: expected {spec}, got nothing")
                 arrays.append(None)
                 continue
@@ -89,7 +91,7 @@ class Checker:
             arrays.append(array)
             taken += 1
         if len(inputs) > taken:
-            _refuse_unknown(self._signature, inputs)
+            _refuse_unknown(self._signature, inputs, self._raw_names)
         sizes = self._sizes(dims) if self._signature.axes else ()
         if self._lengths:
             self._check_lengths(arrays, dims)
@@ -152,8 +154,10 @@ def _as_array(spec: TensorSpec, value: object) -> Array:
         ) from None
 
 
-def _refuse_unknown(signature: Signature, inputs: Mapping[str, object]) -> None:
-    expected = sorted(spec.name for spec in signature.inputs)
+def _refuse_unknown(
+    signature: Signature, inputs: Mapping[str, object], raw_names: Sequence[str]
+) -> None:
+    expected = sorted([*raw_names, *(spec.name for spec in signature.inputs)])
     unknown = sorted({str(name) for name in inputs} - set(expected))
     if not unknown:
         return

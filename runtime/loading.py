@@ -23,6 +23,8 @@ from runtime.entries import ProgramEntry
 from runtime.errors import IncompatibleProgram, IntegrityError
 from runtime.executable_cache import ExecutableCache
 from runtime.model import Model
+from runtime.preprocessing.sandbox import try_stages
+from runtime.preprocessing.tokenizer import library_version
 from runtime.probe import probing
 from runtime.program import Program, compile_program, cpu_threads, put
 from runtime.tensors import Array
@@ -51,7 +53,8 @@ def load(
       device: None for JAX's default, "cpu", "cuda", "cuda:1", or a jax device.
       progress: called with a short sentence before each slow step.
       require_digest: `sha256:HEX`, what its manifest.json has to be; None for any.
-      isolated: open it in a process of its own first.
+      isolated: open it in a process of its own first. A tokenizer is tried in one all the same,
+        unless the digest is required.
       cache_dir: keeps what is compiled, and is looked at first; see `executable_cache`.
 
     Returns:
@@ -71,6 +74,8 @@ def load(
                 probing(opened, named(device), cache=cache, progress=progress)
             )
             caches += [] if compiled is None else [compiled]
+        elif require_digest is None:
+            try_stages(opened)
         target = find_device(device)
         with program_threads(target) as pool:
             programs = compile_all(opened, target, progress=progress, each=pool.map, caches=caches)
@@ -112,6 +117,8 @@ def compile_all(
             f"bundle {bundle.path}: needs platform {' or '.join(manifest.platforms)}, this "
             f"device is {platform}; export with --platforms {platform}, or name another device"
         )
+    if manifest.preprocess:
+        library_version()
     expect_memory(
         manifest,
         params=params_memory(target),

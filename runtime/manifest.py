@@ -7,7 +7,8 @@ Version log
   1 (2026-11): first format.
   2 (2026-11): adds `refreshed_from`. A bundle that was never refreshed is still written as 1.
   3 (2026-11): an input's `maximum` can be an axis. One without such an input is written as 1 or 2.
-  4 (2026-11): an output's `nonfinite`. One without such an output is written as 1, 2 or 3.
+  4 (2026-11): an output's `nonfinite`; `preprocess`, and a golden's `raw`; the output format
+     `embedding`; `passthrough`. One without them is written as 1, 2 or 3.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ from runtime.entries import (
 )
 from runtime.errors import InvalidField, ManifestError, UnsupportedFormat
 from runtime.node import Node, to_json, typed
+from runtime.raw_inputs import TextStage, check_stages
 from runtime.signature import Signature, increasing, unique
 
 FORMAT_VERSIONS = (1, 2, 3, 4)
@@ -67,6 +69,10 @@ class Manifest:
       programs: one per bucket.
       goldens: inputs and expected outputs.
       params: the weights.
+      preprocess: the stages that prepare raw inputs, such as texts; empty where callers send
+        tensors only.
+      passthrough: names of fields that instances may have beside their inputs, such as `key`; the
+        model does not see them.
       refreshed_from: the bundles that this one was refreshed from, the exported one first;
         empty for one that was exported.
     """
@@ -88,13 +94,17 @@ class Manifest:
     programs: tuple[ProgramEntry, ...]
     goldens: tuple[Golden, ...]
     params: Params
+    preprocess: tuple[TextStage, ...] = ()
+    passthrough: tuple[str, ...] = ()
     refreshed_from: tuple[Origin, ...] = ()
 
     @property
     def files(self) -> tuple[File, ...]:
         """Return every file that belongs to the bundle, the manifest apart."""
         programs = [f for p in self.programs for f in (p.exported, p.stablehlo)]
-        return (*self.params.files, *programs, *(g.file for g in self.goldens))
+        goldens = [f for golden in self.goldens for f in golden.files]
+        stages = [f for stage in self.preprocess for f in stage.files]
+        return (*self.params.files, *programs, *goldens, *stages)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Manifest":
@@ -156,6 +166,12 @@ class Manifest:
             programs=node.each("programs", ProgramEntry.from_node),
             goldens=node.each("goldens", Golden.from_node),
             refreshed_from=node.each("refreshed_from", Origin.from_node) if version > 1 else (),
+            preprocess=node.each("preprocess", TextStage.from_node)
+            if version >= 4 and node.has("preprocess")
+            else (),
+            passthrough=node.items("passthrough", str)
+            if version >= 4 and node.has("passthrough")
+            else (),
         )
         manifest._check()
         if version == 2 and not manifest.refreshed_from:
@@ -168,6 +184,8 @@ class Manifest:
     @property
     def format_version(self) -> int:
         """Return the lowest version that can say this."""
+        if self.preprocess or self.passthrough or self.output_format.kind == "embedding":
+            return 4
         if any(spec.nonfinite for spec in self.signature.outputs):
             return 4
         if any(isinstance(spec.maximum, str) for spec in self.signature.inputs):
@@ -179,6 +197,7 @@ class Manifest:
         check_version(self.version)
         increasing(self.buckets, "buckets")
         unique(file.path for file in self.files)
+        check_stages(self.preprocess, self.signature, self.passthrough)
         self._check_platforms()
         self._check_programs()
         self._check_goldens()
@@ -247,6 +266,12 @@ class Manifest:
                     )
         if not any(all(g.axes[a.name] <= a.sizes[0] for a in axes) for g in self.goldens):
             raise ManifestError("expected a golden that the shortest buckets hold", "$.goldens")
+        if bool(self.preprocess) != any(golden.raw for golden in self.goldens):
+            got = "none" if self.preprocess else "one"
+            expected = (
+                "a golden with raw inputs" if self.preprocess else "no golden with raw inputs"
+            )
+            raise ManifestError(f"expected {expected}, got {got}", "$.goldens")
         rows = sorted({golden.rows for golden in self.goldens})
         if self.row_mixing and not set(self.buckets) <= set(rows):
             raise ManifestError(

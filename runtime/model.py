@@ -1,9 +1,7 @@
 """All programs of a bundle on one device: a request only ever picks among them."""
 
 import dataclasses
-import math
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,19 +13,15 @@ from runtime.device import Device, free_memory, platform_of
 from runtime.errors import InvalidInput, SignatureMismatch
 from runtime.inputs import Checked, Checker
 from runtime.manifest import Manifest
+from runtime.preprocessing.preparation import Preparer, open_preparer
 from runtime.program import Program
 from runtime.records.arguments import exact_arrays
-from runtime.records.predictions import as_values, is_as_declared, predictions_from
+from runtime.records.predictions import Nonfinite, as_values, is_as_declared, predictions_from
 from runtime.room import check_memory
+from runtime.run_times import run_times
 from runtime.signature import Signature, TensorSpec, bucket_name
 from runtime.staging import stage, unstage
 from runtime.tensors import Array, numpy_dtype
-
-# When run times are measured each program has so many turns, none much longer than this. One
-# that takes much longer by itself has one.
-_TURNS = 2
-_TURN_S = 0.015
-_SLOW_S = 0.1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,6 +51,8 @@ class Model:
       params: the device's params, in calling order.
       groups: axis sizes to the programs of those sizes.
       output_names: in the signature's order.
+      checker: of the signature.
+      preparer: makes tensors of raw inputs; None where there are none.
     """
 
     def __init__(
@@ -69,7 +65,9 @@ class Model:
         self.bundle = bundle
         self.device = device
         self.params = params
-        self.checker = Checker(bundle.manifest.signature)
+        raw_names = [name for stage in bundle.manifest.preprocess for name in stage.raw_names]
+        self.checker = Checker(bundle.manifest.signature, raw_names)
+        self.preparer: Preparer | None = open_preparer(bundle, self.checker)
         self.output_names = tuple(spec.name for spec in bundle.manifest.signature.outputs)
         self.groups = _groups(bundle.manifest, programs)
 
@@ -88,27 +86,41 @@ class Model:
         """Return the device's platform: cpu, cuda and so on."""
         return platform_of(self.device)
 
-    def predict(self, inputs: Mapping[str, object]) -> dict[str, Array]:
+    def predict(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """Answer rows.
 
         Args:
           inputs: name to array of exactly the signature's dtype and shape, or nested lists of
             such numbers, all with the same number of rows, 0 or more; beyond the largest bucket
             they are split. int64 is taken for narrower integers where every value fits. A
-            bucketed axis may have any size up to the largest; masks may be left out.
+            bucketed axis may have any size up to the largest; masks may be left out. Where the
+            bundle takes texts: name to a list of them, in place of the inputs that are made of
+            these.
 
         Returns:
-          Output name to array, row for row. They can be read-only.
+          Output name to array, row for row. They can be read-only. An output that has the axis
+          of the texts' lengths is an array of objects, an array for each row, where texts of
+          one call have several lengths.
 
         Raises:
           SignatureMismatch: the inputs do not fit.
           ExecutionError: the device failed.
         """
-        signature = self.signature
+        answers, order = self._answer_rows(inputs)
+        return dict(zip(self.output_names, _in_order(answers, order), strict=True))
+
+    def _answer_rows(
+        self, inputs: Mapping[str, Any]
+    ) -> tuple[list[tuple[Array, ...]], Sequence[Sequence[int]]]:
+        """Return the answers to rows of the same sizes, and for each of these which rows they are."""
         if not isinstance(inputs, Mapping):
-            raise _no_mapping(signature, inputs)
-        checked = self.checker.check(exact_arrays(signature, inputs))
-        return dict(zip(self.output_names, self._cover(checked), strict=True))
+            raise _no_mapping(self.signature, inputs)
+        exact: Mapping[str, Any] = exact_arrays(self.signature, inputs)
+        if self.preparer is None or not self.preparer.takes(exact):
+            checked = self.checker.check(exact)
+            return [self._cover(checked)], [range(checked.rows)]
+        prepared = self.preparer.prepare(exact)
+        return [self._cover(part) for part in prepared.parts], prepared.order
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -135,10 +147,19 @@ class Model:
                 f"classify: expected a bundle with the output format classification, got "
                 f"{form.kind}; export it with --output classification:logits"
             )
-        outputs = self.predict(inputs)
-        declared = all(is_as_declared(s, outputs[s.name]) for s in self.signature.outputs)
-        written = predictions_from(outputs, self.signature, form, None if declared else "null")
-        predictions: list[dict[str, Any]] = as_values(written)
+        answers, order = self._answer_rows(inputs)
+        declared = all(
+            is_as_declared(spec, output)
+            for answer in answers
+            for spec, output in zip(self.signature.outputs, answer, strict=True)
+        )
+        policy: Nonfinite | None = None if declared else "null"
+        predictions: list[dict[str, Any]] = [{}] * sum(map(len, order))
+        for answer, members in zip(answers, order, strict=True):
+            outputs = dict(zip(self.output_names, answer, strict=True))
+            written = as_values(predictions_from(outputs, self.signature, form, policy))
+            for row, prediction in zip(members, written, strict=True):
+                predictions[row] = prediction
         return predictions
 
     def group(self, sizes: tuple[int, ...]) -> Group:
@@ -229,15 +250,11 @@ class Model:
             program.call(self.params, self.blank(batch, group.sizes))
 
     def _measured(self, group: Group) -> dict[int, float]:
-        """Time the programs of a group, in turns: what slows the machine for a moment slows all."""
-        costs = dict.fromkeys(group.programs, math.inf)
-        for _ in range(_TURNS):
-            for batch, program in group.programs.items():
-                if _SLOW_S < costs[batch] < math.inf:
-                    continue  # once is enough, smoothed with the others
-                inputs = self.blank(batch, group.sizes)
-                costs[batch] = min(costs[batch], _seconds(program, self.params, inputs))
-        return _smoothed(costs) if max(costs.values()) > _TURN_S else costs
+        def prepare(batch: int) -> Callable[[], object]:
+            program, inputs = group.programs[batch], self.blank(batch, group.sizes)
+            return lambda: program.call(self.params, inputs)
+
+        return run_times(group.programs, prepare)
 
     def data_dependent(self, sizes: tuple[int, ...], batch: int) -> bool:
         """Whether how long a program runs depends on its inputs, so that measured times say little.
@@ -288,6 +305,33 @@ class Model:
         )
 
 
+def _in_order(
+    answers: Sequence[tuple[Array, ...]], order: Sequence[Sequence[int]]
+) -> tuple[Array, ...]:
+    """Return the rows of several parts in the order that they were asked in.
+
+    Args:
+      answers: of each part, in the signature's order.
+      order: for each part, which rows these are.
+    """
+    if len(answers) == 1:
+        return answers[0]
+    found = []
+    for pieces in zip(*answers, strict=True):
+        alike = len({piece.shape[1:] for piece in pieces}) == 1
+        shape = pieces[0].shape[1:] if alike else ()
+        rows = sum(map(len, order))
+        out = np.empty((rows, *shape), pieces[0].dtype if alike else object)
+        for members, piece in zip(order, pieces, strict=True):
+            if alike:
+                out[list(members)] = piece
+            else:
+                for i, row in zip(members, piece, strict=True):
+                    out[i] = row
+        found.append(out)
+    return tuple(found)
+
+
 def _no_mapping(signature: Signature, inputs: object) -> SignatureMismatch:
     expected = ", ".join(f"{spec.name!r}: {spec}" for spec in signature.inputs)
     return SignatureMismatch(f"inputs: expected a dict {{{expected}}}, got {type(inputs).__name__}")
@@ -302,35 +346,6 @@ def _groups(manifest: Manifest, programs: tuple[Program, ...]) -> dict[tuple[int
         sizes: Group(sizes, members, Planner(dict.fromkeys(members, 1.0)))
         for sizes, members in sorted(found.items())
     }
-
-
-def _seconds(program: Program, params: tuple[object, ...], inputs: tuple[Array, ...]) -> float:
-    """Time one run: the best of those that fit into a turn, at least one and at most fifty."""
-    best, spent = math.inf, 0.0
-    for _ in range(50):
-        begin = time.perf_counter()
-        program.call(params, inputs)
-        taken = time.perf_counter() - begin
-        best, spent = min(best, taken), spent + taken
-        if spent > _TURN_S:
-            break
-    return best
-
-
-def _smoothed(costs: Mapping[int, float]) -> dict[int, float]:
-    """Return run times as a + b·rows, by least squares of the relative errors.
-
-    A single run can be several times off; a plan that follows it would be as well.
-    """
-    if len(costs) < 3:
-        return dict(costs)
-    rows = np.array(list(costs), float)
-    seconds = np.array(list(costs.values()))
-    design = np.stack([1 / seconds, rows / seconds], axis=1)
-    (base, slope), *_ = np.linalg.lstsq(design, np.ones(len(rows)), rcond=None)
-    if base < 0 or slope <= 0:
-        return dict(costs)
-    return {batch: float(base + slope * batch) for batch in costs}
 
 
 def _nearest_to_zero(spec: TensorSpec) -> int:

@@ -121,6 +121,12 @@ class Node:
         """Take an object and read it whole."""
         return Node(self.take(key, dict), f"{self.where}.{key}", self.version).whole(read)
 
+    def has(self, key: str) -> bool:
+        """Whether a key is there and not null; a null is taken."""
+        if self._left.get(key) is None:
+            self._left.pop(key, None)
+        return key in self._left
+
     def names(self) -> tuple[str, ...]:
         """Return the keys that were not taken yet."""
         return tuple(self._left)

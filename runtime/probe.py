@@ -18,6 +18,7 @@ from runtime.child_process import python_command
 from runtime.errors import BundleError
 from runtime.executable_cache import ExecutableCache
 from runtime.guard import exit_description
+from runtime.preprocessing.sandbox import try_stages
 from runtime.scratch import temporary_directory
 
 # Beyond this a bundle is thought to loop for ever: one flipped bit can do that as well.
@@ -95,6 +96,7 @@ def _probe(bundle: Bundle, device: str, compiled: str) -> bool:
     """Open a bundle elsewhere; say whether all was well with it."""
     for file in bundle.manifest.files:
         bundle.arrived(file)
+    try_stages(bundle)
     try:
         status = _run(bundle, device, compiled)
     except subprocess.TimeoutExpired:

@@ -13,6 +13,7 @@ from runtime.device import find_device, platform_of
 from runtime.errors import DoesNotFit
 from runtime.loading import Progress, assemble, compile_all
 from runtime.model import Model
+from runtime.preprocessing.sandbox import try_stages
 from runtime.rows import Each
 from runtime.verify import Report, verify
 
@@ -42,6 +43,7 @@ def prove(
       BundleError: it cannot be used here.
       ExecutionError: the device failed.
     """
+    try_stages(bundle)
     target = find_device(device)
     threads = 1
     if platform_of(target) == "cpu":

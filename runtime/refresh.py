@@ -57,7 +57,9 @@ def refresh(
             progress(f"wrapping {entry.stablehlo.path}")
             programs.append(_rewrapped(writer, bundle, entry))
         progress("copying params and goldens")
-        for file in (*old.params.files, *(golden.file for golden in old.goldens)):
+        goldens = [file for golden in old.goldens for file in golden.files]
+        stages = [file for stage in old.preprocess for file in stage.files]
+        for file in (*old.params.files, *goldens, *stages):
             with bundle.opened(file) as source:
                 writer.copy(file, source)
         manifest = dataclasses.replace(
@@ -93,6 +95,8 @@ def _proven(
     """Run every golden and probe rows; return the manifest with the platform they were proven on."""
     model = load(staged, device, progress=progress)
     report = verify(model, progress=progress)
+    if report.preparation:
+        raise GoldenMismatch(f"{report.preparation[0]}; nothing was written")
     if report.mismatches:
         raise GoldenMismatch(
             f"{len(report.mismatches)} golden checks failed on {model.platform}, first: "

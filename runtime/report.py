@@ -58,7 +58,7 @@ def verification(model: Model, report: Report) -> dict[str, Any]:
         for batch, program in group.programs.items()
         for name in [bucket_name(model.signature, group.sizes, batch)]
     ]
-    mismatches = [str(check) for check in report.mismatches]
+    mismatches = [*report.preparation, *map(str, report.mismatches)]
     mixing = [str(mixing) for mixing in report.mixing]
     return {
         "bundle": str(model.bundle.path),
@@ -80,7 +80,10 @@ def _finite(value: float | None) -> float | None:
 def junit(model: Model, report: Report) -> bytes:
     """Write a verification as JUnit XML: a case per golden check and per program's rows."""
     suite = ET.Element("testsuite", name=f"{model.manifest.name} on {model.platform}")
-    failures = 0
+    failures = len(report.preparation)
+    for line in report.preparation:
+        case = ET.SubElement(suite, "testcase", classname="preprocess", name=line.partition(",")[0])
+        ET.SubElement(case, "failure", message=line)
     for check in report.goldens:
         case = ET.SubElement(
             suite,

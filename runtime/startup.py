@@ -178,12 +178,14 @@ def _check(model: Model, full: bool, progress: Progress) -> _Found:
     if not full:
         quick = check_startup(model, progress=progress)
         return _Found(
-            tuple(map(str, quick.mismatches)), tuple(map(str, quick.mixing)), quick.groups
+            (*quick.preparation, *map(str, quick.mismatches)),
+            tuple(map(str, quick.mixing)),
+            quick.groups,
         )
     report = verify(model, progress=progress)
     mixing = () if model.manifest.row_mixing else tuple(map(str, report.mixing))
     line = f"{len(report.goldens)} golden checks, all kinds of rows beside each other"
-    return _Found(tuple(map(str, report.mismatches)), mixing, (line,))
+    return _Found((*report.preparation, *map(str, report.mismatches)), mixing, (line,))
 
 
 def _verified_before(

@@ -22,6 +22,7 @@ from runtime.errors import IntegrityError
 from runtime.golden_check import GoldenCheck, compare_with, read_golden, sizes_of
 from runtime.inputs import Checked
 from runtime.model import Group, Model
+from runtime.preprocessing.raw_goldens import check_raw_goldens
 from runtime.rows import Mixing, draw, same_bits
 from runtime.signature import bucket_name
 from runtime.staging import stage, unstage
@@ -59,12 +60,14 @@ class StartupReport:
       mixing: ways in which rows were seen to depend on each other.
       runs: of programs.
       groups: one line for each group of programs: what was checked.
+      preparation: goldens whose raw inputs became other tensors than at export, a line each.
     """
 
     goldens: tuple[GoldenCheck, ...]
     mixing: tuple[Mixing, ...]
     runs: int
     groups: tuple[str, ...]
+    preparation: tuple[str, ...] = ()
 
     @property
     def mismatches(self) -> tuple[GoldenCheck, ...]:
@@ -123,6 +126,7 @@ def check_startup(model: Model, *, progress: Progress | None = None) -> StartupR
     mixing: list[Mixing] = []
     lines: list[str] = []
     runs = 0
+    preparation = check_raw_goldens(model.bundle, model.preparer)
     goldens = [(golden, *read_golden(model, golden)) for golden in model.manifest.goldens]
     for group in model.groups.values():
         if model.manifest.row_mixing:
@@ -151,7 +155,7 @@ def check_startup(model: Model, *, progress: Progress | None = None) -> StartupR
         )
         lines.append(f"{at}: {line}" if at else line)
         progress(f"checked {lines[-1]}")
-    return StartupReport(tuple(checks), tuple(mixing), runs, tuple(lines))
+    return StartupReport(tuple(checks), tuple(mixing), runs, tuple(lines), tuple(preparation))
 
 
 def _rows_for(

@@ -16,6 +16,7 @@ from runtime.golden_check import (
 )
 from runtime.loading import load
 from runtime.model import Group, Model
+from runtime.preprocessing.raw_goldens import check_raw_goldens
 from runtime.rows import KINDS, Each, Mixing, count_runs, find_mixing
 from runtime.screening import FEW, count_screens, screen
 from runtime.signature import bucket_name
@@ -33,11 +34,13 @@ class Report:
       goldens: one check for each golden, program and output.
       drift: output to the largest difference between buckets for one row.
       mixing: ways in which rows depend on each other; empty if they do not.
+      preparation: goldens whose raw inputs became other tensors than at export, a line each.
     """
 
     goldens: tuple[GoldenCheck, ...]
     drift: dict[str, float]
     mixing: tuple[Mixing, ...]
+    preparation: tuple[str, ...] = ()
 
     @property
     def mismatches(self) -> tuple[GoldenCheck, ...]:
@@ -67,6 +70,7 @@ def verify(
       ExecutionError: the device failed.
     """
     progress = progress or (lambda _: None)
+    preparation = check_raw_goldens(model.bundle, model.preparer)
     progress("checking goldens")
     begin = time.perf_counter()
     answers: Answers = {}
@@ -91,7 +95,7 @@ def verify(
             mixing += screen_rows(model, group, batch, known, each=each)
         else:
             mixing += check_rows(model, group, batch, each=each)
-    return Report(tuple(checks), drift, tuple(mixing))
+    return Report(tuple(checks), drift, tuple(mixing), tuple(preparation))
 
 
 def check_rows(
@@ -154,7 +158,8 @@ def assert_bundle_matches_goldens(
     """
     model = load(bundle, device)
     checks, _ = check_goldens(model)
-    failed = [str(check) for check in checks if not check.ok]
+    failed = check_raw_goldens(model.bundle, model.preparer)
+    failed += [str(check) for check in checks if not check.ok]
     if failed:
         raise GoldenMismatch(
             "\n".join([f"{len(failed)} golden checks failed on {model.platform}:", *failed])

@@ -19,6 +19,7 @@ class Limits:
       failures: consecutive failed batches after which the device counts as broken.
       inline_s: maximum measured time of batches that run inline; see `scheduler`.
       nonfinite: JSON for NaN, and for infinity that is not declared.
+      preparation_threads: threads that prepare raw inputs.
     """
 
     queue_rows: int = 4096
@@ -30,6 +31,7 @@ class Limits:
     failures: int = 3
     inline_s: float = 0.001
     nonfinite: Nonfinite = "null"
+    preparation_threads: int = 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -158,6 +158,9 @@ class Metrics:
       elements: of inputs that were run, padding included.
       padding_elements: of these, padding.
       nonfinite: answers with NaN, or infinity where the bundle declares none.
+      prepared: seconds that the raw inputs of each request took to prepare.
+      tokens: of texts.
+      truncated: rows of which a text was cut off.
     """
 
     requests: collections.Counter[tuple[str, str]] = dataclasses.field(
@@ -176,6 +179,9 @@ class Metrics:
     elements: int = 0
     padding_elements: int = 0
     nonfinite: int = 0
+    prepared: Histogram = dataclasses.field(default_factory=_seconds)
+    tokens: int = 0
+    truncated: int = 0
 
     def count_inference(
         self, protocol: str, code: str, seconds: float, error_code: str | None = None
@@ -231,6 +237,18 @@ class Metrics:
         """Count the input elements of a batch, and those that were padding."""
         self.elements += elements
         self.padding_elements += padding
+
+    def count_preparation(self, seconds: float, tokens: int, truncated: int) -> None:
+        """Count the raw inputs of a request.
+
+        Args:
+          seconds: that they took to prepare.
+          tokens: of its texts.
+          truncated: rows of which a text was cut off.
+        """
+        self.prepared.observe(seconds)
+        self.tokens += tokens
+        self.truncated += truncated
 
     def count_request(self, protocol: str, code: str) -> None:
         """Count a request for anything but an inference."""

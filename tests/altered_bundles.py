@@ -49,8 +49,9 @@ def altered(bundle: Path, out: Path, changes) -> Path:
     if MANIFEST_NAME in changes:
         changes[MANIFEST_NAME](manifest)
     programs = [p[form] for p in manifest["programs"] for form in ("exported", "stablehlo")]
-    goldens = [golden["file"] for golden in manifest["goldens"]]
-    for file in [*programs, *goldens, *manifest["params"]["files"]]:
+    goldens = [g[form] for g in manifest["goldens"] for form in ("file", "raw") if form in g]
+    tokenizers = [stage["tokenizer"] for stage in manifest.get("preprocess", ())]
+    for file in [*programs, *goldens, *tokenizers, *manifest["params"]["files"]]:
         path = out / file["path"]
         data = changes.get(file["path"], bytes)(path.read_bytes())
         path.write_bytes(data)

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, settings
 from pytest import MonkeyPatch, fixture
 
 import export
-from export import TensorSpec
-from tests import in_tensorflow
+from export import TensorSpec, Text
+from tests import in_tensorflow, tokenizer_files
 from tests.minutes import pytest_terminal_summary  # noqa: F401 (pytest calls it)
 
 # Flax imports TensorFlow for its file functions where it finds it, which takes seconds.
@@ -114,6 +114,38 @@ def tagger_bundle(exported):
         inputs=[ids, mask],
         axes={"seq": (4, 8)},
         buckets=(1, 4),
+    )
+
+
+class Sentences(nn.Module):
+    """The mean of the tokens that are no padding."""
+
+    @nn.compact
+    def __call__(self, input_ids, attention_mask):
+        tokens = nn.Embed(16, 6)(input_ids)
+        weights = attention_mask[..., None].astype(tokens.dtype)
+        return {"mean": (tokens * weights).sum(axis=1) / weights.sum(axis=1)}
+
+
+@fixture(scope="session")
+def sentence_bundle(exported, tmp_path_factory):
+    """Texts of up to 8 tokens to the mean of their tokens; buckets 1, 4; seq 4, 8."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path.write_bytes(tokenizer_files.words())
+    model = Sentences()
+    zeros = np.zeros((1, 4), np.int32)
+    return exported(
+        "sentences",
+        model,
+        model.init(jax.random.key(2), zeros, zeros + 1),
+        inputs=[
+            "input_ids:int32[_,seq]",
+            TensorSpec(name="attention_mask", dtype="int32", shape=("_", "seq"), mask=True),
+        ],
+        axes={"seq": (4, 8)},
+        buckets=(1, 4),
+        platforms="cpu",
+        preprocess=[Text("text", tokenizer=path)],
     )
 
 

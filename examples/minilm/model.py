@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 from safetensors.numpy import load_file
 
-from export import ExportSpec, TensorSpec
+from export import ExportSpec, TensorSpec, Text
 
 VOCABULARY, POSITIONS = 30522, 512
 LAYERS, HEADS = 6, 12
@@ -142,7 +142,7 @@ def convert(weights: Weights) -> dict[str, Any]:
 
 
 def spec() -> ExportSpec:
-    """Return how it is exported: five batch sizes, short sentences and long ones."""
+    """Return how it is exported: five batch sizes, short sentences and long ones, from the string on."""
     shape = ("_", "seq")
     return ExportSpec(
         model=MiniLM(),
@@ -155,5 +155,7 @@ def spec() -> ExportSpec:
         ],
         buckets=(1, 4, 8, 16, 32),
         axes={"seq": (32, 128)},
+        preprocess=[Text("text", tokenizer=pretrained(), truncate=True)],
+        output="embedding",
         name="all-MiniLM-L6-v2",
     )

@@ -57,6 +57,30 @@ def read_rows(instances: Sequence[Any], model: "Model", *, booleans: bool = True
         raise _blame(arrays, len(instances), model.checker) or error from None
 
 
+def read_column(spec: TensorSpec, values: list[Any], signature: Signature) -> Array:
+    """Return the rows of one input, which all have the same shape.
+
+    Args:
+      spec: of the input.
+      values: as JSON has them, one for each row.
+      signature: that it is of.
+
+    Raises:
+      SignatureMismatch: names the first instance that does not fit.
+    """
+    array = _stack(spec, values, signature, booleans=True)
+    if array is not None:
+        return array
+    rows = [_row(spec, value, i) for i, value in enumerate(values)]
+    other = next((i for i, row in enumerate(rows) if row.shape != rows[0].shape), None)
+    if other is not None:
+        raise SignatureMismatch(
+            f"instances[{other}]: input {spec.name!r}: expected the shape {list(rows[0].shape)} of "
+            f"the others, got {list(rows[other].shape)}"
+        )
+    return np.stack(rows)
+
+
 def _blame(arrays: Mapping[str, Array], rows: int, checker: Checker) -> SignatureMismatch | None:
     """Find the first instance that the checker refuses, in as few looks as there are bits."""
 

@@ -3,7 +3,7 @@
 To add a format, name it in `runtime.entries.OUTPUT_KINDS` and write it in `formatted`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +24,8 @@ def predictions_from(
     signature: Signature,
     output_format: OutputFormat,
     nonfinite: Nonfinite | None = None,
+    *,
+    top_k: int | None = None,
 ) -> Any:
     """Write answers as `predictions`, one for each instance.
 
@@ -32,6 +34,8 @@ def predictions_from(
       signature: of the bundle.
       output_format: how they are written.
       nonfinite: what to write for what `writable` finds undeclared; None if there is no such.
+      top_k: of a classification, how many probabilities are written: the largest, from the first
+        on; None for all.
 
     Returns:
       What orjson can write: arrays, or lists of arrays and objects.
@@ -43,7 +47,7 @@ def predictions_from(
     for spec in signature.outputs:
         array = outputs[spec.name]
         if spec.name == output_format.output and output_format.kind != "raw":
-            columns[spec.name] = formatted(array, spec, output_format, nonfinite)
+            columns[spec.name] = formatted(array, spec, output_format, nonfinite, top_k)
         else:
             columns[spec.name] = writable(array, spec, nonfinite)
     if len(columns) == 1:
@@ -130,6 +134,7 @@ def formatted(
     spec: TensorSpec,
     output_format: OutputFormat,
     nonfinite: Nonfinite | None = None,
+    top_k: int | None = None,
 ) -> Any:
     """Format one output: probabilities, or label, confidence and probabilities.
 
@@ -137,12 +142,15 @@ def formatted(
       scores: float[n, classes], logits or probabilities as the format says.
       spec: of the output. Where it declares infinities, a class whose logit is -inf has the
         probability 0; a row of nothing else has no label.
-      output_format: softmax or classification.
+      output_format: softmax, classification or embedding.
       nonfinite: as for `writable`.
+      top_k: as for `predictions_from`.
 
     Returns:
       float32[n, classes], or a list of n objects.
     """
+    if output_format.kind == "embedding":
+        return writable(vectors(scores, normalized=output_format.normalized), spec, nonfinite)
     if output_format.kind == "softmax" or output_format.scores == "logits":
         probabilities = limit_softmax(scores) if spec.nonfinite else softmax(_single(scores))
     else:
@@ -152,16 +160,45 @@ def formatted(
         return written
     labels = output_format.labels or tuple(map(str, range(scores.shape[-1])))
     named = bool(output_format.labels)
+    order = None if top_k is None else largest(probabilities, top_k)
     # Where every class is ruled out none is the best.
     possible = probabilities.any(axis=-1).tolist() if spec.nonfinite else [True] * len(scores)
     return [
         {
             "label": labels[index] if some else None,
             "confidence": row[index],
-            "probabilities": dict(zip(labels, row, strict=True)) if named else row,
+            "probabilities": _probabilities(
+                labels, row, named, None if order is None else order[i]
+            ),
         }
-        for index, row, some in zip(best(probabilities, nonfinite), written, possible, strict=True)
+        for i, (index, row, some) in enumerate(
+            zip(best(probabilities, nonfinite), written, possible, strict=True)
+        )
     ]
+
+
+def _probabilities(labels: Sequence[str], row: Array, named: bool, order: Any) -> Any:
+    """Return a row's probabilities by label, or those of some classes in their order."""
+    if order is not None:
+        return {labels[index]: row[index] for index in order}
+    return dict(zip(labels, row, strict=True)) if named else row
+
+
+def largest(scores: Array, count: int) -> Array:
+    """Return the indices of each row's largest scores, from the first on; of equal ones the first."""
+    return np.argsort(-scores, axis=-1, kind="stable")[:, :count]
+
+
+def vectors(rows: Array, *, normalized: bool) -> Array:
+    """Return the rows of an embedding as float32[n, size], each of length one if asked for.
+
+    A row of zeros has no direction, and stays.
+    """
+    found = _single(rows)
+    if not normalized:
+        return found
+    lengths = np.linalg.norm(found, axis=-1, keepdims=True)
+    return np.asarray(found / np.where(lengths == 0, 1, lengths), np.float32)
 
 
 def best(scores: Array, nonfinite: Nonfinite | None) -> list[int]:

@@ -2,11 +2,13 @@
 
 import asyncio
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from runtime.errors import SignatureMismatch
 from runtime.inputs import Checked
 from runtime.model import Model
 from runtime.records.predictions import Nonfinite
@@ -22,12 +24,28 @@ class InferenceMetadata(NamedTuple):
       padded_rows: rows of padding in its batch.
       queue_s: longest wait of the request's tasks, seconds.
       compute_s: sum of its batches' times on the device, seconds.
+      prepared: how its raw inputs were prepared; None where it had tensors.
     """
 
     bucket: int
     padded_rows: int
     queue_s: float
     compute_s: float
+    prepared: "PreparationMetadata | None" = None
+
+
+class PreparationMetadata(NamedTuple):
+    """How the raw inputs of a request were prepared.
+
+    Attributes:
+      seconds: that a thread took.
+      tokens: of all texts.
+      truncated: rows of which a text was cut off.
+    """
+
+    seconds: float
+    tokens: int
+    truncated: int
 
 
 class BatchOutputs:
@@ -76,11 +94,14 @@ class InferenceResult(NamedTuple):
       metadata: how they were computed.
       nonfinite: how JSON represents NaN, and infinity where the bundle declares none; None if the
         outputs have neither.
+      order: for each part, which rows of the request these are, counted from 0; None where they
+        stand in the request's order.
     """
 
     parts: Sequence[ResultSlice]
     metadata: InferenceMetadata
     nonfinite: Nonfinite | None = None
+    order: Sequence[Sequence[int]] | None = None
 
     @property
     def rows(self) -> int:
@@ -89,9 +110,43 @@ class InferenceResult(NamedTuple):
 
     @property
     def outputs(self) -> dict[str, Array]:
-        """Return the outputs of a request of one part."""
-        (part,) = self.parts
-        return part.outputs
+        """Return the outputs of all rows, in the request's order.
+
+        Raises:
+          SignatureMismatch: an output has the axis of the texts' lengths, and these differ, so that
+            its rows make no array.
+        """
+        if len(self.parts) == 1:
+            return self.parts[0].outputs
+        return {name: self._joined(name) for name in self.parts[0].outputs}
+
+    def _joined(self, name: str) -> Array:
+        pieces = [part.outputs[name] for part in self.parts]
+        if len({piece.shape[1:] for piece in pieces}) > 1:
+            raise SignatureMismatch(
+                f"output {name!r}: expected texts of the same number of tokens, of which it has a row "
+                "each, got others; ask for them one by one, or by instances"
+            )
+        joined = np.concatenate(pieces)
+        if self.order is None:
+            return joined
+        placed = np.empty_like(joined)
+        placed[[row for members in self.order for row in members]] = joined
+        return placed
+
+    def in_order(self, rows: Sequence[Sequence[Any]]) -> list[Any]:
+        """Return what was made of each part's rows, in the request's order.
+
+        Args:
+          rows: for each part one value for each of its rows.
+        """
+        flat = list(itertools.chain.from_iterable(rows))
+        if self.order is None:
+            return flat
+        placed: list[Any] = [None] * len(flat)
+        for row, value in zip(itertools.chain.from_iterable(self.order), flat, strict=True):
+            placed[row] = value
+        return placed
 
 
 class TaskResult(NamedTuple):
@@ -113,7 +168,8 @@ class PendingRequest:
     """A request that is not answered yet: its tasks, and their results so far.
 
     Attributes:
-      parts: checked inputs; each part's rows have the same sizes.
+      parts: checked inputs; each part's rows have the same sizes. Empty while raw inputs are
+        being prepared.
       max_task_rows: rows that a task has at most.
       arrived: when it was submitted, monotonic seconds.
       done: called with the result or the error.
@@ -121,6 +177,10 @@ class PendingRequest:
       tasks: each with (checked inputs, request, index) as payload.
       results: for each task its result, None before.
       remaining: number of tasks without a result.
+      reserved: rows that are still being prepared.
+      order: see `InferenceResult`.
+      prepared: see `InferenceMetadata`.
+      prefer_thread: see `Service.submit`.
     """
 
     parts: Sequence[Checked]
@@ -136,14 +196,27 @@ class PendingRequest:
     queue_s: float = 0.0
     compute_s: float = 0.0
     as_declared: bool = True
+    reserved: int = 0
+    order: Sequence[Sequence[int]] | None = None
+    prepared: PreparationMetadata | None = None
+    prefer_thread: bool = False
 
     def __post_init__(self) -> None:
+        self._make_tasks(self.arrived)
+
+    def begin(self, parts: Sequence[Checked], now: float) -> None:
+        """Make tasks of rows that have been prepared; they begin to wait now."""
+        self.parts = parts
+        self.reserved = 0
+        self._make_tasks(now)
+
+    def _make_tasks(self, now: float) -> None:
         self.tasks = []
         for checked in self.parts:
             for start in range(0, checked.rows, self.max_task_rows):
                 part = checked.cut(start, min(start + self.max_task_rows, checked.rows))
                 payload = (part, self, len(self.tasks))
-                self.tasks.append(Task(part.rows, part.sizes, payload, self.arrived))
+                self.tasks.append(Task(part.rows, part.sizes, payload, now))
         self.remaining = len(self.tasks)
         self.results = [None] * self.remaining
 
@@ -199,7 +272,9 @@ class PendingRequest:
                 parts.append(ResultSlice(named, None, 0, checked.rows))
             else:
                 parts.append(ResultSlice(model.no_rows(checked.sizes), None, 0, 0))
-        return parts, InferenceMetadata(self.bucket, self.padded_rows, self.queue_s, self.compute_s)
+        return parts, InferenceMetadata(
+            self.bucket, self.padded_rows, self.queue_s, self.compute_s, self.prepared
+        )
 
 
 def _ignore(_: object) -> None:

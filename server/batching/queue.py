@@ -69,6 +69,7 @@ class BatchQueue:
     Attributes:
       max_rows: rows that a task may have at most.
       rows: number of rows that wait.
+      reserved: rows that are prepared elsewhere, and have their place here already.
       no_batching: the same.
       group: returns the smallest axis sizes of a program that fit the given ones.
     """
@@ -89,6 +90,7 @@ class BatchQueue:
         self.no_batching = no_batching
         self.max_rows = min(planner.buckets[-1] for planner in self._planners.values())
         self.rows = 0
+        self.reserved = 0
         # There are as many sizes as lengths, and each task needs its group.
         self.group = functools.lru_cache(maxsize=4096)(self._group)
 
@@ -112,13 +114,26 @@ class BatchQueue:
           Overloaded: their rows do not fit in the queue.
         """
         rows = sum([task.rows for task in tasks])
-        if self.rows + rows > self._capacity:
-            raise Overloaded(f"the queue is full: {self.rows} of {self._capacity} rows wait")
+        self._expect_room(rows)
         self.rows += rows
         for task in tasks:
             group = self.group(task.sizes)
             self._waiting[group][task] = None
             self._rows[group] += task.rows
+
+    def reserve(self, rows: int) -> None:
+        """Keep a place for rows that are offered later; a negative number gives it back.
+
+        Raises:
+          Overloaded: they do not fit in the queue.
+        """
+        self._expect_room(rows)
+        self.reserved += rows
+
+    def _expect_room(self, rows: int) -> None:
+        used = self.rows + self.reserved
+        if used + rows > self._capacity:
+            raise Overloaded(f"the queue is full: {used} of {self._capacity} rows wait")
 
     def discard(self, task: Task) -> bool:
         """Remove a task, which is late or cancelled; return whether it was in the queue."""

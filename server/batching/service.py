@@ -2,7 +2,8 @@
 
 How a request is processed, all on one event loop but for step 4:
 
-1. `submit` splits its rows into tasks
+1. `submit` splits its rows into tasks; raw rows are prepared by the `PreparationPool` first,
+   within the same limits and deadlines
 2. the tasks wait in the BatchQueue, until their deadline at most
 3. the `BatchScheduler` takes a batch out whenever the device has capacity
 4. the device's thread, or the loop itself if the batch is quick, stages, runs and unstages it
@@ -16,24 +17,27 @@ The loop owns the queue, the device's thread owns the device; nothing needs a lo
 
 import asyncio
 import enum
-import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
 
 from runtime.inputs import Checked
 from runtime.model import Model
+from runtime.preprocessing.preparation import RawRows
 from runtime.program import count_compiles
 from runtime.records.predictions import is_as_declared
 from server.batching.executor import BatchResult
 from server.batching.failures import Failures
 from server.batching.memory_budget import MemoryBudget
+from server.batching.open_requests import OpenRequests
 from server.batching.pending_request import (
     BatchOutputs,
     InferenceResult,
     PendingRequest,
+    PreparationMetadata,
     TaskResult,
 )
+from server.batching.preparation import Preparation, PreparationPool
 from server.batching.scheduler import BatchScheduler
 from server.errors import DeadlineExceeded, Draining, NotReady, Overloaded, TooLarge
 from server.limits import Limits
@@ -86,15 +90,12 @@ class Service:
         self.metrics = metrics or Metrics()
         self.output_row_bytes = 0
         self._scheduler: BatchScheduler | None = None
+        self._preparation: PreparationPool[PendingRequest] | None = None
         self.startup_s: dict[str, float] = {}
         self._compiles: Callable[[], int] = lambda: 0
         self._loop: asyncio.AbstractEventLoop  # of `open`
-        # In order of arrival. A request that is not in it has ended.
-        self._requests: dict[PendingRequest, None] = {}
-        # Of these, requests whose clients may have gone: refused first where the queue is full.
-        self._deprioritized: dict[PendingRequest, None] = {}
-        self._quiet = asyncio.Event()
-        self._clock: asyncio.TimerHandle | None = None
+        # A request that is not among them has ended.
+        self._requests = OpenRequests(limits.timeout_s, self._release)
         self._state = State.LOADING
         self.listeners: list[Callable[[], object]] = []
 
@@ -127,8 +128,10 @@ class Service:
 
     @property
     def queued_rows(self) -> int:
-        """Return the number of rows that wait."""
-        return 0 if self._scheduler is None else self._scheduler.queue.rows
+        """Return the number of rows that wait, for a batch or to be prepared."""
+        if self._scheduler is None:
+            return 0
+        return self._scheduler.queue.rows + self._scheduler.queue.reserved
 
     @property
     def no_batching(self) -> bool:
@@ -161,13 +164,21 @@ class Service:
             no_batching=no_batching or bool(model.manifest.row_mixing),
             max_running=max_running,
         )
+        if model.preparer is not None:
+            self._preparation = PreparationPool(
+                model.preparer,
+                self._limits.preparation_threads,
+                self._on_prepared,
+                stall_s=self._limits.stall_s,
+                on_stall=lambda: self.on_fatal("preparing raw inputs did not come to an end"),
+            )
         self._compiles = count_compiles()
         if self.state is State.LOADING:
             self.state = State.READY
 
     def submit(
         self,
-        parts: Sequence[Checked],
+        parts: Sequence[Checked] | RawRows,
         done: Callable[[InferenceResult | Exception], object],
         timeout_s: float | None = None,
         *,
@@ -176,9 +187,10 @@ class Service:
         """Queue a request; any number may be pending.
 
         Args:
-          parts: inputs that `model.checker` accepted, rows of the same sizes together.
+          parts: inputs that `model.checker` accepted, rows of the same sizes together; or raw rows,
+            which are prepared first.
           done: called once, later, with the result or the error: DeadlineExceeded, and rows that
-            still waited are not run; ExecutionError, the device failed; Unavailable, as below.
+            still waited are not run; InvalidInput, raw rows that do not fit; ExecutionError, the device failed; Unavailable, as below.
           timeout_s: the caller's own; the service's limit applies as well.
           prefer_thread: whether its protocol needs the loop while the batch runs; see `scheduler`.
 
@@ -191,7 +203,9 @@ class Service:
           DeadlineExceeded: the timeout is over, or too short for any batch.
         """
         scheduler = self._accepting()
-        rows = parts[0].rows if len(parts) == 1 else sum([part.rows for part in parts])
+        raw = parts if isinstance(parts, RawRows) else None
+        checked: Sequence[Checked] = () if raw else parts  # type: ignore[assignment]
+        rows = raw.rows if raw else sum([part.rows for part in checked])
         if rows > self.max_request_rows:
             raise TooLarge(
                 f"rows: expected at most {self.max_request_rows} in a request, got {rows}"
@@ -200,39 +214,61 @@ class Service:
             _expect_time(timeout_s, scheduler.fastest_s if rows else 0.0)
         else:
             timeout_s = None
-        request = PendingRequest(parts, scheduler.queue.max_rows, time.monotonic(), done)
-        if rows > self._limits.queue_rows - scheduler.queue.rows:
+        request = PendingRequest(checked, scheduler.queue.max_rows, time.monotonic(), done)
+        if rows > self._limits.queue_rows - self.queued_rows:
             self._shed(scheduler, rows)
-        scheduler.queue.offer(request.tasks)
-        self._requests[request] = None
-        if timeout_s is not None:
-            late = DeadlineExceeded(f"no answer within {timeout_s * 1e3:.0f} ms")
-            request.timer = self._loop.call_later(timeout_s, self._finish, request, late)
-        elif self._clock is None:
-            self._clock = self._loop.call_later(self._limits.timeout_s, self._expire)
-        if rows:
+        if raw:
+            scheduler.queue.reserve(rows)
+            request.reserved = rows
+            request.prefer_thread = prefer_thread
+        else:
+            scheduler.queue.offer(request.tasks)
+        self._requests.add(request, timeout_s)
+        if raw:
+            assert self._preparation is not None  # noqa: S101 (protocols read raw rows for it alone)
+            self._preparation.submit(request, raw)
+        elif rows:
             scheduler.notify(prefer_thread=prefer_thread)
         else:
             self._loop.call_soon(self._complete, request)
         return request
 
+    def _on_prepared(self, request: PendingRequest, prepared: Preparation) -> None:
+        """Queue the rows of a request that were prepared, unless it has ended meanwhile."""
+        result, seconds = prepared
+        if request not in self._requests or self._scheduler is None:
+            return
+        if isinstance(result, Exception):
+            self._requests.finish(request, result)
+            return
+        self.metrics.count_preparation(seconds, result.tokens, result.truncated)
+        request.prepared = PreparationMetadata(seconds, result.tokens, result.truncated)
+        request.order = None if len(result.order) == 1 else result.order
+        self._scheduler.queue.reserve(-request.reserved)
+        request.begin(result.parts, time.monotonic())
+        self._scheduler.queue.offer(request.tasks)
+        if result.rows:
+            self._scheduler.notify(prefer_thread=request.prefer_thread)
+        else:
+            self._complete(request)
+
     def cancel(self, request: PendingRequest) -> None:
         """Drop a request without calling `done`, unless it has ended."""
-        if request in self._requests:
-            self._forget(request)
+        self._requests.drop(request)
 
     def deprioritize(self, request: PendingRequest) -> None:
         """Refuse a request before others where the queue is full, unless it has ended."""
-        if request in self._requests:
-            self._deprioritized[request] = None
+        self._requests.deprioritize(request)
 
     def _shed(self, scheduler: BatchScheduler, rows: int) -> None:
         """Refuse requests whose clients may have gone, the oldest first, until rows fit."""
-        for request in list(self._deprioritized):
-            if scheduler.queue.rows + rows <= self._limits.queue_rows:
+        for request in list(self._requests.deprioritized):
+            if self.queued_rows + rows <= self._limits.queue_rows:
                 return
-            if any(task in scheduler.queue for task in request.tasks):
-                self._finish(request, Overloaded("the queue is full, and others wait for answers"))
+            if request.reserved or any(task in scheduler.queue for task in request.tasks):
+                self._requests.finish(
+                    request, Overloaded("the queue is full, and others wait for answers")
+                )
 
     def drain(self) -> None:
         """Stop being ready, and still accept requests: load balancers need time to notice."""
@@ -251,24 +287,20 @@ class Service:
           reason: for their callers.
         """
         self.state = State.FAILED
-        for request in list(self._requests):
-            self._finish(request, NotReady(reason))
+        self._requests.finish_all(NotReady(reason))
 
     def abandon(self) -> int:
         """Refuse the pending requests; return their number."""
-        pending = list(self._requests)
-        for request in pending:
-            self._finish(request, Draining("the server stopped before there was an answer"))
-        return len(pending)
+        return self._requests.finish_all(Draining("the server stopped before there was an answer"))
 
     async def drained(self) -> None:
         """Wait until no request is pending."""
-        while self._requests:
-            self._quiet.clear()
-            await self._quiet.wait()
+        await self._requests.drained()
 
     def close(self) -> None:
         """End the device's threads after the batches that they have."""
+        if self._preparation is not None:
+            self._preparation.close()
         if self._scheduler is not None:
             self._scheduler.close()
 
@@ -279,28 +311,17 @@ class Service:
             raise NotReady("the model is not ready")
         return self._scheduler
 
-    def _finish(self, request: PendingRequest, result: InferenceResult | Exception) -> None:
-        """End a request with its result or error, unless it has ended."""
-        if request in self._requests:
-            done = request.done
-            self._forget(request)
-            try:
-                done(result)
-            except Exception:  # the others of its batch have nothing to do with it
-                log.exception("an answer could not be passed on")
-
-    def _forget(self, request: PendingRequest) -> None:
-        """End a request, and remove its tasks from the queue."""
-        del self._requests[request]
-        self._deprioritized.pop(request, None)
-        if request.timer is not None:
-            request.timer.cancel()
-        if request.remaining and self._scheduler is not None:
+    def _release(self, request: PendingRequest) -> None:
+        """Remove what waits of a request that has ended."""
+        if self._scheduler is None:
+            return
+        if request.reserved and self._preparation is not None:
+            self._preparation.discard(request)
+            self._scheduler.queue.reserve(-request.reserved)
+            request.reserved = 0
+        if request.remaining:
             for task in request.tasks:
                 self._scheduler.queue.discard(task)
-        request.clear()
-        if not self._requests:
-            self._quiet.set()
 
     def _complete(self, request: PendingRequest) -> None:
         """Answer a request whose tasks have all been run."""
@@ -308,27 +329,16 @@ class Service:
             return
         parts, metadata = request.answer(self.model)
         if request.as_declared:
-            answer = InferenceResult(parts, metadata)
+            answer = InferenceResult(parts, metadata, None, request.order)
         else:
-            answer = InferenceResult(parts, metadata, self._limits.nonfinite)
+            answer = InferenceResult(parts, metadata, self._limits.nonfinite, request.order)
             declared = (
                 is_as_declared(spec, part.outputs[spec.name])
                 for spec in self.model.signature.outputs
                 for part in parts
             )
             self.metrics.nonfinite += not all(declared)
-        self._finish(request, answer)
-
-    def _expire(self) -> None:
-        """End requests at the service's own time limit; they are in order of arrival."""
-        limit_s = self._limits.timeout_s
-        now = time.monotonic()
-        late = list(itertools.takewhile(lambda r: r.arrived + limit_s <= now, self._requests))
-        for request in late:
-            self._finish(request, DeadlineExceeded(f"no answer within {limit_s * 1e3:.0f} ms"))
-        first = next(iter(self._requests), None)
-        left_s = limit_s if first is None else first.arrived + limit_s - time.monotonic()
-        self._clock = None if first is None else self._loop.call_later(left_s, self._expire)
+        self._requests.finish(request, answer)
 
     def _deliver(self, result: BatchResult, batch_outputs: BatchOutputs | None) -> None:
         """Add its rows to each request of a batch."""
@@ -340,7 +350,7 @@ class Service:
             waited = begun - task.arrived
             self.metrics.queued.observe(waited)
             if isinstance(outputs, Exception):
-                self._finish(request, outputs)
+                self._requests.finish(request, outputs)
             elif request in self._requests:
                 task_result = TaskResult(outputs, batch_outputs, start)
                 request.add_result(index, task_result, batch.bucket, padded, waited, result.seconds)

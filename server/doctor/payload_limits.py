@@ -37,7 +37,7 @@ def encodings(instances: Sequence[Instance]) -> tuple[Encoding, ...]:
     """Weigh instances, the largest that is among them: as JSON, as b64 inside JSON, as binary.
 
     Args:
-      instances: each of arrays by the names of the inputs.
+      instances: each of arrays, and of texts, by the names of the inputs.
     """
 
     def largest(written: Any) -> int:
@@ -57,12 +57,20 @@ def to_json(instance: Instance) -> bytes:
 
 def _to_b64(instance: Instance) -> bytes:
     return orjson.dumps(
-        {name: {"b64": base64.b64encode(a.tobytes()).decode()} for name, a in instance.items()}
+        {name: {"b64": base64.b64encode(_bytes(v)).decode()} for name, v in instance.items()}
     )
 
 
 def _to_binary(instance: Instance) -> bytes:
-    return b"".join(array.tobytes() for array in instance.values())
+    # The length of a text stands before it.
+    return b"".join(
+        bytes(4) + _bytes(v) if isinstance(v, str) else _bytes(v) for v in instance.values()
+    )
+
+
+def _bytes(value: Any) -> bytes:
+    """Return the UTF-8 of a text, or the elements of an array."""
+    return value.encode() if isinstance(value, str) else bytes(value.tobytes())
 
 
 def table(found: Sequence[Encoding]) -> list[tuple[str, ...]]:

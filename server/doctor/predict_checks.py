@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from server.doctor.batch_formats import as_doubles, batch_formats
 from server.doctor.container import PREDICT_ROUTE, Broken, ContainerProcess, HttpAnswer, Refused
 from server.doctor.payload_limits import DEDICATED_BYTES, SHARED_BYTES
 from server.doctor.result import CheckResult, Times
@@ -25,7 +26,9 @@ class Questions:
 
     def __iter__(self) -> Iterator[CheckResult]:
         """Ask one after the other."""
-        yield from (self.one(), self.batch(), self.doubles())
+        yield from (self.one(), self.batch())
+        yield from self.batch_formats()
+        yield self.doubles()
         for size, name, kind in (
             (SHARED_BYTES, "1.5 MB", "shared"),
             (DEDICATED_BYTES, "10 MB", "dedicated"),
@@ -46,9 +49,23 @@ class Questions:
 
     def batch(self) -> CheckResult:
         """Ask for as many predictions as a batch prediction job does."""
-        body = _written(list(itertools.islice(itertools.cycle(self._instances), BATCH)))
         vertex = f"fails batch prediction: it sends {BATCH} instances in a request"
-        return self._asked(f"{BATCH} instances", body, BATCH, vertex)
+        return self._asked(f"{BATCH} instances", _batch(self._instances), BATCH, vertex)
+
+    def batch_formats(self) -> Iterator[CheckResult]:
+        """Ask as batch prediction does of each format of its input; all have the same rows."""
+        first: list[Any] | None = None
+        for name, instances in batch_formats(self._instances).items():
+            check, vertex = f"batch of {name}", f"fails batch prediction whose input is {name}"
+            answer = self._ask(_batch(instances))
+            finding = _judged(check, answer, BATCH, vertex)
+            if finding.ok and first is not None and _predicted(answer) != first:
+                finding = CheckResult(
+                    check, ok=False, observed="other predictions", consequence=vertex
+                )
+            if finding.ok and first is None:
+                first = _predicted(answer)
+            yield finding
 
     def body(self, size: int, check: str, why: str) -> CheckResult:
         """Ask with a body of a size; white space makes it so long."""
@@ -61,9 +78,9 @@ class Questions:
         vertex = "passes 1.0 where the client wrote 1: its gRPC clients know no other numbers"
         check = "numbers as doubles"
         plain = self._ask(self.request)
-        finding = self._asked(check, _written(as_doubles(self._instances[:1])), 1, vertex)
-        again = self._ask(_written(as_doubles(self._instances[:1])))
-        if finding.ok and _predicted(plain) != _predicted(again):
+        answer = self._ask(_written(as_doubles(self._instances[:1])))
+        finding = _judged(check, answer, 1, vertex)
+        if finding.ok and _predicted(plain) != _predicted(answer):
             return CheckResult(check, ok=False, observed="another prediction", consequence=vertex)
         return finding
 
@@ -76,28 +93,33 @@ class Questions:
     def _asked(
         self, check: str, body: bytes, rows: int, vertex: str, max_bytes: float = math.inf
     ) -> CheckResult:
-        answer = self._ask(body)
-        if not isinstance(answer, HttpAnswer):
-            return CheckResult(check, ok=False, observed=f"no answer: {answer}", consequence=vertex)
-        predictions = answer.predictions()
-        if answer.status != 200 or predictions is None:
-            return CheckResult(check, ok=False, observed=str(answer), consequence=vertex)
-        seen = f"{len(predictions)} predictions, {len(answer.body):,} bytes, {answer.seconds:.3f} s"
-        ok = len(predictions) == rows and len(answer.body) <= max_bytes
-        return CheckResult(check, ok=ok, observed=seen, consequence=vertex)
+        return _judged(check, self._ask(body), rows, vertex, max_bytes)
+
+
+def _judged(
+    check: str,
+    answer: HttpAnswer | Exception,
+    rows: int,
+    vertex: str,
+    max_bytes: float = math.inf,
+) -> CheckResult:
+    if not isinstance(answer, HttpAnswer):
+        return CheckResult(check, ok=False, observed=f"no answer: {answer}", consequence=vertex)
+    predictions = answer.predictions()
+    if answer.status != 200 or predictions is None:
+        return CheckResult(check, ok=False, observed=str(answer), consequence=vertex)
+    seen = f"{len(predictions)} predictions, {len(answer.body):,} bytes, {answer.seconds:.3f} s"
+    ok = len(predictions) == rows and len(answer.body) <= max_bytes
+    return CheckResult(check, ok=ok, observed=seen, consequence=vertex)
+
+
+def _batch(instances: Sequence[Any]) -> bytes:
+    """Return the body of a request for as many instances as batch prediction sends."""
+    return _written(list(itertools.islice(itertools.cycle(instances), BATCH)))
 
 
 def _written(instances: Sequence[Any]) -> bytes:
     return orjson.dumps({"instances": instances})
-
-
-def as_doubles(value: Any) -> Any:
-    """Return a JSON value with every integer as a double."""
-    if isinstance(value, dict):
-        return {name: as_doubles(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [as_doubles(item) for item in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _predicted(answer: HttpAnswer | Exception) -> list[Any] | None:

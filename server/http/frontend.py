@@ -63,7 +63,8 @@ class HttpFrontend:
             raise MalformedRequest(f"{name}: expected one header of that name, got several")
         _check_framing(head)
         if head.match is not None:
-            return check_headers(head.headers.get, self._limits)
+            text = head.match[0].takes_text(self._service)
+            return check_headers(head.headers.get, self._limits, text=text)
         if head.expects_continue and head.method != "OPTIONS":
             # The client waits with the body to hear whether it is wanted.
             self._router.match_target(head.method, head.target)

@@ -10,24 +10,34 @@ import importlib.resources
 import json
 import math
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from runtime.description import describe_axis, describe_format, describe_output, describe_tensor
+from runtime.description import (
+    describe_axis,
+    describe_format,
+    describe_output,
+    describe_stage,
+    describe_tensor,
+)
+from runtime.manifest import Manifest
 from runtime.model import Model
+from runtime.raw_inputs import TextStage
 from runtime.signature import Signature, TensorSpec
 from server.batching.service import Service
 from server.metrics import quantile
 from server.observability.snapshot import CollectStats, StatsSnapshot
-from server.protocols.oip import DATATYPES
+from server.protocols import embeddings
+from server.protocols.oip import DATATYPES, TEXT
 from server.protocols.response import Headers, Response
 
 # A larger example would be most of the page.
 _MAX_ELEMENTS = 4096
 _MAX_LABELS = 50
+_EXAMPLE_TEXT = "A short sentence."
 
 Rule = tuple[str, str, str]
 
@@ -78,15 +88,21 @@ class Page:
             predict_route=self._predict_route,
             curls=list(self._curls()) if service.loaded else [],
             figures=_figures(self._collect_stats()),
-            **(_example_of(service.model.signature) if service.loaded else {"example": None}),
+            **(_example_of(service.model.manifest) if service.loaded else {"example": None}),
         )
         return Response(200, self._headers, text.encode())
 
     def _curls(self) -> Iterator[tuple[str, str]]:
         """Yield the protocol of each route, and a curl command that requests it."""
-        manifest = self._service.model.manifest
-        bodies = example_bodies(manifest.signature)
+        model = self._service.model
+        manifest = model.manifest
+        bodies = dict(example_bodies(manifest.signature, manifest.preprocess))
+        of_embeddings = embeddings.example_bodies(_EXAMPLE_TEXT)
+        if embeddings.embeds_texts(model):
+            bodies |= of_embeddings
         for protocol, method, rule in self._rules:
+            if protocol in of_embeddings and protocol not in bodies:
+                continue  # the model is another
             path = rule.replace("<model>", manifest.name).replace("<version>", manifest.version)
             line = f"curl {shlex.quote(self._origin + path)}"
             if method == "POST":
@@ -116,7 +132,10 @@ def _about(model: Model) -> dict[str, Any]:
         "version": manifest.version,
         "digest": model.bundle.digest,
         "device": model.platform,
-        "inputs": [describe_tensor(spec) for spec in model.signature.inputs],
+        "inputs": [
+            *map(describe_stage, manifest.preprocess),
+            *map(describe_tensor, model.signature.inputs),
+        ],
         "outputs": [describe_output(spec) for spec in model.signature.outputs],
         "axes": [describe_axis(axis) for axis in model.signature.axes],
         "buckets": ", ".join(map(str, manifest.buckets)),
@@ -148,26 +167,40 @@ def _figures(snapshot: StatsSnapshot) -> list[tuple[str, str]]:
     ]
 
 
-def _example_of(signature: Signature) -> dict[str, Any]:
-    instance = example_instance(signature)
+def _example_of(manifest: Manifest) -> dict[str, Any]:
+    instance = example_instance(manifest.signature, manifest.preprocess)
     return {"example": instance and json.dumps({"instances": [instance]})}
 
 
-def example_instance(signature: Signature) -> dict[str, Any] | None:
+def example_instance(
+    signature: Signature, stages: Sequence[TextStage] = ()
+) -> dict[str, Any] | None:
     """Return a valid instance without masks; None if it would be too large to show."""
     sizes = _sizes(signature)
-    specs = [spec for spec in signature.inputs if not spec.mask]
+    specs = _given(signature, stages)
     if sum(math.prod(spec.concrete(1, sizes)) for spec in specs) > _MAX_ELEMENTS:
         return None
-    return {spec.name: _nested(spec.concrete(1, sizes)[1:], _value(spec)) for spec in specs}
+    texts = {name: _EXAMPLE_TEXT for stage in stages for name in stage.raw_names}
+    return texts | {spec.name: _nested(spec.concrete(1, sizes)[1:], _value(spec)) for spec in specs}
 
 
-def example_bodies(signature: Signature) -> Mapping[str, Any]:
+def _given(signature: Signature, stages: Sequence[TextStage]) -> list[TensorSpec]:
+    """Return the inputs that an example has: no masks, and none that texts are made into."""
+    made = {name for stage in stages for name in stage.made}
+    return [spec for spec in signature.inputs if not spec.mask and spec.name not in made]
+
+
+def example_bodies(signature: Signature, stages: Sequence[TextStage] = ()) -> Mapping[str, Any]:
     """Return a valid body for each protocol with inferences; empty if they would be too large."""
-    instance = example_instance(signature)
+    instance = example_instance(signature, stages)
     if instance is None:
         return {}
     sizes = _sizes(signature)
+    texts = [
+        {"name": name, "shape": [1], "datatype": TEXT, "data": [instance[name]]}
+        for stage in stages
+        for name in stage.raw_names
+    ]
     inputs = [
         {
             "name": spec.name,
@@ -175,11 +208,10 @@ def example_bodies(signature: Signature) -> Mapping[str, Any]:
             "datatype": DATATYPES[spec.dtype],
             "data": [instance[spec.name]],
         }
-        for spec in signature.inputs
-        if not spec.mask
+        for spec in _given(signature, stages)
     ]
     rows = {"instances": [instance]}
-    return {"vertex": rows, "tfserving": rows, "oip": {"inputs": inputs}}
+    return {"vertex": rows, "tfserving": rows, "oip": {"inputs": [*texts, *inputs]}}
 
 
 def _sizes(signature: Signature) -> dict[str, int]:

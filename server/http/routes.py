@@ -17,7 +17,7 @@ from server.http.page import Page
 from server.metrics import Metrics
 from server.observability.prometheus import MetricsPage, statistics
 from server.observability.snapshot import CollectStats, snapshot_of
-from server.protocols import oip, oip_http, tfserving, vertex
+from server.protocols import embeddings, oip, oip_http, tfserving, vertex
 from server.protocols.body import BodyInfo, inflate
 from server.protocols.inference import LARGE_BYTES, Inference, ParsedRequest, Read, metadata_headers
 from server.protocols.request_options import RequestOptions
@@ -56,6 +56,7 @@ class Route:
       protocol: label of its requests in the metrics.
       handler: returns the response, if the route is not an inference.
       read: parses a request for the model; None if the route is not an inference.
+      read_text: parses a body that is one text; None if the route takes none.
     """
 
     method: str
@@ -63,11 +64,19 @@ class Route:
     protocol: str
     handler: Handler = Response
     read: Read | None = None
+    read_text: Callable[[bytes, Model], ParsedRequest[Response]] | None = None
 
     @property
     def infers(self) -> bool:
         """Whether requests run the model."""
         return self.read is not None
+
+    def takes_text(self, service: Service) -> bool:
+        """Whether a body can be one text: the model takes that and nothing else."""
+        if self.read_text is None or not service.loaded:
+            return self.read_text is not None  # it is refused for another reason
+        preparer = service.model.preparer
+        return preparer is not None and len(preparer.expected_names) == 1
 
     def infer(
         self,
@@ -160,7 +169,11 @@ class HttpInference(Inference[Response]):
         if info.content_encoding:
             body = inflate(body, info)
             self._added = max(0, len(body) - len(self._body))
-        expect_fitting(body, info.json_length, model.signature, self.service.max_request_rows)
+        if info.text and self._route.read_text is not None:
+            return self._route.read_text(body, model)
+        text_bytes = model.preparer.max_bytes if model.preparer else 0
+        rows = self.service.max_request_rows
+        expect_fitting(body, info.json_length, model.signature, rows, text_bytes)
         return read(body, info.json_length, model)  # type: ignore[misc]
 
     @override
@@ -219,6 +232,7 @@ def make_routes(
         *_vertex(service, config),
         *_oip(service, collect_stats),
         *_tfserving(service),
+        *_embeddings(service),
         *_metrics(service, config, collect_stats),
     ]:
         found.setdefault((route.method, route.rule), route)
@@ -266,7 +280,7 @@ def _ready(service: Service) -> Handler:
 
 def _vertex(service: Service, config: ServerConfig) -> Iterator[Route]:
     read = functools.partial(vertex.read, max_rows=service.max_request_rows)
-    yield Route("POST", config.predict_route, "vertex", read=read)
+    yield Route("POST", config.predict_route, "vertex", read=read, read_text=vertex.read_text)
     yield Route("GET", config.health_route, "health", _health(service))
 
 
@@ -314,7 +328,15 @@ def _tfserving(service: Service) -> Iterator[Route]:
         yield Route("GET", model, "tfserving", _model_handler(service, status))
         yield Route("GET", f"{model}/metadata", "tfserving", describe)
         read = functools.partial(tfserving.read, max_rows=service.max_request_rows)
-        yield Route("POST", f"{model}:predict", "tfserving", read=read)
+        yield Route("POST", f"{model}:predict", "tfserving", read=read, read_text=vertex.read_text)
+
+
+def _embeddings(service: Service) -> Iterator[Route]:
+    rows = service.max_request_rows
+    openai = functools.partial(embeddings.read_openai, max_rows=rows)
+    yield Route("POST", "/v1/embeddings", "openai", read=openai)
+    tei = functools.partial(embeddings.read_tei, max_rows=rows)
+    yield Route("POST", "/embed", "tei", read=tei)
 
 
 def _metrics(

@@ -65,6 +65,16 @@ class MetricsPage(Collector):
         yield _counter("padding_elements", "Input elements that were padding.", m.padding_elements)
         yield _histogram("queue_duration_seconds", "Wait of each task for its batch.", m.queued)
         yield _histogram("compute_duration_seconds", "Time of each batch.", m.computed)
+        if self._service.loaded and self._service.model.preparer is not None:
+            yield _histogram(
+                "preprocess_duration_seconds",
+                "Time to prepare the raw inputs of each request.",
+                m.prepared,
+            )
+            yield _counter("tokens", "Tokens of texts, padding apart.", m.tokens)
+            yield _counter(
+                "truncated_rows", "Rows of which a text was cut off at the limit.", m.truncated
+            )
         yield _counter(
             "nonfinite_outputs", "Answers with NaN, or infinity that is not declared.", m.nonfinite
         )

@@ -1,6 +1,7 @@
 """Request bodies: content types, encodings, length limits and decompression."""
 
 import zlib
+from collections.abc import Sequence
 from typing import BinaryIO, NamedTuple
 
 from runtime.errors import MalformedRequest
@@ -14,6 +15,8 @@ BODY_S = 60.0
 PROGRESS_BYTES = 1 << 16
 # Read as JSON: a body without a type, and one with the type that `curl -d` sends by default.
 _JSON_TYPES = ("", "application/json", "application/x-www-form-urlencoded")
+# One text, where a route and its model take it.
+_TEXT = "text/plain"
 _BINARY = "application/octet-stream"
 # The type of Triton's binary requests on Vertex AI, which passes on none of a client's headers.
 _VERTEX_BINARY = "application/vnd.vertex-ai-triton.binary+json"
@@ -37,20 +40,23 @@ class BodyInfo(NamedTuple):
       json_length: bytes of JSON at the beginning, which binary tensors follow; None if all of the
         body is JSON.
       content_encoding: gzip, deflate, or empty.
+      text: whether the body is one text, and no JSON.
     """
 
     length: int | None
     limit: int
     json_length: int | None
     content_encoding: str
+    text: bool = False
 
 
-def check_headers(header: Header, limits: BodyLimits) -> BodyInfo:
+def check_headers(header: Header, limits: BodyLimits, *, text: bool = False) -> BodyInfo:
     """Return what the headers say about a body, before it is read.
 
     Args:
       header: returns a header by its lower-case name.
       limits: for JSON and for binary bodies.
+      text: whether a body that is one text is taken.
 
     Raises:
       UnsupportedMedia: the content type or encoding is not supported.
@@ -67,7 +73,8 @@ def check_headers(header: Header, limits: BodyLimits) -> BodyInfo:
                 f"content-encoding: expected gzip or deflate, got {encoding[:100]!r}"
             )
         encoding = ""
-    json_length = _json_length(header)
+    json_length = _json_length(header, (*_JSON_TYPES, _TEXT) if text else _JSON_TYPES)
+    text = text and (header("content-type") or "").partition(";")[0].strip().lower() == _TEXT
     limit = limits.json_bytes if json_length is None else limits.binary_bytes
     # A length beyond the limit of any body is refused as malformed, when the body is read.
     if json_length is not None and limits.json_bytes < json_length <= limits.binary_bytes:
@@ -78,13 +85,13 @@ def check_headers(header: Header, limits: BodyLimits) -> BodyInfo:
     if header("transfer-encoding") is not None:
         if length is not None:
             raise MalformedRequest("content-length: expected none beside transfer-encoding")
-        return BodyInfo(None, limit, json_length, encoding)
+        return BodyInfo(None, limit, json_length, encoding, text)
     if not length:
-        return BodyInfo(0, limit, json_length, encoding)
+        return BodyInfo(0, limit, json_length, encoding, text)
     size = read_length(length)
     if size > limit:
         raise TooLarge(f"body: expected at most {limit} bytes, got {size}")
-    return BodyInfo(size, limit, json_length, encoding)
+    return BodyInfo(size, limit, json_length, encoding, text)
 
 
 def read_length(text: str) -> int:
@@ -96,7 +103,7 @@ def read_length(text: str) -> int:
     return _number("content-length", text)
 
 
-def _json_length(header: Header) -> int | None:
+def _json_length(header: Header, plain: Sequence[str]) -> int | None:
     """Return the length of the JSON in a body with binary tensors; None for JSON alone."""
     content_type = header("content-type")
     json_length = header("inference-header-content-length")
@@ -115,7 +122,7 @@ def _json_length(header: Header) -> int | None:
         raise UnsupportedMedia(
             f"content-type: expected inference-header-content-length with {_BINARY}, got none"
         )
-    if media not in _JSON_TYPES:
+    if media not in plain:
         raise UnsupportedMedia(f"content-type: expected application/json, got {media[:100]!r}")
     charset = named.get("charset", "utf-8").lower()
     if charset not in ("utf-8", "utf8"):

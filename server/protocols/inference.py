@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from runtime.inputs import Checked
 from runtime.model import Model
+from runtime.preprocessing.preparation import RawRows
 from server.batching.pending_request import InferenceMetadata, InferenceResult, PendingRequest
 from server.batching.service import Service
 from server.protocols.response import Headers, Response
@@ -23,12 +24,13 @@ class ParsedRequest[T](NamedTuple):
     """A parsed request.
 
     Attributes:
-      parts: inputs checked against the signature, one part for all rows of the same sizes.
+      parts: inputs checked against the signature, one part for all rows of the same sizes; or raw
+        rows, which the service prepares.
       write: serializes the results.
       timeout_s: the client's own time limit.
     """
 
-    parts: Sequence[Checked]
+    parts: Sequence[Checked] | RawRows
     write: Callable[[InferenceResult], T]
     timeout_s: float | None = None
 
@@ -156,12 +158,23 @@ class Inference[T](abc.ABC):
 
 def metadata_of(model: Model, metadata: InferenceMetadata) -> dict[str, str | int]:
     """Return the metadata of an inference by name."""
+    prepared = metadata.prepared
+    raw = (
+        {
+            "preprocess_us": round(prepared.seconds * 1e6),
+            "tokens": prepared.tokens,
+            "truncated": prepared.truncated,
+        }
+        if prepared
+        else {}
+    )
     return {
         "bundle": model.bundle.digest,
         "bucket": metadata.bucket,
         "padded_rows": metadata.padded_rows,
         "queue_us": round(metadata.queue_s * 1e6),
         "compute_us": round(metadata.compute_s * 1e6),
+        **raw,
     }
 
 

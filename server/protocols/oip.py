@@ -11,6 +11,8 @@ from typing import Any
 
 from runtime.errors import MalformedRequest, SignatureMismatch
 from runtime.manifest import Manifest
+from runtime.model import Model
+from runtime.records.raw_rows import decoded, text_of
 from runtime.records.tensors import brief, convert, from_bytes, kind_of, refuse
 from runtime.release import version
 from runtime.signature import Signature, TensorSpec
@@ -35,6 +37,8 @@ DATATYPES = {
     "float8_e4m3fn": "FP8_E4M3FN",
     "float8_e5m2": "FP8_E5M2",
 }
+# Of texts: elements of any length.
+TEXT = "BYTES"
 PLATFORM = "jax_stablehlo"
 _MAX_SIZE = 2**31 - 1
 SERVER_NAME = "hloserve"
@@ -55,6 +59,11 @@ class InputHeader:
     shape: tuple[int, ...]
 
     @property
+    def name(self) -> str:
+        """Return the name of the input."""
+        return self.spec.name
+
+    @property
     def where(self) -> str:
         """Return the name of the input, for an error message."""
         return f"input {self.spec.name!r}"
@@ -66,7 +75,11 @@ class InputHeader:
 
 
 def read_input_header(
-    signature: Signature, name: object, datatype: object, shape: object
+    signature: Signature,
+    name: object,
+    datatype: object,
+    shape: object,
+    raw_names: Sequence[str] = (),
 ) -> InputHeader:
     """Return an input's name, datatype and shape, checked against the signature.
 
@@ -76,7 +89,8 @@ def read_input_header(
     """
     spec = next((spec for spec in signature.inputs if spec.name == name), None)
     if spec is None:
-        raise SignatureMismatch(_unknown("input", name, [s.name for s in signature.inputs]))
+        known = [*raw_names, *(s.name for s in signature.inputs)]
+        raise SignatureMismatch(_unknown("input", name, known))
     if datatype != DATATYPES[spec.dtype]:
         raise SignatureMismatch(
             f"input {spec.name!r}: expected datatype {DATATYPES[spec.dtype]}, got {brief(datatype)}"
@@ -100,17 +114,107 @@ def read_input_header(
     return InputHeader(spec, tuple(shape))
 
 
-def from_raw(header: InputHeader, data: bytes | memoryview) -> Array:
-    """Return an input's bytes as a tensor; see `tensors.from_bytes`."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class TextHeader:
+    """Name and number of a request's texts.
+
+    Attributes:
+      name: of the raw input.
+      elements: how many there are.
+    """
+
+    name: str
+    elements: int
+
+    @property
+    def where(self) -> str:
+        """Return the name of the input, for an error message."""
+        return f"input {self.name!r}"
+
+
+def read_header(
+    model: Model, name: object, datatype: object, shape: object
+) -> InputHeader | TextHeader:
+    """Return the header of an input, which is a tensor or texts by its name.
+
+    Raises:
+      SignatureMismatch: there is no such input, or it has another datatype or shape.
+      MalformedRequest: the shape is not a list of sizes.
+    """
+    raw = model.preparer.raw_names if model.preparer else ()
+    if name not in raw:
+        return read_input_header(model.signature, name, datatype, shape, raw)
+    where = f"input {name!r}"
+    if datatype != TEXT:
+        raise SignatureMismatch(f"{where}: expected datatype {TEXT}, got {brief(datatype)}")
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise MalformedRequest(f"{where}: expected a shape, got {kind_of(shape)}")
+    sizes = list(shape)
+    if not all(type(size) is int and size >= 0 for size in sizes):
+        raise MalformedRequest(f"{where}: expected sizes of 0 or more in its shape")
+    if len(sizes) not in (1, 2) or sizes[1:] not in ([], [1]):
+        raise SignatureMismatch(f"{where}: expected shape [n] or [n, 1], got {brief(str(sizes))}")
+    return TextHeader(str(name), sizes[0])
+
+
+def _texts_from_raw(header: TextHeader, data: bytes | memoryview) -> list[str]:
+    """Return texts of binary BYTES: before each its length, in four bytes, little-endian.
+
+    Raises:
+      SignatureMismatch: there are more or fewer, or one is no UTF-8.
+    """
+    texts: list[str] = []
+    at = 0
+    # Each takes at least four bytes, so that no shape makes this long.
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "little")
+        end = at + 4 + size
+        if at + 4 > len(data) or end > len(data):
+            raise SignatureMismatch(
+                f"{header.where}: expected {size} bytes behind a length, got {max(0, len(data) - at - 4)}"
+            )
+        texts.append(decoded(bytes(data[at + 4 : end]), f"{header.where}[{len(texts)}]"))
+        at = end
+    return _counted(header, texts)
+
+
+def _texts_from_values(header: TextHeader, values: Any) -> list[str]:
+    """Return texts of JSON, or of gRPC's `bytes_contents`; flat, or each in a list of its own.
+
+    Raises:
+      SignatureMismatch: there are more or fewer, or one is no text.
+    """
+    texts = []
+    for i, value in enumerate(values if isinstance(values, Sequence) else [None]):
+        one = value[0] if isinstance(value, list) and len(value) == 1 else value
+        where = f"{header.where}[{i}]"
+        texts.append(decoded(one, where) if isinstance(one, bytes) else text_of(one, where))
+    return _counted(header, texts)
+
+
+def _counted(header: TextHeader, texts: list[str]) -> list[str]:
+    if len(texts) != header.elements:
+        raise SignatureMismatch(
+            f"{header.where}: expected {header.elements} texts as its shape says, got {len(texts)}"
+        )
+    return texts
+
+
+def from_raw(header: InputHeader | TextHeader, data: bytes | memoryview) -> Array | list[str]:
+    """Return an input's bytes as a tensor, see `tensors.from_bytes`, or as texts."""
+    if isinstance(header, TextHeader):
+        return _texts_from_raw(header, data)
     return from_bytes(header.spec.dtype, header.shape, data, header.where)
 
 
-def from_values(header: InputHeader, values: Any) -> Array:
-    """Return a tensor of JSON numbers, nested as the shape says or flat in row-major order.
+def from_values(header: InputHeader | TextHeader, values: Any) -> Array | list[str]:
+    """Return a tensor of JSON numbers, nested as the shape says or flat in row-major order; or texts.
 
     Raises:
       SignatureMismatch: a value is not of the dtype, or there are more or fewer.
     """
+    if isinstance(header, TextHeader):
+        return _texts_from_values(header, values)
     array = convert(header.spec.dtype, values)
     if array is None:
         raise refuse(header.spec.dtype, values, header.where)
@@ -125,7 +229,7 @@ def from_values(header: InputHeader, values: Any) -> Array:
     )
 
 
-def from_body(signature: Signature, data: bytes) -> dict[str, Array]:
+def from_body(signature: Signature, data: bytes) -> dict[str, Any]:
     """Return inputs from a body that is one tensor's bytes, without any JSON.
 
     With a bucketed axis it is one row, and the size of the axis follows from the number of bytes.
@@ -188,14 +292,28 @@ def check_names(manifest: Manifest, name: str, version: str = "") -> None:
 
 
 def metadata(manifest: Manifest) -> dict[str, Any]:
-    """Return the model's metadata; -1 stands for dynamic sizes."""
+    """Return the model's metadata; -1 stands for dynamic sizes.
+
+    Of a model that takes texts these are described, and not the inputs that they are made into:
+    a client that fills every input that it finds would send both.
+    """
+    texts = [name for stage in manifest.preprocess for name in stage.raw_names]
     return {
         "name": manifest.name,
         "versions": [manifest.version],
         "platform": PLATFORM,
-        "inputs": [_described(spec) for spec in manifest.signature.inputs],
+        "inputs": [
+            *({"name": name, "datatype": TEXT, "shape": [-1]} for name in texts),
+            *map(_described, given(manifest)),
+        ],
         "outputs": [_described(spec) for spec in manifest.signature.outputs],
     }
+
+
+def given(manifest: Manifest) -> list[TensorSpec]:
+    """Return the inputs that callers give themselves: those that no stage makes."""
+    made = {name for stage in manifest.preprocess for name in stage.made}
+    return [spec for spec in manifest.signature.inputs if spec.name not in made]
 
 
 def _described(spec: TensorSpec) -> dict[str, Any]:

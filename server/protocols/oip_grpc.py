@@ -10,8 +10,9 @@ from google.protobuf.message import DecodeError
 
 from runtime.errors import MalformedRequest, SignatureMismatch
 from runtime.model import Model
+from runtime.records.raw_rows import raw_or_checked
 from runtime.signature import TensorSpec
-from runtime.tensors import Array, numpy_dtype
+from runtime.tensors import numpy_dtype
 from server.batching.pending_request import InferenceResult
 from server.errors import Unsupported
 from server.protocols import oip
@@ -127,14 +128,14 @@ def read(request: ModelInferRequest, model: Model, *, stream: bool = False) -> P
         raise MalformedRequest("parameters: expected true or false for evidence")
     timeout = _parameter(request.parameters, "timeout", default=0)
     return ParsedRequest(
-        [model.checker.check(inputs)],
+        raw_or_checked(inputs, model),
         functools.partial(_write, model, request.id, outputs, metadata, stream),
         oip.read_timeout(timeout),
     )
 
 
-def _raw(request: ModelInferRequest, model: Model) -> dict[str, Array]:
-    found: dict[str, Array] = {}
+def _raw(request: ModelInferRequest, model: Model) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     contents = request.raw_input_contents
     if len(contents) != len(request.inputs):
         raise MalformedRequest(
@@ -147,14 +148,17 @@ def _raw(request: ModelInferRequest, model: Model) -> dict[str, Array]:
             raise MalformedRequest(
                 f"{header.where}: expected contents or raw_input_contents, got both"
             )
-        found[header.spec.name] = oip.from_raw(header, data)
+        found[header.name] = oip.from_raw(header, data)
     return found
 
 
-def _typed(request: ModelInferRequest, model: Model) -> dict[str, Array]:
-    found: dict[str, Array] = {}
+def _typed(request: ModelInferRequest, model: Model) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for tensor in request.inputs:
         header = _header(tensor, model, found)
+        if isinstance(header, oip.TextHeader):
+            found[header.name] = oip.from_values(header, tensor.contents.bytes_contents)
+            continue
         dtype = header.spec.dtype
         if dtype not in _FIELDS:
             raise MalformedRequest(
@@ -177,12 +181,10 @@ def _typed(request: ModelInferRequest, model: Model) -> dict[str, Array]:
 
 
 def _header(
-    tensor: ModelInferRequest.InferInputTensor, model: Model, found: Mapping[str, Array]
-) -> oip.InputHeader:
-    header = oip.read_input_header(
-        model.signature, tensor.name, tensor.datatype, tuple(tensor.shape)
-    )
-    if header.spec.name in found:
+    tensor: ModelInferRequest.InferInputTensor, model: Model, found: Mapping[str, Any]
+) -> oip.InputHeader | oip.TextHeader:
+    header = oip.read_header(model, tensor.name, tensor.datatype, tuple(tensor.shape))
+    if header.name in found:
         raise MalformedRequest(f"{header.where}: expected once, got it twice")
     if tensor.parameters:
         _refuse_shared_memory(tensor.parameters, header.where)
@@ -233,8 +235,9 @@ def _write(
     response.model_name = model.manifest.name
     response.model_version = model.manifest.version
     response.id = identity
+    arrays = result.outputs
     for spec in outputs:
-        array = result.outputs[spec.name]
+        array = arrays[spec.name]
         response.outputs.add(name=spec.name, datatype=oip.DATATYPES[spec.dtype], shape=array.shape)
         response.raw_output_contents.append(array.tobytes())
     if metadata:

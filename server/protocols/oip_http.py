@@ -11,9 +11,9 @@ from typing import Any
 from runtime.errors import MalformedRequest
 from runtime.model import Model
 from runtime.records.predictions import writable
+from runtime.records.raw_rows import raw_or_checked
 from runtime.records.tensors import brief, kind_of
 from runtime.signature import Signature, TensorSpec
-from runtime.tensors import Array
 from server.batching.pending_request import InferenceResult
 from server.errors import Unsupported
 from server.protocols import oip
@@ -77,37 +77,35 @@ def read_object(
     if not isinstance(identity, str | None):
         raise MalformedRequest(f"id: expected a string, got {kind_of(identity)}")
     parameters = _parameters(value, "parameters")
-    inputs = _inputs(value, binary, model.signature)
+    inputs = _inputs(value, binary, model)
     outputs = _outputs(value, model.signature, _flag(parameters, "binary_data_output"))
     requested = RequestedResponse(identity, outputs, _flag(parameters, "evidence"))
     return ParsedRequest(
-        [model.checker.check(inputs)],
+        raw_or_checked(inputs, model),
         lambda result: write(model, requested, result),
         oip.read_timeout(parameters.get("timeout", 0)),
     )
 
 
-def _inputs(
-    value: Mapping[str, Any], binary: bytes | memoryview, signature: Signature
-) -> dict[str, Array]:
-    found: dict[str, Array] = {}
+def _inputs(value: Mapping[str, Any], binary: bytes | memoryview, model: Model) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     start = 0
     for i, entry in enumerate(_list(value.get("inputs"), "inputs")):
         tensor = _object(entry, f"inputs[{i}]")
         keys = ("name", "shape", "datatype", "parameters", "data")
         _expect_keys(tensor, keys, f"inputs[{i}]")
-        header = oip.read_input_header(
-            signature, tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
+        header = oip.read_header(
+            model, tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
         )
-        if header.spec.name in found:
+        if header.name in found:
             raise MalformedRequest(f"{header.where}: expected once, got it twice")
         parameters = _parameters(tensor, f"{header.where}: parameters")
         if "binary_data_size" in parameters:
             size = _size(parameters["binary_data_size"], header, "data" in tensor)
-            found[header.spec.name] = oip.from_raw(header, binary[start : start + size])
+            found[header.name] = oip.from_raw(header, binary[start : start + size])
             start += size
         elif "data" in tensor:
-            found[header.spec.name] = oip.from_values(header, tensor["data"])
+            found[header.name] = oip.from_values(header, tensor["data"])
         else:
             raise MalformedRequest(
                 f"{header.where}: expected data or binary_data_size, got neither"
@@ -119,7 +117,7 @@ def _inputs(
     return found
 
 
-def _size(value: object, header: oip.InputHeader, has_data: bool) -> int:
+def _size(value: object, header: oip.InputHeader | oip.TextHeader, has_data: bool) -> int:
     if type(value) is not int or value < 0:
         raise MalformedRequest(
             f"{header.where}: expected binary_data_size of 0 or more, got {brief(value)}"
@@ -153,8 +151,9 @@ def write(model: Model, requested: RequestedResponse, result: InferenceResult) -
     """Return the response for the results of a request: JSON, then the binary outputs."""
     binary: list[bytes] = []
     outputs = []
+    arrays = result.outputs
     for spec, as_bytes in requested.outputs:
-        array = result.outputs[spec.name]
+        array = arrays[spec.name]
         entry: dict[str, Any] = {
             "name": spec.name,
             "datatype": oip.DATATYPES[spec.dtype],

@@ -13,14 +13,16 @@ import numpy as np
 from runtime.errors import MalformedRequest, SignatureMismatch
 from runtime.manifest import Manifest
 from runtime.model import Model
+from runtime.preprocessing.preparation import RawRows
 from runtime.records.predictions import writable
+from runtime.records.raw_rows import raw_or_checked, read_raw_column
 from runtime.records.tensors import brief, convert, kind_of, refuse
 from runtime.signature import Signature, TensorSpec
 from runtime.tensors import Array, numpy_dtype
 from server.batching.pending_request import InferenceResult
 from server.batching.service import State
-from server.errors import UnsupportedMedia
-from server.protocols import vertex
+from server.errors import TooLarge, UnsupportedMedia
+from server.protocols import oip, vertex
 from server.protocols.inference import ParsedRequest
 from server.protocols.response import Response, json_response
 from server.protocols.strict_json import parse_object
@@ -83,29 +85,44 @@ def read(
         raise MalformedRequest(f"body: expected instances or inputs, got {got}")
     if "instances" in value:
         return vertex.read_instances(body, value["instances"], model, max_rows)
-    arrays = _columns(value["inputs"], model)
-    return ParsedRequest(
-        [model.checker.check(arrays)], functools.partial(_write_columns, model.signature)
-    )
+    parts = raw_or_checked(_columns(value["inputs"], model), model)
+    if isinstance(parts, RawRows) and parts.rows > max_rows:
+        raise TooLarge(f"inputs: expected at most {max_rows} rows, got {parts.rows}")
+    return ParsedRequest(parts, functools.partial(_write_columns, model.signature))
 
 
 _KEYS = ("signature_name", "instances", "inputs")
 
 
-def _columns(inputs: Any, model: Model) -> dict[str, Array]:
-    """Return tensors by input name; a model's only input needs no name."""
+def _columns(inputs: Any, model: Model) -> dict[str, Any]:
+    """Return tensors, and lists of texts, by input name; a model's only input needs no name."""
+    raw = model.preparer.raw_names if model.preparer else ()
     specs = {spec.name: spec for spec in model.signature.inputs}
     required = [spec.name for spec in specs.values() if not spec.mask]
+    if raw and _is_text(inputs):
+        if len(model.preparer.expected_names) > 1:  # type: ignore[union-attr]
+            raise MalformedRequest(f"inputs: expected an object, got {kind_of(inputs)}")
+        inputs = {raw[0]: inputs}
     if not isinstance(inputs, dict):
         if len(required) > 1:
             raise MalformedRequest(f"inputs: expected an object, got {kind_of(inputs)}")
         inputs = {required[0]: inputs}
-    unknown = next((name for name in inputs if name not in specs), None)
+    unknown = next((name for name in inputs if name not in specs and name not in raw), None)
     if unknown is not None:
-        expected = ", ".join(map(repr, specs))
+        expected = ", ".join(map(repr, [*raw, *specs]))
         raise SignatureMismatch(f"inputs: expected {expected}, got {unknown[:100]!r}")
     smallest = {axis.name: axis.sizes[0] for axis in model.signature.axes}
-    return {name: _tensor(specs[name], values, smallest) for name, values in inputs.items()}
+    return {
+        name: read_raw_column(name, values)
+        if name in raw
+        else _tensor(specs[name], values, smallest)
+        for name, values in inputs.items()
+    }
+
+
+def _is_text(inputs: Any) -> bool:
+    """Whether a column without a name is of texts: its type in JSON says so."""
+    return isinstance(inputs, list) and bool(inputs) and isinstance(inputs[0], str | dict)
 
 
 def _tensor(spec: TensorSpec, values: Any, smallest: Mapping[str, int]) -> Array:
@@ -140,7 +157,7 @@ def status(manifest: Manifest, state: State) -> dict[str, Any]:
 def metadata(manifest: Manifest) -> dict[str, Any]:
     """Return the signature in TensorFlow Serving's form."""
     signature = {
-        "inputs": {spec.name: _info(spec) for spec in manifest.signature.inputs},
+        "inputs": {**_raw_info(manifest), **{s.name: _info(s) for s in oip.given(manifest)}},
         "outputs": {spec.name: _info(spec) for spec in manifest.signature.outputs},
         "method_name": "tensorflow/serving/predict",
         "defaults": {},
@@ -153,6 +170,12 @@ def metadata(manifest: Manifest) -> dict[str, Any]:
         },
         "metadata": {"signature_def": {"signature_def": {SIGNATURE_NAME: signature}}},
     }
+
+
+def _raw_info(manifest: Manifest) -> dict[str, Any]:
+    shape = {"dim": [{"size": "-1", "name": ""}], "unknown_rank": False}
+    names = [name for stage in manifest.preprocess for name in stage.raw_names]
+    return {n: {"dtype": "DT_STRING", "tensor_shape": shape, "name": n} for n in names}
 
 
 def _info(spec: TensorSpec) -> dict[str, Any]:

@@ -6,15 +6,16 @@ or binary, is read as well.
 """
 
 import functools
-import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runtime.errors import MalformedRequest
 from runtime.model import Model
+from runtime.preprocessing.preparation import RawRows
 from runtime.records.instances import read_rows
 from runtime.records.predictions import Nonfinite, predictions_from
-from runtime.records.tensors import kind_of
+from runtime.records.raw_rows import decoded, read_raw_rows
+from runtime.records.tensors import brief, kind_of
 from runtime.tensors import Array
 from server.batching.pending_request import InferenceResult, ResultSlice
 from server.errors import TooLarge
@@ -51,12 +52,24 @@ def read(
     unknown = next((key for key in value if key not in ("instances", "parameters")), None)
     if unknown is not None:
         raise MalformedRequest(f"body: expected instances and parameters, got {unknown[:100]!r}")
-    timeout_s = _timeout(value["parameters"]) if "parameters" in value else None
-    return read_instances(body, value["instances"], model, max_rows, timeout_s)
+    parameters = _parameters(value.get("parameters"))
+    return read_instances(
+        body,
+        value["instances"],
+        model,
+        max_rows,
+        _timeout(parameters),
+        _top_k(parameters, model),
+    )
 
 
 def read_instances(
-    body: bytes, instances: Any, model: Model, max_rows: int, timeout_s: float | None = None
+    body: bytes,
+    instances: Any,
+    model: Model,
+    max_rows: int,
+    timeout_s: float | None = None,
+    top_k: int | None = None,
 ) -> ParsedRequest[Response]:
     """Parse `instances`; the response will have `predictions`.
 
@@ -66,26 +79,48 @@ def read_instances(
       model: has the signature and the checker.
       max_rows: limit of rows in a request.
       timeout_s: the client's own time limit.
+      top_k: see `predictions_from`.
     """
     if not isinstance(instances, list):
         raise MalformedRequest(f"instances: expected an array, got {kind_of(instances)}")
     if len(instances) > max_rows:
         raise TooLarge(f"instances: expected at most {max_rows}, got {len(instances)}")
+    if model.manifest.passthrough:
+        instances = _without(model.manifest.passthrough, instances)
+    raw = read_raw_rows(instances, model)
+    serialize = functools.partial(write, model, top_k=top_k)
+    if raw is not None:
+        return ParsedRequest(raw, serialize, timeout_s)
     # A search for one letter is the fastest, and most bodies contain neither.
     booleans = (b"u" in body and b"true" in body) or (b"f" in body and b"false" in body)
     parts = read_rows(instances, model, booleans=booleans)
-    return ParsedRequest(parts, functools.partial(write, model), timeout_s)
+    return ParsedRequest(parts, serialize, timeout_s)
 
 
-def _timeout(parameters: Any) -> float | None:
-    """Return `timeout_ms` of the parameters, in seconds; other parameters are ignored.
+def _parameters(parameters: Any) -> Mapping[str, Any]:
+    """Return a request's parameters; those without a meaning here are ignored.
 
     Vertex AI passes on all parameters of a client; some are meant for other servers.
     """
     if parameters is None:
-        return None
+        return {}
     if not isinstance(parameters, Mapping):
         raise MalformedRequest(f"parameters: expected an object, got {kind_of(parameters)}")
+    return parameters
+
+
+def _top_k(parameters: Mapping[str, Any], model: Model) -> int | None:
+    """Return `top_k` of the parameters, which means something to a classification alone."""
+    found = parameters.get("top_k")
+    if found is None or model.manifest.output_format.kind != "classification":
+        return None
+    if type(found) is not int or found < 1:
+        raise MalformedRequest(f"parameters: expected top_k of 1 or more, got {brief(found)}")
+    return found
+
+
+def _timeout(parameters: Mapping[str, Any]) -> float | None:
+    """Return `timeout_ms` of the parameters, in seconds."""
     found = parameters.get("timeout_ms")
     if found is None:
         return None
@@ -96,23 +131,50 @@ def _timeout(parameters: Any) -> float | None:
     return float(found) / 1e3
 
 
-def write(model: Model, result: InferenceResult) -> Response:
+def _without(fields: Sequence[str], instances: list[Any]) -> list[Any]:
+    """Return instances without fields that the bundle declares to be no inputs, such as `key`."""
+    return [
+        {name: value for name, value in instance.items() if name not in fields}
+        if type(instance) is dict
+        else instance
+        for instance in instances
+    ]
+
+
+def read_text(body: bytes, model: Model) -> ParsedRequest[Response]:
+    """Parse a body that is one text; the response will have `predictions` of one row.
+
+    Args:
+      body: the complete body, decompressed.
+      model: takes one text, and nothing else.
+
+    Raises:
+      SignatureMismatch: the body is no UTF-8.
+    """
+    [name] = model.preparer.expected_names if model.preparer else ()
+    raw = RawRows({name: [decoded(body, "body")]}, 1, lambda name, _: f"body: input {name!r}")
+    return ParsedRequest(raw, functools.partial(write, model))
+
+
+def write(model: Model, result: InferenceResult, *, top_k: int | None = None) -> Response:
     """Return the response for the results of a request."""
     if len(result.parts) == 1:
         return json_response(
-            {"predictions": _predictions(model, result.parts[0], result.nonfinite)}
+            {"predictions": _predictions(model, result.parts[0], result.nonfinite, top_k)}
         )
-    parts = (_predictions(model, part, result.nonfinite) for part in result.parts)
-    return json_response({"predictions": list(itertools.chain.from_iterable(parts))})
+    parts = [_predictions(model, part, result.nonfinite, top_k) for part in result.parts]
+    return json_response({"predictions": result.in_order(parts)})
 
 
-def _predictions(model: Model, part: ResultSlice, nonfinite: Nonfinite | None) -> Any:
+def _predictions(
+    model: Model, part: ResultSlice, nonfinite: Nonfinite | None, top_k: int | None
+) -> Any:
     """Return the predictions of some rows; those of a whole batch are formatted once."""
 
     def make(outputs: dict[str, Array]) -> Any:
         form = model.manifest.output_format
-        return predictions_from(outputs, model.signature, form, nonfinite)
+        return predictions_from(outputs, model.signature, form, nonfinite, top_k=top_k)
 
-    if part.batch is None or nonfinite is not None:
+    if part.batch is None or nonfinite is not None or top_k is not None:
         return make(part.outputs)
     return part.batch.memoize(make)[part.start : part.start + part.rows]

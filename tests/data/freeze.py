@@ -3,6 +3,7 @@
     python -m tests.data.freeze mood tests/data/bundles/format-1_2026-11-22
     python -m tests.data.freeze lengths tests/data/bundles/format-3_2026-11-28
     python -m tests.data.freeze suppressed tests/data/bundles/format-4_2026-11-30
+    python -m tests.data.freeze pairs tests/data/bundles/format-4-texts_2026-11-30
 
 A frozen bundle stands for all those that were made at its date and are in use since. It is
 NEVER regenerated in place: a test that fails on it has found a release that cannot read
@@ -21,18 +22,22 @@ bundle; do not "fix" the old one.
 
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from export import TensorSpec, export_model
+from export import TensorSpec, Text, export_model
+from tests.tokenizer_files import words
 
-# The dates in the bundles' names: 2026-11-22, 2026-11-28 and 2026-11-30.
+# The dates in the bundles' names: 2026-11-22, 2026-11-28, 2026-11-30 and the same again.
 MOOD_EPOCH = "1795305600"
 LENGTHS_EPOCH = "1795824000"
 SUPPRESSED_EPOCH = "1795996800"
+PAIRS_EPOCH = SUPPRESSED_EPOCH
 
 
 class Mood(nn.Module):
@@ -122,6 +127,42 @@ def freeze_suppressed(out: str) -> None:
     )
 
 
+def freeze_pairs(out: str) -> None:
+    """Export vectors of pairs of texts, with everything that format 4 can say of these."""
+    os.environ["SOURCE_DATE_EPOCH"] = PAIRS_EPOCH
+
+    def embed(
+        params: jax.Array, input_ids: jax.Array, token_type_ids: jax.Array, mask: jax.Array
+    ) -> dict[str, jax.Array]:
+        rows = params[input_ids] * (1 + token_type_ids)[..., None]
+        return {"vector": (rows * mask[..., None]).sum(axis=1), "kinds": token_type_ids}
+
+    inputs = [
+        TensorSpec(name=name, dtype="int32", shape=("_", "seq"), mask=name == "mask")
+        for name in ("input_ids", "token_type_ids", "mask")
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = Path(folder) / "tokenizer.json"
+        tokenizer.write_bytes(words())
+        export_model(
+            embed,
+            np.arange(48, dtype=np.float32).reshape(16, 3) / 64,
+            inputs=inputs,
+            axes={"seq": (4, 8)},
+            buckets=(1, 4),
+            preprocess=[Text("text", tokenizer=tokenizer, pair="second", truncate=True)],
+            passthrough=("key",),
+            output="embedding:normalized:vector",
+            name="pairs",
+            out=out,
+        )
+
+
 if __name__ == "__main__":
-    kinds = {"mood": freeze_mood, "lengths": freeze_lengths, "suppressed": freeze_suppressed}
+    kinds = {
+        "mood": freeze_mood,
+        "lengths": freeze_lengths,
+        "suppressed": freeze_suppressed,
+        "pairs": freeze_pairs,
+    }
     kinds[sys.argv[1]](sys.argv[2])

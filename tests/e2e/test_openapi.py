@@ -14,6 +14,7 @@ from server.http.flask_app import create_app, make_wait
 from server.http.routes import make_routes
 from server.status import _TABLE, INTERNAL
 from tests.server.fakes import FakeModel, Running
+from tests.server.text_model import EmbeddingModel
 from tests.serving import ROOT
 
 pytestmark = mark.property
@@ -81,6 +82,15 @@ def application():
         yield create_app(running.service, routes, CONFIG.bodies, make_wait(running.loop))
 
 
+@fixture(scope="module")
+def embedding_application():
+    """The application over a model that embeds texts."""
+    with contextlib.closing(Running()) as running:
+        running.open(EmbeddingModel())
+        routes = make_routes(running.service, CONFIG)
+        yield create_app(running.service, routes, CONFIG.bodies, make_wait(running.loop))
+
+
 def test_the_file_has_every_route_and_no_other():
     """Its paths and methods are those of the routes."""
     with contextlib.closing(Running()) as running:
@@ -109,8 +119,12 @@ def test_the_file_has_every_word_that_errors_have():
 
 
 READS = [path for path, item in described()["paths"].items() if "get" in item]
+# They are for models that embed texts.
+EMBEDDINGS = ["/v1/embeddings", "/embed"]
 INFERENCES = [
-    path for path, item in described()["paths"].items() if "requestBody" in item.get("post", {})
+    path
+    for path, item in described()["paths"].items()
+    if "requestBody" in item.get("post", {}) and path not in EMBEDDINGS
 ]
 
 
@@ -155,3 +169,13 @@ def test_what_the_file_does_not_describe_is_answered_as_it_says(application, pat
 
     assert {400} <= statuses <= {200, 400, 404, 413, 415, 501, 504}
     assert application.test_client().post("/predict", json=GOOD).get_json() == {"predictions": [3.0]}  # fmt: skip
+
+
+@mark.parametrize("path", EMBEDDINGS)
+def test_embeddings_are_answered_as_the_file_says(embedding_application, path):
+    """Texts that the file describes are embedded or refused, and what it does not is refused."""
+    good = answered(embedding_application, "POST", path, GenerationMode.POSITIVE)
+    bad = answered(embedding_application, "POST", path, GenerationMode.NEGATIVE)
+
+    assert {200} <= good <= {200, 400, 413, 415, 504}
+    assert {400} <= bad <= {200, 400, 404, 413, 415, 501, 504}

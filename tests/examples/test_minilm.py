@@ -5,14 +5,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import openai
 from pytest import fixture, mark, raises
 from safetensors.numpy import load_file
 from scipy.special import erf
+from tokenizers import Tokenizer
 
 from examples.minilm.model import pretrained
-from examples.minilm.similarity import SENTENCES, embed, tokenizer
+from examples.minilm.similarity import SENTENCES, embed
 from runtime import SignatureMismatch, load
 from tests import in_tensorflow
+from tests.server.http_harness import HttpHarness
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,6 +44,14 @@ def model(bundle):
 def weights():
     """The weights as they are published, by their published names."""
     return load_file(pretrained() / "model.safetensors")
+
+
+def tokenizer(longest):
+    """Return the tokenizer that lies beside the weights, which cuts at a length and pads to the longest."""
+    found = Tokenizer.from_file(str(pretrained() / "tokenizer.json"))
+    found.enable_truncation(longest)
+    found.enable_padding()
+    return found
 
 
 def encode_in_numpy(weights, ids):
@@ -181,6 +192,21 @@ def test_programs_hold_no_weights(bundle):
     assert len(programs) == 2
     assert max(programs) < 100_000
     assert (bundle / "params.safetensors").stat().st_size < 91_000_000
+
+
+def test_the_openai_client_is_answered(model):
+    """OpenAI's client gets the vectors that `predict` gives, by a change of the URL."""
+    entrance = HttpHarness(model)
+    url = f"http://127.0.0.1:{entrance.port}/v1"
+
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        found = client.embeddings.create(model="all-MiniLM-L6-v2", input=list(SENTENCES))
+    entrance.close()
+
+    got = [one.embedding for one in found.data]
+    np.testing.assert_allclose(got, embed(model, SENTENCES), rtol=0, atol=1e-6)
+    masks = [one.attention_mask for one in tokenizer(32).encode_batch(list(SENTENCES))]
+    assert found.usage.total_tokens == sum(map(sum, masks))
 
 
 def test_similarity_runs_without_flax(bundle):

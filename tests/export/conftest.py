@@ -20,6 +20,7 @@ from runtime import Model, load
 from runtime.jax_settings import lifted
 from runtime.report import verification as verification_report
 from runtime.verify import verify
+from tests.tokenizer_files import words
 
 X = "x:float32[_,3]"
 
@@ -289,3 +290,11 @@ def steps(tmp_path):
         for step in (1, 3, 12):
             manager.save(step, args=ocp.args.StandardSave(marked(step)))
     return tmp_path / "ckpt"
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    """The file of a tokenizer of words."""
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(words())
+    return path

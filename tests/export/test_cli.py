@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from export import export_model
+from export import Text, export_model
 from export.cli import parser
 from export.spec import ExportSpec
 from runtime import load
@@ -204,13 +204,16 @@ def test_a_spec_has_all_that_flags_have(field):
     """
     flags = {action.dest for action in parser()._actions}
     of_inputs = {"ranges": "minimum", "pads": "pad", "masks": "mask"}
+    of_texts = {"text_inputs": "input_ids", "text_pairs": "pair", "truncated": "truncate"}
     of_running = {"help", "out", "overwrite", "dry_run", "json", "config"}
     of_running |= {"savedmodel", "tf_stablehlo"}
     known = {f.name for f in dataclasses.fields(TensorSpec)}
 
     assert field in flags
-    assert flags - {f.name for f in dataclasses.fields(ExportSpec)} == of_running | set(of_inputs)
+    fields = {f.name for f in dataclasses.fields(ExportSpec)}
+    assert flags - fields == of_running | set(of_inputs) | set(of_texts)
     assert set(of_inputs.values()) <= known
+    assert set(of_texts.values()) <= {f.name for f in dataclasses.fields(Text)}
 
 
 def test_a_spec_has_defaults_for_serving_anywhere():

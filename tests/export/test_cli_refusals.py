@@ -151,6 +151,7 @@ def test_wrong_usage_is_one_line_and_status_2(command, words, message):
             ["models.py:spec", "--output", "classification:logit"],
             (
                 "output: expected raw, softmax, classification:logits, classification:probabilities, "
+                "embedding, embedding:normalized, "
                 "got 'classification:logit'; did you mean 'classification:logits'?"
             ),
         ),

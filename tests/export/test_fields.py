@@ -129,7 +129,7 @@ INPUTS = "inputs: expected a list such as ['x:float32[_,28,28,1]'], got "
             None,
             (
                 "output: expected raw, softmax, classification:logits, "
-                "classification:probabilities, got None"
+                "classification:probabilities, embedding, embedding:normalized, got None"
             ),
         ),
         (

@@ -2,12 +2,15 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
-from pytest import fixture, raises
+from pytest import approx, fixture, raises
 
+from export import TensorSpec, Text
 from runtime import InvalidInput, load
 from server.protocols.response import to_json
 from tests.serving import serving
+from tests.tokenizer_files import words
 
 ROWS = np.random.default_rng(7).normal(size=(5, 4)).astype(np.float32)
 
@@ -63,3 +66,50 @@ def test_answers_are_the_servers_to_the_digit(classifier, classifier_bundle):
             _, answer = served.post({"instances": [row]})
 
             assert classifier.classify({"x": [row]}) == answer["predictions"]
+
+
+def count(params, ids, mask):
+    """Score a text by the sum of its tokens, and name these."""
+    totals = (params[ids] * mask[..., None]).sum(axis=1)
+    return {"totals": totals, "tokens": jnp.where(mask == 1, ids, -1)}
+
+
+@fixture(scope="module")
+def text_classifier_bundle(exported, tmp_path_factory):
+    """Texts of up to 8 tokens to one of three labels, and their tokens; buckets 1, 2; seq 4, 8."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path.write_bytes(words())
+    return exported(
+        "topics",
+        count,
+        np.random.default_rng(3).normal(size=(16, 3)).astype(np.float32),
+        inputs=[
+            "ids:int32[_,seq]",
+            TensorSpec(name="mask", dtype="int32", shape=("_", "seq"), mask=True),
+        ],
+        axes={"seq": (4, 8)},
+        buckets=(1, 2),
+        platforms="cpu",
+        output="classification:logits:totals",
+        labels=("animals", "weather", "money"),
+        preprocess=Text("text", tokenizer=path),
+    )
+
+
+def test_texts_are_classified_as_by_the_server(text_classifier_bundle):
+    """Texts of several lengths get the values of a server of the same bundle, in their order."""
+    texts = ["the cat sat on a mat", "dog", "the dog ran away", "a", "cat , dog"]
+    model = load(text_classifier_bundle, "cpu")
+
+    found = model.classify({"text": texts})
+
+    assert [len(answer["tokens"]) for answer in found] == [8, 3, 6, 3, 5]
+    assert all(sum(a["totals"]["probabilities"].values()) == approx(1) for a in found)
+    with serving("--bundle", str(text_classifier_bundle)) as served:
+        _, answer = served.post({"instances": texts})
+    assert found == answer["predictions"]
+
+
+def test_no_texts_are_no_answers(text_classifier_bundle):
+    """A list without a text is answered by one without a row."""
+    assert load(text_classifier_bundle, "cpu").classify({"text": []}) == []

@@ -4,13 +4,16 @@ See tests/data/freeze.py. A frozen bundle is never regenerated in place.
 """
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
-from pytest import fixture
+from pytest import fixture, mark
 
 from runtime import assert_bundle_matches_goldens, load, open_bundle
 from runtime.__main__ import main
+from runtime.entries import OutputFormat
+from tests.data.freeze import freeze_lengths, freeze_suppressed
 
 BUNDLES = Path(__file__).parent.parent / "data" / "bundles"
 
@@ -213,3 +216,76 @@ def test_frozen_bundle_of_format_4_answers(with_infinities):
     answers = load(with_infinities, "cpu").predict({"ids": np.array([[8, 0, 3]], np.int32)})
     np.testing.assert_array_equal(answers["logits"], [[0.515625, -np.inf, 0.578125]])
     np.testing.assert_array_equal(answers["scores"], [[0.375, -np.inf, 0.140625]])
+
+
+@mark.parametrize(
+    ("freeze", "name"),
+    [(freeze_lengths, "format-3_2026-11-28"), (freeze_suppressed, "format-4_2026-11-30")],
+    ids=["lengths", "suppressed"],
+)
+def test_bundles_are_exported_in_the_format_of_then(tmp_path, monkeypatch, freeze, name):
+    """
+    What says nothing new is written today as at the date of a frozen bundle: in the lowest format that
+    can say it, with the same keys in the same order.
+    """
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")  # the script sets it
+
+    freeze(str(tmp_path / "bundle"))
+
+    assert _as_written(tmp_path / "bundle") == _as_written(BUNDLES / name)
+
+
+def _as_written(bundle):
+    """Return a manifest in its order, without what another jax, or another machine, may change."""
+    value = json.loads((bundle / "manifest.json").read_bytes(), object_pairs_hook=list)
+    machine = ("exporter", "tolerances", "drift", "sha256", "bytes")
+
+    def rest(one):
+        if isinstance(one, tuple):
+            return one[0], rest(one[1])
+        if isinstance(one, list):
+            return [
+                rest(item) for item in one if not (isinstance(item, tuple) and item[0] in machine)
+            ]
+        return one
+
+    return rest(value)
+
+
+@fixture
+def with_texts():
+    """The first bundle of format 4 that takes texts, of 2026-11-30: vectors of pairs of them."""
+    return BUNDLES / "format-4-texts_2026-11-30"
+
+
+def test_frozen_bundle_of_texts_is_as_it_was(with_texts):
+    """
+    Not a byte of it has changed, and its manifest is written the same.
+    """
+    bundle = open_bundle(with_texts)
+    bundle.check()
+
+    assert bundle.digest == "c5afebe0637b3ccc95925dd128fe2f3741afb832e7b2301b4fcfd41d44228e7e"
+    assert bundle.manifest.to_bytes() == (with_texts / "manifest.json").read_bytes()
+    assert bundle.manifest.passthrough == ("key",)
+    assert bundle.manifest.output_format == OutputFormat(
+        kind="embedding", output="vector", normalized=True
+    )
+
+
+def test_frozen_bundle_of_texts_answers(with_texts):
+    """
+    Its tokenizer gives the ids of then, and its programs answer as they did. To be retired when no jax
+    promises it, see freeze.py.
+    """
+    assert_bundle_matches_goldens(with_texts, "cpu")
+
+    model = load(with_texts, "cpu")
+    answers = model.predict({"text": ["the cat sat", "a"], "second": ["a dog ran away . !", ""]})
+    np.testing.assert_array_equal(
+        answers["vector"], [[3.65625, 3.84375, 4.03125], [0.890625, 0.96875, 1.046875]]
+    )
+    assert [kinds.tolist() for kinds in answers["kinds"]] == [
+        [0, 0, 0, 0, 1, 1, 1, 1],
+        [0, 0, 0, 1],
+    ]

@@ -152,3 +152,213 @@ def test_infinities_are_of_floating_outputs(value, key, change, message):
     value |= {"format_version": 4, "refreshed_from": []}
 
     assert refusal(json.dumps(value).encode()) == f"manifest.json: {message}"
+
+
+STAGE = {
+    "kind": "text",
+    "input": "text",
+    "tokenizer": {"path": "preprocess/0/tokenizer.json", "bytes": 2, "sha256": "0" * 64},
+    "input_ids": "ids",
+    "attention_mask": "mask",
+    "max_tokens": 4,
+    "max_bytes": 100,
+}
+RAW = {"path": "golden/0.jsonl", "bytes": 2, "sha256": "0" * 64}
+
+
+def with_texts(value, *stages, version=4, raw=RAW):
+    """Return a manifest with stages, and a golden that begins at texts."""
+    golden = value["goldens"][0] | ({} if raw is None else {"raw": raw})
+    origins = {"refreshed_from": []} if version > 1 else {}
+    return value | {
+        "format_version": version,
+        "preprocess": list(stages),
+        "goldens": [golden],
+        **origins,
+    }
+
+
+def test_texts_are_of_format_4(value):
+    """
+    A bundle that takes texts is read and written again, in the format that has them.
+    """
+    data = json.dumps(with_texts(value, STAGE)).encode()
+    manifest = Manifest.from_bytes(data)
+
+    [stage] = manifest.preprocess
+    assert (stage.raw_names, stage.made) == (("text",), ("ids", "mask"))
+    assert not stage.truncate
+    written = json.loads(manifest.to_bytes())
+    assert written["format_version"] == 4
+    assert written["preprocess"] == [STAGE]
+    assert written["goldens"][0]["raw"] == RAW
+    assert Manifest.from_bytes(manifest.to_bytes()) == manifest
+    paths = [file.path for file in manifest.files]
+    assert paths[-3:] == ["golden/0.safetensors", "golden/0.jsonl", "preprocess/0/tokenizer.json"]
+
+
+def test_all_of_a_stage_is_kept(value):
+    """
+    What a stage can say more is read and written as well.
+    """
+    value["signature"]["inputs"] += [
+        {"name": "kinds", "dtype": "int8", "shape": ["_", "seq"]},
+        {"name": "n", "dtype": "int32", "shape": ["_"]},
+    ]
+    more = {"pair": "second", "token_type_ids": "kinds", "lengths": "n", "truncate": True}
+
+    written = Manifest.from_bytes(json.dumps(with_texts(value, STAGE | more)).encode()).to_bytes()
+
+    assert json.loads(written)["preprocess"] == [STAGE | more]
+
+
+@mark.parametrize("version", [1, 3])
+def test_earlier_formats_have_no_texts(value, version):
+    """
+    To a reader of earlier formats a stage is an unknown key, and so is a golden's text.
+    """
+    with_stage = with_texts(value, STAGE, version=version, raw=None)
+    without = value | {"format_version": version, "goldens": [value["goldens"][0] | {"raw": RAW}]}
+    if version == 3:
+        without["refreshed_from"] = []
+
+    assert refusal(json.dumps(with_stage).encode()).endswith("unknown key 'preprocess' at $")
+    assert refusal(json.dumps(without).encode()).endswith("unknown key 'raw' at $.goldens[0]")
+
+
+@mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "sound"}, "expected 'text', got 'sound' at $.preprocess[0].kind"),
+        ({"code": "x"}, "unknown key 'code' at $.preprocess[0]"),
+        (
+            {"input": "ids"},
+            "expected a name that no other input has, got 'ids' at $.preprocess[0].input",
+        ),
+        (
+            {"pair": "text"},
+            "expected a name that no other input has, got 'text' at $.preprocess[0].pair",
+        ),
+        (
+            {"input_ids": "id"},
+            "expected one of ids, mask, got 'id' at $.preprocess[0].input_ids",
+        ),
+        (
+            {"lengths": "mask", "attention_mask": None},
+            "expected integers [_], got int32[_, seq] at $.preprocess[0].lengths",
+        ),
+        (
+            {"token_type_ids": "mask"},
+            "expected each input to be made once, got 'mask' at $.preprocess[0]",
+        ),
+        (
+            {"attention_mask": None},
+            (
+                "expected a stage that makes 'mask' as well, whose axis 'seq' has the size that texts "
+                "have, got none at $.preprocess"
+            ),
+        ),
+        (
+            {"max_tokens": 5},
+            "expected 1 to 4, the size of 'ids', got 5 at $.preprocess[0].max_tokens",
+        ),
+        (
+            {"max_tokens": 0},
+            "expected 1 to 4, the size of 'ids', got 0 at $.preprocess[0].max_tokens",
+        ),
+        ({"max_bytes": 0}, "expected at least 1, got 0 at $.preprocess[0].max_bytes"),
+        (
+            {"tokenizer": STAGE["tokenizer"] | {"bytes": 2**26 + 1}},
+            "expected at most 67108864 bytes, got 67108865 at $.preprocess[0].tokenizer.bytes",
+        ),
+        (
+            {"tokenizer": STAGE["tokenizer"] | {"path": "../tokenizer.json"}},
+            "expected a plain relative path, got '../tokenizer.json' at $.preprocess[0].tokenizer.path",
+        ),
+    ],
+)
+def test_stages_fit_the_signature(value, changes, message):
+    """
+    A stage makes inputs that are there, each of the dtype and shape that it makes.
+    """
+    assert refusal(json.dumps(with_texts(value, STAGE | changes)).encode()) == (
+        f"manifest.json: {message}"
+    )
+
+
+def test_stages_have_goldens_that_begin_there(value):
+    """
+    Where there are stages a golden begins at raw inputs, and nowhere else.
+    """
+    without = with_texts(value, STAGE, raw=None)
+    alone = with_texts(value)
+    del alone["preprocess"]
+
+    assert refusal(json.dumps(without).encode()) == (
+        "manifest.json: expected a golden with raw inputs, got none at $.goldens"
+    )
+    assert refusal(json.dumps(alone).encode()) == (
+        "manifest.json: expected no golden with raw inputs, got one at $.goldens"
+    )
+
+
+def test_embeddings_are_of_format_4(value):
+    """
+    An output format that is an embedding is read and written in the format that has it.
+    """
+    form = {"kind": "embedding", "output": "scores", "scores": "logits", "labels": []}
+    value |= {"format_version": 4, "refreshed_from": []}
+
+    for embedding in (form, form | {"normalized": True}):
+        manifest = Manifest.from_bytes(json.dumps(value | {"output_format": embedding}).encode())
+        written = json.loads(manifest.to_bytes())
+        assert (written["format_version"], written["output_format"]) == (4, embedding)
+
+
+@mark.parametrize(
+    ("version", "changes", "message"),
+    [
+        (
+            3,
+            {"kind": "embedding"},
+            (
+                "expected 'raw' or 'softmax' or 'classification', got 'embedding' at "
+                "$.output_format.kind"
+            ),
+        ),
+        (3, {"normalized": True}, "unknown key 'normalized' at $.output_format"),
+        (
+            4,
+            {"normalized": True},
+            "expected true for an embedding alone, got classification at $.output_format.normalized",
+        ),
+    ],
+)
+def test_embeddings_are_of_no_earlier_format(value, version, changes, message):
+    """
+    Earlier formats have no embeddings, and nothing but these is normalized.
+    """
+    value |= {"format_version": version, "refreshed_from": []}
+    value["output_format"] |= changes
+
+    assert refusal(json.dumps(value).encode()) == f"manifest.json: {message}"
+
+
+def test_fields_that_pass_through_are_of_format_4(value):
+    """
+    Fields that are no inputs are read and written, and have names of their own.
+    """
+    value |= {"format_version": 4, "refreshed_from": [], "passthrough": ["key", "id"]}
+
+    written = Manifest.from_bytes(json.dumps(value).encode()).to_bytes()
+
+    assert json.loads(written)["format_version"] == 4
+    assert json.loads(written)["passthrough"] == ["key", "id"]
+    for names, message in (
+        (["ids"], "expected a name that no input has, got 'ids' at $.passthrough"),
+        (["key", "key"], "expected each name once, got 'key' twice at $.passthrough"),
+    ):
+        data = json.dumps(value | {"passthrough": names}).encode()
+        assert refusal(data) == f"manifest.json: {message}"
+    earlier = json.dumps(value | {"format_version": 3}).encode()
+    assert refusal(earlier) == "manifest.json: unknown key 'passthrough' at $"

@@ -78,6 +78,7 @@ class FakeModel:
         self.function = function
         self.signature = signature
         self.checker = Checker(signature)
+        self.preparer = None
         self.output_names = tuple(spec.name for spec in signature.outputs)
         self.manifest = types.SimpleNamespace(
             name="fake",
@@ -88,6 +89,8 @@ class FakeModel:
             buckets=buckets,
             exporter={"jax": "0.12.0.1", "jaxlib": "0.12.0.1"},
             refreshed_from=(),
+            preprocess=(),
+            passthrough=(),
         )
         self.bundle = types.SimpleNamespace(digest="0" * 64)
         self.device = types.SimpleNamespace(memory_stats=lambda: None)

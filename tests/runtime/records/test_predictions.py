@@ -101,3 +101,21 @@ def test_no_rows_are_no_predictions():
     )
 
     assert written(predictions) == []
+
+
+def test_embeddings_are_vectors():
+    """An embedding is its row, of length one where that was chosen; a row of zeros stays."""
+    outputs = {"y": np.float32([[3, 4], [0, 0]])}
+    of = signature(tensor("y", ("_", 2)))
+
+    plain, units = (
+        written(
+            predictions_from(
+                outputs, of, OutputFormat(kind="embedding", output="y", normalized=chosen)
+            )
+        )
+        for chosen in (False, True)
+    )
+
+    assert plain == [[3.0, 4.0], [0.0, 0.0]]
+    assert units == [[approx(0.6), approx(0.8)], [0.0, 0.0]]

@@ -222,7 +222,7 @@ async def test_who_may_have_gone_makes_way_where_the_queue_is_full(model, gate):
         ]
 
     assert str(refusal.value) == "the queue is full, and others wait for answers"
-    assert service._deprioritized == {}
+    assert service._requests.deprioritized == {}
 
 
 @on_a_loop

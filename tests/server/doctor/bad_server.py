@@ -1,5 +1,6 @@
 """Serves sums of rows the way Vertex AI likes it, but for one fault: `bad_server.py FAULT`."""
 
+import base64
 import http.server
 import itertools
 import json
@@ -37,6 +38,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if size > LIMITS.get(FAULT, 1 << 30):
             return self.reply(413, {"error": "too large"})
         rows = json.loads(body)["instances"]
+        if not (isinstance(rows[0], dict) and "x" in rows[0]):
+            return self.reply_to_texts(rows)
         doubles = isinstance(rows[0]["x"][0], float)
         if FAULT == "small batch" and len(rows) > 32:
             return self.reply(400, {"error": "at most 32 instances"})
@@ -50,6 +53,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
         wordy = "." * 2_000_000 if FAULT == "wordy" else ""
         predictions = [sum(row["x"]) + extra for row in rows]
         return self.reply(200, {"predictions": predictions, "said": wordy})
+
+    def reply_to_texts(self, rows):
+        """Send the lengths of texts, in any of the forms that batch prediction has for them."""
+        if FAULT == "no arrays" and isinstance(rows[0], list):
+            return self.reply(400, {"error": "expected objects"})
+        return self.reply(200, {"predictions": [self.length_of(row) for row in rows]})
+
+    def length_of(self, row):
+        """Return the length of a text."""
+        if isinstance(row, dict) and "b64" in row:
+            text = base64.b64decode(row["b64"]).decode()
+            return len(text) + (FAULT == "other texts")
+        return len(
+            row["text"] if isinstance(row, dict) else row[0] if isinstance(row, list) else row
+        )
 
     def reply(self, status, value):
         """Send JSON."""

@@ -11,9 +11,9 @@ import numpy as np
 from pytest import fixture, mark, raises
 
 from server.doctor import cli as doctor
+from server.doctor.batch_formats import as_doubles, batch_formats
 from server.doctor.checks import examine
 from server.doctor.payload_limits import DEDICATED_BYTES, SHARED_BYTES, encodings
-from server.doctor.predict_checks import as_doubles
 from server.doctor.result import Times
 from tests.serving import ROOT
 
@@ -168,6 +168,35 @@ def test_every_number_becomes_a_double():
     assert written == "{'a': [1.0, [2.0, True]], 'b': 1.5, 'c': '1', 'd': None}"
 
 
+def test_texts_are_batched_as_batch_prediction_has_them():
+    """A format is asked for where it can have the rows: of one text alone all five, of more inputs three."""
+    assert batch_formats([{"x": [1, 2]}]) == {}
+    assert batch_formats([{"text": "a\u00e9"}, {"text": "b"}]) == {
+        "JSON lines": ["a\u00e9", "b"],
+        "CSV": [["a\u00e9"], ["b"]],
+        "BigQuery": [["a\u00e9"], ["b"]],
+        "TFRecord": [{"b64": "YcOp"}, {"b64": "Yg=="}],
+        "file list": [{"b64": "YcOp"}, {"b64": "Yg=="}],
+    }
+    rows = [{"text": "a", "second": "b", "age": 3}]
+    assert batch_formats(rows) == {
+        "JSON lines": rows,
+        "CSV": [["a", "b", 3.0]],
+        "BigQuery": [["a", "b", 3]],
+    }
+    beside = [{"text": "a", "x": [1, 2]}]
+    assert batch_formats(beside) == {"JSON lines": beside}
+
+
+def test_payloads_of_texts_are_weighed():
+    """A text has the bytes of its UTF-8, and in binary those of its length before it."""
+    as_json, b64, binary = encodings([{"text": "a\u00e9"}])
+
+    assert as_json.bytes == len('{"text":"a.."},')
+    assert b64.bytes == len('{"text":{"b64":"YcOp"}},')
+    assert binary.bytes == 4 + 3
+
+
 def test_payloads_are_weighed_by_the_largest_instance():
     """Bytes are those of JSON as it is sent, of b64 in JSON and of the bare numbers."""
     small, large = (
@@ -201,9 +230,9 @@ def ours(classifier_bundle, capsys, monkeypatch):
     """Runs the doctor on our own server; return the exit status and what was printed."""
     monkeypatch.chdir(ROOT)
 
-    def run(*options):
+    def run(*options, bundle=classifier_bundle):
         server = [sys.executable, "-m", "server", "--grpc-port", "-1", "--drain-delay-s", "0.5"]
-        argv = ["--bundle", str(classifier_bundle), "--", *server, *options]
+        argv = ["--bundle", str(bundle), "--", *server, *options]
         status = doctor.main(argv, os.environ)
         return status, capsys.readouterr().out.splitlines()
 
@@ -218,6 +247,42 @@ def test_our_own_server_passes(ours):
     assert [line[6:28].strip() for line in lines if line.startswith("pass")] == CHECKS
     assert lines[-1] == "all passed"
     assert status == 0
+
+
+def test_our_own_server_passes_with_texts(ours, sentence_bundle):
+    """A bundle of texts is asked for by a batch of each format besides."""
+    status, lines = ours(bundle=sentence_bundle)
+
+    formats = ["JSON lines", "CSV", "BigQuery", "TFRecord", "file list"]
+    assert [line for line in lines if line.startswith("FAIL")] == []
+    assert [line[6:28].strip() for line in lines if line.startswith("pass")] == [
+        *CHECKS[:5],
+        *(f"batch of {name}" for name in formats),
+        *CHECKS[5:],
+    ]
+    assert status == 0
+
+
+@mark.parametrize(
+    ("fault", "failed", "seen"),
+    [
+        ("no arrays", ["CSV", "BigQuery"], '400 {"error": "expected objects"}'),
+        ("other texts", ["TFRecord", "file list"], "other predictions"),
+    ],
+)
+def test_a_format_that_a_server_does_not_take_is_found(fault, failed, seen):
+    """A format that is refused, or answered otherwise than lines of JSON are, fails by its name."""
+    command = [sys.executable, str(BAD), fault]
+    found = list(
+        examine(command, os.environ, "/some/bundle", [{"text": "a"}, {"text": "bc"}], TIMES)
+    )
+
+    wrong = {finding.check: finding for finding in found if not finding.ok}
+    assert list(wrong) == [f"batch of {name}" for name in failed]
+    for name in failed:
+        finding = wrong[f"batch of {name}"]
+        assert finding.observed == seen
+        assert finding.consequence == f"fails batch prediction whose input is {name}"
 
 
 def test_a_failure_says_what_vertex_would_have_done(ours):

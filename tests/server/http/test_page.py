@@ -21,6 +21,7 @@ from server.metrics import SECONDS, Histogram, quantile
 from server.protocols import oip
 from tests.server.fakes import ECHO, EVERY, SUM, FakeModel, signature
 from tests.server.flask_client import client_for, client_of, refused
+from tests.server.text_model import EmbeddingModel
 
 LARGE = signature(["x:float32[_, 224, 224, 3]"], ["y:float32[_]"])
 
@@ -175,6 +176,23 @@ def test_the_example_in_the_form_is_answered(running, signature):
         assert "<form" not in tags
         assert "-d @request.json" in tags
         return
+    sent = send_examples(client, tags)
+    assert len(sent) > 15
+    assert {"/v1/embeddings", "/embed"}.isdisjoint(sent)
+
+
+def test_examples_of_an_embedding_are_answered(running):
+    """A page of a model that embeds texts shows how the clients of others ask it."""
+    client = client_for(running, EmbeddingModel())
+
+    sent = send_examples(client, text_of(client))
+
+    assert len(sent) > 15
+    assert {"/v1/embeddings", "/embed"} <= set(sent)
+
+
+def send_examples(client, tags):
+    """Send what the form and the lines of curl have; return the paths, each answered."""
     (example,) = re.findall(r"<textarea.*?>(.*?)</textarea>", tags, re.DOTALL)
     sent = [("/predict", html.unescape(example))]
     for line in map(html.unescape, re.findall(r"<pre tabindex=\"0\">(curl .*?)</pre>", tags)):
@@ -184,7 +202,7 @@ def test_the_example_in_the_form_is_answered(running, signature):
         method = "POST" if body else "GET"
         answer = client.open(path, method=method, data=body.encode())
         assert answer.status_code == 200, (path, answer.get_data())
-    assert len(sent) > 15
+    return [path for path, _ in sent]
 
 
 def test_routes_that_are_not_served_are_not_shown(client):

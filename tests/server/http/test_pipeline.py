@@ -243,7 +243,7 @@ def test_requests_of_a_client_that_sends_no_more_make_way(entrance):
     """Those that wait for an answer, and those behind them, may be dropped where the queue is full."""
     gate = Gate()
     entrance.model.before = gate
-    deprioritized = entrance.service._deprioritized
+    deprioritized = entrance.service._requests.deprioritized
     with entrance.connect() as connection:
         connection.sendall(request("/predict", BODY) * 2)
         entrance.running.wait(gate.reached())

@@ -258,3 +258,18 @@ def test_one_encoding_is_not_taken_for_another():
 
     with raises(MalformedRequest, match="body: expected deflate, got "):
         inflate(packed, BodyInfo(len(packed), 100, None, "deflate"))
+
+
+def test_a_body_can_be_one_text():
+    """Plain text in UTF-8 is taken where a route and its model take it, and JSON there as well."""
+    limits = BodyLimits(100, 1000)
+
+    def info(content_type):
+        headers = {"content-type": content_type, "content-length": "3"}
+        return check_headers(headers.get, limits, text=True)
+
+    assert info("text/plain").text
+    assert info("Text/Plain; charset=UTF-8").text
+    assert not info("application/json").text
+    with raises(UnsupportedMedia, match=r"^content-type: expected charset utf-8, got 'latin-1'$"):
+        info("text/plain; charset=latin-1")

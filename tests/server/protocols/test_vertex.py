@@ -312,3 +312,26 @@ def test_parameters_that_mean_nothing_here_are_ignored(client, parameters):
     answer = ask(client, [[1, 2]], parameters=parameters)
 
     assert (answer.status_code, answer.get_json()) == (200, {"predictions": [3.0]})
+
+
+def test_the_likeliest_labels_alone(running):
+    """With top_k a classification has the probabilities of so many labels, the likeliest first."""
+    three = signature(["x:float32[_, 2]"], ["y:float32[_, 3]"])
+    form = OutputFormat(kind="classification", output="y", labels=("a", "b", "c"))
+    rows = np.float32([[0, 2, 1], [3, 0, 0]])
+    model = FakeModel((2,), signature=three, function=lambda _: (rows,), output_format=form)
+    client = client_for(running, model)
+
+    first, second = ask(client, [[0, 0], [0, 0]], parameters={"top_k": 2}).get_json()["predictions"]
+    every = ask(client, [[0, 0]], parameters={"top_k": 9}).get_json()["predictions"][0]
+
+    assert (first["label"], list(first["probabilities"])) == ("b", ["b", "c"])
+    assert (second["label"], list(second["probabilities"])) == ("a", ["a", "b"])
+    assert first["confidence"] == first["probabilities"]["b"]
+    assert list(every["probabilities"]) == ["b", "c", "a"]
+    for wrong in (0, -1, 1.5, True, "2"):
+        refused = ask(client, [[0, 0]], parameters={"top_k": wrong})
+        assert refused.status_code == 400
+        assert refused.get_json()["error"] == (
+            f"parameters: expected top_k of 1 or more, got {wrong!r}"
+        )

@@ -1,0 +1,225 @@
+"""Raw rows to checked inputs: every stage of a bundle, and tensors beside them as they are.
+
+A row's length bucket follows from its own text alone, so that its answer does not depend on what
+else is asked at the same time.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from runtime.buckets import pick
+from runtime.bundle import Bundle
+from runtime.errors import SignatureMismatch, nearest
+from runtime.inputs import Checked, Checker
+from runtime.preprocessing.texts import TextReader, Tokens, Where, in_column
+from runtime.signature import Signature
+from runtime.tensors import Array
+
+
+class RawRows(NamedTuple):
+    """Rows that have raw inputs, not prepared yet.
+
+    Attributes:
+      inputs: as `Preparer.prepare` takes them.
+      rows: of these.
+      where: names a row of a raw input in messages.
+    """
+
+    inputs: Mapping[str, Sequence[object] | Array]
+    rows: int
+    where: Where = in_column
+
+
+class Prepared(NamedTuple):
+    """Raw rows as checked inputs.
+
+    Attributes:
+      parts: rows of the same length bucket together.
+      order: for each part, which rows these are, counted from 0.
+      rows: in all parts.
+      tokens: of all rows, padding apart.
+      truncated: rows of which a text was cut off.
+    """
+
+    parts: tuple[Checked, ...]
+    order: tuple[tuple[int, ...], ...]
+    rows: int
+    tokens: int
+    truncated: int
+
+
+class Preparer:
+    """All stages of a bundle. May be called from any number of threads at once.
+
+    Args:
+      readers: one for each stage.
+      signature: of the programs.
+      checker: of this signature.
+
+    Attributes:
+      readers: likewise.
+      raw_names: the names of the raw inputs.
+      expected_names: these, and behind them those of the inputs that no stage makes.
+      optional_names: those of them that may be left out: masks.
+      max_bytes: of a row's texts.
+    """
+
+    def __init__(
+        self, readers: Sequence[TextReader], signature: Signature, checker: Checker
+    ) -> None:
+        self.readers = tuple(readers)
+        self._signature = signature
+        self._checker = checker
+        self.raw_names = tuple(name for r in self.readers for name in r.stage.raw_names)
+        self.max_bytes = sum(reader.stage.max_bytes for reader in self.readers)
+        self._made = {name for r in self.readers for name in r.stage.made}
+        others = [spec for spec in signature.inputs if spec.name not in self._made]
+        self.expected_names = (*self.raw_names, *(spec.name for spec in others))
+        self.optional_names = frozenset(spec.name for spec in others if spec.mask)
+        axes = {axis.name for axis in signature.axes}
+        # An output of the text's own length is cut to it; for others rows of a bucket go together.
+        self._exact = any(axes.intersection(map(str, s.shape)) for s in signature.outputs)
+
+    def takes(self, inputs: Iterable[str]) -> bool:
+        """Whether inputs of these names are raw ones, rather than tensors only."""
+        return any(name in self.raw_names for name in inputs)
+
+    def prepare(
+        self, inputs: Mapping[str, Sequence[object] | Array], where: Where = in_column
+    ) -> Prepared:
+        """Make tensors of raw rows, and check all inputs.
+
+        Args:
+          inputs: raw input to its texts, and the inputs that no stage makes, by name; all with the
+            same number of rows.
+          where: names a row of a raw input in messages.
+
+        Raises:
+          SignatureMismatch: something does not fit; names the first such row.
+        """
+        columns, tensors, rows = self._sorted(inputs)
+        found = self.tokens(columns, where)
+        sizes = self._sizes(found, rows)
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, own in enumerate(sizes):
+            groups.setdefault(own, []).append(i)
+        if not rows:
+            groups[tuple(axis.sizes[0] for axis in self._signature.axes)] = []
+        parts = [self._part(found, tensors, key, members) for key, members in groups.items()]
+        tokens = sum(len(row.ids) for rows_of in found for row in rows_of)
+        cut = {i for rows_of in found for i, row in enumerate(rows_of) if row.truncated}
+        return Prepared(tuple(parts), tuple(map(tuple, groups.values())), rows, tokens, len(cut))
+
+    def tokens(
+        self, columns: Mapping[str, Sequence[object]], where: Where = in_column
+    ) -> list[list[Tokens]]:
+        """Return for each stage the tokens of each row.
+
+        Args:
+          columns: raw input to its texts.
+          where: as for `prepare`.
+
+        Raises:
+          SignatureMismatch: the first row that does not fit.
+        """
+        return [reader.read(columns, where) for reader in self.readers]
+
+    def _part(
+        self,
+        found: Sequence[Sequence[Tokens]],
+        tensors: Mapping[str, Array],
+        sizes: tuple[int, ...],
+        members: list[int],
+    ) -> Checked:
+        """Return the checked inputs of some rows, which have the same sizes."""
+        named = dict(zip((axis.name for axis in self._signature.axes), sizes, strict=True))
+        arrays = {name: array[members] for name, array in tensors.items()}
+        for reader, rows_of in zip(self.readers, found, strict=True):
+            size = 0 if reader.axis is None else named[reader.axis]
+            arrays |= reader.lay_out([rows_of[i] for i in members], size)
+        return self._checker.check(arrays)
+
+    def _sizes(self, found: Sequence[Sequence[Tokens]], rows: int) -> list[tuple[int, ...]]:
+        """Return the sizes of the bucketed axes, for each row."""
+        sizes = []
+        for i in range(rows):
+            real = {axis.name: axis.minimum for axis in self._signature.axes}
+            for reader, rows_of in zip(self.readers, found, strict=True):
+                if reader.axis is not None:
+                    real[reader.axis] = max(real[reader.axis], len(rows_of[i].ids))
+            sizes.append(
+                tuple(
+                    real[axis.name] if self._exact else pick(real[axis.name], axis.sizes) or 0
+                    for axis in self._signature.axes
+                )
+            )
+        return sizes
+
+    def _sorted(
+        self, inputs: Mapping[str, Sequence[object] | Array]
+    ) -> tuple[dict[str, Sequence[object]], dict[str, Array], int]:
+        """Return the raw columns, the tensors beside them, and the number of rows."""
+        self._expect_names(inputs)
+        columns = {name: _column(name, inputs[name]) for name in self.raw_names}
+        tensors = {n: np.asarray(value) for n, value in inputs.items() if n not in columns}
+        counts = {name: len(values) for name, values in columns.items()}
+        counts |= {name: len(array) if array.ndim else 0 for name, array in tensors.items()}
+        first = self.raw_names[0]
+        rows = counts[first]
+        for name, got in counts.items():
+            if got != rows:
+                raise SignatureMismatch(
+                    f"input {name!r}: expected {rows} rows as of {first!r}, got {got}"
+                )
+        return columns, tensors, rows
+
+    def _expect_names(self, inputs: Mapping[str, object]) -> None:
+        expected = list(self.expected_names)
+        for name in inputs:
+            if name in self._made:
+                raise SignatureMismatch(
+                    f"inputs: expected {name!r}, or {self.raw_names[0]!r} that it is made of, got both"
+                )
+            if name not in expected:
+                raise SignatureMismatch(
+                    f"inputs: expected {expected}, got {name!r} as well{nearest(name, expected)}"
+                )
+        for name in expected:
+            if name not in inputs and name not in self.optional_names:
+                raise SignatureMismatch(f"input {name!r}: expected one row for each text, got none")
+
+
+def _column(name: str, value: object) -> Sequence[object]:
+    """Return a raw input's values; a text by itself is no column of texts."""
+    if isinstance(value, np.ndarray):
+        if value.ndim != 1 or value.dtype.kind not in "OU":
+            raise SignatureMismatch(
+                f"input {name!r}: expected texts [_], got {value.dtype.name}{list(value.shape)}"
+            )
+        return list(value.tolist())
+    if not isinstance(value, list | tuple):
+        raise SignatureMismatch(
+            f"input {name!r}: expected a list of texts, got {type(value).__name__}"
+        )
+    return list(value)
+
+
+def open_preparer(bundle: Bundle, checker: Checker) -> Preparer | None:
+    """Return what prepares a bundle's raw inputs; None where it takes tensors only.
+
+    Args:
+      bundle: opened; its tokenizers were tried before, or are trusted.
+      checker: of its signature.
+
+    Raises:
+      MissingLibrary: what it needs is not installed.
+      BundleError: a file is not what the manifest says, or does not fit the programs.
+    """
+    signature = bundle.manifest.signature
+    stages = bundle.manifest.preprocess
+    if not stages:
+        return None
+    readers = [TextReader(s, signature, bundle.read(s.tokenizer)) for s in stages]
+    return Preparer(readers, signature, checker)

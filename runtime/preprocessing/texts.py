@@ -1,0 +1,204 @@
+"""Texts to the arrays of one stage, row by row."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from runtime.errors import BundleError, SignatureMismatch
+from runtime.preprocessing.tokenizer import Encoded, Text, Tokenizer, TokenizerError, open_tokenizer
+from runtime.raw_inputs import TextStage
+from runtime.signature import Signature, TensorSpec, limits
+from runtime.tensors import Array, numpy_dtype
+
+_AT_ONCE = 16
+# Names a raw input, and one row of it, in a message.
+Where = Callable[[str, int], str]
+
+
+def in_column(name: str, row: int) -> str:
+    """Name a row of a raw input by its place in the column."""
+    return f"input {name!r}[{row}]"
+
+
+class Tokens(NamedTuple):
+    """What one row of texts became.
+
+    Attributes:
+      ids: of its tokens.
+      type_ids: as many.
+      truncated: whether the text had more tokens.
+    """
+
+    ids: Array
+    type_ids: Array
+    truncated: bool
+
+
+class TextReader:
+    """Makes a stage's arrays of texts. May be called from any number of threads at once.
+
+    Args:
+      stage: as the manifest has it.
+      signature: of the programs.
+      data: the stage's tokenizer.json, which was compared with its digest.
+
+    Attributes:
+      stage: likewise.
+      axis: the bucketed axis that the number of tokens is the size of; None where it is fixed.
+      pad_id: what fills the ids behind those of a text.
+
+    Raises:
+      MissingLibrary: the library tokenizers is not installed.
+      BundleError: the library does not take the file, or the file does not fit the programs.
+    """
+
+    def __init__(self, stage: TextStage, signature: Signature, data: bytes) -> None:
+        self.stage = stage
+        self._tokenizer: Tokenizer = open_tokenizer(data, stage)
+        self._inputs = {spec.name: spec for spec in signature.inputs}
+        ids = self._inputs[stage.input_ids]
+        self.pad_id = ids.pad
+        self._ids_dtype = numpy_dtype(ids.dtype)
+        dim = ids.shape[1]
+        self.axis = dim if isinstance(dim, str) else None
+        self._fixed = None if isinstance(dim, str) else dim
+        self._minimum = next((a.minimum for a in signature.axes if a.name == dim), 0)
+        expect_fit(self._tokenizer, stage, ids)
+
+    def read(self, columns: Mapping[str, Sequence[object]], where: Where) -> list[Tokens]:
+        """Return the tokens of each row.
+
+        Args:
+          columns: raw input to its texts, those of the stage among them, all of one length.
+          where: names a row in messages.
+
+        Raises:
+          SignatureMismatch: the first row that does not fit.
+        """
+        stage = self.stage
+        rows: list[Text] = []
+        for i, values in enumerate(zip(*(columns[n] for n in stage.raw_names), strict=True)):
+            size = 0
+            for name, value in zip(stage.raw_names, values, strict=True):
+                size += _size(value, name, i, where)
+            if size > stage.max_bytes:
+                raise SignatureMismatch(
+                    f"{where(stage.input, i)}: expected at most {stage.max_bytes} bytes, got {size}"
+                )
+            rows.append(values if stage.pair is not None else values[0])
+        found = self._encode(rows, where)
+        return [self._expect_tokens(one, where(stage.input, i)) for i, one in enumerate(found)]
+
+    def lay_out(self, rows: Sequence[Tokens], size: int) -> dict[str, Array]:
+        """Return the stage's inputs for some rows, padded on the right.
+
+        Args:
+          rows: of at most `size` tokens.
+          size: of the second dimension, where it is no fixed one.
+        """
+        stage = self.stage
+        shape = (len(rows), self._fixed if self._fixed is not None else size)
+        arrays = {name: self._blank(name, shape) for name in stage.made}
+        for i, row in enumerate(rows):
+            end = len(row.ids)
+            arrays[stage.input_ids][i, :end] = row.ids
+            if stage.attention_mask is not None:
+                arrays[stage.attention_mask][i, :end] = 1
+            if stage.token_type_ids is not None:
+                arrays[stage.token_type_ids][i, :end] = row.type_ids
+            if stage.lengths is not None:
+                arrays[stage.lengths][i] = end
+        return arrays
+
+    def _blank(self, name: str, shape: tuple[int, int]) -> Array:
+        spec = self._inputs[name]
+        if name == self.stage.lengths:
+            return np.zeros(shape[:1], numpy_dtype(spec.dtype))
+        pad = 0 if name == self.stage.attention_mask else spec.pad
+        return np.full(shape, pad, numpy_dtype(spec.dtype))
+
+    def _encode(self, rows: Sequence[Text], where: Where) -> list[Encoded]:
+        try:
+            # A few at a time: what the library holds meanwhile is hundreds of times the texts.
+            return [
+                one
+                for start in range(0, len(rows), _AT_ONCE)
+                for one in self._tokenizer.encode(rows[start : start + _AT_ONCE])
+            ]
+        except TokenizerError:
+            pass
+        found: list[Encoded] = []
+        for i, row in enumerate(rows):
+            try:
+                found += self._tokenizer.encode([row])
+            except TokenizerError:
+                raise SignatureMismatch(
+                    f"{where(self.stage.input, i)}: expected a text that its tokenizer encodes, got "
+                    "one that it fails on"
+                ) from None
+        return found
+
+    def _expect_tokens(self, found: Encoded, where: str) -> Tokens:
+        count = len(found.ids)
+        if count > self.stage.max_tokens:
+            raise SignatureMismatch(
+                f"{where}: expected at most {self.stage.max_tokens} tokens, got {count}"
+            )
+        if count < self._minimum:
+            unit = "token" if self._minimum == 1 else "tokens"
+            raise SignatureMismatch(
+                f"{where}: expected at least {self._minimum} {unit}, got {count}"
+            )
+        return Tokens(
+            np.array(found.ids, self._ids_dtype),
+            np.array(found.type_ids, np.int32),
+            found.truncated,
+        )
+
+
+def expect_fit(tokenizer: Tokenizer, stage: TextStage, ids: TensorSpec) -> None:
+    """Refuse a tokenizer whose ids are none of the program's, or that adds more than there is place for.
+
+    Args:
+      tokenizer: of the stage.
+      stage: as the manifest has it.
+      ids: the input that takes the ids.
+
+    Raises:
+      BundleError: it does not fit.
+    """
+    path = stage.tokenizer.path
+    try:
+        [empty] = tokenizer.encode([("", "") if stage.pair is not None else ""])
+    except TokenizerError as error:
+        raise BundleError(
+            f"{path}: expected a tokenizer that encodes the empty text, got one that fails: {error}"
+        ) from None
+    if len(empty.ids) > stage.max_tokens or empty.truncated:
+        raise BundleError(
+            f"{path}: expected less than {stage.max_tokens} tokens beside those of the text, got "
+            f"{tokenizer.added_tokens(pair=stage.pair is not None)}"
+        )
+    low, high = limits(ids.dtype)
+    low = low if ids.minimum is None else ids.minimum
+    high = ids.maximum if isinstance(ids.maximum, int) else high
+    known = {*tokenizer.vocabulary().values(), *empty.ids}
+    if known and not low <= min(known) <= max(known) <= high:
+        wrong = max(known) if max(known) > high else min(known)
+        raise BundleError(
+            f"{path}: expected ids from {low} to {high}, those of input {ids.name!r}, got {wrong}"
+        )
+
+
+def _size(value: object, name: str, row: int, where: Where) -> int:
+    """Return the bytes of a text in UTF-8; refuse what is none."""
+    if not isinstance(value, str):
+        raise SignatureMismatch(f"{where(name, row)}: expected a text, got {type(value).__name__}")
+    try:
+        return len(value.encode())
+    except UnicodeEncodeError as error:
+        half = ascii(value[error.start])
+        raise SignatureMismatch(
+            f"{where(name, row)}: expected a text, got {half}, which is half of a character"
+        ) from None

@@ -1,0 +1,202 @@
+"""Raw rows are prepared off the loop, within the same limits, deadlines and cancellation as tensors."""
+
+import asyncio
+
+from pytest import fixture, raises
+
+from runtime.errors import SignatureMismatch
+from runtime.preprocessing.preparation import RawRows
+from server.errors import DeadlineExceeded, NotReady, Overloaded
+from tests.server.batching.calls import begun, on_a_loop
+from tests.server.fakes import Gate, RecordedFailures, serving
+from tests.server.text_model import TextModel
+from tests.tokenizer_files import ids
+
+
+@fixture
+def model():
+    """A model that sums the ids of texts."""
+    return TextModel()
+
+
+@fixture
+def gate(model):
+    """Stands before each preparation."""
+    model.before_preparing = Gate()
+    return model.before_preparing
+
+
+def asked(service, *texts, timeout_s=None):
+    """Begin a request; return what becomes of it."""
+    result = asyncio.get_running_loop().create_future()
+    raw = RawRows({"text": list(texts)}, len(texts))
+    request = service.submit(raw, result.set_result, timeout_s)
+    return request, result
+
+
+async def answered(asked_for):
+    """Return the answer to a request: the sums, in order."""
+    answer = await asked_for[1]
+    if isinstance(answer, Exception):
+        raise answer
+    return answer.outputs["total"].tolist()
+
+
+@on_a_loop
+async def test_texts_are_answered_in_order(model):
+    """Rows of several lengths come back in the order that they were asked in, with metadata."""
+    texts = ["the cat sat on a mat", "cat", "a dog ran", "dog"]
+    async with serving(model) as service:
+        asked_for = asked(service, *texts)
+        assert await answered(asked_for) == [sum(ids(text)) for text in texts]
+        prepared = asked_for[1].result().metadata.prepared
+
+    assert (prepared.tokens, prepared.truncated) == (8 + 3 + 5 + 3, 0)
+    assert service.metrics.prepared.count == 1
+    assert service.metrics.tokens == 19
+
+
+@on_a_loop
+async def test_no_rows_are_an_answer(model):
+    """A request without texts is answered without rows."""
+    async with serving(model) as service:
+        assert await answered(asked(service)) == []
+
+
+@on_a_loop
+async def test_one_bad_text_fails_its_own_request(model):
+    """What is wrong with a text is its own request's error."""
+    async with serving(model) as service:
+        good, bad = asked(service, "cat"), asked(service, "dog", "cat " * 8)
+
+        with raises(
+            SignatureMismatch, match=r"^input 'text'\[1\]: expected at most 8 tokens, got 10$"
+        ):
+            await answered(bad)
+        assert await answered(good) == [sum(ids("cat"))]
+        assert service.queued_rows == 0
+
+
+@on_a_loop
+async def test_rows_that_are_prepared_have_their_place(model, gate):
+    """Rows count in the queue before their preparation begins; beyond its capacity they are refused."""
+    async with serving(model, queue_rows=3) as service:
+        first, second = asked(service, "cat", "dog"), asked(service, "mat")
+        await gate.reached()
+
+        assert service.queued_rows == 3
+        with raises(Overloaded, match=r"^the queue is full: 3 of 3 rows wait$"):
+            asked(service, "ran")
+        gate.open(runs=2)
+        assert await answered(first) == [sum(ids("cat")), sum(ids("dog"))]
+        assert await answered(second) == [sum(ids("mat"))]
+        assert service.queued_rows == 0
+
+
+@on_a_loop
+async def test_a_deadline_before_the_preparation_is_kept(model, gate):
+    """A request whose time is over while it waits frees its place, and is never prepared."""
+    async with serving(model) as service:
+        first, late = asked(service, "cat"), asked(service, "dog", timeout_s=0.01)
+        await gate.reached()
+
+        with raises(DeadlineExceeded, match=r"^no answer within 10 ms$"):
+            await answered(late)
+        assert service.queued_rows == 1
+        gate.open()
+        assert await answered(first) == [sum(ids("cat"))]
+
+    assert model.prepared == [["cat"]]
+
+
+@on_a_loop
+async def test_a_deadline_during_the_preparation_is_kept(model, gate):
+    """What a thread still prepares for a request that is late is dropped, and never run."""
+    async with serving(model) as service:
+        late = asked(service, "dog", timeout_s=0.01)
+        await gate.reached()
+        with raises(DeadlineExceeded):
+            await answered(late)
+        assert service.queued_rows == 0
+        gate.open(runs=2)
+
+        assert await answered(asked(service, "cat")) == [sum(ids("cat"))]
+
+    assert len(model.ran) == 1
+
+
+@on_a_loop
+async def test_cancelled_requests_are_not_prepared(model, gate):
+    """Who disconnects while it waits is forgotten."""
+    async with serving(model) as service:
+        first, (gone, _) = asked(service, "cat"), asked(service, "dog")
+        await gate.reached()
+        service.cancel(gone)
+
+        assert service.queued_rows == 1
+        gate.open()
+        assert await answered(first) == [sum(ids("cat"))]
+
+    assert model.prepared == [["cat"]]
+
+
+@on_a_loop
+async def test_who_may_be_gone_makes_room(model, gate):
+    """Where the queue is full a request whose client may have gone is refused first."""
+    async with serving(model, queue_rows=2) as service:
+        first, (doubtful, refused) = asked(service, "cat"), asked(service, "dog")
+        await gate.reached()
+        service.deprioritize(doubtful)
+        last = asked(service, "mat")
+
+        assert isinstance(await refused, Overloaded)
+        gate.open(runs=2)
+        assert await answered(first) == [sum(ids("cat"))]
+        assert await answered(last) == [sum(ids("mat"))]
+
+
+@on_a_loop
+async def test_the_end_waits_for_what_is_prepared(model, gate):
+    """A service that stops answers the requests that are being prepared."""
+    async with serving(model) as service:
+        request = asked(service, "cat")
+        await gate.reached()
+        service.stop()
+        end = asyncio.ensure_future(service.drained())
+        await begun()
+
+        assert not end.done()
+        gate.open()
+        assert await answered(request) == [sum(ids("cat"))]
+        await end
+
+
+@on_a_loop
+async def test_a_preparation_that_does_not_end_ends_the_process(model, gate):
+    """Native code that does not return is found by its time, and everything is refused."""
+    failures = RecordedFailures()
+    async with serving(model, failures, stall_s=0.01) as service:
+        request = asked(service, "cat")
+
+        with raises(NotReady):
+            await answered(request)
+        gate.open()
+
+    assert failures.reasons == ["preparing raw inputs did not come to an end"]
+
+
+@on_a_loop
+async def test_an_error_of_the_code_is_the_requests_own(model):
+    """What a preparation raises by mistake reaches its caller, and nobody else."""
+
+    def fail(inputs):
+        if inputs["text"] == ["dog"]:
+            raise RuntimeError("a mistake")
+
+    model.before_preparing = fail
+    async with serving(model) as service:
+        bad, good = asked(service, "dog"), asked(service, "cat")
+
+        with raises(RuntimeError, match="a mistake"):
+            await answered(bad)
+        assert await answered(good) == [sum(ids("cat"))]
