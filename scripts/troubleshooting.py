@@ -27,14 +27,14 @@ EXIT_REMEDIES = {
         "0": "Nothing.",
         "1": "Raise `--drain-timeout-s`, and the time that the container is given to stop, above the longest request.",
         "2": "Change what the line names. For a port: `--port` and `--grpc-port`, or stop what has it (`ss -ltnp`). For a package: the `pip install` in the line.",
-        "3": "`python -m runtime inspect BUNDLE` names the file or value at fault; copy or export the bundle again. If jax is too new for it: `python -m runtime refresh`.",
-        "4": "`python -m runtime verify BUNDLE` lists the programs with the difference and the tolerance. Do not serve it here: its answers would not be the model's. On a GPU export with `--matmul-precision highest`, and compare again; on a CPU report it.",
+        "3": "`hloserve inspect BUNDLE` names the file or value at fault; copy or export the bundle again. If jax is too new for it: `hloserve refresh`.",
+        "4": "`hloserve verify BUNDLE` lists the programs with the difference and the tolerance. Do not serve it here: its answers would not be the model's. On a GPU export with `--matmul-precision highest`, and compare again; on a CPU report it.",
         "5": "`nvidia-smi` shows whether the device is there; name it with `--device`, or take `cpu`. If a batch took longer than `--device-timeout-s`, raise that or export smaller buckets. Let the container be started again.",
     },
     "runtime": {
         "0": "Nothing.",
-        "1": "Before that version of jax is installed: `python -m runtime refresh BUNDLE --out NEW` with a version in between.",
-        "2": "`python -m runtime COMMAND --help` has the options; the line names what is wrong and what is nearest to it.",
+        "1": "Before that version of jax is installed: `hloserve refresh BUNDLE --out NEW` with a version in between.",
+        "2": "`hloserve COMMAND --help` has the options; the line names what is wrong and what is nearest to it.",
         "3": "The line names the file or value. Copy or export the bundle again; if jax is outside of the compatibility window, see [compatibility](compatibility.md).",
         "4": "The output names the program, the output and the difference. See exit status 4 of the server.",
         "5": "Name a device that is there with `--device`; if memory is short, free it or export smaller buckets.",
@@ -42,7 +42,7 @@ EXIT_REMEDIES = {
     "export": {
         "0": "Nothing.",
         "1": "The line names what does not fit and what to do; the list of [exceptions](#exceptions-of-an-export) has the kinds.",
-        "2": "`python -m export --help` has the options; the line names the flag and what is nearest to it.",
+        "2": "`hloserve export --help` has the options; the line names the flag and what is nearest to it.",
     },
 }
 
@@ -78,7 +78,7 @@ EXCEPTION_REMEDIES = {
     "InvalidField": "The message names the value; an export says which option to change.",
     "MissingLibrary": "Install what the message names, where the bundle is loaded.",
     "InvalidInput": "The message names the input, what was expected and what was given.",
-    "SignatureMismatch": "Compare with `model.signature`, or with `python -m runtime inspect BUNDLE`.",
+    "SignatureMismatch": "Compare with `model.signature`, or with `hloserve inspect BUNDLE`.",
     "MalformedRequest": "Send the form that the protocol's section in [serving](serving.md#ask) shows.",
     "NonFiniteOutput": "See the error code `non_finite_output`.",
     "ExecutionError": "The message is XLA's. Load the model anew; if it stays, the device is at fault.",
@@ -101,7 +101,7 @@ Every error is one line: *what, where: expected X, got Y; do Z*. If the line alo
 [exit status](#exit-statuses), a response by its [error code](#error-codes), an exception in Python by its [class](#exceptions-of-a-bundle). For what has no
 error line, begin with the [symptoms](#symptoms).
 
-`python -m runtime doctor BUNDLE` loads a bundle on this device and says whether it works; `python -m server doctor --bundle BUNDLE` checks a server as
+`hloserve doctor BUNDLE` loads a bundle on this device and says whether it works; `hloserve serve doctor --bundle BUNDLE` checks a server as
 Vertex AI would.
 """
 
@@ -122,7 +122,7 @@ SYMPTOMS = """\
 | a log line says that rows depend on each other | the model mixes rows, on this device | its requests are not batched; see the exception `RowMixing` |
 | gRPC clients keep to one replica | a connection stays with the server that it reached | `--grpc-max-connection-age-s 300` |
 | a browser shows `method_not_allowed` | the predict route takes POST | open the page at `/` |
-| `python -m server` runs a file of yours | a `server.py` in the working directory comes first | `python -P -m server`, or another directory |
+| `python -m server` runs a file of yours | a `server.py` in the working directory comes first | `hloserve serve`, which finds its own |
 """
 
 
@@ -161,9 +161,9 @@ def statuses(text: str) -> dict[str, str]:
 
 def _exit_statuses() -> Iterator[str]:
     helps = {
-        "server": (server.options._STATUSES, "`python -m server`"),  # noqa: SLF001
-        "runtime": (runtime.__main__._STATUSES, "`python -m runtime`"),  # noqa: SLF001
-        "export": (export.cli._EXAMPLES, "`python -m export`"),  # noqa: SLF001
+        "server": (server.options._STATUSES, "`hloserve serve`"),  # noqa: SLF001
+        "runtime": (runtime.__main__._STATUSES, "`hloserve verify` and the other commands that read a bundle"),  # noqa: SLF001
+        "export": (export.cli._EXAMPLES, "`hloserve export`"),  # noqa: SLF001
     }
     for name, (text, title) in helps.items():
         meanings = statuses(text)

@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -11,6 +10,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import linen as nn
 from pytest import fixture, mark
+
+from tests.guide import make_tools
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -70,11 +71,11 @@ def test_python_examples_run(folder):
 @mark.e2e
 def test_shell_examples_run(folder):
     """The commands of the README run in the order they stand in."""
-    script = re.sub(r"^python ", f"{sys.executable} ", "\n".join(blocks("sh")), flags=re.MULTILINE)
+    tools = make_tools(folder / "bin", url="")
     ran = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
+        ["bash", "-euo", "pipefail", "-c", "\n".join(blocks("sh"))],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{tools}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
     )

@@ -57,7 +57,7 @@ class Reader:
     def run(self, command, shown):
         """Run a command of the guide, and hold what it prints against what is shown."""
         command, shown = self.here(command), self.here(shown)
-        if command == "python -m server --bundle bundle/":
+        if command == "hloserve serve --bundle bundle/":
             self._server = self._start(command)
             lines = shown.count("\n") + 1
             printed = "".join(itertools.islice(self._server.stdout, lines))
@@ -124,7 +124,7 @@ def test_the_guide_names_every_option():
             f"`{option.flag}{'' if option.switch else ' ' + option.unit}`".replace("|", "\\|"),
             option.default,
             ", ".join(f"`{name}{'=0' if option.switch else ''}`" for name in option.variables),
-            option.help,
+            option.help.replace("python -m runtime", "hloserve"),
         ]
         for option in options()
     ]

@@ -22,10 +22,23 @@ GRPC_PORT = 8001  # the server's default
 MAX_PORT = 65535
 
 
+HLOSERVE = ("-m", "hloserve")
+
+
+def show(*command: str) -> list[str]:
+    """Show a command as a person would type it; return it as this Python runs it."""
+    shown = (
+        f"hloserve {shlex.join(command[2:])}"
+        if command[:2] == HLOSERVE
+        else f"python {shlex.join(command)}"
+    )
+    print(f"\n$ {shown}", flush=True)
+    return [sys.executable, *command]
+
+
 def run(*command: str) -> None:
-    """Run `python -m …` and show it as a person would type it."""
-    print(f"\n$ python {shlex.join(command)}", flush=True)
-    subprocess.run([sys.executable, *command], check=True)
+    """Show a command and run it."""
+    subprocess.run(show(*command), check=True)
 
 
 def _port(text: str) -> int:
@@ -94,12 +107,11 @@ def main() -> int:
     run("-m", "examples.digits.train", "--out", str(out))
     model = ("examples/digits/model.py:spec", "--params", str(out / "checkpoint"))
     golden = ("--golden", str(out / "golden.npz"))
-    run("-m", "export", *model, *golden, "--out", bundle, "--overwrite")
-    serve = ["-m", "server", "--bundle", bundle, "--port", str(arguments.port)]
+    run(*HLOSERVE, "export", *model, *golden, "--out", bundle, "--overwrite")
+    serve = [*HLOSERVE, "serve", "--bundle", bundle, "--port", str(arguments.port)]
     if trouble(GRPC_PORT):  # any other will do, since it gets no requests here
         serve += ["--grpc-port", "0"]
-    print(f"\n$ python {shlex.join(serve)}", flush=True)
-    with subprocess.Popen([sys.executable, *serve]) as server:
+    with subprocess.Popen(show(*serve)) as server:
         # Ctrl-C reaches the server as well; it ends by itself, and so do we.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: server.terminate())
