@@ -162,7 +162,10 @@ def statuses(text: str) -> dict[str, str]:
 def _exit_statuses() -> Iterator[str]:
     helps = {
         "server": (server.options._STATUSES, "`hloserve serve`"),  # noqa: SLF001
-        "runtime": (runtime.__main__._STATUSES, "`hloserve verify` and the other commands that read a bundle"),  # noqa: SLF001
+        "runtime": (
+            runtime.__main__._STATUSES,
+            "`hloserve verify` and the other commands that read a bundle",
+        ),  # noqa: SLF001
         "export": (export.cli._EXAMPLES, "`hloserve export`"),  # noqa: SLF001
     }
     for name, (text, title) in helps.items():
