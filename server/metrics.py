@@ -161,6 +161,7 @@ class Metrics:
       prepared: seconds that the raw inputs of each request took to prepare.
       tokens: of texts.
       truncated: rows of which a text was cut off.
+      panics: calls in which the library that prepares raw inputs failed by itself.
     """
 
     requests: collections.Counter[tuple[str, str]] = dataclasses.field(
@@ -182,6 +183,7 @@ class Metrics:
     prepared: Histogram = dataclasses.field(default_factory=_seconds)
     tokens: int = 0
     truncated: int = 0
+    panics: int = 0
 
     def count_inference(
         self, protocol: str, code: str, seconds: float, error_code: str | None = None

@@ -82,6 +82,11 @@ class Preparer:
         # An output of the text's own length is cut to it; for others rows of a bucket go together.
         self._exact = any(axes.intersection(map(str, s.shape)) for s in signature.outputs)
 
+    @property
+    def panics(self) -> int:
+        """Return the number of calls in which a library's own code failed on what callers sent."""
+        return sum(reader.panics for reader in self.readers)
+
     def takes(self, inputs: Iterable[str]) -> bool:
         """Whether inputs of these names are raw ones, rather than tensors only."""
         return any(name in self.raw_names for name in inputs)

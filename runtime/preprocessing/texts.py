@@ -66,6 +66,11 @@ class TextReader:
         self._minimum = next((a.minimum for a in signature.axes if a.name == dim), 0)
         expect_fit(self._tokenizer, stage, ids)
 
+    @property
+    def panics(self) -> int:
+        """Return the number of calls in which the library's own code failed."""
+        return self._tokenizer.panics
+
     def read(self, columns: Mapping[str, Sequence[object]], where: Where) -> list[Tokens]:
         """Return the tokens of each row.
 

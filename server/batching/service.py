@@ -236,6 +236,8 @@ class Service:
     def _on_prepared(self, request: PendingRequest, prepared: Preparation) -> None:
         """Queue the rows of a request that were prepared, unless it has ended meanwhile."""
         result, seconds = prepared
+        if self._scheduler is not None and self.model.preparer is not None:
+            self.metrics.panics = self.model.preparer.panics
         if request not in self._requests or self._scheduler is None:
             return
         if isinstance(result, Exception):

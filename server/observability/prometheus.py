@@ -75,6 +75,9 @@ class MetricsPage(Collector):
             yield _counter(
                 "truncated_rows", "Rows of which a text was cut off at the limit.", m.truncated
             )
+            yield _counter(
+                "preprocess_panics", "Failures of the library that prepares raw inputs.", m.panics
+            )
         yield _counter(
             "nonfinite_outputs", "Answers with NaN, or infinity that is not declared.", m.nonfinite
         )

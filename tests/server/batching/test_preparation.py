@@ -6,11 +6,12 @@ from pytest import fixture, raises
 
 from runtime.errors import SignatureMismatch
 from runtime.preprocessing.preparation import RawRows
+from runtime.preprocessing.tokenizer import Tokenizer
 from server.errors import DeadlineExceeded, NotReady, Overloaded
 from tests.server.batching.calls import begun, on_a_loop
 from tests.server.fakes import Gate, RecordedFailures, serving
 from tests.server.text_model import TextModel
-from tests.tokenizer_files import ids
+from tests.tokenizer_files import ids, splitting, words
 
 
 @fixture
@@ -200,3 +201,20 @@ async def test_an_error_of_the_code_is_the_requests_own(model):
         with raises(RuntimeError, match="a mistake"):
             await answered(bad)
         assert await answered(good) == [sum(ids("cat"))]
+
+
+@on_a_loop
+async def test_panics_are_counted(model):
+    """A text on which the library's own code fails is its request's error, and in the metrics."""
+    [reader] = model.preparer.readers
+    reader._tokenizer = Tokenizer(words(splitting("(z+)+$")))
+    async with serving(model) as service:
+        bad, good = asked(service, "cat", "z" * 24 + "!"), asked(service, "cat")
+
+        with raises(
+            SignatureMismatch,
+            match=r"^input 'text'\[1\]: expected a text that its tokenizer encodes, got one that it fails on$",
+        ):
+            await answered(bad)
+        assert await answered(good) == [sum(ids("cat"))]
+        assert service.metrics.panics == 2
