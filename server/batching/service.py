@@ -244,8 +244,10 @@ class Service:
             self._requests.finish(request, result)
             return
         self.metrics.count_preparation(seconds, result.tokens, result.truncated)
+        self.metrics.row_errors += len(result.errors)
         request.prepared = PreparationMetadata(seconds, result.tokens, result.truncated)
-        request.order = None if len(result.order) == 1 else result.order
+        request.order = None if len(result.order) == 1 and not result.errors else result.order
+        request.errors = result.errors
         self._scheduler.queue.reserve(-request.reserved)
         request.begin(result.parts, time.monotonic())
         self._scheduler.queue.offer(request.tasks)
@@ -331,9 +333,10 @@ class Service:
             return
         parts, metadata = request.answer(self.model)
         if request.as_declared:
-            answer = InferenceResult(parts, metadata, None, request.order)
+            answer = InferenceResult(parts, metadata, None, request.order, request.errors)
         else:
-            answer = InferenceResult(parts, metadata, self._limits.nonfinite, request.order)
+            policy = self._limits.nonfinite
+            answer = InferenceResult(parts, metadata, policy, request.order, request.errors)
             declared = (
                 is_as_declared(spec, part.outputs[spec.name])
                 for spec in self.model.signature.outputs

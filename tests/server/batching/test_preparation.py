@@ -218,3 +218,53 @@ async def test_panics_are_counted(model):
             await answered(bad)
         assert await answered(good) == [sum(ids("cat"))]
         assert service.metrics.panics == 2
+
+
+@on_a_loop
+async def test_a_thread_leaves_a_request_that_has_ended(model):
+    """Between two pieces of its texts a request whose client has gone is dropped, for the next one."""
+    [reader] = model.preparer.readers
+    encode, between, encoded = reader._tokenizer.encode, Gate(), []
+
+    def recorded(texts):
+        encoded.append(len(texts))
+        if len(encoded) == 1:
+            between(texts)
+        return encode(texts)
+
+    reader._tokenizer.encode = recorded
+    async with serving(model) as service:
+        gone, _ = asked(service, *["cat"] * 40)
+        await between.reached()
+        service.cancel(gone)
+        between.open()
+
+        assert await answered(asked(service, "dog")) == [sum(ids("dog"))]
+
+    assert encoded == [16, 1]
+
+
+@on_a_loop
+async def test_each_piece_has_its_time(model):
+    """A request of many texts is not taken for one that hangs, as long as it gets on."""
+    failures = RecordedFailures()
+    [reader] = model.preparer.readers
+    encode, pieces = reader._tokenizer.encode, Gate()
+
+    def slowly(texts):
+        pieces(texts)
+        return encode(texts)
+
+    reader._tokenizer.encode = slowly
+    async with serving(model, failures, stall_s=1000.0) as service:
+        request = asked(service, *["cat"] * 40)
+        [job] = service._preparation._running.values()
+        for _ in range(3):
+            await pieces.reached()
+            job.progressed -= 500
+            service._preparation._check_stall(job)
+            pieces.open()
+
+        assert await answered(request) == [sum(ids("cat"))] * 40
+
+    assert failures.reasons == []
