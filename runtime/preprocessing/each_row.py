@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from runtime.errors import InvalidInput
+from runtime.errors import InvalidInput, without_frames
 from runtime.preprocessing.preparation import Prepared, Preparer, RawRows
 from runtime.preprocessing.texts import Proceed
 from runtime.tensors import Array
@@ -29,7 +29,7 @@ def prepare_each(preparer: Preparer, raw: RawRows, proceed: Proceed) -> Prepared
         try:
             preparer.prepare(_chosen(raw, [i]), raw.where, proceed)
         except InvalidInput as error:
-            errors[i] = error
+            errors[i] = without_frames(error)
     good = [i for i in range(raw.rows) if i not in errors]
     prepared = preparer.prepare(_chosen(raw, good), raw.where, proceed)
     order = tuple(tuple(good[row] for row in rows) for rows in prepared.order)

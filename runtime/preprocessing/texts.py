@@ -151,17 +151,15 @@ class TextReader:
         try:
             return self._tokenizer.encode(rows)
         except TokenizerError:
-            pass
+            if len(rows) == 1:
+                raise SignatureMismatch(
+                    f"{where(self.stage.input, first)}: expected a text that its tokenizer encodes, "
+                    "got one that it fails on"
+                ) from None
         found: list[Encoded] = []
         for i, row in enumerate(rows, first):
             proceed()
-            try:
-                found += self._tokenizer.encode([row])
-            except TokenizerError:
-                raise SignatureMismatch(
-                    f"{where(self.stage.input, i)}: expected a text that its tokenizer encodes, got "
-                    "one that it fails on"
-                ) from None
+            found += self._encode([row], i, where, proceed)
         return found
 
     def _expect_tokens(self, found: Encoded, where: str) -> Tokens:
@@ -232,6 +230,8 @@ def _size(value: object, name: str, row: int, where: Where) -> int:
     """Return the bytes of a text in UTF-8; refuse what is none."""
     if not isinstance(value, str):
         raise SignatureMismatch(f"{where(name, row)}: expected a text, got {type(value).__name__}")
+    if value.isascii():  # a long one is not copied for it
+        return len(value)
     try:
         return len(value.encode())
     except UnicodeEncodeError as error:

@@ -3,8 +3,6 @@
 Values are never coerced; one that does not fit is an error that names its instance.
 """
 
-import base64
-import binascii
 import bisect
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -14,7 +12,7 @@ import numpy as np
 
 from runtime.errors import MalformedRequest, SignatureMismatch
 from runtime.inputs import Checked, Checker
-from runtime.records.tensors import convert, from_bytes, kind_of, refuse
+from runtime.records.tensors import convert, from_base64, from_bytes, kind_of, refuse
 from runtime.signature import Signature, TensorSpec, notation
 from runtime.tensors import Array, numpy_dtype
 
@@ -232,10 +230,7 @@ def _decoded(spec: TensorSpec, text: Any, where: str) -> Array:
     """
     if not isinstance(text, str):
         raise SignatureMismatch(f"{where}: expected base64, got {kind_of(text)}")
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise SignatureMismatch(f"{where}: expected base64, got other characters") from None
+    data = from_base64(text, where)
     axes = [dim for dim in spec.shape[1:] if isinstance(dim, str)]
     if len(axes) > 1:
         raise SignatureMismatch(

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
+from runtime.errors import InvalidInput, without_frames
 from runtime.preprocessing.each_row import prepare_each
 from runtime.preprocessing.preparation import Prepared, Preparer, RawRows
 
@@ -129,6 +130,8 @@ class PreparationPool[K]:
                 result = prepare_each(self._preparer, raw, job.proceed)
             else:
                 result = self._preparer.prepare(raw.inputs, raw.where, job.proceed)
+        except InvalidInput as error:
+            result = without_frames(error)
         except Exception as error:  # noqa: BLE001 (every error has an answer)
             result = error
         return Preparation(result, time.perf_counter() - begin)

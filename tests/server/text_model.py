@@ -63,7 +63,7 @@ class TextModel(FakeModel):
         prepare = self.preparer.prepare
 
         def recorded(inputs, where, *proceed):
-            self.prepared.append(list(inputs[stage.input]))
+            self.prepared.append([str(text) for text in inputs[stage.input]])
             self.before_preparing(inputs)
             return prepare(inputs, where, *proceed)
 

@@ -1,8 +1,10 @@
 """Raw rows are prepared off the loop, within the same limits, deadlines and cancellation as tensors."""
 
 import asyncio
+import gc
+import weakref
 
-from pytest import fixture, raises
+from pytest import fixture, mark, raises
 
 from runtime.errors import SignatureMismatch
 from runtime.preprocessing.preparation import RawRows
@@ -268,3 +270,34 @@ async def test_each_piece_has_its_time(model):
         assert await answered(request) == [sum(ids("cat"))] * 40
 
     assert failures.reasons == []
+
+
+class Kept(str):
+    """A text that can be looked for."""
+
+    __slots__ = ("__weakref__",)
+
+
+@mark.parametrize("each", [False, True])
+def test_a_refused_text_is_gone_with_its_answer(each):
+    """Nothing of a request that was refused stays until the garbage collector's next run."""
+    texts = [Kept("cat " * 8), Kept("\ud800"), Kept("cat")]
+    gone = [weakref.ref(text) for text in texts]
+
+    async def refuse():
+        async with serving(TextModel()) as service:
+            result = asyncio.get_running_loop().create_future()
+            raw = RawRows({"text": list(texts)}, len(texts), each=each)
+            service.submit(raw, result.set_result)
+            texts.clear()
+            del raw
+            assert isinstance(await result, SignatureMismatch) or result.result().errors
+            del result
+            await asyncio.sleep(0)
+            assert [text() for text in gone] == [None] * 3
+
+    gc.disable()
+    try:
+        asyncio.run(refuse())
+    finally:
+        gc.enable()

@@ -219,6 +219,7 @@ def test_a_row_too_long_is_named(running):
         param([{"x": [1, 2]}, {}], "instances[1]: expected 'x', got none", id="missing"),
         param([{"x": [1, 2]}, {"x": [1, 2], "q" * 500: 1}], f"instances[1]: expected 'x', got '{'q' * 100}'", id="unknown"),
         param([[1, 2], {"b64": "####"}], "instances[1]: input 'x': expected base64, got other characters", id="no-base64"),
+        param([[1, 2], {"b64": "AACAPwAAAEA=="}], "instances[1]: input 'x': expected base64, got other characters", id="padded-twice"),
         param([[1, 2], {"b64": 7}], "instances[1]: input 'x': expected base64, got a number", id="base64-number"),
         param([[1, 2], {"b64": "AAAA"}], "instances[1]: input 'x': expected 8 bytes for shape [2], got 3", id="base64-length"),
         param([[1, 2], {"b64": "AAAAAAAAAAA=", "more": 1}], "instances[0]: expected an object like the others, got an array", id="base64-and-more"),
