@@ -5,6 +5,7 @@ NumPy would turn null into NaN, "1.5" into 1.5, true into 1 and 1.9 into 1.
 
 import base64
 import binascii
+import contextlib
 import itertools
 import math
 import struct
@@ -209,12 +210,10 @@ def from_base64(text: str, where: str) -> bytes:
       SignatureMismatch: it is none.
     """
     characters = len(text.rstrip("="))
-    try:
-        if len(text) != characters + -characters % 4:
-            raise binascii.Error
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise SignatureMismatch(f"{where}: expected base64, got other characters") from None
+    if len(text) == characters + -characters % 4:
+        with contextlib.suppress(binascii.Error, ValueError):
+            return base64.b64decode(text, validate=True)
+    raise SignatureMismatch(f"{where}: expected base64, got other characters")
 
 
 def _depth(values: Any) -> int:
