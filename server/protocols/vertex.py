@@ -13,6 +13,7 @@ from runtime.errors import InvalidInput, MalformedRequest, NonFiniteOutput
 from runtime.model import Model
 from runtime.preprocessing.preparation import RawRows
 from runtime.records.each_row import EachRow, read_each, read_instances
+from runtime.records.instances import read_rows
 from runtime.records.predictions import Nonfinite, predictions_from
 from runtime.records.raw_rows import decoded
 from runtime.records.tensors import brief, kind_of
@@ -53,54 +54,55 @@ def read(
     unknown = next((key for key in value if key not in ("instances", "parameters")), None)
     if unknown is not None:
         raise MalformedRequest(f"body: expected instances and parameters, got {unknown[:100]!r}")
-    parameters = _parameters(value.get("parameters"))
-    instances = expect_instances(value["instances"], model, max_rows)
+    instances, given = value["instances"], value.get("parameters")
+    if given is None:  # as in most requests, each of which costs what is called for it
+        return parse_instances(body, instances, model, max_rows)
+    parameters = _parameters(given)
     timeout_s, top_k = _timeout(parameters), _top_k(parameters, model)
-    if not _row_errors(parameters):
-        return parse_instances(body, instances, model, timeout_s, top_k)
-    rows = read_each(instances, model)
-    serialize = functools.partial(write_each, model, rows, top_k=top_k)
-    return ParsedRequest(rows.parts, serialize, timeout_s, len(rows.errors))
-
-
-def expect_instances(instances: Any, model: Model, max_rows: int) -> list[Any]:
-    """Return `instances` without fields that are declared to be no inputs.
-
-    Args:
-      instances: the parsed value.
-      model: with the declared fields.
-      max_rows: limit of rows in a request.
-
-    Raises:
-      MalformedRequest: it is no array.
-      TooLarge: it has more rows.
-    """
-    if not isinstance(instances, list):
-        raise MalformedRequest(f"instances: expected an array, got {kind_of(instances)}")
-    if len(instances) > max_rows:
-        raise TooLarge(f"instances: expected at most {max_rows}, got {len(instances)}")
-    return _without(model.manifest.passthrough, instances)
+    each = _row_errors(parameters)
+    return parse_instances(body, instances, model, max_rows, timeout_s, top_k, row_errors=each)
 
 
 def parse_instances(
     body: bytes,
-    instances: Sequence[Any],
+    instances: Any,
     model: Model,
+    max_rows: int,
     timeout_s: float | None = None,
     top_k: int | None = None,
+    *,
+    row_errors: bool = False,
 ) -> ParsedRequest[Response]:
     """Parse `instances`; the response will have `predictions`.
 
     Args:
       body: the JSON that contains them.
-      instances: as `expect_instances` returned them.
+      instances: the parsed value.
       model: has the signature and the checker.
+      max_rows: limit of rows in a request.
       timeout_s: the client's own time limit.
       top_k: see `predictions_from`.
+      row_errors: whether an instance that does not fit fails by itself.
+
+    Raises:
+      MalformedRequest: the value is no array.
+      SignatureMismatch: an instance does not fit the signature.
+      TooLarge: more instances than max_rows.
     """
+    if not isinstance(instances, list):
+        raise MalformedRequest(f"instances: expected an array, got {kind_of(instances)}")
+    if len(instances) > max_rows:
+        raise TooLarge(f"instances: expected at most {max_rows}, got {len(instances)}")
+    if model.manifest.passthrough:
+        instances = _without(model.manifest.passthrough, instances)
+    if row_errors:
+        rows = read_each(instances, model)
+        serialize = functools.partial(write_each, model, rows, top_k=top_k)
+        return ParsedRequest(rows.parts, serialize, timeout_s, len(rows.errors))
     # A search for one letter is the fastest, and most bodies contain neither.
     booleans = (b"u" in body and b"true" in body) or (b"f" in body and b"false" in body)
-    parts = read_instances(instances, model, booleans=booleans)
+    read = read_rows if model.preparer is None else read_instances
+    parts = read(instances, model, booleans=booleans)
     return ParsedRequest(parts, functools.partial(write, model, top_k=top_k), timeout_s)
 
 
@@ -109,8 +111,6 @@ def _parameters(parameters: Any) -> Mapping[str, Any]:
 
     Vertex AI passes on all parameters of a client; some are meant for other servers.
     """
-    if parameters is None:
-        return {}
     if not isinstance(parameters, Mapping):
         raise MalformedRequest(f"parameters: expected an object, got {kind_of(parameters)}")
     return parameters
@@ -148,8 +148,6 @@ def _timeout(parameters: Mapping[str, Any]) -> float | None:
 
 def _without(fields: Sequence[str], instances: list[Any]) -> list[Any]:
     """Return instances without fields that the bundle declares to be no inputs, such as `key`."""
-    if not fields:
-        return instances
     return [
         {name: value for name, value in instance.items() if name not in fields}
         if type(instance) is dict

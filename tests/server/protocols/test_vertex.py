@@ -9,7 +9,7 @@ from pytest import fixture, mark, param, raises
 
 from runtime.entries import OutputFormat
 from server.errors import TooLarge
-from server.protocols.vertex import expect_instances
+from server.protocols.vertex import parse_instances
 from tests.server.fakes import ECHO, EVERY, FakeModel, Running, signature
 from tests.server.flask_client import client_for, refused
 
@@ -191,7 +191,7 @@ def test_a_request_larger_than_any_bucket_is_split():
 def test_too_many_instances_are_refused_before_they_are_looked_at():
     """Rows beyond what a request may have cost nothing."""
     with raises(TooLarge) as caught:
-        expect_instances(["not looked at"] * 1001, FakeModel(signature=ECHO), 1000)
+        parse_instances(b"", ["not looked at"] * 1001, FakeModel(signature=ECHO), 1000)
 
     assert str(caught.value) == "instances: expected at most 1000, got 1001"
 
