@@ -128,3 +128,16 @@ def first_line(error: BaseException) -> str:
     """Return what an error says, as far as it goes into a line."""
     text = str(error).strip() or type(error).__name__
     return printable(text.splitlines()[0][:300])
+
+
+def without_frames[E: BaseException](error: E) -> E:
+    """Return an error that no longer refers to the calls that it went through.
+
+    Where such a call has the error in a variable they refer to each other, and all that the calls had, such as
+    megabytes of texts, would stay until the garbage collector's next run.
+    """
+    inner: BaseException | None = error
+    while inner is not None:
+        inner.__traceback__ = None
+        inner.__context__, inner = None, inner.__context__
+    return error

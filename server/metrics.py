@@ -161,6 +161,8 @@ class Metrics:
       prepared: seconds that the raw inputs of each request took to prepare.
       tokens: of texts.
       truncated: rows of which a text was cut off.
+      row_errors: rows that failed by themselves, in requests that asked for that.
+      panics: calls in which the library that prepares raw inputs failed by itself.
     """
 
     requests: collections.Counter[tuple[str, str]] = dataclasses.field(
@@ -182,6 +184,8 @@ class Metrics:
     prepared: Histogram = dataclasses.field(default_factory=_seconds)
     tokens: int = 0
     truncated: int = 0
+    row_errors: int = 0
+    panics: int = 0
 
     def count_inference(
         self, protocol: str, code: str, seconds: float, error_code: str | None = None

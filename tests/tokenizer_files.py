@@ -48,6 +48,12 @@ def words(change=lambda _: None):
     return json.dumps(value).encode()
 
 
+def splitting(pattern):
+    """Return a change that has a file split texts by a pattern."""
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+    return lambda value: value.update(pre_tokenizer=split | {"invert": False})
+
+
 def ids(text):
     """Return the ids that a text of known words has."""
     return [2, *(VOCABULARY[word] for word in text.split()), 3]

@@ -47,12 +47,14 @@ def forge(out: Path, name: str) -> None:
 
 def _files(manifest: dict) -> list[dict]:
     programs = [p[form] for p in manifest["programs"] for form in ("exported", "stablehlo")]
-    return [*programs, *(g["file"] for g in manifest["goldens"]), *manifest["params"]["files"]]
+    goldens = [g[form] for g in manifest["goldens"] for form in ("file", "raw") if form in g]
+    tokenizers = [stage["tokenizer"] for stage in manifest.get("preprocess", ())]
+    return [*programs, *goldens, *tokenizers, *manifest["params"]["files"]]
 
 
 def _altered(name: str, data: bytes, rng: random.Random) -> bytes:
     if name == MANIFEST and rng.random() < 0.7:
-        return json.dumps(_other_json(json.loads(data), rng)).encode()
+        return json.dumps(other_json(json.loads(data), rng)).encode()
     kind = rng.choice((_flip, _flip, _flip, _set, _cut, _drop, _repeat))
     return kind(bytearray(data), rng)
 
@@ -86,7 +88,7 @@ def _repeat(data: bytearray, rng: random.Random) -> bytes:
     return bytes(data[:at] + data[at : at + rng.choice((1, 16, 100))] * 2 + data[at:])
 
 
-def _other_json(value: object, rng: random.Random) -> object:
+def other_json(value: object, rng: random.Random) -> object:
     """Alter one value somewhere in a JSON value."""
     places = list(_places(value))
     holder, key = rng.choice(places)

@@ -42,7 +42,7 @@ class Running:
     def __init__(self, server: Server, work: workload.Workload, folder: Path) -> None:
         self.server, self._work = server, work
         port = process.free_port()
-        name = f"{server.name}-{server.model}-{server.grpc.connections[0]}".replace(" ", "-")
+        name = f"{server.name}-{server.model}-{server.connections[0]}".replace(" ", "-")
         self._url = f"http://127.0.0.1:{port}{server.path}"
         self._bodies = work.write(folder / f"{name}.jsonl", server.dialect)
         env = {
@@ -156,7 +156,7 @@ def start(
     running: list[Running | RunningBare] = []
     try:
         for server in servers:
-            kind = Running if any(server.grpc.connections) else RunningBare
+            kind = Running if any(server.connections) else RunningBare
             running.append(kind(server, works[server.model], folder))
             running[-1].wait()
             print(f"ready: {server.model}, {server.name} ({server.setting})", flush=True)

@@ -2,7 +2,8 @@
 
 Dialects: Vertex AI's `instances`, which every server here speaks but Triton; the Open Inference
 Protocol in JSON (`oip`), which Triton speaks, with binary tensors (`binary`), over gRPC call by
-call (`grpc`), and over gRPC in streams of STREAM requests (`stream`).
+call (`grpc`), and over gRPC in streams of STREAM requests (`stream`). `bench.raw` has two more: `text`, Vertex AI's
+instances that are sentences, and `openai`.
 """
 
 import concurrent.futures
@@ -130,8 +131,10 @@ def ask(url: str, dialect: str, body: bytes, head: int | None) -> Any:
         if reply.status != 200:
             raise OSError(f"status {reply.status}")
         answer, behind = reply.read(), reply.headers.get("Inference-Header-Content-Length")
-    if dialect == "vertex":
+    if dialect in ("vertex", "text"):
         return json.loads(answer)["predictions"][0]
+    if dialect == "openai":
+        return json.loads(answer)["data"][0]["embedding"]
     if dialect == "oip":
         return json.loads(answer)["outputs"][0]["data"]
     return np.frombuffer(answer[int(behind) :], np.float32)

@@ -5,15 +5,23 @@ else is asked at the same time.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from runtime.buckets import pick
 from runtime.bundle import Bundle
-from runtime.errors import SignatureMismatch, nearest
+from runtime.errors import InvalidInput, SignatureMismatch, nearest
 from runtime.inputs import Checked, Checker
-from runtime.preprocessing.texts import TextReader, Tokens, Where, in_column
+from runtime.preprocessing.texts import (
+    Proceed,
+    TextReader,
+    Tokens,
+    Where,
+    in_column,
+    proceed_always,
+)
 from runtime.signature import Signature
 from runtime.tensors import Array
 
@@ -25,11 +33,13 @@ class RawRows(NamedTuple):
       inputs: as `Preparer.prepare` takes them.
       rows: of these.
       where: names a row of a raw input in messages.
+      each: whether a row that does not fit fails by itself; else all fail with it.
     """
 
     inputs: Mapping[str, Sequence[object] | Array]
     rows: int
     where: Where = in_column
+    each: bool = False
 
 
 class Prepared(NamedTuple):
@@ -41,6 +51,7 @@ class Prepared(NamedTuple):
       rows: in all parts.
       tokens: of all rows, padding apart.
       truncated: rows of which a text was cut off.
+      errors: of rows that failed by themselves, which are in no part, by their number.
     """
 
     parts: tuple[Checked, ...]
@@ -48,6 +59,7 @@ class Prepared(NamedTuple):
     rows: int
     tokens: int
     truncated: int
+    errors: Mapping[int, InvalidInput] = MappingProxyType({})
 
 
 class Preparer:
@@ -82,12 +94,20 @@ class Preparer:
         # An output of the text's own length is cut to it; for others rows of a bucket go together.
         self._exact = any(axes.intersection(map(str, s.shape)) for s in signature.outputs)
 
+    @property
+    def panics(self) -> int:
+        """Return the number of calls in which a library's own code failed on what callers sent."""
+        return sum(reader.panics for reader in self.readers)
+
     def takes(self, inputs: Iterable[str]) -> bool:
         """Whether inputs of these names are raw ones, rather than tensors only."""
         return any(name in self.raw_names for name in inputs)
 
     def prepare(
-        self, inputs: Mapping[str, Sequence[object] | Array], where: Where = in_column
+        self,
+        inputs: Mapping[str, Sequence[object] | Array],
+        where: Where = in_column,
+        proceed: Proceed = proceed_always,
     ) -> Prepared:
         """Make tensors of raw rows, and check all inputs.
 
@@ -95,12 +115,13 @@ class Preparer:
           inputs: raw input to its texts, and the inputs that no stage makes, by name; all with the
             same number of rows.
           where: names a row of a raw input in messages.
+          proceed: called before some rows each; what it raises is raised.
 
         Raises:
           SignatureMismatch: something does not fit; names the first such row.
         """
         columns, tensors, rows = self._sorted(inputs)
-        found = self.tokens(columns, where)
+        found = self.tokens(columns, where, proceed)
         sizes = self._sizes(found, rows)
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, own in enumerate(sizes):
@@ -113,18 +134,22 @@ class Preparer:
         return Prepared(tuple(parts), tuple(map(tuple, groups.values())), rows, tokens, len(cut))
 
     def tokens(
-        self, columns: Mapping[str, Sequence[object]], where: Where = in_column
+        self,
+        columns: Mapping[str, Sequence[object]],
+        where: Where = in_column,
+        proceed: Proceed = proceed_always,
     ) -> list[list[Tokens]]:
         """Return for each stage the tokens of each row.
 
         Args:
           columns: raw input to its texts.
           where: as for `prepare`.
+          proceed: likewise.
 
         Raises:
           SignatureMismatch: the first row that does not fit.
         """
-        return [reader.read(columns, where) for reader in self.readers]
+        return [reader.read(columns, where, proceed) for reader in self.readers]
 
     def _part(
         self,

@@ -1,6 +1,6 @@
 """Texts to the arrays of one stage, row by row."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,9 +11,18 @@ from runtime.raw_inputs import TextStage
 from runtime.signature import Signature, TensorSpec, limits
 from runtime.tensors import Array, numpy_dtype
 
+# What the library has at once: it can neither be interrupted meanwhile nor frees anything, and takes
+# hundreds of times the memory of the texts.
 _AT_ONCE = 16
+_BYTES_AT_ONCE = 1 << 18
 # Names a raw input, and one row of it, in a message.
 Where = Callable[[str, int], str]
+# Called before each piece of work that cannot be interrupted; what it raises ends the work.
+Proceed = Callable[[], object]
+
+
+def proceed_always() -> None:
+    """Go on with the work."""
 
 
 def in_column(name: str, row: int) -> str:
@@ -66,18 +75,30 @@ class TextReader:
         self._minimum = next((a.minimum for a in signature.axes if a.name == dim), 0)
         expect_fit(self._tokenizer, stage, ids)
 
-    def read(self, columns: Mapping[str, Sequence[object]], where: Where) -> list[Tokens]:
+    @property
+    def panics(self) -> int:
+        """Return the number of calls in which the library's own code failed."""
+        return self._tokenizer.panics
+
+    def read(
+        self,
+        columns: Mapping[str, Sequence[object]],
+        where: Where,
+        proceed: Proceed = proceed_always,
+    ) -> list[Tokens]:
         """Return the tokens of each row.
 
         Args:
           columns: raw input to its texts, those of the stage among them, all of one length.
           where: names a row in messages.
+          proceed: called before some rows each; what it raises is raised.
 
         Raises:
           SignatureMismatch: the first row that does not fit.
         """
         stage = self.stage
         rows: list[Text] = []
+        sizes: list[int] = []
         for i, values in enumerate(zip(*(columns[n] for n in stage.raw_names), strict=True)):
             size = 0
             for name, value in zip(stage.raw_names, values, strict=True):
@@ -87,8 +108,13 @@ class TextReader:
                     f"{where(stage.input, i)}: expected at most {stage.max_bytes} bytes, got {size}"
                 )
             rows.append(values if stage.pair is not None else values[0])
-        found = self._encode(rows, where)
-        return [self._expect_tokens(one, where(stage.input, i)) for i, one in enumerate(found)]
+            sizes.append(size)
+        found: list[Tokens] = []
+        for start, end in _pieces(sizes):
+            proceed()
+            for i, one in enumerate(self._encode(rows[start:end], start, where, proceed), start):
+                found.append(self._expect_tokens(one, where(stage.input, i)))
+        return found
 
     def lay_out(self, rows: Sequence[Tokens], size: int) -> dict[str, Array]:
         """Return the stage's inputs for some rows, padded on the right.
@@ -118,25 +144,22 @@ class TextReader:
         pad = 0 if name == self.stage.attention_mask else spec.pad
         return np.full(shape, pad, numpy_dtype(spec.dtype))
 
-    def _encode(self, rows: Sequence[Text], where: Where) -> list[Encoded]:
+    def _encode(
+        self, rows: Sequence[Text], first: int, where: Where, proceed: Proceed
+    ) -> list[Encoded]:
+        """Return some rows, the first of which has this number, as the library encodes them."""
         try:
-            # A few at a time: what the library holds meanwhile is hundreds of times the texts.
-            return [
-                one
-                for start in range(0, len(rows), _AT_ONCE)
-                for one in self._tokenizer.encode(rows[start : start + _AT_ONCE])
-            ]
+            return self._tokenizer.encode(rows)
         except TokenizerError:
-            pass
-        found: list[Encoded] = []
-        for i, row in enumerate(rows):
-            try:
-                found += self._tokenizer.encode([row])
-            except TokenizerError:
+            if len(rows) == 1:
                 raise SignatureMismatch(
-                    f"{where(self.stage.input, i)}: expected a text that its tokenizer encodes, got "
-                    "one that it fails on"
+                    f"{where(self.stage.input, first)}: expected a text that its tokenizer encodes, "
+                    "got one that it fails on"
                 ) from None
+        found: list[Encoded] = []
+        for i, row in enumerate(rows, first):
+            proceed()
+            found += self._encode([row], i, where, proceed)
         return found
 
     def _expect_tokens(self, found: Encoded, where: str) -> Tokens:
@@ -191,10 +214,24 @@ def expect_fit(tokenizer: Tokenizer, stage: TextStage, ids: TensorSpec) -> None:
         )
 
 
+def _pieces(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield where each piece of rows begins and ends, by the bytes of the rows."""
+    start = total = 0
+    for i, size in enumerate(sizes):
+        if i > start and (i - start == _AT_ONCE or total + size > _BYTES_AT_ONCE):
+            yield start, i
+            start, total = i, 0
+        total += size
+    if start < len(sizes):
+        yield start, len(sizes)
+
+
 def _size(value: object, name: str, row: int, where: Where) -> int:
     """Return the bytes of a text in UTF-8; refuse what is none."""
     if not isinstance(value, str):
         raise SignatureMismatch(f"{where(name, row)}: expected a text, got {type(value).__name__}")
+    if value.isascii():  # a long one is not copied for it
+        return len(value)
     try:
         return len(value.encode())
     except UnicodeEncodeError as error:

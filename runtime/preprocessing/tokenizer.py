@@ -7,10 +7,12 @@ a process of its own first; see `runtime.preprocessing.sandbox`.
 import importlib
 import importlib.metadata
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from runtime.errors import BundleError, MissingLibrary, first_line
+from runtime.preprocessing.panics import OUTPUT
 from runtime.raw_inputs import MAX_TOKENIZER_BYTES, TextStage
 
 Text = str | tuple[str, str]
@@ -18,6 +20,10 @@ Text = str | tuple[str, str]
 
 class TokenizerError(Exception):
     """A tokenizer.json is not one that can be used; the message is what was got."""
+
+
+class TokenizerPanic(TokenizerError):
+    """The library's own code failed, as on a pattern that takes too many steps on a text."""
 
 
 class Encoded(NamedTuple):
@@ -46,6 +52,7 @@ class Tokenizer:
     Attributes:
       stored_max_tokens: where the file itself would cut off texts, or None.
       stored_padding: the file's own padding, as the library describes it, or None.
+      panics: number of calls of `encode` in which the library's own code failed.
 
     Raises:
       MissingLibrary: the library is not installed.
@@ -66,6 +73,8 @@ class Tokenizer:
         self.stored_padding: dict[str, Any] | None = self._tokenizer.padding
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self.panics = 0
+        self._counting = threading.Lock()
         self._truncates = max_tokens is not None
         if max_tokens is not None:
             # Which side goes, and of which text of a pair, is what the model was trained with.
@@ -81,7 +90,12 @@ class Tokenizer:
         Raises:
           TokenizerError: the library fails on one of them.
         """
-        found = caught(lambda: self._tokenizer.encode_batch_fast(list(texts)))
+        try:
+            found = caught(lambda: self._tokenizer.encode_batch_fast(list(texts)))
+        except TokenizerPanic:
+            with self._counting:
+                self.panics += 1
+            raise
         return [
             Encoded(one.ids, one.type_ids, self._truncates and bool(one.overflowing))
             for one in found
@@ -110,16 +124,20 @@ class Tokenizer:
 
 
 def caught[T](call: Callable[[], T]) -> T:
-    """Call the library; what it raises becomes a TokenizerError.
+    """Call the library; what it raises becomes a TokenizerError, and a panic a TokenizerPanic.
 
     Its panics are no Exception, and their class has no other name than this one.
     """
     try:
-        return call()
+        with OUTPUT.limited():
+            return call()
+    except Exception as error:  # noqa: BLE001 (whatever the library raises)
+        raise TokenizerError(first_line(error)) from None
     except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise TokenizerError(first_line(error)) from None
-        raise
+        if type(error).__name__ != "PanicException":
+            raise
+        OUTPUT.close()
+        raise TokenizerPanic(first_line(error)) from None
 
 
 def open_tokenizer(data: bytes, stage: TextStage) -> Tokenizer:

@@ -3,8 +3,6 @@
 Values are never coerced; one that does not fit is an error that names its instance.
 """
 
-import base64
-import binascii
 import bisect
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -14,7 +12,7 @@ import numpy as np
 
 from runtime.errors import MalformedRequest, SignatureMismatch
 from runtime.inputs import Checked, Checker
-from runtime.records.tensors import convert, from_bytes, kind_of, refuse
+from runtime.records.tensors import convert, from_base64, from_bytes, kind_of, refuse
 from runtime.signature import Signature, TensorSpec, notation
 from runtime.tensors import Array, numpy_dtype
 
@@ -27,8 +25,9 @@ _B64 = {"b64"}
 def read_rows(instances: Sequence[Any], model: "Model", *, booleans: bool = True) -> list[Checked]:
     """Read instances and hold them against the signature.
 
-    An instance is an object of inputs by name; where there is one input only (masks
-    apart), it can be that input's value itself. Masks can be left out, by all or by none.
+    An instance is an object of inputs by name, or an array of them in the signature's order, as the
+    columns of a table are; where there is one input only (masks apart), it can be that input's value
+    itself. Masks can be left out, by all or by none.
 
     Args:
       instances: as JSON has them.
@@ -131,14 +130,18 @@ def _columns(instances: Sequence[Any], signature: Signature) -> dict[str, list[A
     required = [spec.name for spec in signature.inputs if not spec.mask]
     names = [spec.name for spec in signature.inputs]
     if len(names) == 1 and dict not in set(map(type, instances)):
-        return {names[0]: list(instances)}
+        scalar = len(signature.inputs[0].shape) == 1
+        return {names[0]: [_only(v) for v in instances] if scalar else list(instances)}
     if not any(map(_named, instances)):
         if len(required) != 1 and instances:
-            raise MalformedRequest(
-                f"instances[0]: expected an object with {', '.join(map(repr, required))}, got "
-                f"{kind_of(instances[0])}"
-            )
-        return {name: list(instances) if name in required else [] for name in names}
+            return _by_position(instances, names, required)
+        scalars = {spec.name for spec in signature.inputs if len(spec.shape) == 1}
+        return {
+            name: [_only(v) if name in scalars else v for v in instances]
+            if name in required
+            else []
+            for name in names
+        }
     columns: dict[str, list[Any]] = {name: [] for name in names}
     for i, instance in enumerate(instances):
         _check_keys(instance, i, names, required)
@@ -149,6 +152,30 @@ def _columns(instances: Sequence[Any], signature: Signature) -> dict[str, list[A
             first = next(i for i, instance in enumerate(instances) if name not in instance)
             raise MalformedRequest(f"instances[{first}]: expected {name!r} as in others, got none")
     return columns
+
+
+def _only(value: Any) -> Any:
+    """Return the value of a row that has one column, or else the value of a scalar."""
+    return value[0] if type(value) is list and len(value) == 1 else value
+
+
+def _by_position(
+    instances: Sequence[Any], names: list[str], required: list[str]
+) -> dict[str, list[Any]]:
+    """Return the columns of instances that are arrays of the inputs, with masks or without."""
+    first = instances[0]
+    given = names if type(first) is list and len(first) == len(names) else required
+    for i, instance in enumerate(instances):
+        if type(instance) is not list or len(instance) != len(given):
+            got = f"{len(instance)} values" if type(instance) is list else kind_of(instance)
+            raise MalformedRequest(
+                f"instances[{i}]: expected {', '.join(map(repr, given))}, in an object or in an array "
+                f"of {len(given)}, got {got}"
+            )
+    columns = {
+        name: list(column) for name, column in zip(given, zip(*instances, strict=True), strict=True)
+    }
+    return {name: columns.get(name, []) for name in names}
 
 
 def _named(instance: Any) -> bool:
@@ -203,10 +230,7 @@ def _decoded(spec: TensorSpec, text: Any, where: str) -> Array:
     """
     if not isinstance(text, str):
         raise SignatureMismatch(f"{where}: expected base64, got {kind_of(text)}")
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise SignatureMismatch(f"{where}: expected base64, got other characters") from None
+    data = from_base64(text, where)
     axes = [dim for dim in spec.shape[1:] if isinstance(dim, str)]
     if len(axes) > 1:
         raise SignatureMismatch(

@@ -5,8 +5,6 @@ tensor, nor is `{"b64": …}` where the bundle takes texts, nor an array that be
 Nothing is guessed from a content.
 """
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +12,7 @@ from runtime.errors import MalformedRequest, SignatureMismatch
 from runtime.inputs import Checked
 from runtime.preprocessing.preparation import Preparer, RawRows
 from runtime.records.instances import read_column
-from runtime.records.tensors import kind_of
+from runtime.records.tensors import from_base64, kind_of
 from runtime.tensors import Array
 
 if TYPE_CHECKING:
@@ -147,10 +145,7 @@ def text_of(value: Any, where: str) -> str:
         return value
     if type(value) is not dict or value.keys() != _B64 or not isinstance(value["b64"], str):
         raise SignatureMismatch(f"{where}: expected a text, got {kind_of(value)}")
-    try:
-        return decoded(base64.b64decode(value["b64"], validate=True), where)
-    except (binascii.Error, ValueError):
-        raise SignatureMismatch(f"{where}: expected base64, got other characters") from None
+    return decoded(from_base64(value["b64"], where), where)
 
 
 def decoded(data: bytes, where: str) -> str:

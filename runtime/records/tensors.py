@@ -3,6 +3,9 @@
 NumPy would turn null into NaN, "1.5" into 1.5, true into 1 and 1.9 into 1.
 """
 
+import base64
+import binascii
+import contextlib
 import itertools
 import math
 import struct
@@ -196,6 +199,21 @@ def _first_illegal(dtype: str, value: Any) -> str | None:
         value = value[low]
     legal = type(value) is bool if dtype == "bool" else type(value) in (int, float)
     return _shown(value) if legal else kind_of(value)
+
+
+def from_base64(text: str, where: str) -> bytes:
+    """Return the bytes that base64 stands for, padded as it has to be.
+
+    Python's own reader ignores padding that is too much.
+
+    Raises:
+      SignatureMismatch: it is none.
+    """
+    characters = len(text.rstrip("="))
+    if len(text) == characters + -characters % 4:
+        with contextlib.suppress(binascii.Error, ValueError):
+            return base64.b64decode(text, validate=True)
+    raise SignatureMismatch(f"{where}: expected base64, got other characters")
 
 
 def _depth(values: Any) -> int:

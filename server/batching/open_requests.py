@@ -49,11 +49,11 @@ class OpenRequests:
           timeout_s: its own limit, less than that of every request; None if it has none.
         """
         self._requests[request] = None
-        loop = asyncio.get_running_loop()
         if timeout_s is not None:
+            loop = asyncio.get_running_loop()
             request.timer = loop.call_later(timeout_s, self.finish, request, _late(timeout_s))
         elif self._timer is None:
-            self._timer = loop.call_later(self._timeout_s, self._expire)
+            self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._expire)
 
     def deprioritize(self, request: PendingRequest) -> None:
         """Note that a client may have gone, unless its request has ended."""
@@ -78,7 +78,8 @@ class OpenRequests:
         self.deprioritized.pop(request, None)
         if request.timer is not None:
             request.timer.cancel()
-        self._release(request)
+        if request.reserved or request.remaining:
+            self._release(request)
         request.clear()
         if not self._requests:
             self._none.set()

@@ -3,17 +3,20 @@
 import asyncio
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from runtime.errors import SignatureMismatch
+from runtime.errors import InvalidInput, SignatureMismatch
 from runtime.inputs import Checked
 from runtime.model import Model
 from runtime.records.predictions import Nonfinite
 from runtime.tensors import Array
 from server.batching.queue import Task
+
+_NO_ERRORS: Mapping[int, InvalidInput] = MappingProxyType({})
 
 
 class InferenceMetadata(NamedTuple):
@@ -96,12 +99,14 @@ class InferenceResult(NamedTuple):
         outputs have neither.
       order: for each part, which rows of the request these are, counted from 0; None where they
         stand in the request's order.
+      errors: of raw rows that failed by themselves and are in no part, by their number.
     """
 
     parts: Sequence[ResultSlice]
     metadata: InferenceMetadata
     nonfinite: Nonfinite | None = None
     order: Sequence[Sequence[int]] | None = None
+    errors: Mapping[int, InvalidInput] = _NO_ERRORS
 
     @property
     def rows(self) -> int:
@@ -135,7 +140,7 @@ class InferenceResult(NamedTuple):
         return placed
 
     def in_order(self, rows: Sequence[Sequence[Any]]) -> list[Any]:
-        """Return what was made of each part's rows, in the request's order.
+        """Return what was made of each part's rows, in the request's order; None for rows with an error.
 
         Args:
           rows: for each part one value for each of its rows.
@@ -143,7 +148,7 @@ class InferenceResult(NamedTuple):
         flat = list(itertools.chain.from_iterable(rows))
         if self.order is None:
             return flat
-        placed: list[Any] = [None] * len(flat)
+        placed: list[Any] = [None] * (len(flat) + len(self.errors))
         for row, value in zip(itertools.chain.from_iterable(self.order), flat, strict=True):
             placed[row] = value
         return placed
@@ -179,6 +184,7 @@ class PendingRequest:
       remaining: number of tasks without a result.
       reserved: rows that are still being prepared.
       order: see `InferenceResult`.
+      errors: likewise.
       prepared: see `InferenceMetadata`.
       prefer_thread: see `Service.submit`.
     """
@@ -198,6 +204,7 @@ class PendingRequest:
     as_declared: bool = True
     reserved: int = 0
     order: Sequence[Sequence[int]] | None = None
+    errors: Mapping[int, InvalidInput] = _NO_ERRORS
     prepared: PreparationMetadata | None = None
     prefer_thread: bool = False
 

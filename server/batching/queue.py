@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from runtime.buckets import Planner
 from server.errors import Overloaded
@@ -114,7 +114,8 @@ class BatchQueue:
           Overloaded: their rows do not fit in the queue.
         """
         rows = sum([task.rows for task in tasks])
-        self._expect_room(rows)
+        if rows > self._capacity - self.rows - self.reserved:
+            self._refuse()
         self.rows += rows
         for task in tasks:
             group = self.group(task.sizes)
@@ -127,13 +128,13 @@ class BatchQueue:
         Raises:
           Overloaded: they do not fit in the queue.
         """
-        self._expect_room(rows)
+        if rows > self._capacity - self.rows - self.reserved:
+            self._refuse()
         self.reserved += rows
 
-    def _expect_room(self, rows: int) -> None:
+    def _refuse(self) -> NoReturn:
         used = self.rows + self.reserved
-        if used + rows > self._capacity:
-            raise Overloaded(f"the queue is full: {used} of {self._capacity} rows wait")
+        raise Overloaded(f"the queue is full: {used} of {self._capacity} rows wait")
 
     def discard(self, task: Task) -> bool:
         """Remove a task, which is late or cancelled; return whether it was in the queue."""

@@ -203,7 +203,7 @@ class Service:
           DeadlineExceeded: the timeout is over, or too short for any batch.
         """
         scheduler = self._accepting()
-        raw = parts if isinstance(parts, RawRows) else None
+        raw = parts if type(parts) is RawRows else None
         checked: Sequence[Checked] = () if raw else parts  # type: ignore[assignment]
         rows = raw.rows if raw else sum([part.rows for part in checked])
         if rows > self.max_request_rows:
@@ -215,7 +215,7 @@ class Service:
         else:
             timeout_s = None
         request = PendingRequest(checked, scheduler.queue.max_rows, time.monotonic(), done)
-        if rows > self._limits.queue_rows - self.queued_rows:
+        if rows > self._limits.queue_rows - scheduler.queue.rows - scheduler.queue.reserved:
             self._shed(scheduler, rows)
         if raw:
             scheduler.queue.reserve(rows)
@@ -236,14 +236,18 @@ class Service:
     def _on_prepared(self, request: PendingRequest, prepared: Preparation) -> None:
         """Queue the rows of a request that were prepared, unless it has ended meanwhile."""
         result, seconds = prepared
+        if self._scheduler is not None and self.model.preparer is not None:
+            self.metrics.panics = self.model.preparer.panics
         if request not in self._requests or self._scheduler is None:
             return
         if isinstance(result, Exception):
             self._requests.finish(request, result)
             return
         self.metrics.count_preparation(seconds, result.tokens, result.truncated)
+        self.metrics.row_errors += len(result.errors)
         request.prepared = PreparationMetadata(seconds, result.tokens, result.truncated)
-        request.order = None if len(result.order) == 1 else result.order
+        request.order = None if len(result.order) == 1 and not result.errors else result.order
+        request.errors = result.errors
         self._scheduler.queue.reserve(-request.reserved)
         request.begin(result.parts, time.monotonic())
         self._scheduler.queue.offer(request.tasks)
@@ -324,14 +328,13 @@ class Service:
                 self._scheduler.queue.discard(task)
 
     def _complete(self, request: PendingRequest) -> None:
-        """Answer a request whose tasks have all been run."""
-        if request not in self._requests:
-            return
+        """Answer a request whose tasks have all been run, unless it has ended."""
         parts, metadata = request.answer(self.model)
         if request.as_declared:
-            answer = InferenceResult(parts, metadata, None, request.order)
+            answer = InferenceResult(parts, metadata, None, request.order, request.errors)
         else:
-            answer = InferenceResult(parts, metadata, self._limits.nonfinite, request.order)
+            policy = self._limits.nonfinite
+            answer = InferenceResult(parts, metadata, policy, request.order, request.errors)
             declared = (
                 is_as_declared(spec, part.outputs[spec.name])
                 for spec in self.model.signature.outputs
@@ -351,7 +354,7 @@ class Service:
             self.metrics.queued.observe(waited)
             if isinstance(outputs, Exception):
                 self._requests.finish(request, outputs)
-            elif request in self._requests:
+            elif request.results:  # it has not ended
                 task_result = TaskResult(outputs, batch_outputs, start)
                 request.add_result(index, task_result, batch.bucket, padded, waited, result.seconds)
                 request.as_declared = request.as_declared and result.as_declared

@@ -11,19 +11,20 @@ from typing import Any
 
 
 def batch_formats(instances: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Return instances that begin at texts, as batch prediction has them of each format.
+    """Return instances as batch prediction has them of each format.
 
     Args:
-      instances: as JSON values by the names of the inputs, the texts first.
+      instances: as JSON values by the names of the inputs, texts first.
 
     Returns:
       The name of a format to its instances, without formats that cannot have such ones; nothing
-      where the bundle takes tensors only.
+      for a single tensor, which is asked for anyway.
     """
     rows = [list(instance.values()) for instance in instances]
-    if not isinstance(rows[0][0], str):
-        return {}
     alone = len(rows[0]) == 1
+    texts = isinstance(rows[0][0], str)
+    if alone and not texts:
+        return {}
     lines = [row[0] for row in rows] if alone else list(instances)
     found: dict[str, list[Any]] = {"JSON lines": lines}
     if not any(isinstance(value, list | dict) for value in rows[0]):

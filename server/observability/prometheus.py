@@ -75,6 +75,10 @@ class MetricsPage(Collector):
             yield _counter(
                 "truncated_rows", "Rows of which a text was cut off at the limit.", m.truncated
             )
+            yield _counter(
+                "preprocess_panics", "Failures of the library that prepares raw inputs.", m.panics
+            )
+        yield _counter("row_errors", "Rows that failed by themselves.", m.row_errors)
         yield _counter(
             "nonfinite_outputs", "Answers with NaN, or infinity that is not declared.", m.nonfinite
         )

@@ -28,11 +28,13 @@ class ParsedRequest[T](NamedTuple):
         rows, which the service prepares.
       write: serializes the results.
       timeout_s: the client's own time limit.
+      row_errors: rows that failed by themselves and are in no part.
     """
 
     parts: Sequence[Checked] | RawRows
     write: Callable[[InferenceResult], T]
     timeout_s: float | None = None
+    row_errors: int = 0
 
 
 # Parses a body, of which the first bytes are JSON; see `BodyInfo.json_length`.
@@ -109,7 +111,9 @@ class Inference[T](abc.ABC):
 
     def submit(self, parsed: ParsedRequest[T]) -> None:
         """Submit the parsed request to the service."""
-        parts, self._write, own_s = parsed
+        parts, self._write, own_s, refused = parsed
+        if refused:
+            self.service.metrics.row_errors += refused
         timeout_s = self._timeout_s
         if timeout_s is None or (own_s is not None and own_s < timeout_s):
             timeout_s = own_s

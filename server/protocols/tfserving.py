@@ -84,7 +84,7 @@ def read(
         got = "both" if "inputs" in value else "neither"
         raise MalformedRequest(f"body: expected instances or inputs, got {got}")
     if "instances" in value:
-        return vertex.read_instances(body, value["instances"], model, max_rows)
+        return vertex.parse_instances(body, value["instances"], model, max_rows)
     parts = raw_or_checked(_columns(value["inputs"], model), model)
     if isinstance(parts, RawRows) and parts.rows > max_rows:
         raise TooLarge(f"inputs: expected at most {max_rows} rows, got {parts.rows}")

@@ -9,12 +9,13 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from runtime.errors import MalformedRequest
+from runtime.errors import InvalidInput, MalformedRequest, NonFiniteOutput
 from runtime.model import Model
 from runtime.preprocessing.preparation import RawRows
+from runtime.records.each_row import EachRow, read_each, read_instances
 from runtime.records.instances import read_rows
 from runtime.records.predictions import Nonfinite, predictions_from
-from runtime.records.raw_rows import decoded, read_raw_rows
+from runtime.records.raw_rows import decoded
 from runtime.records.tensors import brief, kind_of
 from runtime.tensors import Array
 from server.batching.pending_request import InferenceResult, ResultSlice
@@ -23,6 +24,7 @@ from server.protocols import oip_http
 from server.protocols.inference import ParsedRequest
 from server.protocols.response import Response, json_response
 from server.protocols.strict_json import parse_object
+from server.status import status_of
 
 
 def read(
@@ -52,24 +54,24 @@ def read(
     unknown = next((key for key in value if key not in ("instances", "parameters")), None)
     if unknown is not None:
         raise MalformedRequest(f"body: expected instances and parameters, got {unknown[:100]!r}")
-    parameters = _parameters(value.get("parameters"))
-    return read_instances(
-        body,
-        value["instances"],
-        model,
-        max_rows,
-        _timeout(parameters),
-        _top_k(parameters, model),
-    )
+    instances, given = value["instances"], value.get("parameters")
+    if given is None:  # as in most requests, each of which costs what is called for it
+        return parse_instances(body, instances, model, max_rows)
+    parameters = _parameters(given)
+    timeout_s, top_k = _timeout(parameters), _top_k(parameters, model)
+    each = _row_errors(parameters)
+    return parse_instances(body, instances, model, max_rows, timeout_s, top_k, row_errors=each)
 
 
-def read_instances(
+def parse_instances(
     body: bytes,
     instances: Any,
     model: Model,
     max_rows: int,
     timeout_s: float | None = None,
     top_k: int | None = None,
+    *,
+    row_errors: bool = False,
 ) -> ParsedRequest[Response]:
     """Parse `instances`; the response will have `predictions`.
 
@@ -80,6 +82,12 @@ def read_instances(
       max_rows: limit of rows in a request.
       timeout_s: the client's own time limit.
       top_k: see `predictions_from`.
+      row_errors: whether an instance that does not fit fails by itself.
+
+    Raises:
+      MalformedRequest: the value is no array.
+      SignatureMismatch: an instance does not fit the signature.
+      TooLarge: more instances than max_rows.
     """
     if not isinstance(instances, list):
         raise MalformedRequest(f"instances: expected an array, got {kind_of(instances)}")
@@ -87,14 +95,15 @@ def read_instances(
         raise TooLarge(f"instances: expected at most {max_rows}, got {len(instances)}")
     if model.manifest.passthrough:
         instances = _without(model.manifest.passthrough, instances)
-    raw = read_raw_rows(instances, model)
-    serialize = functools.partial(write, model, top_k=top_k)
-    if raw is not None:
-        return ParsedRequest(raw, serialize, timeout_s)
+    if row_errors:
+        rows = read_each(instances, model)
+        serialize = functools.partial(write_each, model, rows, top_k=top_k)
+        return ParsedRequest(rows.parts, serialize, timeout_s, len(rows.errors))
     # A search for one letter is the fastest, and most bodies contain neither.
     booleans = (b"u" in body and b"true" in body) or (b"f" in body and b"false" in body)
-    parts = read_rows(instances, model, booleans=booleans)
-    return ParsedRequest(parts, serialize, timeout_s)
+    read = read_rows if model.preparer is None else read_instances
+    parts = read(instances, model, booleans=booleans)
+    return ParsedRequest(parts, functools.partial(write, model, top_k=top_k), timeout_s)
 
 
 def _parameters(parameters: Any) -> Mapping[str, Any]:
@@ -102,8 +111,6 @@ def _parameters(parameters: Any) -> Mapping[str, Any]:
 
     Vertex AI passes on all parameters of a client; some are meant for other servers.
     """
-    if parameters is None:
-        return {}
     if not isinstance(parameters, Mapping):
         raise MalformedRequest(f"parameters: expected an object, got {kind_of(parameters)}")
     return parameters
@@ -116,6 +123,14 @@ def _top_k(parameters: Mapping[str, Any], model: Model) -> int | None:
         return None
     if type(found) is not int or found < 1:
         raise MalformedRequest(f"parameters: expected top_k of 1 or more, got {brief(found)}")
+    return found
+
+
+def _row_errors(parameters: Mapping[str, Any]) -> bool:
+    """Return `row_errors` of the parameters: whether a row that does not fit fails by itself."""
+    found = parameters.get("row_errors", False)
+    if type(found) is not bool:
+        raise MalformedRequest(f"parameters: expected row_errors true or false, got {brief(found)}")
     return found
 
 
@@ -164,6 +179,48 @@ def write(model: Model, result: InferenceResult, *, top_k: int | None = None) ->
         )
     parts = [_predictions(model, part, result.nonfinite, top_k) for part in result.parts]
     return json_response({"predictions": result.in_order(parts)})
+
+
+def write_each(
+    model: Model, read: EachRow, result: InferenceResult, *, top_k: int | None = None
+) -> Response:
+    """Return the response for rows that fail by themselves; an error stands at its row's place.
+
+    Args:
+      model: that ran.
+      read: the rows that ran, and the errors of the others.
+      result: of the rows that were read.
+      top_k: see `predictions_from`.
+    """
+    parts = [_each_prediction(model, part, result.nonfinite, top_k) for part in result.parts]
+    found = result.in_order(parts)
+    for row, error in result.errors.items():
+        found[row] = row_error(error)
+    predictions = {i: row_error(error) for i, error in read.errors.items()}
+    predictions |= zip(read.good, found, strict=True)
+    return json_response({"predictions": [predictions[i] for i in range(len(predictions))]})
+
+
+def _each_prediction(
+    model: Model, part: ResultSlice, nonfinite: Nonfinite | None, top_k: int | None
+) -> Any:
+    """Return the predictions of some rows; one that JSON cannot write becomes an error."""
+    try:
+        return _predictions(model, part, nonfinite, top_k)
+    except NonFiniteOutput:
+        rows: list[Any] = []
+    for i in range(part.rows):
+        outputs = {name: array[i : i + 1] for name, array in part.outputs.items()}
+        try:
+            rows.extend(_predictions(model, ResultSlice(outputs, None, 0, 1), nonfinite, top_k))
+        except NonFiniteOutput as error:
+            rows.append(row_error(error))
+    return rows
+
+
+def row_error(error: InvalidInput | NonFiniteOutput) -> dict[str, dict[str, str]]:
+    """Return what stands in the place of a row's prediction."""
+    return {"error": {"code": status_of(error).error_code, "message": str(error)}}
 
 
 def _predictions(

@@ -1,20 +1,27 @@
 """The text classifier: saved in two ways, exported from each, equal to its plain server."""
 
 import hashlib
+import json
+import re
 
 import jax
 import numpy as np
+from flax.training import checkpoints
 from pytest import approx, fixture, mark, raises
+from tokenizers import Tokenizer
 
 import export
 from examples.text_classifier.model import TextClassifier
 from examples.text_classifier.reference import pad, predict
 from examples.text_classifier.save import CONFIG, initial_params
+from examples.text_classifier.train import REQUESTED, encode, predicted, reviews
 from export import VerificationError
 from export.__main__ import main
-from runtime import load
+from runtime import load, open_bundle
+from runtime.preprocessing.raw_goldens import read_raw
 from runtime.records.predictions import formatted
 from tests import in_tensorflow
+from tests.server.http_harness import HttpHarness
 
 MODEL = "examples.text_classifier.model:TextClassifier"
 LABELS = ("very_negative", "negative", "neutral", "positive", "very_positive")
@@ -179,3 +186,72 @@ def test_an_unmasked_mean_gets_no_bucketed_axis(tmp_path):
             out=tmp_path / "bundle",
         )
     assert not list(tmp_path.iterdir())
+
+
+@fixture(scope="module")
+def trained(run, tmp_path_factory):
+    """Train the model and its tokenizer on sentences; the directory, and what was said."""
+    out = tmp_path_factory.mktemp("reviews")
+    done = run("examples.text_classifier.train", "--out", out)
+    return out, done.stdout
+
+
+@fixture(scope="module")
+def sentences(run, trained):
+    """Export it, to be asked with sentences."""
+    out, _ = trained
+    run(
+        *("export", MODEL, "--params", out / "checkpoint", "--config", out / "config.json"),
+        *("--input", "x:int32[_,128]", "--text", f"text={out / 'tokenizer.json'}"),
+        *("--golden", out / "golden.jsonl", "--output", "classification:probabilities"),
+        *("--labels", ",".join(LABELS), "--buckets", "1,8", "--out", out / "bundle"),
+    )
+    return out / "bundle"
+
+
+@mark.e2e
+def test_training_on_sentences_is_better_than_the_commonest_label(trained):
+    """It finds the label of more held-out sentences than have the commonest, and is near to most."""
+    found = re.search(
+        r"sentences: (.*) have the label of 5, (.*) that .* has (.*)$", trained[1], re.MULTILINE
+    )
+    exact, near, commonest = map(float, found.groups())
+
+    assert exact > commonest + 0.1
+    assert near > 0.65
+
+
+@mark.e2e
+def test_sentences_are_asked_of_a_server(trained, sentences):
+    """Real sentences over HTTP get the labels that the training code finds by its own tokenizer."""
+    params = checkpoints.restore_checkpoint(trained[0] / "checkpoint", target=None)
+    own = Tokenizer.from_file(str(trained[0] / "tokenizer.json"))
+    _, held_out = reviews()
+    texts = [*REQUESTED, *held_out.texts[40:60]]
+    expected = predicted(params, encode(own, texts))
+    harness = HttpHarness(load(sentences, "cpu"))
+    try:
+        answer = harness.app.test_client().post("/predict", json={"instances": texts})
+    finally:
+        harness.close()
+    predictions = answer.get_json()["predictions"]
+
+    assert [p["label"] for p in predictions] == [LABELS[i] for i in expected]
+    assert [p["label"] for p in predictions[:2]] == ["very_positive", "very_negative"]
+    assert json.loads((trained[0] / "request.json").read_text())["instances"] == list(REQUESTED)
+
+
+@mark.e2e
+def test_what_is_proven_begins_at_sentences(sentences):
+    """The bundle has golden sentences, and one tokenizer that was trained on others."""
+    manifest = open_bundle(sentences).manifest
+    _, held_out = reviews()
+    kept = [
+        row["text"]
+        for golden in manifest.goldens
+        for row in read_raw(open_bundle(sentences), golden)
+    ]
+
+    assert kept
+    assert set(kept) <= set(held_out.texts)
+    assert manifest.preprocess[0].input_ids == "x"

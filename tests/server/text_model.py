@@ -62,10 +62,10 @@ class TextModel(FakeModel):
         self.before_preparing = lambda _: None
         prepare = self.preparer.prepare
 
-        def recorded(inputs, where):
-            self.prepared.append(list(inputs[stage.input]))
+        def recorded(inputs, where, *proceed):
+            self.prepared.append([str(text) for text in inputs[stage.input]])
             self.before_preparing(inputs)
-            return prepare(inputs, where)
+            return prepare(inputs, where, *proceed)
 
         self.preparer.prepare = recorded
 

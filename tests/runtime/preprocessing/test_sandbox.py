@@ -7,10 +7,10 @@ from pytest import fixture, mark, param, raises
 from runtime import BundleError, IntegrityError, load, open_bundle
 from runtime.preprocessing.growth import expect_bounded_growth
 from runtime.preprocessing.sandbox import try_stages, try_tokenizer
-from runtime.preprocessing.sandbox_child import trial_texts
+from runtime.preprocessing.sandbox_child import texts_of_patterns, trial_texts
 from runtime.preprocessing.tokenizer import TokenizerError
 from tests.altered_bundles import altered
-from tests.tokenizer_files import words
+from tests.tokenizer_files import splitting, words
 
 PATH = "preprocess/0/tokenizer.json"
 
@@ -21,12 +21,6 @@ def replacing(pattern, content, times=1):
     return lambda value: value.update(
         normalizer={"type": "Sequence", "normalizers": [rule] * times}
     )
-
-
-def splitting(pattern):
-    """Return a change that has a file split texts by a pattern."""
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
-    return lambda value: value.update(pre_tokenizer=split | {"invert": False})
 
 
 def padding_forever(value):
@@ -75,6 +69,8 @@ def test_ordinary_files_come_through(pair):
             id="no-unknown-token",
         ),
         param(words(splitting("(a+)+$")), "one that fails on", id="backtracking"),
+        param(words(splitting("(z+)+$")), "one that fails on 'zzzz", id="own-letter"),
+        param(words(splitting("((?:qz)+)+$")), "one that fails on", id="own-letters"),
     ],
 )
 def test_bad_files_are_errors(data, got):
@@ -157,6 +153,14 @@ def test_trial_texts_are_as_long_as_may_be():
 
     assert max(sizes[-8:]) == 100
     assert min(sizes[-8:]) > 80
+
+
+def test_trial_texts_are_made_of_the_patterns():
+    """The letters of a pattern are repeated, each alone and all together, escapes apart."""
+    data = words(splitting(r"(z+y)\s+$"))
+
+    assert texts_of_patterns(data, 7) == ["zyzyzy!", "zzzzzz!", "yyyyyy!"]
+    assert texts_of_patterns(words(), 7) == []
 
 
 @fixture

@@ -129,12 +129,12 @@ def test_nothing_is_coerced(dtype, instances, message):
     assert str(caught.value) == message
 
 
-def test_several_inputs_need_names():
-    """A bare row cannot say which of several inputs it is."""
+def test_a_row_without_names_has_all_inputs():
+    """A bare row of several inputs is an array of these, in their order, and no input's value."""
     with raises(InvalidInput) as caught:
         arrays_of([[1, 2]], signature(tensor(), tensor("k", "int8", ("_",))))
 
-    assert str(caught.value) == "instances[0]: expected an object with 'x', 'k', got an array"
+    assert str(caught.value) == "instances[0]: input 'x': expected float32[2], got []"
 
 
 def test_rows_of_different_lengths_are_parts_of_their_own():

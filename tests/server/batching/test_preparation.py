@@ -1,16 +1,19 @@
 """Raw rows are prepared off the loop, within the same limits, deadlines and cancellation as tensors."""
 
 import asyncio
+import gc
+import weakref
 
-from pytest import fixture, raises
+from pytest import fixture, mark, raises
 
 from runtime.errors import SignatureMismatch
 from runtime.preprocessing.preparation import RawRows
+from runtime.preprocessing.tokenizer import Tokenizer
 from server.errors import DeadlineExceeded, NotReady, Overloaded
 from tests.server.batching.calls import begun, on_a_loop
 from tests.server.fakes import Gate, RecordedFailures, serving
 from tests.server.text_model import TextModel
-from tests.tokenizer_files import ids
+from tests.tokenizer_files import ids, splitting, words
 
 
 @fixture
@@ -200,3 +203,101 @@ async def test_an_error_of_the_code_is_the_requests_own(model):
         with raises(RuntimeError, match="a mistake"):
             await answered(bad)
         assert await answered(good) == [sum(ids("cat"))]
+
+
+@on_a_loop
+async def test_panics_are_counted(model):
+    """A text on which the library's own code fails is its request's error, and in the metrics."""
+    [reader] = model.preparer.readers
+    reader._tokenizer = Tokenizer(words(splitting("(z+)+$")))
+    async with serving(model) as service:
+        bad, good = asked(service, "cat", "z" * 24 + "!"), asked(service, "cat")
+
+        with raises(
+            SignatureMismatch,
+            match=r"^input 'text'\[1\]: expected a text that its tokenizer encodes, got one that it fails on$",
+        ):
+            await answered(bad)
+        assert await answered(good) == [sum(ids("cat"))]
+        assert service.metrics.panics == 2
+
+
+@on_a_loop
+async def test_a_thread_leaves_a_request_that_has_ended(model):
+    """Between two pieces of its texts a request whose client has gone is dropped, for the next one."""
+    [reader] = model.preparer.readers
+    encode, between, encoded = reader._tokenizer.encode, Gate(), []
+
+    def recorded(texts):
+        encoded.append(len(texts))
+        if len(encoded) == 1:
+            between(texts)
+        return encode(texts)
+
+    reader._tokenizer.encode = recorded
+    async with serving(model) as service:
+        gone, _ = asked(service, *["cat"] * 40)
+        await between.reached()
+        service.cancel(gone)
+        between.open()
+
+        assert await answered(asked(service, "dog")) == [sum(ids("dog"))]
+
+    assert encoded == [16, 1]
+
+
+@on_a_loop
+async def test_each_piece_has_its_time(model):
+    """A request of many texts is not taken for one that hangs, as long as it gets on."""
+    failures = RecordedFailures()
+    [reader] = model.preparer.readers
+    encode, pieces = reader._tokenizer.encode, Gate()
+
+    def slowly(texts):
+        pieces(texts)
+        return encode(texts)
+
+    reader._tokenizer.encode = slowly
+    async with serving(model, failures, stall_s=1000.0) as service:
+        request = asked(service, *["cat"] * 40)
+        [job] = service._preparation._running.values()
+        for _ in range(3):
+            await pieces.reached()
+            job.progressed -= 500
+            service._preparation._check_stall(job)
+            pieces.open()
+
+        assert await answered(request) == [sum(ids("cat"))] * 40
+
+    assert failures.reasons == []
+
+
+class Kept(str):
+    """A text that can be looked for."""
+
+    __slots__ = ("__weakref__",)
+
+
+@mark.parametrize("each", [False, True])
+def test_a_refused_text_is_gone_with_its_answer(each):
+    """Nothing of a request that was refused stays until the garbage collector's next run."""
+    texts = [Kept("cat " * 8), Kept("\ud800"), Kept("cat")]
+    gone = [weakref.ref(text) for text in texts]
+
+    async def refuse():
+        async with serving(TextModel()) as service:
+            result = asyncio.get_running_loop().create_future()
+            raw = RawRows({"text": list(texts)}, len(texts), each=each)
+            service.submit(raw, result.set_result)
+            texts.clear()
+            del raw
+            assert isinstance(await result, SignatureMismatch) or result.result().errors
+            del result
+            await asyncio.sleep(0)
+            assert [text() for text in gone] == [None] * 3
+
+    gc.disable()
+    try:
+        asyncio.run(refuse())
+    finally:
+        gc.enable()

@@ -171,6 +171,11 @@ def test_every_number_becomes_a_double():
 def test_texts_are_batched_as_batch_prediction_has_them():
     """A format is asked for where it can have the rows: of one text alone all five, of more inputs three."""
     assert batch_formats([{"x": [1, 2]}]) == {}
+    assert batch_formats([{"a": 0.5, "k": 3}]) == {
+        "JSON lines": [{"a": 0.5, "k": 3}],
+        "CSV": [[0.5, 3.0]],
+        "BigQuery": [[0.5, 3]],
+    }
     assert batch_formats([{"text": "a\u00e9"}, {"text": "b"}]) == {
         "JSON lines": ["a\u00e9", "b"],
         "CSV": [["a\u00e9"], ["b"]],

@@ -131,6 +131,8 @@ def test_everything_that_is_counted_comes_across(shared):
     metrics.queued.observe(0.1)
     metrics.nonfinite = 1
     metrics.count_preparation(0.0001, 12, 1)
+    metrics.panics = 1
+    metrics.row_errors = 2
     shared[1].write(StatsSnapshot(metrics, 5, 1, 2, 100, (7,)))
     (seen,) = shared[0].read_others()
 

@@ -9,7 +9,7 @@ from pytest import fixture, mark, param, raises
 
 from runtime.entries import OutputFormat
 from server.errors import TooLarge
-from server.protocols.vertex import read_instances
+from server.protocols.vertex import parse_instances
 from tests.server.fakes import ECHO, EVERY, FakeModel, Running, signature
 from tests.server.flask_client import client_for, refused
 
@@ -191,7 +191,7 @@ def test_a_request_larger_than_any_bucket_is_split():
 def test_too_many_instances_are_refused_before_they_are_looked_at():
     """Rows beyond what a request may have cost nothing."""
     with raises(TooLarge) as caught:
-        read_instances(b"", ["not looked at"] * 1001, FakeModel(signature=ECHO), 1000)
+        parse_instances(b"", ["not looked at"] * 1001, FakeModel(signature=ECHO), 1000)
 
     assert str(caught.value) == "instances: expected at most 1000, got 1001"
 
@@ -219,6 +219,7 @@ def test_a_row_too_long_is_named(running):
         param([{"x": [1, 2]}, {}], "instances[1]: expected 'x', got none", id="missing"),
         param([{"x": [1, 2]}, {"x": [1, 2], "q" * 500: 1}], f"instances[1]: expected 'x', got '{'q' * 100}'", id="unknown"),
         param([[1, 2], {"b64": "####"}], "instances[1]: input 'x': expected base64, got other characters", id="no-base64"),
+        param([[1, 2], {"b64": "AACAPwAAAEA=="}], "instances[1]: input 'x': expected base64, got other characters", id="padded-twice"),
         param([[1, 2], {"b64": 7}], "instances[1]: input 'x': expected base64, got a number", id="base64-number"),
         param([[1, 2], {"b64": "AAAA"}], "instances[1]: input 'x': expected 8 bytes for shape [2], got 3", id="base64-length"),
         param([[1, 2], {"b64": "AAAAAAAAAAA=", "more": 1}], "instances[0]: expected an object like the others, got an array", id="base64-and-more"),
@@ -252,11 +253,12 @@ def test_a_bad_body_is_a_400_that_says_why(client, body, text):
 
 
 def test_two_inputs_cannot_be_a_bare_value(running):
-    """With several inputs an instance has to name them."""
+    """With several inputs an instance has to name them, or be an array of them."""
     client = client_for(running, two())
 
-    text = "instances[0]: expected an object with 'a', 'k', got an array"
-    assert refused(ask(client, [[1, 2]]), 400, "invalid_argument") == text
+    text = "instances[0]: expected 'a', 'k', in an object or in an array of 2, got a number"
+    assert refused(ask(client, [7]), 400, "invalid_argument") == text
+    assert ask(client, [[[1, 2], 3]]).get_json()["predictions"] == [{"y": 9.0, "z": [1.0, 2.0]}]
 
 
 POISON = {

@@ -1,0 +1,1 @@
+"""Texts and tokenizers that were made to do harm, and what becomes of servers that get them."""
