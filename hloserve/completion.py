@@ -13,7 +13,7 @@ from hloserve.packages import import_own
 # subcommands, and of one where each has its own.
 _PARSERS = {
     "export": "export.cli",
-    "runtime": "runtime.__main__",
+    "runtime": "runtime.cli.parser",
     "server": "server.options",
     "serve bench": "server.bench.cli",
     "serve doctor": "server.doctor.cli",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import export.cli
 import export.errors
-import runtime.__main__
+import runtime.cli.parser
 import runtime.errors
 import server.options
 import server.status
@@ -162,7 +162,7 @@ def statuses(text: str) -> dict[str, str]:
 def _exit_statuses() -> Iterator[str]:
     helps = {
         "server": (server.options._STATUSES, "`python -m server`"),  # noqa: SLF001
-        "runtime": (runtime.__main__._STATUSES, "`python -m runtime`"),  # noqa: SLF001
+        "runtime": (runtime.cli.parser.STATUSES, "`python -m runtime`"),
         "export": (export.cli._EXAMPLES, "`python -m export`"),  # noqa: SLF001
     }
     for name, (text, title) in helps.items():
