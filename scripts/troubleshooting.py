@@ -33,7 +33,7 @@ EXIT_REMEDIES = {
     },
     "runtime": {
         "0": "Nothing.",
-        "1": "Before that version of jax is installed: `python -m runtime refresh BUNDLE --out NEW` with a version in between.",
+        "1": "Of doctor, before that version of jax is installed: `python -m runtime refresh BUNDLE --out NEW` with a version in between. Of predict: the line has the reason of the last row; the others are in `errors-*.jsonl`.",
         "2": "`python -m runtime COMMAND --help` has the options; the line names what is wrong and what is nearest to it.",
         "3": "The line names the file or value. Copy or export the bundle again; if jax is outside of the compatibility window, see [compatibility](compatibility.md).",
         "4": "The output names the program, the output and the difference. See exit status 4 of the server.",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from runtime.cli import commands
+from runtime.cli.predict import add_arguments, predict
 from runtime.commandline import (
     Parser,
     add_version,
@@ -20,7 +21,7 @@ _MAX_THREADS = 1024
 
 STATUSES = (
     "Exit status: 0 all is well; 1 doctor: it loads, but a version asked about is not promised to "
-    "load it; 2 the command line is wrong; 3 the bundle "
+    "load it, predict: too many rows were refused; 2 the command line is wrong; 3 the bundle "
     "cannot be used here; 4 goldens do not match, or rows depend on each other; 5 the device is "
     "missing, failed, or has not enough memory."
 )
@@ -30,13 +31,13 @@ def parser() -> Parser:
     """Make the parser of `python -m runtime`."""
     root = Parser(
         prog=spelled("python -m runtime"),
-        description="Verify, inspect, bench, examine and refresh a bundle.",
+        description="Predict with a bundle; verify, inspect, bench, examine and refresh it.",
         epilog=STATUSES,
         allow_abbrev=False,
     )
     add_version(root)
     subparsers = root.add_subparsers(
-        required=True, metavar="verify|inspect|bench|compile|doctor|refresh"
+        required=True, metavar="predict|verify|inspect|bench|compile|doctor|refresh"
     )
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Parser:
@@ -54,6 +55,7 @@ def parser() -> Parser:
         added.set_defaults(run=run)
         return added
 
+    add_arguments(command("predict", predict, "answer the rows of files, into a folder of files"))
     device: dict[str, Any] = {"help": "cpu, cuda, cuda:1 (default: JAX's default device)"}
     verify = command(
         "verify", commands.verify, "run goldens and row-independence probes on this device"
