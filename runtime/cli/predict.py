@@ -147,8 +147,10 @@ def predict(arguments: argparse.Namespace) -> int:
 
 def _start(arguments: argparse.Namespace, bundle: Any) -> "Started":
     from runtime.executable_cache import ExecutableCache
+    from runtime.program import use_sync_dispatch
     from runtime.startup import start
 
+    use_sync_dispatch()
     cache = ExecutableCache(arguments.cache, say) if arguments.cache else None
     quiet = (lambda _: None) if arguments.json else say
     started = start(bundle, arguments.device, cache=cache, isolated=False, progress=quiet)

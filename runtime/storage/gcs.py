@@ -195,7 +195,12 @@ def _refusal(where: str, code: int, error: Any, *, writing: bool) -> str:
 
 
 def _reason(error: Any) -> str:
-    """Return the service's message, without the request that it repeats."""
+    """Return the service's message, without the request that it repeats.
+
+    An upload's error has the whole response in its message, others what the service says alone.
+    """
+    with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):
+        return _first_line(error.response.json()["error"]["message"])
     _, _, reason = _first_line(error.message).partition(": ")
     return reason or http.HTTPStatus(int(error.code)).phrase
 
