@@ -67,7 +67,7 @@ def find_sources(names: Sequence[str], format_: str | None) -> list[Source]:
 
     Args:
       names: paths, `gs://…`, or `-` for stdin.
-      format_: of all inputs; None to tell it from the ends of their names.
+      format_: of all inputs; None for what the ends of their names say.
 
     Raises:
       SourceError: there is none of such a name, or it is not known how to read it.
