@@ -20,7 +20,7 @@ _PARSERS = {
 }
 # What a shell completes by the placeholder of a value.
 _DIRECTORIES = {"DIR", "NEW", "BUNDLE"}
-_FILES = {"FILE", "PATH", "PEM", "MODEL", "NAMES"}
+_FILES = {"FILE", "PATH", "PEM", "MODEL", "NAMES", "INPUT"}
 
 
 def script(shell: str) -> str:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ _SHARD_WINDOWS = 16
 _MAX_WORKERS = 4
 # google.rpc.Code.INVALID_ARGUMENT, as Vertex AI's error files have it.
 _INVALID_ARGUMENT = 3
+
+
+# Of what is written for each row.
+_RESERVED = ("key", "row", "instance", "prediction")
+
+
+class FieldsError(Exception):
+    """Fields that are named as no inputs cannot be that."""
 
 
 class TooManyErrors(Exception):
@@ -66,6 +75,7 @@ class Job:
 
     Raises:
       UnwritableError: the format has no way to write the outputs.
+      FieldsError: a field that is named as no input is one.
     """
 
     def __init__(self, started: Started, sources: Sequence[Source], options: Options) -> None:
@@ -74,12 +84,11 @@ class Job:
         self._sources = sources
         self._options = options
         manifest = self._model.manifest
+        inputs = {spec.name for spec in manifest.signature.inputs}
+        inputs |= {name for stage in manifest.preprocess for name in stage.raw_names}
+        _expect_no_inputs(options, inputs)
+        key = options.key or ("_key" if "key" in inputs else "key")
         passed = tuple(dict.fromkeys((*options.passed, *manifest.passthrough)))
-        key = options.key or "key"
-        taken = {spec.name for spec in manifest.signature.inputs}
-        taken |= {name for stage in manifest.preprocess for name in stage.raw_names}
-        if key in taken and options.key is None:
-            key = ""  # an input has this name, and no field is the key
         self._fields = Fields(
             key, options.key is not None, tuple(name for name in passed if name != key)
         )
@@ -87,9 +96,10 @@ class Job:
             self._model.signature,
             OutputFormat() if options.raw else manifest.output_format,
             key,
-            self._fields.passed,
+            [name for name in self._fields.passed if name not in _RESERVED],
         )
         self._limits: Limits = window_limits(self._model)
+        self._alone = bool(manifest.row_mixing or started.mixing)
         expect_writable(options.format, self._model.signature)
 
     def run(
@@ -123,7 +133,7 @@ class Job:
           ExecutionError: the device failed.
           OSError: a file cannot be written.
         """
-        ledger = Ledger(output, self.describe())
+        ledger = Ledger(output, self.describe(), {"startup_check": self._check()})
         stdin = any(source.place is None for source in self._sources)
         resumed = ledger.begin(overwrite=overwrite, resumable=not stdin)
         on_begin(resumed, ledger.progress)
@@ -145,9 +155,7 @@ class Job:
 
     def _answered(self, opener: Opener, progress: Progress) -> Generator[AnsweredWindow]:
         """Yield answered windows: reading, checking and running are each on threads of their own."""
-        manifest = self._model.manifest
-        alone = bool(manifest.row_mixing or self._started.mixing)
-        predictor = Predictor(self._model, self._fields, alone=alone)
+        predictor = Predictor(self._model, self._fields, alone=self._alone)
         workers = max(1, min(_MAX_WORKERS, (os.cpu_count() or 1) - 1))
         read = ahead(
             read_windows(
@@ -159,9 +167,13 @@ class Job:
         return ahead(map(predictor.answer, ready), "device")
 
     def describe(self) -> dict[str, Any]:
-        """Return what the run is, as JSON values: what its bytes follow from, and the check."""
+        """Return what the run is, as JSON values: all that its bytes follow from."""
         model, manifest = self._model, self._model.manifest
-        options = {**dataclasses.asdict(self._options), "window": self._limits._asdict()}
+        options = {
+            **dataclasses.asdict(self._options),
+            "window": self._limits._asdict(),
+            "rows_alone": self._alone,
+        }
         return {
             "bundle": {
                 "name": manifest.name,
@@ -182,13 +194,28 @@ class Job:
                 "tokenizers": library_version() if manifest.preprocess else "",
                 **{name: str(value) for name, value in environment(model.device).items()},
             },
-            "startup_check": {
-                "check": "full" if self._started.full else "startup",
-                "ok": not self._started.failed,
-                "checked": list(self._started.groups),
-                "row_mixing": list(self._started.mixing),
-            },
         }
+
+    def _check(self) -> dict[str, Any]:
+        """Return what the startup check found, as JSON values."""
+        return {
+            "check": "full" if self._started.full else "startup",
+            "ok": not self._started.failed,
+            "checked": list(self._started.groups),
+            "row_mixing": list(self._started.mixing),
+        }
+
+
+def _expect_no_inputs(options: Options, inputs: AbstractSet[str]) -> None:
+    """Raise FieldsError for a field that is an input, or whose name has a meaning in predictions."""
+    named = [("--key", options.key), *(("--pass", name) for name in options.passed)]
+    for flag, name in named:
+        if name in inputs:
+            raise FieldsError(f"{flag} {name}: expected a field that is no input, got an input")
+        if flag == "--pass" and name in _RESERVED:
+            raise FieldsError(
+                f"{flag} {name}: expected another name than {', '.join(_RESERVED)}, got {name!r}"
+            )
 
 
 class _Shards:

@@ -43,14 +43,18 @@ class Ledger:
     Args:
       output: the folder.
       run: what the run is, as JSON values: all that its bytes follow from.
+      notes: more to record, which need not be the same when the run goes on.
 
     Attributes:
       progress: as it was recorded last.
     """
 
-    def __init__(self, output: Output, run: Mapping[str, Any]) -> None:
+    def __init__(
+        self, output: Output, run: Mapping[str, Any], notes: Mapping[str, Any] | None = None
+    ) -> None:
         self._output = output
         self._run = json.loads(json.dumps(run))
+        self._notes = dict(notes or {})
         self.progress = Progress()
 
     def begin(self, *, overwrite: bool, resumable: bool) -> bool:
@@ -88,7 +92,7 @@ class Ledger:
         done = {**dataclasses.asdict(progress)}
         if progress.complete:
             del done["position"]
-        value = {"version": _VERSION, **self._run, "progress": done}
+        value = {"version": _VERSION, **self._run, **self._notes, "progress": done}
         self._output.write(NAME, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
 
     def _expect_same(self, found: Mapping[str, Any], *, resumable: bool) -> None:

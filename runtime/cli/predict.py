@@ -111,7 +111,7 @@ def predict(arguments: argparse.Namespace) -> int:
     # What needs no jax first: a wrong path is seen at once.
     bundle = open_(arguments)
     with reading_settings():
-        from runtime.batch_prediction.job import Job, Options, TooManyErrors
+        from runtime.batch_prediction.job import FieldsError, Job, Options, TooManyErrors
         from runtime.batch_prediction.output import OutputError, open_output
         from runtime.batch_prediction.places import output_place
         from runtime.batch_prediction.sources import SourceError, expect_pyarrow, find_sources
@@ -138,7 +138,7 @@ def predict(arguments: argparse.Namespace) -> int:
             started = _start(arguments, bundle)
             job = Job(started, sources, options)
             return _run(arguments, job, output, scratch)
-    except (SourceError, OutputError, UnwritableError, FetchError) as error:
+    except (SourceError, OutputError, FieldsError, UnwritableError, FetchError) as error:
         raise UsageError(str(error)) from None
     except TooManyErrors as error:
         say(spelled(f"error: {error}"))

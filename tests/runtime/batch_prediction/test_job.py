@@ -1,15 +1,16 @@
 """Runs over JSONL files: what is written of good rows and of bad ones, and how a run goes on."""
 
+import dataclasses
 import errno
 import json
 import os
 import sys
 
 import numpy as np
-from pytest import mark, raises
+from pytest import MonkeyPatch, mark, raises
 
 from runtime import load
-from runtime.batch_prediction.job import Job, Options, TooManyErrors
+from runtime.batch_prediction.job import FieldsError, Job, Options, TooManyErrors
 from runtime.batch_prediction.output import OutputError, open_output
 from runtime.batch_prediction.sources import find_sources
 from tests.runtime.batch_prediction.conftest import started
@@ -399,3 +400,55 @@ def test_an_infinite_answer_is_null(classifier, job, jsonl, lines, monkeypatch):
 
     assert lines()[0]["prediction"] == [None, None, None]
     assert all(value is not None for value in lines()[1]["prediction"])
+
+
+@mark.parametrize(
+    ("options", "message"),
+    [
+        ({"key": "x"}, "--key x: expected a field that is no input, got an input"),
+        ({"passed": ("x",)}, "--pass x: expected a field that is no input, got an input"),
+        (
+            {"passed": ("row",)},
+            "--pass row: expected another name than key, row, instance, prediction, got 'row'",
+        ),
+    ],
+)
+def test_a_field_that_cannot_be_one(options, message, classifier, job, jsonl):
+    """An input is no field beside inputs, and the names of predictions stay free."""
+    with raises(FieldsError) as error:
+        job(classifier, [jsonl(ROWS)], **options)
+
+    assert str(error.value) == message
+
+
+def test_fields_of_the_bundle_pass_through(classifier, job, jsonl, lines):
+    """What the bundle was exported with as no input passes through without being named."""
+    manifest = dataclasses.replace(classifier.manifest, passthrough=("lang", "key"))
+    bundle = dataclasses.replace(classifier.bundle, manifest=manifest)
+    with MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "bundle", bundle)
+        job(classifier, [jsonl([{**ROWS[0], "lang": "de", "key": 1, "id": 2}])], key="id")
+
+    assert [{k: v for k, v in line.items() if k != "prediction"} for line in lines()] == [
+        {"key": 2, "lang": "de"}
+    ]
+
+
+@mark.usefixtures("small")
+def test_another_kind_of_check_is_the_same_run(classifier, jsonl, tmp_path):
+    """A run goes on whether its start made the full check or the quick one."""
+    path = jsonl(ROWS)
+
+    def stop(rows, *_):
+        if rows > 8:
+            raise KeyboardInterrupt
+
+    full = dataclasses.replace(started(classifier), full=True, groups=("all",))
+    with open_output(tmp_path / "out", tmp_path) as output, raises(KeyboardInterrupt):
+        Job(full, find_sources([str(path)], None), Options()).run(output, tmp_path, on_window=stop)
+    with open_output(tmp_path / "out", tmp_path) as output:
+        progress = Job(started(classifier), find_sources([str(path)], None), Options()).run(
+            output, tmp_path
+        )
+
+    assert (progress.rows, progress.complete) == (11, True)

@@ -1,5 +1,6 @@
 """`python -m runtime predict`: its lines, its statuses, and how it ends when it is interrupted."""
 
+import errno
 import json
 import os
 import signal
@@ -129,6 +130,20 @@ def test_a_bundle_that_does_not_match_its_goldens_predicts_nothing(
     assert (status, out) == (4, "")
     assert "golden checks failed on this device, first: b" in err.splitlines()[-1]
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_full_disk_is_one_line(predict, rows, tmp_path, monkeypatch):
+    """The line names the folder and the disk's reason; nothing partial is left."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("runtime.batch_prediction.writers._JsonLines.add", full)
+    status, out, err = predict(rows)
+
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1] == f"error: {tmp_path / 'out'}: No space left on device"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["metadata.json"]
 
 
 def test_an_out_that_is_a_file(predict, rows, tmp_path):
