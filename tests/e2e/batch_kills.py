@@ -1,20 +1,57 @@
 """Kills a run at random moments until it is through, and compares every byte with a run that was not.
 
-    python -m tests.e2e.batch_kills BUNDLE INPUT FORMAT KILLS SEED FOLDER
+    python -m tests.e2e.batch_kills [KILLS [SEED]]
 
-It prints one line: how many kills there were, and how many of them found a run that had not ended.
+kills runs of each format so often, 50 times unless it is said, and prints how many had not ended.
 """
 
 import itertools
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from export import export_model
+
 ROOT = Path(__file__).parents[2]
+# Some ten shards of a bundle whose largest bucket is 4.
+ROWS = 40_000
+
+
+def as_jsonl(path, x):
+    """Write rows as JSONL, some of them broken."""
+    lines = [json.dumps({"x": row, "key": i}) for i, row in enumerate(x.tolist())]
+    lines[7::1000] = ["broken"] * len(lines[7::1000])
+    path.write_text("\n".join(lines))
+
+
+def as_parquet(path, x):
+    """Write rows as Parquet."""
+    pq.write_table(pa.table({"x": x.tolist(), "key": range(len(x))}), path, row_group_size=999)
+
+
+FORMATS = {
+    "jsonl": ("in.jsonl", as_jsonl),
+    "parquet": ("in.parquet", as_parquet),
+    "npz": ("in.npz", lambda path, x: np.savez_compressed(path, x=x)),
+}
+
+
+def made(format_, folder):
+    """Write rows of a format; return the path."""
+    name, write = FORMATS[format_]
+    x = np.random.default_rng(0).normal(size=(ROWS, 4)).astype(np.float32)
+    write(folder / name, x)
+    return folder / name
 
 
 def run(bundle, source, format_, out, cache):
@@ -94,7 +131,31 @@ def listed(out):
         return None
 
 
+def main(kills=50, seed=0):
+    """Kill runs of each format, and print how many had not ended."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        bundle = root / "bundle"
+        params = {"w": np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)}
+        export_model(
+            lambda params, x: x @ params["w"],
+            params,
+            inputs=["x:float32[_,4]"],
+            buckets=(1, 2, 4),
+            output="classification:logits",
+            labels=["red", "green", "blue"],
+            name="killed",
+            out=bundle,
+        )
+        for format_ in FORMATS:
+            own = root / format_
+            own.mkdir()
+            alive = killed(bundle, made(format_, own), format_, kills, seed, own)
+            print(
+                f"{format_}: {kills} kills, {alive} of a run that had not ended: all bytes equal",
+                flush=True,
+            )
+
+
 if __name__ == "__main__":
-    bundle, source, format_, kills, seed, folder = sys.argv[1:]
-    found = killed(Path(bundle), Path(source), format_, int(kills), int(seed), Path(folder))
-    print(f"{kills} kills, {found} of a run that had not ended: all bytes equal")
+    main(*map(int, sys.argv[1:]))
