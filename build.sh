@@ -22,7 +22,7 @@ usage: ./build.sh COMMAND
 
   test --all        that, and build the container image and run it; as root on Debian
   test --jax V      the same on another jax, such as 0.11.2
-  test --matrix     bundles of the oldest and the newest jax, each read by the other
+  test --matrix     bundles of the oldest and the newest jax, each read by the other; batch predictions killed 150 times
 
   image [cpu|cuda12|cuda13] [--bundle DIR] [--tag T] [--native] [--push]
                     a bundle's programs are compiled for any CPU with AVX2, with --native for this one
@@ -190,6 +190,7 @@ run_matrix() {
     pythons+=("$PWD/$venv/bin/python")
   done
   "$venv/bin/python" -m tests.skew "${pythons[@]}"
+  "$venv/bin/python" -m tests.e2e.batch_kills
 }
 
 run_tests() {

@@ -21,6 +21,7 @@ class Command(NamedTuple):
 
 COMMANDS = (
     Command("export", "export", (), "export a Flax model into a bundle"),
+    Command("predict", "runtime", ("predict",), "answer the rows of files, into a folder of files"),
     Command("inspect", "runtime", ("inspect",), "check every file and show what a bundle holds"),
     Command("verify", "runtime", ("verify",), "run goldens and row-independence probes here"),
     Command("bench", "runtime", ("bench",), "time every program of a bundle on this device"),

@@ -13,14 +13,14 @@ from hloserve.packages import import_own
 # subcommands, and of one where each has its own.
 _PARSERS = {
     "export": "export.cli",
-    "runtime": "runtime.__main__",
+    "runtime": "runtime.cli.parser",
     "server": "server.options",
     "serve bench": "server.bench.cli",
     "serve doctor": "server.doctor.cli",
 }
 # What a shell completes by the placeholder of a value.
 _DIRECTORIES = {"DIR", "NEW", "BUNDLE"}
-_FILES = {"FILE", "PATH", "PEM", "MODEL", "NAMES"}
+_FILES = {"FILE", "PATH", "PEM", "MODEL", "NAMES", "INPUT"}
 
 
 def script(shell: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import export.cli
 import export.errors
-import runtime.__main__
+import runtime.cli.parser
 import runtime.errors
 import server.options
 import server.status
@@ -33,7 +33,7 @@ EXIT_REMEDIES = {
     },
     "runtime": {
         "0": "Nothing.",
-        "1": "Before that version of jax is installed: `hloserve refresh BUNDLE --out NEW` with a version in between.",
+        "1": "Of doctor, before that version of jax is installed: `hloserve refresh BUNDLE --out NEW` with a version in between. Of predict: the line has the reason of the last row; the others are in `errors-*.jsonl`.",
         "2": "`hloserve COMMAND --help` has the options; the line names what is wrong and what is nearest to it.",
         "3": "The line names the file or value. Copy or export the bundle again; if jax is outside of the compatibility window, see [compatibility](compatibility.md).",
         "4": "The output names the program, the output and the difference. See exit status 4 of the server.",
@@ -122,7 +122,7 @@ SYMPTOMS = """\
 | a log line says that rows depend on each other | the model mixes rows, on this device | its requests are not batched; see the exception `RowMixing` |
 | gRPC clients keep to one replica | a connection stays with the server that it reached | `--grpc-max-connection-age-s 300` |
 | a browser shows `method_not_allowed` | the predict route takes POST | open the page at `/` |
-| `python -m server` runs a file of yours | a `server.py` in the working directory comes first | `hloserve serve`, which finds its own |
+| `hloserve serve` runs a file of yours | a `server.py` in the working directory comes first | `hloserve serve`, which finds its own |
 """
 
 
@@ -163,9 +163,9 @@ def _exit_statuses() -> Iterator[str]:
     helps = {
         "server": (server.options._STATUSES, "`hloserve serve`"),  # noqa: SLF001
         "runtime": (
-            runtime.__main__._STATUSES,
+            runtime.cli.parser.STATUSES,
             "`hloserve verify` and the other commands that read a bundle",
-        ),  # noqa: SLF001
+        ),
         "export": (export.cli._EXAMPLES, "`hloserve export`"),  # noqa: SLF001
     }
     for name, (text, title) in helps.items():

@@ -19,6 +19,7 @@ DOCS = ROOT / "docs"
 # Where the pages have servers listen.
 PORTS = ("5000", "8000", "8001", "8080", "8501")
 PAGES = (
+    "batch.md",
     "export.md",
     "getting-started.md",
     "migration/flask.md",

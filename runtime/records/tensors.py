@@ -114,6 +114,32 @@ _FORMATS = {
 }
 
 
+def narrowed(dtype: str, array: Array) -> Array | None:
+    """Convert an array of numbers as `convert` does JSON's; None if a value does not fit.
+
+    Doubles become the nearest narrower floats, whole ones integers; nothing else is changed. NaN and
+    infinities stay what they are.
+
+    Args:
+      dtype: wanted.
+      array: of any dtype of numbers, or of booleans.
+    """
+    wanted = numpy_dtype(dtype)
+    if array.dtype == wanted:
+        return array
+    if array.dtype.kind not in "iuf" or wanted == np.dtype(bool):
+        return None
+    if wanted.kind in "iu":
+        if array.dtype.kind == "f":
+            return _whole(array, wanted) if array.size else array.astype(wanted)
+        info = np.iinfo(wanted)
+        fits = not array.size or info.min <= int(array.min()) <= int(array.max()) <= info.max
+        return array.astype(wanted) if fits else None
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = array.astype(wanted)
+    return narrow if (np.isfinite(narrow) == np.isfinite(array)).all() else None
+
+
 def from_bytes(dtype: str, shape: tuple[int, ...], data: bytes | memoryview, where: str) -> Array:
     """View little-endian bytes, in row-major order, as an array.
 

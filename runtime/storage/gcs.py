@@ -7,6 +7,7 @@ the service account that the container runs as.
 import contextlib
 import http
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 from runtime.storage.store import FetchError, ObjectChanged, ObjectInfo, Sink, TransientError
@@ -94,9 +95,43 @@ class CloudStore:
                 retry=None,
             )
 
+    def write(self, path: str, source: Path, generation: int | None) -> int:
+        """Write a file as an object, and return its generation; raises as `stat`.
+
+        Args:
+          path: below the folder.
+          source: the file; the store compares a checksum of it before the object is there.
+          generation: that what is there has to have, 0 for none; None for any.
+
+        Raises:
+          ObjectChanged: it is another one.
+        """
+        blob = self._bucket.blob(self.folder.name_of(path))
+        with self._explained(path, writing=True):
+            blob.upload_from_filename(
+                str(source),
+                content_type="application/octet-stream",
+                if_generation_match=generation,
+                checksum="crc32c",
+                timeout=_TIMEOUT,
+                retry=None,
+            )
+        return int(blob.generation)
+
+    def remove(self, path: str) -> None:
+        """Remove the object of a path, if there is one; raises as `stat`."""
+        if self.find(path) is not None:
+            with self._explained(path, writing=True):
+                self._bucket.blob(self.folder.name_of(path)).delete(timeout=_TIMEOUT, retry=None)
+
     @contextlib.contextmanager
     def _explained(
-        self, path: str, pinned: ObjectInfo | None = None, *, listing: bool = False
+        self,
+        path: str,
+        pinned: ObjectInfo | None = None,
+        *,
+        listing: bool = False,
+        writing: bool = False,
     ) -> Iterator[None]:
         """Turn what the client raises into what `download` knows."""
         from google.api_core.exceptions import GoogleAPICallError
@@ -115,8 +150,10 @@ class CloudStore:
                 raise FetchError(
                     f"{where}: expected a bucket, got 404; is its name right?"
                 ) from None
+            if code == 412 and writing:
+                raise ObjectChanged(where) from None
             if code in (401, 403, 404):
-                raise FetchError(_refusal(where, code, error)) from None
+                raise FetchError(_refusal(where, code, error, writing=writing)) from None
             if code not in (408, 429) and code < 500:
                 raise FetchError(f"{where}: {code} {_reason(error)}") from None
             raise TransientError(f"{code} {_reason(error)}") from None
@@ -141,7 +178,12 @@ def _info(blob: Any) -> ObjectInfo:
     )
 
 
-def _refusal(where: str, code: int, error: Any) -> str:
+def _refusal(where: str, code: int, error: Any, *, writing: bool) -> str:
+    if writing:
+        return (
+            f"{where}: {code} {_reason(error)}; give the account that writes it the role "
+            "Storage Object User on the bucket"
+        )
     if code == 404:
         return (
             f"{where}: expected an object, got 404; is the folder right, and the upload finished?"
@@ -153,7 +195,12 @@ def _refusal(where: str, code: int, error: Any) -> str:
 
 
 def _reason(error: Any) -> str:
-    """Return the service's message, without the request that it repeats."""
+    """Return the service's message, without the request that it repeats.
+
+    An upload's error has the whole response in its message, others what the service says alone.
+    """
+    with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):
+        return _first_line(error.response.json()["error"]["message"])
     _, _, reason = _first_line(error.message).partition(": ")
     return reason or http.HTTPStatus(int(error.code)).phrase
 

@@ -33,6 +33,7 @@ class FakeGcs:
       objects: name to bytes and generation.
       looked: names whose metadata was asked for, in order.
       asked: requests for bytes, in order.
+      uploaded: names of objects that clients wrote, in order.
       before: name to functions; one is called before each request for the object's bytes, and
         gives what to do instead of answering: a status, how many bytes to send before the
         connection is cut, or a stall. None answers.
@@ -42,6 +43,7 @@ class FakeGcs:
     def __init__(self):
         self.objects, self.metadata = {}, {}
         self.looked, self.asked, self.outlasted = [], [], []
+        self.uploaded = []
         self._changed = threading.Condition()
         self.before = defaultdict(list)
         bucket = self
@@ -51,6 +53,12 @@ class FakeGcs:
 
             def do_GET(self):
                 bucket.answer(self)
+
+            def do_POST(self):
+                bucket.take(self)
+
+            def do_DELETE(self):
+                bucket.delete(self)
 
             def log_message(self, *_):
                 pass
@@ -87,6 +95,39 @@ class FakeGcs:
         else:
             self.looked.append(name)
             self._send_metadata(request, name)
+
+    def take(self, request):
+        """Store an upload of one request, if what is there has the generation that is asked for."""
+        query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(request.path).query))
+        body = request.rfile.read(int(request.headers["Content-Length"]))
+        boundary = request.headers["Content-Type"].partition("boundary=")[2].strip("\"'").encode()
+        _, about, content, _ = body.split(b"--" + boundary)
+        about = json.loads(about.partition(b"\r\n\r\n")[2])
+        data = content.partition(b"\r\n\r\n")[2].removesuffix(b"\r\n")
+        name = about["name"]
+        scripted = self.before[f"upload of {name}"]
+        _, generation = self.objects.get(name, (b"", 0))
+        checksum = base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
+        fault = scripted.pop(0)() if scripted else None
+        if isinstance(fault, Status):
+            refuse(request, fault, "as scripted")
+        elif int(query.get("ifGenerationMatch", generation)) != generation:
+            refuse(request, 412, "conditionNotMet")
+        elif about.get("crc32c", checksum) != checksum:
+            refuse(request, 400, "Provided CRC32C is not that of the object")
+        else:
+            self.put(name, data)
+            self.uploaded.append(name)
+            if fault is None:
+                send(request, 200, json.dumps(self._about(name)).encode())
+            else:  # it is stored, and the client does not hear of it
+                request.close_connection = True
+
+    def delete(self, request):
+        """Remove an object."""
+        name = urllib.parse.unquote(urllib.parse.urlsplit(request.path).path.rpartition("/")[2])
+        del self.objects[name]
+        send(request, 204, b"")
 
     def _send_metadata(self, request, name):
         scripted = self.before[f"metadata of {name}"]

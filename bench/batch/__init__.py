@@ -1,0 +1,1 @@
+"""Batch prediction, measured against the bare programs and against the plain way."""

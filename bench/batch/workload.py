@@ -1,0 +1,53 @@
+"""Rows for a bundle, as files of each format: made of a seed, so that every run has the same."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from runtime.manifest import Manifest
+
+SEED = 20
+
+
+def columns(bundle, rows, lengths=None):
+    """Return inputs for a bundle by name: arrays, or lists of arrays where rows differ in length.
+
+    Args:
+      bundle: path of one whose inputs are integers.
+      rows: of each.
+      lengths: the largest length of rows that differ; None for rows of the shortest bucket's size.
+    """
+    signature = Manifest.from_bytes((bundle / "manifest.json").read_bytes()).signature
+    chance = np.random.default_rng(SEED)
+    own = None
+    if lengths is not None:  # as sentences are: many short ones, a few long ones
+        own = np.clip(chance.gamma(2.0, lengths / 10, rows).astype(int), 3, lengths)
+    found = {}
+    for spec in signature.inputs:
+        if spec.mask:
+            continue
+        sizes = {axis.name: axis.sizes[0] for axis in signature.axes}
+        high = spec.maximum or 100
+        if own is None or not signature.axes:
+            shape = spec.concrete(rows, sizes)
+            found[spec.name] = chance.integers(1, high, shape).astype(spec.dtype)
+        else:
+            found[spec.name] = [chance.integers(1, high, n).astype(spec.dtype) for n in own]
+    return found
+
+
+def write(path: Path, values):
+    """Write columns to a file, by the end of its name."""
+    if path.suffix == ".npz":
+        np.savez(path, **values)
+    elif path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table({n: [row.tolist() for row in c] for n, c in values.items()}), path)
+    else:
+        with path.open("w") as file:
+            for row in zip(*values.values(), strict=True):
+                instance = {name: value.tolist() for name, value in zip(values, row, strict=True)}
+                file.write(json.dumps(instance) + "\n")

@@ -1,0 +1,160 @@
+"""Windows through the programs: rows are checked, planned, run and put back in order."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from runtime.batch_prediction.blocks import Position, Window
+from runtime.batch_prediction.fields import Fields, ReadBlock, read_block
+from runtime.batch_prediction.plan import Run, plan
+from runtime.inputs import Checked
+from runtime.model import Model
+from runtime.staging import stage, unstage
+from runtime.tensors import Array, numpy_dtype
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReadyWindow:
+    """A window whose rows are checked and planned.
+
+    Attributes:
+      blocks: in order.
+      first: the number of its first row.
+      end: where the next window begins.
+      done: see `Window`.
+      good: int[n], the places of the rows that fit in the window, in order.
+      parts: checked rows.
+      part_of: int[n], the part of each of these rows.
+      place_in: int[n], its place there.
+      runs: cover these rows; their members are places among these rows.
+    """
+
+    blocks: tuple[ReadBlock, ...]
+    first: int
+    end: Position
+    done: float | None
+    good: Array
+    parts: tuple[Checked, ...]
+    part_of: Array
+    place_in: Array
+    runs: tuple[Run, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answers:
+    """The outputs of some rows of one window, which have the same sizes.
+
+    Attributes:
+      members: int[n], places among the rows of the window that fit.
+      outputs: in the signature's order, each [n, ...].
+    """
+
+    members: Array
+    outputs: tuple[Array, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AnsweredWindow:
+    """A window with the outputs of its rows.
+
+    Attributes:
+      window: that was answered.
+      answers: of all rows that fit; one entry where outputs have no bucketed axis.
+    """
+
+    window: ReadyWindow
+    answers: tuple[Answers, ...]
+
+
+class Predictor:
+    """Answers windows with the programs of a model.
+
+    Args:
+      model: loaded and checked.
+      fields: of rows that are no inputs.
+      alone: whether each row runs by itself, since rows depend on each other.
+    """
+
+    def __init__(self, model: Model, fields: Fields, *, alone: bool = False) -> None:
+        self._model = model
+        self._fields = fields
+        self._alone = alone
+        self._buckets = {sizes: sorted(group.programs) for sizes, group in model.groups.items()}
+        axes = {axis.name for axis in model.signature.axes}
+        self._ragged = any(axes.intersection(map(str, s.shape)) for s in model.signature.outputs)
+
+    def prepare(self, window: Window) -> ReadyWindow:
+        """Check and plan the rows of a window. May be called from several threads at once."""
+        blocks = tuple(read_block(block, self._model, self._fields) for block in window.blocks)
+        parts = tuple(part for block in blocks for part in block.rows.parts)
+        starts = np.cumsum([0, *(block.count for block in blocks)])
+        members = [
+            own + start
+            for block, start in zip(blocks, starts, strict=False)
+            for own in block.rows.members
+        ]
+        counts = [part.rows for part in parts]
+        places = np.concatenate([*members, np.empty(0, np.intp)]).astype(np.intp)
+        order = np.argsort(places, kind="stable")
+        part_of = np.repeat(np.arange(len(parts)), counts)[order]
+        place_in = np.concatenate([*map(np.arange, counts), np.empty(0, np.intp)]).astype(np.intp)
+        sizes = [self._model.group(part.sizes).sizes for part in parts]
+        runs = plan(sizes, part_of, self._buckets, alone=self._alone)
+        return ReadyWindow(
+            blocks,
+            window.first,
+            window.end,
+            window.done,
+            places[order],
+            parts,
+            part_of,
+            place_in[order],
+            tuple(runs),
+        )
+
+    def answer(self, window: ReadyWindow) -> AnsweredWindow:
+        """Run the programs of a window.
+
+        Raises:
+          ExecutionError: the device failed.
+        """
+        found: list[Answers] = []
+        for run in window.runs:
+            found += self._run(window, run)
+        if self._ragged or not found:
+            return AnsweredWindow(window, tuple(found))
+        rows = len(window.good)
+        signature = self._model.signature
+        whole = tuple(
+            np.empty(spec.concrete(rows, {}), numpy_dtype(spec.dtype)) for spec in signature.outputs
+        )
+        for answers in found:
+            for out, piece in zip(whole, answers.outputs, strict=True):
+                out[answers.members] = piece
+        return AnsweredWindow(window, (Answers(np.arange(rows), whole),))
+
+    def _run(self, window: ReadyWindow, run: Run) -> list[Answers]:
+        pieces = _pieces(window, run.members)
+        parts = [window.parts[part].cut(start, end) for part, start, end in pieces]
+        group = self._model.groups[run.sizes]
+        inputs = stage(self._model.signature, parts, run.batch, run.sizes)
+        outputs = self._model.run(group.programs[run.batch], inputs)
+        begin = 0
+        found = []
+        for part, own in zip(parts, unstage(self._model.signature, parts, outputs), strict=True):
+            found.append(Answers(run.members[begin : begin + part.rows], own))
+            begin += part.rows
+        return found
+
+
+def _pieces(window: ReadyWindow, members: Array) -> Sequence[tuple[int, int, int]]:
+    """Return consecutive rows of parts: the part, and from where to where."""
+    part, place = window.part_of[members], window.place_in[members]
+    cuts = np.flatnonzero((np.diff(part) != 0) | (np.diff(place) != 1)) + 1
+    starts = [0, *cuts.tolist()]
+    ends = [*cuts.tolist(), len(members)]
+    return [
+        (int(part[start]), int(place[start]), int(place[end - 1]) + 1)
+        for start, end in zip(starts, ends, strict=True)
+    ]

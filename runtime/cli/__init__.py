@@ -1,0 +1,1 @@
+"""The command line of `python -m runtime`: its parser, and what each command does."""
