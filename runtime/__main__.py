@@ -139,6 +139,13 @@ def parser() -> Parser:
     bench = command("bench", _bench, "time every program on this device")
     bench.add_argument("--device", **device)
     bench.add_argument(
+        "--devices",
+        default="",
+        type=_devices,
+        metavar="all|N[,N]",
+        help="show also what these devices of the host reach together",
+    )
+    bench.add_argument(
         "--seconds", type=float, default=1.0, help="time for each program (default: 1)"
     )
     bench.add_argument("--json", action="store_true", help="print the figures for machines")
@@ -189,6 +196,12 @@ def parser() -> Parser:
 def _digest(text: str) -> str:
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
         raise argparse.ArgumentTypeError(f"expected sha256: and 64 hex digits, got {text!r}")
+    return text
+
+
+def _devices(text: str) -> str:
+    if text != "all" and not re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", text):
+        raise argparse.ArgumentTypeError(f"expected all, or indexes such as 0,1, got {text!r}")
     return text
 
 
@@ -335,12 +348,21 @@ def _bench(arguments: argparse.Namespace) -> int:
         _check_plot(arguments.plot)
     bundle = _open(arguments)
     with reading_settings():
+        from runtime import scaling
         from runtime.bench import bench, chart, table
+        from runtime.device import find_devices
         from runtime.loading import load
 
-    model = load(bundle, arguments.device, progress=_say)
+    devices = find_devices(arguments.device, arguments.devices)
+    model = load(bundle, devices[0], progress=_say)
+    models = scaling.on_each(model, devices, _say)
     figures = bench(model, arguments.seconds, progress=_say)
+    if arguments.devices:
+        _say(f"timing {len(models)} devices at once")
+        figures["scaling"] = scaling.scaling(models, arguments.seconds)
     print(json.dumps(figures) if arguments.json else table(figures))
+    if arguments.devices and not arguments.json:
+        print(f"\n{scaling.table(figures['scaling'])}")
     if arguments.plot:
         chart(figures, arguments.plot)
     return EXIT_OK
