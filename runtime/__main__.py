@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runtime import target_command
 from runtime.commandline import (
     Parser,
     add_version,
@@ -156,7 +157,6 @@ def parser() -> Parser:
     compiling.add_argument(
         "--cache",
         type=directory_to_write,
-        required=True,
         metavar="DIR",
         help="where they are kept: what the server's --cache-dir names",
     )
@@ -173,6 +173,7 @@ def parser() -> Parser:
         action="store_true",
         help="for any x86 machine with AVX2, not only for such a one as this",
     )
+    target_command.add_target_options(compiling)
     doctor = command("doctor", _doctor, "say whether a bundle loads, where, and for how long")
     doctor.add_argument("--device", **device)
     doctor.add_argument(
@@ -314,7 +315,11 @@ def _verify_startup(arguments: argparse.Namespace, bundle: "Bundle") -> int:
 
 
 def _compile(arguments: argparse.Namespace) -> int:
+    if reason := target_command.refusal(arguments):
+        raise UsageError(reason)
     bundle = _open(arguments)
+    if arguments.target:
+        return target_command.compile_for_cards(arguments, bundle, _say)
     with reading_settings():
         from runtime.precompile import precompile
 
