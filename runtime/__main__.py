@@ -141,7 +141,6 @@ def parser() -> Parser:
     bench.add_argument("--device", **device)
     bench.add_argument(
         "--devices",
-        default="",
         type=_devices,
         metavar="all|N[,N]",
         help="show also what these devices of the host reach together",
@@ -358,7 +357,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         from runtime.device import find_devices
         from runtime.loading import load
 
-    devices = find_devices(arguments.device, arguments.devices)
+    devices = find_devices(arguments.device, arguments.devices or "")
     model = load(bundle, devices[0], progress=_say)
     models = scaling.on_each(model, devices, _say)
     figures = bench(model, arguments.seconds, progress=_say)
