@@ -63,7 +63,8 @@ FROM ${BASE_IMAGE} AS cuda
 ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib64 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
-    HLOSERVE_DEVICE=cuda
+    HLOSERVE_DEVICE=cuda \
+    HLOSERVE_DEVICES=all
 
 FROM cuda AS cuda12
 

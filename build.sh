@@ -16,6 +16,8 @@ usage: ./build.sh COMMAND
   docs [--serve]    build the documentation site into build/site, or serve it and build it on each change
   coverage          measure how much of the packages the tests reach that start no processes
   wheel             build the wheel, install it into an environment of its own and use it there
+  gpucheck [BUNDLE --target CARD[,CARD]]
+                    compile a bundle for GPUs that are not here, or test that: sets up build/gpucheck, 1 GB, with XLA's CUDA plugin
   image [OPTION…]   build a container image of the server with docker, podman or buildah
   setup             make .venv with what uv.lock pins
   protos            make server/protos/inference_pb2.py from inference.proto
@@ -161,7 +163,7 @@ docs() {
 # What starts processes is left out: it takes most of the time, and coverage sees nothing of them.
 coverage() {
   setup
-  "$venv/bin/python" -m pytest -q -m "not image and not e2e" \
+  "$venv/bin/python" -m pytest -q -m "not image and not e2e and not gpucheck" \
     --cov --cov-report=term:skip-covered --cov-report=html:build/coverage "$@"
 }
 
@@ -179,6 +181,28 @@ wheel() {
   "$uv" pip install -q --python "$out/venv/bin/python" --require-hashes -r "$out/requirements.txt"
   "$uv" pip install -q --python "$out/venv/bin/python" --no-deps "$out"/*.whl
   "$out/venv/bin/python" tests/wheel.py
+}
+
+# XLA's CUDA plugin has an environment of its own: where it is installed JAX looks for a GPU at each
+# start. It brings the compiler, and none of CUDA's libraries.
+gpucheck() {
+  local uv wanted environment="$PWD/build/gpucheck"
+  setup
+  wanted="$(cat uv.lock pyproject.toml | cksum) $PWD"
+  if [ "$(cat "$environment/.synced" 2>/dev/null || true)" != "$wanted" ]; then
+    uv="$(find_uv "$venv/bin/python")"
+    say "setting up build/gpucheck"
+    UV_PROJECT_ENVIRONMENT="$environment" "$uv" sync -q --frozen --compile-bytecode \
+      --no-default-groups --group gpucheck --python "$venv/bin/python"
+    echo "$wanted" >"$environment/.synced"
+  fi
+  if [ $# = 0 ]; then
+    stage "compile for GPUs" "$venv/bin/python" -m pytest -q -m gpucheck tests/gpucheck
+  else
+    venv="$PWD/$venv"
+    cd "$started"
+    exec "$venv/bin/python" -m runtime compile "$@"
+  fi
 }
 
 # Fill the table of docs/compatibility.md.
@@ -285,7 +309,7 @@ run_example() {
   exec "$venv/bin/python" -m examples.digits.run "$@"
 }
 
-commands=(run test check docs coverage wheel image setup protos)
+commands=(run test check docs coverage wheel gpucheck image setup protos)
 
 # Print how many letters two words differ by: put in, left out, other ones, or two in turn.
 distance() {
@@ -329,6 +353,7 @@ check) check ;;
 docs) docs "$@" ;;
 coverage) coverage "$@" ;;
 wheel) wheel ;;
+gpucheck) gpucheck "$@" ;;
 image) image "$@" ;;
 setup) setup ;;
 protos) protos ;;

@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import server.options
+from runtime.accelerators import (
+    MEMORY_FRACTION,
+    MEMORY_VARIABLE,
+    UnknownCard,
+    card_named,
+    size,
+)
 from runtime.bundle import Bundle
+from runtime.card_report import read_report
+from runtime.claims import bytes_by_program
 from runtime.storage.uri import CloudFolder
 from server.config import ConfigError
 
@@ -98,6 +107,7 @@ def _check(options: argparse.Namespace, bundle: Bundle) -> None:
         has = ", ".join(bundle.manifest.platforms)
         raise Wrong(f"bundle {bundle.path}: expected platform {platform}, got {has}")
     _check_machine(options)
+    _check_card(options, bundle)
     if not 1 <= options.min_replicas <= options.max_replicas:
         got = f"{options.min_replicas} to {options.max_replicas}"
         raise Wrong(f"replicas: expected 1 <= --min-replicas <= --max-replicas, got {got}")
@@ -139,6 +149,48 @@ def _check_machine(options: argparse.Namespace) -> None:
     begins = _MACHINES.get(kind, "")
     if not machine.startswith(begins):
         raise Wrong(f"--machine-type: expected {begins}… for {kind}, got {machine}")
+
+
+def _check_card(options: argparse.Namespace, bundle: Bundle) -> None:
+    """Refuse a GPU that cannot run the bundle, before anything is uploaded.
+
+    By the report of what compiles for it where there is one beside the bundle; else by what the
+    manifest says, which is less than a run takes: what XLA needs beside inputs and outputs is not known.
+    """
+    try:
+        card = card_named(options.accelerator_type or "")
+    except UnknownCard:
+        return
+    usable = card.usable_bytes(_memory_fraction(options))
+    report = read_report(bundle.path, bundle.digest)
+    programs = report.of(card) if report else ()
+    for program in programs:
+        if not program.compiles:
+            raise Wrong(
+                f"--accelerator-type: expected a card that the bundle compiles for, got "
+                f"{card.vertex}: program {program.program}: {program.reason}"
+            )
+    name, needed = max(
+        [(p.program, p.needed_bytes) for p in programs] or bytes_by_program(bundle.manifest),
+        key=lambda one: one[1],
+    )
+    if needed > usable:
+        least = "" if programs else "at least "
+        raise Wrong(
+            f"--accelerator-type: program {name} takes {least}{size(needed)} with the weights: expected a "
+            f"card of which JAX takes that, got {card.vertex} with {size(usable)} of "
+            f"{size(card.memory_bytes)}; choose one with more, or export smaller buckets"
+        )
+
+
+def _memory_fraction(options: argparse.Namespace) -> float:
+    for item in options.env:
+        name, _, value = item.partition("=")
+        if name == MEMORY_VARIABLE:
+            if not re.fullmatch(r"0?\.\d+|1(\.0+)?", value) or not float(value):
+                raise Wrong(f"--env: {name}: expected a part such as 0.9, got {value!r}")
+            return float(value)
+    return MEMORY_FRACTION
 
 
 def _environment(options: argparse.Namespace) -> dict[str, str]:

@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 dry_run=arguments.dry_run,
                 savedmodel=arguments.savedmodel,
                 tf_stablehlo=arguments.tf_stablehlo,
+                check_gpu=arguments.check_gpu,
                 progress=progress,
             )
     except (ExportError, BundleError) as error:

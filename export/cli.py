@@ -16,6 +16,8 @@ from export.labels import labels_of
 from export.params_files import expect_there
 from export.spec import ExportSpec
 from export.text_flags import add_text_flags, declared_texts, preprocess_changes
+from runtime.accelerators import CARDS, UnknownCard
+from runtime.card_report import cards_of
 from runtime.commandline import Parser, directory_to_write, to_read
 from runtime.invocation import spelled
 from runtime.textfiles import NotText, read_json, read_text
@@ -219,11 +221,27 @@ def parser() -> Parser:
         help="export for platforms that this machine does not have; recorded",
     )
 
+    proof.add_argument(
+        "--check-gpu",
+        type=_cards,
+        default=[],
+        metavar="CARD[,CARD]",
+        help="GPUs that the bundle has to compile for and fit into, though none is here: "
+        f"{', '.join(CARDS)}; needs what ./build.sh gpucheck sets up",
+    )
+
     run = p.add_argument_group("run")
     run.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
     run.add_argument("--dry-run", action="store_true", help="do everything but write and verify")
     run.add_argument("--json", action="store_true", help="print the report for machines")
     return p
+
+
+def _cards(text: str) -> list[str]:
+    try:
+        return [card.name for card in cards_of(text)]
+    except UnknownCard as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def spec_from(arguments: argparse.Namespace) -> tuple[ExportSpec, list[str]]:

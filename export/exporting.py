@@ -16,13 +16,13 @@ import contextlib
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from export import for_tensorflow, symbolic, verification
+from export import card_check, for_tensorflow, symbolic, verification
 from export.errors import ExportError
 from export.fields import read_field
 from export.input_options import OPTIONS, with_options
@@ -35,6 +35,8 @@ from export.report import ProgramReport, Progress, Report
 from export.spec import ExportSpec
 from export.tracing import precision
 from export.writing import tolerances, write
+from runtime.accelerators import Card
+from runtime.card_report import keep_report
 from runtime.description import describe_format, describe_output
 from runtime.errors import nearest
 from runtime.localpaths import why_not_written
@@ -53,6 +55,7 @@ def export_model(
     dry_run: bool = False,
     savedmodel: str | os.PathLike[str] | None = None,
     tf_stablehlo: str | None = None,
+    check_gpu: Sequence[str] | str = (),
     progress: Progress | None = None,
     **options: Any,
 ) -> Report:
@@ -68,6 +71,8 @@ def export_model(
         proved on the same goldens. Both are written, or neither.
       tf_stablehlo: the StableHLO that the SavedModel's programs are written in, such as
         `1.13.7`; None for the newest that the installed TensorFlow reads.
+      check_gpu: GPUs that the bundle has to compile for, and fit into, such as `["t4", "l4"]`. They
+        need not be here, and nothing runs there; what was found is a report beside the bundle.
       progress: called with a sentence before each slow step; None for a line on stderr that
         changes, where that is a terminal, and nothing elsewhere.
       **options: fields of ExportSpec, which win over those of an ExportSpec given; and what
@@ -88,10 +93,15 @@ def export_model(
     spec = _as_spec(model, params, options).checked()
     verification.refuse_unverifiable(spec)
     for_tensorflow.check(spec, savedmodel, tf_stablehlo)
+    cards = card_check.cards_for(check_gpu, spec)
+    if cards and dry_run:
+        raise ExportError("check_gpu: expected a bundle to be written, got dry_run")
     with contextlib.ExitStack() as stack:
         progress = progress or stack.enter_context(shown(stderr_console(), silent))
         honoured = stack.enter_context(honouring(spec))
-        return _export(honoured, Path(out), overwrite, dry_run, savedmodel, tf_stablehlo, progress)
+        return _export(
+            honoured, Path(out), overwrite, dry_run, savedmodel, tf_stablehlo, cards, progress
+        )
 
 
 def _export(
@@ -101,6 +111,7 @@ def _export(
     dry_run: bool,
     savedmodel: str | os.PathLike[str] | None,
     tf_stablehlo: str | None,
+    cards: Sequence[Card],
     progress: Progress,
 ) -> Report:
     spec = honoured.spec
@@ -128,6 +139,7 @@ def _export(
             row_mixing=found.mixing if found.platforms else manifest.row_mixing,
         )
         writer.write_manifest(manifest)
+        on_cards = card_check.check(writer.path, cards, progress) if cards else None
         made = None
         if tensorflow:
             made, notes = for_tensorflow.make(tensorflow, writer.path, plan, tf_stablehlo, progress)
@@ -136,7 +148,11 @@ def _export(
         with tensorflow.committed() if tensorflow else contextlib.nullcontext():
             writer.commit()
     report = _report(plan, programs, manifest, found.programs, out)
-    return dataclasses.replace(report, savedmodel=made)
+    if on_cards is not None:
+        keep_report(out, on_cards)
+    return dataclasses.replace(
+        report, savedmodel=made, compiles_for=tuple(card.name for card in cards)
+    )
 
 
 def _expect_path(what: str, value: object) -> None:

@@ -116,6 +116,7 @@ class Report:
       row_mixing: ways in which rows depend on each other.
       notes: what was decided on the user's behalf.
       savedmodel: what was made for TensorFlow, if that was asked for.
+      compiles_for: GPUs that it was compiled for and fits into; nothing ran there.
     """
 
     bundle: str | None
@@ -135,6 +136,7 @@ class Report:
     row_mixing: tuple[str, ...]
     notes: tuple[str, ...]
     savedmodel: SavedModelReport | None = None
+    compiles_for: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Write it for machines."""
@@ -177,6 +179,8 @@ class Report:
         lines.append(
             f"lowered for {', '.join(self.platforms)}; verified on {', '.join(self.verified) or 'nothing'}"
         )
+        if self.compiles_for:
+            lines.append(f"compiles for {', '.join(self.compiles_for)}; nothing ran there")
         lines.append(f"rows     {self._rows()}")
         accepted = ", ".join(f"{name} {text}" for name, text in self.accepted.items())
         lines.append(f"accepted difference from goldens, on {self.platforms[0]}: {accepted}")

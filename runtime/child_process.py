@@ -21,15 +21,17 @@ sys.path += [folder for folder in folders.split("\\n") if folder not in sys.path
 """
 
 
-def python_command(code: str, *packages: str) -> list[str]:
+def python_command(code: str, *packages: str, python: str = "") -> list[str]:
     """Return a command line that runs code in a Python of its own; arguments are added behind it.
 
     Args:
       code: runs with the parent's arguments in `sys.argv[1:]`.
       packages: of this project that it imports, beside the runtime.
+      python: the interpreter of another environment, which has its own packages; this one by default.
     """
-    found = [str(_ROOT), " ".join(("runtime", *packages)), "\n".join(sys.path)]
-    return [sys.executable, "-P", "-c", _PREAMBLE + code, *found]
+    folders = "" if python else "\n".join(sys.path)
+    found = [str(_ROOT), " ".join(("runtime", *packages)), folders]
+    return [python or sys.executable, "-P", "-c", _PREAMBLE + code, *found]
 
 
 def module_command(module: str) -> list[str]:

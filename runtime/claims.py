@@ -183,16 +183,23 @@ def expect_memory(
                 f"{largest.path}: expected {largest.bytes:,} B of memory free, got {host:,} B; "
                 "serve it where more is free"
             )
-    signature = manifest.signature
-    tensors = (*signature.inputs, *signature.outputs)
-    beside = {
-        bucket_name(signature, [p.axes[axis.name] for axis in signature.axes], p.batch): p.batch
-        * sum(spec.row_bytes(p.axes) for spec in tensors)
-        for p in manifest.programs
-    }
+    beside = {name: whole - needed for name, whole in bytes_by_program(manifest)}
     for free in (device, host):
         if free is not None:
             expect_free(beside, free)
+
+
+def bytes_by_program(manifest: Manifest) -> list[tuple[str, int]]:
+    """Return each program's name and the bytes of its params, inputs and outputs: less than a run takes."""
+    signature, params = manifest.signature, params_bytes(manifest)
+    tensors = (*signature.inputs, *signature.outputs)
+    return [
+        (
+            bucket_name(signature, [p.axes[axis.name] for axis in signature.axes], p.batch),
+            params + p.batch * sum(spec.row_bytes(p.axes) for spec in tensors),
+        )
+        for p in manifest.programs
+    ]
 
 
 def expect_free(beside: Mapping[str, int], free: int) -> None:

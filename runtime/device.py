@@ -13,6 +13,9 @@ from runtime.errors import DeviceUnavailable, first_line
 
 Device = Any
 
+# As `which` of `find_devices`: every device that there is.
+ALL = "all"
+
 _DRIVER = Path("/proc/driver/nvidia/version")
 _MEMORY = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -56,6 +59,55 @@ def find_device(wanted: object | None) -> Device:
     raise DeviceUnavailable(
         f"device {wanted or 'default'!r}: expected one of {_available()}, got none ({reason})"
     )
+
+
+def find_devices(wanted: object | None, which: str = "") -> tuple[Device, ...]:
+    """Return the devices to serve from, in the order in which they are asked for.
+
+    Args:
+      wanted: as for `find_device`; with `which`, the platform whose devices are meant.
+      which: nothing for the one device of `wanted`; indexes such as "0,1"; or `ALL`, which is one
+        device where `wanted` names one.
+
+    Raises:
+      DeviceUnavailable: one is not there, or they are of several kinds: programs compiled for
+        one kind do not run on another.
+    """
+    first = find_device(first_named(wanted, which))
+    if not which or (which == ALL and _index_of(wanted)):
+        return (first,)
+    local = jax.local_devices(backend=first.platform)
+    if which == ALL:
+        found = tuple(local)
+    else:
+        platform = platform_of(first)
+        found = tuple(find_device(f"{platform}:{index}") for index in which.split(","))
+    kinds = {device_kind(device): named(device) for device in reversed(found)}
+    if len(kinds) > 1:
+        listed = ", ".join(f"{name} {kind}" for kind, name in sorted(kinds.items()))
+        raise DeviceUnavailable(
+            f"devices {which}: expected devices of one kind, got {listed}; name those of one kind, "
+            "such as --devices 0,1"
+        )
+    return found
+
+
+def first_named(wanted: object | None, which: str) -> object | None:
+    """Return the first of `find_devices`, as `find_device` takes it. No device is touched."""
+    if which in ("", ALL):
+        return wanted
+    return f"{_platform_named(wanted)}:{which.partition(',')[0]}"
+
+
+def _platform_named(wanted: object | None) -> str:
+    wanted = _or_default(wanted)
+    return platform_of(wanted) if isinstance(wanted, jax.Device) else str(wanted or "")
+
+
+def _index_of(wanted: object | None) -> bool:
+    """Whether a device is meant, and not any of a platform."""
+    wanted = _or_default(wanted)
+    return isinstance(wanted, jax.Device) or ":" in str(wanted or "")
 
 
 def named(wanted: object | None) -> str:

@@ -20,7 +20,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from runtime.cache_files import (
     FOLDER,
@@ -57,6 +57,18 @@ class Executable:
     threads: int
     data_dependent: bool = False
     fallback: str = ""
+
+
+class ExecutableSource(Protocol):
+    """Has programs that were compiled before."""
+
+    def executable(self, key: Key, threads: int) -> Executable | None:
+        """Return the program of a key; None if there is none that may be used.
+
+        Args:
+          key: what it has to have been compiled from and for.
+          threads: how many it should compute with.
+        """
 
 
 class ExecutableCache:

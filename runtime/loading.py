@@ -21,7 +21,7 @@ from runtime.device import (
 )
 from runtime.entries import ProgramEntry
 from runtime.errors import IncompatibleProgram, IntegrityError
-from runtime.executable_cache import ExecutableCache
+from runtime.executable_cache import ExecutableCache, ExecutableSource
 from runtime.model import Model
 from runtime.preprocessing.sandbox import try_stages
 from runtime.preprocessing.tokenizer import library_version
@@ -96,7 +96,7 @@ def compile_all(
     *,
     progress: Progress,
     each: Callable[..., Any] = map,
-    caches: Sequence[ExecutableCache] = (),
+    caches: Sequence[ExecutableSource] = (),
 ) -> tuple[Program, ...]:
     """Compile every program of a bundle for one device; nothing is run yet.
 
@@ -119,12 +119,7 @@ def compile_all(
         )
     if manifest.preprocess:
         library_version()
-    expect_memory(
-        manifest,
-        params=params_memory(target),
-        device=free_memory(target),
-        host=host_memory_free(),
-    )
+    expect_room(bundle, target)
 
     # Programs first: compiling needs memory of its own, and needs no params.
     count = len(manifest.programs)
@@ -152,6 +147,20 @@ def compile_all(
     if loaded < count:
         release_memory()
     return tuple(programs)
+
+
+def expect_room(bundle: Bundle, target: Device) -> None:
+    """Refuse a bundle that a device, or this machine, has too little memory for, by its manifest alone.
+
+    Raises:
+      DoesNotFit: names what does not, and the bytes.
+    """
+    expect_memory(
+        bundle.manifest,
+        params=params_memory(target),
+        device=free_memory(target),
+        host=host_memory_free(),
+    )
 
 
 def assemble(bundle: Bundle, target: Device, programs: tuple[Program, ...]) -> Model:

@@ -9,7 +9,7 @@ import numpy as np
 from runtime.buckets import Planner, pick
 from runtime.bundle import Bundle
 from runtime.claims import params_bytes
-from runtime.device import Device, free_memory, platform_of
+from runtime.device import Device, free_memory, named, platform_of
 from runtime.errors import InvalidInput, SignatureMismatch
 from runtime.inputs import Checked, Checker
 from runtime.manifest import Manifest
@@ -85,6 +85,11 @@ class Model:
     def platform(self) -> str:
         """Return the device's platform: cpu, cuda and so on."""
         return platform_of(self.device)
+
+    @property
+    def device_name(self) -> str:
+        """Return the device's name among those of this machine, such as `cpu:0` or `cuda:1`."""
+        return named(self.device)
 
     def predict(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """Answer rows.

@@ -27,7 +27,7 @@ from runtime.errors import (
     IncompatibleProgram,
     first_line,
 )
-from runtime.executable_cache import Executable, ExecutableCache
+from runtime.executable_cache import Executable, ExecutableCache, ExecutableSource
 from runtime.executables import (
     NotSerializable,
     deserialize,
@@ -128,7 +128,7 @@ class Program:
       fallback: why it was made from `.stablehlo`; empty if it was not.
       data_dependent: whether how long it runs depends on its inputs; see `stablehlo`.
       key: what it was compiled from and for; see `executable_cache`.
-      source: the cache that it was loaded from; None if it was compiled here.
+      source: what it was loaded from; None if it was compiled here.
       threads: that it computes with, where the platform is a CPU; else 0.
     """
 
@@ -139,7 +139,7 @@ class Program:
     fallback: str = ""
     data_dependent: bool = False
     key: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    source: ExecutableCache | None = None
+    source: ExecutableSource | None = None
     threads: int = 0
 
     def call(self, params: tuple[Any, ...], inputs: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -166,8 +166,24 @@ class Program:
         if self.source is cache:
             return
         with contextlib.suppress(NotSerializable):
-            data = serialize(self._compiled)
-            cache.keep(self.key, Executable(data, self.threads, self.data_dependent, self.fallback))
+            cache.keep(self.key, self.executable())
+
+    def executable(self) -> Executable:
+        """Return the program as bytes: those that it was loaded from, while their source has them.
+
+        XLA serializes what it compiled itself. Of a CPU's program that was loaded, the bytes would lack the code:
+        they load, and the first run fails.
+
+        Raises:
+          NotSerializable: it has none.
+        """
+        if self.source is not None:
+            found = self.source.executable(self.key, self.threads)
+            if found is None:
+                raise NotSerializable("what it was loaded from is gone")
+            return found
+        data = serialize(self._compiled)
+        return Executable(data, self.threads, self.data_dependent, self.fallback)
 
     def costs(self) -> dict[str, float]:
         """Return what XLA says of the program: flops, bytes_accessed, temp_bytes, …; may lack keys."""
@@ -189,7 +205,7 @@ def compile_program(
     entry: ProgramEntry,
     manifest: Manifest,
     device: Device,
-    caches: Sequence[ExecutableCache] = (),
+    caches: Sequence[ExecutableSource] = (),
     compiling: Callable[[], object] = lambda: None,
 ) -> Program:
     """Load a program that was compiled before, or deserialize and compile it, ahead of time.

@@ -6,6 +6,7 @@
 4. the startup check; the full one where this platform was not verified yet
 5. run times, known or measured, to plan by
 6. what was found out is kept for the next start; what was compiled already is
+7. where several devices are to serve, the others get the same programs, and a startup check each
 
 A program from the cache that fails its check is thrown away and compiled anew: a cache can cost time,
 never an answer.
@@ -18,23 +19,31 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from runtime.bundle import Bundle
-from runtime.device import Device, cpu_model, find_device, named, platform_of
+from runtime.device import (
+    Device,
+    cpu_model,
+    find_devices,
+    first_named,
+    named,
+)
 from runtime.errors import ExecutionError
 from runtime.executable_cache import ExecutableCache, seconds_of
 from runtime.loading import Progress, assemble, compile_all, program_threads, release_memory
 from runtime.model import Model
 from runtime.probe import probing
 from runtime.program import Program, cpu_threads, environment
+from runtime.replicas import Copies, Replicas, naming, replicate
 from runtime.startup_check import check_startup
 from runtime.verify import verify
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Started:
-    """A model that was checked on its device.
+    """A model that was checked on its device, or on each of several.
 
     Attributes:
       model: loaded, warm, with a plan.
+      replicas: the same on further devices.
       failed: golden checks that failed, the worst of what may be wrong.
       mixing: ways in which rows were seen to depend on each other, here or at an earlier start.
       full: whether all golden rows went through all programs, with all kinds of rows beside them.
@@ -50,6 +59,7 @@ class Started:
     compiled: int
     stages: Mapping[str, float]
     groups: tuple[str, ...]
+    replicas: tuple[Model, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,9 +73,10 @@ def start(
     bundle: Bundle,
     device: object | None = None,
     *,
+    devices: str = "",
     cache: ExecutableCache | None = None,
     isolated: bool = True,
-    on_loaded: Callable[[str], object] = lambda _: None,
+    on_loaded: Callable[[Sequence[Device]], object] = lambda _: None,
     progress: Progress | None = None,
 ) -> Started:
     """Load a bundle and check it on a device.
@@ -73,10 +84,12 @@ def start(
     Args:
       bundle: opened; whether it is the one that is wanted is the caller's to have asked.
       device: as for `runtime.load`.
+      devices: which of its platform's devices serve: indexes such as "0,1", or "all"; nothing for
+        that one device.
       cache: of what was compiled and found out before.
       isolated: whether a bundle that was not opened in one before is opened in a process of its
         own first.
-      on_loaded: called with the device's platform once the programs are loaded, and kept for other
+      on_loaded: called with the devices once the programs are loaded, and kept for other
         processes; not checked yet.
       progress: called with a sentence for each step.
 
@@ -91,11 +104,16 @@ def start(
         if isolated:
             with stages.timed("sandbox"):
                 compiled = stack.enter_context(
-                    probing(bundle, named(device), cache=cache, progress=progress)
+                    probing(
+                        bundle,
+                        named(first_named(device, devices)),
+                        cache=cache,
+                        progress=progress,
+                    )
                 )
             caches += [] if compiled is None else [compiled]
         with stages.timed("programs"):
-            target = find_device(device)
+            target, *others = find_devices(device, devices)
             with program_threads(target) as pool:
                 programs = compile_all(
                     bundle, target, progress=progress, each=pool.map, caches=caches
@@ -103,18 +121,22 @@ def start(
             if cache is not None:
                 for program in programs:
                     program.keep(cache)
-    on_loaded(platform_of(target))
+            # Before the sandbox's folder goes, which may be where they were loaded from.
+            copies = Copies(programs if others else ())
+    on_loaded((target, *others))
     key = {**environment(target), "bundle": bundle.digest}
     record = {} if cache is None else cache.record(key)
     full = not _verified_before(bundle, programs, record)
     seen_mixing = _texts(record.get("mixing"))
-    with stages.timed("params"):
+    with stages.timed("params"), naming(target):
         model = assemble(bundle, target, programs)
     name = "full check" if full else "startup check"
-    with stages.timed(name):
-        model, programs, found = _checked(
+    with stages.timed(name), naming(target):
+        model, checked, found = _checked(
             bundle, target, model, programs, full, bool(seen_mixing), progress, cache
         )
+    if others and checked is not programs:
+        copies = Copies(checked)
     with stages.timed("run times"):
         # Where rows mix, a program runs on goldens of its own batch alone, and perhaps on none.
         warm = not model.manifest.row_mixing
@@ -123,14 +145,20 @@ def start(
     mixing = found.mixing or seen_mixing
     if cache is not None and not found.failed:
         cache.keep_record(key, _record(full, record, mixing, seconds, target))
+    replicas = Replicas((), (), ())
+    if others:
+        with stages.timed("other devices"):
+            replicas = replicate(model, copies, others, seconds, progress)
+        release_memory()
     return Started(
         model,
-        found.failed,
-        mixing,
+        (*found.failed, *replicas.failed),
+        (*mixing, *replicas.mixing),
         full,
-        sum(program.source is None for program in programs),
+        sum(program.source is None for program in checked),
         stages.seconds,
         found.groups,
+        replicas.models,
     )
 
 

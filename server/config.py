@@ -19,6 +19,7 @@ _MAX_PREPARING = 4
 _MEMORY_BODIES = 8
 # 23 days, the longest time that gRPC's C core can represent in milliseconds.
 _MAX_AGE_S = 2_000_000
+_INDEX = re.compile(r"0|[1-9][0-9]{0,3}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 ANY_ORIGIN = "*"
 # As browsers send an origin: in lower case, and without the scheme's default port.
@@ -95,6 +96,12 @@ class ServerConfig:
     )
     device: str = _option(
         "", "NAME", "device that programs run on: cpu, cuda, cuda:1", shown="JAX's choice"
+    )
+    devices: str = _option(
+        "",
+        "all|N[,N]",
+        "devices of the host that run batches of one queue: all of its kind, or their indexes",
+        shown="one",
     )
     processes: int = _option(
         1,
@@ -224,6 +231,7 @@ class ServerConfig:
         if not self.bundle:
             raise ConfigError("bundle: expected a directory, got none; pass --bundle DIR")
         self._check_paths()
+        self._check_devices()
         if self.require_digest and not _DIGEST.fullmatch(self.require_digest):
             raise ConfigError(
                 "require_digest: expected sha256: and the 64 hex digits that python -m runtime "
@@ -268,6 +276,22 @@ class ServerConfig:
             )
         if reason := why_not_written(self.cache_dir):
             raise ConfigError(f"cache_dir: {reason.partition(';')[0]}")
+
+    def _check_devices(self) -> None:
+        if not self.devices or self.devices == "all":
+            return
+        indexes = self.devices.split(",")
+        if not all(_INDEX.fullmatch(index) for index in indexes):
+            raise ConfigError(
+                f"devices: expected all, or indexes such as 0,1, got {self.devices!r}"
+            )
+        if len(set(indexes)) < len(indexes):
+            raise ConfigError(f"devices: expected each index once, got {self.devices!r}")
+        if ":" in self.device:
+            raise ConfigError(
+                f"device and devices: expected one of them to have an index, got {self.device!r} and "
+                f"{self.devices!r}"
+            )
 
     def _check_numbers(self) -> None:
         for name in (

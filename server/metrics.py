@@ -153,6 +153,7 @@ class Metrics:
       computed: seconds of each batch on the device's thread.
       batch_rows: rows of each batch, without padding.
       buckets: program name to the durations of its batches.
+      devices: device name to the durations of its batches.
       rows: answered.
       padding_rows: of padding, in all batches.
       elements: of inputs that were run, padding included.
@@ -176,6 +177,7 @@ class Metrics:
     computed: Histogram = dataclasses.field(default_factory=_seconds)
     batch_rows: Histogram = dataclasses.field(default_factory=lambda: Histogram(ROWS))
     buckets: dict[str, BucketTimes] = dataclasses.field(default_factory=dict)
+    devices: dict[str, DurationSum] = dataclasses.field(default_factory=dict)
     rows: int = 0
     padding_rows: int = 0
     elements: int = 0
@@ -211,6 +213,7 @@ class Metrics:
     def count_batch(
         self,
         name: str,
+        device: str,
         bucket: int,
         rows: int,
         answered: int,
@@ -220,6 +223,7 @@ class Metrics:
 
         Args:
           name: of its program.
+          device: name of the device that ran it.
           bucket: rows that the program takes.
           rows: that were in it.
           answered: those of them that did not fail.
@@ -232,6 +236,9 @@ class Metrics:
         program.stage.add(staged - begun)
         program.run.add(run - staged)
         program.unstage.add(ended - run)
+        if device not in self.devices:
+            self.devices[device] = DurationSum()
+        self.devices[device].add(ended - begun)
         self.computed.observe(ended - begun)
         self.batch_rows.observe(rows)
         self.rows += answered
@@ -277,6 +284,7 @@ class Metrics:
             "failures": collections.Counter,
             "durations": lambda each: {p: Histogram(**one) for p, one in each.items()},
             "buckets": lambda each: {b: BucketTimes.from_json(one) for b, one in each.items()},
+            "devices": lambda each: {name: DurationSum(**one) for name, one in each.items()},
         }
         blank = cls()
         for name, value in found.items():

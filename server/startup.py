@@ -9,9 +9,10 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
+from runtime.device import Device, first_named, platform_of
 from runtime.errors import BundleError, DeviceUnavailable, ExecutionError, GoldenMismatch
 from runtime.executable_cache import ExecutableCache
 from runtime.model import Model
@@ -44,12 +45,14 @@ class Opened:
 
     Attributes:
       model: loaded, measured and validated.
+      replicas: the same on further devices.
       no_batching: whether requests are never batched, since rows were found to depend on each
         other on this device.
-      max_running: batches that the device is to have at once.
+      max_running: batches that a device is to have at once.
     """
 
     model: Model
+    replicas: tuple[Model, ...]
     no_batching: bool
     max_running: int
 
@@ -97,10 +100,15 @@ async def open_service(
     service.startup_s = {"imports": imports_s, **started.stages}
     for name, took in service.startup_s.items():
         log.info("startup: %-14s %6.2f s", name, took)
-    service.open(opened.model, no_batching=opened.no_batching, max_running=opened.max_running)
+    service.open(
+        opened.model,
+        replicas=opened.replicas,
+        no_batching=opened.no_batching,
+        max_running=opened.max_running,
+    )
     http, grpc, page = _addresses(config) if listening else ("serving", "", "")
     seconds = time.monotonic() - begin
-    log.info("ready: %s %s%s, after %.1f s%s", http, _served(opened.model), grpc, seconds, page)
+    log.info("ready: %s %s%s, after %.1f s%s", http, _served(opened), grpc, seconds, page)
     return 0
 
 
@@ -120,12 +128,15 @@ async def watch_files(service: Service, config: ServerConfig) -> int:
     return EXIT_BUNDLE
 
 
-def _served(model: Model) -> str:
+def _served(opened: Opened) -> str:
+    model = opened.model
     manifest = model.manifest
+    devices = [one.device_name for one in (model, *opened.replicas)]
+    where = model.platform if len(devices) == 1 else f"{len(devices)} devices: {', '.join(devices)}"
     sizes = [f"{axis.name} {_listed(axis.sizes)}" for axis in model.signature.axes]
     return (
         f"{manifest.name} version {manifest.version}, "
-        f"{', '.join([f'buckets {_listed(manifest.buckets)}', *sizes])}, on {model.platform}"
+        f"{', '.join([f'buckets {_listed(manifest.buckets)}', *sizes])}, on {where}"
     )
 
 
@@ -162,7 +173,13 @@ def open_model(
     """
     use_sync_dispatch()
 
-    def loaded(platform: str) -> None:
+    def loaded(devices: Sequence[Device]) -> None:
+        platform = platform_of(devices[0])
+        if config.processes > 1 and len(devices) > 1:
+            raise DeviceUnavailable(
+                f"processes: expected 1 with {len(devices)} devices, each of which one process has, got "
+                f"{config.processes}"
+            )
         if config.processes > 1 and platform != "cpu":
             raise DeviceUnavailable(
                 f"processes: expected 1 on {platform}, whose memory one process has, got "
@@ -179,12 +196,14 @@ def open_model(
             if config.executables
             else None,
         )
-    with bundle_at(config.bundle, config.cache_dir, config.require_digest, config.device) as bundle:
+    first = str(first_named(config.device, config.devices) or "")
+    with bundle_at(config.bundle, config.cache_dir, config.require_digest, first) as bundle:
         bundle.require(config.require_digest or None)
         # In here: goldens are read from the bundle, which may be gone with the context.
         started = start(
             bundle,
             config.device or None,
+            devices=config.devices,
             cache=cache,
             isolated=not config.require_digest,
             on_loaded=loaded,
@@ -209,10 +228,10 @@ def _opened(started: Started, config: ServerConfig) -> Opened:
         log.warning("no batching: rows depend on each other on this device: %s", started.mixing[0])
     no_batching = bool(model.manifest.row_mixing or started.mixing)
     # A CPU never gains by a second batch at once.
-    max_running = 1 if model.platform == "cpu" else concurrent_batches(model)
-    log.info("concurrent batches: %d", max_running)
+    max_running = 1 if model.platform == "cpu" else concurrent_batches(model, started.replicas)
+    log.info("concurrent batches: %d%s", max_running, " on each device" * bool(started.replicas))
     model.bundle.expect_unchanged()  # what was validated is what will answer
-    return Opened(model, no_batching, max_running)
+    return Opened(model, started.replicas, no_batching, max_running)
 
 
 def _process_age_s() -> float:

@@ -1,44 +1,67 @@
-"""On an accelerator: the bare programs, two batches at once, and what the server makes of them.
+"""On an accelerator: starts, the bare programs, two batches at once, and what the server makes of them.
 
-    python -m bench.gpu [--device cuda] [--seconds S] [--out FILE]
+    python -m bench.gpu prepare DIR [--cards t4,l4,a100,h100,h200]
+    python -m bench.gpu [--bundle DIR/bundle] [--device cuda] [--seconds S] [--minutes M] [--out FILE]
 
-Needs nothing but this checkout with its `server` extra and Flax. The model is MiniLM's in shape,
-with random weights. Takes about five minutes with a device that compiles quickly.
+The first is for a machine without a GPU: it exports the model, and compiles it for cards that are not
+there (`./build.sh gpucheck` sets up what that needs). The second is for the GPU's: it needs this checkout with its
+`server` extra, and exports by itself, with Flax, where no bundle is given. It compares what is compiled here
+with what was compiled there, and leaves out what there is no time for, and says so. The model is MiniLM's in shape, with
+random weights.
 """
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
+from bench.gpu.made_elsewhere import compared
+from bench.gpu.starts import served, starts
 from bench.machine import describe
-from examples.minilm.model import VOCABULARY, MiniLM
-from export import TensorSpec, export_model
 from runtime import load
 from runtime.description import columns
-from runtime.device import device_kind, driver_versions
+from runtime.device import device_kind, driver_versions, find_devices
+from runtime.model import Model
+from runtime.scaling import on_each, scaling
 from server.bench.load_generator import post, send
 
 BUCKETS, LENGTHS = (1, 8, 32, 128), (32, 128)
+# Of the model, which is imported only where it is exported: it needs Flax.
+VOCABULARY = 30522
 CONNECTIONS = (1, 64)
 ROWS = (1, 8, 32)
 
 
-def export(folder: Path, platform: str) -> Path:
-    """Export the model for this platform."""
+class Deadline:
+    """The time that is left of a run."""
+
+    def __init__(self, minutes: float):
+        self._end = time.monotonic() + 60 * minutes
+        self.left_out: list[str] = []
+
+    def allows(self, what: str, seconds: float) -> bool:
+        """Whether there is time for something; what there is none for is noted."""
+        allowed = time.monotonic() + seconds < self._end
+        if not allowed:
+            self.left_out.append(what)
+        return allowed
+
+
+def export(folder: Path, platforms: tuple[str, ...], cards: str, buckets, lengths) -> Path:
+    """Export the model for platforms; compile it for cards that need not be here."""
+    import jax
+
+    from examples.minilm.model import MiniLM
+    from export import TensorSpec, export_model
+
     ids = np.ones((1, 8), np.int32)
     shape = ("_", "seq")
     export_model(
@@ -50,23 +73,25 @@ def export(folder: Path, platform: str) -> Path:
             ),
             TensorSpec(name="attention_mask", dtype="int32", shape=shape, mask=True),
         ],
-        buckets=BUCKETS,
-        axes={"seq": LENGTHS},
-        platforms=(platform,),
+        buckets=buckets,
+        axes={"seq": lengths},
+        platforms=platforms,
         name="encoder",
         out=folder / "bundle",
+        overwrite=True,
+        check_gpu=cards or (),
     )
     return folder / "bundle"
 
 
-def bare(bundle: Path, device: str, seconds: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def bare(model: Model, seconds: float, deadline: Deadline) -> list[dict[str, Any]]:
     """Run each program alone, one batch at a time and two, and say rows/s."""
-    model = load(bundle, device)
-    about = {"device": device_kind(model.device), **driver_versions(model.device)}
     rows = []
     with ThreadPoolExecutor(2) as two:
         for sizes, group in model.groups.items():
             for batch, program in group.programs.items():
+                if not deadline.allows(f"program b{batch}-seq{sizes[0]}", 2 * seconds):
+                    continue
                 inputs = model.blank(batch, sizes)
 
                 def run(until: float, program=program, inputs=inputs) -> int:
@@ -88,30 +113,7 @@ def bare(bundle: Path, device: str, seconds: float) -> tuple[dict[str, Any], lis
                         "two_at_once": both / one,
                     }
                 )
-    return about, rows
-
-
-@contextlib.contextmanager
-def served(bundle: Path, device: str) -> Iterator[int]:
-    """Run the server; yields its port."""
-    command = [sys.executable, "-m", "server", "--bundle", str(bundle), "--device", device]
-    process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", "0", "--grpc-port", "-1"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            for line in process.stdout:
-                print(line, end="", flush=True)
-                if "ready: " in line:
-                    break
-            else:
-                raise SystemExit("error: the server did not become ready")
-            yield int(line.partition("127.0.0.1:")[2].partition("/")[0])
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.communicate()
+    return rows
 
 
 def requests(rows: int, length: int, *, binary: bool) -> list[bytes]:
@@ -138,14 +140,19 @@ def requests(rows: int, length: int, *, binary: bool) -> list[bytes]:
     return made
 
 
-def through_server(bundle: Path, device: str, seconds: float) -> list[dict[str, Any]]:
+def through_server(
+    bundle: Path, device: str, options: tuple[str, ...], lengths, seconds: float, deadline: Deadline
+) -> list[dict[str, Any]]:
     """Load the server in both forms of a body."""
     rows = []
-    with served(bundle, device) as port:
-        for length in LENGTHS:
+    with served(bundle, device, *options) as (port, _):
+        for length in lengths:
             for count in ROWS:
                 for connections in CONNECTIONS:
                     for binary in (False, True):
+                        what = f"{count} rows of {length}, {connections} connections"
+                        if not deadline.allows(what, 1.5 * seconds):
+                            continue
                         made = requests(count, length, binary=binary)
                         figures = asyncio.run(send("127.0.0.1", port, made, connections, seconds))
                         rows.append(
@@ -168,7 +175,7 @@ def tables(alone: list[dict[str, Any]], through: list[dict[str, Any]]) -> str:
         length: max(
             r["rows_per_s"] * max(1, r["two_at_once"]) for r in alone if r["length"] == length
         )
-        for length in LENGTHS
+        for length in {r["length"] for r in alone}
     }
     first = [("length", "batch", "call", "rows/s", "two at once")]
     first += [
@@ -189,7 +196,7 @@ def tables(alone: list[dict[str, Any]], through: list[dict[str, Any]]) -> str:
             str(r["connections"]),
             r["body"],
             f"{r['rows_per_s']:,.0f}",
-            f"{r['rows_per_s'] / best[r['length']]:.2f}",
+            f"{r['rows_per_s'] / best[r['length']]:.2f}" if r["length"] in best else "",
             f"{r['p50_ms']:.2f} ms",
             str(r["failed"]),
         )
@@ -198,25 +205,75 @@ def tables(alone: list[dict[str, Any]], through: list[dict[str, Any]]) -> str:
     return f"{columns(first)}\n\n{columns(second)}"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
         prog="python -m bench.gpu", description=__doc__.partition("\n")[0], allow_abbrev=False
     )
-    parser.add_argument("--device", default="cuda", help="default: cuda")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each figure; default: 3")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
-    arguments = parser.parse_args()
+    made.add_argument("prepare", nargs="*", metavar="prepare DIR", help="export and compile only")
+    made.add_argument(
+        "--cards", default="t4,l4,a100,h100,h200", help="of prepare; default: %(default)s"
+    )
+    made.add_argument("--bundle", type=Path, metavar="DIR", help="that prepare made")
+    made.add_argument("--device", default="cuda", help="default: cuda")
+    made.add_argument(
+        "--devices", default="", metavar="all|N[,N]", help="of the server; default: one"
+    )
+    made.add_argument("--seconds", type=float, default=3.0, help="of each figure; default: 3")
+    made.add_argument("--minutes", type=float, default=8.0, help="of all; default: 8")
+    made.add_argument("--buckets", type=_numbers, default=BUCKETS, metavar="N,…")
+    made.add_argument("--lengths", type=_numbers, default=LENGTHS, metavar="N,…")
+    made.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+    return made
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
+
+
+def main() -> int:
+    arguments = parser().parse_args()
+    if arguments.prepare:
+        command, *folder = arguments.prepare
+        if command != "prepare" or len(folder) != 1:
+            raise SystemExit(f"error: expected prepare DIR, got {' '.join(arguments.prepare)!r}")
+        shapes = arguments.buckets, arguments.lengths
+        print(export(Path(folder[0]), ("cpu", "cuda"), arguments.cards, *shapes))
+        return 0
+    deadline = Deadline(arguments.minutes)
     # The exporter and the bare programs leave memory for the server beside them.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.4")
+    options = ("--devices", arguments.devices) if arguments.devices else ()
     with tempfile.TemporaryDirectory() as folder:
-        bundle = export(Path(folder), arguments.device.partition(":")[0])
-        about, alone = bare(bundle, arguments.device, arguments.seconds)
-        about = {**describe(), **about}
-        through = through_server(bundle, arguments.device, arguments.seconds)
+        platform = arguments.device.partition(":")[0]
+        bundle = arguments.bundle or export(
+            Path(folder), (platform,), "", arguments.buckets, arguments.lengths
+        )
+        # First, while no other process has memory of the device.
+        begun = starts(bundle, arguments.device, options)
+        devices = find_devices(arguments.device, arguments.devices)
+        model = load(bundle, devices[0])
+        about = {**describe(), "device": device_kind(model.device), **driver_versions(model.device)}
+        same = compared(model, bundle)
+        alone = bare(model, arguments.seconds, deadline)
+        together = scaling(on_each(model, devices, print), arguments.seconds)
+        lengths = sorted({sizes[0] for sizes in model.groups})
+        through = through_server(
+            bundle, arguments.device, options, lengths, arguments.seconds, deadline
+        )
     print("\n" + ", ".join(f"{name} {value}" for name, value in about.items()))
     print(f"\n{tables(alone, through)}")
+    found = {
+        "machine": about,
+        "starts": begun,
+        "compiled elsewhere": same,
+        "bare": alone,
+        "devices": together,
+        "server": through,
+        "left out": deadline.left_out,
+    }
+    rest = {name: found[name] for name in ("starts", "compiled elsewhere", "devices", "left out")}
+    print(f"\n{json.dumps(rest, indent=1)}")
     if arguments.out:
-        found = {"machine": about, "bare": alone, "server": through}
         arguments.out.write_text(json.dumps(found, indent=1) + "\n")
     return int(any(row["failed"] for row in through))
 

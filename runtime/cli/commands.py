@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime.cli.target import compile_for_cards, refusal
 from runtime.commandline import reading_settings
 from runtime.errors import BundleError, printable
 
@@ -115,7 +116,11 @@ def _verify_startup(arguments: argparse.Namespace, bundle: "Bundle") -> int:
 
 def compile_(arguments: argparse.Namespace) -> int:
     """Compile and keep programs; return the exit status."""
+    if reason := refusal(arguments):
+        raise UsageError(reason)
     bundle = open_(arguments)
+    if arguments.target:
+        return compile_for_cards(arguments, bundle, say)
     with reading_settings():
         from runtime.precompile import precompile
 
@@ -151,12 +156,21 @@ def bench(arguments: argparse.Namespace) -> int:
         _check_plot(arguments.plot)
     bundle = open_(arguments)
     with reading_settings():
+        from runtime import scaling
         from runtime.bench import bench, chart, table
+        from runtime.device import find_devices
         from runtime.loading import load
 
-    model = load(bundle, arguments.device, progress=say)
+    devices = find_devices(arguments.device, arguments.devices or "")
+    model = load(bundle, devices[0], progress=say)
+    models = scaling.on_each(model, devices, say)
     figures = bench(model, arguments.seconds, progress=say)
+    if arguments.devices:
+        say(f"timing {len(models)} devices at once")
+        figures["scaling"] = scaling.scaling(models, arguments.seconds)
     print(json.dumps(figures) if arguments.json else table(figures))
+    if arguments.devices and not arguments.json:
+        print(f"\n{scaling.table(figures['scaling'])}")
     if arguments.plot:
         chart(figures, arguments.plot)
     return EXIT_OK

@@ -8,6 +8,7 @@ from typing import Any
 
 from runtime.cli import commands
 from runtime.cli.predict import add_arguments, predict
+from runtime.cli.target import add_target_options
 from runtime.commandline import (
     Parser,
     add_version,
@@ -93,6 +94,12 @@ def parser() -> Parser:
     bench = command("bench", commands.bench, "time every program on this device")
     bench.add_argument("--device", **device)
     bench.add_argument(
+        "--devices",
+        type=_devices,
+        metavar="all|N[,N]",
+        help="show also what these devices of the host reach together",
+    )
+    bench.add_argument(
         "--seconds", type=float, default=1.0, help="time for each program (default: 1)"
     )
     bench.add_argument("--json", action="store_true", help="print the figures for machines")
@@ -105,7 +112,6 @@ def parser() -> Parser:
     compiling.add_argument(
         "--cache",
         type=directory_to_write,
-        required=True,
         metavar="DIR",
         help="where they are kept: what the server's --cache-dir names",
     )
@@ -122,6 +128,7 @@ def parser() -> Parser:
         action="store_true",
         help="for any x86 machine with AVX2, not only for such a one as this",
     )
+    add_target_options(compiling)
     doctor = command(
         "doctor", commands.doctor, "say whether a bundle loads, where, and for how long"
     )
@@ -149,6 +156,12 @@ def parser() -> Parser:
 def _digest(text: str) -> str:
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
         raise argparse.ArgumentTypeError(f"expected sha256: and 64 hex digits, got {text!r}")
+    return text
+
+
+def _devices(text: str) -> str:
+    if text != "all" and not re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", text):
+        raise argparse.ArgumentTypeError(f"expected all, or indexes such as 0,1, got {text!r}")
     return text
 
 

@@ -1,5 +1,7 @@
 """The device executor: the thread that owns a device and runs its batches one after the other.
 
+Each device has an executor of its own, and all get their batches from one scheduler.
+
 Batches are passed in through a queue and results out through a callback, called on this
 thread. Nothing else is shared, so there is no lock. The thread exists for liveness: while a
 program runs the event loop still accepts requests and enforces deadlines. A device that gains
@@ -40,6 +42,7 @@ class BatchResult:
 
     Attributes:
       batch: the batch.
+      device: name of the device that ran it, such as `cuda:1`.
       answers: for each task its outputs, or the error that it gets.
       outputs: of the whole batch, padding included; empty if it failed.
       times: instants at which it was begun, staged, run and unstaged, in monotonic seconds; of the
@@ -50,6 +53,7 @@ class BatchResult:
     """
 
     batch: Batch
+    device: str
     answers: tuple[TaskOutputs, ...]
     outputs: tuple[Array, ...]
     times: tuple[float, float, float, float]
@@ -66,6 +70,7 @@ class DeviceExecutor:
     """Runs batches on threads of its own.
 
     Args:
+      name: of the device, such as `cuda:1`.
       run: calls the program of a batch; may raise ExecutionError.
       signature: of the model.
       canary: runs the smallest program on harmless inputs; raises if the device is broken.
@@ -74,10 +79,14 @@ class DeviceExecutor:
         if an inline batch exceeds its stall limit.
       stall_s: upper limit of every inline batch's stall limit, in seconds.
       threads: batches that run concurrently.
+
+    Attributes:
+      name: the same.
     """
 
     def __init__(
         self,
+        name: str,
         run: Run,
         signature: Signature,
         canary: Callable[[], object],
@@ -86,6 +95,7 @@ class DeviceExecutor:
         stall_s: float,
         threads: int = 1,
     ) -> None:
+        self.name = name
         self._run = run
         self._signature = signature
         self._canary = canary
@@ -134,8 +144,8 @@ class DeviceExecutor:
             while (batch := self._next()) is not None:
                 self._deliver(self.run_batch(batch))
         except BaseException:  # whatever it is, the thread ends with it
-            log.critical("the device thread died", exc_info=True)
-            self._failures.on_fatal("the device thread died")
+            log.critical("device %s: its thread died", self.name, exc_info=True)
+            self._failures.on_fatal(f"device {self.name}: its thread died")
 
     def _next(self) -> Batch | None:
         """Wait for a batch, and check meanwhile whether the event loop hangs in an inline one.
@@ -152,7 +162,9 @@ class DeviceExecutor:
                 ticks = ticks + 1 if inline is not None and inline is last else 0
                 last = inline
                 if inline is not None and ticks * tick_s >= inline[1]:
-                    log.critical("the device hangs: a batch ran inline for %.3g s", inline[1])
+                    log.critical(
+                        "device %s hangs: a batch ran inline for %.3g s", self.name, inline[1]
+                    )
                     self._failures.on_hang()
 
     def run_batch(self, batch: Batch) -> BatchResult:
@@ -171,14 +183,15 @@ class DeviceExecutor:
             answers: tuple[TaskOutputs, ...] = tuple(unstage(self._signature, parts, outputs))
             declared = all(map(is_as_declared, self._signature.outputs, outputs))
         except Exception as error:  # whatever it is, its tasks get it
-            log.exception("a batch of %d tasks failed", len(batch.tasks))
+            log.exception("device %s: a batch of %d tasks failed", self.name, len(batch.tasks))
             outputs = ()
             answers = tuple(self._retry_alone(batch, task, error) for task in batch.tasks)
             declared = False
             failed = self._is_broken(answers)
         else:
             failed = False
-        return BatchResult(batch, answers, outputs, (begun, staged, run, clock()), declared, failed)
+        times = begun, staged, run, clock()
+        return BatchResult(batch, self.name, answers, outputs, times, declared, failed)
 
     def _is_broken(self, answers: tuple[TaskOutputs, ...]) -> bool:
         """Whether the device is broken, rather than its requests at fault: not even the canary runs."""

@@ -1,4 +1,4 @@
-"""Which batch runs next, when, and on which thread. No event loop, no thread, no clock."""
+"""Which batch runs next, when, on which thread and device. No event loop, no thread, no clock."""
 
 from collections.abc import Mapping
 
@@ -15,20 +15,22 @@ _MIN_INLINE_STALL_S = 5.0
 
 
 class LaunchPolicy:
-    """Decides what a scheduler launches, from the queue, the time, and how many batches run.
+    """Decides what a scheduler launches, from the queue, the time, and what runs where.
 
-    Called by one caller at a time. Whoever launches a batch on the executor adds it to `running`,
-    and takes it out once it is done.
+    Called by one caller at a time, which reports each batch of an executor by `begin` and `end`.
+    The devices are of one kind, and known by their places, from 0.
 
     Args:
       queue: the tasks that wait.
       inline_stall_s: program, as (axis sizes, batch size), to its stall limit in seconds, for
         those that may run inline.
-      max_running: batches that the executor may have at once.
+      max_running: batches that a device may have at once.
+      devices: number of devices.
 
     Attributes:
-      running: batches that the executor has.
-      prefer_thread: whether what waits now runs on the executor, however quick it is. Reset once
+      running: batches that the executors have.
+      has_capacity: whether another batch may be launched.
+      prefer_thread: whether what waits now runs on an executor, however quick it is. Reset once
         the queue is empty.
     """
 
@@ -37,19 +39,39 @@ class LaunchPolicy:
         queue: BatchQueue,
         inline_stall_s: Mapping[tuple[Sizes, int], float],
         max_running: int = 1,
+        devices: int = 1,
     ) -> None:
         self._queue = queue
         self._inline_stall_s = dict(inline_stall_s)
-        self._max_running = max_running
+        self._max_running = max_running * devices
+        self._several = devices > 1
+        self._on_device = [0] * devices
+        # The device that has ended a batch last stands last.
+        self._order = list(range(devices))
         self._busy_since: float | None = None
         self._last_turn = 0.0
         self.running = 0
+        self.has_capacity = True
         self.prefer_thread = False
 
-    @property
-    def has_capacity(self) -> bool:
-        """Whether another batch may be launched."""
-        return self.running < self._max_running
+    def begin(self) -> int:
+        """Count a batch, and return the device whose executor gets it.
+
+        It has the fewest batches; among several, the one that was free first.
+        """
+        device = min(self._order, key=self._on_device.__getitem__)
+        self._on_device[device] += 1
+        self.running += 1
+        self.has_capacity = self.running < self._max_running
+        return device
+
+    def end(self, device: int) -> None:
+        """Count a batch of a device as done."""
+        self._on_device[device] -= 1
+        self._order.remove(device)
+        self._order.append(device)
+        self.running -= 1
+        self.has_capacity = True
 
     def decide(self, now: float) -> Batch | float | None:
         """Return a batch to launch now, taken out of the queue.
@@ -75,8 +97,14 @@ class LaunchPolicy:
         return queue.take(now)
 
     def inline_stall_s(self, batch: Batch) -> float | None:
-        """Return the stall limit of a batch that is to run inline, in seconds; None on a thread."""
+        """Return the stall limit of a batch that is to run inline, in seconds; None on a thread.
+
+        With several devices a batch is inline only if no more rows wait: while the loop runs it, no other
+        device gets any.
+        """
         if self.running or self.prefer_thread:
+            return None
+        if self._several and self._queue.rows:
             return None
         return self._inline_stall_s.get((batch.sizes, batch.bucket))
 

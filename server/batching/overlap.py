@@ -5,7 +5,7 @@ are copied to and from an accelerator, the copies and the programs can overlap.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from runtime.errors import DoesNotFit, ExecutionError
@@ -18,8 +18,8 @@ _TRIAL_S = 0.1
 _MAX_RUNS = 64
 
 
-def concurrent_batches(model: Model) -> int:
-    """Return how many batches the device should have at once, as measured.
+def concurrent_batches(model: Model, replicas: Sequence[Model] = ()) -> int:
+    """Return how many batches a device should have at once, as measured.
 
     While one batch is copied, staged or unstaged, the other can be computed. Where computing
     takes every core, as it does on most CPUs, a second batch only delays the first one. Where
@@ -27,6 +27,7 @@ def concurrent_batches(model: Model) -> int:
 
     Args:
       model: measured.
+      replicas: the same on further devices of its kind, which may have less memory left.
 
     Returns:
       2 where that is faster, else 1; 1 also where memory is short.
@@ -43,7 +44,8 @@ def concurrent_batches(model: Model) -> int:
         return time.perf_counter() - begin
 
     try:
-        model.check_memory(at_once=2)
+        for replica in (model, *replicas):
+            replica.check_memory(at_once=2)
         with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(2) as two:
             return 2 if is_faster((seconds(one), seconds(two)) for _ in range(_TRIALS)) else 1
     except (DoesNotFit, ExecutionError):

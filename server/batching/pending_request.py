@@ -26,7 +26,9 @@ class InferenceMetadata(NamedTuple):
       bucket: batch size of the program that ran (the last, if several did).
       padded_rows: rows of padding in its batch.
       queue_s: longest wait of the request's tasks, seconds.
-      compute_s: sum of its batches' times on the device, seconds.
+      compute_s: sum of its batches' times on the devices, seconds.
+      devices: names of the devices that ran its batches, each once, in the order of its first result;
+        empty for a request without rows.
       prepared: how its raw inputs were prepared; None where it had tensors.
     """
 
@@ -34,6 +36,7 @@ class InferenceMetadata(NamedTuple):
     padded_rows: int
     queue_s: float
     compute_s: float
+    devices: tuple[str, ...] = ()
     prepared: "PreparationMetadata | None" = None
 
 
@@ -201,6 +204,7 @@ class PendingRequest:
     padded_rows: int = 0
     queue_s: float = 0.0
     compute_s: float = 0.0
+    devices: tuple[str, ...] = ()
     as_declared: bool = True
     reserved: int = 0
     order: Sequence[Sequence[int]] | None = None
@@ -243,6 +247,7 @@ class PendingRequest:
         padded_rows: int,
         queue_s: float,
         run_s: float,
+        device: str,
     ) -> None:
         """Add the result of one task.
 
@@ -253,12 +258,15 @@ class PendingRequest:
           padded_rows: of its batch.
           queue_s: seconds that the task waited.
           run_s: seconds that its batch was on the device.
+          device: its name.
         """
         self.results[index] = result
         self.bucket = bucket
         self.padded_rows = padded_rows
         self.queue_s = max(self.queue_s, queue_s)
         self.compute_s += run_s
+        if device not in self.devices:
+            self.devices = (*self.devices, device)
         self.remaining -= 1
 
     def answer(self, model: Model) -> tuple[list[ResultSlice], InferenceMetadata]:
@@ -280,7 +288,12 @@ class PendingRequest:
             else:
                 parts.append(ResultSlice(model.no_rows(checked.sizes), None, 0, 0))
         return parts, InferenceMetadata(
-            self.bucket, self.padded_rows, self.queue_s, self.compute_s, self.prepared
+            self.bucket,
+            self.padded_rows,
+            self.queue_s,
+            self.compute_s,
+            self.devices,
+            self.prepared,
         )
 
 

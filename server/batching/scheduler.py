@@ -1,4 +1,7 @@
-"""The batch scheduler: takes batches from the queue to the device, and passes their results on.
+"""The batch scheduler: takes batches from the queue to the devices, and passes their results on.
+
+There is one queue, however many devices: a batch goes to one that is free, so none waits behind
+a device that is slow while another is idle.
 
 To hand a batch to the device's thread and back takes about as long as to read ten requests, and
 the two threads then compete for the interpreter. So a batch that is known to be quick runs inline,
@@ -10,14 +13,16 @@ with a loop or branch that depends on values always runs on the device's thread,
 answers for the process however long that takes. An inline batch that exceeds its stall limit ends
 the process.
 
-`LaunchPolicy` decides; the scheduler owns what acts: the loop's callbacks and timers, and the executor.
+`LaunchPolicy` decides; the scheduler owns what acts: the loop's callbacks and timers, and an executor
+for each device.
 """
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from runtime.model import Model
 from server.batching.batch_recorder import BatchRecorder
@@ -38,27 +43,27 @@ BATCH_S = 50e-6
 
 
 class BatchScheduler:
-    """Launches batches whenever the device has capacity. Everything on the running loop.
+    """Launches batches whenever a device has capacity. Everything on the running loop.
 
     Args:
-      model: measured and validated.
+      models: the same bundle on each device, validated; the first one's plan is used for all.
       limits: of the queue, and of what a batch may take.
       metrics: counts the batches.
       deliver: called with each result, and with its outputs if they can be read row for row.
-      failures: called on the loop when the device is lost, on another thread when the loop hangs.
+      failures: called on the loop when a device is lost, on another thread when the loop hangs.
       no_batching: run every task by itself.
-      max_running: batches that the device has at once.
+      max_running: batches that a device has at once.
 
     Attributes:
-      model: the same.
+      models: the same.
       queue: the tasks that wait. Whoever puts one there calls `notify`.
-      executor: runs batches.
+      executors: run the batches of each device.
       fastest_s: what the quickest batch takes, seconds.
     """
 
     def __init__(
         self,
-        model: Model,
+        models: Sequence[Model],
         limits: Limits,
         metrics: Metrics,
         deliver: Callable[[BatchResult, BatchOutputs | None], object],
@@ -67,11 +72,12 @@ class BatchScheduler:
         no_batching: bool,
         max_running: int,
     ) -> None:
+        model = models[0]
         self._loop = asyncio.get_running_loop()
         self._failures = failures
         self._stall_s = limits.stall_s
         self._recorder = BatchRecorder(model, metrics, deliver, failures, limits.failures)
-        self.model = model
+        self.models = tuple(models)
         self.fastest_s = min(group.planner.cost(1) for group in model.groups.values())
         self.queue = BatchQueue(
             {sizes: group.planner.with_overhead(BATCH_S) for sizes, group in model.groups.items()},
@@ -88,8 +94,21 @@ class BatchScheduler:
                 if seconds <= limits.inline_s and not model.data_dependent(sizes, bucket)
             },
             max_running,
+            len(models),
         )
-        self.executor = DeviceExecutor(
+        self.executors = tuple(self._executor(model, max_running) for model in models)
+        # An inline batch runs while no executor has one, so any will do: each in its turn.
+        self._inline_turns = itertools.cycle(self.executors)
+        # Batches that executors have, each with its device's place and the timer of its stall limit.
+        self._running: dict[Batch, tuple[int, asyncio.TimerHandle]] = {}
+        self._due_timer: asyncio.TimerHandle | None = None
+        self._notified = False
+        for executor in self.executors:
+            executor.start()
+
+    def _executor(self, model: Model, threads: int) -> DeviceExecutor:
+        return DeviceExecutor(
+            model.device_name,
             lambda batch, arrays: model.run(
                 model.groups[batch.sizes].programs[batch.bucket], arrays
             ),
@@ -97,14 +116,9 @@ class BatchScheduler:
             canary=model.canary,
             deliver=lambda result: self._call_on_loop(self._on_batch_done, result),
             failures=self,
-            stall_s=limits.stall_s,
-            threads=max_running,
+            stall_s=self._stall_s,
+            threads=threads,
         )
-        # Batches that the executor has, each with the timer of its stall limit.
-        self._running: dict[Batch, asyncio.TimerHandle] = {}
-        self._due_timer: asyncio.TimerHandle | None = None
-        self._notified = False
-        self.executor.start()
 
     def notify(self, *, prefer_thread: bool = False) -> None:
         """Dispatch once the loop has read all that it has received, so that it shares a batch.
@@ -120,15 +134,16 @@ class BatchScheduler:
             self._loop.call_soon(self._dispatch)
 
     def close(self) -> None:
-        """End the device's threads after the batches that they have."""
-        self.executor.close()
+        """End the devices' threads after the batches that they have."""
+        for executor in self.executors:
+            executor.close()
 
     def on_fatal(self, reason: str) -> None:
-        """Report on the loop that the device is lost; called on the device's thread."""
+        """Report on the loop that a device is lost; called on that device's thread."""
         self._call_on_loop(self._failures.on_fatal, reason)
 
     def on_hang(self) -> None:
-        """Report that the loop hangs; called on the device's thread."""
+        """Report that the loop hangs; called on a device's thread."""
         self._failures.on_hang()
 
     def _call_on_loop[T](self, call: Callable[[T], object], argument: T) -> None:
@@ -157,18 +172,21 @@ class BatchScheduler:
                 return
 
     def _submit(self, batch: Batch) -> None:
-        self._policy.running += 1
-        self._running[batch] = self._loop.call_later(
-            self._stall_s, self._failures.on_fatal, "the device hangs"
+        device = self._policy.begin()
+        executor = self.executors[device]
+        stall = self._loop.call_later(
+            self._stall_s, self._failures.on_fatal, f"device {executor.name} hangs"
         )
-        self.executor.submit(batch)
+        self._running[batch] = device, stall
+        executor.submit(batch)
 
     def _run_inline(self, batch: Batch, stall_s: float) -> None:
+        executor = next(self._inline_turns)
         try:
-            result = self.executor.run_inline(batch, stall_s)
+            result = executor.run_inline(batch, stall_s)
         except BaseException:  # as on the device's thread: whatever it is, the device is lost
-            log.critical("the device died", exc_info=True)
-            self._failures.on_fatal("the device died")
+            log.critical("device %s died", executor.name, exc_info=True)
+            self._failures.on_fatal(f"device {executor.name} died")
             return
         self._recorder.record(result)
         if self.queue.rows:
@@ -179,8 +197,9 @@ class BatchScheduler:
         self._dispatch()
 
     def _on_batch_done(self, result: BatchResult) -> None:
-        """Record what the device's thread has run, and launch the next; called on the loop."""
-        self._running.pop(result.batch).cancel()
-        self._policy.running -= 1
+        """Record what a device's thread has run, and launch the next; called on the loop."""
+        device, stall = self._running.pop(result.batch)
+        stall.cancel()
+        self._policy.end(device)
         self._recorder.record(result)
         self._dispatch()

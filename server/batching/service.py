@@ -1,18 +1,18 @@
-"""The inference service, independent of any protocol: a batch queue in front of a device.
+"""The inference service, independent of any protocol: a batch queue in front of the devices.
 
 How a request is processed, all on one event loop but for step 4:
 
 1. `submit` splits its rows into tasks; raw rows are prepared by the `PreparationPool` first,
    within the same limits and deadlines
 2. the tasks wait in the BatchQueue, until their deadline at most
-3. the `BatchScheduler` takes a batch out whenever the device has capacity
-4. the device's thread, or the loop itself if the batch is quick, stages, runs and unstages it
+3. the `BatchScheduler` takes a batch out whenever a device has capacity
+4. that device's thread, or the loop itself if the batch is quick, stages, runs and unstages it
 5. `_deliver` adds its rows to each request: one wake-up of the loop for the batch
 
 Callbacks and no coroutines: a task, a future and a timer for each request cost more than
 everything else that is done for it here.
 
-The loop owns the queue, the device's thread owns the device; nothing needs a lock.
+The loop owns the queue, each device's thread owns its device; nothing needs a lock.
 """
 
 import asyncio
@@ -112,14 +112,19 @@ class Service:
 
     @property
     def model(self) -> Model:
-        """Return the model.
+        """Return the model; where there are several devices, the first one's.
 
         Raises:
           NotReady: it is still being loaded.
         """
         if self._scheduler is None:
             raise NotReady("the model is still being loaded; try again shortly")
-        return self._scheduler.model
+        return self._scheduler.models[0]
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """Return the model of each device; none while it is still being loaded."""
+        return () if self._scheduler is None else self._scheduler.models
 
     @property
     def loaded(self) -> bool:
@@ -143,20 +148,28 @@ class Service:
         """Return the number of programs compiled since the model was opened."""
         return self._compiles()
 
-    def open(self, model: Model, *, no_batching: bool = False, max_running: int = 1) -> None:
+    def open(
+        self,
+        model: Model,
+        *,
+        replicas: Sequence[Model] = (),
+        no_batching: bool = False,
+        max_running: int = 1,
+    ) -> None:
         """Begin to answer with this model.
 
         Args:
           model: measured and validated.
+          replicas: the same model on further devices of its kind, validated.
           no_batching: run every task by itself, since rows were found to depend on each other on
             this device; implied where the bundle says so.
-          max_running: batches that the device has at once.
+          max_running: batches that a device has at once.
         """
         self._loop = asyncio.get_running_loop()
         longest = {axis.name: axis.sizes[-1] for axis in model.signature.axes}
         self.output_row_bytes = sum(spec.row_bytes(longest) for spec in model.signature.outputs)
         self._scheduler = BatchScheduler(
-            model,
+            (model, *replicas),
             self._limits,
             self.metrics,
             self._deliver,
@@ -302,7 +315,7 @@ class Service:
         await self._requests.drained()
 
     def close(self) -> None:
-        """End the device's threads after the batches that they have."""
+        """End the devices' threads after the batches that they have."""
         if self._preparation is not None:
             self._preparation.close()
         if self._scheduler is not None:
@@ -346,7 +359,7 @@ class Service:
     def _deliver(self, result: BatchResult, batch_outputs: BatchOutputs | None) -> None:
         """Add its rows to each request of a batch."""
         batch = result.batch
-        begun, padded = result.times[0], batch.bucket - batch.rows
+        begun, padded, seconds = result.times[0], batch.bucket - batch.rows, result.seconds
         start = 0
         for task, outputs in zip(batch.tasks, result.answers, strict=True):
             _, request, index = task.payload
@@ -356,14 +369,16 @@ class Service:
                 self._requests.finish(request, outputs)
             elif request.results:  # it has not ended
                 task_result = TaskResult(outputs, batch_outputs, start)
-                request.add_result(index, task_result, batch.bucket, padded, waited, result.seconds)
+                request.add_result(
+                    index, task_result, batch.bucket, padded, waited, seconds, result.device
+                )
                 request.as_declared = request.as_declared and result.as_declared
                 if not request.remaining:
                     self._complete(request)
             start += task.rows
 
     def on_fatal(self, reason: str) -> None:
-        """Refuse every request, since the device is lost, and end the process; see `Failures`."""
+        """Refuse every request, since a device is lost, and end the process; see `Failures`."""
         if self.state is not State.FAILED:
             log.critical("giving up: %s", reason)
             self.fail("the device has failed")

@@ -8,11 +8,13 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import orjson
 
@@ -34,19 +36,42 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     arguments, options = _split(argv)
     try:
         requests = requests_of(open_bundle(arguments.bundle), arguments.rows)
-        with exiting_on_signals(), _server(str(arguments.bundle), options, environ) as port:
-            results = [
-                asyncio.run(send("127.0.0.1", port, requests, connections, arguments.seconds))
-                for connections in arguments.connections
-            ]
+        results = []
+        for devices in arguments.devices or [0]:
+            chosen = ["--devices", ",".join(map(str, range(devices)))] if devices else []
+            with (
+                exiting_on_signals(),
+                _server(str(arguments.bundle), [*options, *chosen], environ) as port,
+            ):
+                results += [
+                    Measured(
+                        devices,
+                        asyncio.run(
+                            send("127.0.0.1", port, requests, connections, arguments.seconds)
+                        ),
+                    )
+                    for connections in arguments.connections
+                ]
     except (BundleError, ConnectionError) as error:
         print(error_line(printable(str(error))), file=sys.stderr)
         return 3
     if arguments.json:
-        print(json.dumps([_as_json(f, arguments.rows) for f in results]))
+        print(json.dumps([_as_json(one, arguments.rows) for one in results]))
     else:
         print(table(results, arguments.rows))
-    return 1 if any(f.failed for f in results) else 0
+    return 1 if any(one.load.failed for one in results) else 0
+
+
+class Measured(NamedTuple):
+    """A measurement.
+
+    Attributes:
+      devices: that the server had; 0 for those of its own options.
+      load: what the clients saw.
+    """
+
+    devices: int
+    load: LoadResult
 
 
 _USAGE = "python -m server bench --bundle DIR [option …] [-- server option …]"
@@ -58,6 +83,7 @@ _EXAMPLES = """\
 examples:
   python -m server bench --bundle bundle/
   python -m server bench --bundle bundle/ --connections 64 --rows 8 -- --max-queue-delay-ms 2
+  python -m server bench --bundle bundle/ --devices 1,2,4 -- --device cuda
 
 What follows -- are the server's options; see python -m server --help.
 
@@ -105,6 +131,14 @@ def parser() -> Parser:
     )
     load.add_argument(
         "--rows", type=_count, default=1, metavar="ROWS", help="instances a request (default: 1)"
+    )
+    load.add_argument(
+        "--devices",
+        type=_counts,
+        default=[],
+        metavar="N,…",
+        help="numbers of devices to serve from; a server and all measurements for each number "
+        "(default: those of the server's options)",
     )
     output = made.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print the figures for machines")
@@ -176,8 +210,10 @@ def _server(bundle: str, options: Sequence[str], environ: Mapping[str, str]) -> 
                 pass
 
 
-def _as_json(figures: LoadResult, rows: int) -> dict[str, float]:
+def _as_json(measured: Measured, rows: int) -> dict[str, float]:
+    figures = measured.load
     return {
+        **({"devices": measured.devices} if measured.devices else {}),
         "connections": figures.connections,
         "requests_per_s": figures.per_second,
         "rows_per_s": figures.per_second * rows,
@@ -187,11 +223,13 @@ def _as_json(figures: LoadResult, rows: int) -> dict[str, float]:
     }
 
 
-def table(results: Sequence[LoadResult], rows: int) -> str:
-    """Return the results as a table of text."""
+def table(results: Sequence[Measured], rows: int) -> str:
+    """Return the results as a table of text; of several numbers of devices, compared with the first."""
+    compared = any(one.devices for one in results)
     header = ("connections", "requests/s", "rows/s", "p50", "p99", "failed")
     lines = [
         (
+            *((str(devices), f"{_gain(f, results):.2f}") if compared else ()),
             str(f.connections),
             f"{f.per_second:,.0f}",
             f"{f.per_second * rows:,.0f}",
@@ -199,6 +237,12 @@ def table(results: Sequence[LoadResult], rows: int) -> str:
             f"{f.quantile(0.99) * 1e3:.2f} ms",
             str(f.failed),
         )
-        for f in results
+        for devices, f in results
     ]
-    return columns([header, *lines])
+    return columns([(*(("devices", "of first") if compared else ()), *header), *lines])
+
+
+def _gain(figures: LoadResult, results: Sequence[Measured]) -> float:
+    """Return how many times the requests of the first number of devices were answered."""
+    first = next(one.load for one in results if one.load.connections == figures.connections)
+    return figures.per_second / first.per_second if first.per_second else math.nan

@@ -25,7 +25,10 @@ _REQUEST_HEADERS = (
 _RESPONSE_HEADERS = (
     "inference-header-content-length",
     "retry-after",
-    *(f"x-hloserve-{n}" for n in ("bucket", "bundle", "compute-us", "padded-rows", "queue-us")),
+    *(
+        f"x-hloserve-{n}"
+        for n in ("bucket", "bundle", "compute-us", "device", "padded-rows", "queue-us")
+    ),
 )
 # How long a browser may cache the answer to a preflight request, in seconds.
 _MAX_AGE_S = "600"

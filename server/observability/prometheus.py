@@ -59,6 +59,7 @@ class MetricsPage(Collector):
         for name, bucket in m.buckets.items():
             buckets.add_metric([name], bucket.run.count)
         yield buckets
+        yield from self._of_devices(snapshot)
         yield _histogram("batch_rows", "Rows of each batch, without padding.", m.batch_rows)
         yield _counter("padding_rows", "Rows run only to fill a bucket.", m.padding_rows)
         yield _counter("elements", "Input elements run, padding included.", m.elements)
@@ -115,6 +116,29 @@ class MetricsPage(Collector):
         manifest = self._service.model.manifest
         return manifest.name, manifest.version
 
+    def _of_devices(self, snapshot: StatsSnapshot) -> Iterator[Metric]:
+        executions = CounterMetricFamily(
+            "hloserve_device_executions", "Batches run, by device.", labels=["device"]
+        )
+        busy = CounterMetricFamily(
+            "hloserve_device_busy_seconds", "Times of batches, by device.", labels=["device"]
+        )
+        for name in (model.device_name for model in self._service.models):
+            batches = snapshot.metrics.devices.get(name, DurationSum())
+            executions.add_metric([name], batches.count)
+            busy.add_metric([name], batches.seconds)
+        yield executions
+        yield busy
+        if snapshot.memory_by_device:
+            memory = GaugeMetricFamily(
+                "hloserve_device_memory_in_use_bytes",
+                "Memory in use, by device.",
+                labels=["device"],
+            )
+            for name, used in snapshot.memory_by_device.items():
+                memory.add_metric([name], used)
+            yield memory
+
     def _of_service(self, snapshot: StatsSnapshot) -> Iterator[Metric]:
         service = self._service
         yield _gauge("ready", "1 while requests are answered.", service.state is State.READY)
@@ -135,7 +159,9 @@ class MetricsPage(Collector):
             # Params, and inputs and outputs of running programs: a number that grows is a leak.
             yield _gauge("live_arrays", "Arrays on the device.", snapshot.arrays)
         if snapshot.memory is not None:
-            yield _gauge("device_memory_bytes", "Device memory in use.", snapshot.memory)
+            yield _gauge(
+                "device_memory_bytes", "Device memory in use, of all devices.", snapshot.memory
+            )
 
 
 def _of_model(model: Model) -> Iterator[Metric]:

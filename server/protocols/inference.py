@@ -178,6 +178,7 @@ def metadata_of(model: Model, metadata: InferenceMetadata) -> dict[str, str | in
         "padded_rows": metadata.padded_rows,
         "queue_us": round(metadata.queue_s * 1e6),
         "compute_us": round(metadata.compute_s * 1e6),
+        **({"device": ",".join(metadata.devices)} if metadata.devices else {}),
         **raw,
     }
 

@@ -103,7 +103,7 @@ def test_a_device_that_hangs_ends_the_process(served):
     assert good == [200]
     assert set(statuses) <= {503, None}
     assert (status, errors) == (EXIT_DEVICE, "")
-    assert "the device hangs" in served.log
+    assert "device cpu:0 hangs" in served.log
 
 
 def test_a_quick_batch_that_hangs_ends_the_process_sooner(wide_bundle):
@@ -116,7 +116,7 @@ def test_a_quick_batch_that_hangs_ends_the_process_sooner(wide_bundle):
 
     assert statuses == [None]
     assert (status, errors) == (EXIT_DEVICE, "")
-    assert "CRITICAL the device hangs: a batch ran inline for 0.2 s" in served.log
+    assert "CRITICAL device cpu:0 hangs: a batch ran inline for 0.2 s" in served.log
 
 
 def spin(params, x):
@@ -162,7 +162,7 @@ def test_a_program_that_loops_for_ever_ends_the_process_in_its_time(spinning_bun
 
     assert set(statuses) <= {503, None}
     assert (status, errors) == (EXIT_DEVICE, "")
-    assert "CRITICAL giving up: the device hangs" in served.log
+    assert "CRITICAL giving up: device cpu:0 hangs" in served.log
 
 
 def test_a_device_that_keeps_failing_ends_the_process(served):
@@ -172,7 +172,7 @@ def test_a_device_that_keeps_failing_ends_the_process(served):
 
     assert statuses == [500, 500, 500]
     assert (status, errors) == (EXIT_DEVICE, "")
-    assert "CRITICAL giving up: 3 batches failed one after the other" in served.log
+    assert "CRITICAL giving up: device cpu:0: 3 batches failed one after the other" in served.log
 
 
 def test_what_is_not_answered_in_time_is_refused_at_the_end(wide_bundle):

@@ -65,6 +65,24 @@ def cache_dir(filled, tmp_path):
     return tmp_path / "cache"
 
 
+def test_what_was_compiled_while_the_bundle_was_test_loaded_is_kept_whole(tmp_path):
+    """Programs that came from the process that opened the bundle first are loaded by the next start."""
+    said = []
+    found = [
+        start(
+            open_bundle(FROZEN),
+            "cpu",
+            cache=ExecutableCache(tmp_path, said.append),
+            progress=said.append,
+        )
+        for _ in range(2)
+    ]
+
+    assert [one.compiled for one in found] == [0, 0]
+    assert [line for line in said if "compil" in line] == []
+    assert answers(found[0].model)[0][0].tobytes() == answers(found[1].model)[0][0].tobytes()
+
+
 def test_the_second_start_compiles_nothing(tmp_path):
     """What one start has compiled and measured the next one loads, and it answers bit for bit alike."""
     first, compiled = started(FROZEN, tmp_path)

@@ -74,6 +74,7 @@ class FakeModel:
         signature=SUM,
         function=None,
         output_format=None,
+        device_name="cpu:0",
     ):
         self.function = function
         self.signature = signature
@@ -95,6 +96,7 @@ class FakeModel:
         self.bundle = types.SimpleNamespace(digest="0" * 64)
         self.device = types.SimpleNamespace(memory_stats=lambda: None)
         self.platform = "cpu"
+        self.device_name = device_name
         costs = costs or {b: 1.0 + b / 8 for b in buckets}
         seconds = {b: cost * 1e-6 for b, cost in costs.items()}
         planner = Planner(seconds, mixed=bool(row_mixing))
@@ -204,14 +206,14 @@ class RecordedFailures:
 
 
 @contextlib.asynccontextmanager
-async def serving(model, process=None, max_running=1, **limits):
+async def serving(model, process=None, max_running=1, replicas=(), **limits):
     """Yield a service on this loop, ready with a model; its executor ends with it.
 
     Batches run on the device's thread unless the limits allow inline runs, so that a model may wait.
     """
     limits = Limits(**{"inline_s": 0.0, **limits})
     service = Service(limits, process or RecordedFailures())
-    service.open(model, max_running=max_running)
+    service.open(model, replicas=replicas, max_running=max_running)
     try:
         yield service
     finally:
@@ -238,12 +240,12 @@ class Running:
         """Run a coroutine on the loop and return its result."""
         return asyncio.run_coroutine_threadsafe(call, self.loop).result(30)
 
-    def open(self, model):
-        """Open a model on the loop."""
+    def open(self, model, replicas=()):
+        """Open a model on the loop, and its replicas."""
 
         async def open_there():
             self.service.startup_s = {"programs": 0.5}
-            self.service.open(model)
+            self.service.open(model, replicas=replicas)
 
         self.wait(open_there())
 

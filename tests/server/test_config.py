@@ -236,6 +236,7 @@ SOMETHING_ELSE = {
     "executables": "/e",
     "executables_digest": "sha256:" + "1" * 64,
     "device": "cuda:1",
+    "devices": "0,1",
     "host": "::1",
     "port": 9000,
     "grpc_port": -1,
@@ -302,6 +303,37 @@ def test_origins_are_named_one_after_the_other():
         assert parse(["--bundle", "b", "--cors-origin", unusual], {}).origins == (unusual,)
     assert parse(["--bundle", "b", "--cors-origin", "*"], {}).origins == ("*",)
     assert parse(["--bundle", "b"], {}).origins == ()
+
+
+@mark.parametrize("devices", ["", "all", "0", "3,1", "10"])
+def test_devices_are_all_or_indexes(devices):
+    """Nothing means one device; `all` may stand beside a device, which is then all that there is."""
+    assert parse(["--bundle", "b", "--devices", devices], {}).devices == devices
+    assert (
+        parse(["--bundle", "b", "--device", "cuda:1"], {"HLOSERVE_DEVICES": "all"}).devices == "all"
+    )
+
+
+@mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--devices", "cuda"], "devices: expected all, or indexes such as 0,1, got 'cuda'"),
+        (["--devices", "0,,1"], "devices: expected all, or indexes such as 0,1, got '0,,1'"),
+        (["--devices", "01"], "devices: expected all, or indexes such as 0,1, got '01'"),
+        (["--devices", "-1"], "devices: expected all, or indexes such as 0,1, got '-1'"),
+        (["--devices", "0,1,0"], "devices: expected each index once, got '0,1,0'"),
+        (
+            ["--device", "cuda:1", "--devices", "0,1"],
+            "device and devices: expected one of them to have an index, got 'cuda:1' and '0,1'",
+        ),
+    ],
+)
+def test_devices_that_name_none_are_refused(argv, message):
+    """What is no list of indexes is named before anything is loaded."""
+    with raises(ConfigError) as caught:
+        parse(["--bundle", "b", f"{argv[0]}={argv[1]}", *argv[2:]], {})
+
+    assert str(caught.value) == message
 
 
 def test_the_port_of_cloud_run_is_read():

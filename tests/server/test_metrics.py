@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pytest import approx, fixture, mark
 
 from runtime.errors import ExecutionError
+from server.config import ServerConfig
 from server.metrics import ROWS, SECONDS, Histogram, Metrics, total
 from tests.server.fakes import ECHO, FakeModel, Running
 from tests.server.flask_client import client_for, client_of
@@ -21,6 +22,8 @@ FAMILIES = {
     "hloserve_inferences": "counter",
     "hloserve_executions": "counter",
     "hloserve_bucket_executions": "counter",
+    "hloserve_device_executions": "counter",
+    "hloserve_device_busy_seconds": "counter",
     "hloserve_batch_rows": "histogram",
     "hloserve_padding_rows": "counter",
     "hloserve_elements": "counter",
@@ -93,7 +96,7 @@ def test_processes_add_up_to_what_one_would_have_counted(requests):
         for metrics in (alone, two[process]):
             metrics.count_inference(protocol, "200" if slug is None else "503", number, slug)
             metrics.count_batch(
-                "b4", 4, 1 + number % 4, 1 + number % 4, (0.0, 1.0, 3.0, number + 4.0)
+                "b4", "cpu:0", 4, 1 + number % 4, 1 + number % 4, (0.0, 1.0, 3.0, number + 4.0)
             )
             metrics.queued.observe(number)
             metrics.count_padding(8, 2)
@@ -297,6 +300,30 @@ def test_device_memory_is_shown_where_it_is_known():
         _, samples = scraped(client_for(running, model))
 
     assert samples["hloserve_device_memory_bytes",] == 12345
+
+
+def test_each_device_has_its_own_batches_and_memory_on_the_page():
+    """Batches, their time and the memory in use stand by device, from the start; the sum stands beside them."""
+    models = [FakeModel(device_name=f"cuda:{i}") for i in range(2)]
+    for i, model in enumerate(models, 1):
+        stats = {"bytes_in_use": 1000 * i}
+        model.device = types.SimpleNamespace(memory_stats=lambda stats=stats: stats)
+    with contextlib.closing(Running()) as running:
+        running.open(models[0], replicas=models[1:])
+        client = client_of(running, ServerConfig(bundle="unused"))
+        _, before = scraped(client)
+        for _ in range(3):
+            predict(client, [1.0, 2.0])
+        _, after = scraped(client)
+
+    def of(samples, name):
+        return [samples[f"hloserve_device_{name}", ("device", f"cuda:{i}")] for i in range(2)]
+
+    assert of(before, "executions_total") == of(before, "busy_seconds_total") == [0, 0]
+    assert of(after, "executions_total") == [2, 1]
+    assert all(of(after, "busy_seconds_total"))
+    assert of(after, "memory_in_use_bytes") == [1000, 2000]
+    assert after["hloserve_device_memory_bytes",] == 3000
 
 
 def test_requests_that_run_alone_are_told():

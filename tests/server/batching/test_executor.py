@@ -36,6 +36,7 @@ def failures():
 def executor_of(model, deliver, failures=None, signature=SUM, stall_s=60.0):
     """Return an executor whose thread is not started."""
     return DeviceExecutor(
+        "cpu:0",
         lambda batch, arrays: model.run(batch.bucket, arrays),
         signature,
         model.canary,
@@ -100,7 +101,7 @@ def test_only_the_task_that_upsets_the_device_fails(device, model, caplog):
     assert sums(outcome) == [[2.0], error, [6.0]]
     assert not outcome.failed
     assert [rows for _, rows in model.ran[1:]] == [[[n, n]] * 4 for n in (1, 13, 3)]
-    assert caplog.messages == ["a batch of 3 tasks failed"]
+    assert caplog.messages == ["device cpu:0: a batch of 3 tasks failed"]
 
 
 def test_a_lone_task_that_fails_is_not_run_again(device, model):
@@ -186,7 +187,7 @@ def test_a_batch_that_cannot_be_staged_fails_by_itself(device, model, caplog):
     assert all(isinstance(answer, ValueError) for answer in outcome.answers)
     assert model.ran[0][1] == [[1.0, 1.0]] * 4
     assert sums(after) == [[2.0]]
-    assert caplog.messages == ["a batch of 2 tasks failed"]
+    assert caplog.messages == ["device cpu:0: a batch of 2 tasks failed"]
 
 
 def test_tasks_of_several_lengths_are_answered_in_their_own(outcomes):
@@ -250,10 +251,10 @@ def test_a_thread_that_dies_says_so(device, model, outcomes, failures, caplog):
 
     device._loop()
 
-    assert failures.reasons == ["the device thread died"]
+    assert failures.reasons == ["device cpu:0: its thread died"]
     assert outcomes == []
     assert caplog.record_tuples == [
-        ("server.batching.executor", logging.CRITICAL, "the device thread died"),
+        ("server.batching.executor", logging.CRITICAL, "device cpu:0: its thread died"),
     ]
 
 
@@ -268,7 +269,7 @@ def test_an_outcome_that_cannot_be_delivered_ends_the_thread(model, failures):
 
     device._loop()
 
-    assert failures.reasons == ["the device thread died"]
+    assert failures.reasons == ["device cpu:0: its thread died"]
 
 
 def test_batches_run_on_a_thread_of_their_own(model, failures):

@@ -26,7 +26,7 @@ async def test_a_device_that_dies_in_place_is_given_up():
 
         assert service.state is State.FAILED
 
-    assert failures.reasons == ["the device died"]
+    assert failures.reasons == ["device cpu:0 died"]
 
 
 @on_a_loop
@@ -97,9 +97,9 @@ async def test_a_device_that_keeps_failing_is_given_up_once(model, caplog):
             await ask(service, rows(1))
 
     assert service.state is State.FAILED
-    assert failures.reasons == ["3 batches failed one after the other"]
+    assert failures.reasons == ["device cpu:0: 3 batches failed one after the other"]
     assert str(refusal.value) == "the model is not ready"
-    assert "giving up: 3 batches failed one after the other" in caplog.messages
+    assert "giving up: device cpu:0: 3 batches failed one after the other" in caplog.messages
 
 
 @on_a_loop
@@ -147,17 +147,17 @@ async def test_a_device_that_hangs_is_given_up(model, gate):
         await service.drained()
 
         assert service.state is State.FAILED
-        assert failures.reasons == ["the device hangs"]
+        assert failures.reasons == ["device cpu:0 hangs"]
         gate.open(runs=2)  # it comes back after all: no request is left
         service.close()
-        await asyncio.to_thread(service._scheduler.executor._threads[0].join, 30)
+        await asyncio.to_thread(service._scheduler.executors[0]._threads[0].join, 30)
         await begun()
 
     assert [type(answer) for answer in answers] == [NotReady] * 3
     assert [str(answer) for answer in answers] == ["the device has failed"] * 3
     assert service._scheduler._running == {}
     assert len(model.ran) == 2
-    assert failures.reasons == ["the device hangs"]
+    assert failures.reasons == ["device cpu:0 hangs"]
 
 
 @on_a_loop
@@ -166,7 +166,7 @@ async def test_a_batch_that_comes_back_is_not_waited_for_any_longer(model, gate)
     async with serving(model) as service:
         request = asked(service, 1)
         await gate.reached()
-        (stall,) = service._scheduler._running.values()
+        ((_, stall),) = service._scheduler._running.values()
         gate.open()
         await request
 
@@ -186,4 +186,4 @@ async def test_a_device_whose_thread_dies_is_given_up(model):
     assert [str(answer) for answer in answers] == ["the device has failed"] * 3
     assert all(isinstance(answer, NotReady) for answer in answers)
     assert service.state is State.FAILED
-    assert failures.reasons == ["the device thread died"]
+    assert failures.reasons == ["device cpu:0: its thread died"]

@@ -65,12 +65,13 @@ def test_nothing_is_launched_beyond_the_capacity(queue):
     """A device with all the batches that it may have gets no other one."""
     offer(queue)
     policy = on_thread(queue, max_running=2)
-    policy.running = 2
+    policy.begin()
+    policy.begin()
 
     assert not policy.has_capacity
     assert policy.decide(0.0) is None
     assert queue.rows == 1
-    policy.running = 1
+    policy.end(0)
     assert policy.has_capacity
     assert policy.decide(0.0).rows == 1
 
@@ -141,7 +142,7 @@ def test_nothing_waits_for_a_quiet_turn_while_the_device_has_a_batch(queue):
     """Then the batch runs on a thread, and the loop reads on meanwhile."""
     offer(queue)
     policy = LaunchPolicy(queue, {((), 1): 5.0}, max_running=2)
-    policy.running = 1
+    policy.begin()
 
     batch = policy.decide(0.0)
 
@@ -179,3 +180,31 @@ def test_only_the_programs_that_are_known_to_be_quick_run_inline(queue):
 def test_the_stall_limit_of_an_inline_batch_follows_from_its_measured_time(measured_s, stall_s):
     """Ten thousand times as long, and five seconds in any case, are more than a slow machine takes."""
     assert inline_stall_s(measured_s) == approx(stall_s)
+
+
+def test_a_batch_goes_to_the_device_with_the_fewest_and_then_to_the_one_free_first(queue):
+    """With two batches for each of two devices, the order in which they end decides between equals."""
+    policy = LaunchPolicy(queue, {}, max_running=2, devices=2)
+
+    assert [policy.begin() for _ in range(4)] == [0, 1, 0, 1]
+    assert not policy.has_capacity
+    policy.end(1)
+    policy.end(0)
+    assert [policy.begin(), policy.begin()] == [1, 0]
+    policy.end(0)
+    policy.end(0)
+    policy.end(1)
+    assert [policy.begin() for _ in range(3)] == [0, 0, 1]
+    assert policy.running == 4
+
+
+def test_with_several_devices_a_batch_is_inline_only_if_it_takes_all_that_waits(queue):
+    """What is left can run on another device at the same time, unless the loop is busy computing."""
+    offer(queue, 8)
+    costs = {((), 1): 5.0, ((), 4): 6.0}
+    policy = LaunchPolicy(queue, costs, devices=2)
+
+    first = policy.decide(0.0)
+    assert (first.rows, policy.inline_stall_s(first)) == (4, None)
+    second = policy.decide(0.0)
+    assert (second.rows, policy.inline_stall_s(second)) == (4, 6.0)

@@ -45,7 +45,7 @@ async def test_a_batch_that_is_known_to_be_quick_runs_on_the_loops_own_thread():
         assert await sums(asked(service, 1, 2, 3)) == [1.0, 2.0, 3.0]
 
     assert threads[0] is threading.current_thread()
-    assert threads[1] is service._scheduler.executor._threads[0]
+    assert threads[1] is service._scheduler.executors[0]._threads[0]
 
 
 @on_a_loop
@@ -58,7 +58,7 @@ async def test_a_program_whose_time_depends_on_its_inputs_never_runs_on_the_loop
     async with serving(model, inline_s=1.0) as service:
         assert await sums(asked(service, 1, 2)) == [1.0, 2.0]
 
-    assert threads == [service._scheduler.executor._threads[0]]
+    assert threads == [service._scheduler.executors[0]._threads[0]]
 
 
 @on_a_loop

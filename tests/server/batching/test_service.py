@@ -141,14 +141,14 @@ def test_evidence_of_a_split_request_covers_all_its_batches(model):
     request = PendingRequest([three], max_task_rows=2, arrived=0.0, done=print)
     first, second = (TaskResult((np.float32(sums),), None, 0) for sums in ([1, 2], [3]))
 
-    request.add_result(1, second, 4, padded_rows=1, queue_s=0.5, run_s=1.0)
+    request.add_result(1, second, 4, padded_rows=1, queue_s=0.5, run_s=1.0, device="cpu:1")
     left = request.remaining
-    request.add_result(0, first, 2, padded_rows=0, queue_s=0.25, run_s=2.0)
+    request.add_result(0, first, 2, padded_rows=0, queue_s=0.25, run_s=2.0, device="cpu:0")
     (part,), evidence = request.answer(model)
 
     assert (left, request.remaining) == (1, 0)
     assert part.outputs["y"].tolist() == [1.0, 2.0, 3.0]
-    assert evidence == InferenceMetadata(2, 0, queue_s=0.5, compute_s=3.0)
+    assert evidence == InferenceMetadata(2, 0, 0.5, 3.0, ("cpu:1", "cpu:0"))
 
 
 @on_a_loop
@@ -347,7 +347,7 @@ async def test_closing_ends_the_devices_thread(model):
     """A closed service leaves no thread."""
     async with serving(model) as service:
         assert await sums(asked(service, 1)) == [1.0]
-    thread = service._scheduler.executor._threads[0]
+    thread = service._scheduler.executors[0]._threads[0]
 
     await asyncio.to_thread(thread.join, 30)
 
@@ -362,7 +362,7 @@ def test_a_batch_that_outlives_the_loop_is_no_error(model, gate, caplog):
             request = asked(service, 1)
             await gate.reached()
             request.cancel()
-            return service._scheduler.executor._threads[0]
+            return service._scheduler.executors[0]._threads[0]
 
     thread = asyncio.run(leave())
     gate.open()

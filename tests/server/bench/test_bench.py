@@ -2,7 +2,8 @@
 
 from pytest import mark, param, raises
 
-from server.bench.cli import main
+from server.bench.cli import Measured, main, table
+from server.bench.load_generator import LoadResult
 from server.doctor import cli as doctor
 
 
@@ -82,3 +83,22 @@ def test_a_url_is_no_bundle_here(run, capsys):
         "error: argument --bundle: expected a path on this machine, got 'gs://bucket/iris'; copy it "
         "here first: gcloud storage cp -r gs://bucket/iris . and pass iris\n"
     )
+
+
+def test_numbers_of_devices_are_compared_with_the_first():
+    """With several servers measured, each line says how many devices it had and what these gained."""
+    loads = {
+        (devices, clients): LoadResult(clients, 2.0, (0.001,) * answered, 0)
+        for devices, clients, answered in ((1, 1, 10), (1, 64, 100), (2, 1, 10), (2, 64, 190))
+    }
+    lines = table([Measured(d, load) for (d, _), load in loads.items()], rows=2).splitlines()
+
+    assert [line.split()[:5] for line in lines[1:]] == [
+        ["1", "1.00", "1", "5", "10"],
+        ["1", "1.00", "64", "50", "100"],
+        ["2", "1.00", "1", "5", "10"],
+        ["2", "1.90", "64", "95", "190"],
+    ]
+    assert lines[0].split()[:4] == ["devices", "of", "first", "connections"]
+    alone = table([Measured(0, loads[1, 64])], rows=2).splitlines()
+    assert alone[0].split()[0] == "connections"

@@ -282,7 +282,7 @@ def test_an_answer_names_its_evidence_when_asked(called):
         name: getattr(value, value.WhichOneof("parameter_choice"))
         for name, value in answer.parameters.items()
     }
-    assert set(metadata) == {"bundle", "bucket", "padded_rows", "queue_us", "compute_us"}
+    assert set(metadata) == {"bundle", "bucket", "padded_rows", "queue_us", "compute_us", "device"}
     assert (metadata["bundle"], metadata["bucket"], metadata["padded_rows"]) == ("0" * 64, 4, 1)
 
 

@@ -126,7 +126,7 @@ def test_everything_that_is_counted_comes_across(shared):
     metrics.count_inference("vertex", "200", 0.003)
     metrics.count_inference("grpc", "UNAVAILABLE", 0.2, "queue_full")
     metrics.count_request("health", "200")
-    metrics.count_batch("b4", 4, 3, 3, (1.0, 1.25, 2.0, 2.125))
+    metrics.count_batch("b4", "cpu:0", 4, 3, 3, (1.0, 1.25, 2.0, 2.125))
     metrics.count_padding(12, 3)
     metrics.queued.observe(0.1)
     metrics.nonfinite = 1
