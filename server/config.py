@@ -53,6 +53,7 @@ def _option(
 
 CHOICES = {
     "golden": ("fail", "warn"),
+    "grpc_front": ("aio", "ngh2"),
     "log_format": ("text", "json"),
     "nonfinite": ("null", "error", "string"),
 }
@@ -146,6 +147,11 @@ class ServerConfig:
         "SECONDS",
         "age at which a gRPC connection is closed, after its calls, so that clients reach servers that were added",
         shown="none",
+    )
+    grpc_front: str = _option(
+        "aio",
+        "",
+        "library that gRPC is served with: aio, of grpcio, or ngh2, on libnghttp2, which answers more calls",
     )
     golden: str = _option(
         "fail", "", "action when a golden check fails on this device: exit or warn"

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 
 from grpc_health.v1.health_pb2 import HealthCheckRequest
-from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
+from grpc_reflection.v1alpha.reflection import SERVICE_NAME
 from grpc_reflection.v1alpha.reflection import aio as reflection
 from grpc_reflection.v1alpha.reflection_pb2 import (
     ErrorResponse,
@@ -26,6 +26,7 @@ from server.protos.pool import POOL
 
 INFERENCE = "inference.GRPCInferenceService"
 HEALTH = "grpc.health.v1.Health"
+REFLECTION: str = SERVICE_NAME
 
 # Watches of the server's health at once.
 WATCHES = 4096
