@@ -107,6 +107,7 @@ class Connection(asyncio.Protocol):
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
+        self._ending = True
         for call in self._calls.values():
             call.drop()
         self._calls.clear()
@@ -122,6 +123,7 @@ class Connection(asyncio.Protocol):
         try:
             self._h2.receive_data(data)
         except ngh2.NGH2Error:  # the connection cannot go on, and libnghttp2 says no more
+            self._ending = True
             self._transport.close()
             return
         self._take_events()
@@ -175,11 +177,15 @@ class Connection(asyncio.Protocol):
 
     def unsent(self, call: Call) -> int:
         """Return the bytes of a call's answers that its client does not take yet."""
-        return self._h2.queued_body_size(call.id)
+        try:
+            return self._h2.queued_body_size(call.id)
+        except ngh2.StreamProtocolError:  # closed, which is still to be read
+            return 0
 
     def reset(self, call: Call) -> None:
         """End a call without a status."""
-        self._h2.reset_stream(call.id)
+        with contextlib.suppress(ngh2.StreamProtocolError):
+            self._h2.reset_stream(call.id)
         self._flush_soon()
 
     # What the server does
@@ -192,7 +198,7 @@ class Connection(asyncio.Protocol):
 
     def close_gracefully(self) -> None:
         """Announce the end, and close after the calls."""
-        if not self._noticed:
+        if not self._noticed and not self._ending:
             self._noticed = True
             self._h2.send_shutdown_notice()
             self._loop.call_later(NOTICE_S, self._leave)
@@ -213,8 +219,7 @@ class Connection(asyncio.Protocol):
         grown_old = self._max_age_s and self._age > self._max_age_s + self._handler.max_grace_s
         if self._stalled > MAX_CHECKS or unsettled or silent > PONG_CHECKS or grown_old:
             self.abort()
-            return
-        if self._paused or self._ending:
+        if self._paused or self._ending or self._transport.is_closing():
             return
         if silent == 0:
             self._h2.ping()
@@ -250,7 +255,8 @@ class Connection(asyncio.Protocol):
         fields = dict(event.headers)
         made = self._handler.open(self, event.stream_id, fields)
         if not isinstance(made, Call):
-            self._h2.send_response(event.stream_id, made, end_stream=True)
+            with contextlib.suppress(ngh2.StreamProtocolError):
+                self._h2.send_response(event.stream_id, made, end_stream=True)
             return
         self._calls[event.stream_id] = made
         made.begin(fields)
@@ -264,6 +270,8 @@ class Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         """Write what is to be sent, as long as the client reads."""
+        if self._ending:
+            return
         self._flushing = True
         h2, transport = self._h2, self._transport
         while not self._paused and (data := h2.data_to_send(_WRITE_BYTES)):
@@ -286,14 +294,15 @@ class Connection(asyncio.Protocol):
         for call in early:
             if self._calls.get(call.id) is not call:
                 continue
-            if self._h2.queued_body_size(call.id):
+            if self.unsent(call):
                 self._early.append(call)
-            else:
+                continue
+            with contextlib.suppress(ngh2.StreamProtocolError):
                 self._h2.reset_stream(call.id, 0)
 
     def _leave(self) -> None:
         """Take no more calls."""
-        if not self._leaving and not self._transport.is_closing():
+        if not self._leaving and not self._ending:
             self._leaving = True
             self._h2.send_goaway()
             self._flush()
