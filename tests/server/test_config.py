@@ -250,6 +250,7 @@ SOMETHING_ELSE = {
     "max_body_bytes": 3,
     "max_json_bytes": 4,
     "grpc_max_connection_age_s": 5.5,
+    "grpc_front": "ngh2",
     "golden": "warn",
     "nonfinite": "string",
     "device_timeout_s": 6.5,
