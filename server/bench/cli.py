@@ -225,7 +225,7 @@ def _measure(
 
 
 def _server_counts(port: int, name: str) -> Counts | None:
-    """Return the server's counts of all processes; None if it does not tell them."""
+    """Return the server's counts of all processes; None if it has none."""
     statistics = _get(port, f"/v2/models/{name}/stats")
     if statistics is None:
         return None
