@@ -495,7 +495,4 @@ def test_a_service_that_is_not_ready_refuses():
         await client.settle()
         return client.statuses[stream], client.texts[stream]
 
-    assert asyncio.run(scene()) == (
-        14,
-        "the model is still being loaded; try again shortly",
-    )
+    assert asyncio.run(scene()) == (14, "the model is still being loaded; try again shortly")
