@@ -140,9 +140,8 @@ class Call:
         except Exception as error:  # noqa: BLE001 (likewise)
             self.refuse(error)
         self._reading = False
-        if self._unacknowledged and (self.ended or self._ready):
-            size, self._unacknowledged = self._unacknowledged, 0
-            self._connection.acknowledge(self, size)
+        if self.ended or self._ready:
+            self._acknowledge()
 
     def inflated(self, message: bytes, encoding: str) -> bytes:
         """Return a message decompressed; raises MalformedRequest or TooLarge."""
@@ -207,6 +206,7 @@ class Call:
     def drop(self) -> None:
         """Free all that it has: it has ended, or its client has gone."""
         self.ended = True
+        self._acknowledge()  # of a stream that is closed, it still counts for the connection
         self._reader.drop()
         self._release(self._counted)
         if self._timer is not None:
@@ -278,6 +278,11 @@ class Call:
             self.refuse(stopping())
         elif self._reader.size or self.half_closed or self._unacknowledged:
             self.read()
+
+    def _acknowledge(self) -> None:
+        if self._unacknowledged:
+            size, self._unacknowledged = self._unacknowledged, 0
+            self._connection.acknowledge(self, size)
 
     def _release(self, size: int) -> None:
         self._counted -= size

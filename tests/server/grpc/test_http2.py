@@ -4,8 +4,6 @@ The client is ngh2 as well, and its bytes are handed over here: no socket, and n
 """
 
 import asyncio
-import collections
-import contextlib
 
 import ngh2
 from pytest import fixture, mark
@@ -13,7 +11,7 @@ from pytest import fixture, mark
 from server.batching.memory_budget import FREE_BYTES
 from server.batching.service import Service
 from server.config import ServerConfig
-from server.grpc import http2_connection
+from server.grpc import http2_call, http2_connection
 from server.grpc.http2_call import MAX_CHECKS
 from server.grpc.http2_connection import (
     CONCURRENT_STREAMS,
@@ -21,143 +19,18 @@ from server.grpc.http2_connection import (
     PING_CHECKS,
     PONG_CHECKS,
     SETTINGS_CHECKS,
-    Connection,
 )
 from server.grpc.http2_server import Http2Server
 from server.grpc.options import CONNECTIONS
-from server.grpc.services import HEALTH, INFERENCE
+from server.grpc.services import HEALTH
+from server.grpc.stream import MAX_PENDING
 from server.grpc.wire import frame
 from tests.server.fakes import RecordedFailures
 from tests.server.fakes import serving as ready
 from tests.server.grpc_harness import FakeModel, rows
+from tests.server.http2_harness import INFER, STREAM, Client
 
-INFER, STREAM = f"/{INFERENCE}/ModelInfer", f"/{INFERENCE}/ModelStreamInfer"
 LIMIT = 1 << 20
-
-
-class Transport:
-    """A transport that keeps what is written.
-
-    Attributes:
-      writes: one for each call.
-      ended: whether the end of the stream was written.
-      aborted: whether the connection was closed at once.
-      reading: whether bytes are read from the client.
-    """
-
-    def __init__(self):
-        self.writes = []
-        self.ended = self.aborted = self.closed = False
-        self.reading = True
-        self.buffered = 0
-
-    def write(self, data):
-        """Keep the data."""
-        self.writes.append(data)
-
-    def write_eof(self):
-        """Note the end."""
-        self.ended = True
-
-    def abort(self):
-        """Note that it was closed at once."""
-        self.aborted = True
-
-    def close(self):
-        """Note that it was closed."""
-        self.closed = True
-
-    def is_closing(self):
-        """Whether it was closed."""
-        return self.aborted or self.closed
-
-    def get_write_buffer_size(self):
-        """Return what the client has not taken."""
-        return self.buffered
-
-    def pause_reading(self):
-        """Read no more."""
-        self.reading = False
-
-    def resume_reading(self):
-        """Read again."""
-        self.reading = True
-
-
-class Client:
-    """A client of a server of the HTTP/2 front.
-
-    Attributes:
-      transport: of its connection.
-      connection: at the server.
-      h2: its own side.
-      statuses: of its calls that have ended, by stream: gRPC's, or `reset`.
-      messages: bytes of answers, by stream.
-    """
-
-    def __init__(self, server, settings=None):
-        self.transport = Transport()
-        self.connection = Connection(server)
-        self.connection.connection_made(self.transport)
-        self.h2 = ngh2.Connection(ngh2.Role.CLIENT)
-        self.h2.initiate_connection(settings)
-        self.statuses, self.texts = {}, {}
-        self.messages = collections.defaultdict(bytes)
-        self.goaways = []
-
-    def exchange(self):
-        """Hand over what both sides have to send."""
-        while True:
-            data = self.h2.data_to_send()
-            if data:
-                self.connection.data_received(data)
-            if not self.transport.writes:
-                return
-            writes, self.transport.writes = self.transport.writes, []
-            for written in writes:
-                with contextlib.suppress(ngh2.ConnectionStateError):  # it has read of the end
-                    self.h2.receive_data(written)
-            for event in self.h2.events():
-                self._take(event)
-
-    async def settle(self):
-        """Exchange until nothing more happens."""
-        for _ in range(50):
-            self.exchange()
-            await asyncio.sleep(0)
-
-    def call(self, path=INFER, data=b"", end=True, **fields):
-        """Begin a call, and send bytes; return its stream."""
-        named = [(name.replace("_", "-").encode(), value) for name, value in fields.items()]
-        stream = self.h2.send_request(
-            [
-                (b":method", b"POST"),
-                (b":scheme", b"http"),
-                (b":path", path.encode()),
-                (b":authority", b"t"),
-                (b"te", b"trailers"),
-                (b"content-type", b"application/grpc"),
-                *named,
-            ]
-        )
-        self.h2.send_data(stream, data, end_stream=end)
-        return stream
-
-    def _take(self, event):
-        stream = getattr(event, "stream_id", None)
-        if isinstance(event, ngh2.ResponseReceived | ngh2.TrailersReceived):
-            fields = dict(event.headers)
-            if b"grpc-status" in fields:
-                self.statuses[stream] = int(fields[b"grpc-status"])
-                self.texts[stream] = fields.get(b"grpc-message", b"").decode()
-            elif fields.get(b":status", b"200") != b"200":
-                self.statuses[stream] = f"HTTP {fields[b':status'].decode()}"
-        elif isinstance(event, ngh2.DataReceived):
-            self.messages[stream] += event.data
-        elif isinstance(event, ngh2.StreamReset):
-            self.statuses.setdefault(stream, "reset")
-        elif isinstance(event, ngh2.GoAwayReceived):
-            self.goaways.append(event.last_stream_id)
 
 
 @fixture
@@ -322,6 +195,25 @@ def test_a_call_that_is_answered_early_stops_its_client(play):
         other = client.call(f"/{HEALTH}/Check", frame(b""))
         client.exchange()
         assert client.statuses[other] == 0
+
+    play(scene)
+
+
+@mark.parametrize("pending", [0, MAX_PENDING])
+def test_calls_that_are_reset_leave_the_window_to_others(play, monkeypatch, pending):
+    """What a client has sent of calls that it resets, read or not, does not use up its connection."""
+    monkeypatch.setattr(http2_call, "MAX_PENDING", pending)
+
+    async def scene(server):
+        client = Client(server)
+        for path in (INFER, STREAM):
+            for _ in range(12):
+                client.call(path, one() + (500_000).to_bytes(5) + bytes(150_000), end=False)
+                client.exchange()
+                client.h2.reset_stream(client.h2.next_stream_id - 2)
+                client.exchange()
+
+        assert client.h2.remote_window_size > http2_connection.CONNECTION_WINDOW // 2
 
     play(scene)
 
