@@ -45,7 +45,7 @@ from runtime.invocation import error_line
 with needing("server"):
     from server import logs
     from server.bench import cli as bench
-    from server.config import ConfigError, ServerConfig
+    from server.config import AUTO, ConfigError, ServerConfig
     from server.doctor import cli as doctor
     from server.options import parse
 
@@ -81,6 +81,7 @@ with needing("server"), reading_settings():
     import uvloop
 
     from runtime.program import set_cpu_threads
+    from server import process_count
     from server.cpu_limits import cores_here, share
     from server.http.listener import listen
     from server.lifecycle import Process
@@ -97,6 +98,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> None:
         print(error_line(error), file=sys.stderr)
         logs.exit_process(EXIT_CONFIG)
     logs.set_up(config.log_format, config.trace_project)
+    if config.processes == AUTO:
+        config = process_count.decide(config)
     set_cpu_threads(share(config.processes, cores_here()))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config))

@@ -21,6 +21,8 @@ _MEMORY_BODIES = 8
 _MAX_AGE_S = 2_000_000
 _INDEX = re.compile(r"0|[1-9][0-9]{0,3}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+# The number of processes that is decided when the server starts; see `process_count`.
+AUTO = -1
 ANY_ORIGIN = "*"
 # As browsers send an origin: in lower case, and without the scheme's default port.
 _HOST = r"(?:[a-z0-9._~-]+|\[[0-9a-f:.]+\])"
@@ -54,6 +56,7 @@ def _option(
 
 CHOICES = {
     "golden": ("fail", "warn"),
+    "grpc_front": ("aio", "ngh2"),
     "log_format": ("text", "json"),
     "nonfinite": ("null", "error", "string"),
 }
@@ -106,7 +109,7 @@ class ServerConfig:
     processes: int = _option(
         1,
         "N",
-        "worker processes that share the ports, each with its own copy of the model; on a CPU only",
+        "worker processes that share the ports, each with its own copy of the model, on a CPU only; auto: as many as gain here",
         shown="1",
     )
     host: str = _option("0.0.0.0", "ADDRESS", "address to listen on, HTTP and gRPC")  # noqa: S104 (a container must)
@@ -153,6 +156,11 @@ class ServerConfig:
         "SECONDS",
         "age at which a gRPC connection is closed, after its calls, so that clients reach servers that were added",
         shown="none",
+    )
+    grpc_front: str = _option(
+        "aio",
+        "",
+        "library that gRPC is served with: aio, of grpcio, or ngh2, on libnghttp2, which answers more calls",
     )
     golden: str = _option(
         "fail", "", "action when a golden check fails on this device: exit or warn"
@@ -301,7 +309,7 @@ class ServerConfig:
             "max_queue_rows",
             "max_request_rows",
         ):
-            if getattr(self, name) < 1:
+            if getattr(self, name) < 1 and (name, getattr(self, name)) != ("processes", AUTO):
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("max_queue_delay_ms", "drain_delay_s", "drain_timeout_s"):
             if not 0 <= getattr(self, name) < math.inf:

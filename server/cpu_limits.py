@@ -30,6 +30,13 @@ def cores_here(cgroup: Path = _CGROUP) -> int:
     return cores if limit is None else max(1, min(cores, math.ceil(limit)))
 
 
+def free_cores(cgroup: Path = _CGROUP) -> float:
+    """Return the cores that this process may use, a container's limit as it is, perhaps no whole number."""
+    cores = len(os.sched_getaffinity(0))
+    limit = _limit(cgroup)
+    return float(cores) if limit is None else min(float(cores), limit)
+
+
 def _limit(cgroup: Path) -> float | None:
     """Return the CPU seconds that the container may use each second; None without a limit."""
     v2 = _words(cgroup / "cpu.max")

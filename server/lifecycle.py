@@ -12,7 +12,7 @@ from runtime.scratch import temporary_directory
 from server import logs, signals
 from server.batching.service import Service
 from server.config import ServerConfig
-from server.grpc.server import GrpcServer
+from server.grpc.fronts import GrpcFront, make_front
 from server.http.cors import Cors
 from server.http.frontend import HttpFrontend
 from server.http.listener import GRACE_S, HttpServer, listen
@@ -82,9 +82,9 @@ class Process:
         self._frontend = HttpFrontend(self._service, routes, config.bodies, cors)
         self._http: HttpServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._grpc: GrpcServer | None = None
+        self._grpc: GrpcFront | None = None
         if config.grpc_port >= 0:
-            self._grpc = GrpcServer(self._service, config, collect_stats)
+            self._grpc = make_front(self._service, config, collect_stats)
 
     async def serve(self) -> int:
         """Serve; return the exit status."""

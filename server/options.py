@@ -15,7 +15,7 @@ from runtime.commandline import Parser, add_version
 from runtime.entries import MANIFEST_NAME
 from runtime.invocation import spelled
 from runtime.textfiles import NotText, read_text
-from server.config import BAKED_IN, CHOICES, ConfigError, ServerConfig
+from server.config import AUTO, BAKED_IN, CHOICES, ConfigError, ServerConfig
 
 # Digest of the bundle that an image was built with, written by sha256sum.
 DIGEST_FILE = Path(sys.prefix, "bundle.sha256")
@@ -177,7 +177,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
         if isinstance(text, list):
             text = ",".join(text)
         if text is not None:
-            values[option.name] = _convert(text, types[option.name], source)
+            convert = _processes if option.name == "processes" else _convert
+            values[option.name] = convert(text, types[option.name], source)
         elif option.name.endswith("_route") and environ.get("AIP_MODE") == "PREDICTION":
             # Vertex AI sets both; with a default path it would not reach the server.
             raise ConfigError(
@@ -216,6 +217,15 @@ def _from_environment(option: Option, environ: Mapping[str, str]) -> tuple[str |
         if (text := environ.get(name)) and not text.startswith("tcp://"):
             return text, name
     return None, ""
+
+
+def _processes(text: str, type_: type, source: str) -> int:
+    """Return a number of processes, AUTO for `auto`."""
+    if text == "auto":
+        return AUTO
+    if text.isascii() and text.isdecimal() and int(text):
+        return int(type_(text))
+    raise ConfigError(f"{source}: expected a number of 1 or more, or auto, got {text[:100]!r}")
 
 
 def _convert(text: str, type_: type, source: str) -> Any:

@@ -75,14 +75,15 @@ def hloserve(
     model: str,
     bundle: Path,
     connections,
-    processes: int = 1,
+    processes: int | str = 1,
     cwd: Path = prepare.ROOT,
 ) -> Server:
     """Our server, as it is started by default but for its processes."""
-    more = ("--processes", str(processes)) if processes > 1 else ()
+    more = () if processes == 1 else ("--processes", str(processes))
+    settings = {1: "as it comes", 2: "two processes", "auto": "--processes auto"}
     return Server(
         name=name,
-        setting="two processes" if processes > 1 else "as it comes",
+        setting=settings[processes],
         model=model,
         connections=connections,
         command=(prepare.PYTHON, "-m", "server", "--bundle", str(bundle), *more),
@@ -121,7 +122,9 @@ def protocols() -> list[Server]:
         _protocol("binary", "binary", "/v2/models/text_classifier/infer"),
         _protocol("grpc", "grpc", call),
         _protocol("grpc two processes", "grpc", call, "--processes", "2"),
+        _protocol("grpc ngh2", "grpc", call, "--grpc-front", "ngh2"),
         _protocol("stream", "stream", stream),
+        _protocol("stream ngh2", "stream", stream, "--grpc-front", "ngh2"),
         Server(
             name="plain grpc.aio",
             setting="unbatched",
@@ -229,10 +232,14 @@ def servers(against: Path | None) -> list[Server]:
         hloserve("hloserve", "text_classifier", classifier, (1,)),
         hloserve("hloserve", "text_classifier", classifier, (16, 64), 2),
         hloserve("hloserve one process", "text_classifier", classifier, (16, 64)),
+        hloserve("hloserve two processes", "text_classifier", classifier, (1,), 2),
+        hloserve("hloserve auto", "text_classifier", classifier, (1, 16, 64), "auto"),
         *protocols(),
         *peers(),
         bare("text_classifier", classifier),
-        hloserve("hloserve", "minilm", minilm, (1, 64)),
+        hloserve("hloserve", "minilm", minilm, (1, 8, 64)),
+        hloserve("hloserve two processes", "minilm", minilm, (1, 8, 64), 2),
+        hloserve("hloserve auto", "minilm", minilm, (1, 8, 64), "auto"),
         hloserve("padded to 128", "minilm", padded, (64,)),
         bare("minilm", minilm),
     ]

@@ -68,15 +68,18 @@ def send(url: str, bodies: Path, connections: int, seconds: float) -> Load:
     raise LoadError(f"wrk said: {ended.stderr.strip() or ended.stdout.strip()}")
 
 
-def call(url: str, message: Path, connections: int, seconds: float, each: int) -> Load:
+def call(
+    url: str, message: Path, connections: int, seconds: float, each: int, at_once: int = 1
+) -> Load:
     """Send the file as the body of a gRPC call over so many connections at once.
 
     Args:
       url: of the method.
       message: one request, or a stream of them.
-      connections: each with one call under way at a time.
+      connections: how many.
       seconds: how long.
       each: requests of a call; they are what is counted.
+      at_once: calls that a connection has under way at a time.
 
     Raises:
       LoadError: h2load failed.
@@ -84,7 +87,7 @@ def call(url: str, message: Path, connections: int, seconds: float, each: int) -
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         command = [find("h2load"), "--threads=1", f"--clients={connections}", f"--log-file={log}"]
-        command += ["--max-concurrent-streams=1", f"--duration={max(1, round(seconds))}"]
+        command += [f"--max-concurrent-streams={at_once}", f"--duration={max(1, round(seconds))}"]
         command += ["--header=content-type: application/grpc", "--header=te: trailers"]
         ended = subprocess.run(
             [*command, f"--data={message}", url], capture_output=True, text=True, check=False

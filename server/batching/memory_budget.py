@@ -1,5 +1,7 @@
 """The memory budget: bytes of request bodies and unread answers, on all connections together."""
 
+from collections.abc import Callable
+
 from server.errors import Overloaded, TooLarge
 
 # Bytes of a connection that are not counted: counting them would cost every request more than
@@ -58,40 +60,70 @@ class MemoryBudget:
         self.size -= size
 
 
-class Unread:
-    """The answers of one stream that its client has not read yet.
+class Counted:
+    """The bytes that one connection or stream occupies.
 
     Args:
-      budget: counts them, except for the first `FREE_BYTES` bytes.
+      acquire: counts bytes in a budget, those beyond the first `FREE_BYTES`; raises Overloaded.
+      budget: the budget.
 
     Attributes:
       size: bytes now.
     """
 
-    def __init__(self, budget: MemoryBudget) -> None:
+    __slots__ = ("_acquire", "_budget", "_counted", "size")
+
+    def __init__(self, acquire: Callable[[int], None], budget: MemoryBudget) -> None:
+        self._acquire = acquire
         self._budget = budget
         self._counted = 0
         self.size = 0
 
     def add(self, size: int) -> None:
-        """Count an answer.
+        """Count bytes.
 
         Raises:
-          Overloaded: all streams together exceed the budget; it is not counted.
+          Overloaded: all together exceed the budget; these are not counted.
         """
         more = self.size + size - FREE_BYTES - self._counted
         if more > 0:
-            self._budget.acquire_answer(more)
+            self._acquire(more)
             self._counted += more
         self.size += size
 
     def remove(self, size: int) -> None:
-        """Stop counting an answer, which its client has read."""
+        """Stop counting bytes."""
         self.size -= size
         less = self._counted - max(0, self.size - FREE_BYTES)
         if less > 0:
             self._counted -= less
             self._budget.release(less)
+
+
+class Unread(Counted):
+    """The answers of one stream or connection that its client has not read yet.
+
+    Args:
+      budget: counts them, except for the first `FREE_BYTES` bytes.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        super().__init__(budget.acquire_answer, budget)
+
+
+class Received(Counted):
+    """The requests of one connection that are not answered yet.
+
+    Args:
+      budget: counts them, except for the first `FREE_BYTES` bytes.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        super().__init__(budget.acquire, budget)
 
 
 class BodyBuffer:

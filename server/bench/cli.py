@@ -7,14 +7,17 @@ the bundle's goldens, as JSON, over an increasing number of connections.
 import argparse
 import asyncio
 import contextlib
+import http.client
 import json
 import math
+import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -25,41 +28,44 @@ from runtime.description import columns
 from runtime.errors import BundleError, printable
 from runtime.invocation import error_line, spelled
 from runtime.records.golden_instances import golden_instances
+from server.bench.advice import Counts, advise, read_counts
 from server.bench.load_generator import LoadResult, post, send
+from server.cpu_limits import cores_here
 from server.signals import exiting_on_signals
 
 _MAX_REQUESTS = 64
+_GET_S = 60.0
+# As several processes are logged, by the first once all listen.
+_PROCESSES = re.compile(r"processes: (\d+)\b")
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run the load test; return the exit status."""
     arguments, options = _split(argv)
     try:
-        requests = requests_of(open_bundle(arguments.bundle), arguments.rows)
-        results = []
+        bundle = open_bundle(arguments.bundle)
+        requests = requests_of(bundle, arguments.rows)
+        measured = []
         for devices in arguments.devices or [0]:
             chosen = ["--devices", ",".join(map(str, range(devices)))] if devices else []
             with (
                 exiting_on_signals(),
-                _server(str(arguments.bundle), [*options, *chosen], environ) as port,
+                _server(str(arguments.bundle), [*options, *chosen], environ) as server,
             ):
-                results += [
-                    Measured(
-                        devices,
-                        asyncio.run(
-                            send("127.0.0.1", port, requests, connections, arguments.seconds)
-                        ),
-                    )
+                measured += [
+                    Measured(devices, *_measure(server, bundle, requests, connections, arguments))
                     for connections in arguments.connections
                 ]
     except (BundleError, ConnectionError) as error:
         print(error_line(printable(str(error))), file=sys.stderr)
         return 3
     if arguments.json:
-        print(json.dumps([_as_json(one, arguments.rows) for one in results]))
+        print(json.dumps([_as_json(one, arguments.rows) for one in measured]))
     else:
-        print(table(results, arguments.rows))
-    return 1 if any(one.load.failed for one in results) else 0
+        print(table(measured, arguments.rows))
+        busiest = max(measured, key=lambda one: one.load.connections)
+        print(f"\nwith {busiest.load.connections} connections:", *busiest.advice, sep="\n  ")
+    return 1 if any(one.load.failed for one in measured) else 0
 
 
 class Measured(NamedTuple):
@@ -68,16 +74,19 @@ class Measured(NamedTuple):
     Attributes:
       devices: that the server had; 0 for those of its own options.
       load: what the clients saw.
+      advice: what would answer more.
     """
 
     devices: int
     load: LoadResult
+    advice: Sequence[str] = ()
 
 
 _USAGE = "python -m server bench --bundle DIR [option …] [-- server option …]"
 _ABOUT = """\
 Start a server of this bundle, ask it with the inputs of the bundle's goldens, and say how many
-requests it answers, and how soon. The load is generated on this machine, and takes its share of it.
+requests it answers, how soon, and what would answer more: processes, queue delay, buckets. The load is
+generated on this machine, and takes its share of it.
 """
 _EXAMPLES = """\
 examples:
@@ -178,8 +187,10 @@ def requests_of(bundle: Bundle, rows: int) -> list[bytes]:
 
 
 @contextlib.contextmanager
-def _server(bundle: str, options: Sequence[str], environ: Mapping[str, str]) -> Iterator[int]:
-    """Run a server within the context; yield its port once it is ready.
+def _server(
+    bundle: str, options: Sequence[str], environ: Mapping[str, str]
+) -> Iterator[tuple[int, int]]:
+    """Run a server within the context; yield its port and its processes once it is ready.
 
     Raises:
       ConnectionError: it never was.
@@ -194,23 +205,73 @@ def _server(bundle: str, options: Sequence[str], environ: Mapping[str, str]) -> 
         stdout=subprocess.PIPE,
         text=True,
     )
-    lines = process.stdout or ()
+    lines, processes = process.stdout or (), 1
     with process:
         try:
             for line in lines:
                 print(line, end="", file=sys.stderr)
+                if found := _PROCESSES.search(line):
+                    processes = int(found[1])
                 if "ready: http" in line:
                     break
             else:
                 raise ConnectionError("the server did not become ready")
-            yield port
+            yield port, processes
         finally:
             process.send_signal(signal.SIGINT)
             for _ in lines:  # until it has said its last
                 pass
 
 
-def _as_json(measured: Measured, rows: int) -> dict[str, float]:
+def _measure(
+    server: tuple[int, int],
+    bundle: Bundle,
+    requests: Sequence[bytes],
+    connections: int,
+    arguments: argparse.Namespace,
+) -> tuple[LoadResult, list[str]]:
+    """Send a load; return its result, and what would answer more."""
+    port, processes = server
+    name = bundle.manifest.name
+    before = _server_counts(port, name)
+    begin = time.monotonic()
+    result = asyncio.run(send("127.0.0.1", port, requests, connections, arguments.seconds))
+    taken = time.monotonic() - begin
+    after = _server_counts(port, name)
+    if before is None or after is None:
+        return result, ["the server's counts could not be read"]
+    counts = after.since(before)
+    advice = advise(
+        counts,
+        requests=max(1, counts.rows // arguments.rows),
+        seconds=taken,
+        under_way=connections * arguments.rows,
+        buckets=bundle.manifest.buckets,
+        cores=cores_here(),
+        processes=processes,
+    )
+    return result, advice
+
+
+def _server_counts(port: int, name: str) -> Counts | None:
+    """Return the server's counts of all processes; None if it has none."""
+    statistics = _get(port, f"/v2/models/{name}/stats")
+    if statistics is None:
+        return None
+    return read_counts(json.loads(statistics), _get(port, "/metrics") or "")
+
+
+def _get(port: int, path: str) -> str | None:
+    """Return what the server answers; None if it is not there."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_GET_S)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        response = connection.getresponse()
+        text = response.read().decode()
+        return text if response.status == http.HTTPStatus.OK else None
+
+
+def _as_json(measured: Measured, rows: int) -> dict[str, Any]:
     figures = measured.load
     return {
         **({"devices": measured.devices} if measured.devices else {}),
@@ -220,6 +281,7 @@ def _as_json(measured: Measured, rows: int) -> dict[str, float]:
         "p50_ms": figures.quantile(0.5) * 1e3,
         "p99_ms": figures.quantile(0.99) * 1e3,
         "failed": figures.failed,
+        "advice": list(measured.advice),
     }
 
 
@@ -237,7 +299,7 @@ def table(results: Sequence[Measured], rows: int) -> str:
             f"{f.quantile(0.99) * 1e3:.2f} ms",
             str(f.failed),
         )
-        for devices, f in results
+        for devices, f, _ in results
     ]
     return columns([(*(("devices", "of first") if compared else ()), *header), *lines])
 

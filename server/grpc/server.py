@@ -12,42 +12,26 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn
 
 import grpc
-from grpc_health.v1.health_pb2 import HealthCheckRequest
-from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
-from grpc_reflection.v1alpha.reflection import aio as reflection
-from grpc_reflection.v1alpha.reflection_pb2 import (
-    ErrorResponse,
-    ServerReflectionRequest,
-    ServerReflectionResponse,
-)
 
 from runtime.errors import MalformedRequest
 from server.batching.memory_budget import FREE_BYTES, Unread
 from server.batching.service import Service
 from server.config import ConfigError, ServerConfig
-from server.errors import BodyTimeout, Draining, Overloaded, Unavailable, Unsupported
+from server.errors import BodyTimeout, Unavailable, Unsupported
 from server.grpc import connections
 from server.grpc.calls import Calls, Context, RpcError, sent
-from server.grpc.health import Health
 from server.grpc.inference import GrpcInference
-from server.grpc.metadata import Metadata, unary
 from server.grpc.options import address, options
 from server.grpc.receive import Receiver
+from server.grpc.services import HEALTH, INFERENCE, REFLECTION, UNSERVED, Services, stopping
 from server.grpc.stream import Stream, Streams
 from server.observability.snapshot import CollectStats, snapshot_of
 from server.protocols import oip_grpc
 from server.protos import inference_pb2 as pb
-from server.protos.pool import POOL
 
-INFERENCE = "inference.GRPCInferenceService"
-HEALTH = "grpc.health.v1.Health"
-
-# Watches of the server's health at once.
-WATCHES = 4096
 # How long a stopping server lets calls wait for their refusal: nearly all clients wait for it then,
 # and send nothing while the connections close.
 HOLD_S = 0.2
-UNSERVED = "this method of the protocol is not served; ServerMetadata lists the extensions that are"
 
 
 class GrpcServer:
@@ -63,12 +47,9 @@ class GrpcServer:
         self, service: Service, config: ServerConfig, figures: CollectStats | None = None
     ) -> None:
         self._service = service
-        self._metadata = Metadata(service, figures or functools.partial(snapshot_of, service))
-        self._health = Health(service, (INFERENCE,))
-        self._reflection = reflection.ReflectionServicer((INFERENCE, HEALTH, REFLECTION), POOL)
+        self._services = Services(service, figures or functools.partial(snapshot_of, service))
         self._receiver = Receiver()
         self._streams = Streams()
-        self._watches = 0
         self._calls = Calls()
         self._stopping = False
         self._stopped = asyncio.Event()
@@ -124,9 +105,9 @@ class GrpcServer:
 
     async def _drain(self, grace_s: float, hold_s: float) -> None:
         calls, self._calls, self._stopping = self._calls, Calls(), True
-        self._health.stop()
+        self._services.health.stop()
         self._streams.stop()
-        self._receiver.stop(_stopping())
+        self._receiver.stop(stopping())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await calls.over()
@@ -143,13 +124,12 @@ class GrpcServer:
             # A handler of one message would be called once that has arrived.
             "ModelInfer": grpc.stream_unary_rpc_method_handler(self._infer),
             "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._stream_infer),
-            **{name: self._unary(method) for name, method in self._metadata.methods().items()},
+            **{name: self._unary(method) for name, method in self._services.inference.items()},
         }
 
     def _health_methods(self) -> dict[str, grpc.RpcMethodHandler]:
-        check = unary(HealthCheckRequest, lambda request: self._health.check(request.service))
         return {
-            "Check": self._unary(check),
+            "Check": self._unary(self._services.check),
             "Watch": grpc.stream_stream_rpc_method_handler(self._watch),
         }
 
@@ -213,17 +193,7 @@ class GrpcServer:
         await self._run(stream, requests, context)
 
     async def _reflect(self, requests: AsyncIterator[bytes], context: Context) -> None:
-        async def answer(data: bytes) -> bytes:
-            try:
-                request = oip_grpc.parse(ServerReflectionRequest, data)
-            except MalformedRequest as error:
-                code = grpc.StatusCode.INVALID_ARGUMENT.value[0]
-                problem = ErrorResponse(error_code=code, error_message=str(error))
-                return ServerReflectionResponse(error_response=problem).SerializeToString()  # type: ignore[no-any-return]
-            answers = self._reflection.ServerReflectionInfo(_only(request), context)
-            return b"".join([each.SerializeToString() async for each in answers])
-
-        await self._run(Stream(answer, context.write), requests, context)
+        await self._run(Stream(self._services.reflect, context.write), requests, context)
 
     async def _run(self, stream: Stream, requests: AsyncIterator[bytes], context: Context) -> None:
         """Answer a stream, and end it as it ends."""
@@ -236,7 +206,7 @@ class GrpcServer:
                 await self._refuse()
             self._streams.add(connection, stream)
             if not await stream.run(requests):
-                refused = RpcError(_stopping(), context)
+                refused = RpcError(stopping(), context)
         except (Unavailable, BodyTimeout) as error:  # others are gRPC's: the client has gone
             refused = RpcError(error, context)
         finally:
@@ -293,25 +263,18 @@ class GrpcServer:
         calls = self._calls
         calls.enter()
         refused = None
-        self._watches += 1
         try:
-            self._expect_few_watches()
-            request = oip_grpc.parse(HealthCheckRequest, await self._receiver.receive(context))
-            self._service.metrics.count_request("grpc", "OK")
-            async for state in self._health.watch(request.service):
-                await context.write(state.SerializeToString())
+            with self._services.watching():
+                data = await self._receiver.receive(context)
+                async for state in self._services.watch(data):
+                    await context.write(state)
         except (Unavailable, BodyTimeout, MalformedRequest) as error:  # others are gRPC's
             refused = RpcError(error, context)
         finally:
-            self._watches -= 1
             calls.leave(context)
         if refused is not None:
             self._service.metrics.count_request("grpc", refused.status.grpc)
             await sent(context, refused)
-
-    def _expect_few_watches(self) -> None:
-        if self._watches > WATCHES:
-            raise Overloaded(f"watches: expected at most {WATCHES} at once, got more")
 
     async def _refuse(self) -> NoReturn:
         """Refuse a call that arrives while the server stops, together with the others.
@@ -320,7 +283,7 @@ class GrpcServer:
           Draining: always.
         """
         await self._stopped.wait()
-        raise _stopping()
+        raise stopping()
 
 
 class _Unserved(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -333,11 +296,3 @@ class _Unserved(grpc.GenericRpcHandler):  # type: ignore[misc]
         """Return the handler of a method; None if it is another service's."""
         ours = handler_call_details.method.startswith(f"/{INFERENCE}/")
         return self._handler if ours else None
-
-
-def _stopping() -> Draining:
-    return Draining("the server is stopping")
-
-
-async def _only[M](message: M) -> AsyncIterator[M]:
-    yield message

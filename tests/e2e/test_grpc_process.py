@@ -33,7 +33,8 @@ def test_a_taken_grpc_port_ends_the_process(classifier_bundle):
     )
 
 
-def test_sigterm_answers_a_stream_and_ends_it(classifier_bundle):
+@mark.parametrize("front", ["aio", "ngh2"])
+def test_sigterm_answers_a_stream_and_ends_it(classifier_bundle, front):
     """A stream and a watch that clients keep open end with the process, which exits with 0."""
     port = free_port()
     process = start(
@@ -41,6 +42,7 @@ def test_sigterm_answers_a_stream_and_ends_it(classifier_bundle):
         "--bundle",
         str(classifier_bundle),
         HLOSERVE_GRPC_PORT=str(port),
+        HLOSERVE_GRPC_FRONT=front,
         HLOSERVE_DRAIN_DELAY_S="1",
     )
     request = pb.ModelInferRequest(model_name="classifier", id="a")
@@ -74,8 +76,10 @@ def test_sigterm_answers_a_stream_and_ends_it(classifier_bundle):
     assert (process.returncode, errors) == (0, "")
 
 
-@mark.parametrize("processes", ["1", "2"])
-def test_no_call_is_cancelled_as_the_server_stops(classifier_bundle, processes):
+@mark.parametrize(
+    ("front", "processes"), [("aio", "1"), ("aio", "2"), ("ngh2", "1"), ("ngh2", "2")]
+)
+def test_no_call_is_cancelled_as_the_server_stops(classifier_bundle, front, processes):
     """Calls that come without a pause until the end are answered, or UNAVAILABLE: try again."""
     port = free_port()
     process = start(
@@ -83,6 +87,7 @@ def test_no_call_is_cancelled_as_the_server_stops(classifier_bundle, processes):
         "--bundle",
         str(classifier_bundle),
         HLOSERVE_GRPC_PORT=str(port),
+        HLOSERVE_GRPC_FRONT=front,
         HLOSERVE_DRAIN_DELAY_S="0",
         HLOSERVE_PROCESSES=processes,
     )

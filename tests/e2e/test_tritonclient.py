@@ -51,9 +51,9 @@ def pass_on(params, **inputs):
     return inputs | {"real": inputs["real"] + params["none"]}
 
 
-@fixture(scope="module")
-def ports(tmp_path_factory):
-    """The ports of a running server: HTTP, gRPC."""
+@fixture(scope="module", params=["aio", "ngh2"])
+def ports(request, tmp_path_factory):
+    """The ports of a server that runs with each front of gRPC: HTTP, gRPC."""
     bundle = tmp_path_factory.mktemp("triton") / "bundle"
     export_model(
         pass_on,
@@ -64,7 +64,7 @@ def ports(tmp_path_factory):
         name="every",
         out=bundle,
     )
-    with serving("--bundle", str(bundle)) as served:
+    with serving("--bundle", str(bundle), "--grpc-front", request.param) as served:
         yield served.port, served.grpc_port
 
 

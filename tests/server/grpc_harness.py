@@ -4,10 +4,14 @@ import grpc
 import numpy as np
 
 from server.config import ServerConfig
-from server.grpc.server import INFERENCE, GrpcServer
+from server.grpc.http2_server import Http2Server
+from server.grpc.server import GrpcServer
+from server.grpc.services import INFERENCE
 from server.protocols.oip import DATATYPES
 from server.protos import inference_pb2 as pb
 from tests.server.fakes import FakeModel, Running
+
+FRONTS = {"aio": GrpcServer, "ngh2": Http2Server}
 
 
 class GrpcHarness:
@@ -20,6 +24,8 @@ class GrpcHarness:
       port: where it listens.
     """
 
+    front = "aio"
+
     def __init__(self, model=None, *, load=True, options=(), limits=None, **config):
         self.model = model or FakeModel()
         self.running = Running(**(limits or {}))
@@ -31,7 +37,7 @@ class GrpcHarness:
             self.running.open(self.model)
 
     async def _start(self):
-        self.entrance = GrpcServer(self.service, self._config)
+        self.entrance = FRONTS[self.front](self.service, self._config)
         return await self.entrance.start()
 
     def on_loop(self, function, *arguments):
@@ -41,6 +47,17 @@ class GrpcHarness:
             return function(*arguments)
 
         return self.running.wait(call())
+
+    def calls_without_message(self):
+        """Return how many calls have begun, and have sent no whole message."""
+        if isinstance(self.entrance, GrpcServer):
+            receiver = self.entrance._receiver
+            return receiver.receiving + receiver.waiting
+        return sum(
+            not call._asked
+            for connection in self.entrance._connections
+            for call in connection._calls.values()
+        )
 
     def tell(self, name, request, answer, service=INFERENCE):
         """Call a method that is no inference."""

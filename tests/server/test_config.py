@@ -5,7 +5,7 @@ import errno
 from pytest import mark, param, raises
 
 from server import __main__ as program
-from server.config import ConfigError
+from server.config import AUTO, ConfigError
 from server.options import options, parse
 
 
@@ -251,6 +251,7 @@ SOMETHING_ELSE = {
     "max_body_bytes": 3,
     "max_json_bytes": 4,
     "grpc_max_connection_age_s": 5.5,
+    "grpc_front": "ngh2",
     "golden": "warn",
     "nonfinite": "string",
     "device_timeout_s": 6.5,
@@ -289,6 +290,18 @@ def test_every_option_is_a_flag_and_a_variable(option):
 
     assert [getattr(config, option.name) for config in found] == [value] * len(found)
     assert own == f"HLOSERVE_{option.name.upper()}"
+
+
+def test_the_number_of_processes_may_be_left_to_the_server():
+    """`auto` stands for a number that is chosen at the start; other words and 0 are refused."""
+    assert parse(["--bundle", "b", "--processes", "auto"], {}).processes == AUTO
+    assert parse(["--bundle", "b"], {"HLOSERVE_PROCESSES": "auto"}).processes == AUTO
+    for text in ("0", "-1", "two", "1.5", ""):
+        with raises(ConfigError) as error:
+            parse(["--bundle", "b", "--processes", text], {})
+        assert str(error.value) == (
+            f"--processes: expected a number of 1 or more, or auto, got {text!r}"
+        )
 
 
 def test_origins_are_named_one_after_the_other():

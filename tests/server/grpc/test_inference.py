@@ -16,6 +16,8 @@ from server.protos import inference_pb2 as pb
 from tests.server.fakes import ECHO, EVERY, FakeModel, Gate
 from tests.server.grpc_harness import GrpcHarness, array_of, refused, request, rows
 
+pytestmark = mark.usefixtures("front")
+
 LIMIT = 20_000
 ROW = np.array([[1, 2]], np.float32)
 

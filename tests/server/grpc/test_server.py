@@ -9,11 +9,14 @@ from grpc_reflection.v1alpha import reflection_pb2
 from pytest import fixture, mark, raises
 
 from server.config import ConfigError, ServerConfig
-from server.grpc.server import HEALTH, INFERENCE, GrpcServer, address
+from server.grpc.options import address
+from server.grpc.services import HEALTH, INFERENCE
 from server.protocols.oip import SERVER_NAME, SERVER_VERSION
 from server.protos import inference_pb2 as pb
 from tests.server.fakes import FakeModel, Gate
-from tests.server.grpc_harness import GrpcHarness, array_of, refused, rows
+from tests.server.grpc_harness import FRONTS, GrpcHarness, array_of, refused, rows
+
+pytestmark = mark.usefixtures("front")
 
 SERVING = HealthCheckResponse.SERVING
 NOT_SERVING = HealthCheckResponse.NOT_SERVING
@@ -355,7 +358,7 @@ def test_a_port_that_is_taken_is_refused(called):
     config = ServerConfig(bundle="unused", host="127.0.0.1", grpc_port=called.port)
 
     async def start():
-        await GrpcServer(called.service, config).start()
+        await FRONTS[GrpcHarness.front](called.service, config).start()
 
     expected = f"^listen on 127.0.0.1:{called.port}: the address is not free$"
     with raises(ConfigError, match=expected):

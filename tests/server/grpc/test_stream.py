@@ -7,11 +7,13 @@ import random
 
 import grpc
 import numpy as np
-from pytest import fixture, raises
+from pytest import fixture, mark, raises
 
 from server.grpc.stream import MAX_PENDING, Stream
 from tests.server.fakes import FakeModel, Gate
 from tests.server.grpc_harness import GrpcHarness, array_of, rows
+
+pytestmark = mark.usefixtures("front")
 
 
 @fixture
@@ -74,8 +76,11 @@ def test_a_stream_gives_each_request_its_answer(called):
 def test_several_requests_of_a_stream_share_a_batch(called, model):
     """Requests are read while others are under way, and run with them."""
     model.before = gate = Gate()
-    answers = called.stream(rows(n, identity=str(n)) for n in (1, 2, 3))
+    requests = Requests()
+    answers = called.stream(iter(requests))
+    requests.send(rows(1, identity="1"))
     called.running.wait(gate.reached())
+    requests.send(rows(2, identity="2"), rows(3, identity="3"), None)
     waiting(called, 2)
     gate.open(runs=2)
 
@@ -120,8 +125,9 @@ def test_cancelling_a_stream_gives_its_requests_up(called, model):
     model.before = gate = Gate()
     requests = Requests()
     answers = called.stream(iter(requests))
-    requests.send(rows(1), rows(2), rows(3))
+    requests.send(rows(1))
     called.running.wait(gate.reached())
+    requests.send(rows(2), rows(3))
     waiting(called, 2)
 
     answers.cancel()

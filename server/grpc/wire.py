@@ -1,0 +1,136 @@
+"""gRPC over HTTP/2: messages with their prefix, `grpc-timeout`, and statuses as trailers.
+
+Pure functions and a buffer; see https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
+"""
+
+import re
+import urllib.parse
+from collections.abc import Mapping
+
+import grpc
+
+from runtime.errors import MalformedRequest
+from server.errors import TooLarge, Unsupported
+
+type Headers = tuple[tuple[bytes, bytes], ...]
+
+HEADERS: Headers = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+OK: Headers = ((b"grpc-status", b"0"),)
+_ACCEPTED = (b"grpc-accept-encoding", b"identity,deflate,gzip")
+_NUMBERS = {code.name: b"%d" % code.value[0] for code in grpc.StatusCode}
+_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
+_UNIT_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+# Printable ASCII, but for the percent sign.
+_PLAIN = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+# Bytes before a message: whether it is compressed, and its length.
+_PREFIX_BYTES = 5
+
+
+def read_timeout(fields: Mapping[bytes, bytes]) -> float | None:
+    """Return the time that a call has, in seconds; None without a limit.
+
+    Raises:
+      MalformedRequest: it is not written as gRPC writes it.
+    """
+    text = fields.get(b"grpc-timeout")
+    if text is None:
+        return None
+    match = _TIMEOUT.fullmatch(text)
+    if match is None:
+        raise MalformedRequest(
+            f"grpc-timeout: expected digits and a unit, as in 100m, got {_shown(text)}"
+        )
+    return int(match[1]) * _UNIT_S[match[2]]
+
+
+def read_encoding(fields: Mapping[bytes, bytes]) -> str:
+    """Return the encoding of a call's compressed messages; empty for none.
+
+    Raises:
+      Unsupported: it is not served.
+    """
+    text = fields.get(b"grpc-encoding", b"identity")
+    if text not in (b"identity", b"deflate", b"gzip"):
+        raise Unsupported(f"grpc-encoding: expected identity, deflate or gzip, got {_shown(text)}")
+    return "" if text == b"identity" else text.decode()
+
+
+def trailers(status: str, text: str, identity: str) -> Headers:
+    """Return the trailers of an error.
+
+    Args:
+      status: its name in gRPC.
+      text: for the client.
+      identity: of the request, for the log.
+    """
+    message = urllib.parse.quote(text, safe=_PLAIN).encode()
+    named = (b"x-request-id", identity.encode("ascii", "replace"))
+    return ((b"grpc-status", _NUMBERS[status]), (b"grpc-message", message), named, _ACCEPTED)
+
+
+def frame(message: bytes) -> bytes:
+    """Return a message with its prefix, not compressed."""
+    return b"\0" + len(message).to_bytes(4) + message
+
+
+class MessageReader:
+    """Cuts the bytes of a call into messages.
+
+    Args:
+      limit: bytes that a message may have.
+    """
+
+    __slots__ = ("_at", "_buffer", "_limit")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._buffer: bytes | bytearray = b""
+        self._at = 0
+
+    @property
+    def size(self) -> int:
+        """Return the number of bytes that were not taken."""
+        return len(self._buffer) - self._at
+
+    def feed(self, data: bytes) -> None:
+        """Append bytes."""
+        if not self.size:
+            self._buffer, self._at = data, 0
+            return
+        if isinstance(self._buffer, bytes):
+            self._buffer = bytearray(self._buffer)
+        del self._buffer[: self._at]
+        self._at = 0
+        self._buffer += data
+
+    def take(self) -> tuple[bool, bytes] | None:
+        """Return whether the next message is compressed, and the message; None if it is not whole.
+
+        Raises:
+          MalformedRequest: the prefix is not one.
+          TooLarge: the message has more bytes than it may.
+        """
+        buffer, begin = self._buffer, self._at + _PREFIX_BYTES
+        if len(buffer) < begin:
+            return None
+        flag, size = buffer[self._at], int.from_bytes(buffer[self._at + 1 : begin])
+        if flag > 1:
+            raise MalformedRequest(f"message: expected 0 or 1 before its length, got {flag}")
+        if size > self._limit:
+            raise TooLarge(f"message: expected at most {self._limit} bytes, got {size}")
+        if len(buffer) < begin + size:
+            return None
+        self._at = begin + size
+        with memoryview(buffer) as view:
+            message = bytes(view[begin : self._at])
+        if not self.size:
+            self.drop()
+        return flag == 1, message
+
+    def drop(self) -> None:
+        """Discard what is left."""
+        self._buffer, self._at = b"", 0
+
+
+def _shown(text: bytes) -> str:
+    return repr(text[:100].decode("ascii", "replace"))

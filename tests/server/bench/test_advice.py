@@ -1,0 +1,135 @@
+"""What a load test recommends, by the counts of the server that it asked."""
+
+from pytest import approx
+
+from server.bench.advice import Counts, advise, read_counts
+
+BUCKETS = (1, 8, 64)
+
+
+def counts(runs, rows, sizes=()):
+    """Return counts of batches."""
+    return Counts(rows, runs, dict(sizes))
+
+
+def advice(found, **changed):
+    """Return the recommendations for one process on two cores, but for what is changed."""
+    plain = {"requests": 10_000, "seconds": 2.0, "under_way": 64, "buckets": BUCKETS}
+    return advise(found, **{**plain, "cores": 2, "processes": 1, **changed})
+
+
+SMALL = counts({64: (160, 0.16)}, 10_000)
+
+
+def test_a_process_for_each_core_where_programs_take_little():
+    """Where most of a request is not its program's, more processes are recommended, and what they gain."""
+    processes, _, _ = advice(SMALL)
+
+    assert processes == (
+        "processes: --processes 2 would answer up to 1.9 times the requests, since of the 200 µs of a "
+        "request its program takes 16; each has its own copy of the model"
+    )
+
+
+def test_no_process_more_where_programs_take_all():
+    """Programs that have all cores already gain nothing by a second process."""
+    processes, _, _ = advice(counts({64: (160, 1.95)}, 10_000))
+
+    assert processes == (
+        "processes: more than 1 would answer no more, since of the 200 µs of a request its program "
+        "takes 195"
+    )
+
+
+def test_no_process_more_than_cores():
+    """A server that has a process for each core is not told to have more."""
+    processes, _, _ = advice(SMALL, processes=2)
+
+    assert processes == (
+        "processes: 2 on 2 cores is right or enough; of the 400 µs of a request its program takes 16"
+    )
+
+
+def test_a_delay_where_batches_are_small_and_dear():
+    """Where a batch costs much beside its rows, waiting for more rows is recommended."""
+    runs = {1: (5_000, 1.0), 8: (625, 0.13)}
+
+    _, delay, _ = advice(counts(runs, 10_000))
+
+    assert delay == (
+        "queue delay: --max-queue-delay-ms 12 would answer up to 2.2 times the requests, each as much "
+        "later, since batches have 1.78 of up to 64 rows"
+    )
+
+
+def test_no_delay_where_batches_are_full():
+    """Batches that have all rows that are under way gain nothing by waiting."""
+    _, delay, _ = advice(counts({64: (156, 1.0)}, 9_984))
+
+    assert delay == (
+        "queue delay: waiting for more rows would answer no more, since batches have 64 of up to 64 rows"
+    )
+
+
+def test_buckets_of_the_sizes_that_were_seen():
+    """Where padding takes the time, the sizes that batches usually have are recommended as buckets."""
+    sizes = {1.0: 0.0, 8.0: 0.0, 16.0: 400.0, 32.0: 625.0, 64.0: 625.0, float("inf"): 625.0}
+    runs = {64: (625, 1.4)}
+
+    _, _, buckets = advice(counts(runs, 10_000, sizes.items()))
+
+    assert buckets == (
+        "buckets: exporting with --buckets 1,8,16,32,64 would answer up to 2.1 times the requests, since "
+        "75% of the rows that ran were padding"
+    )
+
+
+def test_no_buckets_where_little_is_padding():
+    """Where nearly all rows are real, other buckets are not recommended."""
+    _, _, buckets = advice(SMALL)
+
+    assert (
+        buckets
+        == "buckets: others would answer no more, since 2% of the rows that ran were padding"
+    )
+
+
+def test_nothing_is_recommended_where_nothing_was_answered():
+    """A server that answered nothing is not judged by it."""
+    assert advice(counts({}, 0), requests=0) == [
+        "nothing was answered, so nothing can be recommended"
+    ]
+
+
+def test_counts_are_read_and_subtracted():
+    """Counts are those of the statistics and of the metrics, less what was counted before."""
+
+    def batch(size, count, seconds):
+        spent = {"count": count, "ns": round(seconds * 1e9)}
+        nothing = {"count": count, "ns": 0}
+        return {
+            "batch_size": size,
+            "compute_input": nothing,
+            "compute_infer": spent,
+            "compute_output": nothing,
+        }
+
+    def read(rows, *batches, text=""):
+        return read_counts(
+            {"model_stats": [{"inference_count": rows, "batch_stats": list(batches)}]}, text
+        )
+
+    before = read(5, batch(1, 5, 0.5), text='hloserve_batch_rows_bucket{le="1.0"} 5.0\n')
+    after = read(
+        45,
+        batch(1, 5, 0.5),
+        batch(8, 5, 1.0),
+        batch(8, 1, 0.5),  # of another size of its axes
+        text='hloserve_batch_rows_bucket{le="1.0"} 5.0\nhloserve_batch_rows_bucket{le="+Inf"} 11.0\n',
+    )
+
+    found = after.since(before)
+
+    assert found.rows == 40
+    assert found.runs == {8: (6, approx(1.5))}
+    assert found.sizes == {1.0: 0.0, float("inf"): 11.0}

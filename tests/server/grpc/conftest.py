@@ -1,0 +1,13 @@
+"""Tests of calls run before each front."""
+
+from pytest import fixture
+
+from tests.server.grpc_harness import FRONTS, GrpcHarness
+
+
+@fixture(params=FRONTS, scope="module")
+def front(request):
+    """Have harnesses make this front; return its name."""
+    before, GrpcHarness.front = GrpcHarness.front, request.param
+    yield request.param
+    GrpcHarness.front = before

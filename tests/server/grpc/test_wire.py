@@ -1,0 +1,94 @@
+"""gRPC's bytes: messages in pieces, times, encodings and statuses."""
+
+import grpc
+from hypothesis import given
+from hypothesis import strategies as st
+from pytest import approx, mark, raises
+
+from runtime.errors import MalformedRequest
+from server.errors import TooLarge, Unsupported
+from server.grpc.wire import MessageReader, frame, read_encoding, read_timeout, trailers
+
+
+@given(st.lists(st.binary(max_size=40)), st.lists(st.integers(1, 20), min_size=1))
+@mark.property
+def test_messages_are_the_same_however_they_are_cut(messages, sizes):
+    """Messages that arrive in pieces of any size are read as they were sent, in order."""
+    data = b"".join(map(frame, messages))
+    reader, found, at = MessageReader(40), [], 0
+    while at < len(data):
+        size = sizes[at % len(sizes)]
+        reader.feed(data[at : at + size])
+        at += size
+        while (taken := reader.take()) is not None:
+            found.append(taken)
+
+    assert found == [(False, message) for message in messages]
+    assert reader.size == 0
+
+
+def test_a_length_beyond_the_limit_is_refused_before_the_message():
+    """Five bytes that announce too much are refused at once, and nothing is kept for them."""
+    reader = MessageReader(100)
+    reader.feed(b"\0\xff\xff\xff\xff")
+
+    with raises(TooLarge, match=r"^message: expected at most 100 bytes, got 4294967295$"):
+        reader.take()
+
+
+def test_a_prefix_that_is_none_is_refused():
+    """A message is compressed or not, and there is no third way."""
+    reader = MessageReader(100)
+    reader.feed(b"\x09\0\0\0\0")
+
+    with raises(MalformedRequest, match=r"^message: expected 0 or 1 before its length, got 9$"):
+        reader.take()
+
+
+@mark.parametrize(
+    ("text", "seconds"),
+    [(b"1H", 3600), (b"2M", 120), (b"3S", 3), (b"40m", 0.04), (b"5u", 5e-6), (b"99999999n", 0.099999999)],
+)  # fmt: skip
+def test_a_timeout_is_read_in_each_unit(text, seconds):
+    """The time of a call is eight digits at most, and a unit."""
+    assert read_timeout({b"grpc-timeout": text}) == approx(seconds)
+
+
+@mark.parametrize("text", [b"", b"1", b"m", b"123456789m", b"-1m", b"1.5S", b"1 m", b"\xb2m"])
+def test_what_is_no_timeout_is_refused(text):
+    """A time that is not as gRPC writes it is an error, and not a call without a limit."""
+    shown = repr(text.decode("ascii", "replace"))
+    with raises(MalformedRequest) as error:
+        read_timeout({b"grpc-timeout": text})
+
+    assert str(error.value) == (
+        f"grpc-timeout: expected digits and a unit, as in 100m, got {shown}"
+    )
+
+
+def test_an_encoding_that_is_not_served_is_refused():
+    """Messages compressed otherwise are refused; gzip, deflate and none are read."""
+    names = [b"identity", b"gzip", b"deflate"]
+    assert [read_encoding({b"grpc-encoding": name}) for name in names] == ["", "gzip", "deflate"]
+    assert read_encoding({}) == ""
+
+    with raises(
+        Unsupported, match=r"^grpc-encoding: expected identity, deflate or gzip, got 'br'$"
+    ):
+        read_encoding({b"grpc-encoding": b"br"})
+
+
+def test_a_status_is_written_in_ascii():
+    """What is not printable ASCII is written as percent signs and digits, and so is the percent sign."""
+    assert trailers("INVALID_ARGUMENT", "100 % é\nb", "a name") == (
+        (b"grpc-status", b"3"),
+        (b"grpc-message", b"100 %25 %C3%A9%0Ab"),
+        (b"x-request-id", b"a name"),
+        (b"grpc-accept-encoding", b"identity,deflate,gzip"),
+    )
+
+
+def test_every_status_of_grpc_has_its_number():
+    """Statuses are sent by the numbers that gRPC has for them."""
+    for code in grpc.StatusCode:
+        assert trailers(code.name, "", "")[0] == (b"grpc-status", b"%d" % code.value[0])
