@@ -1,24 +1,21 @@
 """Texts to the arrays of one stage, row by row."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from runtime.errors import BundleError, SignatureMismatch
+from runtime.preprocessing.readers import Where
+from runtime.preprocessing.resources import UNLIMITED, Resources
 from runtime.preprocessing.tokenizer import Encoded, Text, Tokenizer, TokenizerError, open_tokenizer
 from runtime.raw_inputs import TextStage
 from runtime.signature import Signature, TensorSpec, limits
 from runtime.tensors import Array, numpy_dtype
 
 _AT_ONCE = 16
-# Names a raw input, and one row of it, in a message.
-Where = Callable[[str, int], str]
-
-
-def in_column(name: str, row: int) -> str:
-    """Name a row of a raw input by its place in the column."""
-    return f"input {name!r}[{row}]"
+# Ids of a row that a message shows.
+_SHOWN = 12
 
 
 class Tokens(NamedTuple):
@@ -34,6 +31,16 @@ class Tokens(NamedTuple):
     type_ids: Array
     truncated: bool
 
+    @property
+    def size(self) -> int:
+        """Return the number of tokens, which is the size on the bucketed axis."""
+        return len(self.ids)
+
+    @property
+    def tokens(self) -> int:
+        """Return the number of tokens, padding apart."""
+        return len(self.ids)
+
 
 class TextReader:
     """Makes a stage's arrays of texts. May be called from any number of threads at once.
@@ -47,11 +54,18 @@ class TextReader:
       stage: likewise.
       axis: the bucketed axis that the number of tokens is the size of; None where it is fixed.
       pad_id: what fills the ids behind those of a text.
+      row_bytes: 0: ids take about as much as the text.
+      library: the package that this stands on.
+      changed: what a message says where it makes something else than at export.
 
     Raises:
       MissingLibrary: the library tokenizers is not installed.
       BundleError: the library does not take the file, or the file does not fit the programs.
     """
+
+    row_bytes = 0
+    library = "tokenizers"
+    changed = "the tokenizer gives other ids"
 
     def __init__(self, stage: TextStage, signature: Signature, data: bytes) -> None:
         self.stage = stage
@@ -66,16 +80,13 @@ class TextReader:
         self._minimum = next((a.minimum for a in signature.axes if a.name == dim), 0)
         expect_fit(self._tokenizer, stage, ids)
 
-    def read(self, columns: Mapping[str, Sequence[object]], where: Where) -> list[Tokens]:
-        """Return the tokens of each row.
-
-        Args:
-          columns: raw input to its texts, those of the stage among them, all of one length.
-          where: names a row in messages.
-
-        Raises:
-          SignatureMismatch: the first row that does not fit.
-        """
+    def read(
+        self,
+        columns: Mapping[str, Sequence[object]],
+        where: Where,
+        resources: Resources = UNLIMITED,
+    ) -> list[Tokens]:
+        """Return the tokens of each row; see `Reader.read`."""
         stage = self.stage
         rows: list[Text] = []
         for i, values in enumerate(zip(*(columns[n] for n in stage.raw_names), strict=True)):
@@ -87,7 +98,7 @@ class TextReader:
                     f"{where(stage.input, i)}: expected at most {stage.max_bytes} bytes, got {size}"
                 )
             rows.append(values if stage.pair is not None else values[0])
-        found = self._encode(rows, where)
+        found = self._encode(rows, where, resources)
         return [self._expect_tokens(one, where(stage.input, i)) for i, one in enumerate(found)]
 
     def lay_out(self, rows: Sequence[Tokens], size: int) -> dict[str, Array]:
@@ -111,6 +122,12 @@ class TextReader:
                 arrays[stage.lengths][i] = end
         return arrays
 
+    def difference(self, name: str, expected: Array, made: Array) -> str:
+        """Return where a row of one input is not what was recorded; or nothing."""
+        if np.array_equal(expected, made):
+            return ""
+        return f"expected {name} {_shown(expected)}, got {_shown(made)}"
+
     def _blank(self, name: str, shape: tuple[int, int]) -> Array:
         spec = self._inputs[name]
         if name == self.stage.lengths:
@@ -118,18 +135,20 @@ class TextReader:
         pad = 0 if name == self.stage.attention_mask else spec.pad
         return np.full(shape, pad, numpy_dtype(spec.dtype))
 
-    def _encode(self, rows: Sequence[Text], where: Where) -> list[Encoded]:
+    def _encode(self, rows: Sequence[Text], where: Where, resources: Resources) -> list[Encoded]:
+        found: list[Encoded] = []
         try:
             # A few at a time: what the library holds meanwhile is hundreds of times the texts.
-            return [
-                one
-                for start in range(0, len(rows), _AT_ONCE)
-                for one in self._tokenizer.encode(rows[start : start + _AT_ONCE])
-            ]
+            for start in range(0, len(rows), _AT_ONCE):
+                resources.check()
+                found += self._tokenizer.encode(rows[start : start + _AT_ONCE])
         except TokenizerError:
             pass
-        found: list[Encoded] = []
+        else:
+            return found
+        found = []
         for i, row in enumerate(rows):
+            resources.check()
             try:
                 found += self._tokenizer.encode([row])
             except TokenizerError:
@@ -155,6 +174,12 @@ class TextReader:
             np.array(found.type_ids, np.int32),
             found.truncated,
         )
+
+
+def _shown(values: Array) -> str:
+    listed = np.atleast_1d(values).tolist()
+    more = ", …" if len(listed) > _SHOWN else ""
+    return f"[{', '.join(map(str, listed[:_SHOWN]))}{more}]"
 
 
 def expect_fit(tokenizer: Tokenizer, stage: TextStage, ids: TensorSpec) -> None:

@@ -178,6 +178,7 @@ class PendingRequest:
       results: for each task its result, None before.
       remaining: number of tasks without a result.
       reserved: rows that are still being prepared.
+      counted_bytes: of arrays that raw rows become, in the memory budget.
       order: see `InferenceResult`.
       prepared: see `InferenceMetadata`.
       prefer_thread: see `Service.submit`.
@@ -197,6 +198,7 @@ class PendingRequest:
     compute_s: float = 0.0
     as_declared: bool = True
     reserved: int = 0
+    counted_bytes: int = 0
     order: Sequence[Sequence[int]] | None = None
     prepared: PreparationMetadata | None = None
     prefer_thread: bool = False

@@ -1,7 +1,8 @@
 """Raw rows that wait to be prepared, and the few threads that prepare them.
 
-The event loop owns what waits; a thread has one request at a time, which nothing can cancel, so that
-the rows of a request and the bytes of its texts are limited before it begins.
+The event loop owns what waits; a thread has one request at a time, which stops between two rows where
+it has ended meanwhile. Nothing stops it within a row, so that the bytes of a text and the pixels of an
+image are limited before it begins.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 from runtime.preprocessing.preparation import Prepared, Preparer, RawRows
+from server.batching.working_memory import WorkingMemory
 
 
 class Preparation(NamedTuple):
@@ -27,12 +29,38 @@ class Preparation(NamedTuple):
     seconds: float
 
 
+class Abandoned(Exception):
+    """A request ended while its rows were being prepared; it is never passed on."""
+
+
+class _Resources:
+    """What a thread may use for one request.
+
+    Args:
+      memory: of all threads.
+    """
+
+    def __init__(self, memory: WorkingMemory) -> None:
+        self._memory = memory
+        self.ended = False
+
+    def memory(self, size: int) -> contextlib.AbstractContextManager[None]:
+        """Return a context that `size` bytes may be used in; entering it may wait for others."""
+        return self._memory.taken(size)
+
+    def check(self) -> None:
+        """Raise Abandoned where the request has ended."""
+        if self.ended:
+            raise Abandoned
+
+
 class PreparationPool[K]:
     """Prepares raw rows in threads, the oldest first. All methods are called on one event loop.
 
     Args:
       preparer: of the model.
       threads: that prepare at once.
+      memory: that these take together.
       on_prepared: called with the key of a request and what became of its rows.
       stall_s: maximum time of a request in a thread.
       on_stall: called where one takes longer: native code that does not return.
@@ -42,6 +70,7 @@ class PreparationPool[K]:
         self,
         preparer: Preparer,
         threads: int,
+        memory: WorkingMemory,
         on_prepared: Callable[[K, Preparation], object],
         *,
         stall_s: float,
@@ -56,7 +85,8 @@ class PreparationPool[K]:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
         # In order of arrival.
         self._waiting: dict[K, RawRows] = {}
-        self._running = 0
+        self._memory = memory
+        self._running: dict[K, _Resources] = {}
 
     def submit(self, key: K, raw: RawRows) -> None:
         """Prepare rows as soon as a thread is free."""
@@ -64,28 +94,32 @@ class PreparationPool[K]:
         self._start()
 
     def discard(self, key: K) -> None:
-        """Drop rows that wait; of those in a thread the result is still reported."""
+        """Drop rows that wait; those in a thread end at the next row, and are reported."""
         self._waiting.pop(key, None)
+        if key in self._running:
+            self._running[key].ended = True
 
     def close(self) -> None:
-        """End the threads after the rows that they have."""
+        """End the threads, each after the row that it has."""
         self._waiting.clear()
+        for resources in self._running.values():
+            resources.ended = True
         self._executor.shutdown(wait=False)
 
     def _start(self) -> None:
-        while self._waiting and self._running < self._threads:
+        while self._waiting and len(self._running) < self._threads:
             key = next(iter(self._waiting))
             raw = self._waiting.pop(key)
-            self._running += 1
+            resources = self._running[key] = _Resources(self._memory)
             stall = self._loop.call_later(self._stall_s, self._on_stall)
-            future = self._executor.submit(self._prepare, raw)
+            future = self._executor.submit(self._prepare, raw, resources)
             future.add_done_callback(functools.partial(self._wake, key, stall))
 
-    def _prepare(self, raw: RawRows) -> Preparation:
+    def _prepare(self, raw: RawRows, resources: _Resources) -> Preparation:
         begin = time.perf_counter()
         result: Prepared | Exception
         try:
-            result = self._preparer.prepare(raw.inputs, raw.where)
+            result = self._preparer.prepare(raw.inputs, raw.where, resources)
         except Exception as error:  # noqa: BLE001 (every error has an answer)
             result = error
         return Preparation(result, time.perf_counter() - begin)
@@ -97,6 +131,6 @@ class PreparationPool[K]:
 
     def _on_done(self, key: K, stall: asyncio.TimerHandle, done: Future[Preparation]) -> None:
         stall.cancel()
-        self._running -= 1
+        del self._running[key]
         self._start()
         self._on_prepared(key, done.result())

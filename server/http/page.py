@@ -20,18 +20,17 @@ from runtime.description import (
     describe_axis,
     describe_format,
     describe_output,
-    describe_stage,
     describe_tensor,
 )
 from runtime.manifest import Manifest
 from runtime.model import Model
-from runtime.raw_inputs import TextStage
+from runtime.raw_inputs import Stage
 from runtime.signature import Signature, TensorSpec
 from server.batching.service import Service
 from server.metrics import quantile
 from server.observability.snapshot import CollectStats, StatsSnapshot
 from server.protocols import embeddings
-from server.protocols.oip import DATATYPES, TEXT
+from server.protocols.oip import BYTES, DATATYPES
 from server.protocols.response import Headers, Response
 
 # A larger example would be most of the page.
@@ -133,7 +132,7 @@ def _about(model: Model) -> dict[str, Any]:
         "digest": model.bundle.digest,
         "device": model.platform,
         "inputs": [
-            *map(describe_stage, manifest.preprocess),
+            *(stage.description for stage in manifest.preprocess),
             *map(describe_tensor, model.signature.inputs),
         ],
         "outputs": [describe_output(spec) for spec in model.signature.outputs],
@@ -172,9 +171,7 @@ def _example_of(manifest: Manifest) -> dict[str, Any]:
     return {"example": instance and json.dumps({"instances": [instance]})}
 
 
-def example_instance(
-    signature: Signature, stages: Sequence[TextStage] = ()
-) -> dict[str, Any] | None:
+def example_instance(signature: Signature, stages: Sequence[Stage] = ()) -> dict[str, Any] | None:
     """Return a valid instance without masks; None if it would be too large to show."""
     sizes = _sizes(signature)
     specs = _given(signature, stages)
@@ -184,20 +181,20 @@ def example_instance(
     return texts | {spec.name: _nested(spec.concrete(1, sizes)[1:], _value(spec)) for spec in specs}
 
 
-def _given(signature: Signature, stages: Sequence[TextStage]) -> list[TensorSpec]:
+def _given(signature: Signature, stages: Sequence[Stage]) -> list[TensorSpec]:
     """Return the inputs that an example has: no masks, and none that texts are made into."""
     made = {name for stage in stages for name in stage.made}
     return [spec for spec in signature.inputs if not spec.mask and spec.name not in made]
 
 
-def example_bodies(signature: Signature, stages: Sequence[TextStage] = ()) -> Mapping[str, Any]:
+def example_bodies(signature: Signature, stages: Sequence[Stage] = ()) -> Mapping[str, Any]:
     """Return a valid body for each protocol with inferences; empty if they would be too large."""
     instance = example_instance(signature, stages)
     if instance is None:
         return {}
     sizes = _sizes(signature)
     texts = [
-        {"name": name, "shape": [1], "datatype": TEXT, "data": [instance[name]]}
+        {"name": name, "shape": [1], "datatype": BYTES, "data": [instance[name]]}
         for stage in stages
         for name in stage.raw_names
     ]

@@ -229,7 +229,7 @@ def test_earlier_formats_have_no_texts(value, version):
 @mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "sound"}, "expected 'text', got 'sound' at $.preprocess[0].kind"),
+        ({"kind": "sound"}, "expected 'text' or 'image', got 'sound' at $.preprocess[0].kind"),
         ({"code": "x"}, "unknown key 'code' at $.preprocess[0]"),
         (
             {"input": "ids"},

@@ -62,10 +62,10 @@ class TextModel(FakeModel):
         self.before_preparing = lambda _: None
         prepare = self.preparer.prepare
 
-        def recorded(inputs, where):
+        def recorded(inputs, where, resources):
             self.prepared.append(list(inputs[stage.input]))
             self.before_preparing(inputs)
-            return prepare(inputs, where)
+            return prepare(inputs, where, resources)
 
         self.preparer.prepare = recorded
 

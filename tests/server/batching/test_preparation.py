@@ -7,8 +7,10 @@ from pytest import fixture, raises
 from runtime.errors import SignatureMismatch
 from runtime.preprocessing.preparation import RawRows
 from server.errors import DeadlineExceeded, NotReady, Overloaded
+from tests.image_files import plain
 from tests.server.batching.calls import begun, on_a_loop
 from tests.server.fakes import Gate, RecordedFailures, serving
+from tests.server.image_model import ImageModel
 from tests.server.text_model import TextModel
 from tests.tokenizer_files import ids
 
@@ -200,3 +202,49 @@ async def test_an_error_of_the_code_is_the_requests_own(model):
         with raises(RuntimeError, match="a mistake"):
             await answered(bad)
         assert await answered(good) == [sum(ids("cat"))]
+
+
+@on_a_loop
+async def test_an_ended_request_stops_between_rows():
+    """A request of many images that is late takes no thread for the images that are left."""
+    model = ImageModel()
+    gate = Gate()
+    reader = model.preparer.readers[0]
+    read = reader._pixels
+    rows = []
+
+    def slow(value, where, resources):
+        rows.append(where)
+        gate(None)
+        return read(value, where, resources)
+
+    reader._pixels = slow
+    async with serving(model) as service:
+        done = asyncio.get_running_loop().create_future()
+        files = [plain(1, 2, 3)] * 5
+        service.submit(RawRows({"image": files}, 5), done.set_result, 0.01)
+        await gate.reached()
+        assert isinstance(await done, DeadlineExceeded)
+        gate.open(runs=5)
+
+        again = asyncio.get_running_loop().create_future()
+        service.submit(RawRows({"image": files[:1]}, 1), again.set_result)
+        assert (await again).outputs["mean"].tolist() == [[1, 2, 3]]
+
+    assert rows == ["input 'image'[0]"] * 2
+
+
+@on_a_loop
+async def test_pixels_are_counted_before_they_are_there():
+    """Small files that become many pixels are refused by the memory budget, and given back at the end."""
+    model = ImageModel()
+    row = model.preparer.row_bytes
+    async with serving(model, memory_bytes=2 * row) as service:
+        done = asyncio.get_running_loop().create_future()
+        service.submit(RawRows({"image": [plain(1, 2, 3)] * 2}, 2), done.set_result)
+        assert service.memory.size == 2 * row
+        with raises(Overloaded):
+            service.submit(RawRows({"image": [plain(1, 2, 3)]}, 1), lambda _: None)
+
+        assert (await done).rows == 2
+        assert service.memory.size == 0
