@@ -16,7 +16,7 @@ from runtime.tensors import Array
 
 # Releases of the library, and processors, round a value between two levels to either.
 _LEVELS = 1
-# Of files of images; the two are not told apart in memory.
+# Of files of images; however they are kept in memory.
 _FILE = (bytes, bytearray, memoryview)
 
 

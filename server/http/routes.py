@@ -13,6 +13,7 @@ from runtime.model import Model
 from server.batching.service import Service, State
 from server.config import ServerConfig
 from server.errors import Overloaded, Unsupported
+from server.http.openapi import openapi_response
 from server.http.page import Page
 from server.http.raw_bodies import ReadRaw, all_types, raw_types, read_raw_body
 from server.metrics import Metrics
@@ -235,6 +236,7 @@ def make_routes(
         *_tfserving(service),
         *_embeddings(service),
         *_metrics(service, config, collect_stats),
+        Route("GET", "/openapi.json", "page", functools.partial(openapi_response, config)),
     ]:
         found.setdefault((route.method, route.rule), route)
     if config.page:
