@@ -38,18 +38,24 @@ class _Resources:
 
     Args:
       memory: of all threads.
+
+    Attributes:
+      ended: whether the request has; set on the event loop.
+      progress: when the thread last began with a row, monotonic seconds.
     """
 
     def __init__(self, memory: WorkingMemory) -> None:
         self._memory = memory
         self.ended = False
+        self.progress = time.monotonic()
 
     def memory(self, size: int) -> contextlib.AbstractContextManager[None]:
         """Return a context that `size` bytes may be used in; entering it may wait for others."""
         return self._memory.taken(size)
 
     def check(self) -> None:
-        """Raise Abandoned where the request has ended."""
+        """Raise Abandoned where the request has ended; otherwise another row begins."""
+        self.progress = time.monotonic()
         if self.ended:
             raise Abandoned
 
@@ -62,7 +68,7 @@ class PreparationPool[K]:
       threads: that prepare at once.
       memory: that these take together.
       on_prepared: called with the key of a request and what became of its rows.
-      stall_s: maximum time of a request in a thread.
+      stall_s: maximum time of a thread for a few rows of a request.
       on_stall: called where one takes longer: native code that does not return.
     """
 
@@ -111,9 +117,19 @@ class PreparationPool[K]:
             key = next(iter(self._waiting))
             raw = self._waiting.pop(key)
             resources = self._running[key] = _Resources(self._memory)
-            stall = self._loop.call_later(self._stall_s, self._on_stall)
+            self._loop.call_later(self._stall_s, self._expect_progress, key, resources)
             future = self._executor.submit(self._prepare, raw, resources)
-            future.add_done_callback(functools.partial(self._wake, key, stall))
+            future.add_done_callback(functools.partial(self._wake, key))
+
+    def _expect_progress(self, key: K, resources: _Resources) -> None:
+        """Report a stall where a thread has been at the same rows for too long."""
+        if self._running.get(key) is not resources:
+            return
+        left_s = resources.progress + self._stall_s - time.monotonic()
+        if left_s > 0:
+            self._loop.call_later(left_s, self._expect_progress, key, resources)
+        else:
+            self._on_stall()
 
     def _prepare(self, raw: RawRows, resources: _Resources) -> Preparation:
         begin = time.perf_counter()
@@ -124,13 +140,12 @@ class PreparationPool[K]:
             result = error
         return Preparation(result, time.perf_counter() - begin)
 
-    def _wake(self, key: K, stall: asyncio.TimerHandle, done: Future[Preparation]) -> None:
+    def _wake(self, key: K, done: Future[Preparation]) -> None:
         """Go on on the event loop, unless that has ended."""
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._on_done, key, stall, done)
+            self._loop.call_soon_threadsafe(self._on_done, key, done)
 
-    def _on_done(self, key: K, stall: asyncio.TimerHandle, done: Future[Preparation]) -> None:
-        stall.cancel()
+    def _on_done(self, key: K, done: Future[Preparation]) -> None:
         del self._running[key]
         self._start()
         self._on_prepared(key, done.result())

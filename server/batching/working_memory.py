@@ -1,5 +1,6 @@
 """Memory that threads take while they prepare raw inputs, as a part of the memory budget."""
 
+import collections
 import contextlib
 import threading
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ FREE_BYTES = 1 << 23
 class WorkingMemory:
     """Counts what threads take at once. May be called from any number of threads.
 
-    What does not fit waits until another thread is done; a thread by itself is always let through, so
-    that each gets its turn.
+    What does not fit waits until other threads are done, and those that come later wait behind it; a
+    thread by itself is always let through. So each gets its turn.
 
     Args:
       budget: that this is a part of.
@@ -23,6 +24,7 @@ class WorkingMemory:
     def __init__(self, budget: MemoryBudget) -> None:
         self._budget = budget
         self._released = threading.Condition()
+        self._waiting: collections.deque[object] = collections.deque()
 
     @contextlib.contextmanager
     def taken(self, size: int) -> Iterator[None]:
@@ -30,9 +32,15 @@ class WorkingMemory:
         if size <= FREE_BYTES:
             yield
             return
+        turn = object()
         with self._released:
-            self._released.wait_for(lambda: self._budget.fits_working(size))
+            self._waiting.append(turn)
+            self._released.wait_for(
+                lambda: self._waiting[0] is turn and self._budget.fits_working(size)
+            )
+            self._waiting.popleft()
             self._budget.working += size
+            self._released.notify_all()
         try:
             yield
         finally:

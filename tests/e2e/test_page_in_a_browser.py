@@ -2,12 +2,14 @@
 
 import io
 import json
+import re
 
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import expect
 from pytest import fixture, mark
 
+import export
 from runtime.entries import OutputFormat
 from tests.e2e.browser import browsing, opened
 from tests.image_files import plain
@@ -15,6 +17,7 @@ from tests.server.fakes import FakeModel, signature
 from tests.server.http_harness import HttpHarness
 from tests.server.image_model import ImageModel
 from tests.server.text_model import EmbeddingModel, TextModel
+from tests.serving import serving
 
 pytestmark = mark.e2e
 
@@ -186,6 +189,28 @@ def test_tensors_are_json_or_made_up(page, served, name):
     page.get_by_label("x:").fill("[1, null]")
     ask(page)
     expect(page.locator("#answer .error")).to_contain_text("instances[0]")
+
+
+def test_the_bundles_sample_is_asked_about(page, tmp_path):
+    """Where the export was told so, the first golden image is there to be tried."""
+    export.export_model(
+        lambda _, image: image.mean(axis=(1, 2)),
+        {},
+        inputs=["image:float32[_,4,6,3]"],
+        buckets=(1,),
+        platforms="cpu",
+        preprocess=[export.Image("image", (4, 6))],
+        golden={"image": [plain(9, 8, 7)]},
+        page_sample=True,
+        out=tmp_path / "bundle",
+    )
+    with serving("--bundle", str(tmp_path / "bundle")) as server:
+        page.goto(f"{server.url}/")
+        page.get_by_role("button", name="Sample of the bundle").click()
+        expect(page.get_by_text("sample of the bundle, ")).to_be_visible()
+        ask(page)
+        expect(page.locator("#answer pre").first).to_have_text(re.compile(r"\[\s*9,\s*8,\s*7\s*\]"))
+        page.goto("about:blank")
 
 
 def test_what_goes_on_is_drawn(page, served):

@@ -23,8 +23,7 @@ PIXELS = np.array(
     ],
     np.uint8,
 )
-# What tf.image.resize of TensorFlow 2.21 makes of them, and torch's interpolate of a float tensor where
-# it antialiases bilinearly or bicubically: 3 by 4, by method and antialias.
+# What tf.image.resize of TensorFlow 2.21 makes of them, 3 by 4, by method and antialias.
 TENSORFLOW = {
     ("nearest", True): [[224, 198, 79, 253], [108, 187, 237, 214], [171, 227, 110, 59]],
     ("bilinear", True): [

@@ -235,6 +235,29 @@ async def test_an_ended_request_stops_between_rows():
 
 
 @on_a_loop
+async def test_only_a_row_that_does_not_end_is_a_stall(model, gate):
+    """A request of many rows may take long; what counts is when its thread last began with one."""
+    failures = RecordedFailures()
+    async with serving(model, failures, stall_s=1000) as service:
+        asked_for = asked(service, "cat")
+        await gate.reached()
+        pool = service._preparation
+        [(key, resources)] = pool._running.items()
+
+        pool._expect_progress(key, resources)
+        assert failures.reasons == []
+        resources.progress -= 2000
+        resources.check()
+        pool._expect_progress(key, resources)
+        assert failures.reasons == []
+        resources.progress -= 2000
+        pool._expect_progress(key, resources)
+        assert failures.reasons == ["preparing raw inputs did not come to an end"]
+        gate.open()
+        assert isinstance(await asked_for[1], NotReady)
+
+
+@on_a_loop
 async def test_pixels_are_counted_before_they_are_there():
     """Small files that become many pixels are refused by the memory budget, and given back at the end."""
     model = ImageModel()

@@ -60,6 +60,31 @@ def test_another_one_waits_until_it_fits():
     assert order == ["first", "second"]
 
 
+def test_small_images_do_not_overtake_a_large_one():
+    """What comes later waits behind an image that does not fit yet, so that this has its turn."""
+    memory = WorkingMemory(MemoryBudget(2 * SOME))
+    order = []
+
+    def take(name, size):
+        with memory.taken(size):
+            order.append(name)
+
+    with memory.taken(SOME):
+        threads = [
+            threading.Thread(target=take, args=("large", 2 * SOME)),
+            threading.Thread(target=take, args=("small", SOME)),
+        ]
+        for count, thread in enumerate(threads, 1):
+            thread.start()
+            while len(memory._waiting) < count:
+                threading.Event().wait(0.001)
+        assert order == []
+    for thread in threads:
+        thread.join(timeout=30)
+
+    assert order == ["large", "small"]
+
+
 def test_an_error_gives_memory_back():
     """An image that turns out to be damaged takes nothing any more."""
     budget = MemoryBudget(SOME)
