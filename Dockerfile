@@ -23,7 +23,7 @@ RUN --mount=type=secret,id=ca --mount=type=cache,target=/root/.cache/uv \
     tools/bin/pip install --no-cache-dir --disable-pip-version-check "$@" -r uv.txt; \
     cuda="${DEVICE#cpu}"; \
     tools/bin/uv export --project src --quiet --frozen --no-default-groups --no-emit-project \
-      --extra server --extra gcs --extra text --prune huggingface-hub ${cuda:+--group "$cuda"} --output-file requirements.txt; \
+      --extra server --extra gcs --extra text --extra image --prune huggingface-hub ${cuda:+--group "$cuda"} --output-file requirements.txt; \
     tools/bin/uv venv --quiet --python "$(command -v python3)" /opt/hloserve; \
     tools/bin/uv pip install --python /opt/hloserve --no-build --no-deps "$@" -r requirements.txt
 COPY README.md LICENSE src/

@@ -152,6 +152,7 @@ docs() {
   "")
     setup
     "$venv/bin/python" -m scripts.troubleshooting --check
+    "$venv/bin/python" -m scripts.openapi --check
     "$venv/bin/zensical" build --clean --strict 2>&1 | sed "s/\x1b\[[0-9;]*m//g"
     "$venv/bin/python" -m scripts.links build/site
     ;;

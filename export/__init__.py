@@ -42,6 +42,7 @@ from export.errors import (  # noqa: E402 (these import the runtime)
     RowMixing,
     VerificationError,
 )
+from export.image_input import Image  # noqa: E402
 from export.inputs import parse_input  # noqa: E402
 from export.preprocess import Text  # noqa: E402
 from export.spec import ExportSpec  # noqa: E402
@@ -57,6 +58,7 @@ __all__ = [
     "CheckpointError",
     "ExportError",
     "ExportSpec",
+    "Image",
     "ParamsError",
     "Report",
     "RowMixing",

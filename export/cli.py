@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,14 @@ from export.attributes import find_attribute
 from export.errors import ExportError, UsageError, format_error
 from export.fields import CAST_DTYPES, PRECISIONS, parse_argument, read_field
 from export.golden_inputs import expect_golden_file
+from export.image_flags import add_image_flags, changed_images, declared_images
+from export.image_input import Image
 from export.input_options import OPTIONS, pair, with_options
 from export.labels import labels_of
 from export.params_files import expect_there
+from export.preprocess import Declared, Text, read_preprocess, texts_of
 from export.spec import ExportSpec
-from export.text_flags import add_text_flags, declared_texts, preprocess_changes
+from export.text_flags import add_text_flags, changed_texts, declared_texts
 from runtime.accelerators import CARDS, UnknownCard
 from runtime.card_report import cards_of
 from runtime.commandline import Parser, directory_to_write, to_read
@@ -43,7 +46,7 @@ exit status:
 _DIRECT = (
     *("params", "params_path", "allow_pickle", "dtype", "matmul_precision", "output"),
     *("golden", "seed", "name", "version", "allow_row_mixing", "unverified", "allow_infinite"),
-    *("buckets", "platforms", "passthrough"),
+    *("buckets", "platforms", "passthrough", "pixel_tolerance", "page_sample"),
 )
 
 
@@ -182,6 +185,14 @@ def parser() -> Parser:
         "repeatable",
     )
     add_text_flags(p)
+    add_image_flags(p)
+
+    tensors.add_argument(
+        "--page-sample",
+        action="store_true",
+        default=None,
+        help="show the first golden row on the server's page, to all who can open it",
+    )
 
     programs = p.add_argument_group("programs")
     programs.add_argument(
@@ -198,7 +209,20 @@ def parser() -> Parser:
         "--golden",
         type=to_read,
         metavar="FILE",
-        help=".safetensors or .npz of representative inputs, or .jsonl of texts (default: seeded ones)",
+        help=".safetensors or .npz of representative inputs, or .jsonl of texts or images (default: seeded "
+        "ones)",
+    )
+    proof.add_argument(
+        "--reference-preprocess",
+        metavar="FUNCTION",
+        help="pkg.mod:attr or path/to/file.py:attr, the training code's own: a list of texts to ids by "
+        "row, which must be the tokenizer's, or a list of images, each as bytes, to the model's inputs",
+    )
+    proof.add_argument(
+        "--pixel-tolerance",
+        metavar="MEAN,WORST",
+        help="levels of 255 that pixels of --reference-preprocess may be apart from the bundle's "
+        "(default: 1,8)",
     )
     proof.add_argument("--seed", type=int, help="of the seeded inputs (default: 0)")
     proof.add_argument(
@@ -265,14 +289,14 @@ def spec_from(arguments: argparse.Namespace) -> tuple[ExportSpec, list[str]]:
     if arguments.params:
         expect_there(arguments.params)
     try:
-        texts = declared_texts(arguments)
+        texts, images = declared_texts(arguments), declared_images(arguments)
     except ExportError as error:
         raise UsageError(str(error)) from None
     found = find_attribute(arguments.model)
     spec, notes = _resolve(found, config)
     try:
         changes = _changes(spec, labels, arguments)
-        changes |= preprocess_changes(spec, texts, arguments)
+        changes |= preprocess_changes(spec, texts, images, arguments)
     except ExportError as error:
         raise UsageError(str(error)) from None
     return dataclasses.replace(spec, **changes), notes
@@ -294,6 +318,36 @@ def _changes(
         declared = read_field("inputs", arguments.inputs or spec.inputs)
         named["inputs"] = with_options(declared, options, "--")
     return {name: read_field(name, value) for name, value in named.items() if value is not None}
+
+
+def preprocess_changes(
+    spec: ExportSpec,
+    texts: Sequence[Text],
+    images: Sequence[Image],
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """Return the fields that the flags of texts and images set.
+
+    Args:
+      spec: of MODEL.
+      texts: that `declared_texts` returned; those of the spec are replaced by any.
+      images: likewise, of `declared_images`.
+      arguments: of the command line.
+
+    Raises:
+      ExportError: a flag does not read, or names no text or image.
+    """
+    own = read_preprocess(spec.preprocess)
+    found: list[Declared] = [
+        *changed_texts(texts_of(own), texts, arguments),
+        *changed_images([one for one in own if isinstance(one, Image)], images, arguments),
+    ]
+    changes: dict[str, Any] = {}
+    if len(found) != len(own) or not all(one in own for one in found):
+        changes["preprocess"] = read_preprocess(found)
+    if arguments.reference_preprocess:
+        changes["reference_preprocess"] = find_attribute(arguments.reference_preprocess)
+    return changes
 
 
 def _resolve(found: Any, config: Mapping[str, Any] | None) -> tuple[ExportSpec, list[str]]:

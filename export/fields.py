@@ -145,6 +145,22 @@ def _output_names(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def _pixel_tolerance(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    pair = value.split(",") if isinstance(value, str) else as_list(value)
+    try:
+        mean, worst = map(float, pair or ())
+    except (TypeError, ValueError):
+        mean = worst = -1.0
+    if not 0 <= mean <= worst <= 255:
+        raise ExportError(
+            "pixel_tolerance: expected levels of 0 to 255, in the mean and in the worst pixel, such as "
+            f"(1, 8), got {short_repr(value)}"
+        )
+    return mean, worst
+
+
 def _seed(value: Any) -> int:
     seed = as_int(value)
     if seed is None or seed < 0:
@@ -240,7 +256,11 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "preprocess": read_preprocess,
     "passthrough": _fields,
     "reference_preprocess": _reference,
-    **{name: _flag(name) for name in ("allow_row_mixing", "unverified", "allow_pickle")},
+    "pixel_tolerance": _pixel_tolerance,
+    **{
+        name: _flag(name)
+        for name in ("page_sample", "allow_row_mixing", "unverified", "allow_pickle")
+    },
 }
 
 

@@ -40,7 +40,7 @@ class GoldenInputs(NamedTuple):
 
     inputs: dict[str, Array]
     sizes: dict[str, int]
-    raw: Sequence[Mapping[str, str]] | None = None
+    raw: Sequence[Mapping[str, str | bytes]] | None = None
 
 
 def golden_inputs(

@@ -18,13 +18,14 @@ from export.output_format import output_format
 from export.outputs import Key, output_specs
 from export.packing import Packing
 from export.random_bits import refuse_foreign_bits
+from export.raw_inputs import RawInputs, open_raw_inputs
 from export.reference import FlatModel, Golden, answer_goldens, cast_drift
 from export.row_analysis import why_not_independent
 from export.spec import ExportSpec
 from export.storage import with_stored_params
-from export.texts import Texts, open_texts
 from export.tracing import bucket_keys, output_shapes, trace_all
 from runtime.entries import OutputFormat
+from runtime.preprocessing.raw_goldens import RawRow
 from runtime.signature import Axis, Signature, TensorSpec
 from runtime.tensors import Array
 
@@ -45,7 +46,7 @@ class Plan:
         where it shows that.
       goldens: (axis sizes, inputs, expected outputs), arrays in the signature's order.
       raw_goldens: for each golden the raw rows that its inputs were made of, or None.
-      texts: the text inputs.
+      raw: the raw inputs, texts and images.
       output_format: how predictions are written.
       notes: what was decided on the user's behalf.
       cast_drift: output to the largest change that casting params made.
@@ -62,8 +63,8 @@ class Plan:
     traced: dict[Key, Traced]
     rows_unproven: dict[Key, str | None]
     goldens: tuple[Golden, ...]
-    raw_goldens: tuple[Sequence[Mapping[str, str]] | None, ...]
-    texts: Texts
+    raw_goldens: tuple[Sequence[RawRow] | None, ...]
+    raw: RawInputs
     output_format: OutputFormat
     notes: tuple[str, ...]
     cast_drift: dict[str, float]
@@ -77,16 +78,18 @@ def prepare(spec: ExportSpec, progress: Callable[[str], None], *, x64: bool) -> 
     Raises:
       ExportError: the model cannot be exported as asked.
     """
-    spec, texts = open_texts(spec, progress)
+    declared: tuple[TensorSpec, ...] = tuple(spec.inputs)  # type: ignore[arg-type]
+    spec, raw = open_raw_inputs(spec, progress)
     inputs: tuple[TensorSpec, ...] = tuple(spec.inputs)  # type: ignore[arg-type]
     axes: tuple[Axis, ...] = tuple(spec.axes.values())  # type: ignore[arg-type]
     spec = with_goldens_read(spec)
     progress("reading params")
     params, around = _read(spec, progress)
-    with naming_shapes(inputs, weights(spec.model, params)):
+    with naming_shapes(declared, weights(spec.model, params)):
         adapted = adapt(
-            spec.model, params, _abstract_inputs(spec, inputs, axes), around, spec.call_args
+            spec.model, params, _abstract_inputs(spec, declared, axes), around, spec.call_args
         )
+    adapted = dataclasses.replace(adapted, apply=raw.before(adapted.apply))
     adapted = with_stored_params(adapted)
     given, narrowed = param_values.as_jax_keeps(adapted.params, x64=x64)
     cast = param_values.cast(given, adapted.castable, spec.dtype)
@@ -104,7 +107,7 @@ def prepare(spec: ExportSpec, progress: Callable[[str], None], *, x64: bool) -> 
     outputs = infinities.declare(outputs, spec.allow_infinite)
     signature = Signature(inputs=inputs, outputs=outputs, axes=axes)
     notes = (
-        *texts.notes,
+        *raw.notes,
         *adapted.notes,
         *_wide_notes(signature, x64),
         *floats,
@@ -114,7 +117,7 @@ def prepare(spec: ExportSpec, progress: Callable[[str], None], *, x64: bool) -> 
     formatted = output_format(spec, signature)
     refuse_foreign_bits((one.jaxpr for one in traced.values()), spec.platforms)
     flat.device = named_device(next(iter(traced.values())).jaxpr)
-    questions = golden_inputs(spec, signature, texts.goldens)
+    questions = golden_inputs(spec, signature, raw.goldens)
     goldens = answer_goldens(spec, signature, questions, flat, cast, given, progress)
     notes += tuple(infinities.notes(outputs, [expected for _, _, expected in goldens]))
     notes += tuple(param_values.nan_notes(cast))
@@ -132,7 +135,7 @@ def prepare(spec: ExportSpec, progress: Callable[[str], None], *, x64: bool) -> 
         },
         goldens=goldens,
         raw_goldens=tuple(golden.raw for golden in questions),
-        texts=texts,
+        raw=raw,
         output_format=formatted,
         notes=notes,
         cast_drift=drift,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import ExportError
+from export.image_input import Image
 from runtime.errors import nearest
 from runtime.localpaths import why_not_read
 from runtime.raw_inputs import MAX_TOKENIZER_BYTES, TEXT_ROLES
@@ -42,35 +43,60 @@ class Text:
     truncate: bool = dataclasses.field(default=False, kw_only=True)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names that callers send texts by."""
+        return (self.input,) if self.pair is None else (self.input, self.pair)
+
+    @property
     def source(self) -> str:
         """Return the tokenizer as messages name it."""
         plain = isinstance(self.tokenizer, str | os.PathLike)
         return os.fspath(self.tokenizer) if plain else type(self.tokenizer).__name__
 
 
-def read_preprocess(value: Any) -> tuple[Text, ...]:
+Declared = Text | Image
+
+
+def read_preprocess(value: Any) -> tuple[Declared, ...]:
     """Return the declarations of a field in their one form.
 
     Raises:
       ExportError: they are none.
     """
-    given = [value] if isinstance(value, Text) else value
+    given = [value] if isinstance(value, Text | Image) else value
     listed = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
     stages = tuple(given) if listed else ()
-    if not listed or not all(isinstance(stage, Text) for stage in stages):
+    if not listed or not all(isinstance(stage, Text | Image) for stage in stages):
         raise ExportError(
-            "preprocess: expected a list such as [Text('text', tokenizer='tokenizer.json')], got "
-            f"{type(value).__name__}"
+            "preprocess: expected a list such as [Text('text', tokenizer='tokenizer.json')] or "
+            f"[Image('image', 224)], got {type(value).__name__}"
         )
-    names = [name for stage in stages for name in (stage.input, stage.pair) if name is not None]
-    for name in names:
+    names = [(kind_of(stage), name) for stage in stages for name in stage.names]
+    seen: set[str] = set()
+    for kind, name in names:
         if not isinstance(name, str) or not name.isidentifier():
-            raise ExportError(f"text {name!r}: expected a name such as 'text'")
-        if names.count(name) > 1:
-            raise ExportError(f"text {name!r}: expected each name once, got it twice")
-    for stage in stages:
-        _check_fields(stage)
-    return stages
+            raise ExportError(f"{kind} {name!r}: expected a name such as {kind!r}")
+        if name in seen:
+            raise ExportError(f"{kind} {name!r}: expected each name once, got it twice")
+        seen.add(name)
+    return tuple(map(_checked, stages))
+
+
+def kind_of(stage: Declared) -> str:
+    """Return what messages call a declaration: text or image."""
+    return type(stage).__name__.lower()
+
+
+def texts_of(stages: Iterable[Declared]) -> list[Text]:
+    """Return the texts among declarations."""
+    return [stage for stage in stages if isinstance(stage, Text)]
+
+
+def _checked(stage: Declared) -> Declared:
+    if isinstance(stage, Image):
+        return stage.checked()
+    _check_fields(stage)
+    return stage
 
 
 def _check_fields(stage: Text) -> None:

@@ -1,12 +1,11 @@
 """The training code's own way from texts to ids, compared with the tokenizer in the bundle."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from export.errors import ExportError, format_error
-from export.golden_texts import RawRows
 from runtime.preprocessing.texts import TextReader
 from runtime.tensors import Array
 
@@ -14,32 +13,25 @@ _SHOWN_IDS = 12
 
 
 def refuse_other_ids(
-    reference: Callable[..., Any] | None, rows: RawRows, readers: Sequence[TextReader]
+    reference: Callable[..., Any], columns: Mapping[str, Sequence[Any]], reader: TextReader
 ) -> None:
     """Compare the training code's own preparation with the tokenizer's, on the golden texts.
 
     Args:
       reference: takes a list of texts, or two of them for pairs, and returns ids by row, or a
         mapping with `input_ids` and perhaps `attention_mask` and `token_type_ids`.
-      rows: golden texts.
-      readers: of the stages; with a reference there is one.
+      columns: raw input to its golden texts.
+      reader: of the stage.
 
     Raises:
       ExportError: it fails, or gives other ids for a text.
     """
-    if reference is None:
-        return
-    if len(readers) != 1:
-        raise ExportError(
-            f"reference_preprocess: expected one text stage to compare with, got {len(readers)}"
-        )
-    [reader] = readers
-    columns = [rows.columns[name] for name in reader.stage.raw_names]
+    texts = [columns[name] for name in reader.stage.raw_names]
     try:
-        given = reference(*(list(column) for column in columns))
+        given = reference(*map(list, texts))
     except Exception as error:
         raise ExportError(f"reference_preprocess: {format_error(error)}") from error
-    tokens = reader.read(rows.columns, lambda name, i: f"golden: {name!r} of row {i}")
+    tokens = reader.read(columns, lambda name, i: f"golden: {name!r} of row {i}")
     found = dict(given) if hasattr(given, "keys") else {"input_ids": given}
     if "input_ids" not in found:
         raise ExportError(

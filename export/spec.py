@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from export.errors import ExportError
 from export.fields import read_field
-from export.preprocess import Text
+from export.preprocess import Declared
 from runtime.errors import InvalidField, nearest
 from runtime.raw_inputs import check_passthrough
 from runtime.signature import Axis, TensorSpec, check_inputs
@@ -36,8 +36,9 @@ class ExportSpec:
       dtype: cast floating params to this; batch statistics stay as they are.
       matmul_precision: what dots are lowered with; None for what is in force
         (`jax_default_matmul_precision`), else jax's default.
-      golden: name to rows of inputs, or a .safetensors or .npz file of them; name to texts, or
-        a .jsonl file of them, where there are text inputs; None for seeded ones.
+      golden: name to rows of inputs, or a .safetensors or .npz file of them; name to texts, or to
+        images as bytes or paths, or a .jsonl file of them, where there are such inputs; None for
+        seeded ones.
       seed: of the seeded inputs.
       name: the model's name in routes.
       version: digits.
@@ -50,10 +51,14 @@ class ExportSpec:
       allow_pickle: read params from a pickle, which can run any code.
       call_args: arguments of the model that are no inputs, by name, such as
         `{"enable_dropout": False}`; they win over what the exporter would pass.
-      preprocess: text inputs, that callers may send in place of token ids.
-      reference_preprocess: the training code's own preparation, a function of a list of texts that
-        returns ids by row, or a mapping with `input_ids`; it must give the tokenizer's ids for
-        the golden texts.
+      preprocess: text inputs, that callers may send in place of token ids, and image inputs.
+      reference_preprocess: the training code's own preparation. For texts a function of a list of
+        them that returns ids by row, or a mapping with `input_ids`; it must give the tokenizer's ids
+        for the golden texts. For images a function of a list of files, as bytes, that returns the
+        model's inputs; they must be made of the same pixels, within `pixel_tolerance`.
+      pixel_tolerance: levels of 255 that pixels of a golden image may be apart, in the mean and in
+        the worst one; None for 1 and 8.
+      page_sample: show the first golden row on the server's page, for all who can open it.
       passthrough: names of fields that instances may have beside their inputs, such as `key`; a
         server accepts and ignores them.
     """
@@ -78,8 +83,10 @@ class ExportSpec:
     params_path: str | None = None
     allow_pickle: bool = False
     call_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    preprocess: Sequence[Text] = ()
+    preprocess: Sequence[Declared] = ()
     reference_preprocess: Callable[..., Any] | None = None
+    pixel_tolerance: Sequence[float] | None = None
+    page_sample: bool = False
     passthrough: Sequence[str] = ()
 
     def __new__(cls, *_: object, **fields: object) -> Self:
@@ -107,7 +114,7 @@ class ExportSpec:
         fields = {name: read_field(name, getattr(self, name)) for name in names}
         _check_together(fields["inputs"], fields["axes"])
         taken = [spec.name for spec in fields["inputs"]]
-        taken += [name for text in fields["preprocess"] for name in (text.input, text.pair)]
+        taken += [name for stage in fields["preprocess"] for name in stage.names]
         try:
             check_passthrough(fields["passthrough"], taken)
         except InvalidField as error:

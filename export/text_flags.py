@@ -5,11 +5,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from export.attributes import find_attribute
 from export.errors import ExportError
 from export.input_options import pair
-from export.preprocess import Text, read_preprocess, tokenizer_file
-from export.spec import ExportSpec
+from export.preprocess import Text, read_preprocess, texts_of, tokenizer_file
 from runtime.commandline import Parser
 from runtime.errors import nearest
 from runtime.raw_inputs import TEXT_ROLES
@@ -52,12 +50,6 @@ def add_text_flags(parser: Parser) -> None:
         metavar="NAME",
         help="cut off this text where it has too many tokens, instead of refusing it; repeatable",
     )
-    texts.add_argument(
-        "--reference-preprocess",
-        metavar="FUNCTION",
-        help="pkg.mod:attr or path/to/file.py:attr, the training code's own: a list of texts to ids by "
-        "row. It must give the tokenizer's ids for the golden texts",
-    )
 
 
 def declared_texts(arguments: argparse.Namespace) -> tuple[Text, ...]:
@@ -71,28 +63,25 @@ def declared_texts(arguments: argparse.Namespace) -> tuple[Text, ...]:
         name, source = pair("--text", text, "text=tokenizer.json")
         tokenizer_file(source, f"text {name!r}")
         texts.append(Text(name, tokenizer=source))
-    return read_preprocess(texts)
+    return tuple(texts_of(read_preprocess(texts)))
 
 
-def preprocess_changes(
-    spec: ExportSpec, texts: Sequence[Text], arguments: argparse.Namespace
-) -> dict[str, Any]:
-    """Return the fields that the flags of texts set.
+def changed_texts(
+    declared: Sequence[Text], texts: Sequence[Text], arguments: argparse.Namespace
+) -> tuple[Text, ...]:
+    """Return the texts of a spec with what flags say of them.
 
     Args:
-      spec: of MODEL.
+      declared: of MODEL.
       texts: that `declared_texts` returned; those of the spec are replaced by any.
       arguments: of the command line.
 
     Raises:
       ExportError: a flag does not read, or names none of the texts.
     """
-    changes: dict[str, Any] = {}
     if texts or arguments.text_inputs or arguments.text_pairs or arguments.truncated:
-        changes["preprocess"] = _with_roles(texts or read_preprocess(spec.preprocess), arguments)
-    if arguments.reference_preprocess:
-        changes["reference_preprocess"] = find_attribute(arguments.reference_preprocess)
-    return changes
+        return _with_roles(texts or declared, arguments)
+    return tuple(declared)
 
 
 def _with_roles(declared: Sequence[Text], arguments: argparse.Namespace) -> tuple[Text, ...]:
@@ -119,4 +108,4 @@ def _with_roles(declared: Sequence[Text], arguments: argparse.Namespace) -> tupl
         change("--text-pair", name, pair=value)
     for name in arguments.truncated:
         change("--truncate", name, truncate=True)
-    return read_preprocess(texts.values())
+    return tuple(texts_of(read_preprocess(texts.values())))

@@ -1,27 +1,23 @@
-"""The text inputs of an export: tokenizers that are tried, the stages they become, and their goldens."""
+"""The text inputs of an export: tokenizers that are tried, and the stages they become."""
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from export.errors import ExportError
-from export.golden_inputs import GoldenInputs
-from export.golden_texts import RawRows, given_rows, seeded_rows, text_goldens
+from export.golden_texts import draw_texts, targets
 from export.preprocess import Text, tokenizer_file
 from export.reference_ids import refuse_other_ids
-from export.spec import ExportSpec
 from runtime.entries import File
-from runtime.errors import BundleError, InvalidField, nearest
-from runtime.inputs import Checker
-from runtime.preprocessing.preparation import Preparer
+from runtime.errors import BundleError, nearest
 from runtime.preprocessing.sandbox import try_tokenizer
 from runtime.preprocessing.texts import TextReader
-from runtime.preprocessing.tokenizer import Tokenizer, TokenizerError, library_version
-from runtime.raw_inputs import TEXT_ROLES, TextStage, check_stages, longest_size
-from runtime.signature import BATCH, Axis, Signature, TensorSpec
+from runtime.preprocessing.tokenizer import Tokenizer, TokenizerError
+from runtime.raw_inputs import TEXT_ROLES, TextStage, longest_size
+from runtime.signature import BATCH, Signature, TensorSpec
 
 # Before a normalizer takes accents or width away a character can have as many bytes.
 _BYTES_OF_CHARACTER = 4
@@ -31,91 +27,90 @@ _LONGEST_TOKEN = 256
 _TRUNCATED_BYTES = 64 * 1024
 # A tokenizer without a limit has a number of thirty digits in its configuration.
 _NO_LIMIT = 1_000_000
-_SHOWN_TEXTS = 3
-_SHOWN_CHARACTERS = 40
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Texts:
-    """The text inputs of an export.
+class OpenedText:
+    """A text input with a tokenizer that was tried.
 
     Attributes:
-      stages: as the manifest has them.
-      tokenizers: the tokenizer.json of each.
-      goldens: inputs that were made of texts, with these.
-      library: the version of the library tokenizers; nothing where there are no texts.
-      notes: what was decided on the user's behalf, and which texts go into the bundle.
+      text: as it was declared.
+      stage: as the manifest will have it.
+      inputs: those of the programs that differ from the model's: ids, with a range.
+      data: its tokenizer.json.
+      tokenizer: of this, that truncates nothing.
+      ranged: whether the range follows from the tokenizer.
     """
 
-    stages: tuple[TextStage, ...] = ()
-    tokenizers: tuple[bytes, ...] = ()
-    goldens: tuple[GoldenInputs, ...] = ()
-    library: str = ""
-    notes: tuple[str, ...] = ()
-
-
-class _Opened(NamedTuple):
     text: Text
     stage: TextStage
+    inputs: tuple[TensorSpec, ...]
     data: bytes
-    tokenizer: Tokenizer  # truncates nothing
+    tokenizer: Tokenizer
+    ranged: bool
+
+    @property
+    def label(self) -> str:
+        """Return what messages call this."""
+        return f"text {self.text.input!r}"
+
+    @property
+    def files(self) -> tuple[tuple[str, bytes], ...]:
+        """Return path and content of each file of the stage."""
+        return ((self.stage.tokenizer.path, self.data),)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what was decided on the user's behalf."""
+        [ids] = self.inputs
+        ranged = f"{ids.name!r} takes 0 to {ids.maximum}, the ids of {self.text.source}"
+        return (*([ranged] if self.ranged else []), _limit(self.stage))
+
+    def reader(self, signature: Signature) -> TextReader:
+        """Return what makes ids of texts.
+
+        Raises:
+          ExportError: the tokenizer does not fit.
+        """
+        try:
+            return TextReader(self.stage, signature, self.data)
+        except BundleError as error:
+            reason = str(error).removeprefix(f"{self.stage.tokenizer.path}: ")
+            raise ExportError(
+                f"{self.label}: {self.text.source}: {reason}; is it the tokenizer that the model was "
+                "trained with?"
+            ) from None
+
+    def wanted(self, signature: Signature) -> int:
+        """Return the number of golden rows that show all there is to show."""
+        return len(targets(self.reader(signature), signature))
+
+    def draw(self, signature: Signature, count: int, seed: list[int]) -> dict[str, list[Any]]:
+        """Return golden texts by name."""
+        return draw_texts(self.reader(signature), self.tokenizer, signature, count, seed)
+
+    def refuse_difference(
+        self,
+        reference: Callable[..., Any],
+        columns: dict[str, list[Any]],
+        signature: Signature,
+        tolerance: tuple[float, float],  # noqa: ARG002 (ids are the same, or others)
+    ) -> None:
+        """Refuse ids that are others than the training code's own; see `refuse_other_ids`."""
+        refuse_other_ids(reference, columns, self.reader(signature))
 
 
-def open_texts(spec: ExportSpec, progress: Callable[[str], None]) -> tuple[ExportSpec, Texts]:
-    """Try the tokenizers of a spec, and make stages and golden inputs of its texts.
+def open_text(text: Text, index: int, signature: Signature) -> OpenedText:
+    """Try a tokenizer and decide what its stage is.
 
-    Returns:
-      The spec, with the ranges that follow from the tokenizers, and without golden texts, which are
-      inputs then; and the texts.
+    Args:
+      text: as it was declared.
+      index: of the stage.
+      signature: of the model's inputs.
 
     Raises:
-      ExportError: a tokenizer cannot be used, or does not fit the inputs or the golden texts.
+      ExportError: the tokenizer cannot be used, or does not fit the inputs.
     """
-    rows = given_rows(spec)
-    if not spec.preprocess:
-        if spec.reference_preprocess is not None:
-            raise ExportError("reference_preprocess: expected a text input to compare, got none")
-        return spec, Texts()
-    progress("trying the tokenizer")
-    axes: tuple[Axis, ...] = tuple(spec.axes.values())  # type: ignore[arg-type]
-    inputs: dict[str, TensorSpec] = {s.name: s for s in spec.inputs}  # type: ignore[union-attr, misc]
-    opened, notes = [], []
-    for i, text in enumerate(spec.preprocess):
-        one = _open(text, i, Signature(inputs=tuple(inputs.values()), outputs=(), axes=axes))
-        ids = inputs[one.stage.input_ids]
-        inputs[ids.name] = _with_range(ids, one.tokenizer)
-        if inputs[ids.name] is not ids:
-            high = inputs[ids.name].maximum
-            notes.append(f"{ids.name!r} takes 0 to {high}, the ids of {text.source}")
-        opened.append(one)
-    signature = Signature(inputs=tuple(inputs.values()), outputs=(), axes=axes)
-    try:
-        check_stages([one.stage for one in opened], signature)
-    except InvalidField as error:
-        raise ExportError(_advised(error, opened)) from None
-    readers = [_reader(one, signature) for one in opened]
-    preparer = Preparer(readers, signature, Checker(signature))
-    given = rows is not None
-    if rows is None:
-        rows = seeded_rows(spec, signature, list(zip(readers, [o.tokenizer for o in opened])))  # noqa: B905
-    goldens = text_goldens(rows, signature, preparer)
-    refuse_other_ids(spec.reference_preprocess, rows, readers)
-    notes += [_limit(one.stage) for one in opened]
-    notes.append(_kept(rows, spec.golden if given else None))
-    changed = dataclasses.replace(
-        spec, inputs=signature.inputs, golden=None if given else spec.golden
-    )
-    return changed, Texts(
-        stages=tuple(one.stage for one in opened),
-        tokenizers=tuple(one.data for one in opened),
-        goldens=tuple(goldens),
-        library=library_version(),
-        notes=tuple(notes),
-    )
-
-
-def _open(text: Text, index: int, signature: Signature) -> _Opened:
-    """Try a tokenizer and decide what its stage is."""
     where = f"text {text.input!r}"
     data, stored = _read(text, where)
     named = _inputs(text, signature)
@@ -158,7 +153,15 @@ def _open(text: Text, index: int, signature: Signature) -> _Opened:
         try_tokenizer(data, text.source, max_bytes=stage.max_bytes, pair=pair)
     except BundleError as error:
         raise ExportError(f"{where}: {error}") from None
-    return _Opened(text, stage, data, tokenizer)
+    ranged = _with_range(ids, tokenizer)
+    return OpenedText(
+        text=text,
+        stage=stage,
+        inputs=(ranged,),
+        data=data,
+        tokenizer=tokenizer,
+        ranged=ranged is not ids,
+    )
 
 
 def _read(text: Text, where: str) -> tuple[bytes, int | None]:
@@ -283,46 +286,10 @@ def _max_bytes(tokenizer: Tokenizer, max_tokens: int, *, truncate: bool) -> int:
     return max(enough, _TRUNCATED_BYTES) if truncate else enough
 
 
-def _reader(one: _Opened, signature: Signature) -> TextReader:
-    try:
-        return TextReader(one.stage, signature, one.data)
-    except BundleError as error:
-        reason = str(error).removeprefix(f"{one.stage.tokenizer.path}: ")
-        raise ExportError(
-            f"text {one.text.input!r}: {one.text.source}: {reason}; is it the tokenizer that the model "
-            "was trained with?"
-        ) from None
-
-
-def _advised(error: InvalidField, opened: Sequence[_Opened]) -> str:
-    """Return what is wrong with a stage by the name of its text, rather than its place in a manifest."""
-    match error.path:
-        case (_, int(i)):
-            return f"text {opened[i].text.input!r}: {error}"
-        case (_, int(i), *keys):
-            return f"text {opened[i].text.input!r}: {error} as its {'.'.join(map(str, keys))}"
-        case _:
-            return f"preprocess: {error}"
-
-
 def _limit(stage: TextStage) -> str:
     beyond = "longer ones are cut off" if stage.truncate else "longer ones are refused"
     made = ", ".join(map(repr, stage.made))
     return (
         f"text {stage.input!r} makes {made}: at most {stage.max_tokens} tokens and "
         f"{stage.max_bytes:,} B; {beyond}"
-    )
-
-
-def _kept(rows: RawRows, golden: Any) -> str:
-    """Return which texts go into the bundle, which all who have it can read."""
-    texts = next(iter(rows.columns.values()))
-    if golden is None:
-        source = "made of the tokenizer's vocabulary"
-    else:
-        source = f"of {golden}" if isinstance(golden, str | Path) else "of golden"
-    shown = ", ".join(repr(text[:_SHOWN_CHARACTERS]) for text in texts[:_SHOWN_TEXTS])
-    more = f" and {len(texts) - _SHOWN_TEXTS} more" if len(texts) > _SHOWN_TEXTS else ""
-    return (
-        f"the bundle holds {len(texts)} golden texts {source}, for all who have it: {shown}{more}"
     )

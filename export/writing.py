@@ -15,7 +15,7 @@ from export.plan import Plan
 from runtime.entries import Argument, Golden, Params, ProgramEntry
 from runtime.manifest import Manifest
 from runtime.preprocessing.raw_goldens import write_raw
-from runtime.raw_inputs import TextStage
+from runtime.raw_inputs import Stage
 from runtime.release import version
 from runtime.signature import join_bucket_name
 from runtime.tensors import Array
@@ -67,13 +67,14 @@ def write(writer: BundleWriter, plan: Plan, programs: Mapping[Key, Lowered]) -> 
         goldens=_write_goldens(writer, plan),
         preprocess=_write_stages(writer, plan),
         passthrough=tuple(spec.passthrough),
+        page_sample=spec.page_sample,
     )
 
 
-def _write_stages(writer: BundleWriter, plan: Plan) -> tuple[TextStage, ...]:
-    for stage, data in zip(plan.texts.stages, plan.texts.tokenizers, strict=True):
-        writer.write(stage.tokenizer.path, data)
-    return plan.texts.stages
+def _write_stages(writer: BundleWriter, plan: Plan) -> tuple[Stage, ...]:
+    for path, data in plan.raw.files:
+        writer.write(path, data)
+    return plan.raw.stages
 
 
 def _write_params(writer: BundleWriter, plan: Plan) -> Params:
@@ -146,5 +147,5 @@ def _versions(lowered: Lowered, plan: Plan) -> dict[str, str]:
         "stablehlo": lowered.stablehlo_version,
         "calling_convention": str(lowered.calling_convention),
         "serialization": str(lowered.serialization),
-        **({"tokenizers": plan.texts.library} if plan.texts.library else {}),
+        **plan.raw.libraries,
     }

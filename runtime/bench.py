@@ -31,8 +31,8 @@ def bench(model: Model, seconds: float, *, progress: Progress | None = None) -> 
       progress: called before each program.
 
     Returns:
-      The device, versions, and for each program medians in microseconds; where texts are taken,
-      the median for one text of the goldens.
+      The device, versions, and for each program medians in microseconds; where texts or images are
+      taken, the median for one row of the goldens.
     """
     progress = progress or (lambda _: None)
     rows = []
@@ -68,8 +68,8 @@ def _time_preparing(model: Model, preparer: Preparer, seconds: float) -> float:
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(taken) < len(rows):
         row = rows[len(taken) % len(rows)]
-        columns = {name: [text] for name, text in row.items()}
-        taken.append(_taken(lambda: preparer.tokens(columns)))  # noqa: B023 (called at once)
+        columns = {name: [value] for name, value in row.items()}
+        taken.append(_taken(lambda: preparer.read(columns)))  # noqa: B023 (called at once)
     return float(np.median(taken)) * 1e6
 
 

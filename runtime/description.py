@@ -4,7 +4,6 @@ from runtime.bundle import Bundle
 from runtime.entries import OutputFormat
 from runtime.errors import printable
 from runtime.manifest import Manifest
-from runtime.raw_inputs import TextStage
 from runtime.signature import Axis, Signature, TensorSpec
 
 
@@ -28,7 +27,7 @@ def description(bundle: Bundle) -> str:
             f"{', '.join(m.platforms)}; verified on {', '.join(m.verified) or 'nothing'}",
         ),
         *(("input", describe_tensor(spec)) for spec in m.signature.inputs),
-        *(("raw input", describe_stage(stage)) for stage in m.preprocess),
+        *(("raw input", stage.description) for stage in m.preprocess),
         *(("passed through", name) for name in m.passthrough),
         *(("output", describe_output(spec)) for spec in m.signature.outputs),
         *(("axis", describe_axis(axis)) for axis in m.signature.axes),
@@ -87,15 +86,6 @@ def describe_tensor(spec: TensorSpec) -> str:
     if any(isinstance(dim, str) for dim in spec.shape[1:]):
         extra.append("a mask" if spec.mask else f"padded with {spec.pad}")
     return f"{spec.name}: {spec}" + (f" ({', '.join(extra)})" if extra else "")
-
-
-def describe_stage(stage: TextStage) -> str:
-    """Write what raw inputs become, for a person."""
-    beyond = "cut off" if stage.truncate else "refused"
-    return (
-        f"{' and '.join(stage.raw_names)}: text, made {', '.join(stage.made)}; at most "
-        f"{stage.max_tokens} tokens and {stage.max_bytes:,} B, what is longer is {beyond}"
-    )
 
 
 def describe_output(spec: TensorSpec) -> str:

@@ -23,8 +23,8 @@ from runtime.entries import ProgramEntry
 from runtime.errors import IncompatibleProgram, IntegrityError
 from runtime.executable_cache import ExecutableCache, ExecutableSource
 from runtime.model import Model
+from runtime.preprocessing.libraries import library_versions
 from runtime.preprocessing.sandbox import try_stages
-from runtime.preprocessing.tokenizer import library_version
 from runtime.probe import probing
 from runtime.program import Program, compile_program, cpu_threads, put
 from runtime.tensors import Array
@@ -117,8 +117,7 @@ def compile_all(
             f"bundle {bundle.path}: needs platform {' or '.join(manifest.platforms)}, this "
             f"device is {platform}; export with --platforms {platform}, or name another device"
         )
-    if manifest.preprocess:
-        library_version()
+    library_versions(manifest.preprocess)
     expect_room(bundle, target)
 
     # Programs first: compiling needs memory of its own, and needs no params.

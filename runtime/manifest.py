@@ -8,7 +8,7 @@ Version log
   2 (2026-11): adds `refreshed_from`. A bundle that was never refreshed is still written as 1.
   3 (2026-11): an input's `maximum` can be an axis. One without such an input is written as 1 or 2.
   4 (2026-11): an output's `nonfinite`; `preprocess`, and a golden's `raw`; the output format
-     `embedding`; `passthrough`. One without them is written as 1, 2 or 3.
+     `embedding`; `passthrough`; `page_sample`. One without them is written as 1, 2 or 3.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from runtime.entries import (
 )
 from runtime.errors import InvalidField, ManifestError, UnsupportedFormat
 from runtime.node import Node, to_json, typed
-from runtime.raw_inputs import TextStage, check_stages
+from runtime.raw_inputs import Stage, check_stages, stage_from_node
 from runtime.signature import Signature, increasing, unique
 
 FORMAT_VERSIONS = (1, 2, 3, 4)
@@ -69,10 +69,11 @@ class Manifest:
       programs: one per bucket.
       goldens: inputs and expected outputs.
       params: the weights.
-      preprocess: the stages that prepare raw inputs, such as texts; empty where callers send
+      preprocess: the stages that prepare raw inputs, texts and images; empty where callers send
         tensors only.
       passthrough: names of fields that instances may have beside their inputs, such as `key`; the
         model does not see them.
+      page_sample: whether a server's page may show the first golden row, to all who can open it.
       refreshed_from: the bundles that this one was refreshed from, the exported one first;
         empty for one that was exported.
     """
@@ -94,8 +95,9 @@ class Manifest:
     programs: tuple[ProgramEntry, ...]
     goldens: tuple[Golden, ...]
     params: Params
-    preprocess: tuple[TextStage, ...] = ()
+    preprocess: tuple[Stage, ...] = ()
     passthrough: tuple[str, ...] = ()
+    page_sample: bool = False
     refreshed_from: tuple[Origin, ...] = ()
 
     @property
@@ -166,12 +168,13 @@ class Manifest:
             programs=node.each("programs", ProgramEntry.from_node),
             goldens=node.each("goldens", Golden.from_node),
             refreshed_from=node.each("refreshed_from", Origin.from_node) if version > 1 else (),
-            preprocess=node.each("preprocess", TextStage.from_node)
+            preprocess=node.each("preprocess", stage_from_node)
             if version >= 4 and node.has("preprocess")
             else (),
             passthrough=node.items("passthrough", str)
             if version >= 4 and node.has("passthrough")
             else (),
+            page_sample=version >= 4 and bool(node.optional("page_sample", bool)),
         )
         manifest._check()
         if version == 2 and not manifest.refreshed_from:
@@ -184,7 +187,9 @@ class Manifest:
     @property
     def format_version(self) -> int:
         """Return the lowest version that can say this."""
-        if self.preprocess or self.passthrough or self.output_format.kind == "embedding":
+        if self.preprocess or self.passthrough or self.page_sample:
+            return 4
+        if self.output_format.kind == "embedding":
             return 4
         if any(spec.nonfinite for spec in self.signature.outputs):
             return 4

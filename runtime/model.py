@@ -99,8 +99,8 @@ class Model:
             such numbers, all with the same number of rows, 0 or more; beyond the largest bucket
             they are split. int64 is taken for narrower integers where every value fits. A
             bucketed axis may have any size up to the largest; masks may be left out. Where the
-            bundle takes texts: name to a list of them, in place of the inputs that are made of
-            these.
+            bundle takes texts or images: name to a list of them, each image the bytes of a file,
+            in place of the inputs that are made of these.
 
         Returns:
           Output name to array, row for row. They can be read-only. An output that has the axis
@@ -120,11 +120,14 @@ class Model:
         """Return the answers to rows of the same sizes, and for each of these which rows they are."""
         if not isinstance(inputs, Mapping):
             raise _no_mapping(self.signature, inputs)
-        exact: Mapping[str, Any] = exact_arrays(self.signature, inputs)
-        if self.preparer is None or not self.preparer.takes(exact):
+        preparer = self.preparer
+        raw = {n: v for n, v in inputs.items() if preparer and preparer.is_raw(n, v)}
+        tensors = {n: v for n, v in inputs.items() if n not in raw} if raw else inputs
+        exact: Mapping[str, Any] = exact_arrays(self.signature, tensors)
+        if preparer is None or not raw:
             checked = self.checker.check(exact)
             return [self._cover(checked)], [range(checked.rows)]
-        prepared = self.preparer.prepare(exact)
+        prepared = preparer.prepare({**raw, **exact})
         return [self._cover(part) for part in prepared.parts], prepared.order
 
     @property

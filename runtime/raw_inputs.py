@@ -5,14 +5,14 @@ How a stage is declared in the manifest, read with the standard library alone; w
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from runtime.entries import File
 from runtime.errors import InvalidField
+from runtime.image_stage import ImageStage
 from runtime.node import Node, required
 from runtime.signature import BATCH, Signature, TensorSpec, unique
 
-KINDS = ("text",)
 # The inputs of programs that a text is made into.
 TEXT_ROLES = ("input_ids", "attention_mask", "token_type_ids", "lengths")
 MAX_TOKENIZER_BYTES = 64 * 1024 * 1024
@@ -60,15 +60,33 @@ class TextStage:
         return tuple(name for name in names if name is not None)
 
     @property
+    def shared_names(self) -> tuple[str, ...]:
+        """Return the names that both raw inputs and tensors are sent by: none."""
+        return ()
+
+    @property
     def files(self) -> tuple[File, ...]:
         """Return the files of this stage."""
         return (self.tokenizer,)
 
+    @property
+    def max_marks(self) -> int:
+        """Return how many commas and brackets a row can have in JSON strings: all that it has."""
+        return self.max_bytes
+
+    @property
+    def description(self) -> str:
+        """Return what this does, for a person."""
+        beyond = "cut off" if self.truncate else "refused"
+        return (
+            f"{' and '.join(self.raw_names)}: text, made {', '.join(self.made)}; at most "
+            f"{self.max_tokens} tokens and {self.max_bytes:,} B, what is longer is {beyond}"
+        )
+
     @classmethod
     def from_node(cls, node: Node) -> "TextStage":
-        """Read one entry of `$.preprocess`."""
+        """Read one entry of `$.preprocess`, whose kind was taken."""
         return cls(
-            kind=node.choice("kind", KINDS),
             input=node.take("input", str),
             pair=node.optional("pair", str),
             tokenizer=node.child("tokenizer", File.from_node),
@@ -117,8 +135,20 @@ def _check_beside(role: str, spec: TensorSpec, ids: TensorSpec) -> None:
         raise InvalidField(f"expected {kind} [{', '.join(map(str, shape))}], got {spec}", role)
 
 
+Stage = TextStage | ImageStage
+_STAGES: Mapping[str, Callable[[Node], Stage]] = {
+    "text": TextStage.from_node,
+    "image": ImageStage.from_node,
+}
+
+
+def stage_from_node(node: Node) -> Stage:
+    """Read one entry of `$.preprocess`, of any kind."""
+    return _STAGES[node.choice("kind", _STAGES)](node)
+
+
 def check_stages(
-    stages: Sequence[TextStage], signature: Signature, passthrough: Sequence[str] = ()
+    stages: Sequence[Stage], signature: Signature, passthrough: Sequence[str] = ()
 ) -> None:
     """Compare all stages with the signature, and with each other.
 
@@ -135,7 +165,8 @@ def check_stages(
     made: set[str] = set()
     for i, stage in enumerate(stages):
         for key, name in zip(("input", "pair"), stage.raw_names, strict=False):
-            if not name or name in raw or name in inputs:
+            # An image is sent by the name of the input that it is made into.
+            if not name or name in raw or (name in inputs and name not in stage.shared_names):
                 raise InvalidField(
                     f"expected a name that no other input has, got {name!r}",
                     *("preprocess", i, key),

@@ -13,8 +13,6 @@ from server.cpu_limits import cores_here, share
 from server.limits import BodyLimits, Limits
 from server.request_target import encode_path, is_canonical
 
-# Threads that prepare raw inputs: each has a request whose texts it works on, and nothing cancels it.
-_MAX_PREPARING = 4
 # The memory budget, as a number of bodies of the maximum size.
 _MEMORY_BODIES = 8
 # 23 days, the longest time that gRPC's C core can represent in milliseconds.
@@ -211,7 +209,7 @@ class ServerConfig:
             timeout_s=self.request_timeout_ms / 1e3,
             stall_s=self.device_timeout_s,
             nonfinite=self.nonfinite,
-            preparation_threads=min(_MAX_PREPARING, share(self.processes, cores_here())),
+            preparation_threads=share(self.processes, cores_here()),
         )
 
     @property

@@ -50,7 +50,8 @@ def altered(bundle: Path, out: Path, changes) -> Path:
         changes[MANIFEST_NAME](manifest)
     programs = [p[form] for p in manifest["programs"] for form in ("exported", "stablehlo")]
     goldens = [g[form] for g in manifest["goldens"] for form in ("file", "raw") if form in g]
-    tokenizers = [stage["tokenizer"] for stage in manifest.get("preprocess", ())]
+    stages = manifest.get("preprocess", ())
+    tokenizers = [stage["tokenizer"] for stage in stages if "tokenizer" in stage]
     for file in [*programs, *goldens, *tokenizers, *manifest["params"]["files"]]:
         path = out / file["path"]
         data = changes.get(file["path"], bytes)(path.read_bytes())

@@ -100,7 +100,7 @@ def test_the_first_run_goes_as_the_readme_shows(checkout, tmp_path):
     assert f'{{"predictions":[{{"label":"{label}","confidence":0.9' in output
     assert (checkout / "build" / "digits" / "bundle" / "manifest.json").is_file()
     assert git(checkout, "status", "--porcelain") == ""
-    assert lines[-1].endswith(f"; open http://localhost:{port}/\n")
+    assert lines[-1].endswith(f"; draw one at http://localhost:{port}/\n")
 
 
 @mark.e2e

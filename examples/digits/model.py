@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from export import ExportSpec, TensorSpec
+from export import ExportSpec, Image
 
 
 class DigitClassifier(nn.Module):
     """Tells handwritten digits apart.
 
-    Pixels are scaled in here, so that clients send them as they are.
+    Pixels are scaled in here, so that clients send images as they are.
     """
 
     @nn.compact
@@ -18,13 +18,13 @@ class DigitClassifier(nn.Module):
         """Score images.
 
         Args:
-          image: uint8[_, 8, 8], ink from 0 to 16.
+          image: uint8[_, 8, 8], ink from 0 to 255, white on black.
           train: switches dropout on, which needs a `dropout` key.
 
         Returns:
           Logits, float32[_, 10].
         """
-        x = image[..., None].astype(jnp.float32) / 16.0
+        x = image[..., None].astype(jnp.float32) / 255.0
         x = nn.relu(nn.Conv(32, (3, 3))(x))
         x = nn.relu(nn.Conv(64, (3, 3))(x))
         x = nn.max_pool(x, (2, 2), strides=(2, 2))
@@ -36,7 +36,9 @@ class DigitClassifier(nn.Module):
 
 spec = ExportSpec(
     model=DigitClassifier(),
-    inputs=[TensorSpec(name="image", dtype="uint8", shape=("_", 8, 8), minimum=0, maximum=16)],
+    inputs=["image:uint8[_,8,8]"],
+    # Callers may send a photograph or a drawing, of any size.
+    preprocess=[Image("image", 8, channels="L")],
     output="classification:logits",
     labels=tuple("0123456789"),
     name="digits",

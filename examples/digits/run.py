@@ -74,7 +74,7 @@ def ask(url: str, request: Path, label: Path) -> None:
     print("\nA handwritten digit that training never saw:\n")
     print(
         "\n".join(
-            "  " + "".join(" .:-=+*#%@"[pixel * 9 // 16] * 2 for pixel in row) for row in image
+            "  " + "".join(" .:-=+*#%@"[pixel * 9 // 255] * 2 for pixel in row) for row in image
         )
     )
     print(f"\n$ curl -d @{request} {url}/predict")
@@ -82,7 +82,10 @@ def ask(url: str, request: Path, label: Path) -> None:
         urllib.request.Request(f"{url}/predict", body), timeout=30
     ) as answer:
         print(answer.read().decode())
-    print(f"\nIt is a {label.read_text().strip()}. Serving until Ctrl-C; open {url}/", flush=True)
+    print(
+        f"\nIt is a {label.read_text().strip()}. Serving until Ctrl-C; draw one at {url}/",
+        flush=True,
+    )
 
 
 def main() -> int:

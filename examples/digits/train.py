@@ -29,6 +29,7 @@ from examples.digits.model import DigitClassifier
 
 BATCH = 64
 GOLDEN_ROWS = 64
+INK, WHITE = 16, 255  # of a pixel, in scikit-learn's digits and in an image
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -36,7 +37,7 @@ Arrays = tuple[np.ndarray, np.ndarray]
 def digits() -> tuple[Arrays, Arrays]:
     """Read the digits, split into training and held-out (images, labels)."""
     data = load_digits()
-    images = data.images.astype(np.uint8)
+    images = np.rint(data.images * (WHITE / INK)).astype(np.uint8)
     parts = train_test_split(images, data.target, test_size=0.2, random_state=0)
     train_images, test_images, train_labels, test_labels = parts
     return (train_images, train_labels), (test_images, test_labels)

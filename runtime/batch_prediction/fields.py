@@ -184,12 +184,19 @@ def wanted_columns(model: Model, fields: Fields) -> frozenset[str]:
     return frozenset((*fields.names, *raw, *(spec.name for spec in model.signature.inputs)))
 
 
-def expect_columns(file: str, names: Sequence[str], model: Model, fields: Fields) -> list[str]:
+def expect_columns(
+    file: str,
+    names: Sequence[str],
+    kinds: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]],
+    model: Model,
+    fields: Fields,
+) -> list[str]:
     """Return the columns of a file that are read for nothing.
 
     Args:
       file: as it is called in messages.
       names: of its columns.
+      kinds: dtype and shape of those that are arrays.
       model: that needs some.
       fields: that are no inputs.
 
@@ -197,7 +204,9 @@ def expect_columns(file: str, names: Sequence[str], model: Model, fields: Fields
       InputError: one is missing.
     """
     preparer = model.preparer
-    if preparer is not None and preparer.takes(names):
+    # An image's input has pixels under the same name.
+    columns = {n: np.empty(0, kinds[n][0]) if n in kinds else ("",) for n in names}
+    if preparer is not None and preparer.takes(columns):
         needed = [n for n in preparer.expected_names if n not in preparer.optional_names]
     else:
         needed = [spec.name for spec in model.signature.inputs if not spec.mask]

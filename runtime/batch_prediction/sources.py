@@ -203,7 +203,9 @@ class Opener:
                 reader = ArrowReader(path, source.name, self._wanted, signature, mark)
         self._let_go(source, path)
         try:
-            unread = expect_columns(source.name, reader.names, self._model, self._fields)
+            unread = expect_columns(
+                source.name, reader.names, reader.kinds, self._model, self._fields
+            )
             expect_arrays(source.name, reader.kinds, self._model.signature)
         except InputError:
             reader.close()
@@ -227,7 +229,12 @@ class Opener:
         place, preparer = source.place, self._model.preparer
         names = preparer.expected_names if preparer is not None else ()
         required = [n for n in names if preparer is None or n not in preparer.optional_names]
-        if place is None or preparer is None or len(required) != 1 or not preparer.takes(required):
+        if (
+            place is None
+            or preparer is None
+            or len(required) != 1
+            or required[0] not in preparer.raw_names
+        ):
             inputs = required or [spec.name for spec in self._model.signature.inputs]
             raise InputError(
                 f"{source.name}: expected a bundle that takes one text or image for each file, got one "

@@ -6,11 +6,11 @@ import numpy as np
 
 from runtime.errors import InvalidInput, without_frames
 from runtime.preprocessing.preparation import Prepared, Preparer, RawRows
-from runtime.preprocessing.texts import Proceed
+from runtime.preprocessing.resources import Resources
 from runtime.tensors import Array
 
 
-def prepare_each(preparer: Preparer, raw: RawRows, proceed: Proceed) -> Prepared:
+def prepare_each(preparer: Preparer, raw: RawRows, resources: Resources) -> Prepared:
     """Prepare raw rows, whatever is wrong with some of them.
 
     Where all fit it takes no longer than `Preparer.prepare`; else each row is tried alone first.
@@ -18,20 +18,20 @@ def prepare_each(preparer: Preparer, raw: RawRows, proceed: Proceed) -> Prepared
     Args:
       preparer: of the model.
       raw: rows that may fail by themselves.
-      proceed: called before some rows each; what it raises is raised.
+      resources: what this may use.
     """
     try:
-        return preparer.prepare(raw.inputs, raw.where, proceed)
+        return preparer.prepare(raw.inputs, raw.where, resources)
     except InvalidInput:
         pass
     errors: dict[int, InvalidInput] = {}
     for i in range(raw.rows):
         try:
-            preparer.prepare(_chosen(raw, [i]), raw.where, proceed)
+            preparer.prepare(_chosen(raw, [i]), raw.where, resources)
         except InvalidInput as error:
             errors[i] = without_frames(error)
     good = [i for i in range(raw.rows) if i not in errors]
-    prepared = preparer.prepare(_chosen(raw, good), raw.where, proceed)
+    prepared = preparer.prepare(_chosen(raw, good), raw.where, resources)
     order = tuple(tuple(good[row] for row in rows) for rows in prepared.order)
     return prepared._replace(order=order, errors=errors)
 

@@ -4,9 +4,9 @@ A row's length bucket follows from its own text alone, so that its answer does n
 else is asked at the same time.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,16 +14,16 @@ from runtime.buckets import pick
 from runtime.bundle import Bundle
 from runtime.errors import InvalidInput, SignatureMismatch, nearest
 from runtime.inputs import Checked, Checker
-from runtime.preprocessing.texts import (
-    Proceed,
-    TextReader,
-    Tokens,
-    Where,
-    in_column,
-    proceed_always,
-)
+from runtime.preprocessing.images import ImageReader
+from runtime.preprocessing.readers import Item, Reader, Where, in_column
+from runtime.preprocessing.resources import UNLIMITED, Resources
+from runtime.preprocessing.texts import TextReader
+from runtime.raw_inputs import Stage
 from runtime.signature import Signature
 from runtime.tensors import Array
+
+# Elements of a column that no array of numbers has.
+_RAW = (bytes, bytearray, memoryview, str)
 
 
 class RawRows(NamedTuple):
@@ -75,17 +75,20 @@ class Preparer:
       raw_names: the names of the raw inputs.
       expected_names: these, and behind them those of the inputs that no stage makes.
       optional_names: those of them that may be left out: masks.
-      max_bytes: of a row's texts.
+      kinds: of each raw input: text or image.
+      max_marks: commas and brackets that a row's raw inputs can have in JSON.
+      row_bytes: of a row's arrays that its raw inputs do not account for.
     """
 
-    def __init__(
-        self, readers: Sequence[TextReader], signature: Signature, checker: Checker
-    ) -> None:
+    def __init__(self, readers: Sequence[Reader], signature: Signature, checker: Checker) -> None:
         self.readers = tuple(readers)
         self._signature = signature
         self._checker = checker
         self.raw_names = tuple(name for r in self.readers for name in r.stage.raw_names)
-        self.max_bytes = sum(reader.stage.max_bytes for reader in self.readers)
+        self.kinds = {name: r.stage.kind for r in self.readers for name in r.stage.raw_names}
+        self.max_marks = sum(reader.stage.max_marks for reader in self.readers)
+        self.row_bytes = sum(reader.row_bytes for reader in self.readers)
+        self._shared = {name for r in self.readers for name in r.stage.shared_names}
         self._made = {name for r in self.readers for name in r.stage.made}
         others = [spec for spec in signature.inputs if spec.name not in self._made]
         self.expected_names = (*self.raw_names, *(spec.name for spec in others))
@@ -99,15 +102,29 @@ class Preparer:
         """Return the number of calls in which a library's own code failed on what callers sent."""
         return sum(reader.panics for reader in self.readers)
 
-    def takes(self, inputs: Iterable[str]) -> bool:
-        """Whether inputs of these names are raw ones, rather than tensors only."""
-        return any(name in self.raw_names for name in inputs)
+    def takes(self, inputs: Mapping[str, object]) -> bool:
+        """Whether there are raw inputs among these columns, rather than tensors only."""
+        return any(self.is_raw(name, values) for name, values in inputs.items())
+
+    def is_raw(self, name: str, values: object) -> bool:
+        """Whether a column is of raw values: by its name, or its type where a tensor has that too."""
+        if name not in self._shared:
+            return name in self.raw_names
+        if isinstance(values, np.ndarray):
+            return values.dtype.kind in "OSU"
+        return isinstance(values, list | tuple) and isinstance(next(iter(values), None), _RAW)
+
+    def is_raw_json(self, name: str, value: object) -> bool:
+        """Whether a value of JSON is a raw one, in the same way: a tensor has no strings or objects."""
+        return name in self.raw_names and (
+            name not in self._shared or isinstance(value, str | dict)
+        )
 
     def prepare(
         self,
         inputs: Mapping[str, Sequence[object] | Array],
         where: Where = in_column,
-        proceed: Proceed = proceed_always,
+        resources: Resources = UNLIMITED,
     ) -> Prepared:
         """Make tensors of raw rows, and check all inputs.
 
@@ -115,13 +132,13 @@ class Preparer:
           inputs: raw input to its texts, and the inputs that no stage makes, by name; all with the
             same number of rows.
           where: names a row of a raw input in messages.
-          proceed: called before some rows each; what it raises is raised.
+          resources: what this may use.
 
         Raises:
           SignatureMismatch: something does not fit; names the first such row.
         """
         columns, tensors, rows = self._sorted(inputs)
-        found = self.tokens(columns, where, proceed)
+        found = self.read(columns, where, resources)
         sizes = self._sizes(found, rows)
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, own in enumerate(sizes):
@@ -129,31 +146,35 @@ class Preparer:
         if not rows:
             groups[tuple(axis.sizes[0] for axis in self._signature.axes)] = []
         parts = [self._part(found, tensors, key, members) for key, members in groups.items()]
-        tokens = sum(len(row.ids) for rows_of in found for row in rows_of)
-        cut = {i for rows_of in found for i, row in enumerate(rows_of) if row.truncated}
+        tokens = sum(row.tokens for _, rows_of in found for row in rows_of)
+        cut = {i for _, rows_of in found for i, row in enumerate(rows_of) if row.truncated}
         return Prepared(tuple(parts), tuple(map(tuple, groups.values())), rows, tokens, len(cut))
 
-    def tokens(
+    def read(
         self,
         columns: Mapping[str, Sequence[object]],
         where: Where = in_column,
-        proceed: Proceed = proceed_always,
-    ) -> list[list[Tokens]]:
-        """Return for each stage the tokens of each row.
+        resources: Resources = UNLIMITED,
+    ) -> list["_Read"]:
+        """Return for each stage, of which there are raw inputs, an item for each row.
 
         Args:
-          columns: raw input to its texts.
+          columns: raw input to its values.
           where: as for `prepare`.
-          proceed: likewise.
+          resources: likewise.
 
         Raises:
           SignatureMismatch: the first row that does not fit.
         """
-        return [reader.read(columns, where, proceed) for reader in self.readers]
+        return [
+            _Read(reader, reader.read(columns, where, resources))
+            for reader in self.readers
+            if reader.stage.raw_names[0] in columns
+        ]
 
     def _part(
         self,
-        found: Sequence[Sequence[Tokens]],
+        found: Sequence["_Read"],
         tensors: Mapping[str, Array],
         sizes: tuple[int, ...],
         members: list[int],
@@ -161,19 +182,19 @@ class Preparer:
         """Return the checked inputs of some rows, which have the same sizes."""
         named = dict(zip((axis.name for axis in self._signature.axes), sizes, strict=True))
         arrays = {name: array[members] for name, array in tensors.items()}
-        for reader, rows_of in zip(self.readers, found, strict=True):
+        for reader, rows_of in found:
             size = 0 if reader.axis is None else named[reader.axis]
             arrays |= reader.lay_out([rows_of[i] for i in members], size)
         return self._checker.check(arrays)
 
-    def _sizes(self, found: Sequence[Sequence[Tokens]], rows: int) -> list[tuple[int, ...]]:
+    def _sizes(self, found: Sequence["_Read"], rows: int) -> list[tuple[int, ...]]:
         """Return the sizes of the bucketed axes, for each row."""
         sizes = []
         for i in range(rows):
             real = {axis.name: axis.minimum for axis in self._signature.axes}
-            for reader, rows_of in zip(self.readers, found, strict=True):
+            for reader, rows_of in found:
                 if reader.axis is not None:
-                    real[reader.axis] = max(real[reader.axis], len(rows_of[i].ids))
+                    real[reader.axis] = max(real[reader.axis], rows_of[i].size)
             sizes.append(
                 tuple(
                     real[axis.name] if self._exact else pick(real[axis.name], axis.sizes) or 0
@@ -187,11 +208,15 @@ class Preparer:
     ) -> tuple[dict[str, Sequence[object]], dict[str, Array], int]:
         """Return the raw columns, the tensors beside them, and the number of rows."""
         self._expect_names(inputs)
-        columns = {name: _column(name, inputs[name]) for name in self.raw_names}
+        columns = {
+            name: _column(name, inputs[name], self.kinds[name])
+            for name in self.raw_names
+            if self.is_raw(name, inputs[name])
+        }
         tensors = {n: np.asarray(value) for n, value in inputs.items() if n not in columns}
         counts = {name: len(values) for name, values in columns.items()}
         counts |= {name: len(array) if array.ndim else 0 for name, array in tensors.items()}
-        first = self.raw_names[0]
+        first = next(iter(columns))
         rows = counts[first]
         for name, got in counts.items():
             if got != rows:
@@ -203,7 +228,7 @@ class Preparer:
     def _expect_names(self, inputs: Mapping[str, object]) -> None:
         expected = list(self.expected_names)
         for name in inputs:
-            if name in self._made:
+            if name in self._made and name not in self._shared:
                 raise SignatureMismatch(
                     f"inputs: expected {name!r}, or {self.raw_names[0]!r} that it is made of, got both"
                 )
@@ -216,19 +241,44 @@ class Preparer:
                 raise SignatureMismatch(f"input {name!r}: expected one row for each text, got none")
 
 
-def _column(name: str, value: object) -> Sequence[object]:
+class _Read(NamedTuple):
+    """What one stage made of the rows of a request.
+
+    Attributes:
+      reader: of the stage.
+      rows: an item for each.
+    """
+
+    reader: Reader
+    rows: Sequence[Item]
+
+
+def _column(name: str, value: object, kind: str) -> Sequence[object]:
     """Return a raw input's values; a text by itself is no column of texts."""
     if isinstance(value, np.ndarray):
-        if value.ndim != 1 or value.dtype.kind not in "OU":
+        # Fixed widths would cut off the zeros at the end of a file.
+        if value.ndim != 1 or value.dtype.kind not in ("OU" if kind == "text" else "O"):
             raise SignatureMismatch(
-                f"input {name!r}: expected texts [_], got {value.dtype.name}{list(value.shape)}"
+                f"input {name!r}: expected {kind}s [_], got {value.dtype.name}{list(value.shape)}"
             )
         return list(value.tolist())
     if not isinstance(value, list | tuple):
         raise SignatureMismatch(
-            f"input {name!r}: expected a list of texts, got {type(value).__name__}"
+            f"input {name!r}: expected a list of {kind}s, got {type(value).__name__}"
         )
     return list(value)
+
+
+_READERS: Mapping[str, Callable[[Any, Signature, Bundle], Reader]] = {
+    "text": lambda stage, signature, bundle: TextReader(
+        stage, signature, bundle.read(stage.tokenizer)
+    ),
+    "image": lambda stage, signature, _: ImageReader(stage, signature),
+}
+
+
+def _open_reader(stage: Stage, signature: Signature, bundle: Bundle) -> Reader:
+    return _READERS[stage.kind](stage, signature, bundle)
 
 
 def open_preparer(bundle: Bundle, checker: Checker) -> Preparer | None:
@@ -246,5 +296,4 @@ def open_preparer(bundle: Bundle, checker: Checker) -> Preparer | None:
     stages = bundle.manifest.preprocess
     if not stages:
         return None
-    readers = [TextReader(s, signature, bundle.read(s.tokenizer)) for s in stages]
-    return Preparer(readers, signature, checker)
+    return Preparer([_open_reader(s, signature, bundle) for s in stages], signature, checker)

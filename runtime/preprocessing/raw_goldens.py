@@ -1,46 +1,51 @@
 """Goldens that begin at raw inputs: what the stages make of them must be what was recorded.
 
-The tensors are kept beside the raw rows, so that a tokenizer that gives other ids is distinguished
-from a model that gives other answers.
+The tensors are kept beside the raw rows, so that a tokenizer that gives other ids, or a library that
+gives other pixels, is distinguished from a model that gives other answers.
 """
 
+import base64
+import binascii
 import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping, Sequence
-
-import numpy as np
+from typing import Any
 
 from runtime.bundle import Bundle
 from runtime.entries import Golden
 from runtime.errors import IntegrityError, SignatureMismatch
 from runtime.manifest import Manifest
 from runtime.preprocessing.preparation import Preparer
-from runtime.preprocessing.texts import TextReader, Tokens
+from runtime.preprocessing.readers import Reader
+from runtime.preprocessing.resources import UNLIMITED
 from runtime.tensors import Array
 
-# Ids of a row that a message shows.
-_SHOWN = 12
+RawRow = Mapping[str, str | bytes]
+_TYPES: Mapping[str, type] = {"text": str, "image": bytes}
 
 
-def read_raw(bundle: Bundle, golden: Golden) -> list[dict[str, str]]:
+def read_raw(bundle: Bundle, golden: Golden) -> list[dict[str, Any]]:
     """Return the raw rows of a golden, by the names of the raw inputs; none if it has tensors only.
+
+    Texts are strings, images the bytes of their files.
 
     Raises:
       IntegrityError: they are not as the format has them.
     """
     if golden.raw is None:
         return []
-    names = sorted(name for stage in bundle.manifest.preprocess for name in stage.raw_names)
+    kinds = {name: s.kind for s in bundle.manifest.preprocess for name in s.raw_names}
+    forms = {name: _TYPES[kind] for name, kind in kinds.items()}
     rows = []
     for i, line in enumerate(bundle.read(golden.raw).splitlines()):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        texts = isinstance(row, dict) and all(isinstance(text, str) for text in row.values())
-        if not texts or sorted(row) != names:
+            row = {name: raw_value(value) for name, value in json.loads(line).items()}
+        except (ValueError, RecursionError, AttributeError):
+            row = {}
+        if {name: type(value) for name, value in row.items()} != forms:
+            expected = ", ".join(f"{kinds[name]} {name!r}" for name in sorted(kinds))
             raise IntegrityError(
-                f"{golden.raw.path}, row {i}: expected an object with the texts {names}, got "
+                f"{golden.raw.path}, row {i}: expected an object with the {expected}, got "
                 "something else"
             )
         rows.append(row)
@@ -51,9 +56,30 @@ def read_raw(bundle: Bundle, golden: Golden) -> list[dict[str, str]]:
     return rows
 
 
-def write_raw(rows: Sequence[Mapping[str, str]]) -> bytes:
+def raw_value(value: Any) -> str | bytes | None:
+    """Return a text of JSON, or the bytes in `{"b64": …}`; None for something else."""
+    if isinstance(value, str):
+        return value
+    if not (isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str)):
+        return None
+    try:
+        return base64.b64decode(value["b64"], validate=True)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def as_json(row: RawRow) -> dict[str, Any]:
+    """Return a raw row as JSON has it."""
+    return {
+        name: {"b64": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
+        for name, value in row.items()
+    }
+
+
+def write_raw(rows: Sequence[RawRow]) -> bytes:
     """Write what `read_raw` reads."""
-    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+    lines = (json.dumps(as_json(row), ensure_ascii=False) for row in rows)
+    return b"".join(line.encode() + b"\n" for line in lines)
 
 
 def check_raw_goldens(bundle: Bundle, preparer: Preparer | None) -> list[str]:
@@ -77,7 +103,7 @@ def check_raw_goldens(bundle: Bundle, preparer: Preparer | None) -> list[str]:
 
 
 def _differences(
-    bundle: Bundle, golden: Golden, rows: Sequence[Mapping[str, str]], preparer: Preparer
+    bundle: Bundle, golden: Golden, rows: Sequence[RawRow], preparer: Preparer
 ) -> Iterator[str]:
     assert golden.raw is not None  # noqa: S101 (there are rows)
     recorded = bundle.map(golden.file)
@@ -85,42 +111,36 @@ def _differences(
         path = golden.raw.path
         columns = {name: [row[name] for row in rows] for name in reader.stage.raw_names}
         try:
-            tokens = reader.read(columns, lambda _, i: f"row {i}")
+            items = reader.read(columns, lambda _, i: f"row {i}", UNLIMITED)
         except SignatureMismatch as error:
-            yield f"{path}: {error}{_whose(bundle.manifest)}"
+            yield f"{path}: {error}{_whose(bundle.manifest, reader)}"
             continue
-        difference = _difference(reader, golden, recorded, tokens)
+        difference = _difference(reader, golden, recorded, items)
         if difference:
-            yield f"{path}, {difference}{_whose(bundle.manifest)}"
+            yield f"{path}, {difference}{_whose(bundle.manifest, reader)}"
 
 
 def _difference(
-    reader: TextReader, golden: Golden, recorded: Mapping[str, Array], tokens: Sequence[Tokens]
+    reader: Reader, golden: Golden, recorded: Mapping[str, Array], items: Sequence[Any]
 ) -> str:
     """Return the first row of a golden that one stage makes otherwise, or nothing."""
     size = 0 if reader.axis is None else golden.axes[reader.axis]
-    for i, row in enumerate(tokens):
-        if reader.axis is not None and len(row.ids) > size:
-            return f"row {i}: expected at most {size} tokens, got {len(row.ids)}"
-    for name, made in reader.lay_out(tokens, size).items():
+    for i, row in enumerate(items):
+        if reader.axis is not None and row.size > size:
+            return f"row {i}: expected at most {size} tokens, got {row.size}"
+    for name, made in reader.lay_out(items, size).items():
         expected = recorded.get(f"input/{name}")
         if expected is None or (expected.shape, expected.dtype) != (made.shape, made.dtype):
             return (
                 f"{name}: expected an array like {made.dtype.name}{list(made.shape)}, got another"
             )
         for i, (one, other) in enumerate(zip(expected, made, strict=True)):
-            if not np.array_equal(one, other):
-                return f"row {i}: expected {name} {_shown(one)}, got {_shown(other)}"
+            if difference := reader.difference(name, one, other):
+                return f"row {i}: {difference}"
     return ""
 
 
-def _shown(values: Array) -> str:
-    listed = np.atleast_1d(values).tolist()
-    more = ", …" if len(listed) > _SHOWN else ""
-    return f"[{', '.join(map(str, listed[:_SHOWN]))}{more}]"
-
-
-def _whose(manifest: Manifest) -> str:
-    here = importlib.metadata.version("tokenizers")
-    then = manifest.exporter.get("tokenizers", "?")
-    return f"; the tokenizer gives other ids than at export (tokenizers {then} then, {here} here)"
+def _whose(manifest: Manifest, reader: Reader) -> str:
+    here = importlib.metadata.version(reader.library)
+    then = manifest.exporter.get(reader.library, "?")
+    return f"; {reader.changed} than at export ({reader.library} {then} then, {here} here)"

@@ -16,6 +16,7 @@ from runtime.errors import BundleError, printable
 from runtime.guard import signal_name
 from runtime.preprocessing.raw_goldens import read_raw
 from runtime.preprocessing.tokenizer import library_version
+from runtime.raw_inputs import TextStage
 
 # A tokenizer of 256,000 tokens is read in a second; texts of the longest legal size take as long.
 CPU_S = 60
@@ -39,6 +40,8 @@ def try_stages(bundle: Bundle) -> None:
       MissingLibrary: the library is not installed.
     """
     for stage in bundle.manifest.preprocess:
+        if not isinstance(stage, TextStage):
+            continue  # its library reads nothing of the bundle
         rows = [row for golden in bundle.manifest.goldens for row in read_raw(bundle, golden)]
         try_tokenizer(
             bundle.read(stage.tokenizer),

@@ -1,11 +1,13 @@
 """Texts to the arrays of one stage, row by row."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from runtime.errors import BundleError, SignatureMismatch
+from runtime.preprocessing.readers import Where
+from runtime.preprocessing.resources import UNLIMITED, Resources
 from runtime.preprocessing.tokenizer import Encoded, Text, Tokenizer, TokenizerError, open_tokenizer
 from runtime.raw_inputs import TextStage
 from runtime.signature import Signature, TensorSpec, limits
@@ -15,19 +17,8 @@ from runtime.tensors import Array, numpy_dtype
 # hundreds of times the memory of the texts.
 _AT_ONCE = 16
 _BYTES_AT_ONCE = 1 << 18
-# Names a raw input, and one row of it, in a message.
-Where = Callable[[str, int], str]
-# Called before each piece of work that cannot be interrupted; what it raises ends the work.
-Proceed = Callable[[], object]
-
-
-def proceed_always() -> None:
-    """Go on with the work."""
-
-
-def in_column(name: str, row: int) -> str:
-    """Name a row of a raw input by its place in the column."""
-    return f"input {name!r}[{row}]"
+# Ids of a row that a message shows.
+_SHOWN = 12
 
 
 class Tokens(NamedTuple):
@@ -43,6 +34,16 @@ class Tokens(NamedTuple):
     type_ids: Array
     truncated: bool
 
+    @property
+    def size(self) -> int:
+        """Return the number of tokens, which is the size on the bucketed axis."""
+        return len(self.ids)
+
+    @property
+    def tokens(self) -> int:
+        """Return the number of tokens, padding apart."""
+        return len(self.ids)
+
 
 class TextReader:
     """Makes a stage's arrays of texts. May be called from any number of threads at once.
@@ -56,11 +57,18 @@ class TextReader:
       stage: likewise.
       axis: the bucketed axis that the number of tokens is the size of; None where it is fixed.
       pad_id: what fills the ids behind those of a text.
+      row_bytes: 0: ids take about as much as the text.
+      library: the package that this stands on.
+      changed: what a message says where it makes something else than at export.
 
     Raises:
       MissingLibrary: the library tokenizers is not installed.
       BundleError: the library does not take the file, or the file does not fit the programs.
     """
+
+    row_bytes = 0
+    library = "tokenizers"
+    changed = "the tokenizer gives other ids"
 
     def __init__(self, stage: TextStage, signature: Signature, data: bytes) -> None:
         self.stage = stage
@@ -84,18 +92,9 @@ class TextReader:
         self,
         columns: Mapping[str, Sequence[object]],
         where: Where,
-        proceed: Proceed = proceed_always,
+        resources: Resources = UNLIMITED,
     ) -> list[Tokens]:
-        """Return the tokens of each row.
-
-        Args:
-          columns: raw input to its texts, those of the stage among them, all of one length.
-          where: names a row in messages.
-          proceed: called before some rows each; what it raises is raised.
-
-        Raises:
-          SignatureMismatch: the first row that does not fit.
-        """
+        """Return the tokens of each row; see `Reader.read`."""
         stage = self.stage
         rows: list[Text] = []
         sizes: list[int] = []
@@ -111,8 +110,8 @@ class TextReader:
             sizes.append(size)
         found: list[Tokens] = []
         for start, end in _pieces(sizes):
-            proceed()
-            for i, one in enumerate(self._encode(rows[start:end], start, where, proceed), start):
+            resources.check()
+            for i, one in enumerate(self._encode(rows[start:end], start, where, resources), start):
                 found.append(self._expect_tokens(one, where(stage.input, i)))
         return found
 
@@ -137,6 +136,12 @@ class TextReader:
                 arrays[stage.lengths][i] = end
         return arrays
 
+    def difference(self, name: str, expected: Array, made: Array) -> str:
+        """Return where a row of one input is not what was recorded; or nothing."""
+        if np.array_equal(expected, made):
+            return ""
+        return f"expected {name} {_shown(expected)}, got {_shown(made)}"
+
     def _blank(self, name: str, shape: tuple[int, int]) -> Array:
         spec = self._inputs[name]
         if name == self.stage.lengths:
@@ -145,7 +150,7 @@ class TextReader:
         return np.full(shape, pad, numpy_dtype(spec.dtype))
 
     def _encode(
-        self, rows: Sequence[Text], first: int, where: Where, proceed: Proceed
+        self, rows: Sequence[Text], first: int, where: Where, resources: Resources
     ) -> list[Encoded]:
         """Return some rows, the first of which has this number, as the library encodes them."""
         try:
@@ -158,8 +163,8 @@ class TextReader:
                 ) from None
         found: list[Encoded] = []
         for i, row in enumerate(rows, first):
-            proceed()
-            found += self._encode([row], i, where, proceed)
+            resources.check()
+            found += self._encode([row], i, where, resources)
         return found
 
     def _expect_tokens(self, found: Encoded, where: str) -> Tokens:
@@ -178,6 +183,12 @@ class TextReader:
             np.array(found.type_ids, np.int32),
             found.truncated,
         )
+
+
+def _shown(values: Array) -> str:
+    listed = np.atleast_1d(values).tolist()
+    more = ", …" if len(listed) > _SHOWN else ""
+    return f"[{', '.join(map(str, listed[:_SHOWN]))}{more}]"
 
 
 def expect_fit(tokenizer: Tokenizer, stage: TextStage, ids: TensorSpec) -> None:

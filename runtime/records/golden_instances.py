@@ -7,11 +7,11 @@ import numpy as np
 
 from runtime.bundle import Bundle
 from runtime.entries import Golden
-from runtime.preprocessing.raw_goldens import read_raw
+from runtime.preprocessing.raw_goldens import as_json, read_raw
 
 
 def golden_instances(bundle: Bundle) -> list[dict[str, Any]]:
-    """Return the rows of a bundle's goldens by name: arrays; where it takes texts, those of texts."""
+    """Return the rows of a bundle's goldens by name: arrays; raw inputs as JSON, where it has these."""
     goldens = bundle.manifest.goldens
     return [
         instance
@@ -23,7 +23,7 @@ def golden_instances(bundle: Bundle) -> list[dict[str, Any]]:
 def _instances(
     bundle: Bundle, golden: Golden, tensors: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    raw: list[dict[str, Any]] = [dict(row) for row in read_raw(bundle, golden)]
+    raw = [as_json(row) for row in read_raw(bundle, golden)]
     made = {n for stage in bundle.manifest.preprocess for n in stage.made} if raw else set()
     arrays = {
         spec.name: tensors[f"input/{spec.name}"]

@@ -1,8 +1,8 @@
 """Vertex AI's `instances`, and columns, that have raw inputs: to rows that are prepared later.
 
-Names decide what an instance has, and for one without names its type in JSON: a string is no
-tensor, nor is `{"b64": …}` where the bundle takes texts, nor an array that begins with one of them.
-Nothing is guessed from a content.
+Names decide what an instance has, and where there are none, or an image and a tensor have the same one,
+the type in JSON: a string is no tensor, nor is `{"b64": …}` where the bundle takes texts or images, nor
+an array that begins with one of them. Nothing is guessed from a content.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,12 @@ from runtime.errors import MalformedRequest, SignatureMismatch
 from runtime.inputs import Checked
 from runtime.preprocessing.preparation import Preparer, RawRows
 from runtime.records.instances import read_column
-from runtime.records.tensors import from_base64, kind_of
+from runtime.records.raw_values import FORMS, RawValue, is_b64
+from runtime.records.tensors import kind_of
 from runtime.tensors import Array
 
 if TYPE_CHECKING:
     from runtime.model import Model
-
-_B64 = {"b64"}
 
 
 def read_raw_rows(instances: Sequence[Any], model: "Model") -> RawRows | None:
@@ -42,14 +41,19 @@ def read_raw_rows(instances: Sequence[Any], model: "Model") -> RawRows | None:
     if _positional(first, preparer):
         instances = _by_position(instances, preparer)
         first = instances[0]
-    named = type(first) is dict and first.keys() != _B64
-    if not (preparer.takes(first) if named else isinstance(first, str | dict)):
+    named = type(first) is dict and not is_b64(first)
+    if named:
+        raw = {name for name, value in first.items() if preparer.is_raw_json(name, value)}
+    else:
+        raw = set(preparer.expected_names[:1] if isinstance(first, str | dict) else ())
+    if not raw:
         return None
     columns = _columns(instances, preparer) if named else _only_column(instances, preparer)
     inputs: dict[str, Sequence[Any] | Array] = {}
     for name, values in columns.items():
-        if name in preparer.raw_names:
-            inputs[name] = [text_of(value, _where(name, i)) for i, value in enumerate(values)]
+        if name in raw:
+            read = FORMS[preparer.kinds[name]].from_json
+            inputs[name] = [read(value, _where(name, i)) for i, value in enumerate(values)]
         else:
             spec = next(spec for spec in model.signature.inputs if spec.name == name)
             inputs[name] = read_column(spec, values, model.signature)
@@ -57,7 +61,7 @@ def read_raw_rows(instances: Sequence[Any], model: "Model") -> RawRows | None:
 
 
 def _positional(instance: Any, preparer: Preparer) -> bool:
-    """Whether an instance is an array of its inputs, the texts first: a tensor has no strings."""
+    """Whether an instance is an array of its inputs, the raw ones first: a tensor has no strings."""
     return (
         type(instance) is list
         and len(instance) == len(preparer.expected_names)
@@ -82,7 +86,7 @@ def _where(name: str, row: int) -> str:
 
 
 def _only_column(instances: Sequence[Any], preparer: Preparer) -> dict[str, list[Any]]:
-    """Return the column of texts without a name, of a model that takes nothing else."""
+    """Return the column of raw values without a name, of a model that takes nothing else."""
     names = preparer.expected_names
     if len(names) != 1:
         expected = ", ".join(map(repr, names))
@@ -90,9 +94,11 @@ def _only_column(instances: Sequence[Any], preparer: Preparer) -> dict[str, list
             f"instances[0]: expected an object with {expected}, got {kind_of(instances[0])}"
         )
     for i, value in enumerate(instances):
-        if not isinstance(value, str) and not (type(value) is dict and value.keys() == _B64):
+        if not isinstance(value, str) and not is_b64(value):
+            kind = preparer.kinds[names[0]]
+            article = "an" if kind == "image" else "a"
             raise MalformedRequest(
-                f"instances[{i}]: expected a text like the others, got {kind_of(value)}"
+                f"instances[{i}]: expected {article} {kind} like the others, got {kind_of(value)}"
             )
     return {names[0]: list(instances)}
 
@@ -124,50 +130,25 @@ def _columns(instances: Sequence[Any], preparer: Preparer) -> dict[str, list[Any
     return {name: values for name, values in columns.items() if values}
 
 
-def read_raw_column(name: str, values: Any) -> list[str]:
-    """Return the texts of a column, each a string or `{"b64": …}`.
+def read_raw_column(name: str, values: Any, kind: str) -> list[RawValue]:
+    """Return the raw values of a column, each as JSON has those of its kind.
 
     Raises:
       SignatureMismatch: it is no list, or has something else in it.
     """
     if not isinstance(values, list):
-        raise SignatureMismatch(f"input {name!r}: expected a list of texts, got {kind_of(values)}")
-    return [text_of(value, f"input {name!r}[{i}]") for i, value in enumerate(values)]
-
-
-def text_of(value: Any, where: str) -> str:
-    """Return a text: a string, or UTF-8 in `{"b64": …}`.
-
-    Raises:
-      SignatureMismatch: it is neither.
-    """
-    if isinstance(value, str):
-        return value
-    if type(value) is not dict or value.keys() != _B64 or not isinstance(value["b64"], str):
-        raise SignatureMismatch(f"{where}: expected a text, got {kind_of(value)}")
-    return decoded(from_base64(value["b64"], where), where)
-
-
-def decoded(data: bytes, where: str) -> str:
-    """Return the text that bytes are in UTF-8.
-
-    Raises:
-      SignatureMismatch: they are none.
-    """
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        byte = data[error.start]
         raise SignatureMismatch(
-            f"{where}: expected a text in UTF-8, got the byte {byte:#x} at {error.start}"
-        ) from None
+            f"input {name!r}: expected a list of {kind}s, got {kind_of(values)}"
+        )
+    read = FORMS[kind].from_json
+    return [read(value, f"input {name!r}[{i}]") for i, value in enumerate(values)]
 
 
 def raw_or_checked(inputs: Mapping[str, Any], model: "Model") -> RawRows | list[Checked]:
     """Return a request's inputs as rows to prepare where a raw one is among them, else checked.
 
     Args:
-      inputs: by name: lists of texts, and arrays.
+      inputs: by name: lists of raw values, and arrays.
       model: of these inputs.
 
     Returns:
@@ -179,4 +160,4 @@ def raw_or_checked(inputs: Mapping[str, Any], model: "Model") -> RawRows | list[
     preparer = model.preparer
     if preparer is None or not preparer.takes(inputs):
         return [model.checker.check(inputs)]
-    return RawRows(inputs, max(len(inputs[name]) for name in preparer.raw_names if name in inputs))
+    return RawRows(inputs, max(len(inputs[n]) for n in inputs if preparer.is_raw(n, inputs[n])))

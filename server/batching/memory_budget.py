@@ -24,11 +24,18 @@ class MemoryBudget:
 
     Attributes:
       size: bytes counted now.
+      working: bytes that threads take beside them to prepare raw inputs; `WorkingMemory` alone
+        changes it.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.size = 0
+        self.working = 0
+
+    def fits_working(self, size: int) -> bool:
+        """Whether a thread can take `size` bytes more; the first one always can."""
+        return not self.working or self.size + self.working + size <= self._limit
 
     def acquire(self, size: int) -> None:
         """Count `size` more bytes.
@@ -36,7 +43,7 @@ class MemoryBudget:
         Raises:
           Overloaded: they exceed the budget; none is counted.
         """
-        if self.size + size > self._limit:
+        if self.size + self.working + size > self._limit:
             raise Overloaded(
                 f"bodies: expected at most {self._limit} bytes of all requests under way, got more"
             )

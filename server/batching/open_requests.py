@@ -78,7 +78,7 @@ class OpenRequests:
         self.deprioritized.pop(request, None)
         if request.timer is not None:
             request.timer.cancel()
-        if request.reserved or request.remaining:
+        if request.reserved or request.remaining or request.counted_bytes:
             self._release(request)
         request.clear()
         if not self._requests:

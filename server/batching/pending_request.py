@@ -186,6 +186,7 @@ class PendingRequest:
       results: for each task its result, None before.
       remaining: number of tasks without a result.
       reserved: rows that are still being prepared.
+      counted_bytes: of arrays that raw rows become, in the memory budget.
       order: see `InferenceResult`.
       errors: likewise.
       prepared: see `InferenceMetadata`.
@@ -207,6 +208,7 @@ class PendingRequest:
     devices: tuple[str, ...] = ()
     as_declared: bool = True
     reserved: int = 0
+    counted_bytes: int = 0
     order: Sequence[Sequence[int]] | None = None
     errors: Mapping[int, InvalidInput] = _NO_ERRORS
     prepared: PreparationMetadata | None = None

@@ -1,8 +1,8 @@
 """Raw rows that wait to be prepared, and the few threads that prepare them.
 
-The event loop owns what waits; a thread has one request at a time, piece by piece. A piece cannot be
-interrupted, so that its rows and bytes are limited before it begins; between two of them a thread
-leaves a request that has ended.
+The event loop owns what waits; a thread has one request at a time, which stops between two rows where
+it has ended meanwhile. Nothing stops it within a row, so that the bytes of a text and the pixels of an
+image are limited before it begins.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from typing import NamedTuple
 from runtime.errors import InvalidInput, without_frames
 from runtime.preprocessing.each_row import prepare_each
 from runtime.preprocessing.preparation import Prepared, Preparer, RawRows
+from server.batching.working_memory import WorkingMemory
 
 
 class Preparation(NamedTuple):
@@ -30,31 +31,37 @@ class Preparation(NamedTuple):
     seconds: float
 
 
-class _Discarded(Exception):
-    """The request that was being prepared has ended."""
+class Abandoned(Exception):
+    """A request ended while its rows were being prepared; it is never passed on."""
 
 
-class _Job:
-    """A request in a thread.
+class _Resources:
+    """What a thread may use for one request.
+
+    Args:
+      memory: of all threads.
 
     Attributes:
-      progressed: when its last piece was begun, monotonic seconds.
-      discarded: whether the request has ended meanwhile.
-      stall: fires where a piece may have taken too long.
+      ended: whether the request has; set on the event loop.
+      progress: when the thread last began with a row, monotonic seconds.
+      stall: fires where a row may have taken too long.
     """
 
-    __slots__ = ("discarded", "progressed", "stall")
-
-    def __init__(self) -> None:
-        self.progressed = time.monotonic()
-        self.discarded = False
+    def __init__(self, memory: WorkingMemory) -> None:
+        self._memory = memory
+        self.ended = False
+        self.progress = time.monotonic()
         self.stall: asyncio.TimerHandle
 
-    def proceed(self) -> None:
-        """Note that a piece begins, in the thread; end the work if the request has ended."""
-        if self.discarded:
-            raise _Discarded
-        self.progressed = time.monotonic()
+    def memory(self, size: int) -> contextlib.AbstractContextManager[None]:
+        """Return a context that `size` bytes may be used in; entering it may wait for others."""
+        return self._memory.taken(size)
+
+    def check(self) -> None:
+        """Raise Abandoned where the request has ended; otherwise another row begins."""
+        self.progress = time.monotonic()
+        if self.ended:
+            raise Abandoned
 
 
 class PreparationPool[K]:
@@ -63,8 +70,9 @@ class PreparationPool[K]:
     Args:
       preparer: of the model.
       threads: that prepare at once.
+      memory: that these take together.
       on_prepared: called with the key of a request and what became of its rows.
-      stall_s: maximum time of a piece in a thread.
+      stall_s: maximum time of a thread for a few rows of a request.
       on_stall: called where one takes longer: native code that does not return.
     """
 
@@ -72,6 +80,7 @@ class PreparationPool[K]:
         self,
         preparer: Preparer,
         threads: int,
+        memory: WorkingMemory,
         on_prepared: Callable[[K, Preparation], object],
         *,
         stall_s: float,
@@ -86,7 +95,8 @@ class PreparationPool[K]:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
         # In order of arrival.
         self._waiting: dict[K, RawRows] = {}
-        self._running: dict[K, _Job] = {}
+        self._memory = memory
+        self._running: dict[K, _Resources] = {}
 
     def submit(self, key: K, raw: RawRows) -> None:
         """Prepare rows as soon as a thread is free."""
@@ -94,55 +104,59 @@ class PreparationPool[K]:
         self._start()
 
     def discard(self, key: K) -> None:
-        """Drop the rows of a request that has ended; of those in a thread a result is still reported."""
+        """Drop rows that wait; those in a thread end at the next row, and are reported."""
         self._waiting.pop(key, None)
         if key in self._running:
-            self._running[key].discarded = True
+            self._running[key].ended = True
 
     def close(self) -> None:
-        """End the threads after the pieces that they have."""
+        """End the threads, each after the row that it has."""
         self._waiting.clear()
-        for job in self._running.values():
-            job.discarded = True
+        for resources in self._running.values():
+            resources.ended = True
         self._executor.shutdown(wait=False)
 
     def _start(self) -> None:
         while self._waiting and len(self._running) < self._threads:
             key = next(iter(self._waiting))
             raw = self._waiting.pop(key)
-            job = self._running[key] = _Job()
-            job.stall = self._loop.call_later(self._stall_s, self._check_stall, job)
-            future = self._executor.submit(self._prepare, raw, job)
-            future.add_done_callback(functools.partial(self._wake, key, job))
+            resources = self._running[key] = _Resources(self._memory)
+            self._watch(resources, self._stall_s)
+            future = self._executor.submit(self._prepare, raw, resources)
+            future.add_done_callback(functools.partial(self._wake, key, resources))
 
-    def _check_stall(self, job: _Job) -> None:
-        left = job.progressed + self._stall_s - time.monotonic()
-        if left > 0:
-            job.stall = self._loop.call_later(left, self._check_stall, job)
+    def _watch(self, resources: _Resources, seconds: float) -> None:
+        resources.stall = self._loop.call_later(seconds, self._expect_progress, resources)
+
+    def _expect_progress(self, resources: _Resources) -> None:
+        """Report a stall where a thread has been at the same rows for too long."""
+        left_s = resources.progress + self._stall_s - time.monotonic()
+        if left_s > 0:
+            self._watch(resources, left_s)
         else:
             self._on_stall()
 
-    def _prepare(self, raw: RawRows, job: _Job) -> Preparation:
+    def _prepare(self, raw: RawRows, resources: _Resources) -> Preparation:
         begin = time.perf_counter()
         result: Prepared | Exception
         try:
             if raw.each:
-                result = prepare_each(self._preparer, raw, job.proceed)
+                result = prepare_each(self._preparer, raw, resources)
             else:
-                result = self._preparer.prepare(raw.inputs, raw.where, job.proceed)
+                result = self._preparer.prepare(raw.inputs, raw.where, resources)
         except InvalidInput as error:
             result = without_frames(error)
         except Exception as error:  # noqa: BLE001 (every error has an answer)
             result = error
         return Preparation(result, time.perf_counter() - begin)
 
-    def _wake(self, key: K, job: _Job, done: Future[Preparation]) -> None:
+    def _wake(self, key: K, resources: _Resources, done: Future[Preparation]) -> None:
         """Go on on the event loop, unless that has ended."""
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._on_done, key, job, done)
+            self._loop.call_soon_threadsafe(self._on_done, key, resources, done)
 
-    def _on_done(self, key: K, job: _Job, done: Future[Preparation]) -> None:
-        job.stall.cancel()
+    def _on_done(self, key: K, resources: _Resources, done: Future[Preparation]) -> None:
+        resources.stall.cancel()
         del self._running[key]
         self._start()
         self._on_prepared(key, done.result())

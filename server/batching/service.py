@@ -39,6 +39,7 @@ from server.batching.pending_request import (
 )
 from server.batching.preparation import Preparation, PreparationPool
 from server.batching.scheduler import BatchScheduler
+from server.batching.working_memory import WorkingMemory
 from server.errors import DeadlineExceeded, Draining, NotReady, Overloaded, TooLarge
 from server.limits import Limits
 from server.metrics import Metrics
@@ -181,6 +182,7 @@ class Service:
             self._preparation = PreparationPool(
                 model.preparer,
                 self._limits.preparation_threads,
+                WorkingMemory(self.memory),
                 self._on_prepared,
                 stall_s=self._limits.stall_s,
                 on_stall=lambda: self.on_fatal("preparing raw inputs did not come to an end"),
@@ -231,6 +233,7 @@ class Service:
         if rows > self._limits.queue_rows - scheduler.queue.rows - scheduler.queue.reserved:
             self._shed(scheduler, rows)
         if raw:
+            self._count_pixels(request, rows)
             scheduler.queue.reserve(rows)
             request.reserved = rows
             request.prefer_thread = prefer_thread
@@ -245,6 +248,13 @@ class Service:
         else:
             self._loop.call_soon(self._complete, request)
         return request
+
+    def _count_pixels(self, request: PendingRequest, rows: int) -> None:
+        """Count what rows will be: a file of a few bytes can become an image of many."""
+        preparer = self.model.preparer
+        size = rows * preparer.row_bytes if preparer else 0
+        self.memory.acquire(size)
+        request.counted_bytes = size
 
     def _on_prepared(self, request: PendingRequest, prepared: Preparation) -> None:
         """Queue the rows of a request that were prepared, unless it has ended meanwhile."""
@@ -330,6 +340,8 @@ class Service:
 
     def _release(self, request: PendingRequest) -> None:
         """Remove what waits of a request that has ended."""
+        self.memory.release(request.counted_bytes)
+        request.counted_bytes = 0
         if self._scheduler is None:
             return
         if request.reserved and self._preparation is not None:

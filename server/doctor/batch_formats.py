@@ -14,7 +14,7 @@ def batch_formats(instances: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]
     """Return instances as batch prediction has them of each format.
 
     Args:
-      instances: as JSON values by the names of the inputs, texts first.
+      instances: as JSON values by the names of the inputs, the raw ones first.
 
     Returns:
       The name of a format to its instances, without formats that cannot have such ones; nothing
@@ -22,8 +22,7 @@ def batch_formats(instances: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]
     """
     rows = [list(instance.values()) for instance in instances]
     alone = len(rows[0]) == 1
-    texts = isinstance(rows[0][0], str)
-    if alone and not texts:
+    if alone and not isinstance(rows[0][0], str | dict):
         return {}
     lines = [row[0] for row in rows] if alone else list(instances)
     found: dict[str, list[Any]] = {"JSON lines": lines}
@@ -32,10 +31,17 @@ def batch_formats(instances: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]
         found["CSV"] = [as_doubles(row) for row in rows]
         found["BigQuery"] = rows
     if alone:
-        encoded = [{"b64": base64.b64encode(row[0].encode()).decode()} for row in rows]
+        encoded = [_as_file(row[0]) for row in rows]
         found["TFRecord"] = encoded
         found["file list"] = encoded
     return found
+
+
+def _as_file(value: Any) -> Any:
+    """Return a text as a record or a file of it; an image is one already."""
+    if isinstance(value, str):
+        return {"b64": base64.b64encode(value.encode()).decode()}
+    return value
 
 
 def as_doubles(value: Any) -> Any:

@@ -37,7 +37,8 @@ def encodings(instances: Sequence[Instance]) -> tuple[Encoding, ...]:
     """Weigh instances, the largest that is among them: as JSON, as b64 inside JSON, as binary.
 
     Args:
-      instances: each of arrays, and of texts, by the names of the inputs.
+      instances: each of arrays, texts and images by the names of the inputs, images as
+        `{"b64": …}`.
     """
 
     def largest(written: Any) -> int:
@@ -62,14 +63,16 @@ def _to_b64(instance: Instance) -> bytes:
 
 
 def _to_binary(instance: Instance) -> bytes:
-    # The length of a text stands before it.
+    # The length of a text or file stands before it.
     return b"".join(
-        bytes(4) + _bytes(v) if isinstance(v, str) else _bytes(v) for v in instance.values()
+        bytes(4) + _bytes(v) if isinstance(v, str | dict) else _bytes(v) for v in instance.values()
     )
 
 
 def _bytes(value: Any) -> bytes:
-    """Return the UTF-8 of a text, or the elements of an array."""
+    """Return the UTF-8 of a text, a file, or the elements of an array."""
+    if isinstance(value, dict):
+        return base64.b64decode(value["b64"])
     return value.encode() if isinstance(value, str) else bytes(value.tobytes())
 
 

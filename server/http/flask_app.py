@@ -81,7 +81,7 @@ def create_app(
         if not route.infers:
             return _on_loop(wait, lambda: route.respond(metrics, variables, identity))
         try:
-            info = check_headers(_header, limits, text=route.takes_text(service))
+            info = check_headers(_header, limits, route.raw_types(service))
             body = _read_body(info)
             options = read_options(_header)
         except Exception as error:  # noqa: BLE001 (every error has an answer)

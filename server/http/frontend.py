@@ -63,8 +63,8 @@ class HttpFrontend:
             raise MalformedRequest(f"{name}: expected one header of that name, got several")
         _check_framing(head)
         if head.match is not None:
-            text = head.match[0].takes_text(self._service)
-            return check_headers(head.headers.get, self._limits, text=text)
+            raw_types = head.match[0].raw_types(self._service)
+            return check_headers(head.headers.get, self._limits, raw_types)
         if head.expects_continue and head.method != "OPTIONS":
             # The client waits with the body to hear whether it is wanted.
             self._router.match_target(head.method, head.target)

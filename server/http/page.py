@@ -1,43 +1,34 @@
-"""The HTML page at `/`: the model, requests for it, and statistics.
+"""The HTML page at `/`: a form that asks the model, what goes on, and how to ask from elsewhere.
 
-One document without external resources. It is readable without JavaScript; with it the statistics are
-refreshed by requesting the page again, and an instance can be tried.
+One document without external resources. It is readable without JavaScript; with it the form asks, and
+statistics are drawn and refreshed by requesting the page again.
 """
 
 import base64
 import hashlib
 import importlib.resources
 import json
-import math
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from runtime.description import (
-    describe_axis,
-    describe_format,
-    describe_output,
-    describe_stage,
-    describe_tensor,
-)
-from runtime.manifest import Manifest
+from runtime.description import describe_axis, describe_format, describe_output, describe_tensor
+from runtime.errors import BundleError
 from runtime.model import Model
-from runtime.raw_inputs import TextStage
-from runtime.signature import Signature, TensorSpec
+from runtime.records.golden_instances import golden_instances
 from server.batching.service import Service
-from server.metrics import quantile
+from server.http.page_form import EXAMPLE_TEXT, example_bodies, form_fields, ways_to_ask
+from server.metrics import ROWS, SECONDS, Histogram, quantile
 from server.observability.snapshot import CollectStats, StatsSnapshot
 from server.protocols import embeddings
-from server.protocols.oip import DATATYPES, TEXT
 from server.protocols.response import Headers, Response
 
-# A larger example would be most of the page.
-_MAX_ELEMENTS = 4096
 _MAX_LABELS = 50
-_EXAMPLE_TEXT = "A short sentence."
+# Of a sample as JSON: a photograph.
+_MAX_SAMPLE_BYTES = 1 << 20
 
 Rule = tuple[str, str, str]
 
@@ -66,6 +57,7 @@ class Page:
         self._rules = list(rules)
         self._predict_route = predict_route
         self._origin = f"http://localhost:{port}"
+        self._sample: str | None = None
         files = importlib.resources.files("server.http")
         style, script = (files.joinpath(f"page.{kind}").read_text() for kind in ("css", "js"))
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -82,22 +74,40 @@ class Page:
     def respond(self) -> Response:
         """Return the page. On the event loop, which owns the metrics."""
         service = self._service
+        snapshot = self._collect_stats()
+        about: dict[str, Any] = {"model": None}
+        if service.loaded:
+            manifest = service.model.manifest
+            about = {
+                "model": _about(service.model),
+                "fields": form_fields(manifest),
+                "ways": list(ways_to_ask(manifest, self._origin, self._predict_route)),
+                "curls": list(self._curls()),
+                "sample": self._read_sample(service.model),
+            }
         text = self._template.render(
             state=service.state.value,
-            model=_about(service.model) if service.loaded else None,
             predict_route=self._predict_route,
-            curls=list(self._curls()) if service.loaded else [],
-            figures=_figures(self._collect_stats()),
-            **(_example_of(service.model.manifest) if service.loaded else {"example": None}),
+            figures=_figures(snapshot),
+            stats=json.dumps(_stats(snapshot)),
+            **about,
         )
         return Response(200, self._headers, text.encode())
+
+    def _read_sample(self, model: Model) -> str:
+        """Return the first golden row as JSON, where the export was asked to show it; read once."""
+        if not model.manifest.page_sample:
+            return ""
+        if self._sample is None:
+            self._sample = _sample(model)
+        return self._sample
 
     def _curls(self) -> Iterator[tuple[str, str]]:
         """Yield the protocol of each route, and a curl command that requests it."""
         model = self._service.model
         manifest = model.manifest
         bodies = dict(example_bodies(manifest.signature, manifest.preprocess))
-        of_embeddings = embeddings.example_bodies(_EXAMPLE_TEXT)
+        of_embeddings = embeddings.example_bodies(EXAMPLE_TEXT)
         if embeddings.embeds_texts(model):
             bodies |= of_embeddings
         for protocol, method, rule in self._rules:
@@ -124,6 +134,18 @@ def _policy(script: str, style: str) -> str:
     )
 
 
+def _sample(model: Model) -> str:
+    """Return the first golden row as JSON; nothing if it is too large, or its file has gone."""
+    try:
+        row = next(iter(golden_instances(model.bundle)))
+    except (BundleError, OSError):
+        return ""
+    text = json.dumps(
+        {name: value.tolist() if hasattr(value, "tolist") else value for name, value in row.items()}
+    )
+    return text if len(text) <= _MAX_SAMPLE_BYTES else ""
+
+
 def _about(model: Model) -> dict[str, Any]:
     manifest = model.manifest
     labels = manifest.output_format.labels
@@ -133,13 +155,14 @@ def _about(model: Model) -> dict[str, Any]:
         "digest": model.bundle.digest,
         "device": model.platform,
         "inputs": [
-            *map(describe_stage, manifest.preprocess),
+            *(stage.description for stage in manifest.preprocess),
             *map(describe_tensor, model.signature.inputs),
         ],
         "outputs": [describe_output(spec) for spec in model.signature.outputs],
         "axes": [describe_axis(axis) for axis in model.signature.axes],
         "buckets": ", ".join(map(str, manifest.buckets)),
         "format": describe_format(manifest.output_format, labels=False),
+        "kind": manifest.output_format.kind,
         "labels": labels[:_MAX_LABELS],
         "more_labels": max(0, len(labels) - _MAX_LABELS),
     }
@@ -167,71 +190,15 @@ def _figures(snapshot: StatsSnapshot) -> list[tuple[str, str]]:
     ]
 
 
-def _example_of(manifest: Manifest) -> dict[str, Any]:
-    instance = example_instance(manifest.signature, manifest.preprocess)
-    return {"example": instance and json.dumps({"instances": [instance]})}
-
-
-def example_instance(
-    signature: Signature, stages: Sequence[TextStage] = ()
-) -> dict[str, Any] | None:
-    """Return a valid instance without masks; None if it would be too large to show."""
-    sizes = _sizes(signature)
-    specs = _given(signature, stages)
-    if sum(math.prod(spec.concrete(1, sizes)) for spec in specs) > _MAX_ELEMENTS:
-        return None
-    texts = {name: _EXAMPLE_TEXT for stage in stages for name in stage.raw_names}
-    return texts | {spec.name: _nested(spec.concrete(1, sizes)[1:], _value(spec)) for spec in specs}
-
-
-def _given(signature: Signature, stages: Sequence[TextStage]) -> list[TensorSpec]:
-    """Return the inputs that an example has: no masks, and none that texts are made into."""
-    made = {name for stage in stages for name in stage.made}
-    return [spec for spec in signature.inputs if not spec.mask and spec.name not in made]
-
-
-def example_bodies(signature: Signature, stages: Sequence[TextStage] = ()) -> Mapping[str, Any]:
-    """Return a valid body for each protocol with inferences; empty if they would be too large."""
-    instance = example_instance(signature, stages)
-    if instance is None:
-        return {}
-    sizes = _sizes(signature)
-    texts = [
-        {"name": name, "shape": [1], "datatype": TEXT, "data": [instance[name]]}
-        for stage in stages
-        for name in stage.raw_names
-    ]
-    inputs = [
-        {
-            "name": spec.name,
-            "shape": list(spec.concrete(1, sizes)),
-            "datatype": DATATYPES[spec.dtype],
-            "data": [instance[spec.name]],
-        }
-        for spec in _given(signature, stages)
-    ]
-    rows = {"instances": [instance]}
-    return {"vertex": rows, "tfserving": rows, "oip": {"inputs": [*texts, *inputs]}}
-
-
-def _sizes(signature: Signature) -> dict[str, int]:
-    """Return a small valid size of each bucketed axis."""
+def _stats(snapshot: StatsSnapshot) -> Mapping[str, Any]:
+    """Return the counts since the start that charts are drawn of, as the page's script reads them."""
+    metrics = snapshot.metrics
+    durations = Histogram(SECONDS)
+    for histogram in metrics.durations.values():
+        durations.merge(histogram)
     return {
-        axis.name: max(axis.minimum, min(4, axis.sizes[0])) if axis.sizes[0] else 0
-        for axis in signature.axes
+        "requests": metrics.succeeded.count + metrics.failed.count,
+        "durations": {"bounds": SECONDS, "counts": durations.counts},
+        "batches": {"bounds": ROWS, "counts": metrics.batch_rows.counts},
+        "buckets": {name: times.run.count for name, times in sorted(metrics.buckets.items())},
     }
-
-
-def _value(spec: TensorSpec) -> bool | int | float:
-    if spec.dtype == "bool":
-        return False
-    if "float" in spec.dtype:
-        return 0.0
-    low = 0 if spec.minimum is None else max(0, spec.minimum)
-    return min(low, spec.maximum) if isinstance(spec.maximum, int) else low
-
-
-def _nested(shape: tuple[int, ...], value: Any) -> Any:
-    for size in reversed(shape):
-        value = [value] * size
-    return value

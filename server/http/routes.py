@@ -13,7 +13,9 @@ from runtime.model import Model
 from server.batching.service import Service, State
 from server.config import ServerConfig
 from server.errors import Overloaded, Unsupported
+from server.http.openapi import openapi_response
 from server.http.page import Page
+from server.http.raw_bodies import ReadRaw, all_types, raw_types, read_raw_body
 from server.metrics import Metrics
 from server.observability.prometheus import MetricsPage, statistics
 from server.observability.snapshot import CollectStats, snapshot_of
@@ -56,7 +58,7 @@ class Route:
       protocol: label of its requests in the metrics.
       handler: returns the response, if the route is not an inference.
       read: parses a request for the model; None if the route is not an inference.
-      read_text: parses a body that is one text; None if the route takes none.
+      read_raw: parses a body that is no JSON, see `raw_bodies`; None if the route takes none.
     """
 
     method: str
@@ -64,19 +66,19 @@ class Route:
     protocol: str
     handler: Handler = Response
     read: Read | None = None
-    read_text: Callable[[bytes, Model], ParsedRequest[Response]] | None = None
+    read_raw: ReadRaw | None = None
 
     @property
     def infers(self) -> bool:
         """Whether requests run the model."""
         return self.read is not None
 
-    def takes_text(self, service: Service) -> bool:
-        """Whether a body can be one text: the model takes that and nothing else."""
-        if self.read_text is None or not service.loaded:
-            return self.read_text is not None  # it is refused for another reason
-        preparer = service.model.preparer
-        return preparer is not None and len(preparer.expected_names) == 1
+    def raw_types(self, service: Service) -> tuple[str, ...]:
+        """Return the content types of bodies that are no JSON, which the model takes here."""
+        if self.read_raw is None:
+            return ()
+        # Without a model it is refused for another reason.
+        return raw_types(service.model) if service.loaded else all_types()
 
     def infer(
         self,
@@ -169,11 +171,11 @@ class HttpInference(Inference[Response]):
         if info.content_encoding:
             body = inflate(body, info)
             self._added = max(0, len(body) - len(self._body))
-        if info.text and self._route.read_text is not None:
-            return self._route.read_text(body, model)
-        text_bytes = model.preparer.max_bytes if model.preparer else 0
+        if info.raw_type and self._route.read_raw is not None:
+            return self._route.read_raw(body, info.raw_type, model)
+        raw_marks = model.preparer.max_marks if model.preparer else 0
         rows = self.service.max_request_rows
-        expect_fitting(body, info.json_length, model.signature, rows, text_bytes)
+        expect_fitting(body, info.json_length, model.signature, rows, raw_marks)
         return read(body, info.json_length, model)  # type: ignore[misc]
 
     @override
@@ -234,6 +236,7 @@ def make_routes(
         *_tfserving(service),
         *_embeddings(service),
         *_metrics(service, config, collect_stats),
+        Route("GET", "/openapi.json", "page", functools.partial(openapi_response, config)),
     ]:
         found.setdefault((route.method, route.rule), route)
     if config.page:
@@ -280,7 +283,8 @@ def _ready(service: Service) -> Handler:
 
 def _vertex(service: Service, config: ServerConfig) -> Iterator[Route]:
     read = functools.partial(vertex.read, max_rows=service.max_request_rows)
-    yield Route("POST", config.predict_route, "vertex", read=read, read_text=vertex.read_text)
+    raw = functools.partial(read_raw_body, max_rows=service.max_request_rows)
+    yield Route("POST", config.predict_route, "vertex", read=read, read_raw=raw)
     yield Route("GET", config.health_route, "health", _health(service))
 
 
@@ -328,7 +332,8 @@ def _tfserving(service: Service) -> Iterator[Route]:
         yield Route("GET", model, "tfserving", _model_handler(service, status))
         yield Route("GET", f"{model}/metadata", "tfserving", describe)
         read = functools.partial(tfserving.read, max_rows=service.max_request_rows)
-        yield Route("POST", f"{model}:predict", "tfserving", read=read, read_text=vertex.read_text)
+        raw = functools.partial(read_raw_body, max_rows=service.max_request_rows)
+        yield Route("POST", f"{model}:predict", "tfserving", read=read, read_raw=raw)
 
 
 def _embeddings(service: Service) -> Iterator[Route]:

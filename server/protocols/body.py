@@ -15,7 +15,6 @@ BODY_S = 60.0
 PROGRESS_BYTES = 1 << 16
 # Read as JSON: a body without a type, and one with the type that `curl -d` sends by default.
 _JSON_TYPES = ("", "application/json", "application/x-www-form-urlencoded")
-# One text, where a route and its model take it.
 _TEXT = "text/plain"
 _BINARY = "application/octet-stream"
 # The type of Triton's binary requests on Vertex AI, which passes on none of a client's headers.
@@ -40,23 +39,24 @@ class BodyInfo(NamedTuple):
       json_length: bytes of JSON at the beginning, which binary tensors follow; None if all of the
         body is JSON.
       content_encoding: gzip, deflate, or empty.
-      text: whether the body is one text, and no JSON.
+      raw_type: content type of a body that is no JSON but a raw input, or a form of these; empty
+        for all others.
     """
 
     length: int | None
     limit: int
     json_length: int | None
     content_encoding: str
-    text: bool = False
+    raw_type: str = ""
 
 
-def check_headers(header: Header, limits: BodyLimits, *, text: bool = False) -> BodyInfo:
+def check_headers(header: Header, limits: BodyLimits, raw_types: Sequence[str] = ()) -> BodyInfo:
     """Return what the headers say about a body, before it is read.
 
     Args:
       header: returns a header by its lower-case name.
       limits: for JSON and for binary bodies.
-      text: whether a body that is one text is taken.
+      raw_types: content types of bodies that are no JSON, which are taken.
 
     Raises:
       UnsupportedMedia: the content type or encoding is not supported.
@@ -73,9 +73,13 @@ def check_headers(header: Header, limits: BodyLimits, *, text: bool = False) -> 
                 f"content-encoding: expected gzip or deflate, got {encoding[:100]!r}"
             )
         encoding = ""
-    json_length = _json_length(header, (*_JSON_TYPES, _TEXT) if text else _JSON_TYPES)
-    text = text and (header("content-type") or "").partition(";")[0].strip().lower() == _TEXT
-    limit = limits.json_bytes if json_length is None else limits.binary_bytes
+    json_length = _json_length(header, raw_types)
+    raw_type = (header("content-type") or "") if raw_types else ""
+    media = raw_type.partition(";")[0].strip().lower()
+    raw_type = raw_type if media in raw_types else ""
+    # Files are no larger here than they are; text and JSON take many times their size.
+    of_files = raw_type and media != _TEXT
+    limit = limits.binary_bytes if json_length is not None or of_files else limits.json_bytes
     # A length beyond the limit of any body is refused as malformed, when the body is read.
     if json_length is not None and limits.json_bytes < json_length <= limits.binary_bytes:
         raise TooLarge(
@@ -85,13 +89,13 @@ def check_headers(header: Header, limits: BodyLimits, *, text: bool = False) -> 
     if header("transfer-encoding") is not None:
         if length is not None:
             raise MalformedRequest("content-length: expected none beside transfer-encoding")
-        return BodyInfo(None, limit, json_length, encoding, text)
+        return BodyInfo(None, limit, json_length, encoding, raw_type)
     if not length:
-        return BodyInfo(0, limit, json_length, encoding, text)
+        return BodyInfo(0, limit, json_length, encoding, raw_type)
     size = read_length(length)
     if size > limit:
         raise TooLarge(f"body: expected at most {limit} bytes, got {size}")
-    return BodyInfo(size, limit, json_length, encoding, text)
+    return BodyInfo(size, limit, json_length, encoding, raw_type)
 
 
 def read_length(text: str) -> int:
@@ -103,8 +107,8 @@ def read_length(text: str) -> int:
     return _number("content-length", text)
 
 
-def _json_length(header: Header, plain: Sequence[str]) -> int | None:
-    """Return the length of the JSON in a body with binary tensors; None for JSON alone."""
+def _json_length(header: Header, raw_types: Sequence[str]) -> int | None:
+    """Return the length of the JSON in a body with binary tensors; None for all of it, or none."""
     content_type = header("content-type")
     json_length = header("inference-header-content-length")
     if json_length is None and (content_type is None or content_type == "application/json"):
@@ -122,8 +126,10 @@ def _json_length(header: Header, plain: Sequence[str]) -> int | None:
         raise UnsupportedMedia(
             f"content-type: expected inference-header-content-length with {_BINARY}, got none"
         )
-    if media not in plain:
-        raise UnsupportedMedia(f"content-type: expected application/json, got {media[:100]!r}")
+    if media not in (*_JSON_TYPES, *raw_types):
+        expected = ["application/json", *raw_types]
+        listed = " or ".join(filter(None, [", ".join(expected[:-1]), expected[-1]]))
+        raise UnsupportedMedia(f"content-type: expected {listed}, got {media[:100]!r}")
     charset = named.get("charset", "utf-8").lower()
     if charset not in ("utf-8", "utf8"):
         raise UnsupportedMedia(f"content-type: expected charset utf-8, got {charset[:100]!r}")

@@ -14,6 +14,7 @@ import numpy as np
 from runtime.errors import MalformedRequest, SignatureMismatch
 from runtime.model import Model
 from runtime.preprocessing.preparation import RawRows
+from runtime.raw_inputs import TextStage
 from runtime.records.predictions import vectors, writable
 from runtime.records.tensors import brief, kind_of
 from runtime.signature import TensorSpec
@@ -68,7 +69,7 @@ def read_tei(
     value = _object(body, json_length, _TEI_KEYS)
     name, spec = _embedding(model)
     texts = _texts(value, "inputs", max_rows)
-    stage = model.manifest.preprocess[0]
+    stage = next(s for s in model.manifest.preprocess if isinstance(s, TextStage))
     if value.get("truncate") and not stage.truncate:
         raise SignatureMismatch(
             f"truncate: expected false, since texts of more than {stage.max_tokens} tokens are refused "
@@ -98,7 +99,10 @@ def _object(body: bytes, json_length: int | None, keys: tuple[str, ...]) -> Mapp
 def embeds_texts(model: Model) -> bool:
     """Whether a model is one that these protocols can ask: of one text, to an embedding."""
     names = model.preparer.expected_names if model.preparer else ()
-    return model.manifest.output_format.kind == "embedding" and len(names) == 1
+    kinds = {model.preparer.kinds.get(name) for name in names} if model.preparer else set()
+    return (
+        model.manifest.output_format.kind == "embedding" and len(names) == 1 and kinds == {"text"}
+    )
 
 
 def example_bodies(text: str) -> dict[str, Any]:

@@ -9,10 +9,12 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from runtime.errors import MalformedRequest, SignatureMismatch
 from runtime.manifest import Manifest
 from runtime.model import Model
-from runtime.records.raw_rows import decoded, text_of
+from runtime.records.raw_values import FORMS
 from runtime.records.tensors import brief, convert, from_bytes, kind_of, refuse
 from runtime.release import version
 from runtime.signature import Signature, TensorSpec
@@ -37,8 +39,8 @@ DATATYPES = {
     "float8_e4m3fn": "FP8_E4M3FN",
     "float8_e5m2": "FP8_E5M2",
 }
-# Of texts: elements of any length.
-TEXT = "BYTES"
+# Of texts and files: elements of any length.
+BYTES = "BYTES"
 PLATFORM = "jax_stablehlo"
 _MAX_SIZE = 2**31 - 1
 SERVER_NAME = "hloserve"
@@ -115,16 +117,18 @@ def read_input_header(
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class TextHeader:
-    """Name and number of a request's texts.
+class RawHeader:
+    """Name and number of a request's raw values: texts, or files of images.
 
     Attributes:
       name: of the raw input.
       elements: how many there are.
+      kind: text or image.
     """
 
     name: str
     elements: int
+    kind: str
 
     @property
     def where(self) -> str:
@@ -134,19 +138,22 @@ class TextHeader:
 
 def read_header(
     model: Model, name: object, datatype: object, shape: object
-) -> InputHeader | TextHeader:
-    """Return the header of an input, which is a tensor or texts by its name.
+) -> InputHeader | RawHeader:
+    """Return the header of an input, which is a tensor or raw by its name; or by its datatype.
 
     Raises:
       SignatureMismatch: there is no such input, or it has another datatype or shape.
       MalformedRequest: the shape is not a list of sizes.
     """
-    raw = model.preparer.raw_names if model.preparer else ()
-    if name not in raw:
+    preparer = model.preparer
+    raw = preparer.raw_names if preparer else ()
+    tensors = [spec for spec in model.signature.inputs if spec.name == name]
+    if name not in raw or (tensors and datatype == DATATYPES[tensors[0].dtype]):
         return read_input_header(model.signature, name, datatype, shape, raw)
     where = f"input {name!r}"
-    if datatype != TEXT:
-        raise SignatureMismatch(f"{where}: expected datatype {TEXT}, got {brief(datatype)}")
+    if datatype != BYTES:
+        expected = " or ".join([BYTES, *(DATATYPES[spec.dtype] for spec in tensors)])
+        raise SignatureMismatch(f"{where}: expected datatype {expected}, got {brief(datatype)}")
     if not isinstance(shape, Sequence) or isinstance(shape, str):
         raise MalformedRequest(f"{where}: expected a shape, got {kind_of(shape)}")
     sizes = list(shape)
@@ -154,16 +161,17 @@ def read_header(
         raise MalformedRequest(f"{where}: expected sizes of 0 or more in its shape")
     if len(sizes) not in (1, 2) or sizes[1:] not in ([], [1]):
         raise SignatureMismatch(f"{where}: expected shape [n] or [n, 1], got {brief(str(sizes))}")
-    return TextHeader(str(name), sizes[0])
+    return RawHeader(str(name), sizes[0], preparer.kinds[str(name)] if preparer else "")
 
 
-def _texts_from_raw(header: TextHeader, data: bytes | memoryview) -> list[str]:
-    """Return texts of binary BYTES: before each its length, in four bytes, little-endian.
+def _values_from_raw(header: RawHeader, data: bytes | memoryview) -> list[Any] | Array:
+    """Return values of binary BYTES: before each its length, in four bytes, little-endian.
 
     Raises:
       SignatureMismatch: there are more or fewer, or one is no UTF-8.
     """
-    texts: list[str] = []
+    read = FORMS[header.kind].from_bytes
+    found: list[Any] = []
     at = 0
     # Each takes at least four bytes, so that no shape makes this long.
     while at < len(data):
@@ -173,48 +181,53 @@ def _texts_from_raw(header: TextHeader, data: bytes | memoryview) -> list[str]:
             raise SignatureMismatch(
                 f"{header.where}: expected {size} bytes behind a length, got {max(0, len(data) - at - 4)}"
             )
-        texts.append(decoded(bytes(data[at + 4 : end]), f"{header.where}[{len(texts)}]"))
+        found.append(read(bytes(data[at + 4 : end]), f"{header.where}[{len(found)}]"))
         at = end
-    return _counted(header, texts)
+    return _counted(header, found)
 
 
-def _texts_from_values(header: TextHeader, values: Any) -> list[str]:
-    """Return texts of JSON, or of gRPC's `bytes_contents`; flat, or each in a list of its own.
+def _values_from_values(header: RawHeader, values: Any) -> list[Any] | Array:
+    """Return values of JSON, or of gRPC's `bytes_contents`; flat, or each in a list of its own.
 
     Raises:
-      SignatureMismatch: there are more or fewer, or one is no text.
+      SignatureMismatch: there are more or fewer, or one is none of its kind.
     """
-    texts = []
+    form = FORMS[header.kind]
+    found = []
     for i, value in enumerate(values if isinstance(values, Sequence) else [None]):
         one = value[0] if isinstance(value, list) and len(value) == 1 else value
         where = f"{header.where}[{i}]"
-        texts.append(decoded(one, where) if isinstance(one, bytes) else text_of(one, where))
-    return _counted(header, texts)
-
-
-def _counted(header: TextHeader, texts: list[str]) -> list[str]:
-    if len(texts) != header.elements:
-        raise SignatureMismatch(
-            f"{header.where}: expected {header.elements} texts as its shape says, got {len(texts)}"
+        found.append(
+            form.from_bytes(one, where) if isinstance(one, bytes) else form.from_json(one, where)
         )
-    return texts
+    return _counted(header, found)
 
 
-def from_raw(header: InputHeader | TextHeader, data: bytes | memoryview) -> Array | list[str]:
-    """Return an input's bytes as a tensor, see `tensors.from_bytes`, or as texts."""
-    if isinstance(header, TextHeader):
-        return _texts_from_raw(header, data)
+def _counted(header: RawHeader, values: list[Any]) -> list[Any] | Array:
+    if len(values) != header.elements:
+        raise SignatureMismatch(
+            f"{header.where}: expected {header.elements} {header.kind}s as its shape says, got "
+            f"{len(values)}"
+        )
+    # A list of nothing could be a tensor as well.
+    return values or np.empty(0, np.object_)
+
+
+def from_raw(header: InputHeader | RawHeader, data: bytes | memoryview) -> Array | list[Any]:
+    """Return an input's bytes as a tensor, see `tensors.from_bytes`, or as raw values."""
+    if isinstance(header, RawHeader):
+        return _values_from_raw(header, data)
     return from_bytes(header.spec.dtype, header.shape, data, header.where)
 
 
-def from_values(header: InputHeader | TextHeader, values: Any) -> Array | list[str]:
-    """Return a tensor of JSON numbers, nested as the shape says or flat in row-major order; or texts.
+def from_values(header: InputHeader | RawHeader, values: Any) -> Array | list[Any]:
+    """Return a tensor of JSON numbers, nested as the shape says or flat in row-major order; or raw values.
 
     Raises:
       SignatureMismatch: a value is not of the dtype, or there are more or fewer.
     """
-    if isinstance(header, TextHeader):
-        return _texts_from_values(header, values)
+    if isinstance(header, RawHeader):
+        return _values_from_values(header, values)
     array = convert(header.spec.dtype, values)
     if array is None:
         raise refuse(header.spec.dtype, values, header.where)
@@ -294,16 +307,16 @@ def check_names(manifest: Manifest, name: str, version: str = "") -> None:
 def metadata(manifest: Manifest) -> dict[str, Any]:
     """Return the model's metadata; -1 stands for dynamic sizes.
 
-    Of a model that takes texts these are described, and not the inputs that they are made into:
+    Of a model that takes texts or images these are described, and not the inputs that they are made into:
     a client that fills every input that it finds would send both.
     """
-    texts = [name for stage in manifest.preprocess for name in stage.raw_names]
+    raw = [name for stage in manifest.preprocess for name in stage.raw_names]
     return {
         "name": manifest.name,
         "versions": [manifest.version],
         "platform": PLATFORM,
         "inputs": [
-            *({"name": name, "datatype": TEXT, "shape": [-1]} for name in texts),
+            *({"name": name, "datatype": BYTES, "shape": [-1]} for name in raw),
             *map(_described, given(manifest)),
         ],
         "outputs": [_described(spec) for spec in manifest.signature.outputs],

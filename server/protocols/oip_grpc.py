@@ -156,7 +156,7 @@ def _typed(request: ModelInferRequest, model: Model) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for tensor in request.inputs:
         header = _header(tensor, model, found)
-        if isinstance(header, oip.TextHeader):
+        if isinstance(header, oip.RawHeader):
             found[header.name] = oip.from_values(header, tensor.contents.bytes_contents)
             continue
         dtype = header.spec.dtype
@@ -182,7 +182,7 @@ def _typed(request: ModelInferRequest, model: Model) -> dict[str, Any]:
 
 def _header(
     tensor: ModelInferRequest.InferInputTensor, model: Model, found: Mapping[str, Any]
-) -> oip.InputHeader | oip.TextHeader:
+) -> oip.InputHeader | oip.RawHeader:
     header = oip.read_header(model, tensor.name, tensor.datatype, tuple(tensor.shape))
     if header.name in found:
         raise MalformedRequest(f"{header.where}: expected once, got it twice")

@@ -117,7 +117,7 @@ def _inputs(value: Mapping[str, Any], binary: bytes | memoryview, model: Model) 
     return found
 
 
-def _size(value: object, header: oip.InputHeader | oip.TextHeader, has_data: bool) -> int:
+def _size(value: object, header: oip.InputHeader | oip.RawHeader, has_data: bool) -> int:
     if type(value) is not int or value < 0:
         raise MalformedRequest(
             f"{header.where}: expected binary_data_size of 0 or more, got {brief(value)}"

@@ -18,7 +18,7 @@ _FRAME = 1024
 
 
 def expect_fitting(
-    body: bytes, json_length: int | None, signature: Signature, rows: int, text_bytes: int = 0
+    body: bytes, json_length: int | None, signature: Signature, rows: int, raw_marks: int = 0
 ) -> None:
     """Raise TooLarge for a body with more JSON values than a request can have, before parsing it.
 
@@ -29,14 +29,14 @@ def expect_fitting(
       json_length: bytes of JSON; None if all of the body is JSON.
       signature: of the model.
       rows: limit of rows in a request.
-      text_bytes: limit of a row's texts, which may have as many commas as bytes.
+      raw_marks: limit of those in the strings of a row's raw inputs: texts may have as many as bytes.
 
     Raises:
       TooLarge: more arrays and values than that many rows of the longest inputs have.
     """
     if len(body) <= _COUNTED_BYTES:
         return
-    limit = _FRAME + rows * (_marks(signature) + text_bytes)
+    limit = _FRAME + rows * (_marks(signature) + raw_marks)
     got = body.count(b"[", 0, json_length) + body.count(b",", 0, json_length)
     if got > limit:
         raise TooLarge(

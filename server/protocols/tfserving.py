@@ -95,12 +95,13 @@ _KEYS = ("signature_name", "instances", "inputs")
 
 
 def _columns(inputs: Any, model: Model) -> dict[str, Any]:
-    """Return tensors, and lists of texts, by input name; a model's only input needs no name."""
-    raw = model.preparer.raw_names if model.preparer else ()
+    """Return tensors, and lists of raw values, by input name; a model's only input needs no name."""
+    preparer = model.preparer
+    raw = preparer.raw_names if preparer else ()
     specs = {spec.name: spec for spec in model.signature.inputs}
     required = [spec.name for spec in specs.values() if not spec.mask]
-    if raw and _is_text(inputs):
-        if len(model.preparer.expected_names) > 1:  # type: ignore[union-attr]
+    if preparer and _is_raw(inputs):
+        if len(preparer.expected_names) > 1:
             raise MalformedRequest(f"inputs: expected an object, got {kind_of(inputs)}")
         inputs = {raw[0]: inputs}
     if not isinstance(inputs, dict):
@@ -109,20 +110,24 @@ def _columns(inputs: Any, model: Model) -> dict[str, Any]:
         inputs = {required[0]: inputs}
     unknown = next((name for name in inputs if name not in specs and name not in raw), None)
     if unknown is not None:
-        expected = ", ".join(map(repr, [*raw, *specs]))
+        expected = ", ".join(map(repr, dict.fromkeys([*raw, *specs])))
         raise SignatureMismatch(f"inputs: expected {expected}, got {unknown[:100]!r}")
     smallest = {axis.name: axis.sizes[0] for axis in model.signature.axes}
     return {
-        name: read_raw_column(name, values)
-        if name in raw
+        name: read_raw_column(name, values, preparer.kinds[name])
+        if preparer and preparer.is_raw_json(name, _first(values))
         else _tensor(specs[name], values, smallest)
         for name, values in inputs.items()
     }
 
 
-def _is_text(inputs: Any) -> bool:
-    """Whether a column without a name is of texts: its type in JSON says so."""
-    return isinstance(inputs, list) and bool(inputs) and isinstance(inputs[0], str | dict)
+def _is_raw(inputs: Any) -> bool:
+    """Whether a column without a name is of raw values: its type in JSON says so."""
+    return isinstance(inputs, list) and isinstance(_first(inputs), str | dict)
+
+
+def _first(values: Any) -> Any:
+    return values[0] if isinstance(values, list) and values else values
 
 
 def _tensor(spec: TensorSpec, values: Any, smallest: Mapping[str, int]) -> Array:

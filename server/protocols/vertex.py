@@ -6,7 +6,7 @@ or binary, is read as well.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from runtime.errors import InvalidInput, MalformedRequest, NonFiniteOutput
@@ -15,7 +15,7 @@ from runtime.preprocessing.preparation import RawRows
 from runtime.records.each_row import EachRow, read_each, read_instances
 from runtime.records.instances import read_rows
 from runtime.records.predictions import Nonfinite, predictions_from
-from runtime.records.raw_rows import decoded
+from runtime.records.raw_values import FORMS, RawValue
 from runtime.records.tensors import brief, kind_of
 from runtime.tensors import Array
 from server.batching.pending_request import InferenceResult, ResultSlice
@@ -156,19 +156,49 @@ def _without(fields: Sequence[str], instances: list[Any]) -> list[Any]:
     ]
 
 
-def read_text(body: bytes, model: Model) -> ParsedRequest[Response]:
-    """Parse a body that is one text; the response will have `predictions` of one row.
+def read_one(body: bytes, model: Model) -> ParsedRequest[Response]:
+    """Parse a body that is one text or image; the response will have `predictions` of one row.
 
     Args:
       body: the complete body, decompressed.
-      model: takes one text, and nothing else.
+      model: takes one raw input, and nothing else.
 
     Raises:
-      SignatureMismatch: the body is no UTF-8.
+      SignatureMismatch: a text is no UTF-8.
     """
     [name] = model.preparer.expected_names if model.preparer else ()
-    raw = RawRows({name: [decoded(body, "body")]}, 1, lambda name, _: f"body: input {name!r}")
+    value = _form_of(name, model)(body, "body")
+    raw = RawRows({name: [value]}, 1, lambda name, _: f"body: input {name!r}")
     return ParsedRequest(raw, functools.partial(write, model))
+
+
+def read_form(columns: Mapping[str, Sequence[bytes]], model: Model) -> ParsedRequest[Response]:
+    """Parse the parts of a form, a row for each of an input's; the response will have `predictions`.
+
+    Args:
+      columns: raw input to what its parts have.
+      model: takes these.
+
+    Raises:
+      SignatureMismatch: a text is no UTF-8.
+    """
+    inputs = {
+        name: [
+            _form_of(name, model)(value, f"body: input {name!r}[{i}]")
+            for i, value in enumerate(values)
+        ]
+        for name, values in columns.items()
+    }
+    rows = max(map(len, inputs.values()))
+    if not rows:
+        raise MalformedRequest("body: expected a part for each row, got none")
+    raw = RawRows(inputs, rows, lambda name, row: f"body: input {name!r}[{row}]")
+    return ParsedRequest(raw, functools.partial(write, model))
+
+
+def _form_of(name: str, model: Model) -> Callable[[bytes, str], RawValue]:
+    """Return what reads the bytes of a raw input."""
+    return FORMS[model.preparer.kinds[name] if model.preparer else ""].from_bytes
 
 
 def write(model: Model, result: InferenceResult, *, top_k: int | None = None) -> Response:

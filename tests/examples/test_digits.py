@@ -5,6 +5,7 @@ import re
 
 import jax
 import numpy as np
+from PIL import Image
 from pytest import approx, fixture, mark
 
 from examples.digits.model import DigitClassifier
@@ -14,6 +15,7 @@ from runtime import load
 from runtime.records.instances import read_rows
 from runtime.records.predictions import formatted
 from runtime.tensors import read_tensors
+from tests.image_files import saved
 
 
 @fixture(scope="module")
@@ -92,13 +94,29 @@ def test_the_saved_request_is_answered_with_its_label(trained, model):
 
 @mark.e2e
 def test_goldens_are_the_digits_that_training_left(model, held_out):
-    """The golden that every device is compared with is made of real held-out digits."""
-    (golden,) = model.manifest.goldens
+    """Behind images that are drawn, every device is compared with real held-out digits."""
+    images, golden = model.manifest.goldens
+    assert (images.raw is None, golden.raw) == (False, None)
     path = model.bundle.path / golden.file.path
 
     image = read_tensors(path, path.read_bytes())["input/image"]
 
     np.testing.assert_array_equal(image, held_out[0][1:65])
+
+
+@mark.e2e
+def test_a_drawing_is_read_as_its_digit(model, held_out):
+    """A picture of a digit, of any size and in white on black, is the digit itself to the model."""
+    images, _ = held_out
+    large = [
+        Image.fromarray(digit).resize((280, 280), Image.Resampling.BOX) for digit in images[:50]
+    ]
+
+    answers = model.classify({"image": [saved(picture) for picture in large]})
+
+    expected = model.classify({"image": images[:50]})
+    agreeing = sum(a["label"] == e["label"] for a, e in zip(answers, expected, strict=True))
+    assert agreeing >= 48
 
 
 def test_saving_again_replaces_what_was_left(tmp_path, held_out):

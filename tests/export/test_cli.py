@@ -205,13 +205,14 @@ def test_a_spec_has_all_that_flags_have(field):
     flags = {action.dest for action in parser()._actions}
     of_inputs = {"ranges": "minimum", "pads": "pad", "masks": "mask"}
     of_texts = {"text_inputs": "input_ids", "text_pairs": "pair", "truncated": "truncate"}
+    of_images = {"images", "image_options"}
     of_running = {"help", "out", "overwrite", "dry_run", "json", "config"}
     of_running |= {"savedmodel", "tf_stablehlo"}
     known = {f.name for f in dataclasses.fields(TensorSpec)}
 
     assert field in flags
     fields = {f.name for f in dataclasses.fields(ExportSpec)}
-    assert flags - fields == of_running | set(of_inputs) | set(of_texts)
+    assert flags - fields == of_running | set(of_inputs) | set(of_texts) | of_images
     assert set(of_inputs.values()) <= known
     assert set(of_texts.values()) <= {f.name for f in dataclasses.fields(Text)}
 

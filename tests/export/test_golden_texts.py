@@ -6,7 +6,7 @@ import numpy as np
 from pytest import mark, raises
 
 from export import ExportError
-from export.texts import open_texts
+from export.raw_inputs import open_raw_inputs
 from tests.export.texts_of import IDS, MASK, opened, refusal, spec_of
 from tests.tokenizer_files import VOCABULARY, ids
 
@@ -99,16 +99,16 @@ def test_golden_texts_that_do_not_read_are_refused(tokenizer, text, message):
     assert refusal(tokenizer, golden=path) == message.format(path=path)
 
 
-def test_golden_texts_need_a_text_input(tokenizer):
-    """Golden texts of a model that takes tensors only are refused, with the flag to pass."""
+def test_golden_lines_need_a_raw_input(tokenizer):
+    """Golden lines of a model that takes tensors only are refused, with the flag to pass."""
     path = tokenizer.parent / "golden.jsonl"
     path.write_text('"cat"\n')
     spec = dataclasses.replace(spec_of(tokenizer, golden=path), preprocess=())
 
     with raises(ExportError) as caught:
-        open_texts(spec, lambda _: None)
+        open_raw_inputs(spec, lambda _: None)
 
     assert str(caught.value) == (
-        f"golden {path}: expected .safetensors or .npz of inputs by name, got texts; declare the text "
-        "input, --text NAME=tokenizer.json"
+        f"golden {path}: expected .safetensors or .npz of inputs by name, got JSON lines; declare "
+        "the text or image input, --text NAME=tokenizer.json or --image NAME=SIZE"
     )

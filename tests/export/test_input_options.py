@@ -99,7 +99,7 @@ def test_an_unknown_keyword_gets_the_nearest_and_the_list(tmp_path, name, hint):
     known = (
         "allow_infinite, allow_pickle, allow_row_mixing, axes, buckets, call_args, dry_run, dtype, "
         "golden, inputs, labels, mask, matmul_precision, model, name, out, output, overwrite, pad, "
-        "params, params_path, passthrough, platforms, preprocess, progress, range, "
+        "page_sample, params, params_path, passthrough, pixel_tolerance, platforms, preprocess, progress, range, "
         "reference_preprocess, savedmodel, seed, tf_stablehlo, unverified, version"
     )
     assert str(caught.value) == f"{name}: no such option{hint} (options: {known})"

@@ -1,11 +1,10 @@
 """Flags of texts say what an ExportSpec's `preprocess` does."""
 
-import argparse
-
 from pytest import fixture, mark, raises
 
 from export import ExportError, ExportSpec, Text
-from export.text_flags import add_text_flags, declared_texts, preprocess_changes
+from export.cli import parser, preprocess_changes
+from export.text_flags import declared_texts
 from tests.tokenizer_files import words
 
 
@@ -19,11 +18,9 @@ def folder(tmp_path, monkeypatch):
 
 def changes(*flags, preprocess=()):
     """Return the fields that flags set of a spec."""
-    parser = argparse.ArgumentParser()
-    add_text_flags(parser)
-    arguments = parser.parse_args(flags)
+    arguments = parser().parse_args(["model.py:spec", "--out", "bundle", *flags])
     spec = ExportSpec(model=None, preprocess=preprocess)
-    return preprocess_changes(spec, declared_texts(arguments), arguments)
+    return preprocess_changes(spec, declared_texts(arguments), (), arguments)
 
 
 @mark.usefixtures("folder")

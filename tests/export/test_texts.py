@@ -69,7 +69,7 @@ def test_folders_of_save_pretrained_are_taken(tokenizer):
     texts, _ = opened(tokenizer.parent)
 
     assert texts.stages[0].max_tokens == 5
-    assert texts.tokenizers == (words(),)
+    assert [data for _, data in texts.files] == [words()]
 
 
 def test_tokenizers_of_libraries_are_taken():
@@ -85,7 +85,7 @@ def test_tokenizers_of_libraries_are_taken():
     fast, _ = opened(Fast())
 
     assert [plain.stages[0].max_tokens, fast.stages[0].max_tokens] == [8, 6]
-    assert json.loads(fast.tokenizers[0])["model"]["vocab"] == VOCABULARY
+    assert json.loads(fast.files[0][1])["model"]["vocab"] == VOCABULARY
 
 
 def test_long_texts_can_be_cut_off(tokenizer):
@@ -298,11 +298,11 @@ def test_row_mixing_models_have_raw_goldens_of_each_bucket(tokenizer, tmp_path):
     [
         (
             "tokenizer.json",
-            "preprocess: expected a list such as [Text('text', tokenizer='tokenizer.json')], got str",
+            "preprocess: expected a list such as [Text('text', tokenizer='tokenizer.json')] or [Image('image', 224)], got str",
         ),
         (
             [1],
-            "preprocess: expected a list such as [Text('text', tokenizer='tokenizer.json')], got list",
+            "preprocess: expected a list such as [Text('text', tokenizer='tokenizer.json')] or [Image('image', 224)], got list",
         ),
         ([Text("a b", tokenizer="t")], "text 'a b': expected a name such as 'text'"),
         (

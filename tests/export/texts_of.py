@@ -5,7 +5,7 @@ import numpy as np
 from pytest import raises
 
 from export import ExportError, ExportSpec, TensorSpec, Text
-from export.texts import open_texts
+from export.raw_inputs import open_raw_inputs
 
 IDS = "input_ids:int32[_,seq]"
 PARAMS = {"table": np.arange(32, dtype=np.float32).reshape(16, 2)}
@@ -35,7 +35,7 @@ def spec_of(tokenizer, *inputs, text=None, **options):
 
 def opened(*arguments, **options):
     """Return the texts of a spec, and the spec that goes on."""
-    changed, texts = open_texts(spec_of(*arguments, **options), lambda _: None)
+    changed, texts = open_raw_inputs(spec_of(*arguments, **options), lambda _: None)
     return texts, changed
 
 

@@ -229,7 +229,7 @@ def test_earlier_formats_have_no_texts(value, version):
 @mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "sound"}, "expected 'text', got 'sound' at $.preprocess[0].kind"),
+        ({"kind": "sound"}, "expected 'text' or 'image', got 'sound' at $.preprocess[0].kind"),
         ({"code": "x"}, "unknown key 'code' at $.preprocess[0]"),
         (
             {"input": "ids"},
@@ -284,6 +284,20 @@ def test_stages_fit_the_signature(value, changes, message):
     assert refusal(json.dumps(with_texts(value, STAGE | changes)).encode()) == (
         f"manifest.json: {message}"
     )
+
+
+def test_a_page_sample_is_of_format_4(value):
+    """
+    That a page may show a golden is said by the manifest, and by none before.
+    """
+    later = value | {"format_version": 4, "refreshed_from": [], "page_sample": True}
+
+    manifest = Manifest.from_bytes(json.dumps(later).encode())
+
+    assert manifest.page_sample
+    assert json.loads(manifest.to_bytes())["page_sample"] is True
+    earlier = json.dumps(later | {"format_version": 3}).encode()
+    assert refusal(earlier).endswith("unknown key 'page_sample' at $")
 
 
 def test_stages_have_goldens_that_begin_there(value):

@@ -92,6 +92,7 @@ class FakeModel:
             refreshed_from=(),
             preprocess=(),
             passthrough=(),
+            page_sample=False,
         )
         self.bundle = types.SimpleNamespace(digest="0" * 64)
         self.device = types.SimpleNamespace(memory_stats=lambda: None)

@@ -62,10 +62,10 @@ class TextModel(FakeModel):
         self.before_preparing = lambda _: None
         prepare = self.preparer.prepare
 
-        def recorded(inputs, where, *proceed):
+        def recorded(inputs, where, resources):
             self.prepared.append([str(text) for text in inputs[stage.input]])
             self.before_preparing(inputs)
-            return prepare(inputs, where, *proceed)
+            return prepare(inputs, where, resources)
 
         self.preparer.prepare = recorded
 

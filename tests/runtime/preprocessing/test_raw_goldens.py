@@ -89,18 +89,18 @@ def test_another_model_is_not_the_tokenizer(sentence_bundle, tmp_path):
     ("data", "message"),
     [
         (b"", ": expected 5 lines, a row each, got 0"),
-        (b"{}\n", ", row 0: expected an object with the texts ['text'], got something else"),
+        (b"{}\n", ", row 0: expected an object with the text 'text', got something else"),
         (
             b'{"text": 1}\n',
-            ", row 0: expected an object with the texts ['text'], got something else",
+            ", row 0: expected an object with the text 'text', got something else",
         ),
         (
             b'{"text": "a"}\n"b"\n',
-            ", row 1: expected an object with the texts ['text'], got something else",
+            ", row 1: expected an object with the text 'text', got something else",
         ),
         (
             b"[" * 100_000,
-            ", row 0: expected an object with the texts ['text'], got something else",
+            ", row 0: expected an object with the text 'text', got something else",
         ),
     ],
     ids=["none", "no-text", "number", "bare", "nested"],

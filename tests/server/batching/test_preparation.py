@@ -10,8 +10,10 @@ from runtime.errors import SignatureMismatch
 from runtime.preprocessing.preparation import RawRows
 from runtime.preprocessing.tokenizer import Tokenizer
 from server.errors import DeadlineExceeded, NotReady, Overloaded
+from tests.image_files import plain
 from tests.server.batching.calls import begun, on_a_loop
 from tests.server.fakes import Gate, RecordedFailures, serving
+from tests.server.image_model import ImageModel
 from tests.server.text_model import TextModel
 from tests.tokenizer_files import ids, splitting, words
 
@@ -260,11 +262,11 @@ async def test_each_piece_has_its_time(model):
     reader._tokenizer.encode = slowly
     async with serving(model, failures, stall_s=1000.0) as service:
         request = asked(service, *["cat"] * 40)
-        [job] = service._preparation._running.values()
+        [resources] = service._preparation._running.values()
         for _ in range(3):
             await pieces.reached()
-            job.progressed -= 500
-            service._preparation._check_stall(job)
+            resources.progress -= 500
+            service._preparation._expect_progress(resources)
             pieces.open()
 
         assert await answered(request) == [sum(ids("cat"))] * 40
@@ -301,3 +303,72 @@ def test_a_refused_text_is_gone_with_its_answer(each):
         asyncio.run(refuse())
     finally:
         gc.enable()
+
+
+@on_a_loop
+async def test_an_ended_request_stops_between_rows():
+    """A request of many images that is late takes no thread for the images that are left."""
+    model = ImageModel()
+    gate = Gate()
+    reader = model.preparer.readers[0]
+    read = reader._pixels
+    rows = []
+
+    def slow(value, where, resources):
+        rows.append(where)
+        gate(None)
+        return read(value, where, resources)
+
+    reader._pixels = slow
+    async with serving(model) as service:
+        done = asyncio.get_running_loop().create_future()
+        files = [plain(1, 2, 3)] * 5
+        service.submit(RawRows({"image": files}, 5), done.set_result, 0.01)
+        await gate.reached()
+        assert isinstance(await done, DeadlineExceeded)
+        gate.open(runs=5)
+
+        again = asyncio.get_running_loop().create_future()
+        service.submit(RawRows({"image": files[:1]}, 1), again.set_result)
+        assert (await again).outputs["mean"].tolist() == [[1, 2, 3]]
+
+    assert rows == ["input 'image'[0]"] * 2
+
+
+@on_a_loop
+async def test_only_a_row_that_does_not_end_is_a_stall(model, gate):
+    """A request of many rows may take long; what counts is when its thread last began with one."""
+    failures = RecordedFailures()
+    async with serving(model, failures, stall_s=1000) as service:
+        asked_for = asked(service, "cat")
+        await gate.reached()
+        pool = service._preparation
+        [resources] = pool._running.values()
+
+        pool._expect_progress(resources)
+        assert failures.reasons == []
+        resources.progress -= 2000
+        resources.check()
+        pool._expect_progress(resources)
+        assert failures.reasons == []
+        resources.progress -= 2000
+        pool._expect_progress(resources)
+        assert failures.reasons == ["preparing raw inputs did not come to an end"]
+        gate.open()
+        assert isinstance(await asked_for[1], NotReady)
+
+
+@on_a_loop
+async def test_pixels_are_counted_before_they_are_there():
+    """Small files that become many pixels are refused by the memory budget, and given back at the end."""
+    model = ImageModel()
+    row = model.preparer.row_bytes
+    async with serving(model, memory_bytes=2 * row) as service:
+        done = asyncio.get_running_loop().create_future()
+        service.submit(RawRows({"image": [plain(1, 2, 3)] * 2}, 2), done.set_result)
+        assert service.memory.size == 2 * row
+        with raises(Overloaded):
+            service.submit(RawRows({"image": [plain(1, 2, 3)]}, 1), lambda _: None)
+
+        assert (await done).rows == 2
+        assert service.memory.size == 0

@@ -193,6 +193,27 @@ def test_texts_are_batched_as_batch_prediction_has_them():
     assert batch_formats(beside) == {"JSON lines": beside}
 
 
+def test_images_are_batched_as_batch_prediction_has_them():
+    """An image by itself is a record or a file; with more inputs it is a line of JSON."""
+    image = {"b64": "/9j/"}
+
+    assert batch_formats([{"image": image}]) == {
+        "JSON lines": [image],
+        "TFRecord": [image],
+        "file list": [image],
+    }
+    beside = [{"image": image, "age": 3}]
+    assert batch_formats(beside) == {"JSON lines": beside}
+
+
+def test_payloads_of_images_are_weighed():
+    """An image has the bytes of its file, a third more in JSON, and those of its length in binary."""
+    as_json, b64, binary = encodings([{"image": {"b64": "/9j/"}}])
+
+    assert as_json.bytes == b64.bytes == len('{"image":{"b64":"/9j/"}},')
+    assert binary.bytes == 4 + 3
+
+
 def test_payloads_of_texts_are_weighed():
     """A text has the bytes of its UTF-8, and in binary those of its length before it."""
     as_json, b64, binary = encodings([{"text": "a\u00e9"}])

@@ -1,26 +1,33 @@
 """The page at `/`: complete without JavaScript, and nothing in it comes from elsewhere."""
 
 import base64
+import dataclasses
 import hashlib
 import html
 import html.parser
 import json
 import math
 import re
+import types
 
 from hypothesis import given
 from hypothesis import strategies as st
 from pytest import approx, fixture, mark
 
+from runtime.bundle import open_bundle
 from runtime.entries import OutputFormat
 from runtime.inputs import Checker
 from runtime.signature import DTYPE_BYTES, Axis, Signature, TensorSpec
 from server.batching.service import State
-from server.http.page import example_bodies, example_instance
+from server.http.page import Page
+from server.http.page_form import example_bodies, example_instance
 from server.metrics import SECONDS, Histogram, quantile
 from server.protocols import oip
+from tests.image_files import plain
 from tests.server.fakes import ECHO, EVERY, SUM, FakeModel, signature
 from tests.server.flask_client import client_for, client_of, refused
+from tests.server.http_harness import HttpHarness
+from tests.server.image_model import WITH_AGE, ImageModel
 from tests.server.text_model import EmbeddingModel
 
 LARGE = signature(["x:float32[_, 224, 224, 3]"], ["y:float32[_]"])
@@ -57,7 +64,7 @@ class Tags(html.parser.HTMLParser):
     def handle_starttag(self, tag, attributes):
         """Collect a tag."""
         self.seen.append((tag, dict(attributes)))
-        if tag not in ("meta", "link"):
+        if tag not in ("meta", "link", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -115,7 +122,7 @@ def test_every_tag_is_closed_and_nothing_comes_from_elsewhere(client):
     for tag, attributes in tags.seen:
         assert "src" not in attributes
         assert not any(name.startswith("on") or name == "style" for name in attributes)
-        assert attributes.get("href", "data:,") == "data:,", tag
+        assert attributes.get("href", "data:,") in ("data:,", "/openapi.json"), tag
 
 
 def test_the_page_reads_to_everyone(client):
@@ -124,7 +131,7 @@ def test_the_page_reads_to_everyone(client):
     names = [tag for tag, _ in tags]
 
     assert ("html", {"lang": "en"}) in tags
-    assert ("label", {"for": "body"}) in tags
+    assert ("label", {"for": "field1"}) in tags
     assert ("main", {}) in tags
     assert "width=device-width" in str(tags)
     assert names.count("h1") == 1
@@ -173,7 +180,7 @@ def test_the_example_in_the_form_is_answered(running, signature):
     tags = text_of(client)
 
     if signature is LARGE:
-        assert "<form" not in tags
+        assert 'placeholder="left empty: a made-up sample"' in tags
         assert "-d @request.json" in tags
         return
     sent = send_examples(client, tags)
@@ -193,8 +200,16 @@ def test_examples_of_an_embedding_are_answered(running):
 
 def send_examples(client, tags):
     """Send what the form and the lines of curl have; return the paths, each answered."""
-    (example,) = re.findall(r"<textarea.*?>(.*?)</textarea>", tags, re.DOTALL)
-    sent = [("/predict", html.unescape(example))]
+    names = map(html.unescape, re.findall(r'data-name="(.*?)"', tags))
+    found = re.findall(
+        r'data-kind="(\w+)" data-name.*?<textarea.*?>(.*?)</textarea>', tags, re.DOTALL
+    )
+    values = (
+        html.unescape(value) if kind == "text" else json.loads(html.unescape(value))
+        for kind, value in found
+    )
+    instance = dict(zip(names, values, strict=True))
+    sent = [("/predict", json.dumps({"instances": [instance]}))]
     for line in map(html.unescape, re.findall(r"<pre tabindex=\"0\">(curl .*?)</pre>", tags)):
         url, _, body = line.removeprefix("curl http://localhost:8080").partition(" -d ")
         sent.append((url, body.strip("'")))
@@ -203,6 +218,56 @@ def send_examples(client, tags):
         answer = client.open(path, method=method, data=body.encode())
         assert answer.status_code == 200, (path, answer.get_data())
     return [path for path, _ in sent]
+
+
+@mark.parametrize("model", [FakeModel(), EmbeddingModel(), ImageModel(signature=WITH_AGE)])
+def test_the_code_that_is_shown_runs(running, model, tmp_path, monkeypatch):
+    """What the page shows in Python, and for Triton's client, asks what it says and gets answers."""
+    text = text_of(client_for(running, model))
+    code = dict(re.findall(r"<h3>(\w+)</h3>.*?<pre .*?>(.*?)</pre>", text, re.DOTALL))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photo.jpg").write_bytes(plain(1, 2, 3, "JPEG"))
+    harness = HttpHarness(model)
+
+    for name in ("Python", "tritonclient"):
+        shown = html.unescape(code[name]).replace("localhost:8080", f"127.0.0.1:{harness.port}")
+        printed = []
+        exec(shown, {"print": printed.append})  # noqa: S102 (it is what is tested)
+        assert len(printed) == 1
+    harness.close()
+    assert code["curl"].startswith("curl ")
+
+
+def test_images_have_a_form(running):
+    """An image is drawn, dropped, pasted or chosen; the numbers beside it have a field of their own."""
+    text = text_of(client_for(running, ImageModel(signature=WITH_AGE)))
+    tags = Tags(text)
+
+    assert tags.open == []
+    kinds = [a["data-kind"] for tag, a in tags.seen if tag == "div" and "data-name" in a]
+    assert kinds == ["image", "tensor"]
+    assert "curl -F" not in text
+    alone = html.unescape(text_of(client_for(running, ImageModel())))
+    assert "curl -F image=@photo.jpg http://localhost:8080/predict" in alone
+
+
+def test_a_golden_is_shown_only_where_the_export_says_so(classifier_bundle):
+    """Golden rows can be texts and photographs of people: by themselves they stay in the bundle."""
+    bundle = open_bundle(classifier_bundle)
+    manifests = [dataclasses.replace(bundle.manifest, page_sample=shown) for shown in (True, False)]
+
+    def sample(manifest):
+        page = Page.__new__(Page)
+        page._sample = None
+        model = types.SimpleNamespace(
+            manifest=manifest, bundle=dataclasses.replace(bundle, manifest=manifest)
+        )
+        return page._read_sample(model)
+
+    shown, left_out = map(sample, manifests)
+    golden = bundle.map(bundle.manifest.goldens[0].file)["input/x"][0]
+    assert json.loads(shown) == {"x": golden.tolist()}
+    assert left_out == ""
 
 
 def test_routes_that_are_not_served_are_not_shown(client):
@@ -222,6 +287,9 @@ def test_a_configured_route_is_where_the_form_goes(running):
 
     assert 'data-route="/v1/e/1:predict"' in text
     assert "curl http://localhost:9000/v1/e/1:predict -d " in text
+    description = client.get("/openapi.json").get_json()
+    assert "/v1/e/1:predict" in description["paths"]
+    assert "/predict" not in description["paths"]
 
 
 def test_before_and_after_there_is_a_page_too(running, config):

@@ -211,7 +211,7 @@ def bodies(ids):
             {"x-request-timeout": "soon"},
             {"x-request-id": "mine", "x-request-timeout": "-1"},
             {"content-type": "text/plain"},
-            {"content-type": "multipart/form-data; boundary=x"},
+            {"content-type": "multipart/mixed; boundary=x"},
             {"content-type": "application/json; charset=utf-16"},
             {"content-encoding": "br"},
             {"content-encoding": "gzip"},
