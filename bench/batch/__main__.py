@@ -48,7 +48,7 @@ def predict(bundle, source, out, *options):
 def comparisons(folder, scale):
     """Yield the name of a comparison and its cells: a name and a function that returns rows a second."""
     minilm, classifier = BUNDLES / "minilm", BUNDLES / "text_classifier"
-    out = folder / "out"
+    out, cache = folder / "out", folder / "cache"
 
     def source(name, bundle, rows, lengths=None):
         path = folder / name
@@ -60,7 +60,7 @@ def comparisons(folder, scale):
     yield (
         "MiniLM, full buckets of 32 tokens",
         {
-            "bare programs": lambda: rate("bench.batch.bare", minilm, few),
+            "bare programs": lambda: rate("bench.batch.bare", minilm, few, cache),
             **{
                 f"predict from {kind}": lambda kind=kind: predict(
                     minilm, source(f"full.{kind}", minilm, few), out
@@ -68,7 +68,11 @@ def comparisons(folder, scale):
                 for kind in ("npz", "jsonl", "parquet")
             },
             "plain loop, padded to 128": lambda: rate(
-                "bench.batch.plain", minilm, source("full.jsonl", minilm, few), folder / "plain"
+                "bench.batch.plain",
+                minilm,
+                source("full.jsonl", minilm, few),
+                folder / "plain",
+                cache,
             ),
         },
     )
@@ -80,6 +84,7 @@ def comparisons(folder, scale):
                 minilm,
                 source("mixed.jsonl", minilm, few, 128),
                 folder / "plain",
+                cache,
             ),
             "predict from jsonl": lambda: predict(
                 minilm, source("mixed.jsonl", minilm, few, 128), out
@@ -89,7 +94,7 @@ def comparisons(folder, scale):
     yield (
         "classifier",
         {
-            "bare programs": lambda: rate("bench.batch.bare", classifier, many),
+            "bare programs": lambda: rate("bench.batch.bare", classifier, many, cache),
             "predict from npz to npz": lambda: predict(
                 classifier, source("c.npz", classifier, many), out, "--format", "npz"
             ),
@@ -100,7 +105,11 @@ def comparisons(folder, scale):
                 classifier, source("c.jsonl", classifier, many), out
             ),
             "plain loop from npz to jsonl": lambda: rate(
-                "bench.batch.plain", classifier, source("c.npz", classifier, many), folder / "plain"
+                "bench.batch.plain",
+                classifier,
+                source("c.npz", classifier, many),
+                folder / "plain",
+                cache,
             ),
         },
     )

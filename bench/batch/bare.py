@@ -1,6 +1,6 @@
 """The bare programs: the largest bucket of each length, called on arrays that are there already.
 
-python -m bench.batch.bare BUNDLE ROWS [SIZE]
+python -m bench.batch.bare BUNDLE ROWS CACHE [SIZE]
 """
 
 import json
@@ -13,9 +13,9 @@ from bench.batch.workload import SEED
 from runtime import load
 
 
-def main(bundle, rows, size=None):
+def main(bundle, rows, cache, size=None):
     """Print as JSON the seconds that so many rows take."""
-    model = load(bundle, "cpu")
+    model = load(bundle, "cpu", cache_dir=cache)
     sizes = () if not model.signature.axes else (int(size),) if size else min(model.groups)
     group = model.groups[sizes]
     batch = max(group.programs)

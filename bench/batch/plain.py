@@ -1,6 +1,6 @@
 """What one writes without this project: a loop that reads, pads, calls jit on each batch, and writes.
 
-    python -m bench.batch.plain BUNDLE INPUT OUT
+    python -m bench.batch.plain BUNDLE INPUT OUT CACHE
 
 It calls the bundle's own program of the largest bucket, as jit calls what it has compiled, so that both compute the
 same. Rows are padded to the longest length there is, as a loop with one shape has to.
@@ -16,9 +16,9 @@ import numpy as np
 from runtime import load
 
 
-def main(bundle, source, out):
+def main(bundle, source, out, cache):
     """Answer all rows of a file; print the seconds that it took as JSON."""
-    model = load(bundle, "cpu")
+    model = load(bundle, "cpu", cache_dir=cache)
     sizes, group = max(model.groups.items())
     batch = max(group.programs)
     program = group.programs[batch]
@@ -30,10 +30,16 @@ def main(bundle, source, out):
         for rows in batches(source, [s.name for s in specs if not s.mask], batch):
             count += len(next(iter(rows.values())))
             inputs = tuple(padded(spec, rows, spec.concrete(batch, named)) for spec in specs)
-            for row in zip(*program.call(model.params, inputs), strict=True):
-                if count:
-                    file.write(json.dumps({"prediction": [o.tolist() for o in row]}) + "\n")
+            file.writelines(
+                json.dumps({"prediction": [o.tolist() for o in row]}) + "\n"
+                for row in zip(*cut(program.call(model.params, inputs), rows), strict=True)
+            )
     print(json.dumps({"rows": count, "seconds": time.perf_counter() - begin}))
+
+
+def cut(outputs, rows):
+    """Return outputs without the rows that fill up the batch."""
+    return [output[: len(next(iter(rows.values())))] for output in outputs]
 
 
 def batches(source, names, size):
