@@ -94,7 +94,9 @@ def decide(config: ServerConfig) -> ServerConfig:
     """Return a configuration with the number of processes that is best here, which is logged."""
     one = dataclasses.replace(config, processes=1)
     cores = cpu_limits.free_cores()
-    if cores < 2:
+    if config.devices:
+        choice = Choice(1, "one process has all of --devices")
+    elif cores < 2:
         choice = Choice(1, f"{cores:.3g} cores may be used")
     else:
         measured = _measure(one)

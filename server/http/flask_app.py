@@ -68,7 +68,7 @@ def create_app(
     app.response_class = _PlainResponse
     router = Router(routes)
 
-    # Requests are matched by the router of both entrances, so that they are answered the same.
+    # Requests are matched by the router of both front ends, so that they are answered the same.
     @app.before_request
     def dispatch() -> FlaskResponse:
         target = _checked_target()

@@ -1,4 +1,4 @@
-"""URL routing for both HTTP entrances: from a method and a path to a route."""
+"""URL routing for both HTTP front ends: from a method and a path to a route."""
 
 import functools
 import urllib.parse

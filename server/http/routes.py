@@ -1,6 +1,6 @@
 """The HTTP routes and their handlers, independent of any HTTP server.
 
-Both entrances serve these routes: `frontend` for `python -m server`, `flask_app` under WSGI.
+Both front ends serve these routes: `frontend` for `python -m server`, `flask_app` under WSGI.
 """
 
 import dataclasses

@@ -196,12 +196,12 @@ def test_programs_hold_no_weights(bundle):
 
 def test_the_openai_client_is_answered(model):
     """OpenAI's client gets the vectors that `predict` gives, by a change of the URL."""
-    entrance = HttpHarness(model)
-    url = f"http://127.0.0.1:{entrance.port}/v1"
+    http_server = HttpHarness(model)
+    url = f"http://127.0.0.1:{http_server.port}/v1"
 
     with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
         found = client.embeddings.create(model="all-MiniLM-L6-v2", input=list(SENTENCES))
-    entrance.close()
+    http_server.close()
 
     got = [one.embedding for one in found.data]
     np.testing.assert_allclose(got, embed(model, SENTENCES), rtol=0, atol=1e-6)

@@ -207,7 +207,7 @@ def test_a_spec_has_all_that_flags_have(field):
     of_texts = {"text_inputs": "input_ids", "text_pairs": "pair", "truncated": "truncate"}
     of_images = {"images", "image_options"}
     of_running = {"help", "out", "overwrite", "dry_run", "json", "config"}
-    of_running |= {"savedmodel", "tf_stablehlo"}
+    of_running |= {"savedmodel", "tf_stablehlo", "check_gpu"}
     known = {f.name for f in dataclasses.fields(TensorSpec)}
 
     assert field in flags

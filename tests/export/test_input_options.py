@@ -97,7 +97,7 @@ def test_an_unknown_keyword_gets_the_nearest_and_the_list(tmp_path, name, hint):
         export_model(lambda _, x: x, {}, out=tmp_path / "b", **{name: 1})
 
     known = (
-        "allow_infinite, allow_pickle, allow_row_mixing, axes, buckets, call_args, dry_run, dtype, "
+        "allow_infinite, allow_pickle, allow_row_mixing, axes, buckets, call_args, check_gpu, dry_run, dtype, "
         "golden, inputs, labels, mask, matmul_precision, model, name, out, output, overwrite, pad, "
         "page_sample, params, params_path, passthrough, pixel_tolerance, platforms, preprocess, progress, range, "
         "reference_preprocess, savedmodel, seed, tf_stablehlo, unverified, version"

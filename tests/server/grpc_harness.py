@@ -1,4 +1,4 @@
-"""The gRPC entrance on a real socket, in this process, and a client that calls it."""
+"""The gRPC server on a real socket, in this process, and a client that calls it."""
 
 import grpc
 import numpy as np
@@ -15,12 +15,12 @@ FRONTS = {"aio": GrpcServer, "ngh2": Http2Server}
 
 
 class GrpcHarness:
-    """An entrance that listens, and a channel to it.
+    """A server that listens, and a channel to it.
 
     Attributes:
       model: answers.
       running: the service's loop.
-      entrance: the server.
+      server: the server.
       port: where it listens.
     """
 
@@ -37,8 +37,8 @@ class GrpcHarness:
             self.running.open(self.model)
 
     async def _start(self):
-        self.entrance = FRONTS[self.front](self.service, self._config)
-        return await self.entrance.start()
+        self.http_server = FRONTS[self.front](self.service, self._config)
+        return await self.http_server.start()
 
     def on_loop(self, function, *arguments):
         """Call a function on the service's loop, and return its result."""
@@ -50,12 +50,12 @@ class GrpcHarness:
 
     def calls_without_message(self):
         """Return how many calls have begun, and have sent no whole message."""
-        if isinstance(self.entrance, GrpcServer):
-            receiver = self.entrance._receiver
+        if isinstance(self.http_server, GrpcServer):
+            receiver = self.http_server._receiver
             return receiver.receiving + receiver.waiting
         return sum(
             not call._asked
-            for connection in self.entrance._connections
+            for connection in self.http_server._connections
             for call in connection._calls.values()
         )
 
@@ -86,7 +86,7 @@ class GrpcHarness:
     def close(self):
         """Stop listening, and end the loop."""
         self.channel.close()
-        self.running.wait(self.entrance.stop())
+        self.running.wait(self.http_server.stop())
         self.running.close()
 
 

@@ -171,9 +171,9 @@ def padded(length):
     return BODY + b" " * (length - len(BODY))
 
 
-def begun(entrance):
+def begun(http_server):
     """Whether a request has begun to come, and is read."""
-    return any(c.reading and not c.idle for c in entrance.server.connections)
+    return any(c.reading and not c.idle for c in http_server.server.connections)
 
 
 async def until(true):

@@ -75,6 +75,13 @@ def test_on_one_core_nothing_is_measured(monkeypatch):
     assert decide(ServerConfig(bundle="b", processes=AUTO)).processes == 1
 
 
+def test_several_devices_have_one_process(monkeypatch):
+    """Devices that are named are those of one process, and the bundle is not loaded to find that out."""
+    monkeypatch.setattr(process_count, "_measure", None)
+
+    assert decide(ServerConfig(bundle="b", processes=AUTO, devices="all")).processes == 1
+
+
 def test_a_bundle_that_is_none_has_one_process(tmp_path, monkeypatch, caplog):
     """What cannot be measured is left for the server to refuse, in its own words."""
     caplog.set_level("INFO")

@@ -27,11 +27,11 @@ def gate():
 
 
 @fixture
-def entrance():
+def http_server():
     """A front that holds no more than four large bodies."""
-    entrance = HttpHarness(limits={"memory_bytes": LIMIT})
-    yield entrance
-    entrance.close()
+    http_server = HttpHarness(limits={"memory_bytes": LIMIT})
+    yield http_server
+    http_server.close()
 
 
 def large(size=LARGE):
@@ -39,14 +39,14 @@ def large(size=LARGE):
     return request("/predict", BODY + b" " * (size - len(BODY)))
 
 
-def wait_until(entrance, size):
-    """Wait until the entrance holds so many bytes."""
+def wait_until(http_server, size):
+    """Wait until the server holds so many bytes."""
 
     async def wait():
-        while entrance.service.memory.size != size:  # noqa: ASYNC110 (there is no event)
+        while http_server.service.memory.size != size:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0)
 
-    entrance.running.wait(asyncio.wait_for(wait(), 30))
+    http_server.running.wait(asyncio.wait_for(wait(), 30))
 
 
 def test_what_is_held_is_counted_to_the_byte():
@@ -101,14 +101,14 @@ def test_the_bound_follows_the_largest_body():
     assert config.limits.memory_bytes == 8000
 
 
-def test_bodies_that_are_too_much_together_are_refused(entrance):
+def test_bodies_that_are_too_much_together_are_refused(http_server):
     """The body that would be too much is 503; those before it end well, and small ones never wait."""
     with contextlib.ExitStack() as stack:
-        first = [stack.enter_context(entrance.connect()) for _ in range(4)]
-        late, small = (stack.enter_context(entrance.connect()) for _ in range(2))
+        first = [stack.enter_context(http_server.connect()) for _ in range(4)]
+        late, small = (stack.enter_context(http_server.connect()) for _ in range(2))
         for connection in first:
             connection.sendall(large()[:-1])
-        wait_until(entrance, LIMIT - 4)
+        wait_until(http_server, LIMIT - 4)
 
         late.sendall(large())
         status, headers, answer = read_answer(late)
@@ -122,57 +122,57 @@ def test_bodies_that_are_too_much_together_are_refused(entrance):
     assert headers["retry-after"] == "1"
     assert beside == {"predictions": [3.0]}
     assert whole == [(200, {"predictions": [3.0]})] * 4
-    assert entrance.service.memory.size == 0
-    assert entrance.service.metrics.failures["rejected"] == 1
+    assert http_server.service.memory.size == 0
+    assert http_server.service.metrics.failures["rejected"] == 1
 
 
-def test_a_body_in_chunks_is_bounded_as_well(entrance):
+def test_a_body_in_chunks_is_bounded_as_well(http_server):
     """Bodies that do not say how long they are count as they come."""
     head = b"POST /predict HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n"
     chunk = b"%x\r\n%s\r\n" % (LARGE, b" " * LARGE)
-    with entrance.connect() as first, entrance.connect() as second:
+    with http_server.connect() as first, http_server.connect() as second:
         first.sendall(head + chunk * 3)
-        wait_until(entrance, 3 * LARGE)
+        wait_until(http_server, 3 * LARGE)
         second.sendall(head + chunk * 2)
         answer = read_answer(second)
-        wait_until(entrance, 3 * LARGE)
+        wait_until(http_server, 3 * LARGE)
 
-    wait_until(entrance, 0)
+    wait_until(http_server, 0)
     assert (answer[0], answer[2]["code"]) == (503, "queue_full")
 
 
-def test_a_body_whose_client_goes_is_held_no_more(entrance):
+def test_a_body_whose_client_goes_is_held_no_more(http_server):
     """What came of a body is given back when its connection is lost, or its time is over."""
-    with entrance.connect() as gone, entrance.connect() as stalled:
+    with http_server.connect() as gone, http_server.connect() as stalled:
         gone.sendall(large()[:-1])
         stalled.sendall(large()[:-1])
-        wait_until(entrance, 2 * (LARGE - 1))
+        wait_until(http_server, 2 * (LARGE - 1))
         reset(gone)
-        wait_until(entrance, LARGE - 1)
-        entrance.check_timeouts(later_s=100)
+        wait_until(http_server, LARGE - 1)
+        http_server.check_timeouts(later_s=100)
         status = read_answer(stalled)[0]
 
         assert status == 408
-        assert entrance.service.memory.size == 0
+        assert http_server.service.memory.size == 0
 
 
 def test_bodies_of_requests_that_wait_are_held(gate):
     """A body counts until its request is answered, or given up because its client went."""
     model = FakeModel()
     model.before = gate
-    entrance = HttpHarness(model, limits={"memory_bytes": LIMIT})
-    with entrance.connect() as stays, entrance.connect() as goes:
+    http_server = HttpHarness(model, limits={"memory_bytes": LIMIT})
+    with http_server.connect() as stays, http_server.connect() as goes:
         stays.sendall(large())
-        entrance.running.wait(gate.reached())
+        http_server.running.wait(gate.reached())
         goes.sendall(large())
-        wait_until(entrance, 2 * LARGE)
+        wait_until(http_server, 2 * LARGE)
         reset(goes)
-        wait_until(entrance, LARGE)
+        wait_until(http_server, LARGE)
         gate.open(2)
         answer = read_answer(stays)[2]
 
-    wait_until(entrance, 0)
-    entrance.close()
+    wait_until(http_server, 0)
+    http_server.close()
     assert answer == {"predictions": [3.0]}
 
 
@@ -180,15 +180,15 @@ def test_a_body_counts_as_what_it_becomes(gate):
     """What decompressing adds is counted until its request is answered, or its client has gone."""
     model = FakeModel()
     model.before = gate
-    entrance = HttpHarness(model, limits={"memory_bytes": LIMIT})
+    http_server = HttpHarness(model, limits={"memory_bytes": LIMIT})
     packed = gzip.compress(BODY + b" " * (LARGE * 2))
     added = LARGE * 2 + len(BODY) - len(packed)
     sent = request("/predict", packed, "content-encoding: gzip\r\n")
-    with entrance.connect() as stays, entrance.connect() as goes:
+    with http_server.connect() as stays, http_server.connect() as goes:
         stays.sendall(sent)
-        wait_until(entrance, added)
-        entrance.running.wait(gate.reached())
-        with entrance.connect() as late:
+        wait_until(http_server, added)
+        http_server.running.wait(gate.reached())
+        with http_server.connect() as late:
             late.sendall(
                 request(
                     "/predict", gzip.compress(BODY + b" " * LIMIT), "content-encoding: gzip\r\n"
@@ -196,13 +196,13 @@ def test_a_body_counts_as_what_it_becomes(gate):
             )
             status, _, refused = read_answer(late)
         goes.sendall(request("/predict", BODY.ljust(LARGE)))
-        wait_until(entrance, added + LARGE)
+        wait_until(http_server, added + LARGE)
         reset(goes)
-        wait_until(entrance, added)
+        wait_until(http_server, added)
         gate.open(2)
         answer = read_answer(stays)[2]
-    wait_until(entrance, 0)
-    entrance.close()
+    wait_until(http_server, 0)
+    http_server.close()
 
     assert (status, refused["error"]) == (503, TEXT)
     assert answer == {"predictions": [3.0]}
@@ -212,34 +212,34 @@ def test_a_compressed_body_whose_client_goes_is_held_no_more(gate):
     """What decompressing added is given back with the request."""
     model = FakeModel()
     model.before = gate
-    entrance = HttpHarness(model, limits={"memory_bytes": LIMIT})
+    http_server = HttpHarness(model, limits={"memory_bytes": LIMIT})
     packed = gzip.compress(BODY + b" " * LARGE)
-    with entrance.connect() as goes:
+    with http_server.connect() as goes:
         goes.sendall(request("/predict", packed, "content-encoding: gzip\r\n"))
-        entrance.running.wait(gate.reached())
-        wait_until(entrance, LARGE + len(BODY) - len(packed))
+        http_server.running.wait(gate.reached())
+        wait_until(http_server, LARGE + len(BODY) - len(packed))
         reset(goes)
-        wait_until(entrance, 0)
+        wait_until(http_server, 0)
         gate.open()
-    entrance.close()
+    http_server.close()
 
 
 def test_requests_behind_each_other_are_bounded(gate):
     """Requests that are sent ahead of their answers count, large or not; the rest is refused."""
     model = FakeModel()
     model.before = gate
-    entrance = HttpHarness(model, limits={"memory_bytes": 3 * 60_000})
-    with entrance.connect() as connection:
+    http_server = HttpHarness(model, limits={"memory_bytes": 3 * 60_000})
+    with http_server.connect() as connection:
         connection.sendall(large(60_000))
-        entrance.running.wait(gate.reached())
+        http_server.running.wait(gate.reached())
         connection.sendall(large(60_000) * 4)
-        wait_until(entrance, 3 * 60_000)
+        wait_until(http_server, 3 * 60_000)
         gate.open(5)
         with connection.makefile("rb") as file:
             raw = file.read()
 
-    wait_until(entrance, 0)
-    entrance.close()
+    wait_until(http_server, 0)
+    http_server.close()
     answers = [json.loads(part.partition(b"\r\n\r\n")[2]) for part in raw.split(b"HTTP/1.1 ")[1:]]
     assert answers[:-1] == [{"predictions": [3.0]}] * 4
     assert answers[-1]["code"] == "queue_full"

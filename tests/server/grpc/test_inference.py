@@ -23,23 +23,23 @@ ROW = np.array([[1, 2]], np.float32)
 
 
 @fixture(scope="module")
-def called():
-    """An entrance with small limits, before a model that sums rows."""
-    called = GrpcHarness(max_body_bytes=LIMIT)
-    yield called
-    called.close()
+def grpc_server():
+    """A server with small limits, before a model that sums rows."""
+    grpc_server = GrpcHarness(max_body_bytes=LIMIT)
+    yield grpc_server
+    grpc_server.close()
 
 
 @fixture(autouse=True)
-def _still_answers(called):
+def _still_answers(grpc_server):
     """After every test a good request gets its answer."""
     yield
-    assert called.ask(3) == [3.0]
+    assert grpc_server.ask(3) == [3.0]
 
 
 @fixture
 def calls():
-    """Makes entrances that end with the test."""
+    """Makes servers that end with the test."""
     made = []
 
     def make(*arguments, **options):
@@ -51,9 +51,9 @@ def calls():
         each.close()
 
 
-def test_an_answer_carries_its_request_s_id_and_the_model(called):
+def test_an_answer_carries_its_request_s_id_and_the_model(grpc_server):
     """An answer says which model gave it, to which request, and what its outputs are."""
-    answer = called.infer(rows(1, 2, identity="a request"), timeout=30)
+    answer = grpc_server.infer(rows(1, 2, identity="a request"), timeout=30)
 
     output = pb.ModelInferResponse.InferOutputTensor(name="y", datatype="FP32", shape=[2])
     assert answer == pb.ModelInferResponse(
@@ -72,7 +72,7 @@ def identity(*arrays):
 
 def test_every_dtype_goes_as_bytes(calls):
     """Every dtype comes back bit for bit, NaN and infinity among them, as raw contents."""
-    called = calls(FakeModel(signature=EVERY, function=identity))
+    grpc_server = calls(FakeModel(signature=EVERY, function=identity))
     arrays = {
         name: np.frombuffer(
             bytes([0, 1]) if name == "bool" else bytes(range(249, 251)) * size, numpy_dtype(name)
@@ -80,7 +80,7 @@ def test_every_dtype_goes_as_bytes(calls):
         for name, size in DTYPE_BYTES.items()
     }
 
-    answer = called.infer(request(arrays), timeout=30)
+    answer = grpc_server.infer(request(arrays), timeout=30)
 
     assert [output.name for output in answer.outputs] == [f"{name}_out" for name in arrays]
     assert list(answer.raw_output_contents) == [array.tobytes() for array in arrays.values()]
@@ -103,7 +103,7 @@ TYPED = [
 
 @fixture(scope="module")
 def passing_on():
-    """An entrance for each dtype, before a model that gives back what came in."""
+    """A server for each dtype, before a model that gives back what came in."""
     made = {}
 
     def make(dtype):
@@ -163,9 +163,9 @@ def test_typed_contents_are_read(passing_on, dtype, field, values):
 )
 def test_typed_contents_that_do_not_fit_are_refused(passing_on, dtype, field, values, text):
     """Values beyond the dtype, in another dtype's field, or too few of them are refused."""
-    called = passing_on(dtype)
+    grpc_server = passing_on(dtype)
 
-    assert refused(lambda: called.infer(typed(dtype, field, values), timeout=30)) == (
+    assert refused(lambda: grpc_server.infer(typed(dtype, field, values), timeout=30)) == (
         "INVALID_ARGUMENT",
         text,
     )
@@ -249,18 +249,18 @@ BAD = [
 
 
 @mark.parametrize(("message", "status", "text"), BAD)
-def test_what_is_not_a_request_is_refused(called, message, status, text):
+def test_what_is_not_a_request_is_refused(grpc_server, message, status, text):
     """Everything that does not fit is refused, in words that say what was expected."""
-    assert refused(lambda: called.infer(message, timeout=30)) == (status, text)
+    assert refused(lambda: grpc_server.infer(message, timeout=30)) == (status, text)
 
 
 def test_outputs_come_as_they_are_asked_for(calls):
     """Only the outputs that are named come back, in that order; masks may be left out."""
-    called = calls(FakeModel(signature=ECHO))
+    grpc_server = calls(FakeModel(signature=ECHO))
     ids = np.array([[5, 6, 7]], np.int32)
 
-    one = called.infer(request({"ids": ids}, outputs=["total"]), timeout=30)
-    both = called.infer(request({"ids": ids}, outputs=["total", "echo"]), timeout=30)
+    one = grpc_server.infer(request({"ids": ids}, outputs=["total"]), timeout=30)
+    both = grpc_server.infer(request({"ids": ids}, outputs=["total", "echo"]), timeout=30)
 
     assert array_of(one, "total", np.int32).tolist() == [18]
     assert [output.name for output in one.outputs] == ["total"]
@@ -268,17 +268,17 @@ def test_outputs_come_as_they_are_asked_for(calls):
     assert array_of(both, "echo", np.int32).tolist() == [[5, 6, 7]]
 
 
-def test_no_rows_are_answered_by_no_rows(called):
+def test_no_rows_are_answered_by_no_rows(grpc_server):
     """A batch of 0 gives outputs of 0 rows."""
-    answer = called.infer(rows(), timeout=30)
+    answer = grpc_server.infer(rows(), timeout=30)
 
     assert list(answer.outputs[0].shape) == [0]
     assert list(answer.raw_output_contents) == [b""]
 
 
-def test_an_answer_names_its_evidence_when_asked(called):
+def test_an_answer_names_its_evidence_when_asked(grpc_server):
     """With `evidence` an answer tells the bundle, the bucket, the padding and the times."""
-    answer = called.infer(rows(1, 2, 3, evidence=("bool", True)), timeout=30)
+    answer = grpc_server.infer(rows(1, 2, 3, evidence=("bool", True)), timeout=30)
 
     metadata = {
         name: getattr(value, value.WhichOneof("parameter_choice"))
@@ -296,18 +296,18 @@ def padded(message, size):
     return message
 
 
-def test_a_message_may_be_as_large_as_the_limit(called):
+def test_a_message_may_be_as_large_as_the_limit(grpc_server):
     """A message of exactly the limit is read; one byte more is not."""
-    assert len(called.infer(padded(rows(1), LIMIT), timeout=30).id) > LIMIT - 100
-    status, _ = refused(lambda: called.infer(padded(rows(1), LIMIT + 1), timeout=30))
+    assert len(grpc_server.infer(padded(rows(1), LIMIT), timeout=30).id) > LIMIT - 100
+    status, _ = refused(lambda: grpc_server.infer(padded(rows(1), LIMIT + 1), timeout=30))
     assert status == "RESOURCE_EXHAUSTED"
 
 
-def test_a_compressed_message_is_limited_by_what_it_holds(called):
+def test_a_compressed_message_is_limited_by_what_it_holds(grpc_server):
     """The limit is on what a compressed message inflates to; a smaller one is read."""
-    small = called.infer(rows(1, identity="i" * 9000), compression=grpc.Compression.Gzip)
+    small = grpc_server.infer(rows(1, identity="i" * 9000), compression=grpc.Compression.Gzip)
     status, _ = refused(
-        lambda: called.infer(rows(1, identity="i" * 10**7), compression=grpc.Compression.Gzip)
+        lambda: grpc_server.infer(rows(1, identity="i" * 10**7), compression=grpc.Compression.Gzip)
     )
 
     assert array_of(small, "y", np.float32).tolist() == [1.0]
@@ -320,10 +320,10 @@ def test_large_tensors_are_read_and_written_on_another_thread(calls):
         inputs=(TensorSpec(name="x", dtype="float32", shape=("_", 100_000)),),
         outputs=(TensorSpec(name="y", dtype="float32", shape=("_", 100_000)),),
     )
-    called = calls(FakeModel(signature=wide, function=identity), options=[("grpc.max_receive_message_length", -1)])  # fmt: skip
+    grpc_server = calls(FakeModel(signature=wide, function=identity), options=[("grpc.max_receive_message_length", -1)])  # fmt: skip
     array = np.arange(400_000, dtype=np.float32).reshape(4, -1)
 
-    answer = called.infer(request({"x": array}), timeout=30)
+    answer = grpc_server.infer(request({"x": array}), timeout=30)
 
     assert (array_of(answer, "y", np.float32) == array).all()
 
@@ -337,10 +337,10 @@ def failing(error):
 
 def test_an_internal_error_tells_nothing(calls, caplog):
     """What goes wrong inside is logged, under the id that the client is given."""
-    called = calls(failing(ValueError("secret /etc/passwd")))
+    grpc_server = calls(failing(ValueError("secret /etc/passwd")))
 
     with raises(grpc.RpcError) as error:
-        called.infer(rows(1), timeout=30)
+        grpc_server.infer(rows(1), timeout=30)
 
     trailers = dict(error.value.trailing_metadata())
     assert error.value.code() is grpc.StatusCode.INTERNAL
@@ -351,12 +351,12 @@ def test_an_internal_error_tells_nothing(calls, caplog):
 
 def test_an_internal_error_is_logged_with_the_callers_trace(calls, caplog):
     """A call's trace, or its own name for itself, comes in its metadata."""
-    called = calls(failing(ValueError("secret")))
+    grpc_server = calls(failing(ValueError("secret")))
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     metadata = (("traceparent", f"00-{trace}-00f067aa0ba902b7-01"), ("x-request-id", "mine"))
 
     with raises(grpc.RpcError) as error:
-        called.infer(rows(1), timeout=30, metadata=metadata)
+        grpc_server.infer(rows(1), timeout=30, metadata=metadata)
 
     (logged,) = [record for record in caplog.records if "mine failed" in record.getMessage()]
     assert dict(error.value.trailing_metadata())["x-request-id"] == "mine"
@@ -365,9 +365,9 @@ def test_an_internal_error_is_logged_with_the_callers_trace(calls, caplog):
 
 def test_an_id_that_is_unfit_for_a_log_is_replaced(calls, caplog):
     """An id with a line break in it does not get into the log or the trailers."""
-    called = calls(failing(ValueError("secret")))
+    grpc_server = calls(failing(ValueError("secret")))
 
-    status, _ = refused(lambda: called.infer(rows(1, identity="a\nCRITICAL b"), timeout=30))
+    status, _ = refused(lambda: grpc_server.infer(rows(1, identity="a\nCRITICAL b"), timeout=30))
 
     assert status == "INTERNAL"
     assert "CRITICAL b" not in caplog.text
@@ -387,23 +387,23 @@ def test_an_id_that_is_unfit_for_a_log_is_replaced(calls, caplog):
 )
 def test_the_device_s_errors_have_their_status(calls, error, status, text):
     """Want of memory may pass; any other failure of the device is internal."""
-    called = calls(failing(error))
+    grpc_server = calls(failing(error))
 
-    assert refused(lambda: called.infer(rows(1), timeout=30)) == (status, text)
+    assert refused(lambda: grpc_server.infer(rows(1), timeout=30)) == (status, text)
 
 
 def test_a_full_queue_refuses_before_grpc_does(calls):
     """Beyond the rows that may wait a request is refused at once, and may be tried again."""
     model = FakeModel(buckets=(1,))
     model.before = gate = Gate()
-    called = calls(model, limits={"queue_rows": 2}, max_queue_rows=2)
+    grpc_server = calls(model, limits={"queue_rows": 2}, max_queue_rows=2)
 
-    first = called.infer.future(rows(1), timeout=30)
-    called.running.wait(gate.reached())
-    waiting = [called.infer.future(rows(n), timeout=30) for n in (2, 3)]
-    while called.on_loop(lambda: called.service.queued_rows) < 2:
+    first = grpc_server.infer.future(rows(1), timeout=30)
+    grpc_server.running.wait(gate.reached())
+    waiting = [grpc_server.infer.future(rows(n), timeout=30) for n in (2, 3)]
+    while grpc_server.on_loop(lambda: grpc_server.service.queued_rows) < 2:
         pass
-    status, text = refused(lambda: called.ask(4))
+    status, text = refused(lambda: grpc_server.ask(4))
     gate.open(runs=3)
 
     assert (status, text) == ("UNAVAILABLE", "the queue is full: 2 of 2 rows wait")
@@ -445,11 +445,11 @@ BOMBS = {
 @mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
 def test_a_message_of_very_many_fields_is_refused_unread(calls, bomb, monkeypatch):
     """Fields of two bytes would become objects of hundreds; of honest messages most is bytes."""
-    called = calls(FakeModel())
+    grpc_server = calls(FakeModel())
     read = []
     monkeypatch.setattr(oip_grpc, "read", lambda *_, **__: read.append("read"))
 
-    status, text = refused(lambda: called.infer(field(1, b"fake") + bomb, timeout=30))
+    status, text = refused(lambda: grpc_server.infer(field(1, b"fake") + bomb, timeout=30))
 
     assert (status, text) == (
         "INVALID_ARGUMENT",
@@ -460,10 +460,10 @@ def test_a_message_of_very_many_fields_is_refused_unread(calls, bomb, monkeypatc
 
 def test_groups_of_fields_are_refused(calls):
     """What only an old encoding has is not passed over, with whatever it may hide."""
-    called = calls(FakeModel())
+    grpc_server = calls(FakeModel())
     group = b"\xfb\x07" + tiny(NUMBERS["inputs"]) + b"\xfc\x07"
 
-    status, text = refused(lambda: called.infer(group, timeout=30))
+    status, text = refused(lambda: grpc_server.infer(group, timeout=30))
 
     assert (status, text) == (
         "INVALID_ARGUMENT",
@@ -474,15 +474,17 @@ def test_groups_of_fields_are_refused(calls):
 @mark.parametrize("how", ["unary", "stream"])
 def test_a_refused_message_is_let_go_of(calls, how):
     """What is refused does not wait for the next look for garbage: messages are large."""
-    called = calls(FakeModel())
+    grpc_server = calls(FakeModel())
     size = 1 << 20
     bad = request({"x": np.zeros((1, size // 4), np.float32)}).SerializeToString()
 
     def refuse():
         if how == "unary":
-            assert refused(lambda: called.infer(bad, timeout=30))[0] == "INVALID_ARGUMENT"
+            assert refused(lambda: grpc_server.infer(bad, timeout=30))[0] == "INVALID_ARGUMENT"
         else:
-            assert all(answer.error_message for answer in called.stream(iter([bad]), timeout=30))
+            assert all(
+                answer.error_message for answer in grpc_server.stream(iter([bad]), timeout=30)
+            )
 
     refuse()
     gc.collect()

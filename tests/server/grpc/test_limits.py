@@ -1,4 +1,4 @@
-"""What the gRPC entrance holds for clients, and what they are answered where that is too much."""
+"""What the gRPC server holds for clients, and what they are answered where that is too much."""
 
 import asyncio
 import collections
@@ -26,24 +26,24 @@ STOPPING = ("UNAVAILABLE", "the server is stopping")
 
 
 @fixture
-def called():
-    """An entrance before a model that sums rows."""
-    called = GrpcHarness(FakeModel(buckets=(1, 64)))
-    yield called
-    called.close()
+def grpc_server():
+    """A server before a model that sums rows."""
+    grpc_server = GrpcHarness(FakeModel(buckets=(1, 64)))
+    yield grpc_server
+    grpc_server.close()
 
 
 class Silent:
     """Calls of one connection that begin, and send no message until they are asked to."""
 
-    def __init__(self, called, count):
+    def __init__(self, grpc_server, count):
         self._go = threading.Event()
         self._channel = grpc.insecure_channel(
-            f"127.0.0.1:{called.port}", options=[("grpc.use_local_subchannel_pool", 1)]
+            f"127.0.0.1:{grpc_server.port}", options=[("grpc.use_local_subchannel_pool", 1)]
         )
         method = self._channel.stream_unary(f"/{INFERENCE}/ModelInfer")
         self.calls = [method.future(self._late(), timeout=60) for _ in range(count)]
-        while called.on_loop(called.calls_without_message) != count:
+        while grpc_server.on_loop(grpc_server.calls_without_message) != count:
             pass
 
     def _late(self):
@@ -82,52 +82,52 @@ async def burst(port, count, channels):
     return found
 
 
-def test_a_burst_of_calls_is_answered(called):
+def test_a_burst_of_calls_is_answered(grpc_server):
     """Calls that come at once, as many as the queue takes, all get the answers that are theirs."""
-    assert asyncio.run(burst(called.port, 3600, channels=24)) == {True: 3600}
+    assert asyncio.run(burst(grpc_server.port, 3600, channels=24)) == {True: 3600}
 
 
-def test_calls_that_never_send_their_message_hold_up_nobody(called):
+def test_calls_that_never_send_their_message_hold_up_nobody(grpc_server):
     """Another connection is answered while one has more such calls than may send at once."""
-    silent = Silent(called, 3 * SLOTS)
+    silent = Silent(grpc_server, 3 * SLOTS)
 
-    assert called.ask(7) == [7.0]
+    assert grpc_server.ask(7) == [7.0]
     silent.close()
 
 
-def test_a_stop_refuses_calls_whose_message_has_not_come(called):
+def test_a_stop_refuses_calls_whose_message_has_not_come(grpc_server):
     """Calls that have sent no message are answered that the server stops, and do not hold it up."""
-    silent = Silent(called, SLOTS + 2)
+    silent = Silent(grpc_server, SLOTS + 2)
 
-    called.running.wait(called.entrance.stop(30))
+    grpc_server.running.wait(grpc_server.http_server.stop(30))
 
     assert {refused(call.result) for call in silent.calls} == {STOPPING}
-    assert called.service.metrics.requests == {("grpc", "UNAVAILABLE"): SLOTS + 2}
+    assert grpc_server.service.metrics.requests == {("grpc", "UNAVAILABLE"): SLOTS + 2}
     silent.close()
 
 
-def test_a_large_answer_is_counted_until_it_is_sent(called):
+def test_a_large_answer_is_counted_until_it_is_sent(grpc_server):
     """Answers beyond what is not counted are held while they are sent, and then no more."""
     numbers = range(1000)
     large = rows(*numbers, identity="i" * 2 * FREE_BYTES)
 
-    assert len(called.infer(large, timeout=60).id) == 2 * FREE_BYTES
-    while called.on_loop(lambda: called.service.memory.size):
+    assert len(grpc_server.infer(large, timeout=60).id) == 2 * FREE_BYTES
+    while grpc_server.on_loop(lambda: grpc_server.service.memory.size):
         pass
 
 
-def test_an_answer_that_may_not_wait_is_refused(called):
+def test_an_answer_that_may_not_wait_is_refused(grpc_server):
     """Where answers that nobody reads are too many already, a large one is UNAVAILABLE."""
-    most = called.service.memory._limit
-    called.service.memory.size = most - FREE_BYTES
+    most = grpc_server.service.memory._limit
+    grpc_server.service.memory.size = most - FREE_BYTES
 
     large = rows(1, identity="i" * 2 * FREE_BYTES)
-    status, text = refused(lambda: called.infer(large, timeout=60))
-    called.service.memory.size -= most - FREE_BYTES
+    status, text = refused(lambda: grpc_server.infer(large, timeout=60))
+    grpc_server.service.memory.size -= most - FREE_BYTES
 
     assert status == "UNAVAILABLE"
     assert text == f"bodies: expected at most {most} bytes of all requests under way, got more"
-    assert called.service.memory.size == 0
+    assert grpc_server.service.memory.size == 0
 
 
 def test_answers_of_a_stream_are_counted_beyond_the_first():

@@ -1,4 +1,4 @@
-"""The gRPC entrance beside inferences: what it tells, health, deadlines, its beginning and end."""
+"""The gRPC server beside inferences: what it tells, health, deadlines, its beginning and end."""
 
 import asyncio
 
@@ -30,50 +30,52 @@ def model():
 
 
 @fixture
-def called(model):
-    """An entrance before it."""
-    called = GrpcHarness(model)
-    yield called
-    called.close()
+def grpc_server(model):
+    """A server before it."""
+    grpc_server = GrpcHarness(model)
+    yield grpc_server
+    grpc_server.close()
 
 
 @fixture
 def loading():
-    """An entrance whose model is still being loaded."""
-    called = GrpcHarness(load=False)
-    yield called
-    called.close()
+    """A server whose model is still being loaded."""
+    grpc_server = GrpcHarness(load=False)
+    yield grpc_server
+    grpc_server.close()
 
 
-def check(called, name=""):
+def check(grpc_server, name=""):
     """Ask for a service's health."""
-    return called.tell(
+    return grpc_server.tell(
         "Check", HealthCheckRequest(service=name), HealthCheckResponse, HEALTH
     ).status
 
 
-def watch(called, name=""):
+def watch(grpc_server, name=""):
     """Watch a service's health; return the call."""
-    return called.channel.unary_stream(
+    return grpc_server.channel.unary_stream(
         f"/{HEALTH}/Watch",
         HealthCheckRequest.SerializeToString,
         HealthCheckResponse.FromString,
     )(HealthCheckRequest(service=name), timeout=30)
 
 
-def is_ready(called):
+def is_ready(grpc_server):
     """Ask whether the server and the model are ready."""
     return (
-        called.tell("ServerReady", pb.ServerReadyRequest(), pb.ServerReadyResponse).ready,
-        called.tell("ModelReady", pb.ModelReadyRequest(name="fake"), pb.ModelReadyResponse).ready,
+        grpc_server.tell("ServerReady", pb.ServerReadyRequest(), pb.ServerReadyResponse).ready,
+        grpc_server.tell(
+            "ModelReady", pb.ModelReadyRequest(name="fake"), pb.ModelReadyResponse
+        ).ready,
     )
 
 
-def test_a_ready_server_says_so(called):
+def test_a_ready_server_says_so(grpc_server):
     """Live, ready, and serving by every name."""
-    assert called.tell("ServerLive", pb.ServerLiveRequest(), pb.ServerLiveResponse).live
-    assert is_ready(called) == (True, True)
-    assert [check(called, name) for name in ("", INFERENCE, "fake")] == [SERVING] * 3
+    assert grpc_server.tell("ServerLive", pb.ServerLiveRequest(), pb.ServerLiveResponse).live
+    assert is_ready(grpc_server) == (True, True)
+    assert [check(grpc_server, name) for name in ("", INFERENCE, "fake")] == [SERVING] * 3
 
 
 def test_a_server_that_loads_is_live_but_not_ready(loading):
@@ -92,15 +94,15 @@ def test_a_server_that_loads_is_live_but_not_ready(loading):
     )
 
 
-def test_a_draining_server_answers_but_is_not_ready(called):
+def test_a_draining_server_answers_but_is_not_ready(grpc_server):
     """While load balancers turn away, requests are answered; a stopping server refuses them."""
-    called.on_loop(called.service.drain)
-    assert is_ready(called) == (False, False)
-    assert check(called, "fake") == NOT_SERVING
-    assert called.ask(1) == [1.0]
+    grpc_server.on_loop(grpc_server.service.drain)
+    assert is_ready(grpc_server) == (False, False)
+    assert check(grpc_server, "fake") == NOT_SERVING
+    assert grpc_server.ask(1) == [1.0]
 
-    called.on_loop(called.service.stop)
-    assert refused(lambda: called.ask(2)) == ("UNAVAILABLE", "the server is stopping")
+    grpc_server.on_loop(grpc_server.service.stop)
+    assert refused(lambda: grpc_server.ask(2)) == ("UNAVAILABLE", "the server is stopping")
 
 
 def test_a_watch_tells_every_change(loading):
@@ -118,31 +120,33 @@ def test_a_watch_tells_every_change(loading):
     assert seen == ([NOT_SERVING, SERVING, NOT_SERVING], [UNKNOWN, SERVING, NOT_SERVING])
 
 
-def test_a_watch_outlives_the_other_watches(called):
+def test_a_watch_outlives_the_other_watches(grpc_server):
     """A watcher that leaves takes nothing from those that stay."""
-    leaving, staying = watch(called), watch(called)
+    leaving, staying = watch(grpc_server), watch(grpc_server)
     assert next(leaving).status == next(staying).status == SERVING
 
     leaving.cancel()
-    called.on_loop(called.service.drain)
+    grpc_server.on_loop(grpc_server.service.drain)
 
     assert next(staying).status == NOT_SERVING
 
 
-def test_a_stop_ends_watches(called):
+def test_a_stop_ends_watches(grpc_server):
     """A watch does not hold up the end of the server."""
-    watching = watch(called)
+    watching = watch(grpc_server)
     assert next(watching).status == SERVING
 
-    called.running.wait(called.entrance.stop(30))
+    grpc_server.running.wait(grpc_server.http_server.stop(30))
 
     assert list(watching) == []
 
 
-def test_the_server_and_the_model_describe_themselves(called):
+def test_the_server_and_the_model_describe_themselves(grpc_server):
     """Metadata tell names, versions, extensions, and the tensors of the signature."""
-    server = called.tell("ServerMetadata", pb.ServerMetadataRequest(), pb.ServerMetadataResponse)
-    model = called.tell(
+    server = grpc_server.tell(
+        "ServerMetadata", pb.ServerMetadataRequest(), pb.ServerMetadataResponse
+    )
+    model = grpc_server.tell(
         "ModelMetadata", pb.ModelMetadataRequest(name="fake"), pb.ModelMetadataResponse
     )
 
@@ -158,13 +162,13 @@ def test_the_server_and_the_model_describe_themselves(called):
     )
 
 
-def test_statistics_count_what_was_done(called):
+def test_statistics_count_what_was_done(grpc_server):
     """Statistics tell rows, batches and how long each part took."""
-    called.ask(1)
-    called.ask(1, 2, 3)
+    grpc_server.ask(1)
+    grpc_server.ask(1, 2, 3)
 
     for name in ("", "fake"):
-        answer = called.tell(
+        answer = grpc_server.tell(
             "ModelStatistics", pb.ModelStatisticsRequest(name=name), pb.ModelStatisticsResponse
         )
         (stats,) = answer.model_stats
@@ -176,39 +180,41 @@ def test_statistics_count_what_was_done(called):
 
 
 @mark.parametrize("name", ["ModelReady", "ModelMetadata", "ModelStatistics"])
-def test_another_model_is_not_found(called, name):
+def test_another_model_is_not_found(grpc_server, name):
     """Whatever is asked of another model or version, it is not there."""
     kind, answer = getattr(pb, f"{name}Request"), getattr(pb, f"{name}Response")
 
     def ask(**model):
-        return refused(lambda: called.tell(name, kind(**model), answer))
+        return refused(lambda: grpc_server.tell(name, kind(**model), answer))
 
     assert ask(name="other") == ("NOT_FOUND", "model: expected 'fake', got 'other'")
     assert ask(name="fake", version="2") == ("NOT_FOUND", "model version: expected '1', got '2'")
 
 
 @mark.parametrize("name", ["ModelConfig", "RepositoryIndex", "SystemSharedMemoryRegister", "No"])
-def test_other_methods_of_the_service_are_not_served(called, name):
+def test_other_methods_of_the_service_are_not_served(grpc_server, name):
     """Triton's other extensions are distinguished from a server that is not there."""
-    assert refused(lambda: called.tell(name, pb.ServerLiveRequest(), pb.ServerLiveResponse)) == (
+    assert refused(
+        lambda: grpc_server.tell(name, pb.ServerLiveRequest(), pb.ServerLiveResponse)
+    ) == (
         "UNIMPLEMENTED",
         "this method of the protocol is not served; ServerMetadata lists the extensions that are",
     )
-    assert called.service.metrics.requests == {("grpc", "UNIMPLEMENTED"): 1}
+    assert grpc_server.service.metrics.requests == {("grpc", "UNIMPLEMENTED"): 1}
 
 
-def test_another_service_is_not_there(called):
+def test_another_service_is_not_there(grpc_server):
     """A method of a service that nobody knows is unimplemented, too."""
     status, _ = refused(
-        lambda: called.tell("Do", pb.ServerLiveRequest(), pb.ServerLiveResponse, "a.Service")
+        lambda: grpc_server.tell("Do", pb.ServerLiveRequest(), pb.ServerLiveResponse, "a.Service")
     )
 
     assert status == "UNIMPLEMENTED"
 
 
-def test_bytes_that_are_no_message_are_refused(called):
+def test_bytes_that_are_no_message_are_refused(grpc_server):
     """Garbage for a method that tells something is the client's fault."""
-    call = called.channel.unary_unary(f"/{INFERENCE}/ModelReady")
+    call = grpc_server.channel.unary_unary(f"/{INFERENCE}/ModelReady")
 
     assert refused(lambda: call(b"\xff\xff", timeout=30)) == (
         "INVALID_ARGUMENT",
@@ -216,9 +222,9 @@ def test_bytes_that_are_no_message_are_refused(called):
     )
 
 
-def reflection(called):
+def reflection(grpc_server):
     """Return the method of reflection."""
-    return called.channel.stream_stream(
+    return grpc_server.channel.stream_stream(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         reflection_pb2.ServerReflectionRequest.SerializeToString,
         reflection_pb2.ServerReflectionResponse.FromString,
@@ -227,18 +233,18 @@ def reflection(called):
 
 def test_reflection_can_be_left_out(model):
     """Without reflection services are not listed, and inferences are answered."""
-    called = GrpcHarness(model, reflection=False)
+    grpc_server = GrpcHarness(model, reflection=False)
     question = reflection_pb2.ServerReflectionRequest(list_services="")
 
-    code, _ = refused(lambda: list(reflection(called)(iter([question]), timeout=30)))
-    answer = called.ask(1, 2)
-    called.close()
+    code, _ = refused(lambda: list(reflection(grpc_server)(iter([question]), timeout=30)))
+    answer = grpc_server.ask(1, 2)
+    grpc_server.close()
 
     assert code == "UNIMPLEMENTED"
     assert answer == [1.0, 2.0]
 
 
-def test_reflection_tells_the_services_and_their_messages(called):
+def test_reflection_tells_the_services_and_their_messages(grpc_server):
     """A client without the .proto learns every service, and the file that declares it."""
     questions = [
         reflection_pb2.ServerReflectionRequest(list_services=""),
@@ -248,7 +254,7 @@ def test_reflection_tells_the_services_and_their_messages(called):
         ),
     ]
 
-    listed, *files = reflection(called)(iter(questions))
+    listed, *files = reflection(grpc_server)(iter(questions))
 
     assert [service.name for service in listed.list_services_response.service] == [
         "grpc.health.v1.Health",
@@ -264,9 +270,9 @@ def test_reflection_tells_the_services_and_their_messages(called):
     assert packages == ["inference", "grpc.health.v1"]
 
 
-def test_reflection_answers_bytes_that_are_no_question(called):
+def test_reflection_answers_bytes_that_are_no_question(grpc_server):
     """Garbage on a reflection stream is answered in its own words, and the stream goes on."""
-    ask = called.channel.stream_stream(
+    ask = grpc_server.channel.stream_stream(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
     )
@@ -281,29 +287,29 @@ def test_reflection_answers_bytes_that_are_no_question(called):
     assert len(good.list_services_response.service) == 3
 
 
-def waiting(called, count):
+def waiting(grpc_server, count):
     """Wait until so many rows are in the queue."""
-    while called.on_loop(lambda: called.service.queued_rows) != count:
+    while grpc_server.on_loop(lambda: grpc_server.service.queued_rows) != count:
         pass
 
 
-def test_a_request_whose_client_cancels_leaves_the_queue(called, model):
+def test_a_request_whose_client_cancels_leaves_the_queue(grpc_server, model):
     """A cancelled request does not run, and is counted as canceled."""
     model.before = gate = Gate()
-    first = called.infer.future(rows(1), timeout=30)
-    called.running.wait(gate.reached())
-    second = called.infer.future(rows(2), timeout=30)
-    waiting(called, 1)
+    first = grpc_server.infer.future(rows(1), timeout=30)
+    grpc_server.running.wait(gate.reached())
+    second = grpc_server.infer.future(rows(2), timeout=30)
+    waiting(grpc_server, 1)
 
     second.cancel()
-    waiting(called, 0)
+    waiting(grpc_server, 0)
     gate.open(runs=2)
 
     assert array_of(first.result(), "y", np.float32).tolist() == [1.0]
-    assert called.ask(3) == [3.0]
+    assert grpc_server.ask(3) == [3.0]
     assert [rows for _, rows in model.ran] == [[[1, 0]], [[3, 0]]]
-    assert called.service.metrics.failures == {"canceled": 1}
-    assert called.service.metrics.requests["grpc", "CANCELLED"] == 1
+    assert grpc_server.service.metrics.failures == {"canceled": 1}
+    assert grpc_server.service.metrics.requests["grpc", "CANCELLED"] == 1
 
 
 @mark.parametrize(
@@ -311,58 +317,60 @@ def test_a_request_whose_client_cancels_leaves_the_queue(called, model):
     [(rows(2), 0.1), (rows(2, timeout=("int64", 100_000)), 30), (rows(2, timeout=("uint64", 100_000)), 30)],
     ids=["deadline", "parameter", "unsigned"],
 )  # fmt: skip
-def test_a_request_is_answered_at_its_deadline(called, model, request_, deadline_s):
+def test_a_request_is_answered_at_its_deadline(grpc_server, model, request_, deadline_s):
     """A request that waits beyond its time leaves the queue, and does not run."""
     model.before = gate = Gate()
-    first = called.infer.future(rows(1), timeout=30)
-    called.running.wait(gate.reached())
+    first = grpc_server.infer.future(rows(1), timeout=30)
+    grpc_server.running.wait(gate.reached())
 
-    status, _ = refused(lambda: called.infer(request_, timeout=deadline_s))
-    waiting(called, 0)
+    status, _ = refused(lambda: grpc_server.infer(request_, timeout=deadline_s))
+    waiting(grpc_server, 0)
     gate.open(runs=1)
 
     assert status == "DEADLINE_EXCEEDED"
     assert array_of(first.result(), "y", np.float32).tolist() == [1.0]
     assert len(model.ran) == 1
-    assert called.service.metrics.failures == {"canceled": 1}
+    assert grpc_server.service.metrics.failures == {"canceled": 1}
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once():
     """Where a batch takes longer than the client waits, the request is not even queued."""
-    called = GrpcHarness(FakeModel(costs={1: 60e6, 4: 60e6}))
+    grpc_server = GrpcHarness(FakeModel(costs={1: 60e6, 4: 60e6}))
 
-    status, text = refused(lambda: called.infer(rows(1), timeout=30))
-    called.close()
+    status, text = refused(lambda: grpc_server.infer(rows(1), timeout=30))
+    grpc_server.close()
 
     assert status == "DEADLINE_EXCEEDED"
     assert text.endswith("is less than a batch takes here, 6e+04 ms")
-    assert called.model.ran == []
+    assert grpc_server.model.ran == []
 
 
-def test_a_stop_answers_what_is_in(called, model):
+def test_a_stop_answers_what_is_in(grpc_server, model):
     """A server that is stopped answers the calls that it has, and takes no more."""
     model.before = gate = Gate()
-    first = called.infer.future(rows(1), timeout=30)
-    called.running.wait(gate.reached())
+    first = grpc_server.infer.future(rows(1), timeout=30)
+    grpc_server.running.wait(gate.reached())
 
-    stopping = asyncio.run_coroutine_threadsafe(called.entrance.stop(30), called.running.loop)
+    stopping = asyncio.run_coroutine_threadsafe(
+        grpc_server.http_server.stop(30), grpc_server.running.loop
+    )
     gate.open()
 
     assert array_of(first.result(), "y", np.float32).tolist() == [1.0]
     stopping.result(30)
-    assert refused(lambda: called.ask(2))[0] == "UNAVAILABLE"
+    assert refused(lambda: grpc_server.ask(2))[0] == "UNAVAILABLE"
 
 
-def test_a_port_that_is_taken_is_refused(called):
+def test_a_port_that_is_taken_is_refused(grpc_server):
     """Two servers do not share a port in silence, and the error says which one."""
-    config = ServerConfig(bundle="unused", host="127.0.0.1", grpc_port=called.port)
+    config = ServerConfig(bundle="unused", host="127.0.0.1", grpc_port=grpc_server.port)
 
     async def start():
-        await FRONTS[GrpcHarness.front](called.service, config).start()
+        await FRONTS[GrpcHarness.front](grpc_server.service, config).start()
 
-    expected = f"^listen on 127.0.0.1:{called.port}: the address is not free$"
+    expected = f"^listen on 127.0.0.1:{grpc_server.port}: the address is not free$"
     with raises(ConfigError, match=expected):
-        called.running.wait(start())
+        grpc_server.running.wait(start())
 
 
 @mark.parametrize(

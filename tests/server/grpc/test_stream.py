@@ -23,11 +23,11 @@ def model():
 
 
 @fixture
-def called(model):
-    """An entrance before it."""
-    called = GrpcHarness(model)
-    yield called
-    called.close()
+def grpc_server(model):
+    """A server before it."""
+    grpc_server = GrpcHarness(model)
+    yield grpc_server
+    grpc_server.close()
 
 
 def read(answer):
@@ -54,13 +54,13 @@ class Requests:
         return iter(self._queue.get, None)
 
 
-def waiting(called, count):
+def waiting(grpc_server, count):
     """Wait until so many rows are in the queue."""
-    while called.on_loop(lambda: called.service.queued_rows) != count:
+    while grpc_server.on_loop(lambda: grpc_server.service.queued_rows) != count:
         pass
 
 
-def test_a_stream_gives_each_request_its_answer(called):
+def test_a_stream_gives_each_request_its_answer(grpc_server):
     """A thousand requests of random sizes on one stream get the sums that are theirs."""
     sizes = random.Random(0)
     numbers = itertools.count()
@@ -68,27 +68,27 @@ def test_a_stream_gives_each_request_its_answer(called):
         str(i): [float(next(numbers)) for _ in range(sizes.randrange(1, 7))] for i in range(1000)
     }
 
-    found = dict(map(read, called.stream(rows(*n, identity=i) for i, n in asked.items())))
+    found = dict(map(read, grpc_server.stream(rows(*n, identity=i) for i, n in asked.items())))
 
     assert found == asked
 
 
-def test_several_requests_of_a_stream_share_a_batch(called, model):
+def test_several_requests_of_a_stream_share_a_batch(grpc_server, model):
     """Requests are read while others are under way, and run with them."""
     model.before = gate = Gate()
     requests = Requests()
-    answers = called.stream(iter(requests))
+    answers = grpc_server.stream(iter(requests))
     requests.send(rows(1, identity="1"))
-    called.running.wait(gate.reached())
+    grpc_server.running.wait(gate.reached())
     requests.send(rows(2, identity="2"), rows(3, identity="3"), None)
-    waiting(called, 2)
+    waiting(grpc_server, 2)
     gate.open(runs=2)
 
     assert dict(map(read, answers)) == {"1": [1.0], "2": [2.0], "3": [3.0]}
     assert [bucket for bucket, _ in model.ran] == [1, 4]
 
 
-def test_a_broken_request_does_not_end_a_stream(called):
+def test_a_broken_request_does_not_end_a_stream(grpc_server):
     """Errors come among the answers, with the request's id, and the stream goes on."""
     bad = rows(2, identity="b")
     bad.raw_input_contents[0] = b"short"
@@ -96,7 +96,7 @@ def test_a_broken_request_does_not_end_a_stream(called):
     other.model_name = "other"
     sent = [rows(1, identity="a"), bad, b"\xff\xff", other, rows(4, identity="d")]
 
-    answers = sorted(map(read, called.stream(iter(sent))))
+    answers = sorted(map(read, grpc_server.stream(iter(sent))))
 
     assert answers == [
         ("", "message: expected a ModelInferRequest, got other bytes"),
@@ -107,61 +107,63 @@ def test_a_broken_request_does_not_end_a_stream(called):
     ]
 
 
-def test_messages_of_a_stream_are_counted(called):
+def test_messages_of_a_stream_are_counted(grpc_server):
     """Every message is counted as an inference, and its failure too."""
     bad = rows(2)
     bad.model_name = "other"
 
-    list(called.stream(iter([rows(1), bad, rows(3)])))
+    list(grpc_server.stream(iter([rows(1), bad, rows(3)])))
 
-    metrics = called.service.metrics
+    metrics = grpc_server.service.metrics
     assert metrics.requests == {("grpc", "OK"): 2, ("grpc", "NOT_FOUND"): 1}
     assert (metrics.succeeded.count, metrics.failed.count) == (2, 1)
     assert metrics.failures == {"other": 1}
 
 
-def test_cancelling_a_stream_gives_its_requests_up(called, model):
+def test_cancelling_a_stream_gives_its_requests_up(grpc_server, model):
     """What waits leaves the queue, and does not run."""
     model.before = gate = Gate()
     requests = Requests()
-    answers = called.stream(iter(requests))
+    answers = grpc_server.stream(iter(requests))
     requests.send(rows(1))
-    called.running.wait(gate.reached())
+    grpc_server.running.wait(gate.reached())
     requests.send(rows(2), rows(3))
-    waiting(called, 2)
+    waiting(grpc_server, 2)
 
     answers.cancel()
-    waiting(called, 0)
+    waiting(grpc_server, 0)
     requests.send(None)
     gate.open(runs=2)
 
-    assert called.ask(9) == [9.0]
+    assert grpc_server.ask(9) == [9.0]
     assert [rows for _, rows in model.ran] == [[[1, 0]], [[9, 0]]]
-    assert called.service.metrics.failures == {"canceled": 3}
+    assert grpc_server.service.metrics.failures == {"canceled": 3}
 
 
-def test_a_client_may_half_close_and_still_be_answered(called, model):
+def test_a_client_may_half_close_and_still_be_answered(grpc_server, model):
     """A client that has no more requests gets the answers to those that it sent."""
     model.before = gate = Gate()
     requests = Requests()
-    answers = called.stream(iter(requests))
+    answers = grpc_server.stream(iter(requests))
     requests.send(rows(5, identity="last"), None)
-    called.running.wait(gate.reached())
+    grpc_server.running.wait(gate.reached())
     gate.open()
 
     assert list(map(read, answers)) == [("last", [5.0])]
 
 
-def test_a_stop_answers_what_was_read_and_ends_a_stream(called, model):
+def test_a_stop_answers_what_was_read_and_ends_a_stream(grpc_server, model):
     """A stream that its client keeps open ends when the server stops, after its answers."""
     model.before = gate = Gate()
     requests = Requests()
-    answers = called.stream(iter(requests))
+    answers = grpc_server.stream(iter(requests))
     requests.send(rows(1, identity="a"))
-    called.running.wait(gate.reached())
+    grpc_server.running.wait(gate.reached())
 
-    stopping = asyncio.run_coroutine_threadsafe(called.entrance.stop(30), called.running.loop)
-    called.on_loop(lambda: None)
+    stopping = asyncio.run_coroutine_threadsafe(
+        grpc_server.http_server.stop(30), grpc_server.running.loop
+    )
+    grpc_server.on_loop(lambda: None)
     gate.open()
 
     assert read(next(answers)) == ("a", [1.0])
@@ -173,22 +175,22 @@ def test_a_stop_answers_what_was_read_and_ends_a_stream(called, model):
     requests.send(None)
 
 
-def test_a_stream_s_deadline_ends_it(called, model):
+def test_a_stream_s_deadline_ends_it(grpc_server, model):
     """A stream that outlives its client's deadline gives its requests up."""
     model.before = gate = Gate()
     requests = Requests()
-    answers = called.stream(iter(requests), timeout=0.2)
+    answers = grpc_server.stream(iter(requests), timeout=0.2)
     requests.send(rows(1), rows(2))
 
     with raises(grpc.RpcError) as ended:
         list(answers)
-    waiting(called, 0)
+    waiting(grpc_server, 0)
     requests.send(None)
     model.before = lambda _: None
     gate.open(runs=2)
 
     assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert called.ask(3) == [3.0]
+    assert grpc_server.ask(3) == [3.0]
 
 
 class Peer:

@@ -6,15 +6,15 @@ from tests.server.http_harness import LIMIT, HttpHarness
 
 
 @fixture(scope="module")
-def entrance():
+def http_server():
     """A server on a real socket, with small limits."""
-    entrance = HttpHarness(max_json_bytes=LIMIT, max_body_bytes=2 * LIMIT)
-    yield entrance
-    entrance.close()
+    http_server = HttpHarness(max_json_bytes=LIMIT, max_body_bytes=2 * LIMIT)
+    yield http_server
+    http_server.close()
 
 
 @fixture
-def still_answers(entrance):
+def still_answers(http_server):
     """After the test a good request gets its answer."""
     yield
-    assert entrance.ask((3, 4)) == [7.0]
+    assert http_server.ask((3, 4)) == [7.0]

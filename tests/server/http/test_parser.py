@@ -26,86 +26,86 @@ from tests.server.http_harness import (
 pytestmark = mark.usefixtures("still_answers")
 
 
-def test_a_body_in_chunks_is_read(entrance):
+def test_a_body_in_chunks_is_read(http_server):
     """A body of unknown length is read to its end, single bytes and all."""
     chunks = [BODY[i : i + 1] for i in range(len(BODY))]
     lines = ("host: t", "transfer-encoding: chunked", "connection: close")
 
-    assert body_of(entrance.send(head(*lines), chunked(*chunks))) == {"predictions": [3.0]}
+    assert body_of(http_server.send(head(*lines), chunked(*chunks))) == {"predictions": [3.0]}
 
 
-def test_the_limit_of_a_body_is_exact(entrance):
+def test_the_limit_of_a_body_is_exact(http_server):
     """A body of exactly the limit is read; one byte more is 413."""
     close = "connection: close\r\n"
-    fits = entrance.send(request("/predict", padded(LIMIT), close))
-    too_large = entrance.send(request("/predict", padded(LIMIT + 1), close))
+    fits = http_server.send(request("/predict", padded(LIMIT), close))
+    too_large = http_server.send(request("/predict", padded(LIMIT + 1), close))
 
     assert status_of(fits) == 200
     assert status_of(too_large) == 413
     assert body_of(too_large)["error"] == f"body: expected at most {LIMIT} bytes, got {LIMIT + 1}"
 
 
-def test_a_body_that_says_it_is_too_large_is_refused_unread(entrance):
+def test_a_body_that_says_it_is_too_large_is_refused_unread(http_server):
     """A content-length beyond the limit is 413 before a byte of the body has come."""
-    with entrance.connect() as connection:
+    with http_server.connect() as connection:
         connection.sendall(head("host: t", "content-length: 99999999999"))
         status, _, body = read_answer(connection)
 
     assert (status, body["code"]) == (413, "too_large")
 
 
-async def received(entrance, size):
+async def received(http_server, size):
     """Return the parts of a body that is being received, once it has this size."""
     while True:
-        for connection in entrance.server.connections:
+        for connection in http_server.server.connections:
             if sum(map(len, connection._parser.body.parts)) == size:
                 return list(connection._parser.body.parts)
         await asyncio.sleep(0)
 
 
-def test_tiny_chunks_take_no_more_than_they_hold(entrance):
+def test_tiny_chunks_take_no_more_than_they_hold(http_server):
     """A body in chunks of two bytes is kept in a few pieces, not in one apiece."""
     sent = LIMIT // 2 * 2
-    with entrance.connect() as connection:
+    with http_server.connect() as connection:
         connection.sendall(head("host: t", "transfer-encoding: chunked"))
         connection.sendall(b"2\r\n  \r\n" * (sent // 2))
-        parts = entrance.running.wait(received(entrance, sent))
+        parts = http_server.running.wait(received(http_server, sent))
 
     assert len(parts) <= 2
 
 
-def test_a_large_head_is_refused_in_whatever_pieces_it_comes(entrance):
+def test_a_large_head_is_refused_in_whatever_pieces_it_comes(http_server):
     """Whether its end is there already or not, a head has the same limit."""
-    with entrance.connect() as connection:
+    with http_server.connect() as connection:
         connection.sendall(head("host: t", f"x-large: {'x' * 70_000}"))
         status, _, body = read_answer(connection)
 
     assert (status, body["code"]) == (431, "headers_too_large")
 
 
-def test_chunks_beyond_the_limit_are_refused_not_cut(entrance):
+def test_chunks_beyond_the_limit_are_refused_not_cut(http_server):
     """A body in chunks that grows too large is 413, however small its chunks."""
     lines = ("host: t", "transfer-encoding: chunked", "connection: close")
-    answer = entrance.send(head(*lines), chunked(*[b" " * 100] * (LIMIT // 100 + 1)))
+    answer = http_server.send(head(*lines), chunked(*[b" " * 100] * (LIMIT // 100 + 1)))
 
     assert status_of(answer) == 413
 
 
-def test_a_compressed_body_is_read(entrance):
+def test_a_compressed_body_is_read(http_server):
     """gzip and deflate bodies are decompressed."""
     for name, data in (("gzip", gzip.compress(BODY)), ("deflate", zlib.compress(BODY))):
-        answer = entrance.send(
+        answer = http_server.send(
             request("/predict", data, f"content-encoding: {name}\r\nconnection: close\r\n")
         )
         assert body_of(answer) == {"predictions": [3.0]}
 
 
-def test_a_bomb_is_refused_by_what_it_becomes(entrance):
+def test_a_bomb_is_refused_by_what_it_becomes(http_server):
     """A compressed body counts decompressed, and is decompressed no further than that."""
     bomb = gzip.compress(b" " * 1_000_000)
     assert len(bomb) < LIMIT
 
-    answer = entrance.send(
+    answer = http_server.send(
         request("/predict", bomb, "content-encoding: gzip\r\nconnection: close\r\n")
     )
 
@@ -123,9 +123,9 @@ def test_a_bomb_is_refused_by_what_it_becomes(entrance):
         param(gzip.compress(BODY) + b"x", "body: expected one whole gzip stream", id="more"),
     ],
 )
-def test_a_body_that_is_not_what_its_encoding_says_is_400(entrance, data, text):
+def test_a_body_that_is_not_what_its_encoding_says_is_400(http_server, data, text):
     """What does not decompress, or not whole, is refused."""
-    answer = entrance.send(
+    answer = http_server.send(
         request("/predict", data, "content-encoding: gzip\r\nconnection: close\r\n")
     )
 
@@ -164,9 +164,9 @@ CROOKED = [
 
 
 @mark.parametrize("parts", CROOKED)
-def test_crooked_requests_are_refused(entrance, parts):
+def test_crooked_requests_are_refused(http_server, parts):
     """What could be read in two ways is read in none: 400, or no answer and a closed connection."""
-    answer = entrance.send(*parts)
+    answer = http_server.send(*parts)
 
     assert status_of(answer) in (400, None)
     assert answer.count(b"HTTP/1.1") <= 1
@@ -189,30 +189,30 @@ NINES = "9" * 5000
         ),
     ],
 )  # fmt: skip
-def test_a_number_of_more_digits_than_any_is_400(entrance, caplog, path, lines, text):
+def test_a_number_of_more_digits_than_any_is_400(http_server, caplog, path, lines, text):
     """Python reads no number of so many digits; who sends one is refused, and no error of the server."""
-    answer = entrance.send(head(*lines, path=path) + b"{}")
+    answer = http_server.send(head(*lines, path=path) + b"{}")
 
     assert status_of(answer) == 400
     assert body_of(answer)["error"] == text
     assert caplog.messages == []
 
 
-def test_a_target_with_a_port_of_more_digits_than_any_is_400(entrance, caplog):
+def test_a_target_with_a_port_of_more_digits_than_any_is_400(http_server, caplog):
     """The port of a URL is read as that of a Host is."""
-    answer = entrance.send(head("host: t", path=f"http://t:{NINES}/health", method="GET"))
+    answer = http_server.send(head("host: t", path=f"http://t:{NINES}/health", method="GET"))
 
     assert status_of(answer) == 400
     assert caplog.messages == []
 
 
-def test_white_space_around_a_header_is_no_part_of_it(entrance):
+def test_white_space_around_a_header_is_no_part_of_it(http_server):
     """RFC 9110 section 5.5: spaces and tabs before and behind a value are left out."""
     space = " \t \t"
     lines = ("host", "t"), ("content-type", "application/json"), ("content-encoding", "identity")
     spaced = (f"{name}:{space}{value}{space}" for name, value in lines)
 
-    answer = entrance.send(
+    answer = http_server.send(
         head(*spaced, "connection: close", f"content-length: {len(BODY)}") + BODY
     )
 
@@ -220,20 +220,20 @@ def test_white_space_around_a_header_is_no_part_of_it(entrance):
     assert body_of(answer) == {"predictions": [3.0]}
 
 
-def test_another_coding_than_chunks_is_not_passed_over(entrance):
+def test_another_coding_than_chunks_is_not_passed_over(http_server):
     """A body in a coding that nobody here reads is 501, and not taken for what it is not."""
     lines = ("host: t", "transfer-encoding: gzip, chunked")
 
-    answer = entrance.send(head(*lines), chunked(BODY), request("/predict", BODY))
+    answer = http_server.send(head(*lines), chunked(BODY), request("/predict", BODY))
 
     assert answer.count(b"HTTP/1.1") == 1
     assert status_of(answer) == 501
 
 
-def test_a_head_behind_a_request_is_read_to_its_end(entrance):
+def test_a_head_behind_a_request_is_read_to_its_end(http_server):
     """What looks like a request that was seen before is none in the middle of another head."""
     known = request("/predict", BODY)
-    with entrance.connect() as connection:
+    with http_server.connect() as connection:
         connection.sendall(known)
         first = next_json(connection)
         connection.sendall(known + b"POST /nothing HTTP/1.1\r\nx-a: ")
@@ -247,15 +247,15 @@ def test_a_head_behind_a_request_is_read_to_its_end(entrance):
     assert third["code"] == "not_found"
 
 
-def test_what_one_client_sends_changes_nothing_for_another(entrance):
+def test_what_one_client_sends_changes_nothing_for_another(http_server):
     """A head that came in pieces is not taken for its last piece, by nobody."""
     usual = request("/predict", BODY, "x-usual: 1\r\n")
-    with entrance.connect() as evil:
+    with http_server.connect() as evil:
         evil.sendall(request("/predict", BODY) + b"POST /v2/models/fake/infer HTTP/1.1\r\nx-a: ")
         first = next_json(evil)
         evil.sendall(usual)
         second = next_json(evil)
-    with entrance.connect() as other:
+    with http_server.connect() as other:
         other.sendall(usual)
         answer = next_json(other)
 
@@ -271,11 +271,11 @@ def test_what_one_client_sends_changes_nothing_for_another(entrance):
         param(b"1;a=" + b"a" * HEAD_BYTES, id="extension"),
     ],
 )
-def test_what_frames_a_body_is_bounded(entrance, part):
+def test_what_frames_a_body_is_bounded(http_server, part):
     """What comes beside a body's chunks, and would be kept by nobody, has the limit of a head."""
-    with entrance.connect() as connection:
+    with http_server.connect() as connection:
         connection.sendall(head("host: t", "transfer-encoding: chunked") + b"1\r\n{\r\n")
-        entrance.running.wait(received(entrance, 1))
+        http_server.running.wait(received(http_server, 1))
         connection.sendall(part)
         with contextlib.suppress(ConnectionError):
             connection.sendall(b"a" * 500_000)
@@ -285,38 +285,38 @@ def test_what_frames_a_body_is_bounded(entrance, part):
     assert body_of(answer)["code"] == "headers_too_large"
 
 
-def test_a_length_beside_chunks_smuggles_nothing(entrance):
+def test_a_length_beside_chunks_smuggles_nothing(http_server):
     """Where both are there the chunks count, and the connection ends with the answer."""
     both = head("host: t", "content-length: 5", "transfer-encoding: chunked")
 
-    answer = entrance.send(both, chunked(BODY), request("/nothing", BODY))
+    answer = http_server.send(both, chunked(BODY), request("/nothing", BODY))
 
     assert answer.count(b"HTTP/1.1") == 1
     assert status_of(answer) == 400 or b"connection: close" in answer
 
 
-def test_a_body_cut_short_is_not_run(entrance):
+def test_a_body_cut_short_is_not_run(http_server):
     """A client that goes before its body is whole has not asked anything."""
-    ran = len(entrance.model.ran)
+    ran = len(http_server.model.ran)
 
-    answer = entrance.send(head("host: t", "content-length: 100"), BODY, cut=True)
-    in_chunks = entrance.send(
+    answer = http_server.send(head("host: t", "content-length: 100"), BODY, cut=True)
+    in_chunks = http_server.send(
         head("host: t", "transfer-encoding: chunked"), b"%x\r\n%s\r\n" % (9, BODY[:9]), cut=True
     )
 
     assert body_of(answer)["error"] == "body: expected all of it, got less"
     assert body_of(answer)["code"] == "incomplete_body"
     assert body_of(in_chunks)["error"] == "body: expected all of it, got less"
-    assert len(entrance.model.ran) == ran
+    assert len(http_server.model.ran) == ran
 
 
-def test_an_idle_connection_holds_nothing_of_what_it_sent(entrance):
+def test_an_idle_connection_holds_nothing_of_what_it_sent(http_server):
     """What came is let go of with its answer: thousands of connections may be idle."""
     size = LIMIT - 1000
-    with entrance.connect() as connection:
+    with http_server.connect() as connection:
         connection.sendall(request("/predict", BODY + b" " * size))
         next_answer(connection)
-        (kept,) = entrance.server.connections
+        (kept,) = http_server.server.connections
         held = [
             value
             for owner in (kept, kept._parser)
@@ -327,37 +327,37 @@ def test_an_idle_connection_holds_nothing_of_what_it_sent(entrance):
     assert sum(map(len, held)) < size
 
 
-def test_headers_without_end_are_refused(entrance):
+def test_headers_without_end_are_refused(http_server):
     """A head beyond its limit is 431, complete or not."""
-    answer = entrance.send(b"POST /predict HTTP/1.1\r\nx-a: " + b"a" * (HEAD_BYTES + 1000))
+    answer = http_server.send(b"POST /predict HTTP/1.1\r\nx-a: " + b"a" * (HEAD_BYTES + 1000))
 
     assert status_of(answer) == 431
     assert body_of(answer)["code"] == "headers_too_large"
 
 
-def test_an_offer_to_upgrade_is_passed_over(entrance):
+def test_an_offer_to_upgrade_is_passed_over(http_server):
     """Clients that would rather speak HTTP/2 are answered in HTTP/1.1, on the same connection."""
     upgrade = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
-    with entrance.connect() as connection:
+    with http_server.connect() as connection:
         connection.sendall(request("/predict", BODY, upgrade) + request("/predict", BODY))
         answers = [next_json(connection) for _ in range(2)]
 
     assert answers == [{"predictions": [3.0]}] * 2
 
 
-def test_thousands_of_offers_at_once_are_passed_over(entrance, caplog):
+def test_thousands_of_offers_at_once_are_passed_over(http_server, caplog):
     """However many requests with an offer come in one piece, each is read, and none is too deep."""
     offer = request("/predict", b"", "connection: upgrade\r\nupgrade: h2c\r\n")
 
-    answers = entrance.send(offer * 2000, request("/predict", b"", "connection: close\r\n"))
+    answers = http_server.send(offer * 2000, request("/predict", b"", "connection: close\r\n"))
 
     assert answers.count(b"HTTP/1.1 400") == 2001
     assert caplog.messages == []
 
 
-def test_a_client_that_offers_to_upgrade_and_to_close_is_left(entrance):
+def test_a_client_that_offers_to_upgrade_and_to_close_is_left(http_server):
     """The end of a connection that is asked for beside an offer is kept to."""
-    answer = entrance.send(
+    answer = http_server.send(
         request("/predict", BODY, "connection: close, upgrade\r\nupgrade: h2c\r\n")
     )
 

@@ -28,27 +28,27 @@ from tests.server.http_harness import (
 pytestmark = mark.usefixtures("still_answers")
 
 
-def test_several_requests_come_through_one_connection(entrance):
+def test_several_requests_come_through_one_connection(http_server):
     """A connection is kept, and pipelined requests are answered in order."""
-    with entrance.connect() as connection:
+    with http_server.connect() as connection:
         connection.sendall(request("/predict", BODY) * 3)
         answers = [next_json(connection) for _ in range(3)]
 
     assert answers == [{"predictions": [3.0]}] * 3
 
 
-def test_more_requests_than_a_client_may_have_ahead_are_refused(entrance):
+def test_more_requests_than_a_client_may_have_ahead_are_refused(http_server):
     """Those within the limit are answered, in order, and then the refusal."""
     gate = Gate()
-    entrance.model.before = gate
-    with entrance.connect() as connection:
+    http_server.model.before = gate
+    with http_server.connect() as connection:
         connection.sendall(request("/predict", BODY))
-        entrance.running.wait(gate.reached())
+        http_server.running.wait(gate.reached())
         connection.sendall(request("/predict", BODY) * (PIPELINED + 1))
-        entrance.running.wait(
-            until(lambda: not any(c.reading for c in entrance.server.connections))
+        http_server.running.wait(
+            until(lambda: not any(c.reading for c in http_server.server.connections))
         )
-        entrance.model.before = lambda _: None
+        http_server.model.before = lambda _: None
         gate.open()
         answers = read_all(connection)
 
@@ -56,18 +56,18 @@ def test_more_requests_than_a_client_may_have_ahead_are_refused(entrance):
     assert answers.count(b"HTTP/1.1 413") == 1
 
 
-def test_an_answer_is_waited_for_though_what_follows_is_refused(entrance):
+def test_an_answer_is_waited_for_though_what_follows_is_refused(http_server):
     """A good request gets its answer, however long that takes and whatever is wrong behind it."""
     gate = Gate()
-    entrance.model.before = gate
-    with entrance.connect() as connection:
+    http_server.model.before = gate
+    with http_server.connect() as connection:
         connection.sendall(request("/predict", BODY) + b"no request\r\n\r\n")
-        entrance.running.wait(gate.reached())
-        entrance.running.wait(
-            until(lambda: not any(c.reading for c in entrance.server.connections))
+        http_server.running.wait(gate.reached())
+        http_server.running.wait(
+            until(lambda: not any(c.reading for c in http_server.server.connections))
         )
-        entrance.check_timeouts(IDLE_S + LINGER_S)
-        entrance.model.before = lambda _: None
+        http_server.check_timeouts(IDLE_S + LINGER_S)
+        http_server.model.before = lambda _: None
         gate.open()
         answers = read_all(connection)
 
@@ -77,81 +77,81 @@ def test_an_answer_is_waited_for_though_what_follows_is_refused(entrance):
 
 def test_a_client_that_sends_ahead_has_one_request_in_the_queue():
     """Many requests at once over a connection delay no other connection."""
-    entrance, gate = HttpHarness(), Gate()
-    entrance.model.before = gate
-    with entrance.connect() as flood, entrance.connect() as other:
+    http_server, gate = HttpHarness(), Gate()
+    http_server.model.before = gate
+    with http_server.connect() as flood, http_server.connect() as other:
         flood.sendall(request("/predict", BODY) * PIPELINED)
-        entrance.running.wait(gate.reached())
+        http_server.running.wait(gate.reached())
         other.sendall(request("/predict", b'{"instances": [[14, 14]]}'))
-        entrance.running.wait(until(lambda: entrance.service.queued_rows == 1))
+        http_server.running.wait(until(lambda: http_server.service.queued_rows == 1))
         gate.open(runs=2)
         answer = read_answer(other)[2]
-        turns = [rows for _, rows in entrance.model.ran]
-        entrance.model.before = lambda _: None
+        turns = [rows for _, rows in http_server.model.ran]
+        http_server.model.before = lambda _: None
         gate.open(runs=2)
-    entrance.close()
+    http_server.close()
 
     assert answer == {"predictions": [28.0]}
     assert turns[0] == [[1.0, 2.0]]
     assert [14.0, 14.0] in turns[1]
 
 
-def test_nothing_behind_a_refusal_is_read(entrance):
+def test_nothing_behind_a_refusal_is_read(http_server):
     """Whatever comes in one piece with a request that is refused is thrown away with it."""
     bad = request("/predict", BODY, "content-type: text/plain\r\n")
 
-    answers = entrance.send(bad + request("/predict", BODY) * 3)
+    answers = http_server.send(bad + request("/predict", BODY) * 3)
 
     assert answers.count(b"HTTP/1.1") == 1
     assert status_of(answers) == 415
 
 
-def test_a_client_that_goes_takes_its_request_out_of_the_queue(entrance):
+def test_a_client_that_goes_takes_its_request_out_of_the_queue(http_server):
     """What waits for a client that has gone is not run, and is counted as canceled."""
     gate = Gate()
-    entrance.model.before = gate
-    first = entrance.connect()
+    http_server.model.before = gate
+    first = http_server.connect()
     first.sendall(request("/predict", BODY))
-    entrance.running.wait(gate.reached())
-    waiting = entrance.connect()
+    http_server.running.wait(gate.reached())
+    waiting = http_server.connect()
     waiting.sendall(request("/predict", b'{"instances": [[13, 13]]}'))
-    entrance.running.wait(until(lambda: entrance.service.queued_rows == 1))
+    http_server.running.wait(until(lambda: http_server.service.queued_rows == 1))
 
     reset(waiting)
-    entrance.running.wait(until(lambda: entrance.service.queued_rows == 0))
-    entrance.model.before = lambda _: None
+    http_server.running.wait(until(lambda: http_server.service.queued_rows == 0))
+    http_server.model.before = lambda _: None
     gate.open()
     answer = read_answer(first)
     first.close()
 
     assert answer[2] == {"predictions": [3.0]}
-    assert not any([13.0, 13.0] in rows for _, rows in entrance.model.ran)
-    assert entrance.service.metrics.failures["canceled"] == 1
+    assert not any([13.0, 13.0] in rows for _, rows in http_server.model.ran)
+    assert http_server.service.metrics.failures["canceled"] == 1
 
 
-def test_a_client_that_goes_while_its_batch_runs_leaves_nothing_behind(entrance):
+def test_a_client_that_goes_while_its_batch_runs_leaves_nothing_behind(http_server):
     """The answer of a batch that nobody waits for any more is dropped."""
     gate = Gate()
-    entrance.model.before = gate
-    gone = entrance.connect()
+    http_server.model.before = gate
+    gone = http_server.connect()
     gone.sendall(request("/predict", BODY))
-    entrance.running.wait(gate.reached())
+    http_server.running.wait(gate.reached())
 
     reset(gone)
-    entrance.running.wait(until(lambda: not entrance.service._requests))
-    entrance.model.before = lambda _: None
+    http_server.running.wait(until(lambda: not http_server.service._requests))
+    http_server.model.before = lambda _: None
     gate.open()
 
 
-def test_many_clients_that_go_leave_nothing_behind(entrance):
+def test_many_clients_that_go_leave_nothing_behind(http_server):
     """After a storm of disconnects nothing is under way."""
     for _ in range(100):
-        with entrance.connect() as connection:
+        with http_server.connect() as connection:
             connection.sendall(request("/predict", BODY))
             reset(connection)
 
-    entrance.ask()
-    entrance.running.wait(until(lambda: not entrance.server.connections))
+    http_server.ask()
+    http_server.running.wait(until(lambda: not http_server.server.connections))
 
 
 @mark.parametrize(
@@ -172,28 +172,28 @@ def test_many_clients_that_go_leave_nothing_behind(entrance):
         request("/predict", BODY),
     ],
 )
-def test_a_request_is_refused_once(entrance, caplog, refused, behind):
+def test_a_request_is_refused_once(http_server, caplog, refused, behind):
     """Whatever comes behind a request that is refused at its head, it gets one answer and no log line."""
-    counted = entrance.service.metrics.requests.total()
+    counted = http_server.service.metrics.requests.total()
 
-    answer = entrance.send(head("host: t", refused, "content-length: 2") + b"{}" + behind)
+    answer = http_server.send(head("host: t", refused, "content-length: 2") + b"{}" + behind)
 
     assert answer.count(b"HTTP/1.1") == 1
     assert b"\r\nconnection: close\r\n" in answer
-    assert entrance.service.metrics.requests.total() == counted + 1
+    assert http_server.service.metrics.requests.total() == counted + 1
     assert caplog.messages == []
 
 
-def test_nothing_behind_the_last_request_is_one(entrance, caplog):
+def test_nothing_behind_the_last_request_is_one(http_server, caplog):
     """What a client sends behind its `connection: close` is neither read nor refused, and resets nothing."""
-    counted = entrance.service.metrics.requests.total()
+    counted = http_server.service.metrics.requests.total()
 
-    answer = entrance.send(
+    answer = http_server.send(
         request("/predict", BODY, "connection: close\r\n") + b"GARBAGE\r\n\r\n" * 1000
     )
 
     assert body_of(answer) == {"predictions": [3.0]}
-    assert entrance.service.metrics.requests.total() == counted + 1
+    assert http_server.service.metrics.requests.total() == counted + 1
     assert caplog.messages == []
 
 
@@ -209,27 +209,27 @@ def test_nothing_behind_the_last_request_is_one(entrance, caplog):
         param([request("/predict", BODY).replace(b"/1.1", b"/1.0")], 1, id="http-1.0"),
     ],
 )
-def test_a_client_that_sends_no_more_is_answered(entrance, parts, count):
+def test_a_client_that_sends_no_more_is_answered(http_server, parts, count):
     """Whoever closes its half of a connection gets all answers, and then the end."""
-    answer = entrance.send(*parts, cut=True)
+    answer = http_server.send(*parts, cut=True)
 
     assert answer.count(b"HTTP/1.1 200 OK") == answer.count(b"HTTP/1.1") == count
-    entrance.running.wait(until(lambda: not entrance.server.connections))
+    http_server.running.wait(until(lambda: not http_server.server.connections))
 
 
-def test_a_client_that_sends_no_more_is_answered_however_long_that_takes(entrance):
+def test_a_client_that_sends_no_more_is_answered_however_long_that_takes(http_server):
     """It gets notice that the connection ends with the last answer, and with no other."""
     gate = Gate()
-    entrance.model.before = gate
-    with entrance.connect() as connection:
+    http_server.model.before = gate
+    with http_server.connect() as connection:
         connection.sendall(request("/predict", BODY) * 2)
         connection.shutdown(socket.SHUT_WR)
-        entrance.running.wait(gate.reached())
-        entrance.running.wait(
-            until(lambda: any(c._half_closed for c in entrance.server.connections))
+        http_server.running.wait(gate.reached())
+        http_server.running.wait(
+            until(lambda: any(c._half_closed for c in http_server.server.connections))
         )
-        entrance.check_timeouts(IDLE_S)
-        entrance.model.before = lambda _: None
+        http_server.check_timeouts(IDLE_S)
+        http_server.model.before = lambda _: None
         gate.open()
         answer = read_all(connection)
 
@@ -239,21 +239,21 @@ def test_a_client_that_sends_no_more_is_answered_however_long_that_takes(entranc
     ]
 
 
-def test_requests_of_a_client_that_sends_no_more_make_way(entrance):
+def test_requests_of_a_client_that_sends_no_more_make_way(http_server):
     """Those that wait for an answer, and those behind them, may be dropped where the queue is full."""
     gate = Gate()
-    entrance.model.before = gate
-    deprioritized = entrance.service._requests.deprioritized
-    with entrance.connect() as connection:
+    http_server.model.before = gate
+    deprioritized = http_server.service._requests.deprioritized
+    with http_server.connect() as connection:
         connection.sendall(request("/predict", BODY) * 2)
-        entrance.running.wait(gate.reached())
+        http_server.running.wait(gate.reached())
         kept = dict(deprioritized)
         connection.shutdown(socket.SHUT_WR)
-        entrance.running.wait(until(lambda: deprioritized))
+        http_server.running.wait(until(lambda: deprioritized))
         (first,) = deprioritized
         gate.open()
-        entrance.running.wait(until(lambda: deprioritized and first not in deprioritized))
-        entrance.model.before = lambda _: None
+        http_server.running.wait(until(lambda: deprioritized and first not in deprioritized))
+        http_server.model.before = lambda _: None
         gate.open()
         answer = read_all(connection)
 
@@ -262,39 +262,41 @@ def test_requests_of_a_client_that_sends_no_more_make_way(entrance):
     assert deprioritized == {}
 
 
-def test_a_client_that_resets_after_its_end_is_given_up(entrance):
+def test_a_client_that_resets_after_its_end_is_given_up(http_server):
     """That a client has gone, and not only sends no more, is noticed when it resets the connection."""
     gate = Gate()
-    entrance.model.before = gate
-    canceled = entrance.service.metrics.failures["canceled"]
-    connection = entrance.connect()
+    http_server.model.before = gate
+    canceled = http_server.service.metrics.failures["canceled"]
+    connection = http_server.connect()
     connection.sendall(request("/predict", BODY))
     connection.shutdown(socket.SHUT_WR)
-    entrance.running.wait(gate.reached())
-    entrance.running.wait(until(lambda: any(c._half_closed for c in entrance.server.connections)))
-    entrance.check_timeouts(0)
-    still = len(entrance.service._requests)
+    http_server.running.wait(gate.reached())
+    http_server.running.wait(
+        until(lambda: any(c._half_closed for c in http_server.server.connections))
+    )
+    http_server.check_timeouts(0)
+    still = len(http_server.service._requests)
 
     reset(connection)
-    entrance.running.wait(until(lambda: gone(entrance)))
-    entrance.model.before = lambda _: None
+    http_server.running.wait(until(lambda: gone(http_server)))
+    http_server.model.before = lambda _: None
     gate.open()
 
     assert still == 1
-    assert entrance.service.metrics.failures["canceled"] == canceled + 1
+    assert http_server.service.metrics.failures["canceled"] == canceled + 1
 
 
-def gone(entrance):
+def gone(http_server):
     """Check the timeouts of all connections; return whether none is left."""
-    for connection in list(entrance.server.connections):
+    for connection in list(http_server.server.connections):
         connection.check_timeouts(0.0)
-    return not entrance.server.connections and not entrance.service._requests
+    return not http_server.server.connections and not http_server.service._requests
 
 
 @mark.parametrize("part", [b"POST /pre", request("/predict", BODY)[:-1]])
-def test_half_a_request_of_a_client_that_sends_no_more_is_refused(entrance, part):
+def test_half_a_request_of_a_client_that_sends_no_more_is_refused(http_server, part):
     """What cannot become a request any more is 400, behind the answer to what came before it."""
-    answer = entrance.send(request("/predict", BODY) + part, cut=True)
+    answer = http_server.send(request("/predict", BODY) + part, cut=True)
 
     assert answer.count(b"HTTP/1.1") == 2
     assert answer.index(b"HTTP/1.1 200") < answer.index(b"HTTP/1.1 400")

@@ -1,4 +1,4 @@
-"""Both entrances give the same bytes for the same bytes, route by route.
+"""Both servers give the same bytes for the same bytes, route by route.
 
 The frontend is on a real socket, as in `python -m server`; the application is Flask's, as under a WSGI server. Both share one service.
 """
@@ -26,8 +26,8 @@ COMPARED = ("content-type", "allow", "retry-after", "vary", "inference-header-co
 LENGTH = "inference-header-content-length"
 
 
-class Entrances(HttpHarness):
-    """A service with both its entrances."""
+class BothServers(HttpHarness):
+    """A service with both its servers."""
 
     def at_front(self, method, path, body, headers, *, chunked=False):
         """Return the frontend's response to a request that is sent in one piece."""
@@ -67,21 +67,21 @@ MODELS = {"sum": SUM, "echo": ECHO}
 
 
 @fixture(scope="module", params=[*MODELS, "loading", "stopping"])
-def entrances(request):
+def http_servers(request):
     """A ready server with one input or with several, one that loads, and one that stops."""
     name = request.param
     signature = MODELS.get(name, SUM)
-    entrances = Entrances(FakeModel(signature=signature), load=name != "loading", **LIMITS)
+    http_servers = BothServers(FakeModel(signature=signature), load=name != "loading", **LIMITS)
     if name == "stopping":
-        entrances.service.stop()
-    yield entrances
-    entrances.close()
+        http_servers.service.stop()
+    yield http_servers
+    http_servers.close()
 
 
-def same(entrances, *request, **how):
-    """Assert that both entrances respond the same, and return the status."""
-    front = comparable(*entrances.at_front(*request, **how))
-    application = comparable(*entrances.at_application(*request, **how))
+def same(http_servers, *request, **how):
+    """Assert that both servers respond the same, and return the status."""
+    front = comparable(*http_servers.at_front(*request, **how))
+    application = comparable(*http_servers.at_application(*request, **how))
     assert front == application
     return front["status"]
 
@@ -138,31 +138,32 @@ def test_every_route_is_here():
 
 
 @mark.parametrize(("method", "rule"), READ)
-def test_routes_that_read_answer_the_same(entrances, method, rule):
+def test_routes_that_read_answer_the_same(http_servers, method, rule):
     """Whatever the method, the name, the query and the body, the bytes are the same."""
     path = filled(rule)
     for verb in (method, "GET", "POST", "OPTIONS", "DELETE", "PATCH"):
-        same(entrances, verb, path, b"", {})
-    same(entrances, "HEAD", path, b"", {})
-    same(entrances, method, f"{path}/", b"", {})
-    same(entrances, method, f"{path}?x=%e2%82%ac&y", b"", {})
-    same(entrances, method, path, b"{not json", {"content-type": "text/plain"})
-    same(entrances, method, path, b"x" * 3000, {})
-    same(entrances, method, path, b"in pieces", {}, chunked=True)
+        same(http_servers, verb, path, b"", {})
+    same(http_servers, "HEAD", path, b"", {})
+    same(http_servers, method, f"{path}/", b"", {})
+    same(http_servers, method, f"{path}?x=%e2%82%ac&y", b"", {})
+    same(http_servers, method, path, b"{not json", {"content-type": "text/plain"})
+    same(http_servers, method, path, b"x" * 3000, {})
+    same(http_servers, method, path, b"in pieces", {}, chunked=True)
     for name in ("other", "%e2%82%ac", "%ff", "%00", "%2e%2e", "..", "a%2fb", "m" * 500):
-        same(entrances, method, filled(rule, name), b"", {"x-request-id": "mine"})
-        same(entrances, method, filled(rule, "fake", name), b"", {})
+        same(http_servers, method, filled(rule, name), b"", {"x-request-id": "mine"})
+        same(http_servers, method, filled(rule, "fake", name), b"", {})
 
 
 @mark.parametrize("rule", COUNTS)
-def test_routes_that_count_have_the_same_form(entrances, rule):
+def test_routes_that_count_have_the_same_form(http_servers, rule):
     """Counts go on between two looks; everything else of them is the same."""
     path = filled(rule)
-    same(entrances, "POST", path, b"", {})
-    same(entrances, "OPTIONS", path, b"", {})
+    same(http_servers, "POST", path, b"", {})
+    same(http_servers, "OPTIONS", path, b"", {})
     for _ in range(2):  # what is counted of the first look is there in the second
         answers = [
-            ask("GET", path, b"", {}) for ask in (entrances.at_front, entrances.at_application)
+            ask("GET", path, b"", {})
+            for ask in (http_servers.at_front, http_servers.at_application)
         ]
     forms = [(status, re.sub(rb"[0-9.e+-]+", b"0", body)) for status, _, body in answers]
 
@@ -240,15 +241,15 @@ def bodies(ids):
 
 
 @mark.parametrize("rule", INFER)
-def test_inferences_are_answered_the_same(entrances, rule):
+def test_inferences_are_answered_the_same(http_servers, rule):
     """Good bodies and bad ones of every protocol get the same bytes, in one piece or in chunks."""
     path = filled(rule)
-    model = entrances.service.loaded and entrances.service.model
+    model = http_servers.service.loaded and http_servers.service.model
     statuses = []
     for body, headers in bodies(ids=bool(model) and model.signature is ECHO):
-        statuses.append(same(entrances, "POST", path, body, headers))
-        same(entrances, "POST", path, body, headers, chunked=True)
-    if model and entrances.service.state.value == "ready":
+        statuses.append(same(http_servers, "POST", path, body, headers))
+        same(http_servers, "POST", path, body, headers, chunked=True)
+    if model and http_servers.service.state.value == "ready":
         assert {200, 400, 413, 415} <= set(statuses)
     else:
         assert 503 in statuses
@@ -256,24 +257,24 @@ def test_inferences_are_answered_the_same(entrances, rule):
 
 
 @mark.parametrize("rule", INFER)
-def test_what_is_no_inference_is_refused_the_same(entrances, rule):
+def test_what_is_no_inference_is_refused_the_same(http_servers, rule):
     """Other methods, models, versions and spellings of a path are refused in the same words."""
     good = b'{"instances": [[1, 2]]}'
     path = filled(rule)
     for method in ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"):
-        same(entrances, method, path, good if method in ("PUT", "PATCH") else b"", {})
-    same(entrances, "POST", f"{path}/", good, {})
-    same(entrances, "POST", f"{path}?x=1", good, {})
+        same(http_servers, method, path, good if method in ("PUT", "PATCH") else b"", {})
+    same(http_servers, "POST", f"{path}/", good, {})
+    same(http_servers, "POST", f"{path}?x=1", good, {})
     for name in ("other", "%66ake", "%e2%82%ac", "%ff", "%2e%2e", "a%2fb", "m" * 500, "fake%20"):
-        same(entrances, "POST", filled(rule, name), good, {})
-        same(entrances, "POST", filled(rule, "fake", name), good, {})
+        same(http_servers, "POST", filled(rule, name), good, {})
+        same(http_servers, "POST", filled(rule, "fake", name), good, {})
 
 
 @mark.parametrize("path", ["/nothing", "/predict/more", "/v2//health/live", "/%e2%82%ac", "/%ff", "/.."])  # fmt: skip
-def test_unknown_paths_are_refused_the_same(entrances, path):
+def test_unknown_paths_are_refused_the_same(http_servers, path):
     """What is not there is not there in the same words."""
     for method in ("GET", "POST", "HEAD", "OPTIONS", "DELETE"):
-        assert same(entrances, method, path, b"", {}) == 404
+        assert same(http_servers, method, path, b"", {}) == 404
 
 
 BAD_HOSTS = (
@@ -311,9 +312,9 @@ GOOD_HOSTS = (
 @fixture(scope="module")
 def sharing():
     """A ready server that shares its answers with pages of two origins."""
-    entrances = Entrances(cors_origin="https://app.example,http://localhost:3000")
-    yield entrances
-    entrances.close()
+    http_servers = BothServers(cors_origin="https://app.example,http://localhost:3000")
+    yield http_servers
+    http_servers.close()
 
 
 @mark.parametrize("host", BAD_HOSTS)
@@ -395,15 +396,15 @@ def test_the_path_of_an_inference_has_one_spelling(sharing, path):
 
 def test_a_route_that_needs_encoding_is_found_encoded():
     """A configured route of any letters is served as they come over the wire, and as nothing else."""
-    entrances = Entrances(predict_route="/prédire", health_route="/santé/")
+    http_servers = BothServers(predict_route="/prédire", health_route="/santé/")
     good = b'{"instances": [[1, 2]]}'
     try:
-        assert same(entrances, "POST", "/pr%C3%A9dire", good, {}) == 200
-        assert same(entrances, "GET", "/sant%C3%A9/", b"", {}) == 200
-        assert same(entrances, "POST", "/pr%c3%a9dire", good, {}) == 404
-        assert same(entrances, "GET", "/sant%C3%A9", b"", {}) == 404
+        assert same(http_servers, "POST", "/pr%C3%A9dire", good, {}) == 200
+        assert same(http_servers, "GET", "/sant%C3%A9/", b"", {}) == 200
+        assert same(http_servers, "POST", "/pr%c3%a9dire", good, {}) == 404
+        assert same(http_servers, "GET", "/sant%C3%A9", b"", {}) == 404
     finally:
-        entrances.close()
+        http_servers.close()
 
 
 def test_the_server_as_a_whole_is_asked_by_a_star(sharing):
@@ -480,12 +481,12 @@ def test_pages_of_other_origins_may_not_read(sharing, origin):
 @mark.parametrize(("option", "allowed"), [("", None), ("*", "*")])
 def test_all_origins_or_none_need_no_variant(option, allowed):
     """Without the option nothing is said; where it is *, all may read, and caches need not tell them apart."""
-    entrances = Entrances(cors_origin=option)
+    http_servers = BothServers(cors_origin=option)
     try:
         for headers in ({"origin": "https://any.example"}, {"origin": "null"} | PREFLIGHT):
-            assert same(entrances, "OPTIONS", "/predict", b"", headers) == 200
-            found = dict(entrances.at_front("OPTIONS", "/predict", b"", headers)[1])
+            assert same(http_servers, "OPTIONS", "/predict", b"", headers) == 200
+            found = dict(http_servers.at_front("OPTIONS", "/predict", b"", headers)[1])
             assert found.get("access-control-allow-origin") == allowed
             assert "vary" not in found
     finally:
-        entrances.close()
+        http_servers.close()

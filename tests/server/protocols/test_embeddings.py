@@ -28,7 +28,7 @@ def unit(text):
     return (np.float32(vector(text)) / np.linalg.norm(np.float32(vector(text)))).tolist()
 
 
-def entrance(*, normalized):
+def started_server(*, normalized):
     """Start a server of HTTP in front of a model that embeds texts."""
     started = HttpHarness(EmbeddingModel(normalized=normalized))
     yield started
@@ -38,13 +38,13 @@ def entrance(*, normalized):
 @fixture(scope="module")
 def server():
     """Embeddings as the model gives them."""
-    yield from entrance(normalized=False)
+    yield from started_server(normalized=False)
 
 
 @fixture(scope="module")
 def units():
     """Embeddings of length one."""
-    yield from entrance(normalized=True)
+    yield from started_server(normalized=True)
 
 
 def client_of(server):

@@ -22,7 +22,7 @@ PREDICT, COLUMNS, INFER = "/predict", "/v1/models/fake:predict", "/v2/models/fak
 BOUNDARY = "----limit"
 
 
-def entrance(**options):
+def started_server(**options):
     """Start a server of HTTP in front of a model that takes images."""
     started = HttpHarness(ImageModel(**options))
     yield started
@@ -32,17 +32,17 @@ def entrance(**options):
 @fixture(scope="module")
 def server():
     """Images alone."""
-    yield from entrance()
+    yield from started_server()
 
 
 @fixture(scope="module")
 def aged():
     """Images, and a number beside each."""
-    yield from entrance(signature=WITH_AGE)
+    yield from started_server(signature=WITH_AGE)
 
 
 @fixture(scope="module")
-def called():
+def grpc_server():
     """The same over gRPC."""
     made = GrpcHarness(ImageModel())
     yield made
@@ -130,7 +130,7 @@ def test_tensors_stand_beside_images(aged):
 
 @mark.parametrize("shape", [[2], [2, 1]])
 @mark.parametrize("binary", [True, False])
-def test_tritonclient_sends_images(server, called, shape, binary):
+def test_tritonclient_sends_images(server, grpc_server, shape, binary):
     """Files are BYTES in tritonclient, over HTTP in binary or JSON, and over gRPC."""
     rows = np.array([RED, BLUE], np.object_).reshape(shape)
     client = tritonclient.http.InferenceServerClient(f"127.0.0.1:{server.port}")
@@ -139,7 +139,7 @@ def test_tritonclient_sends_images(server, called, shape, binary):
         tensor.set_data_from_numpy(rows, binary_data=True)
         answer = client.infer("fake", [tensor]).as_numpy("mean")
         assert answer.tolist() == MEANS
-    over_grpc = tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{called.port}")
+    over_grpc = tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{grpc_server.port}")
     tensor = tritonclient.grpc.InferInput("image", shape, "BYTES")
     tensor.set_data_from_numpy(rows)
     assert over_grpc.infer("fake", [tensor]).as_numpy("mean").tolist() == MEANS

@@ -116,21 +116,21 @@ def test_bytes_are_bit_exact():
 
 
 @fixture
-def called():
-    """A gRPC entrance before a model that answers with declared infinities."""
-    called = GrpcHarness(
+def grpc_server():
+    """A gRPC server before a model that answers with declared infinities."""
+    grpc_server = GrpcHarness(
         FakeModel((3,), signature=declared(SUM), function=lambda x: (VALUES[: len(x)].copy(),))
     )
-    yield called
-    called.close()
+    yield grpc_server
+    grpc_server.close()
 
 
-def test_grpc_is_bit_exact(called):
+def test_grpc_is_bit_exact(grpc_server):
     """Raw contents have the infinities as they are, and none is counted."""
-    answer = called.infer(grpc_rows(1, 2, 3), timeout=30)
+    answer = grpc_server.infer(grpc_rows(1, 2, 3), timeout=30)
 
     assert array_of(answer, "y", np.float32).tobytes() == VALUES.tobytes()
-    assert called.service.metrics.nonfinite == 0
+    assert grpc_server.service.metrics.nonfinite == 0
 
 
 SCORES = np.float32(

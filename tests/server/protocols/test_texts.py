@@ -23,7 +23,7 @@ SUMS = [sum(ids(CAT)), sum(ids(SAT))]
 PREDICT, COLUMNS, INFER = "/predict", "/v1/models/fake:predict", "/v2/models/fake/infer"
 
 
-def entrance(**options):
+def started_server(**options):
     """Start a server of HTTP in front of a model that takes texts."""
     started = HttpHarness(TextModel(**options))
     yield started
@@ -33,31 +33,31 @@ def entrance(**options):
 @fixture(scope="module")
 def server():
     """Texts alone."""
-    yield from entrance()
+    yield from started_server()
 
 
 @fixture(scope="module")
 def aged():
     """Texts, and a number beside each."""
-    yield from entrance(signature=WITH_AGE)
+    yield from started_server(signature=WITH_AGE)
 
 
 @fixture(scope="module")
 def tagged():
     """A number for each token of a text."""
-    yield from entrance(signature=ECHO)
+    yield from started_server(signature=ECHO)
 
 
 @fixture(scope="module")
 def keyed():
     """Texts, and a key beside each that the model does not see."""
-    for started in entrance():
+    for started in started_server():
         started.model.manifest.passthrough = ("key",)
         yield started
 
 
 @fixture(scope="module")
-def called():
+def grpc_server():
     """The same over gRPC."""
     made = GrpcHarness(TextModel())
     yield made
@@ -145,9 +145,9 @@ def test_tritonclient_sends_texts_over_http(server, shape, binary):
 
 
 @mark.parametrize("shape", [[2], [2, 1]])
-def test_tritonclient_sends_texts_over_grpc(called, shape):
+def test_tritonclient_sends_texts_over_grpc(grpc_server, shape):
     """And over gRPC."""
-    with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{called.port}") as client:
+    with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{grpc_server.port}") as client:
         texts = tritonclient.grpc.InferInput("text", shape, "BYTES")
         texts.set_data_from_numpy(np.array([CAT, SAT], object).reshape(shape))
 
