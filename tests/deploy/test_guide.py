@@ -69,7 +69,7 @@ def test_every_command_is_run_or_is_not_ours():
 
 def test_every_check_is_explained():
     """The doctor's checks are those of the table."""
-    shown = next(text for command, text in transcripts() if "-- python" in command)
+    shown = next(text for command, text in transcripts() if "-- hloserve" in command)
     checks = [line[6:28].strip() for line in shown.splitlines() if line.startswith("pass")]
     rows = re.search(r"^\| check \|.*\n\|[-|]+\n((?:\|.*\n)+)", GUIDE, re.MULTILINE)[1]
     explained = [row.split("|")[1].strip() for row in rows.splitlines()]

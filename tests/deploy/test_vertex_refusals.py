@@ -47,7 +47,7 @@ from tests.serving import ROOT
         ),
         (
             ["--env", "HLOSERVE_PROCESSES=many"],
-            "--env: HLOSERVE_PROCESSES: expected a whole number, got 'many'",
+            "--env: HLOSERVE_PROCESSES: expected a number of 1 or more, or auto, got 'many'",
         ),
         (
             ["--env", "HLOSERVE_PROCESSES=4", *L4],
