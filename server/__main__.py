@@ -81,10 +81,10 @@ with needing("server"), reading_settings():
     import uvloop
 
     from runtime.program import set_cpu_threads
-    from server import process_count
     from server.cpu_limits import cores_here, share
     from server.http.listener import listen
     from server.lifecycle import Process
+    from server.processes.count import decide
 
 EXIT_CONFIG = 2
 
@@ -99,7 +99,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> None:
         logs.exit_process(EXIT_CONFIG)
     logs.set_up(config.log_format, config.trace_project)
     if config.processes == AUTO:
-        config = process_count.decide(config)
+        config = decide(config)
     set_cpu_threads(share(config.processes, cores_here()))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config))

@@ -19,7 +19,7 @@ _MEMORY_BODIES = 8
 _MAX_AGE_S = 2_000_000
 _INDEX = re.compile(r"0|[1-9][0-9]{0,3}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-# The number of processes that is decided when the server starts; see `process_count`.
+# The number of processes that is decided when the server starts; see `processes.count`.
 AUTO = -1
 ANY_ORIGIN = "*"
 # As browsers send an origin: in lower case, and without the scheme's default port.

@@ -18,9 +18,9 @@ from server.http.frontend import HttpFrontend
 from server.http.listener import GRACE_S, HttpServer, listen
 from server.http.routes import make_routes
 from server.observability.shared_stats import SharedStats
+from server.processes.pool import WorkerPool
 from server.startup import EXIT_BUNDLE, EXIT_DEVICE, Opened, open_service, watch_files
 from server.storage.bundle_watch import BusErrors
-from server.workers import WorkerPool
 
 log = logging.getLogger("server")
 

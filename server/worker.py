@@ -26,8 +26,8 @@ import uvloop
 from server import logs
 from server.lifecycle import Process
 from server.observability.shared_stats import SharedStats
+from server.processes.pool import DIGEST_BYTES, WorkerArgs
 from server.startup import EXIT_DEVICE
-from server.workers import DIGEST_BYTES, WorkerArgs
 
 
 def main(argv: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from pytest import fixture, mark
 
 from server.config import ServerConfig
 from server.observability.shared_stats import SharedStats
-from server.workers import WorkerArgs, WorkerPool
+from server.processes.pool import WorkerArgs, WorkerPool
 from tests.e2e.clients import ask_http
 from tests.e2e.test_signals import signalling
 from tests.serving import TIMEOUT_S, free_port, start, started

@@ -11,3 +11,17 @@ def front(request):
     before, GrpcHarness.front = GrpcHarness.front, request.param
     yield request.param
     GrpcHarness.front = before
+
+
+@fixture
+def calls():
+    """Makes servers that end with the test."""
+    made = []
+
+    def make(*arguments, **options):
+        made.append(GrpcHarness(*arguments, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()

@@ -11,7 +11,6 @@ from runtime.errors import ExecutionError
 from runtime.signature import DTYPE_BYTES, Signature, TensorSpec
 from runtime.tensors import numpy_dtype
 from server.errors import OutOfMemory
-from server.protocols import oip_grpc
 from server.protos import inference_pb2 as pb
 from tests.server.fakes import ECHO, EVERY, FakeModel, Gate
 from tests.server.grpc_harness import GrpcHarness, array_of, refused, request, rows
@@ -35,20 +34,6 @@ def _still_answers(grpc_server):
     """After every test a good request gets its answer."""
     yield
     assert grpc_server.ask(3) == [3.0]
-
-
-@fixture
-def calls():
-    """Makes servers that end with the test."""
-    made = []
-
-    def make(*arguments, **options):
-        made.append(GrpcHarness(*arguments, **options))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
 
 
 def test_an_answer_carries_its_request_s_id_and_the_model(grpc_server):
@@ -409,66 +394,6 @@ def test_a_full_queue_refuses_before_grpc_does(calls):
     assert (status, text) == ("UNAVAILABLE", "the queue is full: 2 of 2 rows wait")
     answers = [array_of(each.result(), "y", np.float32).tolist() for each in (first, *waiting)]
     assert answers == [[1.0], [2.0], [3.0]]
-
-
-def field(number, data=b""):
-    """Write a field of a message: its length has to fit into four bytes of seven bits."""
-    size = [len(data) >> shift & 127 | 128 * (shift < 21) for shift in (0, 7, 14, 21)]
-    return bytes([number << 3 | 2, *size]) + data
-
-
-NUMBERS = {f.name: f.number for f in pb.ModelInferRequest.DESCRIPTOR.fields}
-IN_TENSOR = {f.name: f.number for f in pb.ModelInferRequest.InferInputTensor.DESCRIPTOR.fields}
-IN_CONTENTS = {f.name: f.number for f in pb.InferTensorContents.DESCRIPTOR.fields}
-MANY = 1 << 16
-
-
-def tiny(number):
-    """Write very many empty fields of a number."""
-    return bytes([number << 3 | 2, 0]) * MANY
-
-
-BOMBS = {
-    "inputs": tiny(NUMBERS["inputs"]),
-    "outputs": tiny(NUMBERS["outputs"]),
-    "parameters": tiny(NUMBERS["parameters"]),
-    "raw": tiny(NUMBERS["raw_input_contents"]),
-    "unknown": b"\xf8\x07\x01" * MANY,
-    "fixed": b"\xfd\x07\x01\x01\x01\x01" * MANY,
-    "in-a-tensor": field(NUMBERS["inputs"], tiny(IN_TENSOR["parameters"])),
-    "in-contents": field(
-        NUMBERS["inputs"], field(IN_TENSOR["contents"], tiny(IN_CONTENTS["bytes_contents"]))
-    ),
-}
-
-
-@mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
-def test_a_message_of_very_many_fields_is_refused_unread(calls, bomb, monkeypatch):
-    """Fields of two bytes would become objects of hundreds; of honest messages most is bytes."""
-    grpc_server = calls(FakeModel())
-    read = []
-    monkeypatch.setattr(oip_grpc, "read", lambda *_, **__: read.append("read"))
-
-    status, text = refused(lambda: grpc_server.infer(field(1, b"fake") + bomb, timeout=30))
-
-    assert (status, text) == (
-        "INVALID_ARGUMENT",
-        "message: expected at most 65536 fields, got more",
-    )
-    assert read == []
-
-
-def test_groups_of_fields_are_refused(calls):
-    """What only an old encoding has is not passed over, with whatever it may hide."""
-    grpc_server = calls(FakeModel())
-    group = b"\xfb\x07" + tiny(NUMBERS["inputs"]) + b"\xfc\x07"
-
-    status, text = refused(lambda: grpc_server.infer(group, timeout=30))
-
-    assert (status, text) == (
-        "INVALID_ARGUMENT",
-        "message: expected a ModelInferRequest, got other bytes",
-    )
 
 
 @mark.parametrize("how", ["unary", "stream"])

@@ -11,7 +11,7 @@ from server.config import ServerConfig
 from server.metrics import Metrics
 from server.observability.shared_stats import SLOT_BYTES, SharedStats
 from server.observability.snapshot import StatsSnapshot, merge
-from server.workers import WorkerArgs
+from server.processes.pool import WorkerArgs
 from tests.server.fakes import FakeModel, Gate, ask, serving
 
 

@@ -133,7 +133,7 @@ def free_memory(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | None:
 
 def _measure(config: ServerConfig) -> Measured | None:
     """Return what a process takes; None if the bundle cannot be loaded, as the server will say."""
-    command = [*module_command("server.process_count"), json.dumps(dataclasses.asdict(config))]
+    command = [*module_command("server.processes.count"), json.dumps(dataclasses.asdict(config))]
     ended = subprocess.run(  # noqa: S603 (our own command)
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False
     )

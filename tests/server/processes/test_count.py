@@ -4,9 +4,9 @@ import dataclasses
 
 from pytest import mark
 
-from server import process_count
 from server.config import AUTO, ServerConfig
-from server.process_count import Measured, choose, decide, free_memory
+from server.processes import count
+from server.processes.count import Measured, choose, decide, free_memory
 
 GB = 10**9
 SMALL = Measured(run_s=20e-6, memory_bytes=GB // 4)
@@ -69,15 +69,15 @@ def test_memory_is_free_for_the_machine_and_for_the_container(files, expected, t
 
 def test_on_one_core_nothing_is_measured(monkeypatch):
     """Where only one process can be chosen, the bundle is not loaded for it."""
-    monkeypatch.setattr(process_count.cpu_limits, "free_cores", lambda: 1.0)
-    monkeypatch.setattr(process_count, "_measure", None)
+    monkeypatch.setattr(count.cpu_limits, "free_cores", lambda: 1.0)
+    monkeypatch.setattr(count, "_measure", None)
 
     assert decide(ServerConfig(bundle="b", processes=AUTO)).processes == 1
 
 
 def test_several_devices_have_one_process(monkeypatch):
     """Devices that are named are those of one process, and the bundle is not loaded to find that out."""
-    monkeypatch.setattr(process_count, "_measure", None)
+    monkeypatch.setattr(count, "_measure", None)
 
     assert decide(ServerConfig(bundle="b", processes=AUTO, devices="all")).processes == 1
 
@@ -85,7 +85,7 @@ def test_several_devices_have_one_process(monkeypatch):
 def test_a_bundle_that_is_none_has_one_process(tmp_path, monkeypatch, caplog):
     """What cannot be measured is left for the server to refuse, in its own words."""
     caplog.set_level("INFO")
-    monkeypatch.setattr(process_count.cpu_limits, "free_cores", lambda: 2.0)
+    monkeypatch.setattr(count.cpu_limits, "free_cores", lambda: 2.0)
 
     assert decide(ServerConfig(bundle=str(tmp_path), processes=AUTO)).processes == 1
     assert caplog.messages == ["processes: 1, since the bundle could not be measured"]
@@ -94,8 +94,8 @@ def test_a_bundle_that_is_none_has_one_process(tmp_path, monkeypatch, caplog):
 @mark.e2e
 def test_a_small_model_has_a_process_for_each_core(classifier_bundle, tmp_path, monkeypatch):
     """The bundle is measured in a process of its own, and what that compiled is kept in the cache."""
-    monkeypatch.setattr(process_count.cpu_limits, "free_cores", lambda: 2.0)
-    monkeypatch.setattr(process_count, "free_memory", lambda: None)
+    monkeypatch.setattr(count.cpu_limits, "free_cores", lambda: 2.0)
+    monkeypatch.setattr(count, "free_memory", lambda: None)
     config = ServerConfig(
         bundle=str(classifier_bundle), cache_dir=str(tmp_path / "cache"), processes=AUTO
     )

@@ -1,0 +1,1 @@
+"""Several processes that answer on the same ports: how many, and their supervision."""
