@@ -199,8 +199,9 @@ class Opener:
             else:
                 from runtime.batch_prediction.arrow import ArrowReader
 
-                signature = self._model.signature
-                reader = ArrowReader(path, source.name, self._wanted, signature, mark)
+                signature, preparer = self._model.signature, self._model.preparer
+                raw = preparer.raw_names if preparer is not None else ()
+                reader = ArrowReader(path, source.name, self._wanted, signature, raw, mark)
         self._let_go(source, path)
         try:
             unread = expect_columns(

@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 from pytest import fixture
 
+from export import Image
 from runtime import load
 from runtime.batch_prediction.job import Job, Options
 from runtime.batch_prediction.output import open_output
@@ -21,6 +23,21 @@ def started(model, mixing=()):
 def sentences(sentence_bundle):
     """The model of texts, loaded on the CPU."""
     return load(sentence_bundle, "cpu")
+
+
+@fixture(scope="session")
+def pictures(exported):
+    """The mean of each channel of images of 2 by 2 pixels, loaded on the CPU; buckets 1, 4."""
+    bundle = exported(
+        "pictures",
+        lambda params, image: {"mean": image.mean(axis=(1, 2)) * params["one"]},
+        {"one": np.ones((), np.float32)},
+        inputs=["image:float32[_,2,2,3]"],
+        buckets=(1, 4),
+        platforms="cpu",
+        preprocess=[Image("image", 2)],
+    )
+    return load(bundle, "cpu")
 
 
 @fixture
