@@ -244,7 +244,7 @@ def test_bad_golden_lines_are_refused(tmp_path, line, message):
 def test_a_golden_that_is_no_image_is_refused():
     """A file that callers could not send is no golden either."""
     assert refusal(golden={"image": [b"x"]}) == (
-        "golden: 'image' of row 0: expected an image as JPEG, PNG or WebP, got other bytes"
+        "golden: 'image' of row 0: expected an image as JPEG, PNG or WebP, got a text; send the bytes of the file"
     )
     assert refusal(golden={"image": [b"x", 5]}) == (
         "golden: 'image' of row 1: expected the path or bytes of an image, got int"
@@ -425,7 +425,11 @@ def test_a_bundle_takes_images(bundle):
 @mark.parametrize(
     ("value", "message"),
     [
-        param([b"x"], "input 'image'[0]: expected an image as JPEG, PNG or WebP, got other bytes", id="noise"),
+        param([b"x"], "input 'image'[0]: expected an image as JPEG, PNG or WebP, got a text; send the bytes of the file", id="noise"),
+        param(b"x", "input 'image': expected a list of images, got bytes", id="alone"),
+        param("a.png", "input 'image': expected a list of images, got str", id="path-alone"),
+        param([None], "input 'image'[0]: expected the bytes of an image, got NoneType", id="none"),
+        param([Pillow.new("RGB", (8, 6))], "input 'image'[0]: expected the bytes of an image, got Image", id="opened"),
         param(["a.png"], "input 'image'[0]: expected the bytes of an image, got str", id="path"),
         param(
             np.zeros((1, 6, 8, 3), np.float32),
@@ -440,6 +444,38 @@ def test_what_is_no_image_is_refused_by_name(bundle, value, message):
     with raises(SignatureMismatch) as caught:
         load(bundle).predict({"image": value})
     assert str(caught.value) == message
+
+
+@mark.parametrize(
+    ("inputs", "message"),
+    [
+        (
+            [b"x"],
+            "inputs: expected a dict {'image': images [_]} or {'image': uint8[_, 6, 8, 3]}, got list",
+        ),
+        (
+            {"img": [b"x"]},
+            "inputs: expected ['image'], got 'img' and no 'image'; did you mean 'image'?",
+        ),
+    ],
+)
+def test_images_without_their_name_are_refused_with_it(bundle, inputs, message):
+    """The name is said once, with both forms that it has."""
+    with raises(SignatureMismatch) as caught:
+        load(bundle, "cpu").predict(inputs)
+
+    assert str(caught.value) == message
+
+
+def test_pixels_come_as_lists_of_arrays(bundle):
+    """Arrays of pixels in a list are pixels, of whatever library they are."""
+    model = load(bundle, "cpu")
+    pixels = np.full((6, 8, 3), 7, np.uint8)
+
+    answers = model.predict({"image": [pixels, pixels]})
+
+    alone = model.predict({"image": pixels[None]})
+    np.testing.assert_array_equal(answers["output"][1:], alone["output"])
 
 
 def test_goldens_hold_files_and_pixels(bundle):

@@ -283,6 +283,17 @@ def test_texts_come_as_arrays_of_objects(model):
         assert np.array_equal(found["mean"], expected)
 
 
+def test_texts_without_their_name_are_refused_with_it(model):
+    """A caller of texts learns their name, and that of the tensors that they become."""
+    with raises(SignatureMismatch) as caught:
+        model.predict(["cat"])
+
+    assert str(caught.value) == (
+        "inputs: expected a dict {'text': texts [_]} or {'input_ids': int32[_, seq], "
+        "'attention_mask': int32[_, seq]}, got list"
+    )
+
+
 def test_no_texts_are_no_answers(model):
     """A call without rows is answered without any."""
     assert model.predict({"text": []})["mean"].shape == (0, 6)
