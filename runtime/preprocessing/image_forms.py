@@ -1,4 +1,4 @@
-"""The names of files that are sent in place of images that can be read, by their first bytes.
+"""What files are, by their first bytes: images that can be read, and what is sent in place of them.
 
 Names of files lie: a phone's photograph called `.jpg` may be HEIC, and what was downloaded a page that
 says why not. Nothing is decoded here.
@@ -28,6 +28,18 @@ _MARKUP = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(svg|\?xml|!doctype html|html)\b", 
 _URL = re.compile(rb"(?:https?|gs|s3|file|data):", re.IGNORECASE)
 # As many characters as a path has, and nothing that is binary.
 _SHORT_TEXT = re.compile(rb"[\x20-\x7e]{1,256}\s*")
+
+
+_READ = (
+    (re.compile(rb"\xff\xd8\xff"), "image/jpeg"),
+    (re.compile(rb"\x89PNG\r\n"), "image/png"),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), "image/webp"),
+)
+
+
+def media_type(data: bytes) -> str | None:
+    """Return the media type of an image that can be read, as far as its first bytes show; else None."""
+    return next((media for first, media in _READ if first.match(data)), None)
 
 
 def name_form(data: bytes) -> str:

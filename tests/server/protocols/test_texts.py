@@ -262,6 +262,7 @@ LONG = "cat " * 7
         param(PREDICT, {"instances": [{"text": CAT}, {"txt": CAT}]}, "instances[1]: expected 'text', got 'txt'", id="unknown"),
         param(PREDICT, {"instances": [{"texts": CAT}]}, "instances[0]: expected 'text', or 'ids', 'mask', got 'texts'; did you mean 'text'?", id="misspelled"),
         param(PREDICT, {"instances": [{"b64": "%"}]}, "instances[0]: input 'text': expected base64, got other characters", id="b64"),
+        param(PREDICT, {"instances": [{"b64": "data:text/plain;base64,AAAA"}]}, "instances[0]: input 'text': expected base64, got a data URL; send what is behind its comma", id="data-url"),
         param(PREDICT, {"instances": [{"b64": "/w=="}]}, "instances[0]: input 'text': expected a text in UTF-8, got the byte 0xff at 0", id="utf-8"),
         param(COLUMNS, {"inputs": [CAT, LONG]}, "input 'text'[1]: expected at most 8 tokens, got 9", id="column"),
         param(COLUMNS, {"inputs": {"text": CAT}}, "input 'text': expected a list of texts, got a string", id="no-list"),
