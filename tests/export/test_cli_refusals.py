@@ -224,6 +224,13 @@ def test_values_that_look_like_options_are_none(command):
             ),
         ),
         (
+            ["models.py:train", "--input", X],
+            (
+                "model: expected an ExportSpec, a flax Module or factory, or apply(params, inputs), "
+                "got NoneType from calling train()"
+            ),
+        ),
+        (
             ["models.py:broken_spec"],
             "broken_spec: RuntimeError: no such thing (models.py, line 63)",
         ),
@@ -233,11 +240,17 @@ def test_values_that_look_like_options_are_none(command):
         ),
         (
             ["models.py:Net", "--input", X],
-            "params: expected the weights of the nnx.Module, got none; pass --params",
+            (
+                "params: expected the weights of the nnx.Module, got none; pass --params, or a trained "
+                "module in place of Net"
+            ),
         ),
         (
             ["models.py:make_net", "--input", X],
-            "params: expected the weights of the nnx.Module, got none; pass --params",
+            (
+                "params: expected the weights of the nnx.Module, got none; pass --params, or a trained "
+                "module in place of make_net"
+            ),
         ),
         (
             ["models.py:Dense", "--input", X],
