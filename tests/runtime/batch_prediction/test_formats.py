@@ -400,6 +400,19 @@ def test_a_folder_that_is_not_understood(names, message, tmp_path):
     assert str(error.value) == message.format(folder)
 
 
+def test_a_name_that_is_misspelled(tmp_path):
+    """Where there is no such file, the nearest one beside it is named; of an empty folder there is none."""
+    (tmp_path / "rows.jsonl").write_text("")
+    (tmp_path / "empty").mkdir()
+    for name, advice in (("row.jsonl", "; did you mean 'rows.jsonl'?"), ("empty", "")):
+        with raises(SourceError) as caught:
+            find_sources([str(tmp_path / name)], None)
+
+        assert str(caught.value) == (
+            f"input {tmp_path / name}: expected a file or a folder with files, got none{advice}"
+        )
+
+
 def test_a_file_of_an_unknown_kind(tmp_path):
     """A file is read by the end of its name, or as it is said to be."""
     path = tmp_path / "in.txt"
