@@ -446,38 +446,6 @@ def test_what_is_no_image_is_refused_by_name(bundle, value, message):
     assert str(caught.value) == message
 
 
-@mark.parametrize(
-    ("inputs", "message"),
-    [
-        (
-            [b"x"],
-            "inputs: expected a dict {'image': images [_]} or {'image': uint8[_, 6, 8, 3]}, got list",
-        ),
-        (
-            {"img": [b"x"]},
-            "inputs: expected ['image'], got 'img' and no 'image'; did you mean 'image'?",
-        ),
-    ],
-)
-def test_images_without_their_name_are_refused_with_it(bundle, inputs, message):
-    """The name is said once, with both forms that it has."""
-    with raises(SignatureMismatch) as caught:
-        load(bundle, "cpu").predict(inputs)
-
-    assert str(caught.value) == message
-
-
-def test_pixels_come_as_lists_of_arrays(bundle):
-    """Arrays of pixels in a list are pixels, of whatever library they are."""
-    model = load(bundle, "cpu")
-    pixels = np.full((6, 8, 3), 7, np.uint8)
-
-    answers = model.predict({"image": [pixels, pixels]})
-
-    alone = model.predict({"image": pixels[None]})
-    np.testing.assert_array_equal(answers["output"][1:], alone["output"])
-
-
 def test_goldens_hold_files_and_pixels(bundle):
     """A library that gives other pixels is told from a model that gives other answers."""
     opened_bundle = open_bundle(bundle)

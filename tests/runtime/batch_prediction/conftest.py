@@ -2,10 +2,8 @@
 
 import json
 
-import numpy as np
 from pytest import fixture
 
-from export import Image
 from runtime import load
 from runtime.batch_prediction.job import Job, Options
 from runtime.batch_prediction.output import open_output
@@ -26,18 +24,9 @@ def sentences(sentence_bundle):
 
 
 @fixture(scope="session")
-def pictures(exported):
-    """The mean of each channel of images of 2 by 2 pixels, loaded on the CPU; buckets 1, 4."""
-    bundle = exported(
-        "pictures",
-        lambda params, image: {"mean": image.mean(axis=(1, 2)) * params["one"]},
-        {"one": np.ones((), np.float32)},
-        inputs=["image:float32[_,2,2,3]"],
-        buckets=(1, 4),
-        platforms="cpu",
-        preprocess=[Image("image", 2)],
-    )
-    return load(bundle, "cpu")
+def pictures(picture_bundle):
+    """The model of images, loaded on the CPU."""
+    return load(picture_bundle, "cpu")
 
 
 @fixture
