@@ -68,21 +68,22 @@ def _adapt(
 ) -> Adapted:
     if is_factory(model) and takes_rngs(model):
         if params is None:
-            raise ParamsError(NO_PARAMS.format("nnx.Module"))
+            raise ParamsError(
+                f"{NO_PARAMS.format('nnx.Module')}, or a trained module in place of {_named(model)}"
+            )
         made, fixed = _without_weights(model)
         return adapt_nnx(made, params, buckets, around, call_args, fixed)
     if is_factory(model):
-        model = make(model, {})[0]
+        made = make(model, {})[0]
+        expect_model(made, model)
+        model = made
     if isinstance(model, linen.Module):
         return adapt_linen(model, params, buckets, around, call_args)
     if isinstance(model, nnx.Module):
         return adapt_nnx(nnx.clone(model), params, buckets, around, call_args)
     if callable(model):
         return adapt_function(model, params, buckets, around, call_args)
-    raise ExportError(
-        "model: expected an ExportSpec, a flax Module or factory, or apply(params, inputs), "
-        f"got {type(model).__name__}"
-    )
+    raise _no_model(model, "")
 
 
 def _without_weights(factory: Any) -> tuple[nnx.Module, set[Path] | None]:
@@ -119,6 +120,31 @@ def is_factory(model: Any) -> bool:
     if not callable(model) or isinstance(model, linen.Module | nnx.Module):
         return False
     return not any(required(p) for n, p in _parameters(model).items() if n != "rngs")
+
+
+def expect_model(made: Any, factory: Any) -> None:
+    """Raise ExportError where what a factory made is no model.
+
+    Args:
+      made: by calling it.
+      factory: a class or function.
+    """
+    if not callable(made) and not isinstance(made, linen.Module | nnx.Module):
+        raise _no_model(made, f" from calling {_named(factory)}()")
+
+
+def _no_model(value: Any, origin: str) -> ExportError:
+    return ExportError(
+        "model: expected an ExportSpec, a flax Module or factory, or apply(params, inputs), "
+        f"got {type(value).__name__}{origin}"
+    )
+
+
+def _named(factory: Any) -> str:
+    """Return what a factory is called in the user's code, with a configuration or without."""
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    return getattr(factory, "__name__", type(factory).__name__)
 
 
 def takes_rngs(factory: Any) -> bool:

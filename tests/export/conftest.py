@@ -102,6 +102,9 @@ def make_spec(name="made"):
     )
 
 number = 7
+
+def train():
+    pass
 """
 
 
