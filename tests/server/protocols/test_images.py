@@ -10,7 +10,7 @@ from pytest import fixture, mark, param
 
 from tests.image_files import plain
 from tests.server.grpc_harness import GrpcHarness
-from tests.server.http_harness import HttpHarness
+from tests.server.http_harness import started_server
 from tests.server.image_model import WITH_AGE, ImageModel
 from tests.server.protocols.test_texts import ask
 
@@ -22,23 +22,16 @@ PREDICT, COLUMNS, INFER = "/predict", "/v1/models/fake:predict", "/v2/models/fak
 BOUNDARY = "----limit"
 
 
-def started_server(**options):
-    """Start a server of HTTP in front of a model that takes images."""
-    started = HttpHarness(ImageModel(**options))
-    yield started
-    started.close()
-
-
 @fixture(scope="module")
 def server():
     """Images alone."""
-    yield from started_server()
+    yield from started_server(ImageModel())
 
 
 @fixture(scope="module")
 def aged():
     """Images, and a number beside each."""
-    yield from started_server(signature=WITH_AGE)
+    yield from started_server(ImageModel(signature=WITH_AGE))
 
 
 @fixture(scope="module")

@@ -12,7 +12,7 @@ from pytest import fixture, mark, param
 
 from tests.server.fakes import ECHO
 from tests.server.grpc_harness import GrpcHarness
-from tests.server.http_harness import HttpHarness
+from tests.server.http_harness import started_server
 from tests.server.text_model import STAGE, WITH_AGE, TextModel
 from tests.tokenizer_files import ids
 
@@ -23,35 +23,28 @@ SUMS = [sum(ids(CAT)), sum(ids(SAT))]
 PREDICT, COLUMNS, INFER = "/predict", "/v1/models/fake:predict", "/v2/models/fake/infer"
 
 
-def started_server(**options):
-    """Start a server of HTTP in front of a model that takes texts."""
-    started = HttpHarness(TextModel(**options))
-    yield started
-    started.close()
-
-
 @fixture(scope="module")
 def server():
     """Texts alone."""
-    yield from started_server()
+    yield from started_server(TextModel())
 
 
 @fixture(scope="module")
 def aged():
     """Texts, and a number beside each."""
-    yield from started_server(signature=WITH_AGE)
+    yield from started_server(TextModel(signature=WITH_AGE))
 
 
 @fixture(scope="module")
 def tagged():
     """A number for each token of a text."""
-    yield from started_server(signature=ECHO)
+    yield from started_server(TextModel(signature=ECHO))
 
 
 @fixture(scope="module")
 def keyed():
     """Texts, and a key beside each that the model does not see."""
-    for started in started_server():
+    for started in started_server(TextModel()):
         started.model.manifest.passthrough = ("key",)
         yield started
 
