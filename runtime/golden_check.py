@@ -81,7 +81,7 @@ def check_goldens(
         for group, batch in _programs_for(model, golden):
             got, first = _answer(model, group, batch, golden, inputs, each)
             found.append(got)
-            if answers is not None and golden is _longest(model, group):
+            if answers is not None and golden is _longest(model, group.sizes):
                 answers[group.sizes, batch] = first
             checks += compare_with(
                 model, bucket_name(model.signature, group.sizes, batch), golden, got, expected
@@ -92,17 +92,23 @@ def check_goldens(
     return checks, drift
 
 
-def golden_rows(model: Model, group: Group, batch: int) -> Rows:
-    """Fill a program's inputs with rows of the longest golden that it holds, in a cycle."""
-    golden = _longest(model, group)
+def golden_rows(model: Model, sizes: tuple[int, ...], batch: int) -> Rows:
+    """Fill a program's inputs with rows of the longest golden that it holds, in a cycle.
+
+    Args:
+      model: has the goldens.
+      sizes: the program's size of each bucketed axis.
+      batch: its bucket.
+    """
+    golden = _longest(model, sizes)
     inputs, _ = read_golden(model, golden)
     rows = Checked(tuple(_cycle(a, 0, batch) for a in inputs), batch, sizes_of(model, golden))
-    return stage(model.signature, (rows,), batch, group.sizes)
+    return stage(model.signature, (rows,), batch, sizes)
 
 
-def _longest(model: Model, group: Group) -> Golden:
-    """Return the longest golden that a group's programs hold."""
-    holdable = (g for g in model.manifest.goldens if _fits(model, g, group))
+def _longest(model: Model, sizes: tuple[int, ...]) -> Golden:
+    """Return the longest golden that programs of these sizes hold."""
+    holdable = (g for g in model.manifest.goldens if _fits(model, g, sizes))
     return max(holdable, key=lambda g: (sizes_of(model, g), g.rows))
 
 
@@ -152,9 +158,9 @@ def sizes_of(model: Model, golden: Golden) -> tuple[int, ...]:
     return tuple(golden.axes[axis.name] for axis in model.signature.axes)
 
 
-def _fits(model: Model, golden: Golden, group: Group) -> bool:
-    sizes = sizes_of(model, golden)
-    return all(real <= size for real, size in zip(sizes, group.sizes, strict=True))
+def _fits(model: Model, golden: Golden, sizes: tuple[int, ...]) -> bool:
+    real = sizes_of(model, golden)
+    return all(own <= size for own, size in zip(real, sizes, strict=True))
 
 
 def _programs_for(model: Model, golden: Golden) -> list[tuple[Group, int]]:
@@ -166,7 +172,7 @@ def _programs_for(model: Model, golden: Golden) -> list[tuple[Group, int]]:
     return [
         (group, batch)
         for group in model.groups.values()
-        if _fits(model, golden, group)
+        if _fits(model, golden, group.sizes)
         for batch in group.programs
         if not mixed or batch == golden.rows
     ]

@@ -104,7 +104,7 @@ def check_rows(
     """Probe one program for rows that depend on each other, with a run for each cause."""
     if batch == 1:
         return []
-    rows = golden_rows(model, group, batch)
+    rows = golden_rows(model, group.sizes, batch)
     program = group.programs[batch]
     return find_mixing(
         lambda arrays: model.run(program, arrays),
@@ -134,7 +134,7 @@ def screen_rows(
         lambda arrays: model.run(program, arrays),
         model.signature.inputs,
         [spec.name for spec in model.signature.outputs],
-        golden_rows(model, group, batch),
+        golden_rows(model, group.sizes, batch),
         bucket_name(model.signature, group.sizes, batch),
         answers=answers,
         each=each,

@@ -16,7 +16,6 @@ The loop owns the queue, each device's thread owns its device; nothing needs a l
 """
 
 import asyncio
-import enum
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -39,26 +38,13 @@ from server.batching.pending_request import (
 )
 from server.batching.preparation import Preparation, PreparationPool
 from server.batching.scheduler import BatchScheduler
+from server.batching.service_state import ServiceState, State
 from server.batching.working_memory import WorkingMemory
 from server.errors import DeadlineExceeded, Draining, NotReady, Overloaded, TooLarge
 from server.limits import Limits
 from server.metrics import Metrics
 
 log = logging.getLogger(__name__)
-
-
-class State(enum.Enum):
-    """The state of a service.
-
-    DRAINING still accepts requests but is not ready, so that load balancers stop sending them;
-    STOPPING answers only the requests that it has.
-    """
-
-    LOADING = "loading"
-    READY = "ready"
-    DRAINING = "draining"
-    STOPPING = "stopping"
-    FAILED = "failed"
 
 
 class Service:
@@ -75,7 +61,7 @@ class Service:
       max_request_rows: rows that a request may have.
       memory: budget of the bodies and answers that connections hold.
       output_row_bytes: upper limit of the bytes of one row's outputs.
-      listeners: called at every change of the state.
+      startup_s: seconds by stage of the startup.
     """
 
     def __init__(
@@ -97,19 +83,16 @@ class Service:
         self._loop: asyncio.AbstractEventLoop  # of `open`
         # A request that is not among them has ended.
         self._requests = OpenRequests(limits.timeout_s, self._release)
-        self._state = State.LOADING
-        self.listeners: list[Callable[[], object]] = []
+        self._state = ServiceState()
 
     @property
     def state(self) -> State:
         """Return the state."""
-        return self._state
+        return self._state.current
 
-    @state.setter
-    def state(self, state: State) -> None:
-        self._state = state
-        for listener in self.listeners:
-            listener()
+    def on_state_change(self, listener: Callable[[], object]) -> None:
+        """Call a function at every change of the state."""
+        self._state.listeners.append(listener)
 
     @property
     def model(self) -> Model:
@@ -189,7 +172,7 @@ class Service:
             )
         self._compiles = count_compiles()
         if self.state is State.LOADING:
-            self.state = State.READY
+            self._state.change(State.READY)
 
     def submit(
         self,
@@ -299,13 +282,11 @@ class Service:
 
     def drain(self) -> None:
         """Stop being ready, and still accept requests: load balancers need time to notice."""
-        if self.state is not State.FAILED:
-            self.state = State.DRAINING
+        self._state.change(State.DRAINING)
 
     def stop(self) -> None:
         """Accept no more requests; pending ones are answered."""
-        if self.state is not State.FAILED:
-            self.state = State.STOPPING
+        self._state.change(State.STOPPING)
 
     def fail(self, reason: str) -> None:
         """Refuse every request from now on, pending ones included.
@@ -313,7 +294,7 @@ class Service:
         Args:
           reason: for their callers.
         """
-        self.state = State.FAILED
+        self._state.change(State.FAILED)
         self._requests.finish_all(NotReady(reason))
 
     def abandon(self) -> int:

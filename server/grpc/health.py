@@ -13,7 +13,8 @@ from typing import Any
 
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from server.batching.service import Service, State
+from server.batching.service import Service
+from server.batching.service_state import State
 from server.errors import NotFound
 
 
@@ -30,7 +31,7 @@ class Health:
         self._names = ("", *names)
         self._turned = asyncio.Event()
         self._stopped = False
-        service.listeners.append(self._wake)
+        service.on_state_change(self._wake)
 
     def check(self, name: str) -> HealthCheckResponse:
         """Return whether a service serves.

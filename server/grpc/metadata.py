@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from server.batching.service import Service, State
+from server.batching.service import Service
+from server.batching.service_state import State
 from server.observability.prometheus import statistics
 from server.observability.snapshot import CollectStats
 from server.protocols import oip, oip_grpc

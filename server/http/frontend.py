@@ -4,7 +4,8 @@ import functools
 from collections.abc import Callable, Iterable
 
 from runtime.errors import MalformedRequest
-from server.batching.service import Service, State
+from server.batching.service import Service
+from server.batching.service_state import State
 from server.errors import TooLarge, Unsupported
 from server.http.cors import NO_CORS, Cors
 from server.http.message import Request, RequestHead

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, override
 
 from runtime.model import Model
-from server.batching.service import Service, State
+from server.batching.service import Service
+from server.batching.service_state import State
 from server.config import ServerConfig
 from server.errors import Overloaded, Unsupported
 from server.http.openapi import openapi_response

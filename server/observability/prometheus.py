@@ -20,7 +20,8 @@ from prometheus_client.registry import Collector
 
 from runtime.model import Model
 from runtime.promises import compatibility_windows, today
-from server.batching.service import Service, State
+from server.batching.service import Service
+from server.batching.service_state import State
 from server.metrics import DurationSum, Histogram, Metrics
 from server.observability.snapshot import CollectStats, StatsSnapshot
 from server.protocols.response import Response

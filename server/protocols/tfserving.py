@@ -20,7 +20,7 @@ from runtime.records.tensors import brief, convert, kind_of, refuse
 from runtime.signature import Signature, TensorSpec
 from runtime.tensors import Array, numpy_dtype
 from server.batching.pending_request import InferenceResult
-from server.batching.service import State
+from server.batching.service_state import State
 from server.errors import TooLarge, UnsupportedMedia
 from server.protocols import oip, vertex
 from server.protocols.inference import ParsedRequest

@@ -6,7 +6,7 @@ import threading
 from pytest import fixture, mark, raises
 
 from runtime.errors import ExecutionError
-from server.batching.service import State
+from server.batching.service_state import State
 from tests.server.batching.calls import asked, begun, failing, on_a_loop, ran, rows, sums, waiting
 from tests.server.fakes import FakeModel, Gate, RecordedFailures, ask, serving
 

@@ -6,7 +6,7 @@ import functools
 from pytest import raises
 
 from runtime.errors import ExecutionError
-from server.batching.service import State
+from server.batching.service_state import State
 from server.errors import (
     NotReady,
     OutOfMemory,

@@ -11,7 +11,8 @@ from pytest import mark, param, raises
 
 from runtime.errors import ExecutionError, SignatureMismatch
 from server.batching.pending_request import InferenceMetadata, PendingRequest, TaskResult
-from server.batching.service import Service, State
+from server.batching.service import Service
+from server.batching.service_state import State
 from server.errors import (
     Draining,
     NotReady,

@@ -140,7 +140,7 @@ def test_connection_close_is_said_while_draining(http_server):
     """Clients are asked to connect anew, elsewhere, once the server drains."""
 
     async def drain(to):
-        http_server.service.state = to
+        http_server.service._state.change(to)
 
     ready = http_server.service.state
     http_server.service.drain()

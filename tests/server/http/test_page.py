@@ -18,7 +18,6 @@ from runtime.bundle import open_bundle
 from runtime.entries import OutputFormat
 from runtime.inputs import Checker
 from runtime.signature import DTYPE_BYTES, Axis, Signature, TensorSpec
-from server.batching.service import State
 from server.http.page import Page
 from server.http.page_form import example_bodies, example_instance
 from server.metrics import SECONDS, Histogram, quantile
@@ -297,7 +296,7 @@ def test_before_and_after_there_is_a_page_too(running, config):
     client = client_of(running, config)
 
     loading = text_of(client)
-    running.service.state = State.FAILED
+    running.service.fail("the device has failed")
     failed = text_of(client)
 
     assert "There is no model yet" in loading

@@ -10,7 +10,7 @@ import numpy as np
 from pytest import fixture, mark
 
 from runtime.errors import IntegrityError
-from server.batching.service import State
+from server.batching.service_state import State
 from server.config import ServerConfig
 from server.errors import NotReady
 from server.startup import EXIT_BUNDLE, watch_files
