@@ -14,6 +14,7 @@ from server.config import ServerConfig
 from server.metrics import ROWS, SECONDS, Histogram, Metrics, total
 from tests.server.fakes import ECHO, FakeModel, Running
 from tests.server.flask_client import client_for, client_of
+from tests.server.text_model import TextModel
 
 FAMILIES = {
     "hloserve_requests": "counter",
@@ -325,6 +326,22 @@ def test_each_device_has_its_own_batches_and_memory_on_the_page():
     assert all(of(after, "busy_seconds_total"))
     assert of(after, "memory_in_use_bytes") == [1000, 2000]
     assert after["hloserve_device_memory_bytes",] == 3000
+
+
+def test_preparation_of_texts_is_measured_where_a_bundle_takes_them(client):
+    """Each request with texts has its time, tokens and cut rows on the page; without texts there are none of these."""
+    without, _ = scraped(client)
+    with contextlib.closing(Running()) as running:
+        of_texts = client_for(running, TextModel())
+        predict(of_texts, "a b c", "a")
+        _, samples = scraped(of_texts)
+
+    assert not {"hloserve_preprocess_duration_seconds", "hloserve_tokens"} & set(without)
+    assert samples["hloserve_preprocess_duration_seconds_count",] == 1
+    assert samples["hloserve_preprocess_duration_seconds_bucket", ("le", "+Inf")] == 1
+    # Each text has two special tokens beside its words.
+    assert samples["hloserve_tokens_total",] == 4 + 2 * 2
+    assert samples["hloserve_truncated_rows_total",] == 0
 
 
 def test_requests_that_run_alone_are_told():
