@@ -243,38 +243,43 @@ def main() -> int:
     # The exporter and the bare programs leave memory for the server beside them.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.4")
     options = ("--devices", arguments.devices) if arguments.devices else ()
+    found: dict[str, Any] = {}
+
+    def keep(name: str, figures: Any) -> Any:
+        """Write what there is so far: a run that is ended early has not been in vain."""
+        found[name] = figures
+        if arguments.out:
+            arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+        return figures
+
     with tempfile.TemporaryDirectory() as folder:
         platform = arguments.device.partition(":")[0]
         bundle = arguments.bundle or export(
             Path(folder), (platform,), "", arguments.buckets, arguments.lengths
         )
+        cache = Path(folder) / "cache"
+        cache.mkdir()
         # First, while no other process has memory of the device.
-        begun = starts(bundle, arguments.device, options)
+        keep("starts", starts(bundle, arguments.device, options, cache, deadline.allows))
         devices = find_devices(arguments.device, arguments.devices)
-        model = load(bundle, devices[0])
-        about = {**describe(), "device": device_kind(model.device), **driver_versions(model.device)}
-        same = compared(model, bundle)
-        alone = bare(model, arguments.seconds, deadline)
-        together = scaling(on_each(model, devices, print), arguments.seconds)
+        model = load(bundle, devices[0], cache_dir=cache)
+        device = {"device": device_kind(model.device), **driver_versions(model.device)}
+        about = keep("machine", {**describe(), **device})
+        keep("compiled elsewhere", compared(model, bundle))
+        alone = keep("bare", bare(model, arguments.seconds, deadline))
+        if deadline.allows("several devices", 4 * arguments.seconds):
+            keep("devices", scaling(on_each(model, devices, print), arguments.seconds))
         lengths = sorted({sizes[0] for sizes in model.groups})
+        options = (*options, "--cache-dir", str(cache))
         through = through_server(
             bundle, arguments.device, options, lengths, arguments.seconds, deadline
         )
+    keep("server", through)
+    keep("left out", deadline.left_out)
     print("\n" + ", ".join(f"{name} {value}" for name, value in about.items()))
     print(f"\n{tables(alone, through)}")
-    found = {
-        "machine": about,
-        "starts": begun,
-        "compiled elsewhere": same,
-        "bare": alone,
-        "devices": together,
-        "server": through,
-        "left out": deadline.left_out,
-    }
-    rest = {name: found[name] for name in ("starts", "compiled elsewhere", "devices", "left out")}
+    rest = {name: found[name] for name in found if name not in ("machine", "bare", "server")}
     print(f"\n{json.dumps(rest, indent=1)}")
-    if arguments.out:
-        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
     return int(any(row["failed"] for row in through))
 
 
