@@ -352,7 +352,7 @@ def preprocess_changes(
 
 def _resolve(found: Any, config: Mapping[str, Any] | None) -> tuple[ExportSpec, list[str]]:
     """Make a spec of what was named; a class or factory is called with the configuration."""
-    from export.models import is_factory, known_arguments, takes_rngs
+    from export.models.registry import is_factory, known_arguments, takes_rngs
 
     if not is_factory(found):
         if config is not None:

@@ -1,7 +1,7 @@
 """The way of an export, from a model to a bundle in place.
 
 1. `plan.prepare`          everything that is decided before a program is lowered:
-   `models.adapt`          the model becomes one pure function with named params
+   `models.registry.adapt` the model becomes one pure function with named params
    `tracing.trace_all`     it is traced once per bucket; large constants become params
    `reference`             the un-exported model answers goldens, op by op
    `row_analysis`          which traces show that rows are independent

@@ -22,7 +22,7 @@ class ExportSpec:
 
     Attributes:
       model: a flax.linen Module, a flax.nnx Module or a factory of one (called with
-        `rngs=`), or a function `apply(params, inputs)`; see `export.models.adapt`.
+        `rngs=`), or a function `apply(params, inputs)`; see `export.models.registry.adapt`.
       params: the weights, a tree of arrays or a path that `--params` takes. None for
         an nnx Module that has them.
       inputs: each a TensorSpec or `"name:dtype[_, 28, seq]"`.

@@ -11,7 +11,7 @@ from export.devices import refuse_several_devices
 from export.errors import ExportError, Untraceable
 from export.hoisting import Hoisted, hoist
 from export.lowering import Traced, trace
-from export.models import abstract
+from export.models.registry import abstract
 from export.outputs import Key
 from export.packing import Packing, plan_packing
 from export.spec import ExportSpec

@@ -12,9 +12,9 @@ from export.errors import ExportError, ParamsError
 from export.forms import alternatives
 from export.matching import as_array, floating, words
 from export.misfits import told_places
+from export.models.wrong_params import other_places, refuse_params, refuse_replicas
 from export.reading import Apply, answers, first_read, of_shape, read_params, traces, unread
 from export.switches import explained, in_call
-from export.wrong_params import other_places, refuse_params, refuse_replicas
 from runtime.tensors import Array
 
 

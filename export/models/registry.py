@@ -17,11 +17,11 @@ from flax import linen, nnx
 
 from export.calling import NO_PARAMS, Adapted, Inputs, required
 from export.errors import ExportError, ParamsError, Untraceable
-from export.functions import adapt_function
-from export.linen_models import adapt_linen
 from export.lowering import describe
 from export.matching import Path
-from export.nnx_models import adapt_nnx, plain_arrays
+from export.models.functions import adapt_function
+from export.models.linen import adapt_linen
+from export.models.nnx import adapt_nnx, plain_arrays
 from runtime.signature import TensorSpec
 from runtime.tensors import numpy_dtype
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from tests.export.test_models import close
+from tests.export.models.test_flax import close
 
 
 class TwoInputs(linen.Module):
