@@ -28,6 +28,7 @@ from export.fields import read_field
 from export.input_options import OPTIONS, with_options
 from export.jax_settings import Honoured, honouring, without_mesh
 from export.lowering import Lowered, lower
+from export.models.registry import with_own_inputs
 from export.outputs import Key
 from export.plan import Plan, prepare
 from export.progress import shown, silent, stderr_console
@@ -180,6 +181,7 @@ def _as_spec(model: Any, params: Any, options: Mapping[str, Any]) -> ExportSpec:
         if isinstance(model, ExportSpec)
         else ExportSpec(model=model, **changes)
     )
+    spec = with_own_inputs(spec)
     of_inputs = {name: options[name] for name in OPTIONS if name in options}
     if not of_inputs:
         return spec

@@ -1,27 +1,27 @@
 """Any model made one pure function: `apply(params, inputs) -> outputs`.
 
-A linen Module, an nnx Module and a plain function end up alike: named params as NumPy
-arrays, named inputs, no state, no randomness, dropout off. That function is both what
-is lowered and, run op by op, the reference that goldens come from.
+Models of all frameworks, and plain functions, end up alike: named params as NumPy arrays, named
+inputs, no state, no randomness, dropout off. That function is both what is lowered and, run op by
+op, the reference that goldens come from.
+
+What an object is decides which module here makes it that function; that module, and with it the
+framework, is imported then.
 """
 
-import functools
-import inspect
+import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import jax
-import numpy as np
-from flax import linen, nnx
 
-from export.calling import NO_PARAMS, Adapted, Inputs, required
+from export.calling import Adapted, Inputs
+from export.checkpoints import SavedBy
 from export.errors import ExportError, ParamsError, Untraceable
 from export.lowering import describe
-from export.matching import Path
-from export.models.functions import adapt_function
-from export.models.linen import adapt_linen
-from export.models.nnx import adapt_nnx, plain_arrays
+from export.models.factories import is_factory, make, takes_key, takes_rngs
+from export.models.frameworks import framework_in, framework_of
+from export.spec import ExportSpec
 from runtime.signature import TensorSpec
 from runtime.tensors import numpy_dtype
 
@@ -37,10 +37,12 @@ def adapt(
 
     Args:
       model: a linen Module; an nnx Module, or a class or function that makes one
-        when called with `rngs=`; or `apply(params, inputs)`, which gets the only input
+        when called with `rngs=`; a Keras Layer or Model; an Equinox Module, or a tuple of one and
+        its State, or what makes these when called with `key=`; what `hk.transform` returned;
+        or `apply(params, inputs)`, which gets the only input
         as an array or all of them as a dict, or each by its name where its
         parameters are called so.
-      params: a tree of arrays; None for an nnx Module that has its own.
+      params: a tree of arrays; None for a model that has its own.
       buckets: shapes and dtypes of the inputs by name, of each bucket; what is found out by
         tracing one of them is found with the first.
       around: what the params were taken out of, the innermost first; a linen Module finds
@@ -66,115 +68,80 @@ def _adapt(
     around: Sequence[Mapping[str, Any]],
     call_args: Mapping[str, Any],
 ) -> Adapted:
-    if is_factory(model) and takes_rngs(model):
-        if params is None:
-            raise ParamsError(NO_PARAMS.format("nnx.Module"))
-        made, fixed = _without_weights(model)
-        return adapt_nnx(made, params, buckets, around, call_args, fixed)
-    if is_factory(model):
+    if is_factory(model) and not takes_rngs(model) and not takes_key(model):
         model = make(model, {})[0]
-    if isinstance(model, linen.Module):
-        return adapt_linen(model, params, buckets, around, call_args)
-    if isinstance(model, nnx.Module):
-        return adapt_nnx(nnx.clone(model), params, buckets, around, call_args)
+    framework = _framework(model, params)
+    if isinstance(params, SavedBy) and params.framework != framework:
+        raise ParamsError(
+            f"params {params.name}: expected a model of {params.framework}, which saved them, got "
+            f"{framework or 'a function'}"
+        )
+    match framework:
+        case "linen":
+            from export.models.linen import adapt_linen
+
+            return adapt_linen(model, params, buckets, around, call_args)
+        case "nnx":
+            from export.models.nnx import adapt_nnx
+
+            return adapt_nnx(model, params, buckets, around, call_args)
+        case "keras":
+            from export.models.keras import adapt_keras
+
+            return adapt_keras(model, params, buckets, around, call_args)
+        case "equinox":
+            from export.models.equinox import adapt_equinox
+
+            return adapt_equinox(model, params, buckets, around, call_args)
+        case "haiku":
+            from export.models.haiku import adapt_haiku
+
+            return adapt_haiku(model, params, buckets, around, call_args)
     if callable(model):
+        from export.models.functions import adapt_function
+
         return adapt_function(model, params, buckets, around, call_args)
     raise ExportError(
-        "model: expected an ExportSpec, a flax Module or factory, or apply(params, inputs), "
-        f"got {type(model).__name__}"
+        "model: expected an ExportSpec, a model of Flax, Keras, Equinox or Haiku or its factory, or "
+        f"apply(params, inputs), got {type(model).__name__}"
     )
 
 
-def _without_weights(factory: Any) -> tuple[nnx.Module, set[Path] | None]:
-    """Make a module without its weights, which would be random ones, if it takes an argument for that.
+def _framework(model: Any, params: Any) -> str | None:
+    """Return which framework makes a function of a model; None for one that is a function already."""
+    if is_factory(model):  # of random weights
+        return "nnx" if takes_rngs(model) else "equinox"
+    if framework := framework_in(model):
+        return framework
+    # A function of a whole Equinox module, which is a tree with more in it than arrays.
+    return "equinox" if framework_in(params) == "equinox" else None
 
-    Returns:
-      The module, and the paths of its plain arrays that are no weights; None where it has none.
+
+def with_own_inputs(spec: ExportSpec) -> ExportSpec:
+    """Return a spec with the inputs that its model declares, where it names none.
+
+    Raises:
+      ExportError: the model declares inputs that cannot be taken as they are.
     """
+    if spec.inputs or framework_of(spec.model) != "keras":
+        return spec
+    from export.models.keras_models import declared_inputs
 
-    def without_plain_arrays() -> Any:
-        made, _ = make(factory, {})
-        return None if plain_arrays(made) else made
-
-    abstract_module = nnx.eval_shape(without_plain_arrays)
-    if abstract_module is not None:
-        return abstract_module, None
-    # Arrays that are no Variables have no shapes alone; and those that are alike whatever the
-    # random key is can stand for themselves.
-    made, twin = (make(factory, {"rngs": nnx.Rngs(seed)})[0] for seed in (0, 1))
-    others = plain_arrays(twin)
-    return made, {p for p, array in plain_arrays(made).items() if np.array_equal(array, others[p])}
+    return dataclasses.replace(spec, inputs=declared_inputs(spec.model))
 
 
 def weights(model: Any, params: Any) -> Any:
-    """Return the weights that a model is exported with: those given, or an nnx Module's own."""
-    of_its_own = params is None and isinstance(model, nnx.Module)
-    return nnx.to_pure_dict(nnx.state(model)) if of_its_own else params
-
-
-def is_factory(model: Any) -> bool:
-    """Return whether this makes a model when called with no argument but `rngs`."""
-    if isinstance(model, type) and issubclass(model, linen.Module | nnx.Module):
-        return True
-    if not callable(model) or isinstance(model, linen.Module | nnx.Module):
-        return False
-    return not any(required(p) for n, p in _parameters(model).items() if n != "rngs")
-
-
-def takes_rngs(factory: Any) -> bool:
-    """Return whether this makes an nnx.Module with random weights."""
-    return "rngs" in _parameters(factory)
-
-
-def _parameters(factory: Any) -> dict[str, inspect.Parameter]:
-    """Return what is still to be passed; a signature of an nnx class itself says nothing."""
-    if isinstance(factory, functools.partial):
-        rest = list(_parameters(factory.func).items())[len(factory.args) :]
-        return {name: p for name, p in rest if name not in factory.keywords}
-    if not isinstance(factory, type):
-        return dict(inspect.signature(factory).parameters)
-    initialize = factory.__init__  # type: ignore[misc]
-    parameters = dict(list(inspect.signature(initialize).parameters.items())[1:])
-    if issubclass(factory, linen.Module):
-        return {n: p for n, p in parameters.items() if n not in ("parent", "name")}
-    return parameters
-
-
-def known_arguments(
-    factory: Any, config: Mapping[str, Any]
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Separate configuration keys that a class or function takes from those it does not.
-
-    Returns:
-      What it takes, and the keys that are ignored, sorted.
-
-    Raises:
-      ExportError: it needs a value that the configuration does not have.
-    """
-    parameters = _parameters(factory)
-    takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
-    known = {key: value for key, value in config.items() if takes_all or key in parameters}
-    missing = [n for n, p in parameters.items() if required(p) and n not in {*known, "rngs"}]
-    if missing:
-        name = getattr(factory, "__name__", type(factory).__name__)
-        raise ExportError(
-            f"{name}: expected values for {', '.join(missing)}, got none; pass --config FILE.json"
-        )
-    return known, tuple(sorted(set(config) - set(known)))
-
-
-def make(factory: Any, config: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
-    """Call a class or function with the configuration keys that it knows.
-
-    Returns:
-      What it made, and the keys that were ignored, sorted.
-    """
-    known, ignored = known_arguments(factory, config)
-    if takes_rngs(factory):
-        known.setdefault("rngs", nnx.Rngs(0))
-    # Weights with a sharding are laid over a mesh where they are made; here they are not kept.
-    with nnx.use_eager_sharding(False):
-        return factory(**known), ignored
+    """Return the weights that a model is exported with: those given, or its own by name."""
+    if params is not None or is_factory(model):
+        return params
+    match framework_of(model):
+        case "nnx":
+            from export.models.nnx import own_weights
+        case "keras":
+            from export.models.keras import own_weights
+        case _:
+            return None
+    return own_weights(model)
 
 
 def abstract(
