@@ -63,7 +63,7 @@ def test_wrong_usage_is_one_line_and_status_2(command, words, message):
     [
         (
             ["models.py"],
-            "model 'models.py': expected pkg.mod:attr or path/to/file.py:attr",
+            "model 'models.py': expected pkg.mod:attr, path/to/file.py:attr or path/to/model.keras",
         ),
         (
             ["models.py:affine", "--input", "x:float23[_,3]"],
@@ -219,7 +219,7 @@ def test_values_that_look_like_options_are_none(command):
         (
             ["models.py:number", "--input", X],
             (
-                "model: expected an ExportSpec, a flax Module or factory, or apply(params, inputs), "
+                "model: expected an ExportSpec, a model of Flax, Keras, Equinox or Haiku or its factory, or apply(params, inputs), "
                 "got int"
             ),
         ),
