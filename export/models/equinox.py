@@ -35,7 +35,7 @@ _PIN = (
 )
 _STATE = "state"
 _KEY = "key"
-# Rows that tell a model that takes one from a model that takes all.
+# Rows that show whether a model takes one or all.
 _TRIED_ROWS = 3
 
 
