@@ -2,8 +2,7 @@
 
 import dataclasses
 import inspect
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -11,10 +10,9 @@ import jax
 import numpy as np
 
 from export.calling import NO_PARAMS, Adapted, Call, Inputs, Params, calls, required
-from export.checkpoints import SavedBy, as_tree
-from export.errors import ExportError, ParamsError, few_names, first_line
-from export.matching import Path, flatten, floating, match, words
-from export.models.factories import make
+from export.errors import ExportError, ParamsError, few_names
+from export.matching import floating, match
+from export.models.equinox_modules import STATE, Parts, with_params, without_weights
 from export.models.frameworks import framework_in
 from export.reading import (
     Apply,
@@ -33,7 +31,6 @@ _PIN = (
     "def apply(model, x): return jax.vmap(lambda row: model(row, key=jax.random.key(0)))(x), with the "
     "module as params"
 )
-_STATE = "state"
 _KEY = "key"
 # Rows that show whether a model takes one or all.
 _TRIED_ROWS = 3
@@ -66,11 +63,14 @@ def adapt_equinox(
     if not isinstance(model, tuple | eqx.Module) and framework_in(params) == "equinox":
         function, model, params = model, params, None
     elif not isinstance(model, tuple | eqx.Module):
-        model = _without_weights(model)
-    one = _Parts.of(model)
+        model = without_weights(model)
+    one = Parts.of(model)
     if params is None and any(isinstance(v, jax.ShapeDtypeStruct) for v in one.own.values()):
         raise ParamsError(NO_PARAMS.format("Equinox Module"))
-    one, given = _with_params(one, params)
+    one, given = with_params(one, params)
+    lacking = ["/".join(p) for p, v in one.own.items() if isinstance(v, jax.ShapeDtypeStruct)]
+    if given is None and lacking:
+        raise ParamsError(f"params do not fit the model: missing {few_names(lacking)}")
     shapes = {"/".join(path): of_shape(leaf) for path, leaf in one.own.items()}
     way = (_function_ways if function else _module_ways)(one, function, buckets[0], call_args)
     forms = [(form.call, form) for form in way]
@@ -87,165 +87,11 @@ def adapt_equinox(
         refuse_likely(extra, list(needed))
         left = {"/".join(path) for path in (*one.own, *extra)} - read
     castable = frozenset(
-        n for n, a in leaves.items() if floating(a) and n.partition("/")[0] != _STATE
+        n for n, a in leaves.items() if floating(a) and n.partition("/")[0] != STATE
     )
     apply = filled(form, shapes, read)
     notes = _rows_note(form, apply, leaves, shapes, buckets[0])
     return Adapted(apply, leaves, castable, (*notes, *left_out(left)))
-
-
-def _without_weights(factory: Any) -> Any:
-    """Make a module without its weights, which would be random ones; a tuple of it and its State if it has one."""
-
-    def made() -> Any:
-        return make(factory, {"key": jax.random.PRNGKey(0)})[0]
-
-    module = eqx.filter_eval_shape(made)
-    if isinstance(module, eqx.Module) and _markers(module):
-        return eqx.filter_eval_shape(eqx.nn.make_with_state(made))
-    return module
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Parts:
-    """A module, with its state if it has one, taken apart.
-
-    Attributes:
-      name: of the module's class.
-      tree: the module, or a tuple of it and its State, in inference mode.
-      own: its arrays by path, which are what is exported.
-      treedef: of the tree.
-      places: of the arrays among its leaves.
-    """
-
-    name: str
-    tree: Any
-    own: dict[Path, Any]
-    treedef: Any
-    places: tuple[int, ...]
-
-    @classmethod
-    def of(cls, model: Any) -> "_Parts":
-        tree = eqx.nn.inference_mode(model)
-        module = tree[0] if isinstance(tree, tuple) else tree
-        if isinstance(tree, tuple) and not (len(tree) == 2 and isinstance(tree[1], eqx.nn.State)):
-            raise ExportError(
-                "model: expected an Equinox Module, or a tuple of one and its State, got a tuple of "
-                f"{', '.join(type(part).__name__ for part in tree)}"
-            )
-        if not isinstance(tree, tuple) and _markers(tree):
-            raise ExportError(
-                f"model: expected (model, state), as eqx.nn.make_with_state returns them, got a "
-                f"{type(module).__name__} alone, whose state has {few_names(_markers(tree))}"
-            )
-        leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
-        places = tuple(i for i, (_, leaf) in enumerate(leaves) if _is_param(leaf))
-        paths = (_path(leaves[i][0], tree) for i in places)
-        own = {path: leaves[i][1] for i, path in zip(places, paths, strict=True)}
-        return cls(type(module).__name__, tree, own, treedef, places)
-
-    @property
-    def stateful(self) -> bool:
-        """Whether there is a State beside the module."""
-        return isinstance(self.tree, tuple)
-
-    def rebuilt(self, named: Params) -> Any:
-        """Return the tree with other arrays."""
-        leaves = jax.tree.leaves(self.tree)
-        for place, path in zip(self.places, self.own, strict=True):
-            leaves[place] = named["/".join(path)]
-        return jax.tree.unflatten(self.treedef, leaves)
-
-    def modules(self) -> Iterator[Any]:
-        """Yield the modules in it that are not Equinox's own."""
-        ahead = [self.tree]
-        while ahead:
-            node = ahead.pop(0)
-            if isinstance(node, eqx.Module):
-                ahead += [getattr(node, f.name, None) for f in dataclasses.fields(node)]
-                if not type(node).__module__.startswith("equinox."):
-                    yield node
-            elif isinstance(node, list | tuple | dict):
-                ahead += node.values() if isinstance(node, dict) else node
-
-
-def _is_param(leaf: Any) -> bool:
-    """Whether a leaf is an array that training may move: a key, and what NumPy holds, stay as they are."""
-    if not isinstance(leaf, jax.ShapeDtypeStruct | jax.Array):
-        return False
-    return not jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _path(path: Sequence[Any], tree: Any) -> Path:
-    """Return the words of a leaf's path: those of a state begin with `state`, and name its owner."""
-    found = tuple(words(path))
-    if not isinstance(tree, tuple):
-        return found
-    part, *rest = found
-    if part == "0":
-        return tuple(rest)
-    markers = _markers(tree[0])
-    place = int(rest[0])
-    owner = markers[place].split(".")[1:] if place < len(markers) else [rest[0]]
-    return (_STATE, *owner, *rest[1:])
-
-
-def _markers(module: Any) -> list[str]:
-    """Return what a State calls each of its parts, in its order: the class, and the path in it."""
-
-    def is_index(node: Any) -> bool:
-        return isinstance(node, eqx.nn.StateIndex)
-
-    indices = filter(is_index, jax.tree.leaves(module, is_leaf=is_index))
-    return list(dict.fromkeys(str(index.marker) for index in indices))
-
-
-def _with_params(one: _Parts, params: Any) -> tuple[_Parts, dict[Path, Any] | None]:
-    """Return a module with the params that are of its own form; or as it is, and those by path.
-
-    Raises:
-      ParamsError: they are of another form.
-    """
-    if params is None:
-        return one, None
-    if isinstance(params, SavedBy):
-        return _Parts.of(_deserialised(one, params)), None
-    if framework_in(params) != "equinox":
-        return one, flatten(as_tree(params))
-    if one.stateful and isinstance(params, eqx.Module):
-        params = (params, one.tree[1])
-    try:
-        combined = eqx.combine(params, one.tree)
-    except ValueError as error:
-        raise ParamsError(
-            f"params: expected the arrays of {one.name} as eqx.partition returns them, got another "
-            f"tree: {first_line(error)}"
-        ) from error
-    return _Parts.of(combined), None
-
-
-def _deserialised(one: _Parts, saved: SavedBy) -> Any:
-    """Return a tree with the arrays of an `.eqx` file, behind a line of JSON if it has one.
-
-    Raises:
-      ParamsError: it is another model's; in Equinox's own words.
-    """
-    file = io.BytesIO(saved.data)
-    if saved.data[:1] == b"{":
-        file.readline()
-    try:
-        tree = eqx.tree_deserialise_leaves(file, one.tree)
-    except Exception as error:
-        said = first_line(error.__cause__ or error)
-        raise ParamsError(
-            f"params {saved.name}: expected those of {one.name}, got: {said}"
-        ) from error
-    if rest := len(file.read()):
-        raise ParamsError(
-            f"params {saved.name}: expected those of {one.name}, got {rest} bytes more; was it saved "
-            "with a state, or with more layers?"
-        )
-    return tree
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -261,12 +107,12 @@ class _Form:
       state_name: the parameter that takes the state, if there is one.
     """
 
-    one: _Parts
+    one: Parts
     call: Call
     function: Callable[..., Any] | None = None
     by_row: bool = False
     keyed: bool = False
-    state_name: str = _STATE
+    state_name: str = STATE
 
     def __call__(self, named: Params, given: Inputs) -> Any:
         """Answer a batch."""
@@ -277,7 +123,7 @@ class _Form:
         _, state = self.both(named, given)
         if state is None:
             return {}
-        names = ["/".join(path) for path in self.one.own if path[:1] == (_STATE,)]
+        names = ["/".join(path) for path in self.one.own if path[:1] == (STATE,)]
         return dict(zip(names, jax.tree.leaves(state), strict=True))
 
     def both(self, named: Params, given: Inputs) -> tuple[Any, Any]:
@@ -308,12 +154,12 @@ class _Form:
 
 
 def _function_ways(
-    one: _Parts, function: Any, inputs: Inputs, call_args: Mapping[str, Any]
+    one: Parts, function: Any, inputs: Inputs, call_args: Mapping[str, Any]
 ) -> list[_Form]:
     return [_Form(one, call, function) for call in calls(function, inputs, call_args)]
 
 
-def _module_ways(one: _Parts, _: Any, inputs: Inputs, call_args: Mapping[str, Any]) -> list[_Form]:
+def _module_ways(one: Parts, _: Any, inputs: Inputs, call_args: Mapping[str, Any]) -> list[_Form]:
     """Return the ways to call a module: on a row before all rows, without a key before with one."""
     module = one.tree[0] if one.stateful else one.tree
     if not callable(module):
@@ -321,7 +167,7 @@ def _module_ways(one: _Parts, _: Any, inputs: Inputs, call_args: Mapping[str, An
             f"model: expected an Equinox Module with __call__, got {one.name}; export a function "
             "apply(model, x) with the module as params"
         )
-    taken = {n: None for n in (_STATE, _KEY) if n in inputs or n in call_args}
+    taken = {n: None for n in (STATE, _KEY) if n in inputs or n in call_args}
     function = type(module).__call__
     ways = calls(function, inputs, call_args, module)
     parameters = {p.name: p for p in ways[0].parameters}
@@ -337,11 +183,11 @@ def _module_ways(one: _Parts, _: Any, inputs: Inputs, call_args: Mapping[str, An
     ]
 
 
-def _state_parameter(one: _Parts, parameters: Sequence[inspect.Parameter], inputs: Inputs) -> str:
+def _state_parameter(one: Parts, parameters: Sequence[inspect.Parameter], inputs: Inputs) -> str:
     """Return the name of the parameter that takes the state: `state`, or the one behind the inputs."""
     names = [p.name for p in parameters]
-    if not one.stateful or _STATE in names:
-        return _STATE
+    if not one.stateful or STATE in names:
+        return STATE
     behind = [p.name for p in parameters if p.name not in inputs and required(p)]
     behind = behind if set(inputs) & set(names) else behind[len(inputs) :]
     if not behind:
@@ -353,7 +199,7 @@ def _state_parameter(one: _Parts, parameters: Sequence[inspect.Parameter], input
 
 
 def _read(
-    one: _Parts, form: _Form, shapes: Mapping[str, Any], buckets: Sequence[Inputs]
+    one: Parts, form: _Form, shapes: Mapping[str, Any], buckets: Sequence[Inputs]
 ) -> set[str]:
     """Return the names of the arrays that an answer depends on.
 

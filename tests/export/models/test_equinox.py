@@ -280,6 +280,14 @@ def test_a_class_without_weights_is_refused(refusal):
     )
 
 
+def test_arrays_that_are_missing_are_named(refusal):
+    """A module that was made without weights needs each of them."""
+    model = eqx.filter_eval_shape(lambda: LINEAR)
+    params = eqx.filter(LINEAR, lambda leaf: eqx.is_array(leaf) and leaf.ndim > 1)
+
+    assert refusal(model, params) == "params do not fit the model: missing bias"
+
+
 def test_params_of_another_tree_are_refused(refusal):
     """Arrays of another module are no params of this one."""
     assert refusal(LINEAR, eqx.filter(MLP, eqx.is_array)).startswith(
