@@ -14,6 +14,7 @@ from export.errors import place as place_of
 from export.matching import Path as Place
 from export.matching import aligned, flatten, floating, match
 from export.models.keras_models import (
+    expect_layer,
     import_keras,
     input_structure,
     named_inputs,
@@ -83,8 +84,7 @@ def adapt_keras(
       ParamsError: the params are missing, or another model's.
     """
     keras = import_keras()
-    if not isinstance(model, keras.layers.Layer):
-        raise ExportError(f"model: expected a keras Layer or Model, got {type(model).__name__}")
+    expect_layer(model)
     refuse_tensorflow(model)
     bind = _binding(model, buckets[0], call_args)
     if not model.built:
@@ -181,17 +181,14 @@ def _binding(model: Any, inputs: Inputs, call_args: Mapping[str, Any]) -> Bind:
     """Return how inputs by name become the arguments of a call."""
     own = named_inputs(model)
     if own and not call_args:
-        if len(own) == len(inputs) == 1:
-            return lambda given: (tuple(given.values()), {})
-        if set(own) != set(inputs):
+        single = len(own) == len(inputs) == 1  # whatever it is called
+        if set(own) != set(inputs) and not single:
             raise ExportError(
                 f"inputs: expected {', '.join(own)} as the model has them, got {', '.join(inputs)}"
             )
-        struct = input_structure(model)
-        if isinstance(struct, dict):
-            return lambda given: ((dict(given),), {})
-        kind = tuple if isinstance(struct, tuple) else list
-        return lambda given: ((kind(given[name] for name in own),), {})
+        struct, pack = input_structure(model), import_keras().tree.pack_sequence_as
+        names = list(inputs) if single else list(own)
+        return lambda given: ((pack(struct, [given[name] for name in names]),), {})
     call: Call = calls(type(model).call, inputs, call_args, model)[0]
     return call.bind
 

@@ -39,6 +39,12 @@ def import_keras() -> Any:
     return keras
 
 
+def expect_layer(model: Any) -> None:
+    """Raise ExportError for what is of Keras, and neither a Layer nor a Model."""
+    if not isinstance(model, import_keras().layers.Layer):
+        raise ExportError(f"model: expected a keras Layer or Model, got {type(model).__name__}")
+
+
 def load_keras(path: Path) -> Any:
     """Load a model from a `.keras` file; code that is in the file is not run.
 
@@ -75,6 +81,7 @@ def declared_inputs(model: Any) -> tuple[TensorSpec, ...]:
       ExportError: the model does not say what it takes; or an input has a fixed batch, an axis that
         is not fixed, or a dtype of no array.
     """
+    expect_layer(model)
     refuse_tensorflow(model)
     named = named_inputs(model)
     if not named:
@@ -134,9 +141,10 @@ def named_inputs(model: Any) -> dict[str, Any]:
     if not tensors:
         return {}
     struct = input_structure(model)
-    if isinstance(struct, dict):
-        return dict(struct)
-    names = [t.name for t in tensors]
+    tensors = import_keras().tree.flatten(struct)
+    keys = {id(t): key for key, t in struct.items()} if isinstance(struct, dict) else {}
+    names = [str(keys.get(id(t), t.name)) for t in tensors]
+    names = [re.sub(r"^(?=[^A-Za-z_])|[^A-Za-z0-9_.-]", "_", name) for name in names]
     if any(_COUNTED_INPUT.fullmatch(name) for name in names):
         names = ["input"] if len(names) == 1 else [f"input_{i}" for i in range(len(names))]
     return dict(zip(names, tensors, strict=True))

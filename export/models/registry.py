@@ -123,7 +123,7 @@ def with_own_inputs(spec: ExportSpec) -> ExportSpec:
     Raises:
       ExportError: the model declares inputs that cannot be taken as they are.
     """
-    if spec.inputs or framework_of(spec.model) != "keras":
+    if spec.inputs or isinstance(spec.model, type) or framework_of(spec.model) != "keras":
         return spec
     from export.models.keras_models import declared_inputs
 

@@ -139,6 +139,18 @@ def test_several_inputs_and_outputs_go_by_their_names(export):
         }
 
 
+def test_inputs_inside_of_others_go_by_their_own_names(export):
+    """However deep a structure is, a bundle has flat names, with what names may have in them."""
+    a, b, c = (keras.Input((2,), name=name) for name in ("first", "the b", "c"))
+    model = keras.Model({"first": a, "rest": [b, c]}, keras.layers.Subtract()([a, b]))
+
+    exported = export(model, inputs=())
+
+    rows = {"first": np.float32([[5, 3]]), "the_b": np.float32([[1, 2]])}
+    assert [s.name for s in exported.model.signature.inputs] == ["first", "the_b", "c"]
+    assert exported.predict(**rows, c=rows["first"])["output"].tolist() == [[4, 1]]
+
+
 def test_names_that_keras_counts_up_are_left_out(plan):
     """What Keras calls `keras_tensor_5` or `dense_7` has the same name in every process."""
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
@@ -268,6 +280,13 @@ def test_a_model_that_was_never_called_has_no_weights(refusal):
     assert refusal(Mode()) == (
         "params: expected the weights of the keras Mode, which was never called and has none, got "
         "none; pass --params"
+    )
+
+
+def test_what_is_no_layer_is_refused(refusal):
+    """Not all that is Keras's is a model."""
+    assert refusal(keras.Variable(np.zeros(3, np.float32)), inputs=()) == (
+        "model: expected a keras Layer or Model, got Variable"
     )
 
 
