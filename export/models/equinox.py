@@ -13,6 +13,7 @@ from export.calling import NO_PARAMS, Adapted, Call, Inputs, Params, calls, requ
 from export.errors import ExportError, ParamsError, few_names
 from export.matching import floating, match
 from export.models.equinox_modules import STATE, Parts, with_params, without_weights
+from export.models.factories import is_factory
 from export.models.frameworks import framework_in
 from export.reading import (
     Apply,
@@ -32,8 +33,8 @@ _PIN = (
     "module as params"
 )
 _KEY = "key"
-# Rows that show whether a model takes one or all.
-_TRIED_ROWS = 3
+# Numbers of rows, of which one that is no size of the model shows whether it takes one row or all.
+_TRIED_ROWS = (3, 5, 7, 11, 13, 17, 19, 23)
 
 
 def adapt_equinox(
@@ -62,8 +63,13 @@ def adapt_equinox(
     function = None
     if not isinstance(model, tuple | eqx.Module) and framework_in(params) == "equinox":
         function, model, params = model, params, None
-    elif not isinstance(model, tuple | eqx.Module):
+    elif is_factory(model):
         model = without_weights(model)
+    elif not isinstance(model, tuple | eqx.Module):
+        raise ExportError(
+            "model: expected an Equinox Module, or a tuple of one and its State, got a "
+            f"{type(model).__name__}"
+        )
     one = Parts.of(model)
     if params is None and any(isinstance(v, jax.ShapeDtypeStruct) for v in one.own.values()):
         raise ParamsError(NO_PARAMS.format("Equinox Module"))
@@ -235,11 +241,14 @@ def _rows_note(
         return ()
     if not form.by_row:
         return (f"{form.one.name} is called with all rows, since it cannot be traced with one",)
+    arrays = [*leaves.values(), *inputs.values()]
+    sizes = {size for array in arrays for size in array.shape}
+    count = next((rows for rows in _TRIED_ROWS if rows not in sizes), 29)
     rng = np.random.default_rng(0)
     rows = {
-        name: np.asarray(rng.standard_normal((_TRIED_ROWS, *a.shape[1:])) > 0).astype(a.dtype)
+        name: np.asarray(rng.standard_normal((count, *a.shape[1:])) > 0).astype(a.dtype)
         if not jax.numpy.issubdtype(a.dtype, jax.numpy.floating)
-        else rng.standard_normal((_TRIED_ROWS, *a.shape[1:])).astype(a.dtype)
+        else rng.standard_normal((count, *a.shape[1:])).astype(a.dtype)
         for name, a in inputs.items()
     }
     whole = filled(dataclasses.replace(form, by_row=False), shapes, set(leaves))
@@ -252,7 +261,7 @@ def _rows_note(
         a.shape == b.shape and np.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True)
         for a, b in zip(answers, others, strict=True)
     )
-    batch_first = all(np.shape(b)[:1] == (_TRIED_ROWS,) for b in others)
+    batch_first = all(np.shape(b)[:1] == (count,) for b in others)
     if not same and batch_first:
         raise ExportError(
             f"{form.one.name}: expected a module that takes one row, or all rows, got one that takes "

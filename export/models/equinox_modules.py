@@ -19,6 +19,12 @@ from export.models.frameworks import framework_in
 STATE = "state"
 
 
+def unjitted(model: Any) -> Any:
+    """Return what `eqx.filter_jit` wraps, which is a Module itself; anything else as it is."""
+    wrapper = type(eqx.filter_jit(lambda: None))
+    return model.__wrapped__ if isinstance(model, wrapper) else model
+
+
 def without_weights(factory: Any) -> Any:
     """Make a module without its weights, which would be random ones; a tuple of it and its State if it has one."""
 

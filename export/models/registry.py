@@ -68,6 +68,10 @@ def _adapt(
     around: Sequence[Mapping[str, Any]],
     call_args: Mapping[str, Any],
 ) -> Adapted:
+    if framework_of(model) == "equinox":
+        from export.models.equinox_modules import unjitted
+
+        model = unjitted(model)
     if is_factory(model) and not takes_rngs(model) and not takes_key(model):
         model = make(model, {})[0]
     framework = _framework(model, params)

@@ -226,6 +226,20 @@ def test_a_function_of_a_module_takes_it_as_params(export, rows):
     assert close(exported.answer(x=rows), 2 * jax.vmap(MLP)(rows))
 
 
+def test_a_jitted_function_is_taken_as_it_is(export, rows):
+    """What `eqx.filter_jit` returns is a Module, and no model."""
+    exported = export(eqx.filter_jit(lambda model, x: jax.vmap(model)(x)), LINEAR)
+
+    assert close(exported.answer(x=rows), jax.vmap(LINEAR)(rows))
+
+
+def test_a_square_module_takes_a_row(export, rows):
+    """As many rows as a row has elements could pass for one, and are not tried."""
+    square = eqx.nn.Linear(3, 3, key=jax.random.key(5))
+
+    assert close(export(square).answer(x=rows), jax.vmap(square)(rows))
+
+
 def test_inputs_go_by_name_or_place(plan):
     """They are never sorted: by their names where the module has these, else in their order."""
 
