@@ -364,7 +364,13 @@ def preprocess_changes(
 
 def _resolve(found: Any, config: Mapping[str, Any] | None) -> tuple[ExportSpec, list[str]]:
     """Make a spec of what was named; a class or factory is called with the configuration."""
-    from export.models.factories import is_factory, known_arguments, takes_key, takes_rngs
+    from export.models.factories import (
+        expect_model,
+        is_factory,
+        known_arguments,
+        takes_key,
+        takes_rngs,
+    )
 
     if not is_factory(found):
         if config is not None:
@@ -383,6 +389,8 @@ def _resolve(found: Any, config: Mapping[str, Any] | None) -> tuple[ExportSpec, 
         except Exception as error:
             name = getattr(found, "__name__", "model")
             raise ExportError(f"{name}: {format_error(error)}") from error
+    if not isinstance(made, ExportSpec):
+        expect_model(made, found)
     spec = made if isinstance(made, ExportSpec) else ExportSpec(model=made)
     return spec, notes if ignored else []
 

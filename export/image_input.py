@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from export.declarations import Declaration
 from export.errors import ExportError
 from export.values import as_int, as_list, short_repr
 from runtime.errors import nearest
@@ -15,7 +16,7 @@ _LEVELS = 255
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Image:
+class Image(Declaration):
     """An image input, and how a file of JPEG, PNG or WebP becomes it.
 
     The bundle takes files, or pixels of type uint8 and the size that is declared here; its programs

@@ -222,18 +222,21 @@ def is_random(path: Path) -> bool:
     return name[-1:] in (("key",), ("count",))
 
 
+# What Flax calls the params of its Embed, in linen and in nnx.
+_EMBEDDING = "embedding"
+
+
 def _hint(expected: Mapping[Path, Any], got: Mapping[Path, Any], shaped_by: str) -> str:
-    unlike = [
-        relation(tuple(expected[p].shape), np.shape(got[p]))
-        for p in expected
-        if p in got and tuple(expected[p].shape) != np.shape(got[p])
-    ]
+    others = [p for p in expected if p in got and tuple(expected[p].shape) != np.shape(got[p])]
+    unlike = [relation(tuple(expected[p].shape), np.shape(got[p])) for p in others]
     arrays = all(hasattr(got[p], "shape") for p in expected if p in got)
     if unlike and all(how == ", its transpose" for how in unlike) and expected.keys() == got.keys():
         return (
             "; were they saved by PyTorch, which keeps weights as [out, in]? Then square ones are "
             "transposed too, and no shape shows it"
         )
+    if unlike and expected.keys() == got.keys() and all(p[-1] == _EMBEDDING for p in others):
+        return "; a model is made with the number of its embeddings, and no input changes it"
     if shaped_by and arrays and unlike and expected.keys() == got.keys():
         return f"; was it trained on {shaped_by}? The inputs give the model its shapes"
     tops = sorted({path[0] for path in got if len(path) > 1} - {path[0] for path in expected})

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from export.declarations import Declaration
 from export.errors import ExportError
 from export.image_input import Image
 from runtime.errors import nearest
@@ -16,7 +17,7 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Text:
+class Text(Declaration):
     """A text input, and how it becomes token ids.
 
     What is None follows the program's inputs: those of these names, or the only one that it can be.
@@ -158,4 +159,4 @@ def _in_folder(folder: Path, where: str) -> Path:
         if slow
         else ""
     )
-    raise ExportError(f"{where}: expected {TOKENIZER_FILE} in the folder, got none{hint}")
+    raise ExportError(f"{where}: expected {TOKENIZER_FILE} in {folder}, got none{hint}")

@@ -4,8 +4,9 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+from export.declarations import Declaration
 from export.errors import ExportError
 from export.fields import read_field
 from export.preprocess import Declared
@@ -17,7 +18,7 @@ DEFAULT_BUCKETS = (1, 4, 8, 16, 32, 64)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ExportSpec:
+class ExportSpec(Declaration):
     """A model and how to export it.
 
     Attributes:
@@ -91,21 +92,6 @@ class ExportSpec:
     pixel_tolerance: Sequence[float] | None = None
     page_sample: bool = False
     passthrough: Sequence[str] = ()
-
-    def __new__(cls, *_: object, **fields: object) -> Self:
-        """Make a spec.
-
-        Raises:
-          TypeError: there is no such field; names the nearest, and all there are.
-        """
-        known = cls.__dataclass_fields__
-        for name in fields:
-            if name not in known:
-                raise TypeError(
-                    f"ExportSpec: no such field {name!r}{nearest(name, known)} (fields: "
-                    f"{', '.join(known)})"
-                )
-        return object.__new__(cls)
 
     def checked(self) -> "ExportSpec":
         """Return this with every field in its one form, checked.

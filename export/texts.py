@@ -11,6 +11,7 @@ from export.errors import ExportError
 from export.golden_texts import draw_texts, targets
 from export.preprocess import Text, tokenizer_file
 from export.reference_ids import refuse_other_ids
+from export.values import short_repr
 from runtime.entries import File
 from runtime.errors import BundleError, nearest
 from runtime.preprocessing.sandbox import try_tokenizer
@@ -126,7 +127,11 @@ def open_text(text: Text, index: int, signature: Signature) -> OpenedText:
         try_tokenizer(data, text.source, max_bytes=1024, pair=pair)
         tokenizer = Tokenizer(data)
     except (BundleError, TokenizerError) as error:
-        raise ExportError(f"{where}: {error}") from None
+        other = _other_json(data)
+        what = (
+            f"{text.source}: expected a tokenizer, with a 'model', got {other}" if other else error
+        )
+        raise ExportError(f"{where}: {what}") from None
     limits = [longest_size(ids, signature), tokenizer.stored_max_tokens, stored]
     max_tokens = min(limit for limit in limits if limit is not None)
     added = tokenizer.added_tokens(pair=pair)
@@ -182,6 +187,22 @@ def _read(text: Text, where: str) -> tuple[bytes, int | None]:
         )
     limit = getattr(text.tokenizer, "model_max_length", None)
     return one.to_str().encode(), _sane(limit)
+
+
+def _other_json(data: bytes) -> str:
+    """Return what JSON is that is no tokenizer's, of which the library would say that its syntax is wrong."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(value, dict):
+        return "JSON that is no object"
+    if "model" in value:
+        return ""
+    keys = list(value)
+    return (
+        f"JSON with {', '.join(map(short_repr, keys[:3])) or 'nothing'}{' …' if keys[3:] else ''}"
+    )
 
 
 def _configured_limit(folder: Path) -> int | None:

@@ -157,7 +157,7 @@ def _as_array(spec: TensorSpec, value: object) -> Array:
 def _refuse_unknown(
     signature: Signature, inputs: Mapping[str, object], raw_names: Sequence[str]
 ) -> None:
-    expected = sorted([*raw_names, *(spec.name for spec in signature.inputs)])
+    expected = sorted({*raw_names, *(spec.name for spec in signature.inputs)})
     unknown = sorted({str(name) for name in inputs} - set(expected))
     if not unknown:
         return

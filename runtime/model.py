@@ -119,7 +119,7 @@ class Model:
     ) -> tuple[list[tuple[Array, ...]], Sequence[Sequence[int]]]:
         """Return the answers to rows of the same sizes, and for each of these which rows they are."""
         if not isinstance(inputs, Mapping):
-            raise _no_mapping(self.signature, inputs)
+            raise _no_mapping(self.signature, self.preparer, inputs)
         preparer = self.preparer
         raw = {n: v for n, v in inputs.items() if preparer and preparer.is_raw(n, v)}
         tensors = {n: v for n, v in inputs.items() if n not in raw} if raw else inputs
@@ -340,9 +340,24 @@ def _in_order(
     return tuple(found)
 
 
-def _no_mapping(signature: Signature, inputs: object) -> SignatureMismatch:
-    expected = ", ".join(f"{spec.name!r}: {spec}" for spec in signature.inputs)
-    return SignatureMismatch(f"inputs: expected a dict {{{expected}}}, got {type(inputs).__name__}")
+def _no_mapping(
+    signature: Signature, preparer: Preparer | None, inputs: object
+) -> SignatureMismatch:
+    tensors = {spec.name: str(spec) for spec in signature.inputs}
+    raw = (
+        {name: tensors.get(name, "") for name in preparer.expected_names}
+        | {name: f"{kind}s [_]" for name, kind in preparer.kinds.items()}
+        if preparer is not None
+        else {}
+    )
+    forms = [
+        "{" + ", ".join(f"{name!r}: {what}" for name, what in form.items()) + "}"
+        for form in (raw, tensors)
+        if form
+    ]
+    return SignatureMismatch(
+        f"inputs: expected a dict {' or '.join(forms)}, got {type(inputs).__name__}"
+    )
 
 
 def _groups(manifest: Manifest, programs: tuple[Program, ...]) -> dict[tuple[int, ...], Group]:

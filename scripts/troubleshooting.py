@@ -122,7 +122,7 @@ SYMPTOMS = """\
 | a log line says that rows depend on each other | the model mixes rows, on this device | its requests are not batched; see the exception `RowMixing` |
 | gRPC clients keep to one replica | a connection stays with the server that it reached | `--grpc-max-connection-age-s 300` |
 | a browser shows `method_not_allowed` | the predict route takes POST | open the page at `/` |
-| `hloserve serve` runs a file of yours | a `server.py` in the working directory comes first | `hloserve serve`, which finds its own |
+| `python -m server` runs a file of yours | a `server.py` in the working directory comes first | `hloserve serve`, which finds its own |
 """
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from pytest import MonkeyPatch, fixture
 
 import export
-from export import TensorSpec, Text
+from export import Image, TensorSpec, Text
 from tests import in_tensorflow, tokenizer_files
 from tests.minutes import pytest_terminal_summary  # noqa: F401 (pytest calls it)
 
@@ -146,6 +146,20 @@ def sentence_bundle(exported, tmp_path_factory):
         buckets=(1, 4),
         platforms="cpu",
         preprocess=[Text("text", tokenizer=path)],
+    )
+
+
+@fixture(scope="session")
+def picture_bundle(exported):
+    """Images of 2 by 2 pixels to the mean of each channel; buckets 1, 4."""
+    return exported(
+        "pictures",
+        lambda params, image: {"mean": image.mean(axis=(1, 2)) * params["one"]},
+        {"one": np.ones((), np.float32)},
+        inputs=["image:float32[_,2,2,3]"],
+        buckets=(1, 4),
+        platforms="cpu",
+        preprocess=[Image("image", 2)],
     )
 
 

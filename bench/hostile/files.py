@@ -24,8 +24,8 @@ from bench.hostile.tokenizers import KINDS
 from bench.serving.process import free_port
 from export.errors import ExportError
 from export.preprocess import Text
+from export.raw_inputs import open_raw_inputs
 from export.spec import ExportSpec
-from export.texts import open_texts
 from runtime.bundle import open_bundle
 from runtime.errors import BundleError
 from runtime.golden_check import check_goldens
@@ -80,7 +80,7 @@ def exported(data: bytes, folder: Path) -> str:
 
     def export() -> str:
         spec = ExportSpec(**small.fields(), preprocess=[Text("text", tokenizer=path)]).checked()
-        open_texts(spec, lambda _: None)
+        open_raw_inputs(spec, lambda _: None)
         return _ACCEPTED
 
     return in_a_fork(export)

@@ -7,7 +7,7 @@ from typing import Any
 
 from export.calling import required
 from export.errors import ExportError
-from export.models.frameworks import framework_of
+from export.models.frameworks import framework_in, framework_of
 
 # What makes weights at random takes one of these: nnx's random states, or a key.
 RNGS, KEY = "rngs", "key"
@@ -23,6 +23,37 @@ def is_factory(model: Any) -> bool:
         return False
     needed = [name for name, p in parameters_of(model).items() if required(p)]
     return not set(needed) - {RNGS, KEY}
+
+
+def expect_model(made: Any, factory: Any) -> None:
+    """Raise ExportError where what a factory made is no model.
+
+    Args:
+      made: by calling it.
+      factory: a class or function.
+    """
+    if not callable(made) and framework_in(made) is None:
+        raise no_model(made, f" from calling {named(factory)}()")
+
+
+def no_model(value: Any, origin: str = "") -> ExportError:
+    """Return the error of a value that is no model.
+
+    Args:
+      value: in place of a model.
+      origin: where it is from, behind a space; nothing for what was passed.
+    """
+    return ExportError(
+        "model: expected an ExportSpec, a model of Flax, Keras, Equinox or Haiku or its factory, or "
+        f"apply(params, inputs), got {type(value).__name__}{origin}"
+    )
+
+
+def named(factory: Any) -> str:
+    """Return what a factory is called in the user's code, with a configuration or without."""
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    return getattr(factory, "__name__", type(factory).__name__)
 
 
 def takes_rngs(factory: Any) -> bool:
@@ -66,9 +97,8 @@ def known_arguments(
     known = {key: value for key, value in config.items() if takes_all or key in parameters}
     missing = [n for n, p in parameters.items() if required(p) and n not in {*known, RNGS, KEY}]
     if missing:
-        name = getattr(factory, "__name__", type(factory).__name__)
         raise ExportError(
-            f"{name}: expected values for {', '.join(missing)}, got none; pass --config FILE.json"
+            f"{named(factory)}: expected values for {', '.join(missing)}, got none; pass --config FILE.json"
         )
     return known, tuple(sorted(set(config) - set(known)))
 

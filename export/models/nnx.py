@@ -11,7 +11,7 @@ from flax import nnx
 from export.calling import NO_PARAMS, Adapted, Call, Inputs, Params, calls
 from export.errors import ExportError, ParamsError
 from export.matching import Path, aligned, flatten, floating, is_random, match
-from export.models.factories import make
+from export.models.factories import make, named
 from export.reading import Apply, filled, first_read, left_out, of_shape, read_params, refuse_likely
 from export.switches import in_attributes, in_call, key_asked_for
 from runtime.tensors import Array
@@ -45,7 +45,9 @@ def adapt_nnx(
     if isinstance(model, nnx.Module):
         model = nnx.clone(model)
     elif params is None:
-        raise ParamsError(NO_PARAMS.format("nnx.Module"))
+        raise ParamsError(
+            f"{NO_PARAMS.format('nnx.Module')}, or a trained module in place of {named(model)}"
+        )
     else:
         model, fixed = _without_weights(model)
     model.eval()

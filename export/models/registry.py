@@ -19,7 +19,14 @@ from export.calling import Adapted, Inputs
 from export.checkpoints import SavedBy
 from export.errors import ExportError, ParamsError, Untraceable
 from export.lowering import describe
-from export.models.factories import is_factory, make, takes_key, takes_rngs
+from export.models.factories import (
+    expect_model,
+    is_factory,
+    make,
+    no_model,
+    takes_key,
+    takes_rngs,
+)
 from export.models.frameworks import framework_in, framework_of
 from export.spec import ExportSpec
 from runtime.signature import TensorSpec
@@ -73,7 +80,9 @@ def _adapt(
 
         model = unjitted(model)
     if is_factory(model) and not takes_rngs(model) and not takes_key(model):
-        model = make(model, {})[0]
+        made = make(model, {})[0]
+        expect_model(made, model)
+        model = made
     framework = _framework(model, params)
     if isinstance(params, SavedBy) and params.framework != framework:
         raise ParamsError(
@@ -105,10 +114,7 @@ def _adapt(
         from export.models.functions import adapt_function
 
         return adapt_function(model, params, buckets, around, call_args)
-    raise ExportError(
-        "model: expected an ExportSpec, a model of Flax, Keras, Equinox or Haiku or its factory, or "
-        f"apply(params, inputs), got {type(model).__name__}"
-    )
+    raise no_model(model)
 
 
 def _framework(model: Any, params: Any) -> str | None:

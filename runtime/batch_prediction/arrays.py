@@ -194,7 +194,7 @@ def _named(name: str, kind: str) -> Iterator[Any]:
         zipfile.BadZipFile,
         zipfile.LargeZipFile,
         EOFError,
-        NotImplementedError,
+        NotImplementedError,  # of zipfile: a compression that it does not read
         KeyError,
     ) as error:
         raise InputError(f"{name}: expected {kind}, got {error}") from None

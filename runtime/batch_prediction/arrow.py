@@ -1,7 +1,7 @@
 """Parquet and Arrow files, read a window at a time; needs the extra `parquet`."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class ArrowReader:
       name: as it is called in messages.
       wanted: names of the columns that are read, where they are there.
       signature: has the dtypes that columns are read as.
+      raw: names of raw inputs; where tensors have one of them too, strings and binary are raw.
       mark: rows to pass over.
 
     Raises:
@@ -30,13 +31,20 @@ class ArrowReader:
     """
 
     def __init__(
-        self, path: Path, name: str, wanted: frozenset[str], signature: Signature, mark: int = 0
+        self,
+        path: Path,
+        name: str,
+        wanted: frozenset[str],
+        signature: Signature,
+        raw: Collection[str] = (),
+        mark: int = 0,
     ) -> None:
         self.mark = mark
         self.kinds: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}  # rows are converted
         self._name = name
         self._specs = {spec.name: spec for spec in signature.inputs}
         self._wanted = wanted
+        self._raw = raw
         self._left: pa.RecordBatch | None = None
         self._file = path.open("rb")
         try:
@@ -91,10 +99,26 @@ class ArrowReader:
 
     def _column(self, name: str, values: Any, refused: dict[int, str]) -> Array | list[Any]:
         spec = self._specs.get(name)
-        if spec is None:
+        if spec is None or (name in self._raw and _has_bytes(values.type)):
             values_: list[Any] = values.to_pylist()
             return values_
         return _tensors(spec, values, refused)
+
+
+def _has_bytes(kind: Any) -> bool:
+    """Whether a column is of strings or binary, in whatever encoding."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    is_ = pa.types
+    return bool(
+        is_.is_string(kind)
+        or is_.is_large_string(kind)
+        or is_.is_string_view(kind)
+        or is_.is_binary(kind)
+        or is_.is_large_binary(kind)
+        or is_.is_binary_view(kind)
+        or is_.is_fixed_size_binary(kind)
+    )
 
 
 def _opened(file: Any, wanted: frozenset[str]) -> tuple[tuple[str, ...], int, Iterator[Any]]:

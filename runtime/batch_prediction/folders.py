@@ -1,6 +1,5 @@
 """A folder of files, each a row of a raw input: texts, or what else the bundle prepares."""
 
-import base64
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,8 +66,7 @@ class FolderReader:
         paths, copies = self._bring(wanted)
         there = dict(zip(wanted, paths, strict=True))
         values: list[Any] = [
-            _encoded(there[key], i, refused) if key in there else {"b64": ""}
-            for i, key in enumerate(keys)
+            _contents(there[key], i, refused) if key in there else b"" for i, key in enumerate(keys)
         ]
         if copies:
             for path in paths:
@@ -80,11 +78,10 @@ class FolderReader:
         """Nothing is open."""
 
 
-def _encoded(path: Path, row: int, refused: dict[int, str]) -> dict[str, str]:
-    """Return a file as JSON has bytes."""
+def _contents(path: Path, row: int, refused: dict[int, str]) -> bytes:
+    """Return the bytes of a file; none where the row is refused."""
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         refused[row] = f"expected a file that can be read, got {error.strerror}"
-        data = b""
-    return {"b64": base64.b64encode(data).decode()}
+        return b""

@@ -15,6 +15,7 @@ from runtime.batch_prediction.fields import Fields, expect_arrays, expect_column
 from runtime.batch_prediction.folders import FolderReader
 from runtime.batch_prediction.jsonl import LineReader
 from runtime.batch_prediction.places import CloudPlace, Place, place_of
+from runtime.errors import nearest
 from runtime.model import Model
 
 STDIN = "-"
@@ -111,8 +112,18 @@ def _found(name: str, format_: str | None) -> list[Source]:
         folder = place.below(path)
         files = {file: info for file, info in folder.files().items() if _is_data(file)}
     if not files:
-        raise SourceError(f"input {name}: expected a file or a folder with files, got none")
+        raise SourceError(
+            f"input {name}: expected a file or a folder with files, got none{_beside(place, name)}"
+        )
     return _of_folder(name, folder, files, format_)
+
+
+def _beside(place: Place, name: str) -> str:
+    """Return the advice that names the file nearest to one of this machine that is not there."""
+    path = Path(name)
+    if isinstance(place, CloudPlace) or path.exists() or not path.parent.is_dir():
+        return ""
+    return nearest(path.name, [file.name for file in path.parent.iterdir()])
 
 
 def _of_folder(
@@ -199,8 +210,9 @@ class Opener:
             else:
                 from runtime.batch_prediction.arrow import ArrowReader
 
-                signature = self._model.signature
-                reader = ArrowReader(path, source.name, self._wanted, signature, mark)
+                signature, preparer = self._model.signature, self._model.preparer
+                raw = preparer.raw_names if preparer is not None else ()
+                reader = ArrowReader(path, source.name, self._wanted, signature, raw, mark)
         self._let_go(source, path)
         try:
             unread = expect_columns(

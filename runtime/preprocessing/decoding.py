@@ -17,6 +17,7 @@ import numpy as np
 
 from runtime.errors import MissingLibrary, SignatureMismatch
 from runtime.image_stage import MAX_SIDE, ImageStage
+from runtime.preprocessing.image_forms import name_form
 from runtime.preprocessing.resources import Resources
 from runtime.tensors import Array
 
@@ -85,7 +86,7 @@ def _header(data: bytes, where: str) -> Any:
         name = type(error).__name__
         if name == "UnidentifiedImageError":
             raise SignatureMismatch(
-                f"{where}: expected an image as JPEG, PNG or WebP, got other bytes"
+                f"{where}: expected an image as JPEG, PNG or WebP, got {name_form(data)}"
             ) from None
         if name == "DecompressionBombError":
             raise SignatureMismatch(

@@ -22,7 +22,7 @@ from runtime.raw_inputs import Stage
 from runtime.signature import Signature
 from runtime.tensors import Array
 
-# Elements of a column that no array of numbers has.
+# What is no array of numbers, and neither a column of raw values by itself.
 _RAW = (bytes, bytearray, memoryview, str)
 
 
@@ -112,7 +112,9 @@ class Preparer:
             return name in self.raw_names
         if isinstance(values, np.ndarray):
             return values.dtype.kind in "OSU"
-        return isinstance(values, list | tuple) and isinstance(next(iter(values), None), _RAW)
+        if not isinstance(values, list | tuple):
+            return isinstance(values, _RAW)
+        return any(not _is_numeric(value) for value in values[:1])
 
     def is_raw_json(self, name: str, value: object) -> bool:
         """Whether a value of JSON is a raw one, in the same way: a tensor has no strings or objects."""
@@ -251,6 +253,11 @@ class _Read(NamedTuple):
 
     reader: Reader
     rows: Sequence[Item]
+
+
+def _is_numeric(value: object) -> bool:
+    """Whether an element of a column is a number or an array of them, rather than a raw value."""
+    return isinstance(value, int | float | list | tuple) or hasattr(value, "__array__")
 
 
 def _column(name: str, value: object, kind: str) -> Sequence[object]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.errors import MalformedRequest, SignatureMismatch
+from runtime.errors import MalformedRequest, SignatureMismatch, nearest
 from runtime.inputs import Checked, Checker
 from runtime.records.tensors import convert, from_base64, from_bytes, kind_of, refuse
 from runtime.signature import Signature, TensorSpec, notation
@@ -41,7 +41,8 @@ def read_rows(instances: Sequence[Any], model: "Model", *, booleans: bool = True
       SignatureMismatch: names the first instance and input that do not fit.
       MalformedRequest: instances are of different forms.
     """
-    columns = _columns(instances, model.signature)
+    preparer = model.preparer
+    columns = _columns(instances, model.signature, preparer.raw_names if preparer else ())
     arrays: dict[str, Array] = {}
     for spec in model.signature.inputs:
         values = columns[spec.name]
@@ -126,7 +127,9 @@ def _read_each(columns: Mapping[str, list[Any]], count: int, model: "Model") -> 
     return checked
 
 
-def _columns(instances: Sequence[Any], signature: Signature) -> dict[str, list[Any]]:
+def _columns(
+    instances: Sequence[Any], signature: Signature, raw_names: Sequence[str]
+) -> dict[str, list[Any]]:
     required = [spec.name for spec in signature.inputs if not spec.mask]
     names = [spec.name for spec in signature.inputs]
     if len(names) == 1 and dict not in set(map(type, instances)):
@@ -144,7 +147,7 @@ def _columns(instances: Sequence[Any], signature: Signature) -> dict[str, list[A
         }
     columns: dict[str, list[Any]] = {name: [] for name in names}
     for i, instance in enumerate(instances):
-        _check_keys(instance, i, names, required)
+        _check_keys(instance, i, names, required, raw_names)
         for name, value in instance.items():
             columns[name].append(value)
     for name, values in columns.items():
@@ -183,7 +186,9 @@ def _named(instance: Any) -> bool:
     return type(instance) is dict and instance.keys() != _B64
 
 
-def _check_keys(instance: Any, index: int, names: list[str], required: list[str]) -> None:
+def _check_keys(
+    instance: Any, index: int, names: list[str], required: list[str], raw_names: Sequence[str]
+) -> None:
     where = f"instances[{index}]"
     if not isinstance(instance, dict):
         raise MalformedRequest(
@@ -191,9 +196,11 @@ def _check_keys(instance: Any, index: int, names: list[str], required: list[str]
         )
     unknown = next((key for key in instance if key not in names), None)
     if unknown is not None:
-        raise MalformedRequest(
-            f"{where}: expected {', '.join(map(repr, names))}, got {unknown[:100]!r}"
-        )
+        raw = [name for name in raw_names if name not in names]
+        expected = f"{', '.join(map(repr, raw))}, or " if raw else ""
+        expected += ", ".join(map(repr, names))
+        hint = nearest(unknown[:100], [*raw, *names]) if raw else ""
+        raise MalformedRequest(f"{where}: expected {expected}, got {unknown[:100]!r}{hint}")
     missing = next((name for name in required if name not in instance), None)
     if missing is not None:
         raise MalformedRequest(f"{where}: expected {missing!r}, got none")

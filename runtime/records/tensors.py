@@ -239,6 +239,10 @@ def from_base64(text: str, where: str) -> bytes:
     if len(text) == characters + -characters % 4:
         with contextlib.suppress(binascii.Error, ValueError):
             return base64.b64decode(text, validate=True)
+    if text.startswith("data:"):
+        raise SignatureMismatch(
+            f"{where}: expected base64, got a data URL; send what is behind its comma"
+        )
     raise SignatureMismatch(f"{where}: expected base64, got other characters")
 
 

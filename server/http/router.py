@@ -15,6 +15,9 @@ from server.request_target import METHODS, WHOLE_SERVER, encode_path, is_canonic
 # Matches of a longer target are not cached, so that no client fills memory with them.
 _CACHED_TARGET_BYTES = 256
 _CACHED_TARGETS = 1024
+_DESCRIPTION = "/openapi.json"
+# Methods that come with others.
+_BESIDE = ("HEAD", "OPTIONS")
 
 Match = tuple[Route, Mapping[str, str]]
 
@@ -37,6 +40,8 @@ class Router:
             for name, route in by_name.items()
         ]
         self._routes = by_name
+        # Where the paths of this server are described, if it has a page at all.
+        self._listed = _DESCRIPTION if f"GET {_DESCRIPTION}" in by_name else None
         self._urls = Map(rules, merge_slashes=False).bind("localhost")
         self._match_cached = functools.lru_cache(_CACHED_TARGETS)(self._match_target)
 
@@ -63,15 +68,17 @@ class Router:
           MethodNotAllowed: the routes that have this path have other methods.
         """
         if not is_canonical(split_target(target)[0]) or not is_canonical(encode_path(path)):
-            raise _not_found(method, target)
+            raise self._not_found(method, target)
         try:
             name, variables = self._urls.match(path, method)
         except exceptions.MethodNotAllowed as error:
+            allowed = sorted(error.valid_methods or ())
+            expected = " or ".join(m for m in allowed if m not in _BESIDE)
             raise MethodNotAllowed(
-                _describe(method, target, "Method Not Allowed"), sorted(error.valid_methods or ())
+                f"{_describe(method, target)}: expected {expected}, got {method}", allowed
             ) from None
         except exceptions.HTTPException:  # a redirect to a slash at the end is not found either
-            raise _not_found(method, target) from None
+            raise self._not_found(method, target) from None
         return self._routes[name], variables
 
     def options(self, target: bytes, path: str) -> Response:
@@ -90,6 +97,19 @@ class Router:
         allowed = ", ".join(sorted(self._urls.allowed_methods(path)))
         return Response(200, (("allow", allowed),), b"")
 
+    def _not_found(self, method: str, target: bytes) -> NotFound:
+        """Return the error about a path without a route, with the spelling that has one."""
+        path = "/" + "/".join(filter(None, path_of(target).split("/")))
+        if len(target) <= _CACHED_TARGET_BYTES and self._has(path):
+            advice = f"; did you mean {path!r}?"
+        else:
+            advice = f"; {self._listed} has the paths of this server" if self._listed else ""
+        return NotFound(f"{_describe(method, target)}: Not Found{advice}")
+
+    def _has(self, path: str) -> bool:
+        """Whether a route has a path, with whatever method."""
+        return is_canonical(encode_path(path)) and bool(self._urls.allowed_methods(path))
+
     def _match_target(self, method: str, target: bytes) -> Match:
         return self.match_path(method, target, path_of(target))
 
@@ -99,10 +119,6 @@ def path_of(target: bytes) -> str:
     return urllib.parse.unquote_to_bytes(split_target(target)[0]).decode(errors="replace")
 
 
-def _not_found(method: str, target: bytes) -> NotFound:
-    return NotFound(_describe(method, target, "Not Found"))
-
-
-def _describe(method: str, target: bytes, reason: str) -> str:
+def _describe(method: str, target: bytes) -> str:
     path = split_target(target)[0].decode("latin-1")
-    return f"{method} {path[:100]}: {reason}"
+    return f"{method} {path[:100]}"

@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 from runtime.errors import MalformedRequest
+from runtime.preprocessing.image_forms import media_type
 from runtime.records.tensors import kind_of
 from runtime.signature import Signature
 from server.errors import TooLarge
@@ -65,7 +66,8 @@ def parse_object(body: bytes | memoryview, where: str = "body") -> dict[str, Any
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise MalformedRequest(f"{where}: expected JSON, got {error}") from None
+        got = _other_than_json(bytes(body)) or str(error)
+        raise MalformedRequest(f"{where}: expected JSON, got {got}") from None
     if type(value) is not dict:
         raise MalformedRequest(f"{where}: expected an object, got {kind_of(value)}")
     # Every pair has a colon: with as many keys as colons there was no duplicate. Colons in strings
@@ -76,6 +78,20 @@ def parse_object(body: bytes | memoryview, where: str = "body") -> dict[str, Any
     except RecursionError:
         raise MalformedRequest(f"{where}: expected JSON, got objects hundreds deep") from None
     return value
+
+
+def _other_than_json(body: bytes) -> str:
+    """Return what a body is, where this says more than the place at which its JSON ends; else nothing."""
+    media = media_type(body)
+    if not body:
+        return "no bytes"
+    if media is not None:
+        return f"an image; its content-type is {media}"
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        return f"no UTF-8: the byte {body[error.start]:#04x} at {error.start}"
+    return ""
 
 
 def _keys(value: dict[str, Any]) -> int:

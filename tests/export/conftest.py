@@ -103,6 +103,9 @@ def make_spec(name="made"):
     )
 
 number = 7
+
+def train():
+    pass
 """
 
 

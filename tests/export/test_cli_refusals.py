@@ -10,6 +10,14 @@ from export import ExportError, export_model
 X = "x:float32[_,3]"
 
 pytestmark = pytest.mark.usefixtures("folder")
+NO_WEIGHTS = (
+    "params: expected the weights of the nnx.Module, got none; pass --params, or a trained module in "
+    "place of "
+)
+NO_MODEL = (
+    "model: expected an ExportSpec, a model of Flax, Keras, Equinox or Haiku or its factory, or "
+    "apply(params, inputs), got "
+)
 
 
 @pytest.mark.parametrize(
@@ -218,10 +226,11 @@ def test_values_that_look_like_options_are_none(command):
         ),
         (
             ["models.py:number", "--input", X],
-            (
-                "model: expected an ExportSpec, a model of Flax, Keras, Equinox or Haiku or its factory, or apply(params, inputs), "
-                "got int"
-            ),
+            f"{NO_MODEL}int",
+        ),
+        (
+            ["models.py:train", "--input", X],
+            f"{NO_MODEL}NoneType from calling train()",
         ),
         (
             ["models.py:broken_spec"],
@@ -233,11 +242,11 @@ def test_values_that_look_like_options_are_none(command):
         ),
         (
             ["models.py:Net", "--input", X],
-            "params: expected the weights of the nnx.Module, got none; pass --params",
+            f"{NO_WEIGHTS}Net",
         ),
         (
             ["models.py:make_net", "--input", X],
-            "params: expected the weights of the nnx.Module, got none; pass --params",
+            f"{NO_WEIGHTS}make_net",
         ),
         (
             ["models.py:Dense", "--input", X],

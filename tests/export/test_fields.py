@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from export import ExportError, ExportSpec, TensorSpec, export_model
+from export import ExportError, ExportSpec, Image, TensorSpec, Text, export_model
 from runtime.node import to_json
 from runtime.signature import Axis
 
@@ -248,6 +248,21 @@ def test_a_field_that_does_not_exist_names_the_nearest(name, hint):
 
     names = ", ".join(field.name for field in dataclasses.fields(ExportSpec))
     assert str(caught.value) == f"ExportSpec: no such field {name!r}{hint} (fields: {names})"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Image("image", 8, means=3), "Image: no such field 'means'; did you mean 'mean'?"),
+        (lambda: Text("text", tokeniser="x"), "Text: no such field 'tokeniser'; did you mean 'tokenizer'?"),
+    ],
+)  # fmt: skip
+def test_a_misspelled_field_of_a_raw_input_names_the_nearest(make, message):
+    """Declarations of texts and images have the same answer as an ExportSpec."""
+    with pytest.raises(TypeError) as caught:
+        make()
+
+    assert str(caught.value).split(" (fields: ")[0] == message
 
 
 def test_a_spec_is_copied_and_pickled():

@@ -244,7 +244,7 @@ def test_bad_golden_lines_are_refused(tmp_path, line, message):
 def test_a_golden_that_is_no_image_is_refused():
     """A file that callers could not send is no golden either."""
     assert refusal(golden={"image": [b"x"]}) == (
-        "golden: 'image' of row 0: expected an image as JPEG, PNG or WebP, got other bytes"
+        "golden: 'image' of row 0: expected an image as JPEG, PNG or WebP, got a text; send the bytes of the file"
     )
     assert refusal(golden={"image": [b"x", 5]}) == (
         "golden: 'image' of row 1: expected the path or bytes of an image, got int"
@@ -425,7 +425,11 @@ def test_a_bundle_takes_images(bundle):
 @mark.parametrize(
     ("value", "message"),
     [
-        param([b"x"], "input 'image'[0]: expected an image as JPEG, PNG or WebP, got other bytes", id="noise"),
+        param([b"x"], "input 'image'[0]: expected an image as JPEG, PNG or WebP, got a text; send the bytes of the file", id="noise"),
+        param(b"x", "input 'image': expected a list of images, got bytes", id="alone"),
+        param("a.png", "input 'image': expected a list of images, got str", id="path-alone"),
+        param([None], "input 'image'[0]: expected the bytes of an image, got NoneType", id="none"),
+        param([Pillow.new("RGB", (8, 6))], "input 'image'[0]: expected the bytes of an image, got Image", id="opened"),
         param(["a.png"], "input 'image'[0]: expected the bytes of an image, got str", id="path"),
         param(
             np.zeros((1, 6, 8, 3), np.float32),

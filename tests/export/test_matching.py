@@ -52,6 +52,16 @@ def test_params_of_other_shapes_alone_let_the_inputs_be_suspected(refusal):
     )
 
 
+def test_embeddings_of_another_number_are_no_matter_of_inputs(refusal):
+    """The size of a vocabulary is a setting of the model: no input could be wrong."""
+    table = np.zeros((7, 2), np.float32)
+    message = refusal(linen.Embed(5, 2), {"embedding": table}, inputs=["x:int32[_,4]"])
+    assert message == (
+        "params do not fit the model: mismatched params/embedding: expected float32[5, 2], got "
+        "float32[7, 2]; a model is made with the number of its embeddings, and no input changes it"
+    )
+
+
 def test_many_params_that_do_not_fit_are_counted(refusal):
     """Of each kind of problem four are shown, and the number of the others: none hides another."""
     model = linen.Sequential([linen.Dense(2) for _ in range(7)])

@@ -195,12 +195,12 @@ def test_what_does_not_fit_is_refused(tmp_path, change, inputs, text, message):
         ),
         (
             lambda folder: folder / "empty",
-            "text 'text': expected tokenizer.json in the folder, got none",
+            "text 'text': expected tokenizer.json in {path}, got none",
         ),
         (
             lambda folder: folder / "slow",
             (
-                "text 'text': expected tokenizer.json in the folder, got none, which has vocab.txt; save it "
+                "text 'text': expected tokenizer.json in {path}, got none, which has vocab.txt; save it "
                 "by a fast tokenizer, AutoTokenizer.from_pretrained('{path}').save_pretrained(DIR)"
             ),
         ),
@@ -222,13 +222,28 @@ def test_what_does_not_fit_is_refused(tmp_path, change, inputs, text, message):
                 "a file that is no JSON"
             ),
         ),
+        (
+            lambda folder: folder / "tokenizer_config.json",
+            (
+                "text 'text': {path}: expected a tokenizer, with a 'model', got JSON with 'do_lower_case', "
+                "'model_max_length'"
+            ),
+        ),
+        (
+            lambda folder: folder / "list.json",
+            (
+                "text 'text': {path}: expected a tokenizer, with a 'model', got JSON that is no object"
+            ),
+        ),
     ],
-    ids=["nothing", "empty", "slow", "url", "number", "broken"],
+    ids=["nothing", "empty", "slow", "url", "number", "broken", "configuration", "list"],
 )
 def test_what_is_no_tokenizer_is_refused(tokenizer, make, message):
     """What is no tokenizer.json is said in one line."""
     folder = tokenizer.parent
     (folder / "empty").mkdir()
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": true, "model_max_length": 9}')
+    (folder / "list.json").write_text("[]")
     (folder / "slow").mkdir()
     (folder / "slow" / "vocab.txt").write_text("cat\n")
     (folder / "broken.json").write_text("{")

@@ -13,7 +13,10 @@ from runtime.writer import BundleWriter
 @mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: verify|inspect|bench|compile|doctor|refresh"),
+        (
+            [],
+            "the following arguments are required: predict|verify|inspect|bench|compile|doctor|refresh",
+        ),
         (["verify"], "the following arguments are required: BUNDLE"),
         (["inspect", "bundle", "--jsn"], "--jsn: no such option; did you mean --json?"),
         (["--json", "inspect", "bundle"], "--json: no such option"),

@@ -37,8 +37,8 @@ class GrpcHarness:
             self.running.open(self.model)
 
     async def _start(self):
-        self.http_server = FRONTS[self.front](self.service, self._config)
-        return await self.http_server.start()
+        self.server = FRONTS[self.front](self.service, self._config)
+        return await self.server.start()
 
     def on_loop(self, function, *arguments):
         """Call a function on the service's loop, and return its result."""
@@ -50,12 +50,12 @@ class GrpcHarness:
 
     def calls_without_message(self):
         """Return how many calls have begun, and have sent no whole message."""
-        if isinstance(self.http_server, GrpcServer):
-            receiver = self.http_server._receiver
+        if isinstance(self.server, GrpcServer):
+            receiver = self.server._receiver
             return receiver.receiving + receiver.waiting
         return sum(
             not call._asked
-            for connection in self.http_server._connections
+            for connection in self.server._connections
             for call in connection._calls.values()
         )
 
@@ -86,7 +86,7 @@ class GrpcHarness:
     def close(self):
         """Stop listening, and end the loop."""
         self.channel.close()
-        self.running.wait(self.http_server.stop())
+        self.running.wait(self.server.stop())
         self.running.close()
 
 

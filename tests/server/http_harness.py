@@ -95,6 +95,13 @@ class HttpHarness:
         self.running.close()
 
 
+def started_server(model):
+    """Start a server in front of a model; yield it, and close it in the end."""
+    started = HttpHarness(model)
+    yield started
+    started.close()
+
+
 def request(path, body, headers="", method="POST"):
     """Write a request."""
     head = f"{method} {path} HTTP/1.1\r\nhost: t\r\ncontent-length: {len(body)}\r\n{headers}\r\n"

@@ -30,6 +30,7 @@ FAMILIES = {
     "hloserve_padding_elements": "counter",
     "hloserve_queue_duration_seconds": "histogram",
     "hloserve_compute_duration_seconds": "histogram",
+    "hloserve_row_errors": "counter",
     "hloserve_nonfinite_outputs": "counter",
     "hloserve_ready": "gauge",
     "hloserve_queue_depth": "gauge",

@@ -23,6 +23,12 @@ def sentences(sentence_bundle):
     return load(sentence_bundle, "cpu")
 
 
+@fixture(scope="session")
+def pictures(picture_bundle):
+    """The model of images, loaded on the CPU."""
+    return load(picture_bundle, "cpu")
+
+
 @fixture
 def small(monkeypatch):
     """Windows of 4 rows, and shards of 8."""

@@ -12,6 +12,7 @@ from runtime.batch_prediction.job import Job, Options
 from runtime.batch_prediction.output import open_output
 from runtime.batch_prediction.sources import SourceError, find_sources
 from runtime.batch_prediction.writers import UnwritableError
+from tests.image_files import plain
 from tests.runtime.batch_prediction.conftest import started
 
 X = np.arange(44, dtype=np.float32).reshape(11, 4)
@@ -224,6 +225,66 @@ def test_a_folder_of_texts(sentences, job, lines, tmp_path):
     ]
 
 
+@mark.parametrize("kind", ["binary", "dictionary", "large"])
+def test_images_from_parquet(kind, pictures, job, lines, tmp_path):
+    """A column of binary under the name of an image is of files; null, strings and others are refused."""
+    red, blue = plain(255, 0, 0), plain(0, 0, 255)
+    files = pa.array([red, None, blue], pa.large_binary() if kind == "large" else pa.binary())
+    if kind == "dictionary":
+        files = files.dictionary_encode()
+    pq.write_table(pa.table({"image": files}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"image": ["red.png"]}), tmp_path / "b.parquet")
+    pq.write_table(pa.table({"image": pa.array([None], pa.binary())}), tmp_path / "c.parquet")
+    job(pictures, [tmp_path / f"{name}.parquet" for name in "abc"])
+
+    assert [(line["row"], line["prediction"]) for line in lines()] == [
+        (0, [255, 0, 0]),
+        (2, [0, 0, 255]),
+    ]
+    assert [(e["row"], e["error"]["message"]) for e in lines("errors")] == [
+        (1, "input 'image': expected a value, got null"),
+        (3, 'input \'image\': expected an image as {"b64": "…"}, got a string'),
+        (4, "input 'image': expected a value, got null"),
+    ]
+
+
+def test_pixels_from_parquet(pictures, job, lines, tmp_path):
+    """Lists of numbers under the name of an image are its pixels, as before."""
+    pixels = [[[9, 8, 7]] * 2] * 2
+    pq.write_table(pa.table({"image": [pixels, pixels]}), tmp_path / "a.parquet")
+    job(pictures, [tmp_path / "a.parquet"])
+
+    assert [line["prediction"] for line in lines()] == [[9, 8, 7]] * 2
+
+
+def test_binary_where_a_bundle_takes_tensors_alone(classifier, job, lines, tmp_path):
+    """No bytes are taken for the numbers of a tensor."""
+    pq.write_table(pa.table({"x": [b"0123"]}), tmp_path / "a.parquet")
+    job(classifier, [tmp_path / "a.parquet"])
+
+    assert [e["error"]["message"] for e in lines("errors")] == [
+        "input 'x': expected float32, got binary"
+    ]
+
+
+def test_a_folder_of_images(pictures, job, lines, tmp_path):
+    """Each file is an image that its name is the key of; one that is none is refused by itself."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(plain(255, 0, 0))
+    (folder / "b.jpg").write_bytes(plain(0, 0, 255, "GIF"))
+    (folder / "c.webp").write_bytes(plain(0, 255, 0))
+    job(pictures, [folder])
+
+    assert [(line["key"], line["prediction"]) for line in lines()] == [
+        ("a.png", [255, 0, 0]),
+        ("c.webp", [0, 255, 0]),
+    ]
+    assert [(e["key"], e["error"]["message"]) for e in lines("errors")] == [
+        ("b.jpg", "input 'image': expected an image as JPEG, PNG or WebP, got a GIF")
+    ]
+
+
 def test_a_folder_of_shards(classifier, job, lines, tmp_path):
     """What another program wrote as a folder of files is read in the order of their names."""
     folder = tmp_path / "shards"
@@ -337,6 +398,19 @@ def test_a_folder_that_is_not_understood(names, message, tmp_path):
         find_sources([str(folder)], None)
 
     assert str(error.value) == message.format(folder)
+
+
+def test_a_name_that_is_misspelled(tmp_path):
+    """Where there is no such file, the nearest one beside it is named; of an empty folder there is none."""
+    (tmp_path / "rows.jsonl").write_text("")
+    (tmp_path / "empty").mkdir()
+    for name, advice in (("row.jsonl", "; did you mean 'rows.jsonl'?"), ("empty", "")):
+        with raises(SourceError) as caught:
+            find_sources([str(tmp_path / name)], None)
+
+        assert str(caught.value) == (
+            f"input {tmp_path / name}: expected a file or a folder with files, got none{advice}"
+        )
 
 
 def test_a_file_of_an_unknown_kind(tmp_path):

@@ -139,14 +139,37 @@ def test_a_jpeg_with_more_pictures_is_its_first():
 
 
 @mark.parametrize(
+    ("data", "name"),
+    [
+        param(b"", "no bytes", id="empty"),
+        param(saved(picture(), "GIF"), "a GIF", id="GIF"),
+        param(saved(picture(), "BMP"), "a BMP", id="BMP"),
+        param(saved(picture(), "TIFF"), "a TIFF", id="TIFF"),
+        param(saved(picture(), "ICO"), "an ICO", id="ICO"),
+        param(saved(picture(), "JPEG2000"), "a JPEG 2000", id="JPEG-2000"),
+        param(saved(picture(), "PDF"), "a PDF", id="PDF"),
+        param(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC", id="photograph-of-a-phone"),
+        param(b"\0\0\0\x20ftypavif\0\0\0\0avifmif1", "an AVIF", id="AVIF"),
+        param(b"\0\0\0\x20ftypisom\0\0\2\0isomiso2", "a video", id="MP4"),
+        param(b"<svg/>", "an SVG", id="SVG"),
+        param(b"<?xml version='1.0'?><svg/>", "XML", id="XML"),
+        param(b"\n<!DOCTYPE html><title>404</title>", "an HTML page", id="page"),
+        param(b"http://a/b.png", "the text of a URL; send the bytes of the file", id="URL"),
+        param(
+            b"data:image/png;base64,AA", "the text of a URL; send the bytes of the file", id="data"
+        ),
+        param(b"photos/cat.png\n", "a text; send the bytes of the file", id="path"),
+    ],
+)
+def test_a_file_of_another_form_is_named(data, name):
+    """What it is follows from its first bytes, whatever it is called: names of files lie."""
+    assert refusal(data) == f"it: expected an image as JPEG, PNG or WebP, got {name}"
+
+
+@mark.parametrize(
     ("data", "message"),
     [
-        param(b"", "an image as JPEG, PNG or WebP, got other bytes", id="empty"),
-        param(b"GIF89a" + bytes(99), "an image as JPEG, PNG or WebP, got other bytes", id="noise"),
-        param(saved(picture(), "GIF"), "an image as JPEG, PNG or WebP, got other bytes", id="GIF"),
-        param(saved(picture(), "TIFF"), "an image as JPEG, PNG or WebP, got other bytes", id="TIFF"),
-        param(b"<svg/>", "an image as JPEG, PNG or WebP, got other bytes", id="SVG"),
-        param(b"http://a/b.png", "an image as JPEG, PNG or WebP, got other bytes", id="URL"),
+        param(b"\x07noise", "an image as JPEG, PNG or WebP, got other bytes", id="noise"),
         param(saved(picture(), "JPEG")[:-200], "a whole image, got a damaged one", id="cut-JPEG"),
         param(saved(picture())[:-60], "a whole image, got a damaged one", id="cut-PNG"),
         param(saved(picture(), "WEBP")[:-9], "a whole image, got a damaged one", id="cut-WebP"),

@@ -283,6 +283,17 @@ def test_texts_come_as_arrays_of_objects(model):
         assert np.array_equal(found["mean"], expected)
 
 
+def test_texts_without_their_name_are_refused_with_it(model):
+    """A caller of texts learns their name, and that of the tensors that they become."""
+    with raises(SignatureMismatch) as caught:
+        model.predict(["cat"])
+
+    assert str(caught.value) == (
+        "inputs: expected a dict {'text': texts [_]} or {'input_ids': int32[_, seq], "
+        "'attention_mask': int32[_, seq]}, got list"
+    )
+
+
 def test_no_texts_are_no_answers(model):
     """A call without rows is answered without any."""
     assert model.predict({"text": []})["mean"].shape == (0, 6)
@@ -297,3 +308,40 @@ def test_a_wrong_name_is_told_the_name_of_the_text(model):
         "inputs: expected ['attention_mask', 'input_ids', 'text'], got 'txt' and no 'input_ids'; did "
         "you mean 'text'?"
     )
+
+
+@fixture(scope="module")
+def pictures(picture_bundle):
+    """The model of images, on the CPU."""
+    return load(picture_bundle, "cpu")
+
+
+@mark.parametrize(
+    ("inputs", "message"),
+    [
+        (
+            [b"x"],
+            "inputs: expected a dict {'image': images [_]} or {'image': uint8[_, 2, 2, 3]}, got list",
+        ),
+        (
+            {"img": [b"x"]},
+            "inputs: expected ['image'], got 'img' and no 'image'; did you mean 'image'?",
+        ),
+    ],
+)
+def test_images_without_their_name_are_refused_with_it(pictures, inputs, message):
+    """The name is said once, with both forms that it has."""
+    with raises(SignatureMismatch) as caught:
+        pictures.predict(inputs)
+
+    assert str(caught.value) == message
+
+
+def test_pixels_come_as_lists_of_arrays(pictures):
+    """Arrays of pixels in a list are pixels, of whatever library they are."""
+    pixels = np.full((2, 2, 3), 7, np.uint8)
+
+    answers = pictures.predict({"image": [pixels, pixels]})
+
+    alone = pictures.predict({"image": pixels[None]})
+    assert np.array_equal(answers["mean"][1:], alone["mean"])

@@ -20,7 +20,7 @@ def signature(*inputs, axes=()):
 
 def parts_of(instances, signature):
     """Read instances, for a model of this signature, into its arrays by name: part by part."""
-    model = types.SimpleNamespace(signature=signature, checker=Checker(signature))
+    model = types.SimpleNamespace(signature=signature, checker=Checker(signature), preparer=None)
     names = [spec.name for spec in signature.inputs]
     return [dict(zip(names, part.arrays, strict=True)) for part in read_rows(instances, model)]
 

@@ -99,7 +99,7 @@ def test_a_stop_refuses_calls_whose_message_has_not_come(grpc_server):
     """Calls that have sent no message are answered that the server stops, and do not hold it up."""
     silent = Silent(grpc_server, SLOTS + 2)
 
-    grpc_server.running.wait(grpc_server.http_server.stop(30))
+    grpc_server.running.wait(grpc_server.server.stop(30))
 
     assert {refused(call.result) for call in silent.calls} == {STOPPING}
     assert grpc_server.service.metrics.requests == {("grpc", "UNAVAILABLE"): SLOTS + 2}

@@ -136,7 +136,7 @@ def test_a_stop_ends_watches(grpc_server):
     watching = watch(grpc_server)
     assert next(watching).status == SERVING
 
-    grpc_server.running.wait(grpc_server.http_server.stop(30))
+    grpc_server.running.wait(grpc_server.server.stop(30))
 
     assert list(watching) == []
 
@@ -352,7 +352,7 @@ def test_a_stop_answers_what_is_in(grpc_server, model):
     grpc_server.running.wait(gate.reached())
 
     stopping = asyncio.run_coroutine_threadsafe(
-        grpc_server.http_server.stop(30), grpc_server.running.loop
+        grpc_server.server.stop(30), grpc_server.running.loop
     )
     gate.open()
 

@@ -161,7 +161,7 @@ def test_a_stop_answers_what_was_read_and_ends_a_stream(grpc_server, model):
     grpc_server.running.wait(gate.reached())
 
     stopping = asyncio.run_coroutine_threadsafe(
-        grpc_server.http_server.stop(30), grpc_server.running.loop
+        grpc_server.server.stop(30), grpc_server.running.loop
     )
     grpc_server.on_loop(lambda: None)
     gate.open()

@@ -220,8 +220,10 @@ def test_unknown_paths_and_methods_answer_json(client):
     missing = client.get("/nothing")
     method = client.get("/predict")
 
-    assert refused(missing, 404, "not_found") == "GET /nothing: Not Found"
-    assert refused(method, 405, "method_not_allowed")
+    assert refused(missing, 404, "not_found") == (
+        "GET /nothing: Not Found; /openapi.json has the paths of this server"
+    )
+    assert refused(method, 405, "method_not_allowed") == "GET /predict: expected POST, got GET"
     assert method.headers["Allow"] == "OPTIONS, POST"
 
 

@@ -54,26 +54,56 @@ def test_paths_without_a_route_are_not_found(router, target):
         with raises(NotFound) as caught:
             router.match_target(method, target)
 
-        assert str(caught.value) == f"{method} {target.decode()}: Not Found"
+        assert str(caught.value).split("; ")[0] == f"{method} {target.decode()}: Not Found"
     with raises(NotFound):
         router.options(target, path_of(target))
 
 
 @mark.parametrize(
-    ("method", "target", "allowed"),
+    ("target", "advice"),
     [
-        ("GET", b"/predict", ["OPTIONS", "POST"]),
-        ("POST", b"/health", ["GET", "HEAD", "OPTIONS"]),
-        ("DELETE", b"/both", ["GET", "HEAD", "OPTIONS", "POST"]),
+        (b"/predict/", "; did you mean '/predict'?"),
+        (b"//predict?x=1", "; did you mean '/predict'?"),
+        (b"/%70redict", "; did you mean '/predict'?"),
+        (b"/models//M/", "; did you mean '/models/M'?"),
+        (b"/predicts", ""),
+        (b"/" + b"h" * 300, ""),
     ],
 )
-def test_other_methods_of_a_path_are_not_allowed(router, method, target, allowed):
+def test_the_spelling_that_has_a_route_is_named(router, target, advice):
+    """A slash too many is the mistake that can be corrected without a guess."""
+    with raises(NotFound) as caught:
+        router.match_target("POST", target)
+
+    path = target.decode().partition("?")[0][:100]
+    assert str(caught.value) == f"POST {path}: Not Found{advice}"
+
+
+def test_other_paths_are_described_where_there_is_a_description():
+    """Who has another path is led to all of them, by a server that describes them."""
+    with raises(NotFound) as caught:
+        Router([Route("GET", "/openapi.json", "test")]).match_target("GET", b"/nothing")
+
+    assert str(caught.value) == (
+        "GET /nothing: Not Found; /openapi.json has the paths of this server"
+    )
+
+
+@mark.parametrize(
+    ("method", "target", "allowed", "expected"),
+    [
+        ("GET", b"/predict", ["OPTIONS", "POST"], "POST"),
+        ("POST", b"/health", ["GET", "HEAD", "OPTIONS"], "GET"),
+        ("DELETE", b"/both", ["GET", "HEAD", "OPTIONS", "POST"], "GET or POST"),
+    ],
+)
+def test_other_methods_of_a_path_are_not_allowed(router, method, target, allowed, expected):
     """The error lists the methods of all routes with this path; OPTIONS returns the same list."""
     with raises(MethodNotAllowed) as caught:
         router.match_target(method, target)
     options = router.options(target, path_of(target))
 
-    assert str(caught.value) == f"{method} {target.decode()}: Method Not Allowed"
+    assert str(caught.value) == f"{method} {target.decode()}: expected {expected}, got {method}"
     assert caught.value.allowed == allowed
     assert (options.status, options.body) == (200, b"")
     assert options.headers == (("allow", ", ".join(allowed)),)

@@ -9,7 +9,7 @@ import openai
 from pytest import fixture, mark, param, raises
 
 from tests.server.fakes import FakeModel
-from tests.server.http_harness import HttpHarness
+from tests.server.http_harness import HttpHarness, started_server
 from tests.server.text_model import EmbeddingModel, TextModel
 from tests.tokenizer_files import ids
 
@@ -28,23 +28,16 @@ def unit(text):
     return (np.float32(vector(text)) / np.linalg.norm(np.float32(vector(text)))).tolist()
 
 
-def started_server(*, normalized):
-    """Start a server of HTTP in front of a model that embeds texts."""
-    started = HttpHarness(EmbeddingModel(normalized=normalized))
-    yield started
-    started.close()
-
-
 @fixture(scope="module")
 def server():
     """Embeddings as the model gives them."""
-    yield from started_server(normalized=False)
+    yield from started_server(EmbeddingModel(normalized=False))
 
 
 @fixture(scope="module")
 def units():
     """Embeddings of length one."""
-    yield from started_server(normalized=True)
+    yield from started_server(EmbeddingModel(normalized=True))
 
 
 def client_of(server):

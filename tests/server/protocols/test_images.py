@@ -10,7 +10,7 @@ from pytest import fixture, mark, param
 
 from tests.image_files import plain
 from tests.server.grpc_harness import GrpcHarness
-from tests.server.http_harness import HttpHarness
+from tests.server.http_harness import started_server
 from tests.server.image_model import WITH_AGE, ImageModel
 from tests.server.protocols.test_texts import ask
 
@@ -22,23 +22,16 @@ PREDICT, COLUMNS, INFER = "/predict", "/v1/models/fake:predict", "/v2/models/fak
 BOUNDARY = "----limit"
 
 
-def started_server(**options):
-    """Start a server of HTTP in front of a model that takes images."""
-    started = HttpHarness(ImageModel(**options))
-    yield started
-    started.close()
-
-
 @fixture(scope="module")
 def server():
     """Images alone."""
-    yield from started_server()
+    yield from started_server(ImageModel())
 
 
 @fixture(scope="module")
 def aged():
     """Images, and a number beside each."""
-    yield from started_server(signature=WITH_AGE)
+    yield from started_server(ImageModel(signature=WITH_AGE))
 
 
 @fixture(scope="module")
@@ -166,7 +159,7 @@ def test_no_rows_are_an_answer(server):
     assert answer["outputs"][0]["shape"] == [0, 3]
 
 
-NO_IMAGE = "expected an image as JPEG, PNG or WebP, got other bytes"
+NO_IMAGE = "expected an image as JPEG, PNG or WebP, got a text; send the bytes of the file"
 
 
 @mark.parametrize(
@@ -232,7 +225,7 @@ def test_what_is_no_image_names_its_row(server, path, body, message):
         param(form(), 400, "body: expected a part for each row, got none", id="none"),
         param(form(("image", RED))[:-8], 400, "body: expected a whole form, got another one", id="cut"),
         param(b"--", 400, "body: expected a whole form, got another one", id="empty"),
-        param(form(("image", RED), ("image", b"")), 400, f"body: input 'image'[1]: {NO_IMAGE}", id="bad"),
+        param(form(("image", RED), ("image", b"x")), 400, f"body: input 'image'[1]: {NO_IMAGE}", id="bad"),
         param(
             form(*[("image", b"")] * 1025), 413, "body: expected at most 1024 parts, got more", id="parts"
         ),

@@ -117,6 +117,22 @@ def test_only_an_object_is_an_object(body, kind):
     assert refusal(body) == f"body: expected an object, got {kind}"
 
 
+@mark.parametrize(
+    ("body", "got"),
+    [
+        (b"", "no bytes"),
+        (b"\x89PNG\r\n\x1a\n", "an image; its content-type is image/png"),
+        (b"\xff\xd8\xff\xe0", "an image; its content-type is image/jpeg"),
+        (b"RIFF\x0a\0\0\0WEBPVP8 ", "an image; its content-type is image/webp"),
+        (b'{"a": "\xe9"}', "no UTF-8: the byte 0xe9 at 7"),
+        (b"\x1f\x8b\x08", "no UTF-8: the byte 0x8b at 1"),
+    ],
+)
+def test_what_was_sent_in_place_of_json_is_named(body, got):
+    """A file sent without its type is the usual cause, and JSON's own words lead away from it."""
+    assert refusal(body) == f"body: expected JSON, got {got}"
+
+
 def test_objects_some_hundred_deep_are_refused_not_crashed_upon():
     """What orjson still reads but a recursive look cannot is refused."""
     body = b'{"a": ' * 1000 + b'{"b": 1, "b": 2}' + b"}" * 1000

@@ -12,7 +12,7 @@ from pytest import fixture, mark, param
 
 from tests.server.fakes import ECHO
 from tests.server.grpc_harness import GrpcHarness
-from tests.server.http_harness import HttpHarness
+from tests.server.http_harness import started_server
 from tests.server.text_model import STAGE, WITH_AGE, TextModel
 from tests.tokenizer_files import ids
 
@@ -23,35 +23,28 @@ SUMS = [sum(ids(CAT)), sum(ids(SAT))]
 PREDICT, COLUMNS, INFER = "/predict", "/v1/models/fake:predict", "/v2/models/fake/infer"
 
 
-def started_server(**options):
-    """Start a server of HTTP in front of a model that takes texts."""
-    started = HttpHarness(TextModel(**options))
-    yield started
-    started.close()
-
-
 @fixture(scope="module")
 def server():
     """Texts alone."""
-    yield from started_server()
+    yield from started_server(TextModel())
 
 
 @fixture(scope="module")
 def aged():
     """Texts, and a number beside each."""
-    yield from started_server(signature=WITH_AGE)
+    yield from started_server(TextModel(signature=WITH_AGE))
 
 
 @fixture(scope="module")
 def tagged():
     """A number for each token of a text."""
-    yield from started_server(signature=ECHO)
+    yield from started_server(TextModel(signature=ECHO))
 
 
 @fixture(scope="module")
 def keyed():
     """Texts, and a key beside each that the model does not see."""
-    for started in started_server():
+    for started in started_server(TextModel()):
         started.model.manifest.passthrough = ("key",)
         yield started
 
@@ -260,7 +253,9 @@ LONG = "cat " * 7
         param(PREDICT, {"instances": [{"text": [CAT]}]}, "instances[0]: input 'text': expected a text, got an array", id="array"),
         param(PREDICT, {"instances": [{"text": CAT, "ids": [1]}]}, "instances[0]: expected 'text', got 'ids'", id="both"),
         param(PREDICT, {"instances": [{"text": CAT}, {"txt": CAT}]}, "instances[1]: expected 'text', got 'txt'", id="unknown"),
+        param(PREDICT, {"instances": [{"texts": CAT}]}, "instances[0]: expected 'text', or 'ids', 'mask', got 'texts'; did you mean 'text'?", id="misspelled"),
         param(PREDICT, {"instances": [{"b64": "%"}]}, "instances[0]: input 'text': expected base64, got other characters", id="b64"),
+        param(PREDICT, {"instances": [{"b64": "data:text/plain;base64,AAAA"}]}, "instances[0]: input 'text': expected base64, got a data URL; send what is behind its comma", id="data-url"),
         param(PREDICT, {"instances": [{"b64": "/w=="}]}, "instances[0]: input 'text': expected a text in UTF-8, got the byte 0xff at 0", id="utf-8"),
         param(COLUMNS, {"inputs": [CAT, LONG]}, "input 'text'[1]: expected at most 8 tokens, got 9", id="column"),
         param(COLUMNS, {"inputs": {"text": CAT}}, "input 'text': expected a list of texts, got a string", id="no-list"),
