@@ -13,7 +13,7 @@ from export.calling import NO_PARAMS, Adapted, Call, Inputs, Params, calls, requ
 from export.errors import ExportError, ParamsError, few_names
 from export.matching import floating, match
 from export.models.equinox_modules import STATE, Parts, with_params, without_weights
-from export.models.factories import is_factory
+from export.models.factories import is_factory, known_arguments, named
 from export.models.frameworks import framework_in
 from export.reading import (
     Apply,
@@ -60,16 +60,7 @@ def adapt_equinox(
         called so.
       ParamsError: the params are missing, or another model's.
     """
-    function = None
-    if not isinstance(model, tuple | eqx.Module) and framework_in(params) == "equinox":
-        function, model, params = model, params, None
-    elif is_factory(model):
-        model = without_weights(model)
-    elif not isinstance(model, tuple | eqx.Module):
-        raise ExportError(
-            "model: expected an Equinox Module, or a tuple of one and its State, got a "
-            f"{type(model).__name__}"
-        )
+    function, model, params = _resolved(model, params)
     one = Parts.of(model)
     if params is None and any(isinstance(v, jax.ShapeDtypeStruct) for v in one.own.values()):
         raise ParamsError(NO_PARAMS.format("Equinox Module"))
@@ -80,7 +71,15 @@ def adapt_equinox(
     shapes = {"/".join(path): of_shape(leaf) for path, leaf in one.own.items()}
     way = (_function_ways if function else _module_ways)(one, function, buckets[0], call_args)
     forms = [(form.call, form) for form in way]
-    _, form, read = first_read(forms, lambda _, form: _read(one, form, shapes, buckets))
+    try:
+        _, form, read = first_read(forms, lambda _, form: _read(one, form, shapes, buckets))
+    except TypeError as error:
+        # `eqx.partition` leaves None where it took an array.
+        if shapes or params is not None or "NoneType" not in str(error):
+            raise
+        raise ParamsError(
+            f"{NO_PARAMS.format('Equinox Module')}; of eqx.partition pass both parts, as model and params"
+        ) from error
     needed = {path: leaf for path, leaf in one.own.items() if "/".join(path) in read}
     if given is None:
         leaves = {"/".join(path): np.asarray(leaf) for path, leaf in needed.items()}
@@ -98,6 +97,31 @@ def adapt_equinox(
     apply = filled(form, shapes, read)
     notes = _rows_note(form, apply, leaves, shapes, buckets[0])
     return Adapted(apply, leaves, castable, (*notes, *left_out(left)))
+
+
+def _resolved(model: Any, params: Any) -> tuple[Callable[..., Any] | None, Any, Any]:
+    """Return a function of a module if it is one, the module, which may lack its arrays, and params.
+
+    Raises:
+      ExportError: it is neither, or a class that needs a configuration.
+      ParamsError: there are no weights for what makes a module.
+    """
+    if is_factory(model):
+        if params is None:
+            raise ParamsError(
+                f"{NO_PARAMS.format('Equinox Module')}, or a trained module in place of {named(model)}"
+            )
+        return None, without_weights(model), params
+    if isinstance(model, type):
+        known_arguments(model, {})
+    if isinstance(model, tuple | eqx.Module):
+        return None, model, params
+    if framework_in(params) == "equinox":
+        return model, params, None
+    raise ExportError(
+        "model: expected an Equinox Module, or a tuple of one and its State, got a "
+        f"{type(model).__name__}"
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ from export.models.frameworks import framework_in
 
 # What names of a state begin with.
 STATE = "state"
+# What each leaf in an `.eqx` file begins with.
+_NPY = b"\x93NUMPY"
 
 
 def unjitted(model: Any) -> Any:
@@ -67,7 +69,7 @@ class Parts:
         if isinstance(tree, tuple) and not (len(tree) == 2 and isinstance(tree[1], eqx.nn.State)):
             raise ExportError(
                 "model: expected an Equinox Module, or a tuple of one and its State, got a tuple of "
-                f"{', '.join(type(part).__name__ for part in tree)}"
+                f"{', '.join(type(part).__name__ for part in tree)}{_of_partition(tree)}"
             )
         if not isinstance(tree, tuple) and _markers(tree):
             raise ExportError(
@@ -103,6 +105,13 @@ class Parts:
                     yield node
             elif isinstance(node, list | tuple | dict):
                 ahead += node.values() if isinstance(node, dict) else node
+
+
+def _of_partition(parts: tuple[Any, ...]) -> str:
+    """Return how the parts of `eqx.partition` are passed, for what may be them."""
+    if len(parts) == 2 and isinstance(parts[0], eqx.Module) and type(parts[0]) is type(parts[1]):
+        return "; the two parts of eqx.partition go as model and params"
+    return ""
 
 
 def _is_param(leaf: Any) -> bool:
@@ -172,9 +181,8 @@ def _deserialised(one: Parts, saved: SavedBy) -> Any:
     try:
         tree = eqx.tree_deserialise_leaves(file, one.tree)
     except Exception as error:
-        said = first_line(error.__cause__ or error)
         raise ParamsError(
-            f"params {saved.name}: expected those of {one.name}, got: {said}"
+            f"params {saved.name}: expected those of {one.name}, got: {_why_not(one, saved, error)}"
         ) from error
     if rest := len(file.read()):
         raise ParamsError(
@@ -182,3 +190,18 @@ def _deserialised(one: Parts, saved: SavedBy) -> Any:
             "with a state, or with more layers?"
         )
     return tree
+
+
+def _why_not(one: Parts, saved: SavedBy, error: BaseException) -> str:
+    """Return why an `.eqx` file is not a model's: what its cause is, which Equinox's own words may lack."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    start = saved.data.partition(b"\n")[2] if saved.data[:1] == b"{" else saved.data
+    if start and not start.startswith(_NPY):
+        return "no file of eqx.tree_serialise_leaves"
+    if any(isinstance(link, EOFError) for link in chain):
+        state = ", or without its state, (model, state)" if one.stateful else ""
+        return f"fewer arrays; was it saved of a smaller model{state}?"
+    said = next((text for text in map(first_line, chain[1:]) if "at leaf" not in text), None)
+    return said or first_line(chain[-1])

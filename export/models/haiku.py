@@ -77,6 +77,11 @@ def adapt_haiku(
     needed = {path: leaf for path, leaf in own.items() if "/".join(path) in found}
     extra = {path: leaf for path, leaf in got.items() if path not in own}
     given = {path: leaf for path, leaf in got.items() if path in needed}
+    if one.stateful and {path[0] for path in needed} - {path[0] for path in got} == {"state"}:
+        raise ParamsError(
+            "params: expected (params, state), or both by these names, since hk.transform_with_state "
+            "made the model, got params alone"
+        )
     leaves = match(
         needed, given, beside=extra, unread=own, saved=around[-1] if around else as_tree(params)
     )

@@ -19,6 +19,7 @@ from export.models.keras_models import (
     input_structure,
     named_inputs,
     named_outputs,
+    refuse_stateful,
     refuse_tensorflow,
     sentence,
 )
@@ -86,17 +87,18 @@ def adapt_keras(
     keras = import_keras()
     expect_layer(model)
     refuse_tensorflow(model)
+    refuse_stateful(model)
     bind = _binding(model, buckets[0], call_args)
     if not model.built:
-        if params is None:
-            name = type(model).__name__
-            raise ParamsError(
-                NO_PARAMS.format(f"keras {name}, which was never called and has none")
-            )
         args, kwargs = bind(
             {n: np.zeros((1, *a.shape[1:]), a.dtype) for n, a in buckets[0].items()}
         )
         model(*args, **kwargs)
+        if params is None and any(_SEED not in variable.path for variable in model.variables):
+            name = type(model).__name__
+            raise ParamsError(
+                NO_PARAMS.format(f"keras {name}, which was never called and has none")
+            )
     one = _Called(model, _variables(model), bind, keras.StatelessScope)
     own = {place: v.value for place, v in one.variables.items()}
     if isinstance(params, SavedBy):

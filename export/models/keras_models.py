@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,13 @@ from runtime.signature import BATCH, TensorSpec
 _JAX = "set KERAS_BACKEND=jax before keras is first imported; what another backend saved is read as well"
 # Names that Keras counts up in each process.
 _COUNTED_INPUT = re.compile(r"keras_tensor(_\d+)?|input_layer(_\d+)?")
-# Layers that TensorFlow alone runs, in Keras's own words.
-_OF_TENSORFLOW = ("TextVectorization", "StringLookup", "Hashing")
+# Layers that TensorFlow alone runs, or the class that they are of.
+_OF_TENSORFLOW = {
+    *("TextVectorization", "IndexLookup", "StringLookup", "IntegerLookup"),
+    *("Hashing", "HashedCrossing", "FeatureSpace"),
+}
+# How Keras calls a class that it does not know.
+_UNKNOWN_CLASS = re.compile(r"Could not locate class '(\w+)'")
 
 
 def import_keras() -> Any:
@@ -59,14 +65,30 @@ def load_keras(path: Path) -> Any:
             f"model {path}: expected a .keras file, got the older format HDF5; save it anew: "
             f"keras.saving.load_model({path.name!r}).save('{path.stem}.keras')"
         )
+    if not zipfile.is_zipfile(path):
+        raise ExportError(f"model {path}: expected a .keras file, got none, or part of one")
     keras = import_keras()
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
         raise ExportError(
-            f"model {path}: Keras cannot load it: {sentence(error)}; with what it lacks, load it in a "
-            f"Python file, model = keras.saving.load_model({path.name!r}, …), and export file.py:model"
+            f"model {path}: Keras cannot load it: {_said(error)}; with what it lacks, load it in a "
+            f"Python file, model = keras.saving.load_model({path.name!r}, {_lacking(error)}), and "
+            "export file.py:model"
         ) from error
+
+
+def _said(error: BaseException) -> str:
+    """Return what Keras says of a file: which class it does not know stands behind its first sentence."""
+    unknown = _UNKNOWN_CLASS.search(str(error))
+    return f"{type(error).__name__}: {unknown[0]}" if unknown else sentence(error)
+
+
+def _lacking(error: BaseException) -> str:
+    """Return the argument that a file needs to be loaded, as far as Keras says which."""
+    if unknown := _UNKNOWN_CLASS.search(str(error)):
+        return f"custom_objects={{{unknown[1]!r}: {unknown[1]}}}"
+    return "safe_mode=False" if "lambda" in str(error).lower() else "…"
 
 
 def sentence(error: BaseException) -> str:
@@ -78,27 +100,24 @@ def declared_inputs(model: Any) -> tuple[TensorSpec, ...]:
     """Return the inputs of a Sequential or Functional model, by the names that it has for them.
 
     Raises:
-      ExportError: the model does not say what it takes; or an input has a fixed batch, an axis that
-        is not fixed, or a dtype of no array.
+      ExportError: the model does not say what it takes; or an input has an axis that is not fixed,
+        or a dtype of no array.
     """
     expect_layer(model)
     refuse_tensorflow(model)
     named = named_inputs(model)
     if not named:
         raise ExportError(
-            f"inputs: expected them by name, since {type(model).__name__}, a subclass of keras.Model, "
-            f"says of none what it takes;{_built_with(model)}"
+            f"inputs: expected them by name, since the keras {type(model).__name__} does not say what "
+            f"it takes;{_built_with(model)}"
         )
     specs = []
     for name, tensor in named.items():
-        batch, *sizes = tensor.shape
+        # A batch that is fixed may be that of the rows which a model was first called with: whether it
+        # takes others, each bucket shows.
+        _, *sizes = tensor.shape
         shape = [BATCH, *(f"axis{i}" if n is None else str(n) for i, n in enumerate(sizes, 1))]
         written = f"{name}:{tensor.dtype}[{','.join(shape)}]"
-        if batch is not None:
-            raise ExportError(
-                f"input {name!r}: expected a free batch axis, as keras.Input(shape=…) makes it, got "
-                f"batch_size={batch}"
-            )
         if None in sizes:
             raise ExportError(
                 f"input {name!r}: expected sizes, got {tuple(tensor.shape)}; pass them as "
@@ -121,7 +140,7 @@ def _built_with(model: Any) -> str:
 def refuse_tensorflow(model: Any) -> None:
     """Raise ExportError for layers that run in TensorFlow alone."""
     for layer in _layers(model):
-        if type(layer).__name__ in _OF_TENSORFLOW:
+        if _OF_TENSORFLOW & {kind.__name__ for kind in type(layer).__mro__}:
             raise ExportError(
                 f"layer {layer.name!r}: {type(layer).__name__} uses TensorFlow and cannot be compiled "
                 "with JAX; export the model behind it, keras.Model(that layer's output, "
@@ -131,8 +150,20 @@ def refuse_tensorflow(model: Any) -> None:
 
 def _layers(model: Any) -> Iterator[Any]:
     yield model
-    for layer in getattr(model, "layers", ()):
-        yield from _layers(layer)
+    inside = [getattr(model, "layer", None), *getattr(model, "layers", ())]  # of a wrapper, a model
+    for layer in inside:
+        if layer is not None:
+            yield from _layers(layer)
+
+
+def refuse_stateful(model: Any) -> None:
+    """Raise ExportError for layers that keep a state from one batch to the next."""
+    for layer in _layers(model):
+        if getattr(layer, "stateful", False) is True:
+            raise ExportError(
+                f"layer {layer.name!r}: expected one that keeps nothing between calls, got "
+                "stateful=True; load its weights into a model with stateful=False there"
+            )
 
 
 def named_inputs(model: Any) -> dict[str, Any]:
@@ -145,8 +176,8 @@ def named_inputs(model: Any) -> dict[str, Any]:
     keys = {id(t): key for key, t in struct.items()} if isinstance(struct, dict) else {}
     names = [str(keys.get(id(t), t.name)) for t in tensors]
     names = [re.sub(r"^(?=[^A-Za-z_])|[^A-Za-z0-9_.-]", "_", name) for name in names]
-    if any(_COUNTED_INPUT.fullmatch(name) for name in names):
-        names = ["input"] if len(names) == 1 else [f"input_{i}" for i in range(len(names))]
+    counted = [bool(_COUNTED_INPUT.fullmatch(name)) for name in names]
+    names = _without_counts(names, counted, "input")
     return dict(zip(names, tensors, strict=True))
 
 
@@ -173,7 +204,16 @@ def named_outputs(model: Any, answer: Any) -> Any:
     counted = [_is_counted(name, layers.get(name)) for name in names]
     if len(flat) != len(names) or (len(flat) == 1 and counted[0]):
         return answer
-    return dict(zip(names, flat, strict=True))
+    return dict(zip(_without_counts(names, counted, "output"), flat, strict=True))
+
+
+def _without_counts(names: list[str], counted: list[bool], kind: str) -> list[str]:
+    """Return names, with a place for each that Keras counts up: `input`, or `input_1`."""
+    if not any(counted):
+        return names
+    places = [kind] if len(names) == 1 else [f"{kind}_{i}" for i in range(len(names))]
+    mixed = [place if c else name for name, place, c in zip(names, places, counted, strict=True)]
+    return mixed if len(set(mixed)) == len(mixed) else places
 
 
 def _is_counted(name: str, layer: Any) -> bool:

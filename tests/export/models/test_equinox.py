@@ -189,6 +189,78 @@ def test_a_file_with_more_in_it_is_refused(refusal, tmp_path):
     )
 
 
+@pytest.mark.parametrize("data", [b"no leaves", b'{"size": 8}\nno leaves'])
+def test_a_file_of_no_leaves_is_refused(refusal, tmp_path, data):
+    """What NumPy would say of it, to allow pickles, is no advice."""
+    (tmp_path / "net.eqx").write_bytes(data)
+
+    assert refusal(LINEAR, tmp_path / "net.eqx", kind=ParamsError) == (
+        "params net.eqx: expected those of Linear, got: no file of eqx.tree_serialise_leaves"
+    )
+
+
+def test_a_file_with_less_in_it_is_refused(refusal, trained, tmp_path):
+    """A state that was not saved beside its module is a likely reason."""
+    eqx.tree_serialise_leaves(tmp_path / "net.eqx", trained[0])
+    (tmp_path / "empty.eqx").write_bytes(b"")
+
+    assert refusal(trained, tmp_path / "net.eqx", inputs=[IMAGE], kind=ParamsError) == (
+        "params net.eqx: expected those of Net, got: fewer arrays; was it saved of a smaller model, or "
+        "without its state, (model, state)?"
+    )
+    assert refusal(LINEAR, tmp_path / "empty.eqx", kind=ParamsError) == (
+        "params empty.eqx: expected those of Linear, got: fewer arrays; was it saved of a smaller model?"
+    )
+
+
+def test_a_class_takes_a_module_as_its_params(export, trained, images):
+    """A class or a factory is none that takes the module as its argument."""
+    for factory in (Net, lambda key: Net(key)):  # noqa: PLW0108 (a factory of the user's)
+        exported = export(factory, trained, inputs=[IMAGE])
+
+        assert close(exported.answer(image=images), inferred(trained, images), rtol=1e-4)
+
+
+def test_a_class_that_needs_a_configuration_is_refused(refusal):
+    """What it takes is named, whatever the params are."""
+
+    class Sized(eqx.Module):
+        linear: eqx.nn.Linear
+
+        def __init__(self, size, key):
+            self.linear = eqx.nn.Linear(3, size, key=key)
+
+    assert refusal(Sized, LINEAR) == (
+        "Sized: expected values for size, got none; pass --config FILE.json"
+    )
+
+
+def test_half_of_a_partition_is_refused(refusal):
+    """Where the other half goes is in the message."""
+    params, static = eqx.partition(LINEAR, eqx.is_array)
+
+    assert refusal(static, kind=ParamsError) == (
+        "params: expected the weights of the Equinox Module, got none; pass --params; of eqx.partition "
+        "pass both parts, as model and params"
+    )
+    assert refusal((params, static)) == (
+        "model: expected an Equinox Module, or a tuple of one and its State, got a tuple of Linear, "
+        "Linear; the two parts of eqx.partition go as model and params"
+    )
+
+
+def test_a_function_that_wraps_a_module_is_refused(refusal):
+    """The module is what is exported: its rows are mapped over by the exporter."""
+    assert refusal(jax.vmap(LINEAR)) == (
+        "model: expected the Linear of equinox itself, got a function that wraps it, such as jax.vmap "
+        "makes; pass what it wraps"
+    )
+    assert refusal(lambda x: jax.vmap(LINEAR)(x) * 2) == (
+        "model: expected a function apply(params, inputs), got one of (x); pass LINEAR, the model of "
+        "equinox that it uses"
+    )
+
+
 def test_leaves_are_taken_by_name(export, refusal, rows):
     """A checkpoint of another form has the names of the fields, and all of them."""
     params = {"weight": np.asarray(LINEAR.weight) * 2, "bias": np.asarray(LINEAR.bias)}
@@ -290,7 +362,8 @@ def test_a_module_without_its_state_is_refused(refusal, trained):
 def test_a_class_without_weights_is_refused(refusal):
     """Random weights are never exported."""
     assert refusal(Net, inputs=[IMAGE]) == (
-        "params: expected the weights of the Equinox Module, got none; pass --params"
+        "params: expected the weights of the Equinox Module, got none; pass --params, or a trained "
+        "module in place of Net"
     )
 
 

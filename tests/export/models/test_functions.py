@@ -104,7 +104,14 @@ def test_functions_infer(plan):
 @pytest.mark.parametrize(
     ("model", "params", "message"),
     [
-        (lambda x: x, None, "model: expected a function apply(params, inputs), got one of (x)"),
+        (
+            lambda x: x,
+            None,
+            (
+                "model: expected a function apply(params, inputs), got one of (x); pass its params as "
+                "the first argument, {} where it has none"
+            ),
+        ),
         (
             lambda _params, x: x * 1j,
             None,

@@ -165,8 +165,8 @@ def test_a_state_that_is_missing_is_named(refusal, trained):
     assert refusal(
         hk.transform_with_state(network), trained[0], inputs=[IMAGE], kind=ParamsError
     ) == (
-        "params do not fit the model: missing state/batch_norm/~/mean_ema/average "
-        "float32[1, 1, 1, 4]; missing state/batch_norm/~/var_ema/average float32[1, 1, 1, 4]"
+        "params: expected (params, state), or both by these names, since hk.transform_with_state made "
+        "the model, got params alone"
     )
 
 

@@ -186,8 +186,7 @@ def test_a_subclass_answers_in_inference_mode(export, rows):
 def test_a_subclass_has_to_have_its_inputs_named(refusal):
     """Nothing in it says what it takes, but for the shapes that it was built with."""
     assert refusal(built(Mode()), inputs=()) == (
-        "inputs: expected them by name, since Mode, a subclass of keras.Model, says of none what it "
-        "takes; it was built with input_shape (2, 3): pass --input 'x:float32[_,3]'"
+        "inputs: expected them by name, since the keras Mode does not say what it takes; it was built with input_shape (2, 3): pass --input 'x:float32[_,3]'"
     )
 
 
@@ -290,13 +289,44 @@ def test_what_is_no_layer_is_refused(refusal):
     )
 
 
-def test_a_fixed_batch_is_refused(refusal):
-    """A bundle has several batch sizes, and a model of one has not."""
-    model = keras.Sequential([keras.Input((3,), batch_size=8, name="x"), keras.layers.Dense(2)])
+def test_the_batch_that_a_model_was_built_with_is_none_of_its_own(export, rows):
+    """A Sequential without keras.Input has the batch of the rows that it was trained on, and takes any."""
+    model = built(keras.Sequential([keras.layers.Dense(2, name="scores")]))
 
-    assert refusal(model, inputs=()) == (
-        "input 'x': expected a free batch axis, as keras.Input(shape=…) makes it, got batch_size=8"
-    )
+    exported = export(model, inputs=())
+
+    assert exported.report.inputs == ("input: float32[_, 3]",)
+    assert close(exported.answer(input=rows), model(rows))
+
+
+def test_a_layer_that_keeps_a_state_is_refused(refusal):
+    """A program keeps nothing between calls; what is on is named, also where another layer wraps it."""
+    for wrap in (lambda layer: layer, keras.layers.Bidirectional):
+        layer = wrap(keras.layers.LSTM(2, stateful=True, name="memory"))
+        model = keras.Sequential([keras.Input((4, 3), batch_size=8), layer])
+
+        assert refusal(model, inputs=()) == (
+            f"layer {layer.name!r}: expected one that keeps nothing between calls, got stateful=True; "
+            "load its weights into a model with stateful=False there"
+        )
+
+
+def test_names_that_keras_counts_up_become_places(plan):
+    """The user's own names stay beside them."""
+    a, b = keras.Input((3,), name="a"), keras.Input((3,))
+    outputs = [keras.layers.Dense(1)(a), keras.layers.Dense(2, name="scores")(b)]
+
+    made = plan(keras.Model([a, b], outputs), inputs=())
+
+    assert [s.name for s in made.signature.inputs] == ["a", "input_1"]
+    assert sorted(s.name for s in made.signature.outputs) == ["output_0", "scores"]
+
+
+def test_a_layer_without_weights_needs_none(export, rows):
+    """One that was never called has no random weights where it has none at all."""
+    exported = export(keras.layers.Rescaling(2.0))
+
+    assert close(exported.answer(x=rows), rows * 2)
 
 
 def test_layers_of_one_name_are_told_apart(plan):
@@ -362,7 +392,23 @@ def test_a_file_that_has_code_in_it_is_refused(command, of_lambda, tmp_path):
     assert ran.error == (
         f"model {of_lambda}: Keras cannot load it: ValueError: Requested the deserialization of a "
         "`Lambda` layer whose `function` is a Python lambda; with what it lacks, load it in a Python "
-        "file, model = keras.saving.load_model('lambda.keras', …), and export file.py:model"
+        "file, model = keras.saving.load_model('lambda.keras', safe_mode=False), and export "
+        "file.py:model"
+    )
+
+
+def test_a_file_with_a_class_of_the_users_own_says_how_it_is_loaded(command, tmp_path):
+    """Keras does not find the class; the argument that takes it is in the message."""
+    path = tmp_path / "own.keras"
+    keras.Sequential([keras.Input((3,)), Noise()]).save(path)
+
+    ran = command(path, "--out", tmp_path / "bundle")
+
+    assert ran.status == 1
+    assert ran.error == (
+        f"model {path}: Keras cannot load it: TypeError: Could not locate class 'Noise'; with what it "
+        "lacks, load it in a Python file, model = keras.saving.load_model('own.keras', "
+        "custom_objects={'Noise': Noise}), and export file.py:model"
     )
 
 
@@ -379,11 +425,7 @@ def test_a_file_that_has_code_in_it_is_refused(command, of_lambda, tmp_path):
         ),
         (
             "text.keras",
-            (
-                "Keras cannot load it: ValueError: File not found: filepath={path}; with what it "
-                "lacks, load it in a Python file, model = keras.saving.load_model('text.keras', …), "
-                "and export file.py:model"
-            ),
+            "expected a .keras file, got none, or part of one",
         ),
     ],
 )
@@ -398,19 +440,23 @@ def test_a_file_that_is_no_model_is_refused(command, tmp_path, name, message):
     assert (ran.status, ran.error) == (1, f"model {path}: {message.format(path=path)}")
 
 
-def test_a_layer_that_tensorflow_alone_runs_is_refused(refusal):
-    """It is named, with what to export in its place."""
+@pytest.mark.parametrize("kind", ["TextVectorization", "IndexLookup", "HashedCrossing"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_layer_that_tensorflow_alone_runs_is_refused(refusal, kind, wrapped):
+    """It is named, with what to export in its place, also where it is another layer's or a class of it."""
 
-    class TextVectorization(keras.layers.Layer):
-        """Is called like Keras's own, which would import TensorFlow."""
-
+    class Passing(keras.layers.Layer):
         def call(self, x):
             return x
 
-    model = keras.Sequential([keras.Input((3,)), TextVectorization(name="words")])
+    # Keras's own would import TensorFlow.
+    own = type("Own", (type(kind, (Passing,), {}),), {})
+    layer = own(name="words")
+    wrap = keras.layers.TimeDistributed(layer) if wrapped else layer
+    model = keras.Sequential([keras.Input((3, 1)), wrap])
 
     assert refusal(model, inputs=()) == (
-        "layer 'words': TextVectorization uses TensorFlow and cannot be compiled with JAX; export the "
+        "layer 'words': Own uses TensorFlow and cannot be compiled with JAX; export the "
         "model behind it, keras.Model(that layer's output, model.outputs), and send what it makes; "
         "for texts see --text"
     )
