@@ -79,10 +79,10 @@ def _ways(
     parameters = list(inspect.signature(function).parameters.values())
     if len(parameters) < 2 and not any(p.kind == p.VAR_POSITIONAL for p in parameters):
         names = ", ".join(p.name for p in parameters)
-        held = closed_over(function)
+        used = closed_over(function)
         instead = (
-            f"; pass {held[0]}, the model of {held[1]} that it uses"
-            if held
+            f"; pass {used[0]}, the model of {used[1]} that it uses"
+            if used
             else "; pass its params as the first argument, {} where it has none"
         )
         raise ExportError(
