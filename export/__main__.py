@@ -13,6 +13,8 @@ from typing import NoReturn
 # Training machines print pages of XLA and absl chatter; errors still come through.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "2")
+# A model's own file may import Keras, whose backend is chosen then: programs are made of JAX alone.
+os.environ.setdefault("KERAS_BACKEND", "jax")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

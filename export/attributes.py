@@ -25,7 +25,9 @@ def find_attribute(text: str) -> Any:
         raise UsageError(f"model: {reason}")
     where, _, attribute = text.rpartition(":")
     if not where or not attribute:
-        raise UsageError(f"model {text!r}: expected pkg.mod:attr or path/to/file.py:attr")
+        raise UsageError(
+            f"model {text!r}: expected pkg.mod:attr, path/to/file.py:attr or path/to/model.keras"
+        )
     try:
         module = (
             _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)

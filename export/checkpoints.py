@@ -27,17 +27,37 @@ from runtime.errors import nearest
 Tree = Any
 
 
+class SavedBy:
+    """A file that its framework alone reads, with a model of the same form.
+
+    Attributes:
+      framework: keras or equinox.
+      name: of the file.
+      data: what is in it.
+    """
+
+    def __init__(self, framework: str, source: Path) -> None:
+        self.framework = framework
+        self.name = source.name
+        self.data = source.read_bytes()
+
+
+# What the files are called that a framework alone reads.
+_OWN_FILES = {".weights.h5": "keras", ".eqx": "equinox"}
+
+
 def read_params(path: str | os.PathLike[str], *, allow_pickle: bool = False) -> Tree:
     """Read params from a file or directory.
 
     Args:
       path: an Orbax checkpoint (a step, or a directory of steps: the newest is taken), a
         `flax.training.checkpoints` directory or file, a folder of `save_pretrained`, or an
-        index of its shards, a Flax msgpack file, a safetensors file, or a pickle.
+        index of its shards, a Flax msgpack file, a safetensors file, a `.weights.h5` file of Keras,
+        a `.eqx` file of Equinox, or a pickle.
       allow_pickle: read a pickle, which can run any code.
 
     Returns:
-      A tree of NumPy arrays.
+      A tree of NumPy arrays; SavedBy where the form of the model is needed to read it.
 
     Raises:
       CheckpointError: nothing there, damaged, or of no known form.
@@ -51,6 +71,9 @@ def read_params(path: str | os.PathLike[str], *, allow_pickle: bool = False) -> 
         raise CheckpointError(
             f"params {source}: expected a file or directory, got nothing there{_beside(source)}"
         )
+    ending = next(filter(source.name.endswith, _OWN_FILES), None)
+    if ending and source.is_file():
+        return SavedBy(_OWN_FILES[ending], source)
     reader = _reader(source, allow_pickle=allow_pickle)
     try:
         return reader(source)

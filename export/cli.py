@@ -23,11 +23,16 @@ from runtime.accelerators import CARDS, UnknownCard
 from runtime.card_report import cards_of
 from runtime.commandline import Parser, directory_to_write, to_read
 from runtime.invocation import spelled
+from runtime.localpaths import why_not_read
 from runtime.textfiles import NotText, read_json, read_text
+
+# What files are called that have a whole model.
+MODEL_FILES = (".keras", ".h5")
 
 _EXAMPLES = """\
 examples:
   python -m export train.py:spec --params ckpt/ --out bundle/
+  python -m export model.keras --out bundle/
   python -m export models.py:Classifier --config config.json --params params.msgpack \\
       --input 'x:int32[_,128]' --range x=0:49999 --output classification:logits \\
       --labels negative,neutral,positive --out bundle/
@@ -54,7 +59,8 @@ def parser() -> Parser:
     """Make the parser of `python -m export`."""
     p = Parser(
         prog=spelled("python -m export"),
-        description="Export a Flax model into a bundle that is served without Flax.",
+        description="Export a model of Flax, Keras, Equinox, Haiku or plain JAX into a bundle that is "
+        "served without it.",
         epilog=spelled(_EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -62,8 +68,9 @@ def parser() -> Parser:
     p.add_argument(
         "model",
         metavar="MODEL",
-        help="pkg.mod:attr or path/to/file.py:attr: an ExportSpec, a flax.linen or flax.nnx "
-        "Module, class or factory, or a function apply(params, inputs)",
+        help="pkg.mod:attr or path/to/file.py:attr: an ExportSpec, a model of flax.linen, flax.nnx, "
+        "Keras, Equinox or Haiku, its class or factory, or a function apply(params, inputs); or a "
+        ".keras file",
     )
     p.add_argument(
         "--out", required=True, type=directory_to_write, metavar="DIR", help="the bundle to write"
@@ -85,7 +92,8 @@ def parser() -> Parser:
     model.add_argument(
         "--params",
         metavar="PATH",
-        help="Orbax or Flax checkpoint directory (newest step, or a step's own directory), Flax msgpack file, safetensors file, or pickle",
+        help="Orbax or Flax checkpoint directory (newest step, or a step's own directory), Flax msgpack file, safetensors file, "
+        ".weights.h5 of Keras, .eqx of Equinox, or pickle",
     )
     model.add_argument(
         "--params-path", metavar="KEYS", help="subtree of the params to take, such as ema_params"
@@ -292,8 +300,12 @@ def spec_from(arguments: argparse.Namespace) -> tuple[ExportSpec, list[str]]:
         texts, images = declared_texts(arguments), declared_images(arguments)
     except ExportError as error:
         raise UsageError(str(error)) from None
-    found = find_attribute(arguments.model)
+    found = _find(arguments.model)
     spec, notes = _resolve(found, config)
+    if not arguments.inputs:
+        from export.models.registry import with_own_inputs
+
+        spec = with_own_inputs(spec)
     try:
         changes = _changes(spec, labels, arguments)
         changes |= preprocess_changes(spec, texts, images, arguments)
@@ -352,7 +364,13 @@ def preprocess_changes(
 
 def _resolve(found: Any, config: Mapping[str, Any] | None) -> tuple[ExportSpec, list[str]]:
     """Make a spec of what was named; a class or factory is called with the configuration."""
-    from export.models import expect_model, is_factory, known_arguments, takes_rngs
+    from export.models.factories import (
+        expect_model,
+        is_factory,
+        known_arguments,
+        takes_key,
+        takes_rngs,
+    )
 
     if not is_factory(found):
         if config is not None:
@@ -362,8 +380,8 @@ def _resolve(found: Any, config: Mapping[str, Any] | None) -> tuple[ExportSpec, 
     known, ignored = known_arguments(found, config or {})
     notes = [f"--config: ignored {', '.join(ignored)}, which the model does not take"]
     made: Any
-    if takes_rngs(found):
-        # Only the shapes of an nnx.Module are wanted: it is made later, without its weights.
+    if takes_rngs(found) or takes_key(found):
+        # Only the shapes of what has random weights are wanted: it is made later, without these.
         made = functools.partial(found, **known)
     else:
         try:
@@ -375,6 +393,17 @@ def _resolve(found: Any, config: Mapping[str, Any] | None) -> tuple[ExportSpec, 
         expect_model(made, found)
     spec = made if isinstance(made, ExportSpec) else ExportSpec(model=made)
     return spec, notes if ignored else []
+
+
+def _find(text: str) -> Any:
+    """Return what MODEL names: an attribute of a module or file, or what a file has saved."""
+    if not text.endswith(MODEL_FILES):
+        return find_attribute(text)
+    if reason := why_not_read(text):
+        raise UsageError(f"model: {reason}")
+    from export.models.keras_models import load_keras
+
+    return load_keras(Path(text))
 
 
 def _read_config(path: Path | None) -> dict[str, Any] | None:

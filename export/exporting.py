@@ -1,7 +1,7 @@
 """The way of an export, from a model to a bundle in place.
 
 1. `plan.prepare`          everything that is decided before a program is lowered:
-   `models.adapt`          the model becomes one pure function with named params
+   `models.registry.adapt` the model becomes one pure function with named params
    `tracing.trace_all`     it is traced once per bucket; large constants become params
    `reference`             the un-exported model answers goldens, op by op
    `row_analysis`          which traces show that rows are independent
@@ -28,6 +28,7 @@ from export.fields import read_field
 from export.input_options import OPTIONS, with_options
 from export.jax_settings import Honoured, honouring, without_mesh
 from export.lowering import Lowered, lower
+from export.models.registry import with_own_inputs
 from export.outputs import Key
 from export.plan import Plan, prepare
 from export.progress import shown, silent, stderr_console
@@ -180,6 +181,7 @@ def _as_spec(model: Any, params: Any, options: Mapping[str, Any]) -> ExportSpec:
         if isinstance(model, ExportSpec)
         else ExportSpec(model=model, **changes)
     )
+    spec = with_own_inputs(spec)
     of_inputs = {name: options[name] for name in OPTIONS if name in options}
     if not of_inputs:
         return spec

@@ -86,6 +86,23 @@ def read_inputs(jaxpr: Any) -> list[bool]:
     return _needed(jaxpr, [True for _ in jaxpr.jaxpr.outvars])
 
 
+def passed_on(jaxpr: Any) -> list[int | None]:
+    """Return for each output which input it is, as it came in; None for what was computed."""
+    origins = {v: place for place, v in enumerate(jaxpr.jaxpr.invars)}
+    for equation in jaxpr.jaxpr.eqns:
+        name, inside = equation.primitive.name, list(inner(equation))
+        sources: list[int | None] = [None for _ in equation.outvars]
+        if name in CALLS and inside and len(inside[0].jaxpr.invars) == len(equation.invars):
+            sources = passed_on(inside[0])
+        elif name in ("broadcast_in_dim", "copy"):
+            sources = [0]
+        for variable, source in zip(equation.outvars, sources, strict=True):
+            origin = None if source is None else equation.invars[source]
+            if not isinstance(origin, core.Literal | None) and origin in origins:
+                origins[variable] = origins[origin]
+    return [None if isinstance(v, core.Literal) else origins.get(v) for v in jaxpr.jaxpr.outvars]
+
+
 def _needed(jaxpr: Any, outputs: Sequence[bool]) -> list[bool]:
     """Return which inputs those outputs depend on that are wanted."""
     wanted = {

@@ -13,7 +13,7 @@ from export.devices import named_device
 from export.diagnosis import float_notes, naming_shapes
 from export.golden_inputs import golden_inputs, with_goldens_read
 from export.lowering import Traced
-from export.models import abstract, adapt, weights
+from export.models.registry import abstract, adapt, weights
 from export.output_format import output_format
 from export.outputs import Key, output_specs
 from export.packing import Packing

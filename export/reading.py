@@ -12,7 +12,7 @@ import jax
 
 from export.calling import Call, Inputs, Params
 from export.errors import ExportError, ParamsError
-from export.jaxprs import read_inputs
+from export.jaxprs import passed_on, random_sources, read_inputs
 from export.lowering import refuse_callbacks
 from export.matching import SHOWN, Path
 from export.outputs import name_outputs
@@ -62,9 +62,30 @@ def _read_at(apply: Apply, shapes: Mapping[str, Any], inputs: Inputs) -> set[str
     return {name for name, flag in zip(shapes, flags, strict=True) if flag}
 
 
-def first_read(
-    forms: Sequence[tuple[Call, Apply]], read: Callable[[Call, Apply], set[str]]
-) -> tuple[Call, Apply, set[str]]:
+def changed(stateful: Apply, shapes: Mapping[str, Any], inputs: Inputs) -> list[str]:
+    """Return the names of the variables that a call changes.
+
+    Args:
+      stateful: params by name and inputs to the variables by name, as they are after the call.
+      shapes: shape and dtype of each param, by name.
+      inputs: shapes and dtypes of the inputs.
+    """
+    answer, arrays, values = _in_order(stateful, shapes, inputs)
+    after = jax.eval_shape(answer, arrays, values)
+    jaxpr = jax.make_jaxpr(lambda *given: [answer(*given)[name] for name in after])(arrays, values)
+    places = {name: place for place, name in enumerate(shapes)}
+    return [n for n, place in zip(after, passed_on(jaxpr), strict=True) if place != places[n]]
+
+
+def draws(apply: Apply, shapes: Mapping[str, Any], inputs: Inputs) -> bool:
+    """Whether an answer depends on random bits that are drawn for it."""
+    answer, arrays, values = _in_order(apply, shapes, inputs)
+    return bool(random_sources(jax.make_jaxpr(answer)(arrays, values)))
+
+
+def first_read[Form: Apply](
+    forms: Sequence[tuple[Call, Form]], read: Callable[[Call, Form], set[str]]
+) -> tuple[Call, Form, set[str]]:
     """Return the first of several forms of a model that can be traced, and what it reads.
 
     Raises:

@@ -23,10 +23,13 @@ class ExportSpec(Declaration):
 
     Attributes:
       model: a flax.linen Module, a flax.nnx Module or a factory of one (called with
-        `rngs=`), or a function `apply(params, inputs)`; see `export.models.adapt`.
+        `rngs=`), a Keras Layer or Model, an Equinox Module or a tuple of one and its State or a
+        factory of these (called with `key=`), what `hk.transform` returned, or a function
+        `apply(params, inputs)`; see `export.models.registry.adapt`.
       params: the weights, a tree of arrays or a path that `--params` takes. None for
-        an nnx Module that has them.
-      inputs: each a TensorSpec or `"name:dtype[_, 28, seq]"`.
+        a model that has them.
+      inputs: each a TensorSpec or `"name:dtype[_, 28, seq]"`. Empty for a Keras model that says
+        what it takes.
       buckets: batch sizes, increasing; one program each.
       axes: bucketed axes beside the batch, name to increasing sizes; or to
         `"3..32,64"`, where the model takes no fewer than 3.

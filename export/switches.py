@@ -18,7 +18,7 @@ from flax import errors as flax_errors
 from flax import linen
 
 from export.calling import MODES, Call, Inputs
-from export.errors import ExportError, first_line
+from export.errors import ExportError, few_names, first_line
 
 PIN_A_KEY = (
     "inference needs a random key, and a program has none; pin one by exporting a function: {}"
@@ -59,6 +59,21 @@ def explained(name: str, suspects: Callable[[], list[str]]) -> Iterator[None]:
         raise ExportError(
             f"{name}: expected inference to leave its variables alone, got {what}; {hint}"
         ) from error
+
+
+def state_changed(name: str, changed: Sequence[str], suspects: Sequence[str]) -> str:
+    """Return what there is to say of a model that changes its state when it answers.
+
+    Args:
+      name: of the model.
+      changed: names of what changes.
+      suspects: what may be on.
+    """
+    return (
+        f"{name}: expected inference to leave its state alone, got {few_names(changed)} changed; is "
+        f"it still in training mode?{' ' * bool(suspects)}{_listed(suspects)} A program keeps nothing "
+        "between calls: what has to be kept, take as an input and return"
+    )
 
 
 def key_asked_for(stream: str, suspects: Sequence[str], pin: str) -> str:
@@ -187,6 +202,17 @@ def _trains(name: str, value: Any) -> bool:
         return bool(_TRAIN_MODE.fullmatch(value))
     pattern = _TRAINING if value is True else _INFERENCE
     return isinstance(value, bool) and bool(pattern.search(name))
+
+
+def still_training(module: Any) -> list[str]:
+    """Return what is on in a module that is a dataclass, by the names of its fields."""
+    return [
+        f"{name}={value!r} of {type(module).__name__}: make it {_instead(name, value)}"
+        for name, value in (
+            (f.name, getattr(module, f.name, None)) for f in dataclasses.fields(module)
+        )
+        if _trains(name, value)
+    ][:_SHOWN]
 
 
 def _in_frames(error: BaseException) -> list[str]:

@@ -9,9 +9,10 @@ import jax
 
 from export.devices import refuse_several_devices
 from export.errors import ExportError, Untraceable
-from export.hoisting import Hoisted, hoist
+from export.hoisting import TAKE_AS_PARAMS, Hoisted, hoist
 from export.lowering import Traced, trace
-from export.models import abstract
+from export.models.frameworks import closed_over, framework_in
+from export.models.registry import abstract
 from export.outputs import Key
 from export.packing import Packing, plan_packing
 from export.spec import ExportSpec
@@ -66,7 +67,7 @@ def trace_all(
                 with contextlib.suppress(Untraceable):
                     one_trace(key[0] * count, tuple(size * count for size in key[1]))
             raise
-    hoisted = hoist([one.jaxpr for one in traced.values()], packing)
+    hoisted = hoist([one.jaxpr for one in traced.values()], packing, _on_closures(spec.model))
     if hoisted.constants:
         taken = arguments | hoisted.packing.pack(hoisted.constants)
         for key, one in traced.items():
@@ -75,6 +76,19 @@ def trace_all(
                 traced[key] = trace(hoisted.apply(one.jaxpr), _shapes_of(taken), one.arguments[1])
         packing, arguments = packing + hoisted.packing, taken
     return traced, packing, arguments, hoisted
+
+
+def _on_closures(model: Any) -> str | None:
+    """Return what to do about weights that a function closes over; None for a model of a framework."""
+    if framework_in(model):
+        return None
+    if found := closed_over(model):
+        name, framework = found
+        return (
+            f"the function closes over {name!r}, a model of {framework}: export that model itself, or "
+            "pass its weights as params"
+        )
+    return TAKE_AS_PARAMS
 
 
 def _trace_one(

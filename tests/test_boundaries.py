@@ -10,7 +10,7 @@ from pathlib import Path
 from pytest import mark
 
 ROOT = Path(__file__).parents[1]
-TRAINING = {"flax", "orbax", "optax", "tensorflow", "chex", "export"}
+TRAINING = {"flax", "orbax", "optax", "tensorflow", "chex", "export", "keras", "equinox", "haiku"}
 REACHING_OUT = {
     *("socket.connect", "socket.bind", "socket.getaddrinfo", "pickle.find_class"),
     *("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork"),
@@ -55,7 +55,7 @@ def test_manifest_is_read_without_arrays(classifier_bundle):
 )
 def test_serving_half_loads_nothing_of_training(module):
     """
-    The runtime and the server never pull in Flax, Orbax, Optax, TensorFlow or the exporter.
+    The runtime and the server never pull in a framework, Orbax, Optax, TensorFlow or the exporter.
     """
     assert loaded_after(f"import {module}") & TRAINING == set()
 
@@ -70,6 +70,20 @@ def test_a_program_that_is_only_imported_leaves_signals_alone(module):
     code = f"import signal; before = {look}; import {module}.__main__; assert before == {look}"
 
     loaded_after(code)
+
+
+@mark.e2e
+def test_the_exporter_loads_no_framework_that_a_model_is_not_of():
+    """
+    What a model is shows without importing what it might be of.
+    """
+    code = (
+        "from export.exporting import export_model; import numpy as np; "
+        "export_model(lambda p, x: x * p, np.float32(2), inputs=['x:float32[_]'], buckets=(1,), "
+        "platforms=('cpu',), out='unused', dry_run=True)"
+    )
+
+    assert loaded_after(code) & {"keras", "equinox", "haiku"} == set()
 
 
 @mark.e2e

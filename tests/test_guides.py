@@ -21,6 +21,7 @@ PORTS = ("5000", "8000", "8001", "8080", "8501")
 PAGES = (
     "batch.md",
     "export.md",
+    "frameworks.md",
     "getting-started.md",
     "migration/flask.md",
     "migration/litserve.md",

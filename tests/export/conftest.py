@@ -14,6 +14,7 @@ from export import ExportError, Report, __main__, export_model, verification
 from export.exporting import _lower_all
 from export.jax_settings import honouring
 from export.lowering import reproducible
+from export.models.registry import with_own_inputs
 from export.plan import Plan, prepare
 from export.spec import ExportSpec
 from runtime import Model, load
@@ -190,7 +191,8 @@ def plan():
 
     def run(model, params=None, *, inputs=(X,), **options) -> Plan:
         given = {"buckets": (1, 2), "platforms": ("cpu",), **options}
-        spec = ExportSpec(model=model, params=params, inputs=inputs, **given).checked()
+        spec = ExportSpec(model=model, params=params, inputs=inputs, **given)
+        spec = with_own_inputs(spec).checked()
         with honouring(spec) as honoured:
             return prepare(honoured.spec, lambda _: None, x64=honoured.x64)
 

@@ -14,7 +14,10 @@ NO_WEIGHTS = (
     "params: expected the weights of the nnx.Module, got none; pass --params, or a trained module in "
     "place of "
 )
-NO_MODEL = "model: expected an ExportSpec, a flax Module or factory, or apply(params, inputs), got "
+NO_MODEL = (
+    "model: expected an ExportSpec, a model of Flax, Keras, Equinox or Haiku or its factory, or "
+    "apply(params, inputs), got "
+)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +71,7 @@ def test_wrong_usage_is_one_line_and_status_2(command, words, message):
     [
         (
             ["models.py"],
-            "model 'models.py': expected pkg.mod:attr or path/to/file.py:attr",
+            "model 'models.py': expected pkg.mod:attr, path/to/file.py:attr or path/to/model.keras",
         ),
         (
             ["models.py:affine", "--input", "x:float23[_,3]"],

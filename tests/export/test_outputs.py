@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.export.test_models import close
+from tests.export.models.test_flax import close
 
 X = "x:float32[_,3]"
 

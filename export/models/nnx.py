@@ -11,6 +11,7 @@ from flax import nnx
 from export.calling import NO_PARAMS, Adapted, Call, Inputs, Params, calls
 from export.errors import ExportError, ParamsError
 from export.matching import Path, aligned, flatten, floating, is_random, match
+from export.models.factories import make, named
 from export.reading import Apply, filled, first_read, left_out, of_shape, read_params, refuse_likely
 from export.switches import in_attributes, in_call, key_asked_for
 from runtime.tensors import Array
@@ -24,24 +25,31 @@ _KEYS = "random state "
 
 
 def adapt_nnx(
-    model: nnx.Module,
+    model: Any,
     params: Any,
     buckets: Sequence[Inputs],
     around: Sequence[Mapping[str, Any]],
     call_args: Mapping[str, Any],
-    fixed: Collection[Path] | None = None,
 ) -> Adapted:
     """Make an nnx Module one pure function.
 
     Args:
-      model: the module; it is changed.
+      model: the module, which is left as it is; or a class or function that makes one when called
+        with `rngs=`.
       params: its state, or None for what it holds.
       buckets: shapes and dtypes of the inputs by name, of each bucket.
       around: what the params were taken out of, the innermost first.
       call_args: arguments that are no inputs, by name.
-      fixed: paths of its plain arrays that do not depend on its random key, and stand for
-        those that `params` lacks; None for all.
     """
+    fixed: Collection[Path] | None = None
+    if isinstance(model, nnx.Module):
+        model = nnx.clone(model)
+    elif params is None:
+        raise ParamsError(
+            f"{NO_PARAMS.format('nnx.Module')}, or a trained module in place of {named(model)}"
+        )
+    else:
+        model, fixed = _without_weights(model)
     model.eval()
     inputs = buckets[0]
     called = _Called.of(model)
@@ -62,6 +70,33 @@ def adapt_nnx(
         leaves, left, notes = _from_checkpoint(called, needed, params, saved, fixed)
     castable = frozenset(n for n, a in leaves.items() if floating(a) and n in called.trained)
     return Adapted(filled(apply, shapes, read), leaves, castable, (*notes, *left_out(left)))
+
+
+def _without_weights(factory: Any) -> tuple[nnx.Module, set[Path] | None]:
+    """Make a module without its weights, which would be random ones, if it takes an argument for that.
+
+    Returns:
+      The module, and the paths of its plain arrays that are no weights, and stand for those that a
+      checkpoint lacks; None where it has none.
+    """
+
+    def without_plain_arrays() -> Any:
+        made, _ = make(factory, {})
+        return None if plain_arrays(made) else made
+
+    abstract_module = nnx.eval_shape(without_plain_arrays)
+    if abstract_module is not None:
+        return abstract_module, None
+    # Arrays that are no Variables have no shapes alone; and those that are alike whatever the
+    # random key is can stand for themselves.
+    made, twin = (make(factory, {"rngs": nnx.Rngs(seed)})[0] for seed in (0, 1))
+    others = plain_arrays(twin)
+    return made, {p for p, array in plain_arrays(made).items() if np.array_equal(array, others[p])}
+
+
+def own_weights(model: nnx.Module) -> Any:
+    """Return the weights that a module holds."""
+    return nnx.to_pure_dict(nnx.state(model))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

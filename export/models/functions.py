@@ -12,9 +12,10 @@ from export.errors import ExportError, ParamsError
 from export.forms import alternatives
 from export.matching import as_array, floating, words
 from export.misfits import told_places
+from export.models.frameworks import closed_over, framework_of
+from export.models.wrong_params import other_places, refuse_params, refuse_replicas
 from export.reading import Apply, answers, first_read, of_shape, read_params, traces, unread
 from export.switches import explained, in_call
-from export.wrong_params import other_places, refuse_params, refuse_replicas
 from runtime.tensors import Array
 
 
@@ -69,10 +70,24 @@ def adapt_function(
 def _ways(
     function: Callable[..., Any], inputs: Inputs, call_args: Mapping[str, Any]
 ) -> tuple[Call, ...]:
+    inner = inspect.unwrap(function)
+    if wrapped := framework_of(inner):
+        raise ExportError(
+            f"model: expected the {type(inner).__name__} of {wrapped} itself, got a function that wraps "
+            "it, such as jax.vmap makes; pass what it wraps"
+        )
     parameters = list(inspect.signature(function).parameters.values())
     if len(parameters) < 2 and not any(p.kind == p.VAR_POSITIONAL for p in parameters):
         names = ", ".join(p.name for p in parameters)
-        raise ExportError(f"model: expected a function apply(params, inputs), got one of ({names})")
+        used = closed_over(function)
+        instead = (
+            f"; pass {used[0]}, the model of {used[1]} that it uses"
+            if used
+            else "; pass its params as the first argument, {} where it has none"
+        )
+        raise ExportError(
+            f"model: expected a function apply(params, inputs), got one of ({names}){instead}"
+        )
     return calls(function, inputs, call_args)
 
 

@@ -11,7 +11,9 @@ from export.calling import NO_PARAMS, Adapted, Call, Inputs, calls
 from export.checkpoints import as_tree
 from export.errors import ExportError, ParamsError, first_line
 from export.forms import unboxed
-from export.linen_variables import (
+from export.lowering import describe
+from export.matching import Path, aligned, flatten, floating, match
+from export.models.linen_variables import (
     NEEDLESS,
     Called,
     Initialized,
@@ -19,8 +21,6 @@ from export.linen_variables import (
     initialized,
     made_in_training,
 )
-from export.lowering import describe
-from export.matching import Path, aligned, flatten, floating, match
 from export.reading import filled, left_out, read_params, refuse_likely
 from export.switches import explained, in_attributes, in_call
 from runtime.signature import BATCH, notation

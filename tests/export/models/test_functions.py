@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from tests.export.test_models import close
+from tests.export.models.test_flax import close
 
 
 class TwoInputs(linen.Module):
@@ -104,7 +104,14 @@ def test_functions_infer(plan):
 @pytest.mark.parametrize(
     ("model", "params", "message"),
     [
-        (lambda x: x, None, "model: expected a function apply(params, inputs), got one of (x)"),
+        (
+            lambda x: x,
+            None,
+            (
+                "model: expected a function apply(params, inputs), got one of (x); pass its params as "
+                "the first argument, {} where it has none"
+            ),
+        ),
         (
             lambda _params, x: x * 1j,
             None,
