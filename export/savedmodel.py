@@ -290,7 +290,7 @@ def _write_warmup(recipe: dict[str, Any], bundle: Bundle) -> int:
         model = _model(bundle, _buckets(bundle), sizes, "cpu", dict)
         for group in model.groups.values():
             for batch in group.programs:
-                rows = golden_rows(model, group, batch)
+                rows = golden_rows(model, group.sizes, batch)
                 request = predict_pb2.PredictRequest(
                     model_spec=model_pb2.ModelSpec(name=manifest.name, signature_name=name),
                     inputs={
