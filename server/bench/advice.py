@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Times the requests below which a change is not worth its trouble.
-MIN_GAIN = 1.1
+from server.throughput import MIN_GAIN, process_gain, share_seconds
+
 _ROWS = re.compile(r'^hloserve_batch_rows_bucket\{[^}]*le="([^"]+)"[^}]*\} (\S+)$', re.MULTILINE)
 
 
@@ -97,7 +97,7 @@ def _processes(whole_s: float, run_s: float, cores: int, processes: int) -> str:
     if processes >= cores:
         return f"processes: {processes} on {cores} cores is right or enough; {about}"
     n = cores / processes
-    gain = n * whole_s / (whole_s - run_s + n * run_s)
+    gain = process_gain(whole_s - run_s, run_s, share_seconds(run_s, n), n)
     if gain < MIN_GAIN:
         return f"processes: more than {processes} would answer no more, since {about}"
     return (
