@@ -135,8 +135,8 @@ def choose(measured: Measured, cores: int, free_bytes: int | None) -> Choice:
             best, threads, gain = processes, count, found
     about = f"{gain:.2f} times the requests of one: {_in_words(measured, cores, threads)}"
     if gain < MIN_GAIN:
-        return Choice(1, f"{best} would answer about {about}")
-    return Choice(best, f"they answer about {about}")
+        return Choice(1, f"{best} would answer up to {about}")
+    return Choice(best, f"they answer up to {about}")
 
 
 def _gains(measured: Measured, cores: int, threads: int, processes: int) -> list[float]:
