@@ -82,8 +82,8 @@ def change_cpu_threads(threads: int) -> None:
     already, and replacing a variable's value leaves readers on other threads the old one.
     """
     if _OWN_THREADS and _OWN_THREADS[-1] != threads:
-        gc.collect()  # what refers to the devices' threads keeps them
         jax.extend.backend.clear_backends()
+        gc.collect()  # what refers to the devices keeps their threads and memory
         _OWN_THREADS.append(threads)
         os.environ["NPROC"] = str(threads)
 
