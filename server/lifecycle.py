@@ -145,8 +145,13 @@ class Process:
         with contextlib.ExitStack() as stack:
             if self._workers is not None and not config.cache_dir:
                 # A remote bundle is fetched, and programs are compiled, once for all processes.
-                cache = stack.enter_context(temporary_directory("hloserve-kept-"))
-                config = dataclasses.replace(config, cache_dir=str(cache))
+                try:
+                    cache = stack.enter_context(temporary_directory("hloserve-kept-"))
+                    config = dataclasses.replace(config, cache_dir=str(cache))
+                except OSError:
+                    if config.processes != AUTO:
+                        raise
+                    # Several were not asked for: without a folder each compiles by itself.
             chooser = None
             if config.processes == AUTO and self._workers is not None:
                 chooser = self._chooser(config)
