@@ -163,6 +163,7 @@ def serving(
         port = listener.getsockname()[1]
     command = [sys.executable, "-m", "server", "--bundle", str(path), "--host", "127.0.0.1"]
     command += ["--port", str(port), "--grpc-port", "-1", "--drain-delay-s", "0"]
+    command += ["--processes", "1"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
         try:
             wait_until_ready(port)

@@ -10,6 +10,7 @@ changes it breaks these:
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.extend.backend
 import numpy as np
 
 from runtime.device import Device, device_kind, platform_of
@@ -47,6 +49,8 @@ from runtime.tensors import Array
 
 # Flags of XLA that were set here: keys of executables leave them out, as a server does not set them.
 _OWN_FLAGS: list[str] = []
+# Numbers of threads that were set here, and not by the user's NPROC.
+_OWN_THREADS: list[int] = []
 
 
 def use_sync_dispatch() -> None:
@@ -65,7 +69,28 @@ def set_cpu_threads(threads: int) -> None:
     XLA takes as many as the machine has cores otherwise. To be called before any device is used,
     and while no other thread may read the environment.
     """
-    os.environ.setdefault("NPROC", str(threads))
+    if "NPROC" not in os.environ:
+        _OWN_THREADS.append(threads)
+        os.environ["NPROC"] = str(threads)
+
+
+def change_cpu_threads(threads: int) -> None:
+    """Have the CPU's programs compute with another number of threads, where NPROC was not the user's.
+
+    XLA makes its threads with its devices, so the devices are made anew: programs and params that were
+    on them have to be loaded again, and nothing may use them any more. NPROC is in the environment
+    already, and replacing a variable's value leaves readers on other threads the old one.
+    """
+    if _OWN_THREADS and _OWN_THREADS[-1] != threads:
+        jax.extend.backend.clear_backends()
+        gc.collect()  # what refers to the devices keeps their threads and memory
+        _OWN_THREADS.append(threads)
+        os.environ["NPROC"] = str(threads)
+
+
+def may_change_cpu_threads() -> bool:
+    """Whether the number of threads was set here, and is not the user's NPROC."""
+    return bool(_OWN_THREADS)
 
 
 def limit_instructions(instructions: str) -> None:

@@ -77,6 +77,7 @@ def start(
     cache: ExecutableCache | None = None,
     isolated: bool = True,
     on_loaded: Callable[[Sequence[Device]], object] = lambda _: None,
+    on_assembled: Callable[[Model], object] = lambda _: None,
     progress: Progress | None = None,
 ) -> Started:
     """Load a bundle and check it on a device.
@@ -91,6 +92,8 @@ def start(
         own first.
       on_loaded: called with the devices once the programs are loaded, and kept for other
         processes; not checked yet.
+      on_assembled: called with the model once its params are on the device; not checked yet. What it
+        raises ends the start.
       progress: called with a sentence for each step.
 
     Raises:
@@ -130,6 +133,7 @@ def start(
     seen_mixing = _texts(record.get("mixing"))
     with stages.timed("params"), naming(target):
         model = assemble(bundle, target, programs)
+    on_assembled(model)
     name = "full check" if full else "startup check"
     with stages.timed(name), naming(target):
         model, checked, found = _checked(

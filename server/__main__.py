@@ -45,7 +45,7 @@ from runtime.invocation import error_line
 with needing("server"):
     from server import logs
     from server.bench import cli as bench
-    from server.config import AUTO, ConfigError, ServerConfig
+    from server.config import ConfigError, ServerConfig
     from server.doctor import cli as doctor
     from server.options import parse
 
@@ -84,7 +84,7 @@ with needing("server"), reading_settings():
     from server.cpu_limits import cores_here, share
     from server.http.listener import listen
     from server.lifecycle import Process
-    from server.processes.count import decide
+    from server.processes.count import possible
 
 EXIT_CONFIG = 2
 
@@ -98,9 +98,10 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> None:
         print(error_line(error), file=sys.stderr)
         logs.exit_process(EXIT_CONFIG)
     logs.set_up(config.log_format, config.trace_project)
-    if config.processes == AUTO:
-        config = decide(config)
-    set_cpu_threads(share(config.processes, cores_here()))
+    if possible(config) == 1:
+        config = dataclasses.replace(config, processes=1)
+    # One that finds out the number as it starts begins with all cores.
+    set_cpu_threads(share(max(1, config.processes), cores_here()))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config))
 

@@ -105,10 +105,10 @@ class ServerConfig:
         shown="one",
     )
     processes: int = _option(
-        1,
+        AUTO,
         "N",
         "worker processes that share the ports, each with its own copy of the model, on a CPU only; auto: as many as gain here",
-        shown="1",
+        shown="auto",
     )
     host: str = _option("0.0.0.0", "ADDRESS", "address to listen on, HTTP and gRPC")  # noqa: S104 (a container must)
     port: int = _option(
@@ -199,6 +199,11 @@ class ServerConfig:
         return not isinstance(uri.locate(self.bundle), Path)
 
     @property
+    def shares_ports(self) -> bool:
+        """Whether several processes listen on the ports, or may."""
+        return self.processes != 1
+
+    @property
     def limits(self) -> Limits:
         """Return the limits of the service."""
         return Limits(
@@ -209,7 +214,7 @@ class ServerConfig:
             timeout_s=self.request_timeout_ms / 1e3,
             stall_s=self.device_timeout_s,
             nonfinite=self.nonfinite,
-            preparation_threads=share(self.processes, cores_here()),
+            preparation_threads=share(max(1, self.processes), cores_here()),
         )
 
     @property

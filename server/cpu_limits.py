@@ -1,7 +1,10 @@
 """The CPU cores that this process may use: its affinity and its container's limit (cgroup)."""
 
+import contextlib
 import math
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -35,6 +38,31 @@ def free_cores(cgroup: Path = _CGROUP) -> float:
     cores = len(os.sched_getaffinity(0))
     limit = _limit(cgroup)
     return float(cores) if limit is None else min(float(cores), limit)
+
+
+@contextlib.contextmanager
+def limited_to(cores: int) -> Iterator[None]:
+    """Have this process compute on so many of its cores within the context.
+
+    The main thread, where it is not the caller, keeps all: it answers health checks.
+
+    Programs then run about as long as with so many threads: a pool of more has to share the cores.
+    """
+    usable = os.sched_getaffinity(0)
+    _confine(set(sorted(usable)[-cores:]))
+    try:
+        yield
+    finally:
+        _confine(usable)
+
+
+def _confine(cores: set[int]) -> None:
+    """Have all threads run on these cores alone; not the main one, unless it is the caller."""
+    apart = threading.main_thread().native_id
+    for task in Path("/proc/self/task").iterdir():
+        if int(task.name) != apart or apart == threading.get_native_id():
+            with contextlib.suppress(OSError):  # it has ended, or may not be moved
+                os.sched_setaffinity(int(task.name), cores)
 
 
 def _limit(cgroup: Path) -> float | None:

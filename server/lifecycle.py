@@ -11,13 +11,14 @@ from collections.abc import Callable
 from runtime.scratch import temporary_directory
 from server import logs, signals
 from server.batching.service import Service
-from server.config import ServerConfig
+from server.config import AUTO, ServerConfig
 from server.grpc.fronts import GrpcFront, make_front
 from server.http.cors import Cors
 from server.http.frontend import HttpFrontend
 from server.http.listener import GRACE_S, HttpServer, listen
 from server.http.routes import make_routes
 from server.observability.shared_stats import SharedStats
+from server.processes.count import FirstProcess, possible
 from server.processes.pool import WorkerPool
 from server.startup import EXIT_BUNDLE, EXIT_DEVICE, Opened, open_service, watch_files
 from server.storage.bundle_watch import BusErrors
@@ -37,7 +38,8 @@ class Process:
     exits. So do the other signals of `signals.DRAIN`; SIGINT skips the delay. A second SIGTERM or
     SIGINT exits at once.
 
-    Of several processes the first one listens at once, and starts the workers, which import while
+    Of several processes the first one listens at once, and starts the workers, as soon as their number
+    is known, which import while
     it opens the bundle, and load the programs once it has them, so that all check them at the same
     time. When it has, the workers may listen; when they do, it is ready. When one ends, all end.
 
@@ -71,8 +73,8 @@ class Process:
         )
         self._workers: WorkerPool | None = None
         collect_stats = None
-        if config.processes > 1:
-            stats = stats or SharedStats(None, config.processes, 0)
+        if config.shares_ports:
+            stats = stats or SharedStats(None, possible(config), 0)
             collect_stats = functools.partial(stats.collect, self._service)
             if on_listening is None:
                 self._workers = WorkerPool(stats, self._on_worker_exit)
@@ -131,7 +133,7 @@ class Process:
         config = self._config
         if self._grpc is not None:
             await self._grpc.start()
-        listener = listen(config.host, config.port, shared=config.processes > 1)
+        listener = listen(config.host, config.port, shared=config.shares_ports)
         self._http = HttpServer(self._frontend, listener)
         serving = self._loop.create_task(self._http.serve())
         # It returns only where it broke, or was stopped.
@@ -143,9 +145,17 @@ class Process:
         with contextlib.ExitStack() as stack:
             if self._workers is not None and not config.cache_dir:
                 # A remote bundle is fetched, and programs are compiled, once for all processes.
-                cache = stack.enter_context(temporary_directory("hloserve-kept-"))
-                config = dataclasses.replace(config, cache_dir=str(cache))
-            if self._workers is not None:
+                try:
+                    cache = stack.enter_context(temporary_directory("hloserve-kept-"))
+                    config = dataclasses.replace(config, cache_dir=str(cache))
+                except OSError:
+                    if config.processes != AUTO:
+                        raise
+                    # Several were not asked for: without a folder each compiles by itself.
+            chooser = None
+            if config.processes == AUTO and self._workers is not None:
+                chooser = self._chooser(config)
+            elif self._workers is not None:
                 self._workers.start(config)
             listening = self._on_listening is None
             failed = await open_service(
@@ -156,6 +166,7 @@ class Process:
                     self._load_workers, digest
                 ),
                 validated=self._workers_listen,
+                chooser=chooser,
             )
         if failed:
             self._end(failed)
@@ -167,6 +178,23 @@ class Process:
             await self._may_listen
             await self._listen()
             self._on_listening()
+
+    def _chooser(self, config: ServerConfig) -> FirstProcess:
+        """Return what chooses the number of processes, and has the workers started that it takes.
+
+        Args:
+          config: of workers, but for the number.
+        """
+        workers = self._workers
+
+        def start(processes: int) -> None:
+            if workers is not None and processes > 1 and not self._ended.done():
+                workers.start(dataclasses.replace(config, processes=processes))
+
+        def on_chosen(processes: int) -> None:
+            self._loop.call_soon_threadsafe(start, processes)
+
+        return FirstProcess(possible(config), on_chosen)
 
     async def _watch(self) -> None:
         self._end(await watch_files(self._service, self._config))

@@ -4,6 +4,9 @@ import dataclasses
 
 from runtime.records.predictions import Nonfinite
 
+# Batches that take longer run on the thread of a device, and requests are handled meanwhile.
+INLINE_S = 0.001
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -29,7 +32,7 @@ class Limits:
     timeout_s: float = 60.0
     stall_s: float = 120.0
     failures: int = 3
-    inline_s: float = 0.001
+    inline_s: float = INLINE_S
     nonfinite: Nonfinite = "null"
     preparation_threads: int = 1
 

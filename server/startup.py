@@ -11,12 +11,14 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
+from runtime.bundle import Bundle
 from runtime.device import Device, first_named, platform_of
 from runtime.errors import BundleError, DeviceUnavailable, ExecutionError, GoldenMismatch
 from runtime.executable_cache import ExecutableCache
 from runtime.model import Model
-from runtime.program import use_sync_dispatch
+from runtime.program import change_cpu_threads, use_sync_dispatch
 from runtime.startup import Started, start
 from runtime.storage.bundle_fetch import bundle_at
 from server import logs
@@ -57,6 +59,35 @@ class Opened:
     max_running: int
 
 
+class OtherThreads(Exception):
+    """The model is to be loaded anew, to compute with another number of threads."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        self.threads = threads
+
+
+class Chooser(Protocol):
+    """Chooses the number of processes while the first one opens the bundle, and has the others started."""
+
+    def recall(self, bundle: Bundle, cache: ExecutableCache | None) -> int | None:
+        """Choose by what an earlier start measured, before a device is used.
+
+        Returns:
+          The number of threads that this process is to compute with; None where nothing is known.
+        """
+
+    def measure(self, model: Model, cache: ExecutableCache | None) -> None:
+        """Choose by the model's programs, which are on the device and not checked yet.
+
+        Raises:
+          OtherThreads: before the others are started, where this process is to be one of several.
+        """
+
+    def start_workers(self) -> None:
+        """Start the other processes, if there are to be some."""
+
+
 async def open_service(
     service: Service,
     config: ServerConfig,
@@ -64,6 +95,7 @@ async def open_service(
     listening: bool = False,
     on_loaded: Callable[[str], object] = lambda _: None,
     validated: Callable[[Opened], Awaitable[object]] | None = None,
+    chooser: Chooser | None = None,
 ) -> int:
     """Load and validate a bundle on another thread, and begin to answer.
 
@@ -74,6 +106,7 @@ async def open_service(
       on_loaded: called on the thread that loads with the bundle's digest, once the programs are
         loaded, and kept for workers.
       validated: awaited between the validation and the first answer.
+      chooser: called on the thread that loads; see `open_model`.
 
     Returns:
       0, or the exit status of an error, which has been reported.
@@ -82,7 +115,7 @@ async def open_service(
     begin = time.monotonic()
     imports_s = _process_age_s()
     try:
-        opened, started = await asyncio.to_thread(open_model, config, on_loaded)
+        opened, started = await asyncio.to_thread(open_model, config, on_loaded, chooser)
     except Exception as error:
         known = next((status for kind, status in _EXITS if isinstance(error, kind)), None)
         if known is None:
@@ -158,13 +191,16 @@ def _in_url(host: str) -> str:
 
 
 def open_model(
-    config: ServerConfig, on_loaded: Callable[[str], object] = lambda _: None
+    config: ServerConfig,
+    on_loaded: Callable[[str], object] = lambda _: None,
+    chooser: Chooser | None = None,
 ) -> tuple[Opened, Started]:
     """Return a bundle's model, loaded and checked, and what was done for it.
 
     Args:
       config: names the bundle and the device.
       on_loaded: called with the bundle's digest once the programs are loaded, and kept for workers.
+      chooser: of the number of processes, where the configuration leaves it open.
 
     Raises:
       BundleError: it cannot be served here; GoldenMismatch among them, unless the
@@ -172,21 +208,6 @@ def open_model(
       ExecutionError: the device failed.
     """
     use_sync_dispatch()
-
-    def loaded(devices: Sequence[Device]) -> None:
-        platform = platform_of(devices[0])
-        if config.processes > 1 and len(devices) > 1:
-            raise DeviceUnavailable(
-                f"processes: expected 1 with {len(devices)} devices, each of which one process has, got "
-                f"{config.processes}"
-            )
-        if config.processes > 1 and platform != "cpu":
-            raise DeviceUnavailable(
-                f"processes: expected 1 on {platform}, whose memory one process has, got "
-                f"{config.processes}"
-            )
-        on_loaded(bundle.digest)
-
     cache = None
     if config.cache_dir or config.executables:
         cache = ExecutableCache(
@@ -200,16 +221,65 @@ def open_model(
     with bundle_at(config.bundle, config.cache_dir, config.require_digest, first) as bundle:
         bundle.require(config.require_digest or None)
         # In here: goldens are read from the bundle, which may be gone with the context.
-        started = start(
-            bundle,
-            config.device or None,
-            devices=config.devices,
-            cache=cache,
-            isolated=not config.require_digest,
-            on_loaded=loaded,
+        started = _Starting(bundle, config, cache, on_loaded).start(chooser)
+        return _opened(started, config), started
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Starting:
+    """The start of a bundle that was opened."""
+
+    bundle: Bundle
+    config: ServerConfig
+    cache: ExecutableCache | None
+    on_loaded: Callable[[str], object]
+
+    def start(self, chooser: Chooser | None) -> Started:
+        isolated = not self.config.require_digest
+        if chooser is None:
+            return self._once(isolated=isolated)
+        threads = chooser.recall(self.bundle, self.cache)
+        if threads is None:
+            try:
+                return self._once(isolated=isolated, chooser=chooser)
+            except OtherThreads as other:
+                threads = other.threads
+            isolated = False  # it has been
+        # After the exception, which refers to the model that was measured.
+        change_cpu_threads(threads)
+        chooser.start_workers()
+        return self._once(isolated=isolated)
+
+    def _once(self, *, isolated: bool, chooser: Chooser | None = None) -> Started:
+        def assembled(model: Model) -> None:
+            if chooser is not None:
+                chooser.measure(model, self.cache)
+                chooser.start_workers()
+                self.on_loaded(self.bundle.digest)
+
+        return start(
+            self.bundle,
+            self.config.device or None,
+            devices=self.config.devices,
+            cache=self.cache,
+            isolated=isolated,
+            on_loaded=self._loaded if chooser is None else lambda _: None,
+            on_assembled=assembled,
             progress=log.info,
         )
-        return _opened(started, config), started
+
+    def _loaded(self, devices: Sequence[Device]) -> None:
+        processes, platform = self.config.processes, platform_of(devices[0])
+        if processes > 1 and len(devices) > 1:
+            raise DeviceUnavailable(
+                f"processes: expected 1 with {len(devices)} devices, each of which one process has, got "
+                f"{processes}"
+            )
+        if processes > 1 and platform != "cpu":
+            raise DeviceUnavailable(
+                f"processes: expected 1 on {platform}, whose memory one process has, got {processes}"
+            )
+        self.on_loaded(self.bundle.digest)
 
 
 def _opened(started: Started, config: ServerConfig) -> Opened:

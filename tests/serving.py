@@ -39,6 +39,8 @@ def start(port, *arguments, command=("-m", "server"), options=None, **environ):
         "AIP_HTTP_PORT": str(port),
         "HLOSERVE_GRPC_PORT": "-1",
         "HLOSERVE_DRAIN_DELAY_S": "0",
+        # Most tests look at the state of one process.
+        "HLOSERVE_PROCESSES": "1",
         **_pinned(arguments),
         **environ,
     }

@@ -46,6 +46,8 @@ class Reader:
             "HLOSERVE_PORT": self._ports["8080"],
             "HLOSERVE_GRPC_PORT": self._ports["8001"],
             "HLOSERVE_DRAIN_DELAY_S": "0.1",
+            # As the guide shows it; how many a server chooses depends on the machine.
+            "HLOSERVE_PROCESSES": "1",
         }
         self._server = None
         self._others = []

@@ -32,7 +32,7 @@ class Server:
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "server", "--host", "127.0.0.1", *ports),
-                    *("--drain-delay-s", "0", "--bundle", str(bundle)),
+                    *("--drain-delay-s", "0", "--processes", "1", "--bundle", str(bundle)),
                 ],
                 env={**os.environ, "RUST_BACKTRACE": "1"},
                 cwd=ROOT,

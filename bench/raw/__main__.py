@@ -102,10 +102,10 @@ def servers(*, peer: bool) -> list[Server]:
 def _ours(name: str, model: str, bundle: Path, dialect: str) -> Server:
     return Server(
         name=name,
-        setting="as it comes",
+        setting="one process",
         model=model,
         connections=(16, 64),
-        command=(PYTHON, "-m", "server", "--bundle", str(bundle)),
+        command=(PYTHON, "-m", "server", "--bundle", str(bundle), "--processes", "1"),
         path="/v1/embeddings" if dialect == "openai" else "/predict",
         dialect=dialect,
         env={"AIP_HTTP_PORT": "{port}", "HLOSERVE_GRPC_PORT": "-1"},

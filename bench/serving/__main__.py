@@ -1,6 +1,6 @@
 """Load the server and its peers in turn, and compare.
 
-    python -m bench.serving [--quick] [--only NAME ...] [--against DIR]
+    python -m bench.serving [--quick | --defaults] [--only NAME ...] [--against DIR]
 
 Needs wrk and h2load. Exports the bundles and makes the peers' environment the first time (five minutes).
 Servers run all the time but are stopped in their tracks (SIGSTOP) unless it is their turn.
@@ -59,6 +59,12 @@ def parse() -> argparse.Namespace:
         prog="python -m bench.serving", description=__doc__.partition("\n")[0], allow_abbrev=False
     )
     parser.add_argument("--quick", action="store_true", help="2 rounds of 2 seconds a cell")
+    parser.add_argument(
+        "--defaults",
+        action="store_true",
+        help="what decides the default of --processes: as it starts, one and two, and the fastest peers; "
+        "4 rounds, 12 minutes at most",
+    )
     parser.add_argument("--rounds", type=int, default=0, help="default: 6")
     parser.add_argument("--seconds", type=float, default=0.0, help="of a cell; default: 4")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="servers; default: all")
@@ -68,7 +74,9 @@ def parse() -> argparse.Namespace:
         "--save", action="store_true", help="write docs/results/serving-DATE-pythonVERSION.*"
     )
     arguments = parser.parse_args()
-    arguments.rounds = arguments.rounds or (2 if arguments.quick else 6)
+    arguments.rounds = arguments.rounds or (
+        2 if arguments.quick else 4 if arguments.defaults else 6
+    )
     arguments.seconds = arguments.seconds or (2.0 if arguments.quick else 4.0)
     return arguments
 
@@ -78,7 +86,11 @@ def run(arguments: argparse.Namespace) -> tuple[list[measure.Row], dict[str, flo
     prepare.peers()
     servers = [
         server
-        for server in cells.servers(arguments.against and arguments.against.resolve())
+        for server in (
+            cells.deciding()
+            if arguments.defaults
+            else cells.servers(arguments.against and arguments.against.resolve())
+        )
         if (not arguments.only or server.name in arguments.only)
         and arguments.model in {None, server.model}
     ]

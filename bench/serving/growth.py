@@ -63,6 +63,7 @@ class Entrance:
         self._bodies = work.write(folder / f"{index}.bodies", self._dialect)
         bundle = prepare.BUNDLES["text_classifier"]
         command = [prepare.PYTHON, "-m", "server", "--host", "127.0.0.1", "--bundle", str(bundle)]
+        command += ["--processes", "1"]  # memory is looked at of one
         own, other = "HLOSERVE_GRPC_PORT", "AIP_HTTP_PORT"
         if self._dialect not in workload.GRPC:
             own, other = other, own

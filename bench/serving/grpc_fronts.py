@@ -59,6 +59,7 @@ class Front:
         }
         bundle = prepare.BUNDLES["text_classifier"]
         command = [prepare.PYTHON, "-m", "server", "--host", "127.0.0.1", "--bundle", str(bundle)]
+        command += ["--processes", "1"]
         command += [] if front == "aio" else ["--grpc-front", front]
         env = {"HLOSERVE_GRPC_PORT": str(self._port), "AIP_HTTP_PORT": "0"}
         self._processes = process.Processes(command, env, cwd, folder / f"{front}.log")

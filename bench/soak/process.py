@@ -59,7 +59,7 @@ class Server:
         self.port, self.grpc_port = free_port(), free_port()
         self._log = log
         options = ["--host", "127.0.0.1", "--port", str(self.port)]
-        options += ["--grpc-port", str(self.grpc_port), "--drain-delay-s", "0"]
+        options += ["--grpc-port", str(self.grpc_port), "--drain-delay-s", "0", "--processes", "1"]
         options += ["--max-body-bytes", str(1 << 20), "--bundle", str(bundle)]
         with log.open("wb") as out:
             self._process = subprocess.Popen(

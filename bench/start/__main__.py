@@ -88,6 +88,7 @@ _OURS = (
     *(sys.executable, "-m", "server", "--bundle", "{bundle}", "--port", "{port}"),
     *("--grpc-port", "-1", "--host", "127.0.0.1", "--predict-route", "/predict"),
 )
+_ONE, _TWO = ("--processes", "1"), ("--processes", "2")
 _DIGEST = ("--require-digest", "{digest}")
 _PEER_ENV = {"BENCH_BUNDLE": "{bundle}", "BENCH_CACHE": "{cache}"}
 
@@ -95,10 +96,12 @@ _PEER_ENV = {"BENCH_BUNDLE": "{bundle}", "BENCH_CACHE": "{cache}"}
 def starts() -> list[Start]:
     """Return all that is measured here."""
     found = [
-        Start("cached", (*_OURS, "--cache-dir", "{cache}")),
-        Start("cached, two processes", (*_OURS, "--cache-dir", "{cache}", "--processes", "2")),
-        Start("nothing cached, digest required", (*_OURS, *_DIGEST), fresh=True),
-        Start("nothing cached", _OURS, fresh=True),
+        Start("cached", (*_OURS, *_ONE, "--cache-dir", "{cache}")),
+        Start("cached, two processes", (*_OURS, *_TWO, "--cache-dir", "{cache}")),
+        Start("cached, as it starts", (*_OURS, "--cache-dir", "{cache}")),
+        Start("nothing cached, digest required", (*_OURS, *_ONE, *_DIGEST), fresh=True),
+        Start("nothing cached", (*_OURS, *_ONE), fresh=True),
+        Start("nothing cached, as it starts", _OURS, fresh=True),
         Start(
             "mosec",
             (

@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Times the requests below which a change is not worth its trouble.
-MIN_GAIN = 1.1
+from server.throughput import MIN_GAIN, process_gain, share_seconds
+
 _ROWS = re.compile(r'^hloserve_batch_rows_bucket\{[^}]*le="([^"]+)"[^}]*\} (\S+)$', re.MULTILINE)
 
 
@@ -66,6 +66,7 @@ def advise(
     buckets: Sequence[int],
     cores: int,
     processes: int,
+    chosen: str = "",
 ) -> list[str]:
     """Return what would answer more, one line for each: processes, queue delay, buckets.
 
@@ -77,6 +78,7 @@ def advise(
       buckets: batch sizes of the bundle.
       cores: that the server may use.
       processes: of the server.
+      chosen: why the server chose that number itself, by what it measured; empty where it did not.
     """
     batches = sum(count for count, _ in counts.runs.values())
     if not (requests and batches and counts.rows):
@@ -84,7 +86,11 @@ def advise(
     # Of one process, whose loop does one thing after the other.
     whole_s = processes * seconds / requests
     run_s = min(whole_s, sum(spent for _, spent in counts.runs.values()) / requests)
-    lines = [_processes(whole_s, run_s, cores, processes)]
+    lines = [
+        f"processes: {processes}, as the server chose, since {chosen}"
+        if chosen
+        else _processes(whole_s, run_s, cores, processes)
+    ]
     base_s, row_s = _line(counts.runs)
     mean, most = counts.rows / batches, min(under_way / processes, buckets[-1])
     lines.append(_delay(whole_s, base_s, mean, most, counts.rows / requests, counts.rows / seconds))
@@ -96,8 +102,8 @@ def _processes(whole_s: float, run_s: float, cores: int, processes: int) -> str:
     about = f"of the {whole_s * 1e6:.0f} µs of a request its program takes {run_s * 1e6:.0f}"
     if processes >= cores:
         return f"processes: {processes} on {cores} cores is right or enough; {about}"
-    n = cores / processes
-    gain = n * whole_s / (whole_s - run_s + n * run_s)
+    n = cores / processes  # what programs take on a part of the cores was not measured
+    gain = process_gain(whole_s - run_s, run_s, share_seconds(run_s, n), n)
     if gain < MIN_GAIN:
         return f"processes: more than {processes} would answer no more, since {about}"
     return (

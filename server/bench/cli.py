@@ -35,8 +35,8 @@ from server.signals import exiting_on_signals
 
 _MAX_REQUESTS = 64
 _GET_S = 60.0
-# As several processes are logged, by the first once all listen.
-_PROCESSES = re.compile(r"processes: (\d+)\b")
+# As the server logs them: what it chose and why, or several once all listen.
+_PROCESSES = re.compile(r"processes: (\d+)(?:, since (.+))?$")
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -66,6 +66,20 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         busiest = max(measured, key=lambda one: one.load.connections)
         print(f"\nwith {busiest.load.connections} connections:", *busiest.advice, sep="\n  ")
     return 1 if any(one.load.failed for one in measured) else 0
+
+
+class Started(NamedTuple):
+    """A server that is ready.
+
+    Attributes:
+      port: of HTTP.
+      processes: that it has.
+      reason: for their number, where it chose that itself.
+    """
+
+    port: int
+    processes: int = 1
+    reason: str = ""
 
 
 class Measured(NamedTuple):
@@ -187,10 +201,8 @@ def requests_of(bundle: Bundle, rows: int) -> list[bytes]:
 
 
 @contextlib.contextmanager
-def _server(
-    bundle: str, options: Sequence[str], environ: Mapping[str, str]
-) -> Iterator[tuple[int, int]]:
-    """Run a server within the context; yield its port and its processes once it is ready.
+def _server(bundle: str, options: Sequence[str], environ: Mapping[str, str]) -> Iterator[Started]:
+    """Run a server within the context; yield it once it is ready.
 
     Raises:
       ConnectionError: it never was.
@@ -205,18 +217,18 @@ def _server(
         stdout=subprocess.PIPE,
         text=True,
     )
-    lines, processes = process.stdout or (), 1
+    lines, started = process.stdout or (), Started(port)
     with process:
         try:
             for line in lines:
                 print(line, end="", file=sys.stderr)
                 if found := _PROCESSES.search(line):
-                    processes = int(found[1])
+                    started = Started(port, int(found[1]), found[2] or started.reason)
                 if "ready: http" in line:
                     break
             else:
                 raise ConnectionError("the server did not become ready")
-            yield port, processes
+            yield started
         finally:
             process.send_signal(signal.SIGINT)
             for _ in lines:  # until it has said its last
@@ -224,14 +236,14 @@ def _server(
 
 
 def _measure(
-    server: tuple[int, int],
+    server: Started,
     bundle: Bundle,
     requests: Sequence[bytes],
     connections: int,
     arguments: argparse.Namespace,
 ) -> tuple[LoadResult, list[str]]:
     """Send a load; return its result, and what would answer more."""
-    port, processes = server
+    port = server.port
     name = bundle.manifest.name
     before = _server_counts(port, name)
     begin = time.monotonic()
@@ -248,7 +260,8 @@ def _measure(
         under_way=connections * arguments.rows,
         buckets=bundle.manifest.buckets,
         cores=cores_here(),
-        processes=processes,
+        processes=server.processes,
+        chosen=server.reason,
     )
     return result, advice
 

@@ -77,7 +77,7 @@ class Http2Server:
                 config.host,
                 config.grpc_port,
                 backlog=CONNECTIONS,
-                reuse_port=config.processes > 1 or None,
+                reuse_port=config.shares_ports or None,
             )
         except OSError:
             where = address(config.host, config.grpc_port)

@@ -34,7 +34,7 @@ def options(config: ServerConfig) -> list[tuple[str, int]]:
     """Return the options of the server."""
     found = [
         # A port that is taken is an error, not shared in silence, except with our own.
-        ("grpc.so_reuseport", int(config.processes > 1)),
+        ("grpc.so_reuseport", int(config.shares_ports)),
         ("grpc.max_allowed_incoming_connections", CONNECTIONS),
         ("grpc.max_concurrent_streams", CONCURRENT_STREAMS),
         ("grpc.http2.max_deallocating_streams", ENDING_STREAMS),

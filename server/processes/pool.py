@@ -90,7 +90,9 @@ class WorkerPool:
         self._send(digest.encode("ascii"))
 
     async def listen(self) -> None:
-        """Have all workers listen; return once each does, never if one ends before."""
+        """Have all workers listen, if there are some; return once each does, never if one ends before."""
+        if not self._processes:
+            return
         self._send(b"\n")
         await asyncio.gather(*self._listening)
         log.info("processes: %d", len(self._processes) + 1)

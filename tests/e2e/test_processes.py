@@ -16,7 +16,7 @@ from server.observability.shared_stats import SharedStats
 from server.processes.pool import WorkerArgs, WorkerPool
 from tests.e2e.clients import ask_http
 from tests.e2e.test_signals import signalling
-from tests.serving import TIMEOUT_S, free_port, start, started
+from tests.serving import TIMEOUT_S, Served, free_port, start, started
 
 pytestmark = mark.e2e
 
@@ -51,6 +51,39 @@ def test_every_process_listens_before_the_server_is_ready(served):
     assert len(pids) == 3
     assert all(listens(pid, port) for pid in pids for port in (served.port, served.grpc_port))
     assert served.end(signal.SIGTERM) == (0, "")
+
+
+@mark.parametrize("starts", ["measures", "knows"])
+def test_a_server_that_chooses_has_as_many_processes_as_it_says(wide_bundle, tmp_path, starts):
+    """
+    Whether it measures or knows from the start before, all that it chose listen once it is ready, nothing
+    was compiled since, each answers rightly, and the first ends them all.
+    """
+    options = ("--bundle", str(wide_bundle), "--processes", "auto", "--cache-dir", str(tmp_path))
+    if starts == "knows":
+        with started(*options) as before:
+            assert before.end(signal.SIGTERM) == (0, "")
+    port, wrong = free_port(), []
+    work = iter([(number, 1 + number % 5) for number in range(200)])
+
+    async def ask():
+        await asyncio.gather(*(ask_http(port, work, wrong) for _ in range(8)))
+
+    with start(port, *options) as process:
+        served = Served(process, port, -1)
+        lines = list(itertools.takewhile(lambda line: "ready: " not in line, process.stdout))
+        (said,) = (line for line in lines if "processes: " in line and ", since " in line)
+        pids = [process.pid, *children(process)]
+        listening = [listens(pid, port) for pid in pids]
+        asyncio.run(asyncio.wait_for(ask(), TIMEOUT_S))
+        compiled = served.counts()["hloserve_compiles_after_ready_total"]
+        ended = served.end(signal.SIGTERM)
+
+    assert f"processes: {len(pids)}, since " in said
+    assert all(listening)
+    assert (wrong, compiled) == ([], 0)
+    assert ended == (0, "")
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids[1:])
 
 
 def test_every_answer_is_its_own_and_counted_once(served):

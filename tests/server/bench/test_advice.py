@@ -31,14 +31,31 @@ def test_a_process_for_each_core_where_programs_take_little():
     )
 
 
-def test_no_process_more_where_programs_take_all():
-    """Programs that have all cores already gain nothing by a second process."""
+def test_programs_that_take_all_gain_what_their_threads_did_not():
+    """Where most of a request is its program's, processes gain less: its threads had all cores already."""
     processes, _, _ = advice(counts({64: (160, 1.95)}, 10_000))
 
     assert processes == (
-        "processes: more than 1 would answer no more, since of the 200 µs of a request its program "
-        "takes 195"
+        "processes: --processes 2 would answer up to 1.3 times the requests, since of the 200 µs of a "
+        "request its program takes 195; each has its own copy of the model"
     )
+
+
+def test_no_process_more_where_there_is_hardly_another_core():
+    """What one process more would gain is not worth its memory."""
+    processes, _, _ = advice(counts({64: (160, 7.8)}, 10_000), cores=5, processes=4)
+
+    assert processes == (
+        "processes: more than 4 would answer no more, since of the 800 µs of a request its program "
+        "takes 780"
+    )
+
+
+def test_what_the_server_chose_by_measuring_stands():
+    """A server that chose its number of processes has measured what a load cannot tell."""
+    processes, _, _ = advice(SMALL, chosen="one core may be used")
+
+    assert processes == "processes: 1, as the server chose, since one core may be used"
 
 
 def test_no_process_more_than_cores():

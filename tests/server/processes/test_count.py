@@ -1,51 +1,130 @@
-"""How many processes `--processes auto` means: by cores, memory, and what a program takes."""
+"""How many processes `--processes auto` means: by cores, memory, and what programs take on parts of the cores."""
 
-import dataclasses
+from pytest import fixture, mark, raises
 
-from pytest import mark
-
-from server.config import AUTO, ServerConfig
+from runtime import load
+from server import startup
+from server.config import ServerConfig
 from server.processes import count
-from server.processes.count import Measured, choose, decide, free_memory
+from server.processes.count import (
+    FirstProcess,
+    Measured,
+    choose,
+    free_memory,
+    possible,
+    thread_counts,
+)
+from server.startup import OtherThreads, open_model
 
 GB = 10**9
-SMALL = Measured(run_s=20e-6, memory_bytes=GB // 4)
-LARGE = Measured(run_s=0.02, memory_bytes=GB)
+
+
+def measured(*batches, parse_s=20e-6, memory_bytes=GB):
+    """Return what a process takes: for each batch its rows, and milliseconds by threads."""
+    runs = {
+        rows: {threads: ms / 1e3 for threads, ms in by_threads.items()}
+        for rows, by_threads in batches
+    }
+    return Measured(parse_s, runs, memory_bytes)
+
+
+# Of two cores: handled longer than run; run longer, by threads that gain half or all of a core.
+SMALL = measured((1, {1: 0.03, 2: 0.03}), (32, {1: 0.5, 2: 0.4}))
+HALF = measured((1, {1: 16.2, 2: 11.5}), (8, {1: 110, 2: 75}))
+ALL = measured((1, {1: 19.9, 2: 10}), (8, {1: 155, 2: 80}))
+# Of four: threads gain nothing; two threads gain all, four no more; by rows that come alone.
+FOUR = measured((1, {1: 0.03, 2: 0.03, 4: 0.03}))
+TWO_OF_FOUR = measured((1, {1: 40, 2: 20, 4: 20}))
 
 
 @mark.parametrize(
-    ("measured", "cores", "free", "processes", "reason"),
+    ("found", "cores", "free", "processes"),
     [
-        (SMALL, 2.0, 8 * GB, 2, "they answer up to 1.88 times the requests of one: a program takes 20 µs and a request 150 µs beside it"),
-        (SMALL, 4.0, 8 * GB, 4, "they answer up to 3.65 times the requests of one: a program takes 20 µs and a request 150 µs beside it"),
-        (SMALL, 2.0, None, 2, "they answer up to 1.88 times the requests of one: a program takes 20 µs and a request 150 µs beside it"),
-        (LARGE, 2.0, 8 * GB, 1, "2 processes would answer 1.01 times the requests: a program takes 20000 µs and a request 150 µs beside it"),
-        (SMALL, 1.0, 8 * GB, 1, "1 cores may be used"),
-        (SMALL, 1.9, 8 * GB, 1, "1.9 cores may be used"),
-        (SMALL, 8.0, GB, 3, "they answer up to 2.90 times the requests of one: a program takes 20 µs and a request 150 µs beside it"),
-        (SMALL, 8.0, GB // 2, 1, "two processes need 0.5 GB, more than 80% of what is free"),
-        (dataclasses.replace(SMALL, cpu=False), 8.0, 8 * GB, 1, "one process has a device's memory"),
+        (SMALL, 2, 8 * GB, 2),
+        (SMALL, 2, None, 2),
+        (SMALL, 1, 8 * GB, 1),
+        (SMALL, 2, GB, 1),
+        (SMALL, 2, -GB, 1),
+        (HALF, 2, 8 * GB, 2),
+        (ALL, 2, 8 * GB, 1),
+        (FOUR, 4, 8 * GB, 4),
+        (FOUR, 4, 3 * GB, 3),
+        (TWO_OF_FOUR, 4, 8 * GB, 2),
     ],
-)  # fmt: skip
-def test_as_many_processes_as_gain(measured, cores, free, processes, reason):
+)
+def test_as_many_processes_as_gain(found, cores, free, processes):
     """
-    Each core has a process where requests cost more than programs, and memory is enough; elsewhere
-    there is one.
+    There are as many processes as answer the most, and fit into memory; one where threads gain what
+    processes would.
     """
-    found = choose(measured, cores, free)
-
-    assert (found.processes, found.reason) == (processes, reason)
+    assert choose(found, cores, free).processes == processes
 
 
-def test_a_program_of_any_time_never_makes_several_answer_less():
-    """The more a program takes the fewer processes gain, and never does the number go up again."""
+@mark.parametrize(
+    ("found", "cores", "free", "reason"),
+    [
+        (
+            *(SMALL, 2, None),
+            (
+                "they answer up to 1.95 times the requests of one: a request takes 0.1 ms beside its program; a "
+                "batch of 1 takes 0.03 ms on 2 cores and 0.03 ms on 1; a batch of 32 takes 0.4 ms on 2 cores and "
+                "0.5 ms on 1"
+            ),
+        ),
+        (
+            *(measured((1, {1: 20, 2: 10})), 2, None),
+            (
+                "2 would answer up to 1.00 times the requests of one: a request takes 0.1 ms beside its program; a "
+                "batch of 1 takes 10 ms on 2 cores and 20 ms on 1"
+            ),
+        ),
+        (SMALL, 2, GB, "a second one needs 1 GB, more than 80% of what is free"),
+        (SMALL, 1, None, "one core may be used"),
+    ],
+)
+def test_the_reason_has_what_was_measured(found, cores, free, reason):
+    """The log says what decided: the gain by the times, or what there is too little of."""
+    assert choose(found, cores, free).reason == reason
+
+
+def test_both_kinds_of_load_have_to_gain():
+    """Where rows that come alone would gain and large batches lose, or the other way, there is one process."""
+    gains, loses = {1: 0.03, 2: 0.03}, {1: 80, 2: 40}
+
+    assert choose(measured((1, gains), (8, gains)), 2, None).processes == 2
+    assert choose(measured((1, gains), (8, loses)), 2, None).processes == 1
+    assert choose(measured((1, loses), (8, gains)), 2, None).processes == 1
+
+
+def test_fewer_threads_are_never_thought_to_be_faster():
+    """A program that seemed faster on one core than on two, which others used meanwhile, is no reason for more."""
+    busy, even = measured((1, {1: 11, 2: 34})), measured((1, {1: 34, 2: 34}))
+
+    assert (
+        choose(busy, 2, None).reason.partition(":")[0]
+        == choose(even, 2, None).reason.partition(":")[0]
+    )
+
+
+def test_the_longer_programs_take_beside_requests_the_fewer_processes():
+    """Programs whose threads gain all are left to one process as they come to take most of a request."""
+    times = [10e-6 * 1.5**n for n in range(30)]
     found = [
-        choose(Measured(run_s=10e-6 * 1.5**n, memory_bytes=1), 4.0, None).processes
-        for n in range(30)
+        choose(measured((1, {1: 4e3 * t, 2: 2e3 * t, 4: 1e3 * t})), 4, None).processes
+        for t in times
     ]
 
     assert found == sorted(found, reverse=True)
-    assert set(found) == {4, 1}
+    assert (found[0], found[-1]) == (4, 1)
+
+
+@mark.parametrize(
+    ("cores", "counts"),
+    [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (4, [1, 2, 4]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])],
+)
+def test_programs_are_measured_on_powers_of_two_and_on_all_cores(cores, counts):
+    """What a process may compute with is 1, 2, 4 … of the cores, or all of them."""
+    assert thread_counts(cores) == counts
 
 
 @mark.parametrize(
@@ -67,38 +146,134 @@ def test_memory_is_free_for_the_machine_and_for_the_container(files, expected, t
     assert free_memory(tmp_path / "meminfo", tmp_path) == expected
 
 
-def test_on_one_core_nothing_is_measured(monkeypatch):
-    """Where only one process can be chosen, the bundle is not loaded for it."""
-    monkeypatch.setattr(count.cpu_limits, "free_cores", lambda: 1.0)
-    monkeypatch.setattr(count, "_measure", None)
+@mark.parametrize(
+    ("changed", "cores", "expected"),
+    [
+        ({}, 2.0, 2),
+        ({}, 3.5, 3),
+        ({}, 1.9, 1),
+        ({}, 0.5, 1),
+        ({"devices": "all"}, 8.0, 1),
+        ({"device": "cuda:1"}, 8.0, 1),
+        ({"device": "cpu"}, 8.0, 8),
+        ({"processes": 5}, 1.0, 5),
+    ],
+)
+def test_where_one_process_is_all_there_can_be_nothing_is_chosen(
+    changed, cores, expected, monkeypatch
+):
+    """One core, several devices and a device that is no CPU have one process, whatever the bundle."""
+    monkeypatch.setattr(count.cpu_limits, "free_cores", lambda: cores)
 
-    assert decide(ServerConfig(bundle="b", processes=AUTO)).processes == 1
-
-
-def test_several_devices_have_one_process(monkeypatch):
-    """Devices that are named are those of one process, and the bundle is not loaded to find that out."""
-    monkeypatch.setattr(count, "_measure", None)
-
-    assert decide(ServerConfig(bundle="b", processes=AUTO, devices="all")).processes == 1
-
-
-def test_a_bundle_that_is_none_has_one_process(tmp_path, monkeypatch, caplog):
-    """What cannot be measured is left for the server to refuse, in its own words."""
-    caplog.set_level("INFO")
-    monkeypatch.setattr(count.cpu_limits, "free_cores", lambda: 2.0)
-
-    assert decide(ServerConfig(bundle=str(tmp_path), processes=AUTO)).processes == 1
-    assert caplog.messages == ["processes: 1, since the bundle could not be measured"]
+    assert possible(ServerConfig(bundle="b", **changed)) == expected
 
 
-@mark.e2e
-def test_a_small_model_has_a_process_for_each_core(classifier_bundle, tmp_path, monkeypatch):
-    """The bundle is measured in a process of its own, and what that compiled is kept in the cache."""
-    monkeypatch.setattr(count.cpu_limits, "free_cores", lambda: 2.0)
+def test_what_was_measured_is_kept_as_json():
+    """A record is read as it was written; one of other threads, or that is damaged, counts as none."""
+    record = SMALL.to_json()
+
+    assert Measured.read(record, [1, 2]) == SMALL
+    assert Measured.read(record, [1, 2, 4]) is None
+    for damaged in ({}, record | {"runs": {}}, record | {"runs": 3}, record | {"memory_bytes": 0}):
+        assert Measured.read(damaged, [1, 2]) is None
+    assert Measured.read(record | {"parse_s": -1.0}, [1, 2]) is None
+
+
+@fixture
+def chosen():
+    """The numbers of processes that were asked for."""
+    return []
+
+
+@fixture
+def first(chosen, monkeypatch):
+    """A first process on two cores whose threads may be changed, with any amount of memory."""
     monkeypatch.setattr(count, "free_memory", lambda: None)
-    config = ServerConfig(
-        bundle=str(classifier_bundle), cache_dir=str(tmp_path / "cache"), processes=AUTO
-    )
+    monkeypatch.setattr(count, "may_change_cpu_threads", lambda: True)
+    monkeypatch.setattr(count, "cpu_threads", lambda: 2)
+    monkeypatch.setattr(count.cpu_limits, "cores_here", lambda: 2)
+    return FirstProcess(2, chosen.append)
 
-    assert decide(config).processes == 2
-    assert any((tmp_path / "cache").rglob("*"))
+
+@fixture
+def threads(monkeypatch):
+    """The numbers of threads that the devices were made anew with; none of them is."""
+    changed = []
+    monkeypatch.setattr(startup, "change_cpu_threads", changed.append)
+    return changed
+
+
+@fixture
+def config(classifier_bundle, tmp_path):
+    """A configuration of a bundle, with a cache."""
+    return ServerConfig(bundle=str(classifier_bundle), cache_dir=str(tmp_path / "cache"))
+
+
+@fixture(scope="module")
+def classifier(classifier_bundle):
+    """The model of a bundle."""
+    return load(classifier_bundle)
+
+
+@mark.parametrize(("found", "processes", "changes"), [(SMALL, 2, [1]), (ALL, 1, [])])
+def test_the_first_process_goes_on_or_becomes_one_of_several(
+    found, processes, changes, first, chosen, threads, config, monkeypatch
+):
+    """
+    It measures before the startup check; as one of several it takes their number of threads, and only
+    then are the others started and told to load. By itself it goes on without loading again.
+    """
+    monkeypatch.setattr(count, "measure", lambda _, __: found)
+    loaded = []
+
+    _, started = open_model(config, lambda digest: loaded.append((digest, list(chosen))), first)
+
+    assert chosen == [processes]
+    assert loaded == [(started.model.bundle.digest, [processes])]
+    assert threads == changes
+    assert started.failed == ()
+
+
+def test_the_next_start_chooses_before_it_loads(first, chosen, threads, config, monkeypatch):
+    """With a cache nothing is measured twice."""
+    monkeypatch.setattr(count, "measure", lambda _, __: SMALL)
+    open_model(config, chooser=first)
+    monkeypatch.delattr(count, "measure")
+
+    open_model(config, chooser=first)
+
+    assert chosen == [2, 2]
+    assert threads == [1, 1]
+
+
+def test_threads_that_the_user_has_set_stay(first, chosen, threads, config, monkeypatch):
+    """With NPROC in the environment all processes compute with that number, and nothing is loaded again."""
+    monkeypatch.setattr(count, "measure", lambda _, __: SMALL)
+    monkeypatch.setattr(count, "may_change_cpu_threads", lambda: False)
+
+    open_model(config, chooser=first)
+
+    assert (chosen, threads) == ([2], [])
+
+
+def test_other_threads_are_asked_for_before_the_others_are_started(
+    first, chosen, monkeypatch, classifier
+):
+    """What ends the first loading has the number of threads of the second; no worker is started for nothing."""
+    monkeypatch.setattr(count, "measure", lambda _, __: SMALL)
+
+    with raises(OtherThreads) as other:
+        first.measure(classifier, None)
+
+    assert (other.value.threads, chosen) == (1, [])
+
+
+def test_programs_are_measured_with_every_number_of_threads(classifier):
+    """The smallest batch and a large one have a time on all cores and on one; a row of a golden is parsed."""
+    found = count.measure(classifier, 2)
+
+    assert len(found.runs) in (1, 2)
+    assert min(found.runs) == min(next(iter(classifier.groups.values())).programs)
+    assert all(set(runs) == {1, 2} and min(runs.values()) > 0 for runs in found.runs.values())
+    assert found.parse_s > 0
+    assert found.memory_bytes > 1 << 20
