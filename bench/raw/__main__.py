@@ -109,7 +109,11 @@ def _ours(name: str, model: str, bundle: Path, dialect: str) -> Server:
         setting="as it comes",
         model=model,
         connections=(16, 64),
-        command=(PYTHON, "-m", "server", "--bundle", str(bundle)),
+        # Servers of one bundle compile and check it once; it changes nothing once they are ready.
+        command=(
+            *(PYTHON, "-m", "server", "--bundle", str(bundle)),
+            *("--cache-dir", str(prepare.CACHE)),
+        ),
         path="/v1/embeddings" if dialect == "openai" else "/predict",
         dialect=dialect,
         env={"AIP_HTTP_PORT": "{port}", "HLOSERVE_GRPC_PORT": "-1"},

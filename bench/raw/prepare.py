@@ -11,6 +11,7 @@ MINILM, REVIEWS = BUILD / "minilm_texts", BUILD / "reviews"
 PEER = BUILD / "peers-infinity"
 PEER_PYTHON = PEER / "bin" / "python"
 ONNX = BUILD / "minilm_onnx"
+CACHE = BUILD / "raw_cache"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "HF_HOME": str(ONNX / "cache")}
 _BASE_PYTHON = "python3.11"
 REQUIREMENTS = ROOT / "bench" / "raw" / "requirements.txt"
