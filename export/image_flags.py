@@ -7,7 +7,7 @@ from typing import Any
 
 from export.errors import ExportError
 from export.image_input import Image
-from export.input_options import pair
+from export.input_options import expect_declared, pair
 from export.preprocess import read_preprocess
 from runtime.commandline import Parser
 from runtime.errors import nearest
@@ -67,11 +67,7 @@ def changed_images(
     for text in arguments.image_options:
         place, value = pair("--image-option", text, "image.resize=shortest")
         name, _, field = place.partition(".")
-        if name not in named:
-            known = f"an image of {', '.join(named)}" if named else "an image that --image declares"
-            raise ExportError(
-                f"--image-option: expected {known}, got {name!r}{nearest(name, named)}"
-            )
+        expect_declared("--image-option", name, named, "image")
         if field not in _READERS:
             raise ExportError(
                 f"--image-option: expected NAME.FIELD=VALUE with a FIELD of {', '.join(_READERS)}, got "

@@ -72,6 +72,25 @@ def pair(what: str, text: str, example: str) -> tuple[str, str]:
     return name, value
 
 
+def expect_declared(flag: str, name: str, declared: Mapping[str, Any], kind: str) -> None:
+    """Refuse a name that a flag has, where none such is declared.
+
+    Args:
+      flag: that has it, such as `--truncate`.
+      name: of a raw input, as the flag has it.
+      declared: the raw inputs of this kind, by name.
+      kind: text or image, which a flag of that name declares.
+
+    Raises:
+      ExportError: names the flag and what is declared, and the nearest of these.
+    """
+    if name in declared:
+        return
+    one = f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
+    known = f"{one} of {', '.join(declared)}" if declared else f"{one} that --{kind} declares"
+    raise ExportError(f"{flag}: expected {known}, got {name!r}{nearest(name, declared)}")
+
+
 def _range(what: str, name: str, value: Any) -> dict[str, Any]:
     """Read `LOW:HIGH`, or both as a pair; HIGH can be a bucketed axis."""
     if isinstance(value, str):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from export.errors import ExportError
-from export.input_options import pair
+from export.input_options import expect_declared, pair
 from export.preprocess import Text, read_preprocess, texts_of, tokenizer_file
 from runtime.commandline import Parser
 from runtime.errors import nearest
@@ -89,9 +89,7 @@ def _with_roles(declared: Sequence[Text], arguments: argparse.Namespace) -> tupl
     texts = {text.input: text for text in declared}
 
     def change(flag: str, name: str, **values: Any) -> None:
-        if name not in texts:
-            known = f"a text of {', '.join(texts)}" if texts else "a text that --text declares"
-            raise ExportError(f"{flag}: expected {known}, got {name!r}{nearest(name, texts)}")
+        expect_declared(flag, name, texts, "text")
         texts[name] = dataclasses.replace(texts[name], **values)
 
     for word in arguments.text_inputs:

@@ -48,7 +48,7 @@ def test_charts_explain_themselves(path):
     assert charts.on(data["machine"]) in about
     assert any("requests per second" in text for text in found)
     served = [s for s in data["summary"] if s["connections"] == 64]
-    best = max(s["per_second"] for s in served if s["model"] == "text_classifier")
+    best = max(s["per_second"] for s in served)
     assert f"{best:,.0f}" in found
 
 

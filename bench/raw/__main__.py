@@ -2,7 +2,8 @@
 
     python -m bench.raw [--quick] [--without-peer] [--save]
 
-Rounds, cells and checks are those of `bench.serving`: servers run all the time and are stopped in
+Takes about seven minutes on two cores once all is prepared; the first run makes the bundles and the
+peer's environment, which takes minutes more and a package index. Rounds, cells and checks are those of `bench.serving`: servers run all the time and are stopped in
 their tracks unless it is their turn, and every answer is compared with the model's own.
 """
 
@@ -23,8 +24,10 @@ from bench.serving.cells import Server
 from bench.serving.prepare import PYTHON, ROOT, VERSION
 from bench.serving.workload import WrongAnswer
 
+DIALECTS = ("vertex", "text", "openai")
 RESULTS = ROOT / "docs" / "results"
-TEXT, IDS, OPENAI, PEER = "hloserve, texts", "hloserve, ids", "hloserve, OpenAI", "infinity-emb"
+TEXT, IDS, OPENAI = "hloserve, texts", "hloserve, ids", "hloserve, OpenAI"
+PEER, PEER_ONNX = "infinity-emb", "infinity-emb, ONNX"
 # Of these servers: the first divided by the second in requests per second, at least.
 GOALS = (
     ("minilm", TEXT, IDS, 16, 0.9),
@@ -75,16 +78,16 @@ def parse() -> argparse.Namespace:
         prog="python -m bench.raw", description=__doc__.partition("\n")[0], allow_abbrev=False
     )
     parser.add_argument("--quick", action="store_true", help="2 rounds of 2 seconds a cell")
-    parser.add_argument("--rounds", type=int, default=0, help="default: 6")
-    parser.add_argument("--seconds", type=float, default=0.0, help="of a cell; default: 4")
+    parser.add_argument("--rounds", type=int, default=0, help="default: 4")
+    parser.add_argument("--seconds", type=float, default=0.0, help="of a cell; default: 3")
     parser.add_argument("--model", choices=("minilm", "reviews"), help="default: both")
     parser.add_argument("--without-peer", action="store_true", help="ours alone")
     parser.add_argument(
-        "--save", action="store_true", help="write docs/results/raw-DATE-pythonVERSION.json"
+        "--save", action="store_true", help="write docs/results/raw-DATE-pythonVERSION.*"
     )
     arguments = parser.parse_args()
-    arguments.rounds = arguments.rounds or (2 if arguments.quick else 6)
-    arguments.seconds = arguments.seconds or (2.0 if arguments.quick else 4.0)
+    arguments.rounds = arguments.rounds or (2 if arguments.quick else 4)
+    arguments.seconds = arguments.seconds or (2.0 if arguments.quick else 3.0)
     return arguments
 
 
@@ -95,7 +98,8 @@ def servers(*, peer: bool) -> list[Server]:
     for model, bundle in bundles.items():
         found += [_ours(TEXT, model, bundle, "text"), _ours(IDS, model, bundle, "vertex")]
     if peer:
-        found += [_ours(OPENAI, "minilm", prepare.MINILM, "openai"), _infinity()]
+        found += [_ours(OPENAI, "minilm", prepare.MINILM, "openai")]
+        found += [_infinity(PEER, "torch"), _infinity(PEER_ONNX, "optimum")]
     return found
 
 
@@ -105,29 +109,37 @@ def _ours(name: str, model: str, bundle: Path, dialect: str) -> Server:
         setting="one process",
         model=model,
         connections=(16, 64),
-        command=(PYTHON, "-m", "server", "--bundle", str(bundle), "--processes", "1"),
+        # Servers of one bundle compile and check it once; it changes nothing once they are ready.
+        command=(
+            *(PYTHON, "-m", "server", "--bundle", str(bundle), "--processes", "1"),
+            *("--cache-dir", str(prepare.CACHE)),
+        ),
         path="/v1/embeddings" if dialect == "openai" else "/predict",
         dialect=dialect,
         env={"AIP_HTTP_PORT": "{port}", "HLOSERVE_GRPC_PORT": "-1"},
     )
 
 
-def _infinity() -> Server:
+def _infinity(name: str, engine: str) -> Server:
     from examples.minilm.model import pretrained
 
+    # Finds the ONNX file of the directory that it is started in, and of no other.
+    onnx = engine == "optimum"
     return Server(
-        name=PEER,
-        setting="torch engine, batches of 32",
+        name=name,
+        setting=f"{engine} engine, batches of 32",
         model="minilm",
         connections=(16, 64),
         command=(
-            *(str(prepare.PEER / "bin" / "infinity_emb"), "v2", "--model-id", str(pretrained())),
-            *("--engine", "torch", "--device", "cpu", "--no-bettertransformer"),
+            *(str(prepare.PEER_PYTHON), "-m", "infinity_emb.cli", "v2"),
+            *("--model-id", "." if onnx else str(pretrained()), "--engine", engine),
+            *("--device", "cpu", "--no-bettertransformer", "--pooling-method", "mean"),
             *("--batch-size", "32", "--port", "{port}", "--served-model-name", "minilm"),
         ),
         path="/embeddings",
         dialect="openai",
-        env={"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"},
+        cwd=prepare.ONNX if onnx else prepare.ROOT,
+        env=prepare.OFFLINE,
     )
 
 
@@ -182,7 +194,8 @@ def save(rows: list[measure.Row], summary: list[dict[str, object]], **more: obje
     found = {"machine": describe(), "summary": summary, **more}
     found["rows"] = [dataclasses.asdict(row) for row in rows]
     path.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"\nwrote {path}")
+    report.charts("raw", found, path.with_suffix(".svg"), day=day)
+    print(f"\nwrote {path} and its chart")
 
 
 if __name__ == "__main__":

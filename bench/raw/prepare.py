@@ -1,13 +1,19 @@
 """What has to be there before: bundles that take texts, and the peer's environment, all in build/bench."""
 
+import os
 import shutil
 import subprocess
 
 from bench.serving.prepare import BUILD, PYTHON, ROOT, run
 
-MINILM, REVIEWS = BUILD / "minilm", BUILD / "reviews"
+# Not the bundles of bench.serving, which can be older than texts.
+MINILM, REVIEWS = BUILD / "minilm_texts", BUILD / "reviews"
 PEER = BUILD / "peers-infinity"
-PEER_PYTHON = "python3.11"
+PEER_PYTHON = PEER / "bin" / "python"
+ONNX = BUILD / "minilm_onnx"
+CACHE = BUILD / "raw_cache"
+OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "HF_HOME": str(ONNX / "cache")}
+_BASE_PYTHON = "python3.11"
 REQUIREMENTS = ROOT / "bench" / "raw" / "requirements.txt"
 _LABELS = "very_negative,negative,neutral,positive,very_positive"
 
@@ -29,24 +35,38 @@ def bundles() -> None:
 
 
 def peer() -> str:
-    """Make the peer's environment; return why there is none, or nothing."""
+    """Make the peer's environment and its ONNX file; return why there are none, or nothing."""
     stamp, wanted = PEER / "requirements.txt", REQUIREMENTS.read_text()
-    if stamp.exists() and stamp.read_text() == wanted:
-        return ""
-    python = shutil.which(PEER_PYTHON)
-    if python is None:
-        return f"no {PEER_PYTHON}, for which there is a PyTorch for CPUs"
     try:
-        run(python, "-m", "venv", "--clear", str(PEER))
-        pip = (str(PEER / "bin" / "python"), "-m", "pip", "install", "-qq")
-        run(*pip, "--disable-pip-version-check", "-r", str(REQUIREMENTS))
+        if not stamp.exists() or stamp.read_text() != wanted:
+            python = shutil.which(_BASE_PYTHON)
+            if python is None:
+                return f"no {_BASE_PYTHON}, for which there is a PyTorch for CPUs"
+            run(python, "-m", "venv", "--clear", str(PEER))
+            pip = (str(PEER_PYTHON), "-m", "pip", "install", "-qq", "--disable-pip-version-check")
+            run(*pip, "-r", str(REQUIREMENTS))
+            shutil.rmtree(ONNX, ignore_errors=True)
+            stamp.write_text(wanted)
+        if not (ONNX / "model.onnx").exists():
+            _make_onnx()
     except subprocess.CalledProcessError as error:
         return f"{' '.join(error.cmd)} ended with {error.returncode}"
-    stamp.write_text(wanted)
     return ""
+
+
+def _make_onnx() -> None:
+    from examples.minilm.model import pretrained
+
+    script = ROOT / "bench" / "raw" / "to_onnx.py"
+    command = (str(PEER_PYTHON), str(script), str(pretrained()), str(ONNX))
+    print("+", *command, flush=True)
+    subprocess.run(
+        command, check=True, env={**os.environ, **OFFLINE}, stderr=subprocess.DEVNULL, cwd=ROOT
+    )
 
 
 def versions() -> dict[str, str]:
     """List what is pinned of the peer."""
     lines = [line for line in REQUIREMENTS.read_text().splitlines() if "==" in line]
-    return dict(line.replace("[server,torch]", "").split("==") for line in lines)
+    pinned = (line.split("==") for line in lines)
+    return {name.partition("[")[0]: version for name, version in pinned}

@@ -209,6 +209,32 @@ def settings_chart(found: Mapping[str, Any], path: Path, *, day: str) -> None:
     save(figure, path)
 
 
+def raw_chart(found: Mapping[str, Any], path: Path, *, day: str) -> None:
+    """Draw the throughput of sentences by server, a row of panels for each model."""
+    chosen = found["summary"]
+    models = sorted({s["model"] for s in chosen})
+    names = {name: _RAW.get(name, name) for name in dict.fromkeys(s["server"] for s in chosen)}
+    encoding = ", ".join(f"{model} {us:.0f} µs" for model, us in found["encode_us"].items())
+    figure = _panels(chosen, models, names)
+    describe_figure(
+        figure,
+        "Requests per second of sentences, one a request",
+        [
+            _where(found, day, chosen),
+            f"From above: {', '.join(models)}. A sentence takes the tokenizer by itself: {encoding}.",
+        ],
+    )
+    save(figure, path)
+
+
+# Of bench.raw, whose texts are what the others are compared with.
+_RAW = {
+    "hloserve": "texts",
+    "hloserve, ids": "the same as ids",
+    "hloserve, OpenAI": "texts, /v1/embeddings",
+}
+
+
 def _panels(chosen: Sequence[Any], models: Sequence[str], names: Mapping[str, str]) -> Any:
     """Draw a row of panels for each model, and in it one for each number of connections."""
     counts = sorted({s["connections"] for s in chosen})
@@ -251,9 +277,9 @@ def _where(found: Mapping[str, Any], day: str, chosen: Sequence[Any]) -> str:
 
 
 def charts(name: str, found: Mapping[str, Any], path: Path, *, day: str) -> None:
-    """Draw what is saved under a name: "serving" in full and in brief, or "threads"."""
-    if name == "threads":
-        settings_chart(found, path, day=day)
+    """Draw what is saved under a name: "serving" in full and in brief, "threads", or "raw"."""
+    if name in {"threads", "raw"}:
+        (settings_chart if name == "threads" else raw_chart)(found, path, day=day)
         return
     chart(found, path, day=day)
     overview_chart(found, path.with_name(f"{path.stem}-overview.svg"), day=day)

@@ -57,6 +57,70 @@ TENSORFLOW = {
         [116.27, 180.49, 101.37, 109.08],
     ],
 }
+# What torch 2.13.0 makes of them as floats, 3 by 4, by method and antialias.
+TORCH = {
+    ("nearest-exact", False): [[224, 198, 79, 253], [108, 187, 237, 214], [171, 227, 110, 59]],
+    ("bilinear", True): [
+        [144.86, 143.84, 160.79, 136.45],
+        [168.25, 169.53, 144.62, 141.61],
+        [130.76, 164.91, 126.18, 115.59],
+    ],
+    ("bilinear", False): [
+        [129.75, 113.0, 185.25, 128.75],
+        [170.75, 184.5, 146.5, 137.0],
+        [122.0, 175.75, 116.0, 109.75],
+    ],
+    ("bicubic", True): [
+        [143.74, 139.69, 166.06, 133.89],
+        [173.51, 174.38, 142.35, 143.88],
+        [124.36, 170.9, 121.73, 111.67],
+    ],
+}
+# The same with antialias, 9 by 5: the height grows, the width shrinks.
+TORCH_LARGER = {
+    "bilinear": [
+        [93.27, 126.48, 132.83, 180.41, 54.68],
+        [119.34, 137.0, 155.06, 149.82, 136.25],
+        [160.55, 160.94, 172.88, 126.59, 205.83],
+        [221.13, 214.65, 155.21, 156.07, 157.89],
+        [168.89, 186.74, 145.08, 156.7, 138.64],
+        [106.46, 152.51, 135.29, 145.94, 120.8],
+        [126.31, 180.93, 118.96, 129.87, 78.52],
+        [110.36, 190.54, 125.15, 130.07, 103.16],
+        [89.46, 193.04, 135.42, 134.3, 138.36],
+    ],
+    "bicubic": [
+        [91.11, 123.97, 130.69, 194.74, 35.23],
+        [113.11, 131.28, 157.69, 148.82, 133.1],
+        [161.3, 161.07, 178.13, 112.81, 222.42],
+        [235.48, 228.81, 147.54, 161.13, 158.92],
+        [172.08, 193.93, 142.1, 161.35, 137.89],
+        [95.2, 149.63, 138.5, 142.37, 120.05],
+        [128.72, 188.35, 113.94, 130.4, 67.42],
+        [108.85, 203.45, 119.07, 131.34, 101.38],
+        [81.94, 206.02, 130.7, 135.69, 146.82],
+    ],
+}
+# And as bytes with antialias, 3 by 4.
+TORCH_BYTES = {
+    "bilinear": [[145, 144, 161, 137], [168, 170, 145, 142], [131, 165, 127, 116]],
+    "bicubic": [[144, 140, 166, 134], [173, 175, 142, 144], [124, 171, 122, 112]],
+}
+# Resized to a shortest side of 5, of which the middle is cut out, 4 by 4, by torchvision 0.29.1.
+TORCHVISION = {
+    "bilinear": [
+        [154.79, 88.56, 208.99, 122.61],
+        [190.21, 172.57, 144.44, 147.11],
+        [187.0, 174.27, 134.45, 157.5],
+        [182.82, 132.44, 142.82, 107.14],
+    ],
+    "bicubic": [
+        [157.78, 66.37, 233.48, 115.73],
+        [195.37, 176.01, 138.62, 145.56],
+        [188.37, 180.17, 127.96, 165.87],
+        [187.52, 120.94, 152.18, 97.11],
+    ],
+}
 # tf.image.resize_with_pad with antialias, 5 by 5.
 PADDED = [
     [136.05, 150.01, 154.45, 151.76, 137.63],
@@ -113,11 +177,67 @@ def test_tensorflow_makes_the_same(method, antialias):
     assert np.abs(got - np.array(TENSORFLOW[method, antialias])).max() <= HALF
 
 
-def test_pillow_makes_nearly_the_same_of_whole_levels():
-    """Pillow's own filter on bytes, as of torchvision, rounds twice: a level at most beside."""
-    own = Image.fromarray(PIXELS).resize((4, 3), Image.Resampling.BILINEAR)
+@mark.parametrize(("method", "antialias"), TORCH)
+def test_torch_makes_the_same_of_floats(method, antialias):
+    """Each interpolation is that of torch, recorded with torch 2.13.0 for CPUs and NumPy 2.4.6.
 
-    assert np.abs(made(PIXELS, 3, 4).astype(int) - np.asarray(own)).max() <= 1
+    As `interpolate(torch.tensor(PIXELS)[None, None].float(), size=(3, 4), mode=method,
+    antialias=antialias)` of torch.nn.functional, with `align_corners=False` but for nearest-exact.
+    """
+    interpolation = method.partition("-")[0]
+
+    got = made(PIXELS, 3, 4, interpolation=interpolation, antialias=antialias)
+
+    assert np.abs(got - np.array(TORCH[method, antialias])).max() <= HALF
+
+
+@mark.parametrize("method", TORCH_LARGER)
+def test_torch_makes_the_same_where_a_side_grows(method):
+    """A side that grows and one that shrinks are those of torch, recorded as above for (9, 5)."""
+    got = made(PIXELS, 9, 5, interpolation=method)
+
+    assert np.abs(got - np.array(TORCH_LARGER[method])).max() <= HALF
+
+
+@mark.parametrize("method", TORCH_BYTES)
+def test_torch_makes_nearly_the_same_of_bytes(method):
+    """On bytes, torch rounds after each side: one level apart, recorded as above without `.float()`.
+
+    `torchvision.transforms.v2.functional.resize` of version 0.29.1 returned the same values.
+    """
+    got = made(PIXELS, 3, 4, interpolation=method).astype(int)
+
+    assert np.abs(got - np.array(TORCH_BYTES[method])).max() <= 1
+
+
+@mark.parametrize("method", TORCHVISION)
+def test_torchvision_cuts_out_the_same_middle(method):
+    """A shortest side and a crop are those of torchvision, recorded with 0.29.1 on torch 2.13.0.
+
+    As `v2.Compose([v2.Resize(5, method, antialias=True), v2.CenterCrop(4)])` of
+    torchvision.transforms on `torch.tensor(PIXELS)[None].float()`.
+    """
+    got = made(PIXELS, 4, 4, resize="shortest", resize_to=5, interpolation=method)
+
+    assert np.abs(got - np.array(TORCHVISION[method])).max() <= HALF
+
+
+@mark.parametrize("size", [(3, 4), (9, 5), (40, 33)])
+def test_pillow_makes_nearly_the_same_of_bytes(size):
+    """Pillow's bilinear filter on bytes rounds after each side: at most one level apart."""
+    own = Image.fromarray(PIXELS).resize(size[::-1], Image.Resampling.BILINEAR)
+
+    assert np.abs(made(PIXELS, *size).astype(int) - np.asarray(own)).max() <= 1
+
+
+def test_cubic_filters_of_bytes_differ_at_hard_edges():
+    """Pillow's cubic filter on bytes cuts off what overshoots after each side: some levels apart."""
+    edges = np.kron(np.indices((4, 4)).sum(axis=0) % 2, np.ones((3, 3))).astype(np.uint8) * 255
+    own = Image.fromarray(edges).resize((40, 40), Image.Resampling.BICUBIC)
+
+    apart = np.abs(made(edges, 40, 40, interpolation="bicubic").astype(int) - np.asarray(own))
+
+    assert 1 < apart.max() <= 24
 
 
 def test_a_letterbox_is_that_of_resize_with_pad():

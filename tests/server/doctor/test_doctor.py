@@ -289,6 +289,20 @@ def test_our_own_server_passes_with_texts(ours, sentence_bundle):
     assert status == 0
 
 
+def test_our_own_server_passes_with_images(ours, picture_bundle):
+    """A bundle of images is asked by lines of JSON, records and files; no table can have one."""
+    status, lines = ours(bundle=picture_bundle)
+
+    assert [line for line in lines if line.startswith("FAIL")] == []
+    assert [line[6:28].strip() for line in lines if line.startswith("pass")] == [
+        *CHECKS[:5],
+        *(f"batch of {name}" for name in ("JSON lines", "TFRecord", "file list")),
+        *CHECKS[5:],
+    ]
+    assert lines[-1] == "all passed"
+    assert status == 0
+
+
 @mark.parametrize(
     ("fault", "failed", "seen"),
     [
