@@ -37,6 +37,16 @@ def columns(bundle, rows, lengths=None):
     return found
 
 
+def few_rows(signature):
+    """Return what rows of the shortest size are made of, by input: dtype, shape and the largest value."""
+    sizes = {axis.name: axis.sizes[0] for axis in signature.axes}
+    return {
+        spec.name: (spec.dtype, spec.concrete(1, sizes)[1:], spec.maximum or 100)
+        for spec in signature.inputs
+        if not spec.mask
+    }
+
+
 def write(path: Path, values):
     """Write columns to a file, by the end of its name."""
     if path.suffix == ".npz":

@@ -13,11 +13,13 @@ import numpy as np
 from runtime.batch_prediction.columns import prediction_columns
 from runtime.batch_prediction.fields import Fields
 from runtime.batch_prediction.prediction import Answers, Predictor
-from runtime.batch_prediction.rows import Rows, check_columns
+from runtime.batch_prediction.rows import Rows, check_columns, merge_rows
 from runtime.batch_prediction.values import check_values
 from runtime.entries import OutputFormat
 from runtime.errors import GoldenMismatch
 from runtime.preprocessing.sandbox import try_stages
+from runtime.records.tensors import narrowed
+from runtime.signature import TensorSpec
 from runtime.startup import Started, start
 from runtime.storage.bundle_fetch import bundle_at
 from runtime.tensors import Array, numpy_dtype
@@ -91,7 +93,8 @@ class Scorer:
 
         Args:
           batch: input to its rows, an array each: dtype[rows, ...], which may be read-only and is used as
-            it is, or of objects: texts, bytes, arrays of several shapes.
+            it is, or of objects: texts, bytes, arrays of several shapes. Numbers of another dtype are
+            converted as those of Parquet files are.
 
         Raises:
           ExecutionError: the device failed.
@@ -112,12 +115,27 @@ class Scorer:
 
     def _check_columns(self, batch: Mapping[str, Array], rows: int) -> Rows:
         preparer = self.model.preparer
-        raw = preparer is not None and preparer.takes(batch)
-        if raw or any(column.dtype == object for column in batch.values()):
-            return check_values(
-                [{n: c[i] for n, c in batch.items()} for i in range(rows)], self.model
-            )
-        return check_columns(batch, rows, self.model)
+        specs = {spec.name: spec for spec in self.model.signature.inputs}
+        whole = {n: _converted(specs.get(n), column) for n, column in batch.items()}
+        columns = {n: column for n, column in whole.items() if column is not None}
+        raw = preparer is not None and preparer.takes(columns)
+        apart = len(columns) < len(batch) or any(c.dtype == object for c in columns.values())
+        if not raw and not apart:
+            return check_columns(columns, rows, self.model)
+        refused: dict[int, str] = {}
+        good: list[tuple[int, Mapping[str, Any]]] = []
+        for i in range(rows):
+            row = {n: _converted(specs.get(n), column[i]) for n, column in batch.items()}
+            lost = next((n for n in row if row[n] is None and batch[n][i] is not None), None)
+            if lost is None:
+                good.append((i, row))
+            else:
+                refused[i] = (
+                    f"input {lost!r}: expected {specs[lost].dtype}, got {batch[lost][i].dtype} with a "
+                    "value that does not fit"
+                )
+        checked = check_values([row for _, row in good], self.model)
+        return merge_rows([([i for i, _ in good], checked)], refused)
 
     def _answered(self, rows: Rows) -> list[tuple[Array, dict[str, Array]]]:
         """Return the places of rows, and the columns of their predictions."""
@@ -164,6 +182,20 @@ def open_scorer(
     if started.mixing or started.model.manifest.row_mixing:
         log.warning("each row runs by itself, since rows of this bundle depend on each other")
     return Scorer(started, raw=raw)
+
+
+def _converted(spec: TensorSpec | None, values: Any) -> Any:
+    """Return numbers in the dtype of their input, as those of Parquet files are converted; others as they are.
+
+    Args:
+      spec: of the input; None for what is no tensor.
+      values: of all rows, or of one.
+
+    Returns:
+      None where a value does not fit.
+    """
+    numbers = isinstance(values, np.ndarray | np.generic) and values.dtype.kind in "iuf"
+    return narrowed(spec.dtype, np.asarray(values)) if spec is not None and numbers else values
 
 
 def _values(column: Array) -> Sequence[Any]:

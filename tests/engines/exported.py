@@ -1,6 +1,7 @@
-"""Where an engine's tests get their bundles: from the project's own environment."""
+"""What the tests of both engines have: bundles of the project's own environment, and what docs/batch.md shows."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -13,3 +14,12 @@ def export_bundles(out):
     environ = {n: v for n, v in os.environ.items() if n != "PYTHONPATH"}
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def shown(word):
+    """Return the block of Python in docs/batch.md that has a word in it."""
+    page = (ROOT / "docs" / "batch.md").read_text()
+    [block] = [
+        b for b in re.findall(r"^```py\n(.*?)^```$", page, re.DOTALL | re.MULTILINE) if word in b
+    ]
+    return block

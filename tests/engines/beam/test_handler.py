@@ -14,6 +14,7 @@ from hloserve.beam import HloserveModelHandler, RefusedRow, raise_refused
 from runtime.errors import IntegrityError, InvalidInput
 from tests import image_files
 from tests.engines.exported import ROOT
+from tests.runtime.storage.fake_gcs import BUCKET, FakeGcs
 
 COMPILE = "/jax/core/compile/backend_compile_duration"
 BAD = {
@@ -305,3 +306,18 @@ def test_a_refused_row_becomes_an_error(opened):
     for result in (bad, ("key", bad)):
         with raises(InvalidInput, match=r"^input 'x': expected float32, got null$"):
             raise_refused(result)
+
+
+def test_a_bundle_in_cloud_storage(bundles, monkeypatch):
+    """A bundle of gs:// is read where the pipeline is made, and downloaded where it runs."""
+    bucket = FakeGcs()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.url)
+    try:
+        bucket.upload(bundles / "sides", "scoring/sides")
+        handler = HloserveModelHandler(f"gs://{BUCKET}/scoring/sides")
+        [result] = handler.run_inference([[3, 1]], handler.load_model())
+    finally:
+        bucket.close()
+
+    assert handler._digest == HloserveModelHandler(bundles / "sides")._digest
+    assert result.inference["label"] == "left"

@@ -1,5 +1,6 @@
 """Pipelines of Beam's own runner, with the workers that it has."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pytest import mark
 
 from hloserve.beam import HloserveModelHandler, RefusedRow, raise_refused
 from tests.engines.beam.pipelines import labels, made, pipeline, row, side
-from tests.engines.exported import ROOT
+from tests.engines.exported import ROOT, shown
 
 
 @mark.parametrize(
@@ -202,3 +203,18 @@ def test_predictions_are_those_that_predict_writes(bundles, tmp_path, run):
         assert {"row", *prediction} == set(wanted)
         assert prediction["label"] == wanted["label"]
         np.testing.assert_allclose(prediction["probabilities"], wanted["probabilities"], rtol=1e-6)
+
+
+def test_the_guide_shows_a_pipeline(bundles, tmp_path, monkeypatch, capsys):
+    """What docs/batch.md shows prints the prediction of the good row, and what is wrong with the other."""
+    (tmp_path / "bundle").symlink_to(bundles / "sides")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(beam, "Pipeline", functools.partial(beam.Pipeline, runner="FnApiRunner"))
+
+    exec(shown("HloserveModelHandler"), {})  # noqa: S102
+
+    digest = HloserveModelHandler(bundles / "sides")._digest
+    assert sorted(capsys.readouterr().out.splitlines()) == [
+        f"a left {digest}",
+        "b InvalidInput(\"input 'x': expected float32, got null\")",
+    ]

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import ray
 
 from hloserve.ray import HloservePredictor
+from tests.engines.exported import shown
 
 ROWS = 2000
 # Ray begins no actor that asks for more of a small machine than it has free.
@@ -133,6 +134,15 @@ def example(bundle, work):
     }
 
 
+def guide(bundle):
+    """Run what docs/batch.md shows, on the half of a small machine."""
+    names = {}
+    code = shown("HloservePredictor").replace("/models/bundle", str(bundle))
+    code = code.replace("size=2", "size=1").replace("num_cpus=1", f"num_cpus={CPUS}")
+    exec(code, names)  # noqa: S102
+    return {row["id"]: row["label"] or row["error"] for row in names["scored"].take_all()}
+
+
 def listening(mark):
     """Return the addresses that processes with a mark in their environment listen on."""
     inodes = set()
@@ -176,6 +186,7 @@ def main(bundles, work):
             for name, run in {
                 "arrays": lambda: arrays(bundles / "sides"),
                 "texts": lambda: texts(bundles / "sentences"),
+                "guide": lambda: guide(bundles / "sides"),
                 "example": lambda: example(bundles / "sides", work),
             }.items():
                 say(name)

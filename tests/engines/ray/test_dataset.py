@@ -104,6 +104,14 @@ def test_the_example_scores_parquet_files(found):
     }
 
 
+def test_the_guide_shows_a_dataset(found):
+    """What docs/batch.md shows answers the good row, and says what is wrong with the other."""
+    assert found["guide"] == {
+        "1": "left",
+        "2": "input 'x': expected float32[_, 2], got float32[1, 1]",
+    }
+
+
 def test_ray_stays_on_the_loopback_and_leaves_nothing(found):
     """Nothing listens elsewhere, no process goes on, and nothing is written to a home that is read-only."""
     assert found["listening"] == ["127.0.0.1"]

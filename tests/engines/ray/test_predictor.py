@@ -111,9 +111,7 @@ def test_a_bad_row_has_an_error_where_asked(predictor, model):
 
 def test_a_batch_of_bad_rows_alone_has_all_columns(predictor):
     """Where no row fits the columns are those of other batches."""
-    found = predictor("sides", error_column="error")(
-        {"x": objects([np.zeros(3, np.float32), None])}
-    )
+    found = predictor("sides", error_column="error")({"x": objects([np.zeros(3), None])})
 
     assert list(found) == ["label", "confidence", "probabilities", "error"]
     assert found["label"].tolist() == ["", ""]
@@ -132,6 +130,24 @@ def test_lengths_are_mixed(predictor, model):
     for row, mean in zip(rows, found["mean"], strict=True):
         alone = model("averages").predict({"ids": row[None]})["mean"][0]
         np.testing.assert_allclose(mean, alone, rtol=1e-5)
+
+
+def test_numbers_are_converted_as_those_of_files_are(predictor, model):
+    """Doubles and wide integers, which Python and pandas make, are taken where they fit, row by row."""
+    ids = np.array([[1, 2, 3], [4, 2**40, 5]])
+    doubles = np.array([[1.0, 2.0, 3.0], [1.5, 2.0, 3.0]])
+    expected = model("averages").predict({"ids": ids[:1].astype(np.int32)})["mean"][0]
+    score = predictor("averages", error_column="error")
+
+    for column in (ids, doubles, objects(list(ids)), objects(list(doubles))):
+        found = score({"ids": column})
+        np.testing.assert_allclose(found["mean"][0], expected, rtol=1e-6)
+        assert found["error"].tolist() == [
+            "",
+            f"input 'ids': expected int32, got {column[1].dtype} with a value that does not fit",
+        ]
+    [label] = predictor("sides")({"x": np.array([[3.0, 1.0]])})["label"]
+    assert label == "left"
 
 
 def test_texts(predictor, model):
