@@ -3,12 +3,10 @@
     python -m bench.batch.over_beam BUNDLE ROWS WAY [MODE WORKERS]
 
 WAY is `handler`; `plain`, a DoFn that batches, and calls what jit compiled; or `nothing`, the pipeline without a
-model. Rows are made on the workers, or Create would be what is measured. Each way is run twice, with few rows and
-with all: the difference has no start in it, no load and no compilation.
+model. Rows are made on the workers, or Create would be what is measured.
 """
 
 import argparse
-import json
 import os
 import time
 
@@ -19,7 +17,7 @@ import numpy as np
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from bench.batch.workload import SEED, few_rows
+from bench.batch.workload import SEED, behind_start, few_rows
 from hloserve.beam import HloserveModelHandler
 from runtime import load
 from runtime.storage.bundle_manifest import manifest_at
@@ -120,16 +118,11 @@ def main():
     parser.add_argument("mode", nargs="?", default="in_memory")
     parser.add_argument("workers", nargs="?", type=int, default=1)
     arguments = parser.parse_args()
-    few = max(1, arguments.rows // 20)
-    short, long = (
-        seconds(arguments.bundle, rows, arguments.way, arguments.mode, arguments.workers)
-        for rows in (few, arguments.rows)
-    )
-    rows = arguments.rows - few
-    print(
-        json.dumps(
-            {"rows": rows, "seconds": long - short, "start": short - few * (long - short) / rows}
-        )
+    behind_start(
+        lambda rows: seconds(
+            arguments.bundle, rows, arguments.way, arguments.mode, arguments.workers
+        ),
+        arguments.rows,
     )
 
 

@@ -2,12 +2,10 @@
 
     python -m bench.batch.over_ray BUNDLE ROWS WAY [ACTORS CPUS]
 
-WAY is `handler`, `plain` or `nothing`, as of bench.batch.over_beam. Ray is started once on the loopback; each way is
-run with few rows and with all, and the difference has no start of actors in it.
+WAY is `handler`, `plain` or `nothing`, as of bench.batch.over_beam. Ray is started once, on the loopback.
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -16,7 +14,7 @@ import time
 import numpy as np
 import ray
 
-from bench.batch.workload import SEED, few_rows
+from bench.batch.workload import SEED, behind_start, few_rows
 from hloserve.ray import HloservePredictor
 from runtime import load
 from runtime.storage.bundle_manifest import manifest_at
@@ -104,7 +102,6 @@ def main():
     parser.add_argument("actors", nargs="?", type=int, default=1)
     parser.add_argument("cpus", nargs="?", type=float, default=0.5)
     arguments = parser.parse_args()
-    few = max(1, arguments.rows // 20)
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as temporary:
         ray.init(
             num_cpus=os.cpu_count(),
@@ -115,18 +112,12 @@ def main():
         )
         try:
             bundle = os.path.abspath(arguments.bundle)
-            short, long = (
-                seconds(bundle, rows, arguments.way, arguments.actors, arguments.cpus)
-                for rows in (few, arguments.rows)
+            behind_start(
+                lambda rows: seconds(bundle, rows, arguments.way, arguments.actors, arguments.cpus),
+                arguments.rows,
             )
         finally:
             ray.shutdown()
-    rows = arguments.rows - few
-    print(
-        json.dumps(
-            {"rows": rows, "seconds": long - short, "start": short - few * (long - short) / rows}
-        )
-    )
 
 
 if __name__ == "__main__":
