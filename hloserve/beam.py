@@ -34,6 +34,9 @@ __all__ = ["HloserveModelHandler", "RefusedRow", "raise_refused"]
 _NAMESPACE = "BeamML_Hloserve"
 # Python, JAX, Beam and what they keep beside a model.
 _PROCESS_BYTES = 2 << 30
+# Any worker has as much. A step with a hint is in a stage of its own: its rows are written and read once more on
+# their way there and back, for 40 µs each.
+_WORKER_BYTES = 3 << 30
 # Which card Dataflow attaches where none is named.
 _ACCELERATOR = "type:nvidia-l4;count:1;install-nvidia-driver"
 # Rows of a length wait so long for others, in seconds.
@@ -160,7 +163,7 @@ class HloserveModelHandler(ModelHandler):  # type: ignore[misc] # Beam is not in
         return _NAMESPACE
 
     def get_resource_hints(self) -> dict[str, Any]:
-        """Return the memory that a process takes with the bundle, and the GPU."""
+        """Return the memory that a process takes with the bundle, where not any worker has it, and the GPU."""
         return dict(self._hints)
 
     def validate_inference_args(self, inference_args: Mapping[str, Any] | None) -> None:
@@ -262,7 +265,8 @@ def _batching(manifest: Manifest, options: Mapping[str, Any]) -> dict[str, Any]:
 def _resource_hints(manifest: Manifest, accelerator: str) -> dict[str, Any]:
     """Return Beam's hints: params on the host and on the device, and the largest program's tensors."""
     largest = max(size for _, size in bytes_by_program(manifest))
-    hints: dict[str, Any] = {"min_ram": _PROCESS_BYTES + params_bytes(manifest) + largest}
+    needed = _PROCESS_BYTES + params_bytes(manifest) + largest
+    hints: dict[str, Any] = {"min_ram": needed} if needed > _WORKER_BYTES else {}
     return {**hints, "accelerator": accelerator} if accelerator else hints
 
 

@@ -118,8 +118,17 @@ def test_one_process_owns_a_gpu(bundles):
     assert there.share_model_across_processes()
     assert there.get_resource_hints()["accelerator"].startswith("type:nvidia-l4;count:1")
     assert not here.share_model_across_processes()
-    assert list(here.get_resource_hints()) == ["min_ram"]
-    assert here.get_resource_hints()["min_ram"] > 2 << 30
+    assert here.get_resource_hints() == {}
+
+
+def test_a_large_bundle_asks_for_memory(bundles, monkeypatch):
+    """A bundle that not any worker has room for asks for what it takes; others stay in the stage of their neighbours."""
+    monkeypatch.setattr("hloserve.beam._WORKER_BYTES", 0)
+
+    [(hint, size)] = HloserveModelHandler(bundles / "sides").get_resource_hints().items()
+
+    assert hint == "min_ram"
+    assert 2 << 30 < size < 3 << 30
 
 
 def test_what_is_pickled_is_a_place_and_a_digest(bundles):
