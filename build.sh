@@ -18,6 +18,8 @@ usage: ./build.sh COMMAND
   wheel             build the wheel, install it into an environment of its own and use it there
   gpucheck [BUNDLE --target CARD[,CARD]]
                     compile a bundle for GPUs that are not here, or test that: sets up build/gpucheck, 1 GB, with XLA's CUDA plugin
+  engines [beam|ray] [PYTEST…]
+                    test the handlers of Apache Beam and of Ray, each in an environment of its own, build/engines, 1 GB
   image [OPTION…]   build a container image of the server with docker, podman or buildah
   setup             make .venv with what uv.lock pins
   protos            make server/protos/inference_pb2.py from inference.proto
@@ -206,6 +208,35 @@ gpucheck() {
   fi
 }
 
+# engine NAME [PYTEST…]: test a handler with the engine's own packages, where there is no Flax. The bundles are
+# exported by the project's environment.
+engine() {
+  local name="$1" uv wanted environment="$PWD/build/engines/$1"
+  shift
+  wanted="$(cksum <"tests/engines/$name/requirements.lock") $PWD"
+  if [ "$(cat "$environment/.synced" 2>/dev/null || true)" != "$wanted" ]; then
+    uv="$(find_uv "$venv/bin/python")"
+    say "setting up build/engines/$name"
+    "$uv" venv -q --clear --python "$venv/bin/python" "$environment"
+    "$uv" pip install -q --compile-bytecode --require-hashes --python "$environment/bin/python" \
+      -r "tests/engines/$name/requirements.lock"
+    echo "$wanted" >"$environment/.synced"
+  fi
+  PYTHONPATH="$PWD" HLOSERVE_PYTHON="$PWD/$venv/bin/python" "$environment/bin/python" -m pytest -q \
+    --rootdir . -c tests/engines/pytest.ini --confcutdir "tests/engines/$name" "tests/engines/$name" "$@"
+}
+
+engines() {
+  local name names=(beam ray)
+  case "${1:-}" in
+  beam | ray) names=("$1"); shift ;;
+  "" | -*) ;;
+  *) say "error: engines: expected beam, ray or options of pytest, got $1"; return 2 ;;
+  esac
+  setup
+  for name in "${names[@]}"; do stage "$name" engine "$name" "$@"; done
+}
+
 # Fill the table of docs/compatibility.md.
 run_matrix() {
   local oldest jax pythons=()
@@ -310,7 +341,7 @@ run_example() {
   exec "$venv/bin/python" -m examples.digits.run "$@"
 }
 
-commands=(run test check docs coverage wheel gpucheck image setup protos)
+commands=(run test check docs coverage wheel gpucheck engines image setup protos)
 
 # Print how many letters two words differ by: put in, left out, other ones, or two in turn.
 distance() {
@@ -355,6 +386,7 @@ docs) docs "$@" ;;
 coverage) coverage "$@" ;;
 wheel) wheel ;;
 gpucheck) gpucheck "$@" ;;
+engines) engines "$@" ;;
 image) image "$@" ;;
 setup) setup ;;
 protos) protos ;;

@@ -21,6 +21,9 @@ with MonkeyPatch.context() as patch:
     patch.setitem(sys.modules, "tensorflow", None)
     import flax.io  # noqa: F401
 
+# With packages of their own: ./build.sh engines.
+collect_ignore = ["engines"]
+
 # Whoever starts the tests in the background, or under nohup, may have these ignored, and servers
 # would go on where a terminal ends them.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -212,7 +212,7 @@ def test_an_unknown_command_is_named_with_the_nearest(project, typed, hint):
     ran = project.setup(typed)
 
     assert ran.stderr.splitlines()[-1] == (
-        f"error: command: expected run, test, check, docs, coverage, wheel, gpucheck, image, setup, protos, got '{typed}'{hint}"
+        f"error: command: expected run, test, check, docs, coverage, wheel, gpucheck, engines, image, setup, protos, got '{typed}'{hint}"
     )
 
 

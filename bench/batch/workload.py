@@ -1,6 +1,7 @@
 """Rows for a bundle, as files of each format: made of a seed, so that every run has the same."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,32 @@ def columns(bundle, rows, lengths=None):
         else:
             found[spec.name] = [chance.integers(1, high, n).astype(spec.dtype) for n in own]
     return found
+
+
+def few_rows(signature):
+    """Return what rows of the shortest size are made of, by input: dtype, shape and the largest value."""
+    sizes = {axis.name: axis.sizes[0] for axis in signature.axes}
+    return {
+        spec.name: (spec.dtype, spec.concrete(1, sizes)[1:], spec.maximum or 100)
+        for spec in signature.inputs
+        if not spec.mask
+    }
+
+
+def behind_start(seconds, rows):
+    """Print as JSON the rows and seconds behind the start, and the seconds of a first start.
+
+    Args:
+      seconds: runs so many rows and returns how long that took. It is called with few rows twice, and with all:
+        the second and the third start alike, so that their difference has no start in it.
+      rows: of all; so many that they take longer than a start varies.
+    """
+    few = max(1, rows // 20)
+    first, short, long = seconds(few), seconds(few), seconds(rows)
+    if long <= short:
+        sys.exit(f"rows: expected more than {rows}, which took no longer than {few}")
+    start = first - few * (long - short) / (rows - few)
+    print(json.dumps({"rows": rows - few, "seconds": long - short, "start": start}))
 
 
 def write(path: Path, values):

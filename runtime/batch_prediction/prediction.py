@@ -8,10 +8,30 @@ import numpy as np
 from runtime.batch_prediction.blocks import Position, Window
 from runtime.batch_prediction.fields import Fields, ReadBlock, read_block
 from runtime.batch_prediction.plan import Run, plan
+from runtime.batch_prediction.rows import Rows
 from runtime.inputs import Checked
 from runtime.model import Model
 from runtime.staging import stage, unstage
 from runtime.tensors import Array, numpy_dtype
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PlannedRows:
+    """Rows that fit, and the runs that answer them.
+
+    Attributes:
+      good: int[n], the places of these rows among all, in order.
+      parts: checked rows.
+      part_of: int[n], the part of each of these rows.
+      place_in: int[n], its place there.
+      runs: cover these rows; their members are places among these rows.
+    """
+
+    good: Array
+    parts: tuple[Checked, ...]
+    part_of: Array
+    place_in: Array
+    runs: tuple[Run, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -23,30 +43,27 @@ class ReadyWindow:
       first: the number of its first row.
       end: where the next window begins.
       done: see `Window`.
-      good: int[n], the places of the rows that fit in the window, in order.
-      parts: checked rows.
-      part_of: int[n], the part of each of these rows.
-      place_in: int[n], its place there.
-      runs: cover these rows; their members are places among these rows.
+      rows: of the window that fit.
     """
 
     blocks: tuple[ReadBlock, ...]
     first: int
     end: Position
     done: float | None
-    good: Array
-    parts: tuple[Checked, ...]
-    part_of: Array
-    place_in: Array
-    runs: tuple[Run, ...]
+    rows: PlannedRows
+
+    @property
+    def good(self) -> Array:
+        """Return int[n], the places of the rows that fit in the window, in order."""
+        return self.rows.good
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answers:
-    """The outputs of some rows of one window, which have the same sizes.
+    """The outputs of some rows, which have the same sizes.
 
     Attributes:
-      members: int[n], places among the rows of the window that fit.
+      members: int[n], places among the rows of the window that fit, or among all rows.
       outputs: in the signature's order, each [n, ...].
     """
 
@@ -94,24 +111,8 @@ class Predictor:
             for block, start in zip(blocks, starts, strict=False)
             for own in block.rows.members
         ]
-        counts = [part.rows for part in parts]
-        places = np.concatenate([*members, np.empty(0, np.intp)]).astype(np.intp)
-        order = np.argsort(places, kind="stable")
-        part_of = np.repeat(np.arange(len(parts)), counts)[order]
-        place_in = np.concatenate([*map(np.arange, counts), np.empty(0, np.intp)]).astype(np.intp)
-        sizes = [self._model.group(part.sizes).sizes for part in parts]
-        runs = plan(sizes, part_of, self._buckets, alone=self._alone)
-        return ReadyWindow(
-            blocks,
-            window.first,
-            window.end,
-            window.done,
-            places[order],
-            parts,
-            part_of,
-            place_in[order],
-            tuple(runs),
-        )
+        rows = self._plan(parts, members)
+        return ReadyWindow(blocks, window.first, window.end, window.done, rows)
 
     def answer(self, window: ReadyWindow) -> AnsweredWindow:
         """Run the programs of a window.
@@ -119,12 +120,41 @@ class Predictor:
         Raises:
           ExecutionError: the device failed.
         """
+        return AnsweredWindow(window, self._answer(window.rows))
+
+    def answer_rows(self, rows: Rows) -> list[Answers]:
+        """Answer rows that are in no window. May be called from several threads at once.
+
+        Args:
+          rows: checked.
+
+        Returns:
+          Answers of all rows that fit, whose members are places among all rows.
+
+        Raises:
+          ExecutionError: the device failed.
+        """
+        planned = self._plan(rows.parts, rows.members)
+        answers = self._answer(planned)
+        return [Answers(planned.good[own.members], own.outputs) for own in answers]
+
+    def _plan(self, parts: tuple[Checked, ...], members: Sequence[Array]) -> PlannedRows:
+        counts = [part.rows for part in parts]
+        places = np.concatenate([*members, np.empty(0, np.intp)]).astype(np.intp)
+        order = np.argsort(places, kind="stable")
+        part_of = np.repeat(np.arange(len(parts)), counts)[order]
+        place_in = np.concatenate([*map(np.arange, counts), np.empty(0, np.intp)]).astype(np.intp)
+        sizes = [self._model.group(part.sizes).sizes for part in parts]
+        runs = plan(sizes, part_of, self._buckets, alone=self._alone)
+        return PlannedRows(places[order], parts, part_of, place_in[order], tuple(runs))
+
+    def _answer(self, planned: PlannedRows) -> tuple[Answers, ...]:
         found: list[Answers] = []
-        for run in window.runs:
-            found += self._run(window, run)
+        for run in planned.runs:
+            found += self._run(planned, run)
         if self._ragged or not found:
-            return AnsweredWindow(window, tuple(found))
-        rows = len(window.good)
+            return tuple(found)
+        rows = len(planned.good)
         signature = self._model.signature
         whole = tuple(
             np.empty(spec.concrete(rows, {}), numpy_dtype(spec.dtype)) for spec in signature.outputs
@@ -132,11 +162,11 @@ class Predictor:
         for answers in found:
             for out, piece in zip(whole, answers.outputs, strict=True):
                 out[answers.members] = piece
-        return AnsweredWindow(window, (Answers(np.arange(rows), whole),))
+        return (Answers(np.arange(rows), whole),)
 
-    def _run(self, window: ReadyWindow, run: Run) -> list[Answers]:
-        pieces = _pieces(window, run.members)
-        parts = [window.parts[part].cut(start, end) for part, start, end in pieces]
+    def _run(self, planned: PlannedRows, run: Run) -> list[Answers]:
+        pieces = _pieces(planned, run.members)
+        parts = [planned.parts[part].cut(start, end) for part, start, end in pieces]
         group = self._model.groups[run.sizes]
         inputs = stage(self._model.signature, parts, run.batch, run.sizes)
         outputs = self._model.run(group.programs[run.batch], inputs)
@@ -148,9 +178,9 @@ class Predictor:
         return found
 
 
-def _pieces(window: ReadyWindow, members: Array) -> Sequence[tuple[int, int, int]]:
+def _pieces(planned: PlannedRows, members: Array) -> Sequence[tuple[int, int, int]]:
     """Return consecutive rows of parts: the part, and from where to where."""
-    part, place = window.part_of[members], window.place_in[members]
+    part, place = planned.part_of[members], planned.place_in[members]
     cuts = np.flatnonzero((np.diff(part) != 0) | (np.diff(place) != 1)) + 1
     starts = [0, *cuts.tolist()]
     ends = [*cuts.tolist(), len(members)]

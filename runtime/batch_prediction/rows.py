@@ -45,7 +45,7 @@ def check_instances(instances: Sequence[Any], model: Model) -> Rows:
       instances: without fields that are no inputs.
       model: that they are for.
     """
-    return _sift(len(instances), lambda at: _read([instances[i] for i in at], model))
+    return sift(len(instances), lambda at: _read([instances[i] for i in at], model))
 
 
 def check_columns(columns: Mapping[str, Array | Sequence[Array]], rows: int, model: Model) -> Rows:
@@ -59,8 +59,8 @@ def check_columns(columns: Mapping[str, Array | Sequence[Array]], rows: int, mod
     """
     ragged = {n: c for n, c in columns.items() if not isinstance(c, np.ndarray)}
     if not ragged:
-        return _sift(rows, lambda at: _read_arrays(_taken(columns, at), model))
-    found = []
+        return sift(rows, lambda at: _read_arrays(_taken(columns, at), model))
+    found: list[tuple[Sequence[int], Rows]] = []
     for at in _alike(list(ragged.values()), rows):
         same = {
             name: _taken({name: column}, at)[name]
@@ -69,23 +69,40 @@ def check_columns(columns: Mapping[str, Array | Sequence[Array]], rows: int, mod
             for name, column in columns.items()
         }
 
-        def read(some: Sequence[int], same: Mapping[str, Array] = same) -> _Read:
+        def read(some: Sequence[int], same: Mapping[str, Array] = same) -> Read:
             return _read_arrays(_taken(same, some), model)
 
-        found.append((np.asarray(at, np.intp), _sift(len(at), read)))
-    return Rows(
-        tuple(part for _, rows_ in found for part in rows_.parts),
-        tuple(at[own] for at, rows_ in found for own in rows_.members),
-        {int(at[i]): why for at, rows_ in found for i, why in rows_.refused.items()},
-    )
+        found.append((at, sift(len(at), read)))
+    return merge_rows(found, {})
 
 
 # Parts, and for each of them the places of its rows among those that were read.
-_Read = tuple[Sequence[Checked], Sequence[Sequence[int] | Array]]
+Read = tuple[Sequence[Checked], Sequence[Sequence[int] | Array]]
 
 
-def _sift(rows: int, read: Callable[[Sequence[int]], _Read]) -> Rows:
-    """Read rows all together, or in halves, down to each by itself."""
+def merge_rows(found: Sequence[tuple[Sequence[int], Rows]], refused: Mapping[int, str]) -> Rows:
+    """Return rows that were checked in several groups.
+
+    Args:
+      found: for each group, the places of its rows among all, and these rows.
+      refused: rows of no group, by their place among all, and what is wrong with them.
+    """
+    placed = [(np.asarray(at, np.intp), rows) for at, rows in found]
+    why = {int(at[i]): reason for at, rows in placed for i, reason in rows.refused.items()}
+    return Rows(
+        tuple(part for _, rows in placed for part in rows.parts),
+        tuple(at[own] for at, rows in placed for own in rows.members),
+        dict(sorted({**refused, **why}.items())),
+    )
+
+
+def sift(rows: int, read: Callable[[Sequence[int]], Read]) -> Rows:
+    """Read rows all together, or in halves, down to each by itself.
+
+    Args:
+      rows: how many there are.
+      read: reads consecutive rows, given their places; raises InvalidInput where one does not fit.
+    """
     parts: list[Checked] = []
     members: list[Array] = []
     refused: dict[int, str] = {}
@@ -106,7 +123,7 @@ def _sift(rows: int, read: Callable[[Sequence[int]], _Read]) -> Rows:
     return Rows(tuple(parts), tuple(members), dict(sorted(refused.items())))
 
 
-def _read(instances: list[Any], model: Model) -> _Read:
+def _read(instances: list[Any], model: Model) -> Read:
     raw = read_raw_rows(instances, model)
     if raw is not None and model.preparer is not None:
         prepared = model.preparer.prepare(raw.inputs, raw.where)
@@ -117,7 +134,7 @@ def _read(instances: list[Any], model: Model) -> _Read:
     return parts, [range(i, i + 1) for i in range(len(parts))]
 
 
-def _read_arrays(columns: Mapping[str, Array], model: Model) -> _Read:
+def _read_arrays(columns: Mapping[str, Array], model: Model) -> Read:
     checked = model.checker.check(exact_arrays(model.signature, columns))
     return [checked], [range(checked.rows)]
 

@@ -165,11 +165,12 @@ def refuse(dtype: str, values: Any, where: str) -> SignatureMismatch:
 
 
 def kind_of(value: Any) -> str:
-    """Return the JSON type of a value with its article, for a message."""
+    """Return the JSON type of a value with its article, for a message; the type's name of what JSON lacks."""
     if isinstance(value, str):
         return "a string"
     kinds = {type(None): "null", bool: "a boolean", dict: "an object", list: "an array"}
-    return kinds.get(type(value), "a number")
+    number = "a number" if isinstance(value, int | float) else type(value).__name__
+    return kinds.get(type(value), number)
 
 
 def brief(value: Any) -> str:

@@ -1,0 +1,98 @@
+"""Measure bundles in Beam and Ray beside `predict` and the plain way: `python -m bench.batch.engines [--rows N] [--rounds N]`.
+
+Needs the bundles of `python -m bench.serving.prepare`, and the environments of `./build.sh engines`. Cells are
+interleaved, each in a process of its own, and given as medians; what a start takes stands beside them.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench.batch import workload
+from bench.batch.__main__ import BUNDLES, ROOT
+
+ENGINES = ROOT / "build" / "engines"
+WAYS = ("handler", "plain", "nothing")
+
+
+def cell(environment, module, *arguments, timeout):
+    """Return what a cell prints: rows, seconds, and those of its start."""
+    python = sys.executable if environment is None else ENGINES / environment / "bin" / "python"
+    begin = time.perf_counter()
+    done = subprocess.run(
+        [str(python), "-m", module, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    whole = time.perf_counter() - begin
+    if done.returncode:
+        sys.exit(f"{module} {' '.join(map(str, arguments))}: {done.stderr[-4000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return found["rows"] / found["seconds"], found.get("start", whole - found["seconds"])
+
+
+def cells(bundle, rows, folder, timeout):
+    """Return the name of each cell and a function that measures it."""
+    source = folder / "rows.npz"
+    workload.write(source, workload.columns(bundle, rows))
+
+    def predict():
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            return cell(
+                *(None, "runtime", "predict", bundle, source, "--out", Path(out) / "out"),
+                *("--format", "npz", "--device", "cpu", "--json"),
+                timeout=timeout,
+            )
+
+    found = {"predict, from npz to npz": predict}
+    for engine in ("beam", "ray"):
+        for way in WAYS:
+            found[f"{engine}: {way}"] = lambda engine=engine, way=way: cell(
+                engine, f"bench.batch.over_{engine}", bundle, rows, way, timeout=timeout
+            )
+    return found
+
+
+def main():
+    """Measure, print, and save where that is asked for."""
+    parser = argparse.ArgumentParser(prog="python -m bench.batch.engines", description=__doc__)
+    parser.add_argument("--bundle", type=Path, default=BUNDLES / "text_classifier")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="cells whose name begins so")
+    parser.add_argument("--timeout", type=float, default=3600, help="of a cell, in seconds")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the medians as JSON")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measures = cells(arguments.bundle, arguments.rows, Path(folder), arguments.timeout)
+        seen = {name: [] for name in measures if name.startswith(arguments.only)}
+        for _ in range(arguments.rounds):
+            for name, found in seen.items():
+                found.append(measures[name]())
+    medians = {
+        name: {
+            "rows_per_second": statistics.median(rate for rate, _ in pairs),
+            "start_seconds": statistics.median(start for _, start in pairs),
+        }
+        for name, pairs in seen.items()
+    }
+    print(f"{arguments.bundle.name}, {arguments.rows:,} rows")
+    for name, found in medians.items():
+        rate, start = found["rows_per_second"], found["start_seconds"]
+        print(f"  {name:<28} {rate:>10,.0f} rows/s, start {start:>5.1f} s")
+    if arguments.save:
+        arguments.save.write_text(json.dumps(medians, indent=1))
+
+
+if __name__ == "__main__":
+    main()
