@@ -1,7 +1,9 @@
 """Windows through the programs: rows are checked, planned, run and put back in order."""
 
+import collections
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,8 +12,12 @@ from runtime.batch_prediction.fields import Fields, ReadBlock, read_block
 from runtime.batch_prediction.plan import Run, plan
 from runtime.inputs import Checked
 from runtime.model import Model
+from runtime.program import Program
 from runtime.staging import stage, unstage
 from runtime.tensors import Array, numpy_dtype
+
+# Runs that were dispatched beside the one that is waited for, so that the device goes on meanwhile.
+_AHEAD = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,6 +73,15 @@ class AnsweredWindow:
     answers: tuple[Answers, ...]
 
 
+class _Started(NamedTuple):
+    """A run that was dispatched, with what its outputs are divided by."""
+
+    run: Run
+    parts: Sequence[Checked]
+    program: Program
+    outputs: Sequence[Any]
+
+
 class Predictor:
     """Answers windows with the programs of a model.
 
@@ -120,8 +135,13 @@ class Predictor:
           ExecutionError: the device failed.
         """
         found: list[Answers] = []
+        started: collections.deque[_Started] = collections.deque()
         for run in window.runs:
-            found += self._run(window, run)
+            started.append(self._start(window, run))
+            if len(started) > _AHEAD:
+                found += self._finish(started.popleft())
+        while started:
+            found += self._finish(started.popleft())
         if self._ragged or not found:
             return AnsweredWindow(window, tuple(found))
         rows = len(window.good)
@@ -134,16 +154,20 @@ class Predictor:
                 out[answers.members] = piece
         return AnsweredWindow(window, (Answers(np.arange(rows), whole),))
 
-    def _run(self, window: ReadyWindow, run: Run) -> list[Answers]:
+    def _start(self, window: ReadyWindow, run: Run) -> _Started:
         pieces = _pieces(window, run.members)
         parts = [window.parts[part].cut(start, end) for part, start, end in pieces]
-        group = self._model.groups[run.sizes]
+        program = self._model.groups[run.sizes].programs[run.batch]
         inputs = stage(self._model.signature, parts, run.batch, run.sizes)
-        outputs = self._model.run(group.programs[run.batch], inputs)
+        return _Started(run, parts, program, program.dispatch(self._model.params, inputs))
+
+    def _finish(self, started: _Started) -> list[Answers]:
+        outputs = started.program.fetch(started.outputs)
         begin = 0
         found = []
+        parts = started.parts
         for part, own in zip(parts, unstage(self._model.signature, parts, outputs), strict=True):
-            found.append(Answers(run.members[begin : begin + part.rows], own))
+            found.append(Answers(started.run.members[begin : begin + part.rows], own))
             begin += part.rows
         return found
 

@@ -13,6 +13,7 @@ from runtime import load
 from runtime.batch_prediction.job import FieldsError, Job, Options, TooManyErrors
 from runtime.batch_prediction.output import OutputError, open_output
 from runtime.batch_prediction.sources import find_sources
+from runtime.program import Program
 from tests.runtime.batch_prediction.conftest import started
 
 ROWS = [{"x": [float(i), 0.0, 1.0, 2.0]} for i in range(11)]
@@ -159,13 +160,13 @@ def test_raw_outputs_have_no_labels(classifier, job, jsonl, lines):
 def test_lengths_share_full_batches(tagger, job, jsonl, lines, monkeypatch):
     """Rows of mixed lengths come back in order, each cut to its own length, from few full runs."""
     ran = []
-    run = type(tagger).run
+    dispatch = Program.dispatch
 
-    def noted(self, program, inputs):
-        ran.append((program.batch, program.axes["seq"]))
-        return run(self, program, inputs)
+    def noted(self, params, inputs):
+        ran.append((self.batch, self.axes["seq"]))
+        return dispatch(self, params, inputs)
 
-    monkeypatch.setattr(type(tagger), "run", noted)
+    monkeypatch.setattr(Program, "dispatch", noted)
     rows = [{"ids": [1] * (2 + 5 * (i % 2))} for i in range(9)]
     job(tagger, [jsonl(rows)])
 
@@ -173,6 +174,26 @@ def test_lengths_share_full_batches(tagger, job, jsonl, lines, monkeypatch):
     assert [len(line["prediction"]["scores"]) for line in lines()] == [2, 7] * 4 + [2]
     alone = tagger.predict({"ids": np.ones((1, 7), np.int32)})
     assert np.allclose(lines()[1]["prediction"]["mean"], alone["mean"][0], rtol=1e-5)
+
+
+def test_the_device_has_further_runs_while_outputs_are_fetched(classifier, job, jsonl, monkeypatch):
+    """Four runs are dispatched ahead of the one whose outputs are waited for, and no more."""
+    seen = []
+
+    def noted(name):
+        method = getattr(Program, name)
+
+        def call(self, *arguments):
+            seen.append(name)
+            return method(self, *arguments)
+
+        monkeypatch.setattr(Program, name, call)
+
+    noted("dispatch")
+    noted("fetch")
+    job(classifier, [jsonl([ROWS[0]] * 4 * 7)])
+
+    assert seen == [*["dispatch"] * 5, "fetch", *["dispatch", "fetch"] * 2, *["fetch"] * 4]
 
 
 def test_rows_that_mix_run_alone(mixing_bundle, job, jsonl, lines):
@@ -298,6 +319,20 @@ def test_a_folder_with_other_files_is_refused(classifier, job, jsonl, tmp_path):
     )
 
 
+def test_the_record_of_another_program_is_not_replaced(classifier, job, jsonl, tmp_path):
+    """A metadata.json that is none of ours stays, with --overwrite as well."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "metadata.json").write_text('{"version": 7}')
+    with raises(OutputError) as error:
+        job(classifier, [jsonl(ROWS)], overwrite=True)
+
+    assert str(error.value) == (
+        f"--out {tmp_path / 'out'}: expected metadata.json of an earlier run, got another file of this name; "
+        "take another folder"
+    )
+    assert content(tmp_path / "out") == {"metadata.json": b'{"version": 7}'}
+
+
 def test_two_runs_do_not_share_a_folder(classifier, job, jsonl, tmp_path):
     """The second ends in one line while the first has the folder."""
     with open_output(tmp_path / "out", tmp_path), raises(OutputError) as error:
@@ -388,14 +423,14 @@ def test_no_rows_are_a_complete_run(classifier, job, jsonl, lines):
 
 def test_an_infinite_answer_is_null(classifier, job, jsonl, lines, monkeypatch):
     """What JSON has no way to write is null, of that row alone."""
-    run = type(classifier).run
+    fetch = Program.fetch
 
-    def with_nan(self, program, inputs):
-        outputs = [np.array(output) for output in run(self, program, inputs)]
-        outputs[0][0] = np.nan
-        return tuple(outputs)
+    def with_nan(self, outputs):
+        found = [np.array(output) for output in fetch(self, outputs)]
+        found[0][0] = np.nan
+        return tuple(found)
 
-    monkeypatch.setattr(type(classifier), "run", with_nan)
+    monkeypatch.setattr(Program, "fetch", with_nan)
     job(classifier, [jsonl(ROWS[:3])], raw=True)
 
     assert lines()[0]["prediction"] == [None, None, None]
