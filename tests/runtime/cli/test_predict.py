@@ -81,6 +81,38 @@ def test_a_second_run_is_refused(predict, rows, tmp_path):
     assert predict(rows, "--overwrite")[0] == 0
 
 
+def test_an_output_that_exists_is_refused_before_the_bundle_is_opened(predict, rows, tmp_path):
+    """Whatever the bundle, a complete folder and one with other files are refused first."""
+    predict(rows)
+    complete = predict(rows, bundle=tmp_path / "gone")
+    for path in (tmp_path / "out").iterdir():
+        path.unlink()
+    (tmp_path / "out" / "thesis.tex").write_text("…")
+    other = predict(rows, bundle=tmp_path / "gone")
+
+    out = f"error: --out {tmp_path / 'out'}: expected an empty folder, "
+    assert complete == (
+        2,
+        "",
+        f"{out}got the complete output of a run; pass --overwrite, or take another folder\n",
+    )
+    assert other == (
+        2,
+        "",
+        f"{out}or that of an earlier run, got 'thesis.tex' in it; take another folder\n",
+    )
+
+
+def test_a_bundle_that_is_not_there_leaves_no_folder(predict, rows, tmp_path):
+    """The folder of a run that did not begin is removed again, and one that was there stays."""
+    assert predict(rows, bundle=tmp_path / "gone")[0] == 3
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    predict(rows, bundle=tmp_path / "gone")
+
+    assert (tmp_path / "out").exists()
+
+
 def test_too_many_errors_are_status_1(predict, rows):
     """The line names the limit and the last reason."""
     status, out, err = predict(rows, "--max-errors", "0")
@@ -129,7 +161,7 @@ def test_a_bundle_that_does_not_match_its_goldens_predicts_nothing(
 
     assert (status, out) == (4, "")
     assert "golden checks failed on this device, first: b" in err.splitlines()[-1]
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_full_disk_is_one_line(predict, rows, tmp_path, monkeypatch):
