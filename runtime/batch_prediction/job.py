@@ -139,7 +139,8 @@ class Job:
         on_begin(resumed, ledger.progress)
         shards = _Shards(output, self._written, self._options.format, ledger)
         opener = Opener(self._model, self._fields, scratch, warn)
-        with contextlib.closing(self._answered(opener, ledger.progress)) as windows:
+        predictor = Predictor(self._model, self._fields, alone=self._alone)
+        with contextlib.closing(self._answered(predictor, opener, ledger.progress)) as windows:
             try:
                 for answered in windows:
                     shards.add(answered)
@@ -148,14 +149,17 @@ class Job:
                     if shards.rows_in_shard >= _SHARD_WINDOWS * self._limits.rows:
                         shards.commit(complete=False)
                 shards.commit(complete=True)
-            except BaseException:
+            except BaseException as error:
                 shards.abandon()
+                if isinstance(error, Exception):  # of a signal the process ends at once
+                    predictor.stop()
                 raise
         return ledger.progress
 
-    def _answered(self, opener: Opener, progress: Progress) -> Generator[AnsweredWindow]:
+    def _answered(
+        self, predictor: Predictor, opener: Opener, progress: Progress
+    ) -> Generator[AnsweredWindow]:
         """Yield answered windows: reading, checking and running are each on threads of their own."""
-        predictor = Predictor(self._model, self._fields, alone=self._alone)
         workers = max(1, min(_MAX_WORKERS, (os.cpu_count() or 1) - 1))
         read = ahead(
             read_windows(

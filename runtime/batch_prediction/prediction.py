@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -73,6 +74,10 @@ class AnsweredWindow:
     answers: tuple[Answers, ...]
 
 
+class StoppedError(Exception):
+    """Runs were stopped; their outputs are wanted no more."""
+
+
 class _Started(NamedTuple):
     """A run that was dispatched, with what its outputs are divided by."""
 
@@ -95,6 +100,8 @@ class Predictor:
         self._model = model
         self._fields = fields
         self._alone = alone
+        self._answering = threading.Lock()
+        self._stopped = False
         self._buckets = {sizes: sorted(group.programs) for sizes, group in model.groups.items()}
         axes = {axis.name for axis in model.signature.axes}
         self._ragged = any(axes.intersection(map(str, s.shape)) for s in model.signature.outputs)
@@ -133,15 +140,10 @@ class Predictor:
 
         Raises:
           ExecutionError: the device failed.
+          StoppedError: another thread called `stop`.
         """
-        found: list[Answers] = []
-        started: collections.deque[_Started] = collections.deque()
-        for run in window.runs:
-            started.append(self._start(window, run))
-            if len(started) > _AHEAD:
-                found += self._finish(started.popleft())
-        while started:
-            found += self._finish(started.popleft())
+        with self._answering:
+            found = self._run(window)
         if self._ragged or not found:
             return AnsweredWindow(window, tuple(found))
         rows = len(window.good)
@@ -153,6 +155,30 @@ class Predictor:
             for out, piece in zip(whole, answers.outputs, strict=True):
                 out[answers.members] = piece
         return AnsweredWindow(window, (Answers(np.arange(rows), whole),))
+
+    def stop(self) -> None:
+        """Run no further program, and wait for those that run.
+
+        An interpreter that ends while a thread is inside of a device's native code ends by SIGABRT.
+        """
+        self._stopped = True
+        with self._answering:
+            pass
+
+    def _run(self, window: ReadyWindow) -> list[Answers]:
+        found: list[Answers] = []
+        started: collections.deque[_Started] = collections.deque()
+        for run in window.runs:
+            if self._stopped:
+                break
+            started.append(self._start(window, run))
+            if len(started) > _AHEAD:
+                found += self._finish(started.popleft())
+        while started:
+            found += self._finish(started.popleft())
+        if self._stopped:
+            raise StoppedError
+        return found
 
     def _start(self, window: ReadyWindow, run: Run) -> _Started:
         pieces = _pieces(window, run.members)

@@ -361,6 +361,31 @@ def test_too_many_errors_end_the_run(classifier, job, jsonl, lines):
 
 
 @mark.usefixtures("small")
+def test_no_program_runs_once_a_run_has_failed(classifier, job, jsonl, monkeypatch):
+    """A run that is ended by an error leaves no thread inside of the device."""
+    running = []
+    call = Program.dispatch
+
+    def noted(self, *arguments):
+        running.append(1)
+        try:
+            return call(self, *arguments)
+        finally:
+            running.pop()
+            ended.append(len(failed))
+
+    ended, failed = [], []
+    monkeypatch.setattr(Program, "dispatch", noted)
+    with raises(TooManyErrors):
+        job(classifier, [jsonl([b"broken", *ROWS * 50])], max_errors=0)
+    failed.append(1)
+    drained = job(classifier, [jsonl(ROWS[:4])], overwrite=True)
+
+    assert drained.predictions == 4
+    assert (running, ended.count(1)) == ([], 1)
+
+
+@mark.usefixtures("small")
 def test_a_full_disk_leaves_no_partial_file(classifier, job, jsonl, tmp_path, monkeypatch):
     """The error names the disk's own reason, complete shards stay, and the run goes on once there is room."""
     path = jsonl(ROWS)
