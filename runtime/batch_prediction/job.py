@@ -275,12 +275,12 @@ class _Shards:
         number = progress.shards
         if self._shard is not None or not number:
             self._open().finish()
-            self._shard = None
             if self._errors:
                 lines = [json.dumps(error, ensure_ascii=False) for error in self._errors]
                 data = "".join(f"{line}\n" for line in lines)
                 self._output.write(f"errors-{number:05}.jsonl", data.encode("utf-8", "replace"))
             self._output.commit(self._name(number))
+            self._shard = None
             number += 1
         self._ledger.record(
             Progress(number, self.rows, self._predictions, self.errors, self._position, complete)

@@ -81,8 +81,12 @@ class LocalOutput:
 
     def write(self, name: str, data: bytes) -> None:
         """See `Output`."""
-        self.partial(name).write_bytes(data)
-        self.commit(name)
+        try:
+            self.partial(name).write_bytes(data)
+            self.commit(name)
+        except OSError:  # of a full disk
+            self.partial(name).unlink(missing_ok=True)
+            raise
 
     def remove(self, name: str) -> None:
         """See `Output`."""

@@ -88,6 +88,9 @@ BAD = {
     b'{"x": "\xff"}': "expected UTF-8, got the byte 0xff at 7",
     b'{"x": [1, 2, 3, 4]': "expected JSON, got unexpected end of data: line 1 column 19 (char 18)",
     b'{"x": [1, 2, 3, NaN]}': "expected JSON, got unexpected character, expected a JSON value: line 1 column 17 (char 16)",
+    b'{"x": [1, 2, 3, 4], "x": [1, 2, 3, 5]}': "expected each key once, got 'x' twice",
+    b'{"x": [1, 2, 3, 4], "key": {"a:": 1, "a:": 2}}': "expected each key once, got 'a:' twice",
+    b'{"x": ' + b'{"x": ' * 1010 + b"1" + b"}" * 1011: "expected JSON, got objects hundreds deep",
     b'{"x": [1, 2, 3, 1e300]}': "input 'x': expected float32, got 1e+300",
 }
 

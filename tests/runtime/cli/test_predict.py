@@ -1,16 +1,25 @@
 """`python -m runtime predict`: its lines, its statuses, and how it ends when it is interrupted."""
 
+import dataclasses
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from pytest import fixture, mark, raises
+import numpy as np
+from pytest import fixture, mark, raises, skip
 
 from runtime.__main__ import main
+from runtime.batch_prediction.blocks import Position
+from runtime.batch_prediction.fields import ReadBlock
+from runtime.batch_prediction.prediction import AnsweredWindow, Answers, ReadyWindow
+from runtime.batch_prediction.rows import Rows
+from runtime.batch_prediction.writers import Written, open_shard
+from runtime.entries import OutputFormat
 from tests.altered_bundles import with_other_golden
 
 ROOT = Path(__file__).parents[3]
@@ -176,6 +185,73 @@ def test_a_full_disk_is_one_line(predict, rows, tmp_path, monkeypatch):
     assert (status, out) == (2, "")
     assert err.splitlines()[-1] == f"error: {tmp_path / 'out'}: No space left on device"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["metadata.json"]
+
+
+@fixture
+def small_disk(tmp_path):
+    """A file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        skip("needs leave to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@mark.parametrize("format_", ["jsonl", "parquet", "arrow", "npz", "safetensors"])
+def test_a_disk_that_fills_up_is_one_line(
+    format_, small_disk, classifier_bundle, tmp_path, capsys, monkeypatch
+):
+    """On a real one: complete shards stay, nothing partial does, and with room the run goes on to the same bytes."""
+    monkeypatch.setattr("runtime.batch_prediction.job._SHARD_WINDOWS", 2)
+    source = tmp_path / "in.npz"
+    np.savez(source, x=np.random.default_rng(0).normal(size=(4000, 4)).astype(np.float32))
+    out = small_disk / "out"
+
+    def run(folder):
+        command = ["predict", str(classifier_bundle), str(source), "--out", str(folder), "--raw"]
+        return main([*command, "--format", format_, "--device", "cpu"])
+
+    status = run(out)
+    shown = capsys.readouterr()
+    left = sorted(path.name for path in out.iterdir())
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    run(out)
+    run(tmp_path / "whole")
+
+    assert (status, shown.out) == (2, "")
+    assert shown.err.splitlines()[-1] == f"error: {out}: No space left on device"
+    shards = [f"predictions-{i:05}.{format_}" for i in range(len(left) - 1)]
+    assert left == ["metadata.json", *shards]
+    assert shards
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()
+    }
+
+
+@mark.parametrize("format_", ["jsonl", "parquet", "arrow", "npz", "safetensors"])
+def test_writers_pass_on_that_there_is_no_room(format_, classifier):
+    """A device that is always full is an error of the system, in every format."""
+    written = Written(classifier.signature, OutputFormat(), "key", ())
+    window = ReadyWindow((), 0, Position(), None, np.arange(0), (), np.arange(0), np.arange(0), ())
+    rows = np.zeros((50_000, 3), np.float32)
+    window = dataclasses.replace(window, good=np.arange(len(rows)))
+    if format_ == "jsonl":
+        block = ReadBlock("in.npz", len(rows), Rows((), (), {}), range(len(rows)))
+        window = dataclasses.replace(window, blocks=(block,))
+
+    shard = open_shard(Path("/dev/full"), format_, written)
+
+    def write():
+        shard.add(AnsweredWindow(window, (Answers(window.good, (rows,)),)))
+        shard.finish()
+
+    with raises(OSError, match="No space left on device") as error:
+        write()
+    shard.abandon()
+
+    assert error.value.errno == errno.ENOSPC
 
 
 def test_an_out_that_is_a_file(predict, rows, tmp_path):
