@@ -252,22 +252,6 @@ def test_what_is_not_recorded_is_written_again(classifier, job, jsonl, tmp_path)
     assert content(tmp_path / "out") == content(whole)
 
 
-def test_a_complete_folder_is_kept(classifier, job, jsonl, tmp_path):
-    """A second run ends in one line and changes nothing; --overwrite replaces what is there."""
-    job(classifier, [jsonl(ROWS)])
-    before = content(tmp_path / "out")
-    with raises(OutputError) as error:
-        job(classifier, [jsonl(ROWS[:2], "other.jsonl")])
-    assert content(tmp_path / "out") == before
-    job(classifier, [jsonl(ROWS[:2], "other.jsonl")], overwrite=True)
-
-    assert str(error.value) == (
-        f"--out {tmp_path / 'out'}: expected an empty folder, got the complete output of a run; pass "
-        "--overwrite, or take another folder"
-    )
-    assert len((tmp_path / "out" / "predictions-00000.jsonl").read_bytes().splitlines()) == 2
-
-
 @mark.usefixtures("small")
 def test_overwriting_removes_shards_that_are_no_more(classifier, job, jsonl, tmp_path):
     """A shorter run leaves nothing of a longer one."""
@@ -306,44 +290,6 @@ def test_another_run_does_not_go_on(classifier, job, jsonl, tmp_path):
     size = path.stat().st_size
     assert str(changed.value) == (
         f"{out} inputs {path} bytes {size - 10}, got {size}; pass --overwrite, or take another folder"
-    )
-
-
-def test_a_folder_with_other_files_is_refused(classifier, job, jsonl, tmp_path):
-    """What is not ours is never written between, nor removed."""
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.tex").write_text("…")
-    with raises(OutputError) as error:
-        job(classifier, [jsonl(ROWS)], overwrite=True)
-
-    assert str(error.value) == (
-        f"--out {tmp_path / 'out'}: expected an empty folder, or that of an earlier run, got 'thesis.tex' "
-        "in it; take another folder"
-    )
-
-
-def test_the_record_of_another_program_is_not_replaced(classifier, job, jsonl, tmp_path):
-    """A metadata.json that is none of ours stays, with --overwrite as well."""
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "metadata.json").write_text('{"version": 7}')
-    with raises(OutputError) as error:
-        job(classifier, [jsonl(ROWS)], overwrite=True)
-
-    assert str(error.value) == (
-        f"--out {tmp_path / 'out'}: expected metadata.json of an earlier run, got another file of this name; "
-        "take another folder"
-    )
-    assert content(tmp_path / "out") == {"metadata.json": b'{"version": 7}'}
-
-
-def test_two_runs_do_not_share_a_folder(classifier, job, jsonl, tmp_path):
-    """The second ends in one line while the first has the folder."""
-    with open_output(tmp_path / "out", tmp_path), raises(OutputError) as error:
-        job(classifier, [jsonl(ROWS)])
-
-    assert str(error.value) == (
-        f"--out {tmp_path / 'out'}: expected a folder that no other run writes, got one that is being "
-        "written; wait for that run, or take another folder"
     )
 
 
