@@ -100,7 +100,7 @@ class Job:
         )
         self._limits: Limits = window_limits(self._model)
         self._alone = bool(manifest.row_mixing or started.mixing)
-        expect_writable(options.format, self._model.signature)
+        expect_writable(options.format, self._model.signature, self._written.form)
 
     def run(
         self,

@@ -3,6 +3,7 @@
 from pytest import raises
 
 from runtime.batch_prediction.output import OutputError, open_output
+from runtime.batch_prediction.writers import UnwritableError
 
 ROWS = [{"x": [float(i), 0.0, 1.0, 2.0]} for i in range(11)]
 
@@ -64,3 +65,15 @@ def test_two_runs_do_not_share_a_folder(classifier, job, jsonl, tmp_path):
         f"--out {tmp_path / 'out'}: expected a folder that no other run writes, got one that is being "
         "written; wait for that run, or take another folder"
     )
+
+
+def test_labels_have_no_place_in_safetensors(classifier, job, jsonl, tmp_path):
+    """That texts cannot be written is found before a row is answered; raw outputs can."""
+    with raises(UnwritableError) as error:
+        job(classifier, [jsonl(ROWS)], format="safetensors")
+
+    assert str(error.value) == (
+        "--format safetensors: expected numbers, got labels, which are texts; use npz, or --raw"
+    )
+    assert not (tmp_path / "out").exists()
+    assert job(classifier, [jsonl(ROWS)], format="safetensors", raw=True).complete
