@@ -168,11 +168,35 @@ class Program:
     threads: int = 0
 
     def call(self, params: tuple[Any, ...], inputs: tuple[Array, ...]) -> tuple[Array, ...]:
-        """Run the program and bring its outputs to the host.
+        """Run the program and bring its outputs to the host; see `dispatch` and `fetch`."""
+        return self.fetch(self.dispatch(params, inputs))
+
+    def dispatch(self, params: tuple[Any, ...], inputs: tuple[Array, ...]) -> Sequence[Any]:
+        """Start the program, and return without waiting for it where the device allows that.
 
         Args:
           params: device arrays, in the manifest's order.
-          inputs: host arrays of exactly the program's shapes, in the signature's order.
+          inputs: host arrays of exactly the program's shapes, in the signature's order; not to be
+            changed before the outputs were fetched.
+
+        Returns:
+          Outputs on the device, in the signature's order, for `fetch`.
+
+        Raises:
+          ExecutionError: the device failed.
+        """
+        try:
+            with lifted_for_call(x64=self._x64):
+                outputs: Sequence[Any] = self._compiled(params, inputs)
+        except (jax.errors.JaxRuntimeError, RuntimeError) as error:
+            raise self._failed(error) from error
+        return outputs
+
+    def fetch(self, outputs: Sequence[Any]) -> tuple[Array, ...]:
+        """Wait for outputs, and bring them to the host.
+
+        Args:
+          outputs: of `dispatch`.
 
         Returns:
           Host arrays in the signature's order. They can be read-only.
@@ -182,9 +206,12 @@ class Program:
         """
         try:
             with lifted_for_call(x64=self._x64):
-                return tuple(np.asarray(output) for output in self._compiled(params, inputs))
+                return tuple(np.asarray(output) for output in outputs)
         except (jax.errors.JaxRuntimeError, RuntimeError) as error:
-            raise ExecutionError(f"program b{self.batch}: {error}") from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> ExecutionError:
+        return ExecutionError(f"program b{self.batch}: {error}")
 
     def keep(self, cache: ExecutableCache) -> None:
         """Keep the program as bytes; one that has none is compiled at each start."""

@@ -1,7 +1,8 @@
-"""Measure batch prediction: `python -m bench.batch [--rounds N] [--scale F] [--only NAME] [--save]`.
+"""Measure batch prediction: `python -m bench.batch [--rounds N] [--scale F] [--only NAME] [--save FILE]`.
 
-Needs the bundles of `python -m bench.serving.prepare`. Cells of a comparison are interleaved, each in a process of its
-own, and given as medians; rates leave out what a start takes.
+Needs the bundles of `python -m bench.serving.prepare`. Cells of a comparison are interleaved, every other round
+backwards, each in a process of its own, and given as medians. A rate leaves out what a start takes: for all cells that
+is the time of the process without that of the rows, and it stands beside the rate.
 """
 
 import argparse
@@ -12,16 +13,32 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.batch import workload
+from bench.machine import heading
 
 ROOT = Path(__file__).parents[2]
 BUNDLES = ROOT / "build" / "bench"
 
 
-def rate(*command):
-    """Run a command that prints rows and seconds as JSON; return rows a second."""
+class Measured(NamedTuple):
+    """What a process took.
+
+    Attributes:
+      rate: rows a second, without the start.
+      start: seconds.
+    """
+
+    rate: float
+    start: float
+
+
+def measured(*command):
+    """Run a command that prints rows and seconds as JSON."""
+    begin = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", *map(str, command)],
         cwd=ROOT,
@@ -29,99 +46,146 @@ def rate(*command):
         text=True,
         check=False,
     )
+    whole = time.perf_counter() - begin
     if done.returncode:
         sys.exit(f"{command[0]}: {done.stderr}")
     found = json.loads(done.stdout.splitlines()[-1])
-    return found["rows"] / found["seconds"]
+    return Measured(found["rows"] / found["seconds"], whole - found["seconds"])
 
 
-def predict(bundle, source, out, *options):
-    """Return the rows a second of a run; its output is removed first."""
-    shutil.rmtree(out, ignore_errors=True)
-    return rate(
-        *("runtime", "predict", bundle, source, "--out", out, "--device", "cpu", "--json"),
-        *("--cache", out.parent / "cache"),
-        *options,
-    )
+class Comparison(NamedTuple):
+    """Cells that are measured in turn, each compared with the first.
+
+    Attributes:
+      name: of the comparison.
+      cells: a name to a function that measures.
+      goals: a cell to the least ratio to the first.
+    """
+
+    name: str
+    cells: dict
+    goals: dict
 
 
-def comparisons(folder, scale):
-    """Yield the name of a comparison and its cells: a name and a function that returns rows a second."""
-    minilm, classifier = BUNDLES / "minilm", BUNDLES / "text_classifier"
-    out, cache = folder / "out", folder / "cache"
+class Cells:
+    """Makes cells.
 
-    def source(name, bundle, rows, lengths=None):
-        path = folder / name
+    Args:
+      folder: of inputs, outputs and compiled programs.
+    """
+
+    def __init__(self, folder):
+        self._folder = folder
+        self._cache = folder / "cache"
+
+    def source(self, name, model, rows, length=None):
+        """Return the path of an input, which is made if it is not there."""
+        path = self._folder / name
         if not path.exists():
-            workload.write(path, workload.columns(bundle, rows, lengths))
+            workload.write(path, workload.columns(BUNDLES / model, rows, length))
         return path
 
-    few, many = int(4_000 * scale), int(100_000 * scale)
-    yield (
+    def compile(self, model, source):
+        """Have the programs compiled, and kept for all cells."""
+        self.predict(model, source, "--limit", "1")()
+
+    def bare(self, model, source):
+        """Return a cell of the programs alone."""
+        return lambda: measured("bench.batch.bare", BUNDLES / model, source, self._cache)
+
+    def plain(self, model, source, length):
+        """Return a cell of a loop over jit."""
+        return lambda: measured("bench.batch.plain", model, source, self._folder / "plain", length)
+
+    def predict(self, model, source, *options):
+        """Return a cell of a batch prediction, whose output is removed first."""
+        out = self._folder / "out"
+        command = ("runtime", "predict", BUNDLES / model, source, "--out", out, "--device", "cpu")
+
+        def measure():
+            shutil.rmtree(out, ignore_errors=True)
+            return measured(*command, "--json", "--cache", self._cache, *options)
+
+        return measure
+
+
+def comparisons(cells, scale):
+    """Yield comparisons, whose inputs are there by then, and whose programs are compiled."""
+    few, many = int(2_048 * scale), int(100_000 * scale)
+    formats = ("npz", "jsonl", "parquet")
+    full = {kind: cells.source(f"full.{kind}", "minilm", few) for kind in formats}
+    cells.compile("minilm", full["npz"])
+    yield Comparison(
         "MiniLM, full buckets of 32 tokens",
         {
-            "bare programs": lambda: rate("bench.batch.bare", minilm, few, cache),
-            **{
-                f"predict from {kind}": lambda kind=kind: predict(
-                    minilm, source(f"full.{kind}", minilm, few), out
-                )
-                for kind in ("npz", "jsonl", "parquet")
-            },
-            "plain loop, padded to 128": lambda: rate(
-                "bench.batch.plain",
-                minilm,
-                source("full.jsonl", minilm, few),
-                folder / "plain",
-                cache,
-            ),
+            "bare programs": cells.bare("minilm", full["npz"]),
+            **{f"predict from {kind}": cells.predict("minilm", full[kind]) for kind in formats},
+            "plain loop from jsonl": cells.plain("minilm", full["jsonl"], 32),
         },
+        {f"predict from {kind}": 0.95 for kind in formats},
     )
-    yield (
+    mixed = cells.source("mixed.jsonl", "minilm", few // 2, 128)
+    yield Comparison(
         "MiniLM, lengths of 3 to 128",
         {
-            "plain loop, padded to the longest": lambda: rate(
-                "bench.batch.plain",
-                minilm,
-                source("mixed.jsonl", minilm, few, 128),
-                folder / "plain",
-                cache,
-            ),
-            "predict from jsonl": lambda: predict(
-                minilm, source("mixed.jsonl", minilm, few, 128), out
-            ),
+            "plain loop, padded to the longest": cells.plain("minilm", mixed, 128),
+            "predict from jsonl": cells.predict("minilm", mixed),
         },
+        {"predict from jsonl": 2.0},
     )
-    yield (
+    npz = cells.source("c.npz", "text_classifier", many)
+    jsonl = cells.source("c.jsonl", "text_classifier", many)
+    cells.compile("text_classifier", npz)
+    yield Comparison(
         "classifier",
         {
-            "bare programs": lambda: rate("bench.batch.bare", classifier, many, cache),
-            "predict from npz to npz": lambda: predict(
-                classifier, source("c.npz", classifier, many), out, "--format", "npz"
-            ),
-            "predict from npz to jsonl": lambda: predict(
-                classifier, source("c.npz", classifier, many), out
-            ),
-            "predict from jsonl to jsonl": lambda: predict(
-                classifier, source("c.jsonl", classifier, many), out
-            ),
-            "plain loop from npz to jsonl": lambda: rate(
-                "bench.batch.plain",
-                classifier,
-                source("c.npz", classifier, many),
-                folder / "plain",
-                cache,
-            ),
+            "bare programs": cells.bare("text_classifier", npz),
+            "predict from npz to npz": cells.predict("text_classifier", npz, "--format", "npz"),
+            "predict from npz to jsonl": cells.predict("text_classifier", npz),
+            "predict from jsonl to jsonl": cells.predict("text_classifier", jsonl),
+            "plain loop from npz to jsonl": cells.plain("text_classifier", npz, 128),
         },
+        {"predict from npz to npz": 0.8, "predict from npz to jsonl": 0.8},
     )
-    yield (
+    counts = [int(n * scale) for n in (10**4, 10**5, 10**6)]
+    files = [cells.source(f"r{rows}.npz", "text_classifier", rows) for rows in counts]
+    yield Comparison(
         "classifier from npz to npz, by rows",
         {
-            f"{rows} rows": lambda rows=rows: predict(
-                classifier, source(f"r{rows}.npz", classifier, rows), out, "--format", "npz"
-            )
-            for rows in (int(n * scale) for n in (10**4, 10**5, 10**6))
+            f"{rows} rows": cells.predict("text_classifier", file, "--format", "npz")
+            for rows, file in zip(counts, files, strict=True)
         },
+        {},
     )
+
+
+def compare(comparison, rounds):
+    """Measure the cells of a comparison in turn; return the median rate and start of each."""
+    names = list(comparison.cells)
+    seen = {name: [] for name in names}
+    for i in range(rounds):
+        for name in names if i % 2 == 0 else reversed(names):
+            seen[name].append(comparison.cells[name]())
+    return {
+        name: Measured(*map(statistics.median, zip(*seen[name], strict=True))) for name in names
+    }
+
+
+def show(comparison, medians):
+    """Print the medians of a comparison."""
+    first = next(iter(medians.values())).rate
+    print(f"\n{comparison.name}")
+    for cell, (rate, start) in medians.items():
+        goal = comparison.goals.get(cell)
+        aim = (
+            ""
+            if goal is None
+            else f"  (goal {goal}: {'met' if rate / first >= goal else 'missed'})"
+        )
+        print(
+            f"  {cell:<36} {rate:>10,.0f} rows/s  {rate / first:>5.2f}  start {start:>5.1f} s{aim}",
+            flush=True,
+        )
 
 
 def main():
@@ -132,27 +196,19 @@ def main():
     parser.add_argument("--only", default="", help="comparisons whose name begins so")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the medians as JSON")
     arguments = parser.parse_args()
+    print(heading())
+    begin = time.perf_counter()
     results = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, cells in comparisons(Path(folder), arguments.scale):
-            if not name.startswith(arguments.only):
-                continue
-            seen = {cell: [] for cell in cells}
-            for _ in range(arguments.rounds):
-                for cell, measure in cells.items():
-                    seen[cell].append(measure())
-            medians = {cell: statistics.median(rates) for cell, rates in seen.items()}
-            first = next(iter(medians.values()))
-            print(f"\n{name}")
-            for cell, median in medians.items():
-                print(f"  {cell:<36} {median:>10,.0f} rows/s  {median / first:>5.2f}")
-            results[name] = medians
+        for comparison in comparisons(Cells(Path(folder)), arguments.scale):
+            if comparison.name.startswith(arguments.only):
+                results[comparison.name] = compare(comparison, arguments.rounds)
+                show(comparison, results[comparison.name])
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"\nlargest memory of a process: {peak:,.0f} MiB")
+    print(f"\nlargest memory of a process: {peak:,.0f} MiB; {time.perf_counter() - begin:,.0f} s")
     if arguments.save:
-        arguments.save.write_text(
-            json.dumps({"rows_per_second": results, "peak_mib": peak}, indent=1)
-        )
+        rates = {n: {c: m._asdict() for c, m in cells.items()} for n, cells in results.items()}
+        arguments.save.write_text(json.dumps({"measured": rates, "peak_mib": peak}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """The bare programs: the largest bucket of each length, called on arrays that are there already.
 
-python -m bench.batch.bare BUNDLE ROWS CACHE [SIZE]
+    python -m bench.batch.bare BUNDLE INPUT CACHE
+
+The arrays are those that `predict` reads from the same npz file, each batch another: lookups in a table of
+embeddings cost more where rows differ than where a batch is repeated.
 """
 
 import json
@@ -9,32 +12,34 @@ import time
 
 import numpy as np
 
-from bench.batch.workload import SEED
 from runtime import load
 
 
-def main(bundle, rows, cache, size=None):
-    """Print as JSON the seconds that so many rows take."""
+def main(bundle, source, cache):
+    """Print as JSON the rows that filled whole batches, and the seconds that they took."""
     model = load(bundle, "cpu", cache_dir=cache)
-    sizes = () if not model.signature.axes else (int(size),) if size else min(model.groups)
-    group = model.groups[sizes]
+    specs = model.signature.inputs
+    with np.load(source) as found:
+        arrays = {spec.name: found[spec.name] for spec in specs if not spec.mask}
+    rows = next(iter(arrays.values()))
+    group = model.group(rows.shape[1 : 1 + len(model.signature.axes)])
     batch = max(group.programs)
     program = group.programs[batch]
-    named = dict(zip((axis.name for axis in model.signature.axes), sizes, strict=True))
-    chance = np.random.default_rng(SEED)
-    inputs = tuple(
-        np.ones(shape, spec.dtype)
-        if spec.mask
-        else chance.integers(1, spec.maximum or 100, shape).astype(spec.dtype)
-        for spec in model.signature.inputs
-        for shape in [spec.concrete(batch, named)]
-    )
-    program.call(model.params, inputs)
-    runs = max(1, int(rows) // batch)
+    batches = [
+        tuple(
+            np.ones(rows[begin : begin + batch].shape, spec.dtype)
+            if spec.mask
+            else arrays[spec.name][begin : begin + batch]
+            for spec in specs
+        )
+        for begin in range(0, len(rows) - batch + 1, batch)
+    ]
+    program.call(model.params, batches[0])
     begin = time.perf_counter()
-    for _ in range(runs):
+    for inputs in batches:
         program.call(model.params, inputs)
-    print(json.dumps({"rows": runs * batch, "seconds": time.perf_counter() - begin}))
+    seconds = time.perf_counter() - begin
+    print(json.dumps({"rows": len(batches) * batch, "seconds": seconds}))
 
 
 if __name__ == "__main__":

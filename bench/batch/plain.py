@@ -1,9 +1,9 @@
-"""What one writes without this project: a loop that reads, pads, calls jit on each batch, and writes.
+"""What one writes without this project: a loop that reads, pads, calls jax.jit of the model on each batch, and writes.
 
-    python -m bench.batch.plain BUNDLE INPUT OUT CACHE
+    python -m bench.batch.plain MODEL INPUT OUT LENGTH
 
-It calls the bundle's own program of the largest bucket, as jit calls what it has compiled, so that both compute the
-same. Rows are padded to the longest length there is, as a loop with one shape has to.
+It has the Flax model and its weights, and no bundle. Rows are padded to one length, since jit compiles for each; what
+that takes is left out, as `predict` leaves out its start.
 """
 
 import json
@@ -11,63 +11,75 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 
-from runtime import load
+BATCH = {"minilm": 32, "text_classifier": 64}
 
 
-def main(bundle, source, out, cache):
+def minilm():
+    """Return a function of padded ids, and of the lengths of rows."""
+    from examples.minilm.model import MiniLM, spec
+
+    variables = jax.device_put(spec().params)
+    apply = jax.jit(MiniLM().apply)
+    return "input_ids", lambda ids, mask: apply(variables, ids, mask)["embedding"]
+
+
+def text_classifier():
+    """Return likewise; the classifier has no mask."""
+    from bench.serving.prepare import params
+    from examples.text_classifier.model import TextClassifier
+
+    variables = jax.device_put({"params": params()})
+    apply = jax.jit(TextClassifier().apply)
+    return "x", lambda ids, _: apply(variables, ids)
+
+
+def main(model, source, out, length):
     """Answer all rows of a file; print the seconds that it took as JSON."""
-    model = load(bundle, "cpu", cache_dir=cache)
-    sizes, group = max(model.groups.items())
-    batch = max(group.programs)
-    program = group.programs[batch]
-    specs = model.signature.inputs
-    named = dict(zip((axis.name for axis in model.signature.axes), sizes, strict=True))
+    name, answer = {"minilm": minilm, "text_classifier": text_classifier}[model]()
+    size, length = BATCH[model], int(length)
+    blank = np.ones((size, length), np.int32)
+    jax.block_until_ready(answer(blank, blank))
     begin = time.perf_counter()
     count = 0
     with Path(out).open("w") as file:
-        for rows in batches(source, [s.name for s in specs if not s.mask], batch):
-            count += len(next(iter(rows.values())))
-            inputs = tuple(padded(spec, rows, spec.concrete(batch, named)) for spec in specs)
-            file.writelines(
-                json.dumps({"prediction": [o.tolist() for o in row]}) + "\n"
-                for row in zip(*cut(program.call(model.params, inputs), rows), strict=True)
-            )
+        for rows in batches(source, name, size):
+            predictions = np.asarray(answer(*padded(rows, size, length)))[: len(rows)]
+            file.writelines(json.dumps({"prediction": p}) + "\n" for p in predictions.tolist())
+            count += len(rows)
     print(json.dumps({"rows": count, "seconds": time.perf_counter() - begin}))
 
 
-def cut(outputs, rows):
-    """Return outputs without the rows that fill up the batch."""
-    return [output[: len(next(iter(rows.values())))] for output in outputs]
-
-
-def batches(source, names, size):
-    """Yield columns of at most `size` rows."""
+def batches(source, name, size):
+    """Yield at most `size` rows of ids at once."""
     if source.endswith(".npz"):
         with np.load(source) as found:
-            arrays = {name: found[name] for name in names}
-        for i in range(0, len(arrays[names[0]]), size):
-            yield {name: array[i : i + size] for name, array in arrays.items()}
+            ids = found[name]
+        for i in range(0, len(ids), size):
+            yield ids[i : i + size]
         return
     rows = []
     with Path(source).open() as file:
         for line in file:
-            rows.append(json.loads(line))
+            rows.append(json.loads(line)[name])
             if len(rows) == size:
-                yield {name: [row[name] for row in rows] for name in names}
+                yield rows
                 rows = []
     if rows:
-        yield {name: [row[name] for row in rows] for name in names}
+        yield rows
 
 
-def padded(spec, rows, shape):
-    """Return a batch of one input."""
-    array = np.full(shape, spec.pad, spec.dtype)
-    given = rows if not spec.mask else next(iter(rows.values()))
-    for i, row in enumerate(given if spec.mask else given[spec.name]):
-        array[i, : len(row)] = 1 if spec.mask else row
-    return array
+def padded(rows, size, length):
+    """Return a batch of ids and its mask, both int32[size, length]."""
+    if isinstance(rows, np.ndarray) and rows.shape == (size, length):
+        return rows, np.ones_like(rows)
+    ids, mask = np.zeros((2, size, length), np.int32)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return ids, mask
 
 
 if __name__ == "__main__":

@@ -22,11 +22,12 @@ def write_table(path: Path, format_: str, table: Mapping[str, Any]) -> None:
     """
     columns = {name: _column(values) for name, values in table.items()}
     made = pa.table(columns)
-    if format_ == "parquet":
-        pq.write_table(made, path)
-        return
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, made.schema) as writer:
-        writer.write_table(made)
+    with path.open("wb") as file:  # whose errors have the system's own reason, as Arrow's have not
+        if format_ == "parquet":
+            pq.write_table(made, file)
+            return
+        with pa.ipc.new_file(file, made.schema) as writer:
+            writer.write_table(made)
 
 
 def _column(values: Any) -> Any:

@@ -13,6 +13,7 @@ from runtime.batch_prediction.jsonl import MAX_LINE_BYTES
 from runtime.batch_prediction.rows import Rows, check_columns, check_instances
 from runtime.errors import nearest
 from runtime.model import Model
+from runtime.records.duplicate_keys import duplicate_key
 from runtime.signature import Signature, notation
 from runtime.tensors import Array, numpy_dtype
 
@@ -116,7 +117,10 @@ def _parsed(line: bytes | None) -> Any:
     if line is None:
         raise _BadLine(f"expected a line of at most {MAX_LINE_BYTES} bytes, got a longer one")
     try:
-        return orjson.loads(line)
+        value = orjson.loads(line)
+        twice = duplicate_key(line, value)
+    except RecursionError:
+        raise _BadLine("expected JSON, got objects hundreds deep") from None
     except orjson.JSONDecodeError as error:
         try:
             line.decode()
@@ -125,6 +129,9 @@ def _parsed(line: bytes | None) -> Any:
                 f"expected UTF-8, got the byte {line[wrong.start]:#x} at {wrong.start}"
             ) from None
         raise _BadLine(f"expected JSON, got {error}") from None
+    if twice is not None:
+        raise _BadLine(f"expected each key once, got {twice[:100]!r} twice")
+    return value
 
 
 def _placed(rows: Rows, good: Sequence[int], refused: Mapping[int, str]) -> Rows:

@@ -100,7 +100,7 @@ class Job:
         )
         self._limits: Limits = window_limits(self._model)
         self._alone = bool(manifest.row_mixing or started.mixing)
-        expect_writable(options.format, self._model.signature)
+        expect_writable(options.format, self._model.signature, self._written.form)
 
     def run(
         self,
@@ -139,7 +139,8 @@ class Job:
         on_begin(resumed, ledger.progress)
         shards = _Shards(output, self._written, self._options.format, ledger)
         opener = Opener(self._model, self._fields, scratch, warn)
-        with contextlib.closing(self._answered(opener, ledger.progress)) as windows:
+        predictor = Predictor(self._model, self._fields, alone=self._alone)
+        with contextlib.closing(self._answered(predictor, opener, ledger.progress)) as windows:
             try:
                 for answered in windows:
                     shards.add(answered)
@@ -148,14 +149,17 @@ class Job:
                     if shards.rows_in_shard >= _SHARD_WINDOWS * self._limits.rows:
                         shards.commit(complete=False)
                 shards.commit(complete=True)
-            except BaseException:
+            except BaseException as error:
                 shards.abandon()
+                if isinstance(error, Exception):  # of a signal the process ends at once
+                    predictor.stop()
                 raise
         return ledger.progress
 
-    def _answered(self, opener: Opener, progress: Progress) -> Generator[AnsweredWindow]:
+    def _answered(
+        self, predictor: Predictor, opener: Opener, progress: Progress
+    ) -> Generator[AnsweredWindow]:
         """Yield answered windows: reading, checking and running are each on threads of their own."""
-        predictor = Predictor(self._model, self._fields, alone=self._alone)
         workers = max(1, min(_MAX_WORKERS, (os.cpu_count() or 1) - 1))
         read = ahead(
             read_windows(
@@ -271,12 +275,12 @@ class _Shards:
         number = progress.shards
         if self._shard is not None or not number:
             self._open().finish()
-            self._shard = None
             if self._errors:
                 lines = [json.dumps(error, ensure_ascii=False) for error in self._errors]
                 data = "".join(f"{line}\n" for line in lines)
                 self._output.write(f"errors-{number:05}.jsonl", data.encode("utf-8", "replace"))
             self._output.commit(self._name(number))
+            self._shard = None
             number += 1
         self._ledger.record(
             Progress(number, self.rows, self._predictions, self.errors, self._position, complete)

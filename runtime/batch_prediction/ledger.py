@@ -70,16 +70,10 @@ class Ledger:
         Raises:
           OutputError: the folder has something else.
         """
-        data = self._output.read(NAME)
+        found = expect_usable(self._output, overwrite=overwrite, resumable=resumable)
         others = [name for name in self._output.names() if name != NAME]
-        if data is None:
-            if others:
-                raise OutputError(
-                    f"--out {self._output}: expected an empty folder, or that of an earlier run, got "
-                    f"{others[0]!r} in it; take another folder"
-                )
-        elif not overwrite:
-            self._expect_same(_parsed(self._output, data), resumable=resumable)
+        if found is not None and not overwrite:
+            self._go_on(found)
         self.record(self.progress)
         for name in others:
             if _beyond(name, self.progress.shards):
@@ -95,30 +89,57 @@ class Ledger:
         value = {"version": _VERSION, **self._run, **self._notes, "progress": done}
         self._output.write(NAME, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
 
-    def _expect_same(self, found: Mapping[str, Any], *, resumable: bool) -> None:
-        progress = found["progress"]
-        folder = f"--out {self._output}"
-        if progress["complete"]:
-            raise OutputError(
-                f"{folder}: expected an empty folder, got the complete output of a run; pass --overwrite, or "
-                "take another folder"
-            )
+    def _go_on(self, found: Mapping[str, Any]) -> None:
         for name, wanted in self._run.items():
             if found.get(name) != wanted:
                 got = _difference(name, wanted, found.get(name))
                 raise OutputError(
-                    f"{folder}: expected the run that was begun here, with {got}; pass --overwrite, or take "
-                    "another folder"
+                    f"--out {self._output}: expected the run that was begun here, with {got}; pass --overwrite, "
+                    "or take another folder"
                 )
-        if not progress["shards"]:
-            return
-        if not resumable:
+        progress = found["progress"]
+        if progress["shards"]:
+            position = Position(**progress["position"])
+            self.progress = Progress(**{**progress, "position": position})
+
+
+def expect_usable(output: Output, *, overwrite: bool, resumable: bool) -> Mapping[str, Any] | None:
+    """Refuse a folder that no run may write, whatever its bundle.
+
+    Args:
+      output: the folder.
+      overwrite: whether what an earlier run left is removed.
+      resumable: whether the inputs can be read from another place than their beginning.
+
+    Returns:
+      The record of an earlier run; None where there is none.
+
+    Raises:
+      OutputError: the folder has something else, or a run that is complete or cannot go on.
+    """
+    data = output.read(NAME)
+    if data is None:
+        other = next((name for name in output.names() if name != NAME), None)
+        if other is not None:
             raise OutputError(
-                f"{folder}: expected inputs that can be read from where the run stopped, got stdin; pass "
-                "--overwrite"
+                f"--out {output}: expected an empty folder, or that of an earlier run, got {other!r} in it; "
+                "take another folder"
             )
-        position = Position(**progress["position"])
-        self.progress = Progress(**{**progress, "position": position})
+        return None
+    found = _parsed(output, data)
+    if overwrite:
+        return found
+    if found["progress"]["complete"]:
+        raise OutputError(
+            f"--out {output}: expected an empty folder, got the complete output of a run; pass --overwrite, or "
+            "take another folder"
+        )
+    if found["progress"]["shards"] and not resumable:
+        raise OutputError(
+            f"--out {output}: expected inputs that can be read from where the run stopped, got stdin; pass "
+            "--overwrite"
+        )
+    return found
 
 
 def _parsed(output: Output, data: bytes) -> Mapping[str, Any]:

@@ -81,8 +81,12 @@ class LocalOutput:
 
     def write(self, name: str, data: bytes) -> None:
         """See `Output`."""
-        self.partial(name).write_bytes(data)
-        self.commit(name)
+        try:
+            self.partial(name).write_bytes(data)
+            self.commit(name)
+        except OSError:  # of a full disk
+            self.partial(name).unlink(missing_ok=True)
+            raise
 
     def remove(self, name: str) -> None:
         """See `Output`."""
@@ -162,7 +166,7 @@ def open_output(place: Path | CloudFolder, scratch: Path) -> Iterator[Output]:
     """Open a folder for one run, which has it until the context ends or its process does.
 
     Args:
-      place: the folder; a local one is made.
+      place: the folder; a local one is made, and removed again where an error leaves nothing in it.
       scratch: a local directory.
 
     Raises:
@@ -172,6 +176,7 @@ def open_output(place: Path | CloudFolder, scratch: Path) -> Iterator[Output]:
     if isinstance(place, CloudFolder):
         yield CloudOutput(place, scratch)
         return
+    made = not place.exists()
     try:
         place.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -183,5 +188,9 @@ def open_output(place: Path | CloudFolder, scratch: Path) -> Iterator[Output]:
         except BlockingIOError:
             raise in_use(str(place)) from None
         yield LocalOutput(place)
+        made = False
     finally:
+        if made:  # for a run that did not begin
+            with contextlib.suppress(OSError):
+                place.rmdir()
         os.close(descriptor)

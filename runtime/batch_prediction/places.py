@@ -9,6 +9,9 @@ from runtime.batch_prediction.output import OutputError
 from runtime.localpaths import why_not_read, why_not_written
 from runtime.storage.uri import CloudFolder, cloud_folder
 
+# The name of an input that is read from stdin.
+STDIN = "-"
+
 
 class Place(Protocol):
     """A folder with files."""

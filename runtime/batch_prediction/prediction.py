@@ -1,7 +1,10 @@
 """Windows through the programs: rows are checked, planned, run and put back in order."""
 
+import collections
 import dataclasses
+import threading
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,8 +14,12 @@ from runtime.batch_prediction.plan import Run, plan
 from runtime.batch_prediction.rows import Rows
 from runtime.inputs import Checked
 from runtime.model import Model
+from runtime.program import Program
 from runtime.staging import stage, unstage
 from runtime.tensors import Array, numpy_dtype
+
+# Runs that were dispatched beside the one that is waited for, so that the device goes on meanwhile.
+_AHEAD = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,6 +91,19 @@ class AnsweredWindow:
     answers: tuple[Answers, ...]
 
 
+class StoppedError(Exception):
+    """Runs were stopped; their outputs are wanted no more."""
+
+
+class _Started(NamedTuple):
+    """A run that was dispatched, with what its outputs are divided by."""
+
+    run: Run
+    parts: Sequence[Checked]
+    program: Program
+    outputs: Sequence[Any]
+
+
 class Predictor:
     """Answers windows with the programs of a model.
 
@@ -97,6 +117,8 @@ class Predictor:
         self._model = model
         self._fields = fields
         self._alone = alone
+        self._answering = threading.Lock()
+        self._stopped = False
         self._buckets = {sizes: sorted(group.programs) for sizes, group in model.groups.items()}
         axes = {axis.name for axis in model.signature.axes}
         self._ragged = any(axes.intersection(map(str, s.shape)) for s in model.signature.outputs)
@@ -119,8 +141,10 @@ class Predictor:
 
         Raises:
           ExecutionError: the device failed.
+          StoppedError: another thread called `stop`.
         """
-        return AnsweredWindow(window, self._answer(window.rows))
+        with self._answering:
+            return AnsweredWindow(window, self._answer(window.rows))
 
     def answer_rows(self, rows: Rows) -> list[Answers]:
         """Answer rows that are in no window. May be called from several threads at once.
@@ -138,6 +162,15 @@ class Predictor:
         answers = self._answer(planned)
         return [Answers(planned.good[own.members], own.outputs) for own in answers]
 
+    def stop(self) -> None:
+        """Run no further program, and wait for those that run.
+
+        An interpreter that ends while a thread is inside of a device's native code ends by SIGABRT.
+        """
+        self._stopped = True
+        with self._answering:
+            pass
+
     def _plan(self, parts: tuple[Checked, ...], members: Sequence[Array]) -> PlannedRows:
         counts = [part.rows for part in parts]
         places = np.concatenate([*members, np.empty(0, np.intp)]).astype(np.intp)
@@ -149,9 +182,7 @@ class Predictor:
         return PlannedRows(places[order], parts, part_of, place_in[order], tuple(runs))
 
     def _answer(self, planned: PlannedRows) -> tuple[Answers, ...]:
-        found: list[Answers] = []
-        for run in planned.runs:
-            found += self._run(planned, run)
+        found = self._run(planned)
         if self._ragged or not found:
             return tuple(found)
         rows = len(planned.good)
@@ -164,16 +195,35 @@ class Predictor:
                 out[answers.members] = piece
         return (Answers(np.arange(rows), whole),)
 
-    def _run(self, planned: PlannedRows, run: Run) -> list[Answers]:
+    def _run(self, planned: PlannedRows) -> list[Answers]:
+        found: list[Answers] = []
+        started: collections.deque[_Started] = collections.deque()
+        for run in planned.runs:
+            if self._stopped:
+                break
+            started.append(self._start(planned, run))
+            if len(started) > _AHEAD:
+                found += self._finish(started.popleft())
+        while started:
+            found += self._finish(started.popleft())
+        if self._stopped:
+            raise StoppedError
+        return found
+
+    def _start(self, planned: PlannedRows, run: Run) -> _Started:
         pieces = _pieces(planned, run.members)
         parts = [planned.parts[part].cut(start, end) for part, start, end in pieces]
-        group = self._model.groups[run.sizes]
+        program = self._model.groups[run.sizes].programs[run.batch]
         inputs = stage(self._model.signature, parts, run.batch, run.sizes)
-        outputs = self._model.run(group.programs[run.batch], inputs)
+        return _Started(run, parts, program, program.dispatch(self._model.params, inputs))
+
+    def _finish(self, started: _Started) -> list[Answers]:
+        outputs = started.program.fetch(started.outputs)
         begin = 0
         found = []
+        parts = started.parts
         for part, own in zip(parts, unstage(self._model.signature, parts, outputs), strict=True):
-            found.append(Answers(run.members[begin : begin + part.rows], own))
+            found.append(Answers(started.run.members[begin : begin + part.rows], own))
             begin += part.rows
         return found
 

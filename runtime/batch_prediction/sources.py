@@ -14,11 +14,10 @@ from runtime.batch_prediction.blocks import InputError, Reader
 from runtime.batch_prediction.fields import Fields, expect_arrays, expect_columns, wanted_columns
 from runtime.batch_prediction.folders import FolderReader
 from runtime.batch_prediction.jsonl import LineReader
-from runtime.batch_prediction.places import CloudPlace, Place, place_of
+from runtime.batch_prediction.places import STDIN, CloudPlace, Place, place_of
 from runtime.errors import nearest
 from runtime.model import Model
 
-STDIN = "-"
 FORMATS = ("jsonl", "parquet", "arrow", "npz", "safetensors", "files")
 _SUFFIXES = {
     ".jsonl": "jsonl",

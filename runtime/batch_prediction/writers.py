@@ -88,8 +88,12 @@ def open_shard(path: Path, format_: str, written: Written) -> Shard:
     return _Table(path, format_, written)
 
 
-def expect_writable(format_: str, signature: Signature) -> None:
-    """Raise UnwritableError for outputs that a format cannot have in one column."""
+def expect_writable(format_: str, signature: Signature, form: OutputFormat) -> None:
+    """Raise UnwritableError for predictions that a format has no way to write, whatever the rows."""
+    if format_ == "safetensors" and form.kind == "classification":
+        raise UnwritableError(
+            "--format safetensors: expected numbers, got labels, which are texts; use npz, or --raw"
+        )
     axes = {axis.name for axis in signature.axes}
     for spec in signature.outputs:
         if format_ in ("npz", "safetensors") and axes.intersection(map(str, spec.shape)):
@@ -168,7 +172,7 @@ class _Table:
     """A file with columns: `row`, the key, fields that are passed through, predictions."""
 
     def __init__(self, path: Path, format_: str, written: Written) -> None:
-        expect_writable(format_, written.signature)
+        expect_writable(format_, written.signature, written.form)
         self._path = path
         self._format = format_
         self._written = written

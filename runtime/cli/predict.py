@@ -108,37 +108,48 @@ def _count(text: str) -> int:
 
 def predict(arguments: argparse.Namespace) -> int:
     """Answer the rows of all inputs; return the exit status."""
-    # What needs no jax first: a wrong path is seen at once.
-    bundle = open_(arguments)
-    with reading_settings():
-        from runtime.batch_prediction.job import FieldsError, Job, Options, TooManyErrors
-        from runtime.batch_prediction.output import OutputError, open_output
-        from runtime.batch_prediction.places import output_place
-        from runtime.batch_prediction.sources import SourceError, expect_pyarrow, find_sources
-        from runtime.batch_prediction.writers import UnwritableError
-        from runtime.storage.store import FetchError
+    # What needs neither jax nor the bundle first: a folder that cannot be written is seen at once.
+    from runtime.batch_prediction.ledger import expect_usable
+    from runtime.batch_prediction.output import OutputError, open_output
+    from runtime.batch_prediction.places import STDIN, output_place
+    from runtime.storage.store import FetchError
+
     try:
-        sources = find_sources(arguments.inputs, arguments.input_format)
-        if arguments.format in ("parquet", "arrow"):
-            expect_pyarrow(f"--format {arguments.format}")
         with (
             temporary_directory("hloserve-predict-") as scratch,
             open_output(output_place(arguments.out), scratch) as output,
             _ended_by_signals(),
         ):
-            if any(source.place is None for source in sources):
-                say("reading stdin: if this is interrupted it cannot go on, only start again")
-            options = Options(
-                format=arguments.format,
-                key=arguments.key,
-                passed=tuple(arguments.passed),
-                raw=arguments.raw,
-                limit=arguments.limit,
+            expect_usable(
+                output, overwrite=arguments.overwrite, resumable=STDIN not in arguments.inputs
             )
-            started = _start(arguments, bundle)
-            job = Job(started, sources, options)
-            return _run(arguments, job, output, scratch)
-    except (SourceError, OutputError, FieldsError, UnwritableError, FetchError) as error:
+            return _predict(arguments, output, scratch)
+    except (OutputError, FetchError) as error:
+        raise UsageError(str(error)) from None
+
+
+def _predict(arguments: argparse.Namespace, output: Any, scratch: Path) -> int:
+    bundle = open_(arguments)
+    with reading_settings():
+        from runtime.batch_prediction.job import FieldsError, Job, Options, TooManyErrors
+        from runtime.batch_prediction.sources import SourceError, expect_pyarrow, find_sources
+        from runtime.batch_prediction.writers import UnwritableError
+    try:
+        sources = find_sources(arguments.inputs, arguments.input_format)
+        if arguments.format in ("parquet", "arrow"):
+            expect_pyarrow(f"--format {arguments.format}")
+        if any(source.place is None for source in sources):
+            say("reading stdin: if this is interrupted it cannot go on, only start again")
+        options = Options(
+            format=arguments.format,
+            key=arguments.key,
+            passed=tuple(arguments.passed),
+            raw=arguments.raw,
+            limit=arguments.limit,
+        )
+        job = Job(_start(arguments, bundle), sources, options)
+        return _run(arguments, job, output, scratch)
+    except (SourceError, FieldsError, UnwritableError) as error:
         raise UsageError(str(error)) from None
     except TooManyErrors as error:
         say(spelled(f"error: {error}"))
@@ -147,10 +158,8 @@ def predict(arguments: argparse.Namespace) -> int:
 
 def _start(arguments: argparse.Namespace, bundle: Any) -> "Started":
     from runtime.executable_cache import ExecutableCache
-    from runtime.program import use_sync_dispatch
     from runtime.startup import start
 
-    use_sync_dispatch()
     cache = ExecutableCache(arguments.cache, say) if arguments.cache else None
     quiet = (lambda _: None) if arguments.json else say
     started = start(bundle, arguments.device, cache=cache, isolated=False, progress=quiet)

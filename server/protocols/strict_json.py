@@ -1,6 +1,5 @@
 """Strict JSON parsing: duplicate keys and oversized bodies are refused."""
 
-import json
 import math
 from typing import Any
 
@@ -8,6 +7,7 @@ import orjson
 
 from runtime.errors import MalformedRequest
 from runtime.preprocessing.image_forms import media_type
+from runtime.records.duplicate_keys import duplicate_key
 from runtime.records.tensors import kind_of
 from runtime.signature import Signature
 from server.errors import TooLarge
@@ -70,13 +70,12 @@ def parse_object(body: bytes | memoryview, where: str = "body") -> dict[str, Any
         raise MalformedRequest(f"{where}: expected JSON, got {got}") from None
     if type(value) is not dict:
         raise MalformedRequest(f"{where}: expected an object, got {kind_of(value)}")
-    # Every pair has a colon: with as many keys as colons there was no duplicate. Colons in strings
-    # only cause the slower check.
     try:
-        if bytes(body).count(b":") != _keys(value):
-            _refuse_duplicates(body, where)
+        twice = duplicate_key(bytes(body), value)
     except RecursionError:
         raise MalformedRequest(f"{where}: expected JSON, got objects hundreds deep") from None
+    if twice is not None:
+        raise MalformedRequest(f"{where}: expected each key once, got {twice[:100]!r} twice")
     return value
 
 
@@ -92,25 +91,3 @@ def _other_than_json(body: bytes) -> str:
     except UnicodeDecodeError as error:
         return f"no UTF-8: the byte {body[error.start]:#04x} at {error.start}"
     return ""
-
-
-def _keys(value: dict[str, Any]) -> int:
-    """Return the number of pairs in an object and in the objects directly in its values."""
-    count = len(value)
-    for inner in value.values():
-        if type(inner) is dict:
-            count += _keys(inner)
-        elif type(inner) is list and inner and type(inner[0]) is dict:
-            count += sum(_keys(element) for element in inner if type(element) is dict)
-    return count
-
-
-def _refuse_duplicates(body: bytes | memoryview, where: str) -> None:
-    def once(pairs: list[tuple[str, Any]]) -> None:
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise MalformedRequest(f"{where}: expected each key once, got {key[:100]!r} twice")
-            seen.add(key)
-
-    json.loads(bytes(body), object_pairs_hook=once, parse_int=len, parse_float=len)

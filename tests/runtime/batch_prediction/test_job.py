@@ -13,6 +13,7 @@ from runtime import load
 from runtime.batch_prediction.job import FieldsError, Job, Options, TooManyErrors
 from runtime.batch_prediction.output import OutputError, open_output
 from runtime.batch_prediction.sources import find_sources
+from runtime.program import Program
 from tests.runtime.batch_prediction.conftest import started
 
 ROWS = [{"x": [float(i), 0.0, 1.0, 2.0]} for i in range(11)]
@@ -87,6 +88,9 @@ BAD = {
     b'{"x": "\xff"}': "expected UTF-8, got the byte 0xff at 7",
     b'{"x": [1, 2, 3, 4]': "expected JSON, got unexpected end of data: line 1 column 19 (char 18)",
     b'{"x": [1, 2, 3, NaN]}': "expected JSON, got unexpected character, expected a JSON value: line 1 column 17 (char 16)",
+    b'{"x": [1, 2, 3, 4], "x": [1, 2, 3, 5]}': "expected each key once, got 'x' twice",
+    b'{"x": [1, 2, 3, 4], "key": {"a:": 1, "a:": 2}}': "expected each key once, got 'a:' twice",
+    b'{"x": ' + b'{"x": ' * 1010 + b"1" + b"}" * 1011: "expected JSON, got objects hundreds deep",
     b'{"x": [1, 2, 3, 1e300]}': "input 'x': expected float32, got 1e+300",
 }
 
@@ -159,13 +163,13 @@ def test_raw_outputs_have_no_labels(classifier, job, jsonl, lines):
 def test_lengths_share_full_batches(tagger, job, jsonl, lines, monkeypatch):
     """Rows of mixed lengths come back in order, each cut to its own length, from few full runs."""
     ran = []
-    run = type(tagger).run
+    dispatch = Program.dispatch
 
-    def noted(self, program, inputs):
-        ran.append((program.batch, program.axes["seq"]))
-        return run(self, program, inputs)
+    def noted(self, params, inputs):
+        ran.append((self.batch, self.axes["seq"]))
+        return dispatch(self, params, inputs)
 
-    monkeypatch.setattr(type(tagger), "run", noted)
+    monkeypatch.setattr(Program, "dispatch", noted)
     rows = [{"ids": [1] * (2 + 5 * (i % 2))} for i in range(9)]
     job(tagger, [jsonl(rows)])
 
@@ -173,6 +177,26 @@ def test_lengths_share_full_batches(tagger, job, jsonl, lines, monkeypatch):
     assert [len(line["prediction"]["scores"]) for line in lines()] == [2, 7] * 4 + [2]
     alone = tagger.predict({"ids": np.ones((1, 7), np.int32)})
     assert np.allclose(lines()[1]["prediction"]["mean"], alone["mean"][0], rtol=1e-5)
+
+
+def test_the_device_has_further_runs_while_outputs_are_fetched(classifier, job, jsonl, monkeypatch):
+    """Four runs are dispatched ahead of the one whose outputs are waited for, and no more."""
+    seen = []
+
+    def noted(name):
+        method = getattr(Program, name)
+
+        def call(self, *arguments):
+            seen.append(name)
+            return method(self, *arguments)
+
+        monkeypatch.setattr(Program, name, call)
+
+    noted("dispatch")
+    noted("fetch")
+    job(classifier, [jsonl([ROWS[0]] * 4 * 7)])
+
+    assert seen == [*["dispatch"] * 5, "fetch", *["dispatch", "fetch"] * 2, *["fetch"] * 4]
 
 
 def test_rows_that_mix_run_alone(mixing_bundle, job, jsonl, lines):
@@ -228,22 +252,6 @@ def test_what_is_not_recorded_is_written_again(classifier, job, jsonl, tmp_path)
     assert content(tmp_path / "out") == content(whole)
 
 
-def test_a_complete_folder_is_kept(classifier, job, jsonl, tmp_path):
-    """A second run ends in one line and changes nothing; --overwrite replaces what is there."""
-    job(classifier, [jsonl(ROWS)])
-    before = content(tmp_path / "out")
-    with raises(OutputError) as error:
-        job(classifier, [jsonl(ROWS[:2], "other.jsonl")])
-    assert content(tmp_path / "out") == before
-    job(classifier, [jsonl(ROWS[:2], "other.jsonl")], overwrite=True)
-
-    assert str(error.value) == (
-        f"--out {tmp_path / 'out'}: expected an empty folder, got the complete output of a run; pass "
-        "--overwrite, or take another folder"
-    )
-    assert len((tmp_path / "out" / "predictions-00000.jsonl").read_bytes().splitlines()) == 2
-
-
 @mark.usefixtures("small")
 def test_overwriting_removes_shards_that_are_no_more(classifier, job, jsonl, tmp_path):
     """A shorter run leaves nothing of a longer one."""
@@ -285,30 +293,6 @@ def test_another_run_does_not_go_on(classifier, job, jsonl, tmp_path):
     )
 
 
-def test_a_folder_with_other_files_is_refused(classifier, job, jsonl, tmp_path):
-    """What is not ours is never written between, nor removed."""
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.tex").write_text("…")
-    with raises(OutputError) as error:
-        job(classifier, [jsonl(ROWS)], overwrite=True)
-
-    assert str(error.value) == (
-        f"--out {tmp_path / 'out'}: expected an empty folder, or that of an earlier run, got 'thesis.tex' "
-        "in it; take another folder"
-    )
-
-
-def test_two_runs_do_not_share_a_folder(classifier, job, jsonl, tmp_path):
-    """The second ends in one line while the first has the folder."""
-    with open_output(tmp_path / "out", tmp_path), raises(OutputError) as error:
-        job(classifier, [jsonl(ROWS)])
-
-    assert str(error.value) == (
-        f"--out {tmp_path / 'out'}: expected a folder that no other run writes, got one that is being "
-        "written; wait for that run, or take another folder"
-    )
-
-
 @mark.usefixtures("small")
 def test_too_many_errors_end_the_run(classifier, job, jsonl, lines):
     """One more than allowed ends it with the reason; what is complete stays, and a larger limit goes on."""
@@ -323,6 +307,31 @@ def test_too_many_errors_end_the_run(classifier, job, jsonl, lines):
         "character, expected a JSON value: line 1 column 1 (char 0)"
     )
     assert len(lines()) == 11
+
+
+@mark.usefixtures("small")
+def test_no_program_runs_once_a_run_has_failed(classifier, job, jsonl, monkeypatch):
+    """A run that is ended by an error leaves no thread inside of the device."""
+    running = []
+    call = Program.dispatch
+
+    def noted(self, *arguments):
+        running.append(1)
+        try:
+            return call(self, *arguments)
+        finally:
+            running.pop()
+            ended.append(len(failed))
+
+    ended, failed = [], []
+    monkeypatch.setattr(Program, "dispatch", noted)
+    with raises(TooManyErrors):
+        job(classifier, [jsonl([b"broken", *ROWS * 50])], max_errors=0)
+    failed.append(1)
+    drained = job(classifier, [jsonl(ROWS[:4])], overwrite=True)
+
+    assert drained.predictions == 4
+    assert (running, ended.count(1)) == ([], 1)
 
 
 @mark.usefixtures("small")
@@ -388,14 +397,14 @@ def test_no_rows_are_a_complete_run(classifier, job, jsonl, lines):
 
 def test_an_infinite_answer_is_null(classifier, job, jsonl, lines, monkeypatch):
     """What JSON has no way to write is null, of that row alone."""
-    run = type(classifier).run
+    fetch = Program.fetch
 
-    def with_nan(self, program, inputs):
-        outputs = [np.array(output) for output in run(self, program, inputs)]
-        outputs[0][0] = np.nan
-        return tuple(outputs)
+    def with_nan(self, outputs):
+        found = [np.array(output) for output in fetch(self, outputs)]
+        found[0][0] = np.nan
+        return tuple(found)
 
-    monkeypatch.setattr(type(classifier), "run", with_nan)
+    monkeypatch.setattr(Program, "fetch", with_nan)
     job(classifier, [jsonl(ROWS[:3])], raw=True)
 
     assert lines()[0]["prediction"] == [None, None, None]

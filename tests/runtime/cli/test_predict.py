@@ -3,14 +3,22 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from pytest import fixture, mark, raises
+import numpy as np
+from pytest import fixture, mark, raises, skip
 
 from runtime.__main__ import main
+from runtime.batch_prediction.blocks import Position
+from runtime.batch_prediction.fields import ReadBlock
+from runtime.batch_prediction.prediction import AnsweredWindow, Answers, PlannedRows, ReadyWindow
+from runtime.batch_prediction.rows import Rows
+from runtime.batch_prediction.writers import Written, open_shard
+from runtime.entries import OutputFormat
 from tests.altered_bundles import with_other_golden
 
 ROOT = Path(__file__).parents[3]
@@ -81,6 +89,38 @@ def test_a_second_run_is_refused(predict, rows, tmp_path):
     assert predict(rows, "--overwrite")[0] == 0
 
 
+def test_an_output_that_exists_is_refused_before_the_bundle_is_opened(predict, rows, tmp_path):
+    """Whatever the bundle, a complete folder and one with other files are refused first."""
+    predict(rows)
+    complete = predict(rows, bundle=tmp_path / "gone")
+    for path in (tmp_path / "out").iterdir():
+        path.unlink()
+    (tmp_path / "out" / "thesis.tex").write_text("…")
+    other = predict(rows, bundle=tmp_path / "gone")
+
+    out = f"error: --out {tmp_path / 'out'}: expected an empty folder, "
+    assert complete == (
+        2,
+        "",
+        f"{out}got the complete output of a run; pass --overwrite, or take another folder\n",
+    )
+    assert other == (
+        2,
+        "",
+        f"{out}or that of an earlier run, got 'thesis.tex' in it; take another folder\n",
+    )
+
+
+def test_a_bundle_that_is_not_there_leaves_no_folder(predict, rows, tmp_path):
+    """The folder of a run that did not begin is removed again, and one that was there stays."""
+    assert predict(rows, bundle=tmp_path / "gone")[0] == 3
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    predict(rows, bundle=tmp_path / "gone")
+
+    assert (tmp_path / "out").exists()
+
+
 def test_too_many_errors_are_status_1(predict, rows):
     """The line names the limit and the last reason."""
     status, out, err = predict(rows, "--max-errors", "0")
@@ -129,7 +169,7 @@ def test_a_bundle_that_does_not_match_its_goldens_predicts_nothing(
 
     assert (status, out) == (4, "")
     assert "golden checks failed on this device, first: b" in err.splitlines()[-1]
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_full_disk_is_one_line(predict, rows, tmp_path, monkeypatch):
@@ -144,6 +184,72 @@ def test_a_full_disk_is_one_line(predict, rows, tmp_path, monkeypatch):
     assert (status, out) == (2, "")
     assert err.splitlines()[-1] == f"error: {tmp_path / 'out'}: No space left on device"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["metadata.json"]
+
+
+@fixture
+def small_disk(tmp_path):
+    """A file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        skip("needs leave to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@mark.parametrize("format_", ["jsonl", "parquet", "arrow", "npz", "safetensors"])
+def test_a_disk_that_fills_up_is_one_line(
+    format_, small_disk, classifier_bundle, tmp_path, capsys, monkeypatch
+):
+    """On a real one: complete shards stay, nothing partial does, and with room the run goes on to the same bytes."""
+    monkeypatch.setattr("runtime.batch_prediction.job._SHARD_WINDOWS", 2)
+    source = tmp_path / "in.npz"
+    np.savez(source, x=np.random.default_rng(0).normal(size=(4000, 4)).astype(np.float32))
+    out = small_disk / "out"
+
+    def run(folder):
+        command = ["predict", str(classifier_bundle), str(source), "--out", str(folder), "--raw"]
+        return main([*command, "--format", format_, "--device", "cpu"])
+
+    status = run(out)
+    shown = capsys.readouterr()
+    left = sorted(path.name for path in out.iterdir())
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    run(out)
+    run(tmp_path / "whole")
+
+    assert (status, shown.out) == (2, "")
+    assert shown.err.splitlines()[-1] == f"error: {out}: No space left on device"
+    shards = [f"predictions-{i:05}.{format_}" for i in range(len(left) - 1)]
+    assert left == ["metadata.json", *shards]
+    assert shards
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()
+    }
+
+
+@mark.parametrize("format_", ["jsonl", "parquet", "arrow", "npz", "safetensors"])
+def test_writers_pass_on_that_there_is_no_room(format_, classifier):
+    """A device that is always full is an error of the system, in every format."""
+    written = Written(classifier.signature, OutputFormat(), "key", ())
+    rows = np.zeros((50_000, 3), np.float32)
+    planned = PlannedRows(np.arange(len(rows)), (), np.arange(0), np.arange(0), ())
+    block = ReadBlock("in.npz", len(rows), Rows((), (), {}), range(len(rows)))
+    blocks = (block,) if format_ == "jsonl" else ()
+    window = ReadyWindow(blocks, 0, Position(), None, planned)
+
+    shard = open_shard(Path("/dev/full"), format_, written)
+
+    def write():
+        shard.add(AnsweredWindow(window, (Answers(window.good, (rows,)),)))
+        shard.finish()
+
+    with raises(OSError, match="No space left on device") as error:
+        write()
+    shard.abandon()
+
+    assert error.value.errno == errno.ENOSPC
 
 
 def test_an_out_that_is_a_file(predict, rows, tmp_path):
