@@ -15,6 +15,7 @@ from ngh2 import Setting
 from server.batching.memory_budget import MemoryBudget, Received, Unread
 from server.grpc.calls import RpcError
 from server.grpc.http2_call import MAX_CHECKS, Call
+from server.grpc.options import LINGER_S
 from server.grpc.wire import HEADERS, OK, Headers, frame, trailers
 
 # Calls of a connection at once; a client that has more waits for those to end.
@@ -27,10 +28,8 @@ HEADER_BYTES = 1 << 16
 # Checks, one each second: until the client has sent its settings; without a byte, until it is pinged;
 # for its answer; and without a call, as long as gRPC's own clients keep a connection.
 SETTINGS_CHECKS, PING_CHECKS, PONG_CHECKS, IDLE_CHECKS = 30, 60, 20, 1800
-# How long calls still arrive at a connection that has announced its end, and how long its client
-# has to close it then.
+# How long calls still arrive at a connection that has announced its end.
 NOTICE_S = 0.2
-LINGER_S = 0.5
 _WRITE_BYTES = 1 << 18
 _CONFIGURATION = ngh2.Configuration(
     auto_window_update=False, max_inbound_header_list_size=HEADER_BYTES
