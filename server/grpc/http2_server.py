@@ -61,6 +61,7 @@ class Http2Server:
         self._methods = self._make_methods()
         self._connections: set[Connection] = set()
         self._closed = asyncio.Event()
+        self._stopping = False
         self._listener: asyncio.Server | None = None
         self._checks: asyncio.TimerHandle | None = None
 
@@ -93,6 +94,7 @@ class Http2Server:
         Args:
           grace_s: the longest that calls are waited for.
         """
+        self._stopping = True  # connections that were accepted still arrive
         if self._listener is not None:
             self._listener.close()
         self._services.health.stop()
@@ -132,7 +134,7 @@ class Http2Server:
     def on_connected(self, connection: Connection) -> bool:
         """Add a connection; return whether there may be one more."""
         self._connections.add(connection)
-        return len(self._connections) <= CONNECTIONS
+        return not self._stopping and len(self._connections) <= CONNECTIONS
 
     def on_disconnected(self, connection: Connection) -> None:
         """Remove a connection."""

@@ -344,6 +344,18 @@ def test_connections_beyond_the_limit_are_closed(play):
     play(scene)
 
 
+def test_a_connection_that_arrives_as_the_server_stops_is_closed(play):
+    """One that was accepted just before the port was closed does not keep the server."""
+
+    async def scene(server):
+        await server.leave(30)
+        late = Client(server)
+
+        assert late.transport.aborted
+
+    play(scene)
+
+
 def test_a_client_that_goes_leaves_nothing_behind(play):
     """Calls of a connection that is lost are cancelled, and what they occupied is free."""
 
