@@ -2,9 +2,10 @@
 
     python -m bench.serving.grpc_fronts [--rounds N] [--seconds S] [--json FILE]
 
-Needs h2load. Each front runs all the time, stopped in its tracks unless it is its turn. Answers are
-compared with the model's own before and after. The ratio is that of each round's two fronts, next to each
-other in time, and of these the median: the machine's other work hits both.
+Needs h2load. Triton is a third, where its environment (`python -m bench.serving.prepare`) and what it needs are there. Each
+runs all the time, stopped in its tracks unless it is its turn. Answers are compared with the model's own before and
+after. Ratios are to aio, of the figures of a round, next to each other in time, and of these the median: the machine's other
+work hits all.
 """
 
 import argparse
@@ -17,8 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.machine import heading
-from bench.serving import load, prepare, process, workload
+from bench.machine import describe, heading
+from bench.serving import cells, load, prepare, process, workload
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -27,9 +28,9 @@ CELLS = (
     ("unary", 1, 1),
     ("unary", 1, 16),
     ("unary", 1, 64),
+    ("unary", 8, 1),
     ("unary", 8, 2),
     ("unary", 8, 8),
-    ("unary", 64, 1),
     ("stream", 1, 16),
 )
 WARM_SECONDS = 0.5
@@ -57,11 +58,7 @@ class Front:
         self._files = {
             name: work.write(folder / f"{front}-{name}", name) for name in ("grpc", "stream")
         }
-        bundle = prepare.BUNDLES["text_classifier"]
-        command = [prepare.PYTHON, "-m", "server", "--host", "127.0.0.1", "--bundle", str(bundle)]
-        command += ["--processes", "1"]
-        command += [] if front == "aio" else ["--grpc-front", front]
-        env = {"HLOSERVE_GRPC_PORT": str(self._port), "AIP_HTTP_PORT": "0"}
+        command, env = _triton(self._port) if front == "triton" else _ours(front, self._port)
         self._processes = process.Processes(command, env, cwd, folder / f"{front}.log")
 
     def wait(self) -> None:
@@ -100,10 +97,27 @@ class Front:
         self._processes.stop()
 
 
+def _ours(front: str, port: int) -> tuple[list[str], dict[str, str]]:
+    command = [prepare.PYTHON, "-m", "server", "--host", "127.0.0.1", "--grpc-front", front]
+    command += ["--bundle", str(prepare.BUNDLES["text_classifier"]), "--processes", "1"]
+    return command, {"HLOSERVE_GRPC_PORT": str(port), "AIP_HTTP_PORT": "0"}
+
+
+def _triton(port: int) -> tuple[list[str], dict[str, str]]:
+    folder = prepare.triton_repository(16, "dynamic_batching { }", 1)
+    http = str(process.free_port())
+    command = [part.replace("{port}", http) for part in prepare.triton_command(folder, port)]
+    return command, {
+        **cells.ONE_THREAD,
+        **prepare.triton_env(),
+        "BENCH_PARAMS": str(prepare.PARAMS),
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.serving.grpc_fronts", allow_abbrev=False)
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     arguments = parser.parse_args()
     print(heading(), flush=True)
@@ -112,7 +126,8 @@ def main() -> int:
     work = workload.texts(prepare.params())
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        fronts = [Front(name, work, Path(folder), prepare.ROOT) for name in ("aio", "ngh2")]
+        names = ["aio", "ngh2"] + ["triton"] * prepare.has_triton()
+        fronts = [Front(name, work, Path(folder), prepare.ROOT) for name in names]
         for front in fronts:
             stack.callback(front.stop)
         for front in fronts:
@@ -123,30 +138,27 @@ def main() -> int:
                 rows += [front.measure(cell, arguments.seconds, round_) for front in turns]
     print(table(rows))
     if arguments.json:
-        arguments.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+        figures = [dataclasses.asdict(row) for row in rows]
+        arguments.json.write_text(json.dumps({**describe(), "rows": figures}, indent=1))
     return 0
 
 
 def table(rows: list[Row]) -> str:
-    """Return each cell's medians, and the median of its rounds' ratios."""
+    """Return each front's medians of each cell, and the medians of its rounds' ratios to aio."""
     lines = [
-        f"{'cell':<14} {'aio/s':>8} {'ngh2/s':>8} {'x':>5} {'aio us':>8} {'ngh2 us':>8} {'x':>5}"
+        f"{'cell':<14} {'front':<7} {'per s':>8} {'x':>5} {'p50 us':>8} {'CPU us':>8} {'x':>5}"
     ]
-    for cell in dict.fromkeys(row.cell for row in sorted(rows, key=lambda row: row.cell)):
+    for cell, front in sorted({(row.cell, row.front) for row in rows}):
         by = {(row.front, row.round): row for row in rows if row.cell == cell}
-        rounds = sorted({round_ for _, round_ in by})
-        pairs = [(by["aio", r], by["ngh2", r]) for r in rounds]
-        old, new = (
-            [
-                statistics.median(getattr(pair[i], name) for pair in pairs)
-                for name in ("per_second", "cpu_us")
-            ]
-            for i in (0, 1)
+        pairs = [(by["aio", row.round], row) for row in by.values() if row.front == front]
+        speed, latency, cpu = (
+            statistics.median(getattr(row, name) for _, row in pairs)
+            for name in ("per_second", "p50_us", "cpu_us")
         )
-        faster = statistics.median(b.per_second / a.per_second for a, b in pairs)
-        cheaper = statistics.median(a.cpu_us / b.cpu_us for a, b in pairs)
+        faster = statistics.median(row.per_second / aio.per_second for aio, row in pairs)
+        cheaper = statistics.median(aio.cpu_us / row.cpu_us for aio, row in pairs)
         lines.append(
-            f"{cell:<14} {old[0]:8,.0f} {new[0]:8,.0f} {faster:5.2f} {old[1]:8.0f} {new[1]:8.0f} {cheaper:5.2f}"
+            f"{cell:<14} {front:<7} {speed:8,.0f} {faster:5.2f} {latency:8.0f} {cpu:8.0f} {cheaper:5.2f}"
         )
     return "\n".join(lines)
 

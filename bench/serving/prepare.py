@@ -127,13 +127,15 @@ instance_group [{{ kind: KIND_CPU count: {instances} }}]
     return folder
 
 
-def triton_command(repository: Path) -> tuple[str, ...]:
+def triton_command(repository: Path, grpc_port: int | None = None) -> tuple[str, ...]:
+    """Return how to start it; `{port}` stands for that of HTTP, and None is no port of gRPC."""
+    grpc = ("false",) if grpc_port is None else ("true", "--grpc-port", str(grpc_port))
     return (
         str(TRITON / "bin" / "tritonserver"),
         *("--model-repository", str(repository)),
         *("--backend-directory", str(TRITON / "backends")),
         *("--http-port", "{port}", "--http-thread-count", "2"),
-        *("--allow-grpc", "false", "--allow-metrics", "false"),
+        *("--allow-metrics", "false", "--allow-grpc", *grpc),
     )
 
 

@@ -25,11 +25,9 @@ class Calls:
     def __init__(self) -> None:
         self._count = 0
         self._awaited: asyncio.Event | None = None
-        self.any = False
 
     def enter(self) -> None:
         """Add a call, until it leaves."""
-        self.any = True
         self._count += 1
 
     def leave(self, context: Context) -> None:

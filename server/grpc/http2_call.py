@@ -4,7 +4,6 @@ Callbacks and no coroutines, as in `server.http`: what a coroutine waits for cos
 All on the event loop.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol, override
@@ -85,11 +84,10 @@ class Call:
         self._method = method
         self._service = service
         self._limit = limit
-        self._names: dict[str, str] = {}
+        self._fields: Mapping[bytes, bytes] = {}
         self._reader = MessageReader(limit)
         self._begun = time.monotonic()
         self._timeout_s: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._call_encoding = ""
         self._asked = self._reading = self._stopping = False
         self._expected = service.output_row_bytes if method.infers else 0
@@ -99,18 +97,12 @@ class Call:
 
     def begin(self, fields: Mapping[bytes, bytes]) -> None:
         """Read the headers."""
-        if any(name in fields for name in _NAMES):
-            found = ((name, fields.get(name)) for name in _NAMES)
-            self._names = {n.decode(): v.decode("ascii", "replace") for n, v in found if v}
+        self._fields = fields
         try:
             self._timeout_s = read_timeout(fields)
             self._call_encoding = read_encoding(fields)
         except Exception as error:  # noqa: BLE001 (every error has an answer)
             self.refuse(error)
-            return
-        if self.streams and self._timeout_s is not None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._timeout_s, self._on_deadline)
 
     def on_data(self, data: bytes, *, end: bool) -> None:
         """Take bytes that the client sent."""
@@ -209,8 +201,6 @@ class Call:
         self._acknowledge()  # of a stream that is closed, it still counts for the connection
         self._reader.drop()
         self._release(self._counted)
-        if self._timer is not None:
-            self._timer.cancel()
         running, self.running = self.running, {}
         for each in running:
             each.cancel()
@@ -222,7 +212,9 @@ class Call:
             self.refuse(stopping())
 
     def check_timeouts(self) -> None:
-        """End it if its client makes no progress with its message, or with the answer."""
+        """End it if its client makes no progress with its message, or with the answer, or it is late."""
+        if self.streams and (self.remaining() or 1.0) < 0.0:
+            self.refuse(DeadlineExceeded("the call's time was over before it ended"))
         unsent = self._connection.unsent(self)
         incomplete = self._reader.size > 0 or not (self._asked or self.streams)
         progress = (self._received // PROGRESS_BYTES, unsent)
@@ -237,7 +229,8 @@ class Call:
 
     def invocation_metadata(self) -> dict[str, str]:
         """Return the metadata that names the request; see `RpcError`."""
-        return self._names
+        found = ((name, self._fields.get(name)) for name in _NAMES)
+        return {name.decode(): value.decode("ascii", "replace") for name, value in found if value}
 
     @property
     def _ready(self) -> bool:
@@ -287,9 +280,6 @@ class Call:
     def _release(self, size: int) -> None:
         self._counted -= size
         self._connection.received.remove(size)
-
-    def _on_deadline(self) -> None:
-        self.refuse(DeadlineExceeded("the call's time was over before it ended"))
 
 
 class Request(Inference[bytes]):

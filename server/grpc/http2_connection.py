@@ -7,15 +7,19 @@ with them. What answers that are ready at the same time have to send leaves in o
 import asyncio
 import contextlib
 import random
-from typing import Any, Protocol, override
+from typing import TYPE_CHECKING, Any, override
 
 import ngh2
 from ngh2 import Setting
 
-from server.batching.memory_budget import MemoryBudget, Received, Unread
+from server.batching.memory_budget import Received, Unread
 from server.grpc.calls import RpcError
 from server.grpc.http2_call import MAX_CHECKS, Call
-from server.grpc.wire import HEADERS, OK, Headers, frame, trailers
+from server.grpc.options import LINGER_S
+from server.grpc.wire import HEADERS, OK, frame, trailers
+
+if TYPE_CHECKING:
+    from server.grpc.http2_server import Http2Server
 
 # Calls of a connection at once; a client that has more waits for those to end.
 CONCURRENT_STREAMS = 128
@@ -24,13 +28,11 @@ STREAM_WINDOW = 1 << 18
 CONNECTION_WINDOW = 1 << 20
 # Bytes of a call's headers, with 32 more for each. Beyond them the connection ends.
 HEADER_BYTES = 1 << 16
-# Checks, one each second: until the client has sent its settings; without a byte, until it is pinged;
-# for its answer; and without a call, as long as gRPC's own clients keep a connection.
-SETTINGS_CHECKS, PING_CHECKS, PONG_CHECKS, IDLE_CHECKS = 30, 60, 20, 1800
-# How long calls still arrive at a connection that has announced its end, and how long its client
-# has to close it then.
+# Checks, one each second: without a byte, until the client is pinged; for its answer; and without a
+# call, as long as gRPC's own clients keep a connection.
+PING_CHECKS, PONG_CHECKS, IDLE_CHECKS = 60, 20, 1800
+# How long calls still arrive at a connection that has announced its end.
 NOTICE_S = 0.2
-LINGER_S = 0.5
 _WRITE_BYTES = 1 << 18
 _CONFIGURATION = ngh2.Configuration(
     auto_window_update=False, max_inbound_header_list_size=HEADER_BYTES
@@ -42,63 +44,38 @@ _SETTINGS = {
 }
 
 
-class CallHandler(Protocol):
-    """Makes the calls of connections.
-
-    Attributes:
-      memory: counts the bytes of requests and answers.
-      max_age_s: of a connection; 0 without a limit.
-      max_grace_s: how long calls of an old connection go on.
-    """
-
-    memory: MemoryBudget
-    max_age_s: float
-    max_grace_s: float
-
-    def open(
-        self, connection: "Connection", stream_id: int, fields: dict[bytes, bytes]
-    ) -> Call | Headers:
-        """Return a call, or the response to a request that is none."""
-
-    def on_connected(self, connection: "Connection") -> bool:
-        """Add a connection; return whether there may be one more."""
-
-    def on_disconnected(self, connection: "Connection") -> None:
-        """Remove a connection."""
-
-
 class Connection(asyncio.Protocol):
     """A connection of a client. All methods run on the event loop.
 
     Args:
-      handler: makes its calls.
+      server: makes its calls.
 
     Attributes:
       received: counts what was received of calls that are not answered.
       unread: counts the answers that its client does not take yet.
     """
 
-    def __init__(self, handler: CallHandler) -> None:
-        self.received = Received(handler.memory)
-        self.unread = Unread(handler.memory)
-        self._handler = handler
+    def __init__(self, server: "Http2Server") -> None:
+        self.received = Received(server.memory)
+        self.unread = Unread(server.memory)
+        self._server = server
         self._h2 = ngh2.Connection(ngh2.Role.SERVER, _CONFIGURATION)
         self._loop = asyncio.get_running_loop()
         self._transport: Any
         self._calls: dict[int, Call] = {}
         # Calls that have ended before their client has sent all.
         self._early: list[Call] = []
-        self._flushing = self._paused = self._greeted = self._noticed = False
+        self._flushing = self._paused = self._noticed = False
         self._leaving = self._ending = False
         self._silent = self._idle = self._stalled = self._age = 0
-        self._max_age_s = handler.max_age_s * random.uniform(0.9, 1.1)  # noqa: S311 (not all at once)
+        self._max_age_s = server.max_age_s * random.uniform(0.9, 1.1)  # noqa: S311 (not all at once)
 
     # asyncio.Protocol
 
     @override
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        if not self._handler.on_connected(self):
+        if not self._server.on_connected(self):
             transport.abort()
             return
         self._h2.initiate_connection(_SETTINGS)
@@ -112,7 +89,7 @@ class Connection(asyncio.Protocol):
             call.drop()
         self._calls.clear()
         self.unread.remove(self.unread.size)
-        self._handler.on_disconnected(self)
+        self._server.on_disconnected(self)
 
     @override
     def data_received(self, data: bytes) -> None:
@@ -182,10 +159,10 @@ class Connection(asyncio.Protocol):
         except ngh2.StreamProtocolError:  # closed, which is still to be read
             return 0
 
-    def reset(self, call: Call) -> None:
-        """End a call without a status."""
+    def reset(self, call: Call, code: int = ngh2.ErrorCode.CANCEL) -> None:
+        """End a call, without a status if it has none."""
         with contextlib.suppress(ngh2.StreamProtocolError):
-            self._h2.reset_stream(call.id)
+            self._h2.reset_stream(call.id, code)
         self._flush_soon()
 
     # What the server does
@@ -215,9 +192,8 @@ class Connection(asyncio.Protocol):
         self._idle = 0 if self._calls else self._idle + 1
         self._stalled = self._stalled + 1 if self._paused else 0
         silent = self._silent - PING_CHECKS
-        unsettled = not self._greeted and self._age > SETTINGS_CHECKS
-        grown_old = self._max_age_s and self._age > self._max_age_s + self._handler.max_grace_s
-        if self._stalled > MAX_CHECKS or unsettled or silent > PONG_CHECKS or grown_old:
+        grown_old = self._max_age_s and self._age > self._max_age_s + self._server.max_grace_s
+        if self._stalled > MAX_CHECKS or silent > PONG_CHECKS or grown_old:
             self.abort()
         if self._paused or self._ending or self._transport.is_closing():
             return
@@ -233,27 +209,20 @@ class Connection(asyncio.Protocol):
 
     def _take_events(self) -> None:
         for event in self._h2.events():
-            kind = type(event)
-            if kind is ngh2.RequestReceived:
-                self._open(event)  # type: ignore[arg-type]
-            elif kind is ngh2.DataReceived:
-                call = self._calls.get(event.stream_id)  # type: ignore[attr-defined]
-                if call is not None:
-                    call.on_data(event.data, end=event.end_stream)  # type: ignore[attr-defined]
-            elif kind is ngh2.StreamClosed:
-                call = self._calls.pop(event.stream_id, None)  # type: ignore[attr-defined]
-                if call is not None:
-                    call.drop()
-            elif kind is ngh2.TrailersReceived:
-                call = self._calls.get(event.stream_id)  # type: ignore[attr-defined]
-                if call is not None:
+            if isinstance(event, ngh2.RequestReceived):
+                self._open(event)
+            elif call := self._calls.get(getattr(event, "stream_id", 0)):
+                if isinstance(event, ngh2.DataReceived):
+                    call.on_data(event.data, end=event.end_stream)
+                elif isinstance(event, ngh2.TrailersReceived):
                     call.on_data(b"", end=True)
-            elif kind is ngh2.SettingsReceived:
-                self._greeted = True
+                elif isinstance(event, ngh2.StreamClosed):
+                    del self._calls[call.id]
+                    call.drop()
 
     def _open(self, event: ngh2.RequestReceived) -> None:
         fields = dict(event.headers)
-        made = self._handler.open(self, event.stream_id, fields)
+        made = self._server.open(self, event.stream_id, fields)
         if not isinstance(made, Call):
             with contextlib.suppress(ngh2.StreamProtocolError):
                 self._h2.send_response(event.stream_id, made, end_stream=True)
@@ -277,9 +246,10 @@ class Connection(asyncio.Protocol):
         while not self._paused and (data := h2.data_to_send(_WRITE_BYTES)):
             transport.write(data)
             self._take_events()
-            if self._early and not self._paused:
-                self._reset_early()
         self._flushing = False
+        for call in [each for each in self._early if not (self._paused or self.unsent(each))]:
+            self._early.remove(call)
+            self.reset(call, ngh2.ErrorCode.NO_ERROR)  # its client is to send no more of it
         unread = self.unread
         if unread.size:
             unsent = h2.queued_body_size() + transport.get_write_buffer_size()
@@ -287,18 +257,6 @@ class Connection(asyncio.Protocol):
                 unread.remove(unread.size - unsent)
         if self._leaving and not self._calls:
             self._end()
-
-    def _reset_early(self) -> None:
-        """Have clients send no more of the calls whose answers have left."""
-        early, self._early = self._early, []
-        for call in early:
-            if self._calls.get(call.id) is not call:
-                continue
-            if self.unsent(call):
-                self._early.append(call)
-                continue
-            with contextlib.suppress(ngh2.StreamProtocolError):
-                self._h2.reset_stream(call.id, 0)
 
     def _leave(self) -> None:
         """Take no more calls."""

@@ -17,9 +17,8 @@ from server.grpc.wire import Headers
 from server.observability.snapshot import CollectStats, snapshot_of
 
 _CHECK_S = 1.0
-# HTTP's own refusals, as gRPC has it, of what is no call.
-_NO_POST: Headers = ((b":status", b"405"), (b"allow", b"POST"))
-_NO_GRPC: Headers = ((b":status", b"415"),)
+# HTTP's own refusal, as gRPC has it, of what is no call.
+_NO_CALL: Headers = ((b":status", b"415"),)
 
 
 def _refusing(text: str) -> Method:
@@ -61,6 +60,7 @@ class Http2Server:
         self._methods = self._make_methods()
         self._connections: set[Connection] = set()
         self._closed = asyncio.Event()
+        self._stopping = False
         self._listener: asyncio.Server | None = None
         self._checks: asyncio.TimerHandle | None = None
 
@@ -93,6 +93,7 @@ class Http2Server:
         Args:
           grace_s: the longest that calls are waited for.
         """
+        self._stopping = True  # connections that were accepted still arrive
         if self._listener is not None:
             self._listener.close()
         self._services.health.stop()
@@ -118,10 +119,9 @@ class Http2Server:
         self, connection: Connection, stream_id: int, fields: dict[bytes, bytes]
     ) -> Call | Headers:
         """Return a call, or the response to a request that is none."""
-        if fields.get(b":method") != b"POST":
-            return _NO_POST
-        if not fields.get(b"content-type", b"").startswith(b"application/grpc"):
-            return _NO_GRPC
+        posts = fields.get(b":method") == b"POST"
+        if not (posts and fields.get(b"content-type", b"").startswith(b"application/grpc")):
+            return _NO_CALL
         path = fields.get(b":path", b"")
         method = self._methods.get(path)
         if method is None:
@@ -132,7 +132,7 @@ class Http2Server:
     def on_connected(self, connection: Connection) -> bool:
         """Add a connection; return whether there may be one more."""
         self._connections.add(connection)
-        return len(self._connections) <= CONNECTIONS
+        return not self._stopping and len(self._connections) <= CONNECTIONS
 
     def on_disconnected(self, connection: Connection) -> None:
         """Remove a connection."""

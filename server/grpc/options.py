@@ -11,6 +11,9 @@ CONCURRENT_STREAMS = 128
 # Calls of one connection that its client counts as ended, since they were answered or reset, and
 # this process not yet. Beyond these more calls are refused.
 ENDING_STREAMS = 128
+# How long clients have to close a connection that has announced its end. All libraries do so as soon as they read
+# that, and have no call there.
+LINGER_S = 2.0
 # Bytes of a message that arrive before its call asks for it. Left to itself, gRPC would make that
 # 4 MiB for each call as soon as it has measured the connection.
 WINDOW = 65535

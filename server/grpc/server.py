@@ -21,17 +21,13 @@ from server.errors import BodyTimeout, Unavailable, Unsupported
 from server.grpc import connections
 from server.grpc.calls import Calls, Context, RpcError, sent
 from server.grpc.inference import GrpcInference
-from server.grpc.options import address, options
+from server.grpc.options import LINGER_S, address, options
 from server.grpc.receive import Receiver
 from server.grpc.services import HEALTH, INFERENCE, REFLECTION, UNSERVED, Services, stopping
 from server.grpc.stream import Stream, Streams
 from server.observability.snapshot import CollectStats, snapshot_of
 from server.protocols import oip_grpc
 from server.protos import inference_pb2 as pb
-
-# How long a stopping server lets calls wait for their refusal: nearly all clients wait for it then,
-# and send nothing while the connections close.
-HOLD_S = 0.2
 
 
 class GrpcServer:
@@ -85,14 +81,16 @@ class GrpcServer:
         Streams and watches, which might go on for ever, end once what was read is answered.
 
         Every call is answered, if only with UNAVAILABLE. gRPC's own stop answers CANCELLED,
-        after which no client tries again, to calls that arrive while it goes on. So it is not
-        used: the process has to end next, and its connections have been shut before.
+        after which no client tries again, to calls that arrive while it goes on, and it has no
+        other way to announce the end of a connection. So it is not used: the process has to end next.
 
         Args:
           grace_s: the longest that calls are waited for.
         """
-        await self._drain(grace_s, hold_s=HOLD_S)
-        connections.leave(self._port)
+        await self._drain(grace_s)
+        connections.announce_end(self._port)
+        self._stopped.set()
+        await connections.end(self._port, LINGER_S)
 
     async def stop(self, grace_s: float = 0.0) -> None:
         """Answer the open calls, and stop, in a process that goes on; see `leave`.
@@ -100,23 +98,18 @@ class GrpcServer:
         Args:
           grace_s: what is not answered by then is cancelled.
         """
-        await self._drain(grace_s, hold_s=0.0)
+        await self._drain(grace_s)
+        self._stopped.set()
         await self._server.stop(None)
 
-    async def _drain(self, grace_s: float, hold_s: float) -> None:
+    async def _drain(self, grace_s: float) -> None:
+        """Answer the open calls; those that arrive meanwhile wait to be refused."""
         calls, self._calls, self._stopping = self._calls, Calls(), True
         self._services.health.stop()
         self._streams.stop()
         self._receiver.stop(stopping())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                await calls.over()
-                if calls.any:
-                    await asyncio.sleep(hold_s)
-        calls, self._calls = self._calls, Calls()
-        self._stopped.set()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(hold_s):
                 await calls.over()
 
     def _methods(self) -> dict[str, grpc.RpcMethodHandler]:

@@ -80,27 +80,17 @@ class MessageReader:
       limit: bytes that a message may have.
     """
 
-    __slots__ = ("_at", "_buffer", "_limit")
-
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._buffer: bytes | bytearray = b""
-        self._at = 0
+        self._buffer = bytearray()
 
     @property
     def size(self) -> int:
         """Return the number of bytes that were not taken."""
-        return len(self._buffer) - self._at
+        return len(self._buffer)
 
     def feed(self, data: bytes) -> None:
         """Append bytes."""
-        if not self.size:
-            self._buffer, self._at = data, 0
-            return
-        if isinstance(self._buffer, bytes):
-            self._buffer = bytearray(self._buffer)
-        del self._buffer[: self._at]
-        self._at = 0
         self._buffer += data
 
     def take(self) -> tuple[bool, bytes] | None:
@@ -110,26 +100,25 @@ class MessageReader:
           MalformedRequest: the prefix is not one.
           TooLarge: the message has more bytes than it may.
         """
-        buffer, begin = self._buffer, self._at + _PREFIX_BYTES
-        if len(buffer) < begin:
+        buffer = self._buffer
+        if len(buffer) < _PREFIX_BYTES:
             return None
-        flag, size = buffer[self._at], int.from_bytes(buffer[self._at + 1 : begin])
+        flag, size = buffer[0], int.from_bytes(buffer[1:_PREFIX_BYTES])
         if flag > 1:
             raise MalformedRequest(f"message: expected 0 or 1 before its length, got {flag}")
         if size > self._limit:
             raise TooLarge(f"message: expected at most {self._limit} bytes, got {size}")
-        if len(buffer) < begin + size:
+        end = _PREFIX_BYTES + size
+        if len(buffer) < end:
             return None
-        self._at = begin + size
         with memoryview(buffer) as view:
-            message = bytes(view[begin : self._at])
-        if not self.size:
-            self.drop()
+            message = bytes(view[_PREFIX_BYTES:end])
+        del buffer[:end]  # takes the same time whatever is behind it
         return flag == 1, message
 
     def drop(self) -> None:
         """Discard what is left."""
-        self._buffer, self._at = b"", 0
+        self._buffer.clear()
 
 
 def _shown(text: bytes) -> str:

@@ -1,11 +1,13 @@
 """The gRPC port of the server as a process: taken, drained, and shut."""
 
 import collections
+import contextlib
 import signal
 import socket
 import threading
 
 import grpc
+import ngh2
 import numpy as np
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from pytest import mark, raises
@@ -122,6 +124,46 @@ def test_no_call_is_cancelled_as_the_server_stops(classifier_bundle, front, proc
             thread.join()
 
     assert set(found) == {"OK", "UNAVAILABLE"}
+    assert (process.returncode, errors) == (0, "")
+
+
+@mark.parametrize("front", ["aio", "ngh2"])
+def test_a_connection_ends_behind_an_announcement(classifier_bundle, front):
+    """A client reads that its connection ends, and how its calls did, before it reads the end."""
+    port = free_port()
+    process = start(
+        free_port(),
+        "--bundle",
+        str(classifier_bundle),
+        HLOSERVE_GRPC_PORT=str(port),
+        HLOSERVE_GRPC_FRONT=front,
+    )
+    client = ngh2.Connection(ngh2.Role.CLIENT)
+    client.initiate_connection()
+    fields = {":method": "POST", ":scheme": "http", ":path": f"/{INFERENCE}/ModelInfer"}
+    fields |= {":authority": "t", "te": "trailers", "content-type": "application/grpc"}
+    with process:
+        ready_line(process)
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.settimeout(TIMEOUT_S)
+            client.send_request([(k.encode(), v.encode()) for k, v in fields.items()])
+            client.ping(b"arrived?")
+            events = []
+            while not any(isinstance(event, ngh2.PingAcknowledged) for event in events):
+                connection.sendall(client.data_to_send())
+                client.receive_data(connection.recv(1 << 16))
+                events += client.events()
+            process.send_signal(signal.SIGTERM)
+            while data := connection.recv(1 << 16):
+                with contextlib.suppress(ngh2.ConnectionStateError):  # it has read of the end
+                    client.receive_data(data)
+                events += client.events()
+        _, errors = process.communicate(timeout=TIMEOUT_S)
+
+    ended = [e.last_stream_id for e in events if isinstance(e, ngh2.GoAwayReceived)]
+    responses = [dict(e.headers) for e in events if isinstance(e, ngh2.ResponseReceived)]
+    assert ended[0] == 2**31 - 1
+    assert [each[b"grpc-message"] for each in responses] == [b"the server is stopping"]
     assert (process.returncode, errors) == (0, "")
 
 

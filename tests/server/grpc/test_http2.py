@@ -18,7 +18,6 @@ from server.grpc.http2_connection import (
     IDLE_CHECKS,
     PING_CHECKS,
     PONG_CHECKS,
-    SETTINGS_CHECKS,
 )
 from server.grpc.http2_server import Http2Server
 from server.grpc.options import CONNECTIONS
@@ -233,7 +232,7 @@ def test_calls_beyond_the_limit_are_refused_by_the_protocol(play):
 
 @mark.parametrize(
     ("field", "value", "status"),
-    [(":method", b"GET", "HTTP 405"), ("content-type", b"text/html", "HTTP 415")],
+    [(":method", b"GET", "HTTP 415"), ("content-type", b"text/html", "HTTP 415")],
 )
 def test_what_is_no_call_is_refused_by_http(play, field, value, status):
     """A browser that asks gets an HTTP status, as gRPC has it."""
@@ -296,7 +295,7 @@ def test_a_connection_without_http2_is_closed(play):
     async def scene(server):
         nothing, other = Client(server), Client(server)
         other.connection.data_received(b"GET / HTTP/1.1\r\nhost: t\r\n\r\n")
-        for _ in range(SETTINGS_CHECKS + 1):
+        for _ in range(PING_CHECKS + PONG_CHECKS + 1):
             nothing.connection.check_timeouts()
 
         assert other.transport.closed
@@ -340,6 +339,18 @@ def test_connections_beyond_the_limit_are_closed(play):
 
         assert not last.transport.aborted
         assert beyond.transport.aborted
+
+    play(scene)
+
+
+def test_a_connection_that_arrives_as_the_server_stops_is_closed(play):
+    """One that was accepted just before the port was closed does not keep the server."""
+
+    async def scene(server):
+        await server.leave(30)
+        late = Client(server)
+
+        assert late.transport.aborted
 
     play(scene)
 
