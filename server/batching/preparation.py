@@ -1,15 +1,17 @@
 """Raw rows that wait to be prepared, and the few threads that prepare them.
 
-The event loop owns what waits; a thread has one request at a time, which stops between two rows where
-it has ended meanwhile. Nothing stops it within a row, so that the bytes of a text and the pixels of an
+The event loop owns what waits; a thread has one request at a time, or several small ones, each of which
+stops between two rows where it has ended meanwhile. Nothing stops it within a row, so that the bytes of a text and the pixels of an
 image are limited before it begins.
 """
 
 import asyncio
 import contextlib
 import functools
+import itertools
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -17,6 +19,10 @@ from runtime.errors import InvalidInput, without_frames
 from runtime.preprocessing.each_row import prepare_each
 from runtime.preprocessing.preparation import Prepared, Preparer, RawRows
 from server.batching.working_memory import WorkingMemory
+
+# What a thread takes at once: so many requests, of together so many bytes, or one that is larger.
+_MAX_REQUESTS = 16
+_MAX_BYTES = 4096
 
 
 class Preparation(NamedTuple):
@@ -35,23 +41,34 @@ class Abandoned(Exception):
     """A request ended while its rows were being prepared; it is never passed on."""
 
 
+class _Turn:
+    """What a thread does at once: some requests, one after the other.
+
+    Attributes:
+      progress: when the thread last began with a row, monotonic seconds.
+      stall: fires where a row may have taken too long.
+    """
+
+    def __init__(self) -> None:
+        self.progress = time.monotonic()
+        self.stall: asyncio.TimerHandle
+
+
 class _Resources:
     """What a thread may use for one request.
 
     Args:
       memory: of all threads.
+      turn: that the request is a part of.
 
     Attributes:
       ended: whether the request has; set on the event loop.
-      progress: when the thread last began with a row, monotonic seconds.
-      stall: fires where a row may have taken too long.
     """
 
-    def __init__(self, memory: WorkingMemory) -> None:
+    def __init__(self, memory: WorkingMemory, turn: _Turn) -> None:
         self._memory = memory
+        self._turn = turn
         self.ended = False
-        self.progress = time.monotonic()
-        self.stall: asyncio.TimerHandle
 
     def memory(self, size: int) -> contextlib.AbstractContextManager[None]:
         """Return a context that `size` bytes may be used in; entering it may wait for others."""
@@ -59,7 +76,7 @@ class _Resources:
 
     def check(self) -> None:
         """Raise Abandoned where the request has ended; otherwise another row begins."""
-        self.progress = time.monotonic()
+        self._turn.progress = time.monotonic()
         if self.ended:
             raise Abandoned
 
@@ -97,6 +114,7 @@ class PreparationPool[K]:
         self._waiting: dict[K, RawRows] = {}
         self._memory = memory
         self._running: dict[K, _Resources] = {}
+        self._turns = 0
 
     def submit(self, key: K, raw: RawRows) -> None:
         """Prepare rows as soon as a thread is free."""
@@ -117,29 +135,55 @@ class PreparationPool[K]:
         self._executor.shutdown(wait=False)
 
     def _start(self) -> None:
-        while self._waiting and len(self._running) < self._threads:
-            key = next(iter(self._waiting))
-            raw = self._waiting.pop(key)
-            resources = self._running[key] = _Resources(self._memory)
-            self._watch(resources, self._stall_s)
-            future = self._executor.submit(self._prepare, raw, resources)
-            future.add_done_callback(functools.partial(self._wake, key, resources))
+        while self._waiting and self._turns < self._threads:
+            self._turns += 1
+            turn = _Turn()
+            requests = [
+                (key, self._waiting.pop(key), _Resources(self._memory, turn))
+                for key in self._next()
+            ]
+            self._running.update((key, resources) for key, _, resources in requests)
+            self._watch(turn, self._stall_s)
+            future = self._executor.submit(self._prepare_all, requests)
+            future.add_done_callback(functools.partial(self._wake, turn))
 
-    def _watch(self, resources: _Resources, seconds: float) -> None:
-        resources.stall = self._loop.call_later(seconds, self._expect_progress, resources)
+    def _next(self) -> list[K]:
+        """Return what a thread is to do at once: the oldest request, and small ones behind it.
 
-    def _expect_progress(self, resources: _Resources) -> None:
+        A thread is given work and reports it by way of locks and pipes, which cost more than a short
+        text does. Other threads that are free get their share.
+        """
+        share = math.ceil(len(self._waiting) / (self._threads - self._turns + 1))
+        found: list[K] = []
+        size = 0
+        for key, raw in itertools.islice(self._waiting.items(), min(share, _MAX_REQUESTS)):
+            size += _size(raw)
+            if found and size > _MAX_BYTES:
+                break
+            found.append(key)
+        return found
+
+    def _watch(self, turn: _Turn, seconds: float) -> None:
+        turn.stall = self._loop.call_later(seconds, self._expect_progress, turn)
+
+    def _expect_progress(self, turn: _Turn) -> None:
         """Report a stall where a thread has been at the same rows for too long."""
-        left_s = resources.progress + self._stall_s - time.monotonic()
+        left_s = turn.progress + self._stall_s - time.monotonic()
         if left_s > 0:
-            self._watch(resources, left_s)
+            self._watch(turn, left_s)
         else:
             self._on_stall()
+
+    def _prepare_all(
+        self, requests: Sequence[tuple[K, RawRows, _Resources]]
+    ) -> list[tuple[K, Preparation]]:
+        return [(key, self._prepare(raw, resources)) for key, raw, resources in requests]
 
     def _prepare(self, raw: RawRows, resources: _Resources) -> Preparation:
         begin = time.perf_counter()
         result: Prepared | Exception
         try:
+            resources.check()
             if raw.each:
                 result = prepare_each(self._preparer, raw, resources)
             else:
@@ -150,13 +194,26 @@ class PreparationPool[K]:
             result = error
         return Preparation(result, time.perf_counter() - begin)
 
-    def _wake(self, key: K, resources: _Resources, done: Future[Preparation]) -> None:
+    def _wake(self, turn: _Turn, done: Future[list[tuple[K, Preparation]]]) -> None:
         """Go on on the event loop, unless that has ended."""
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._on_done, key, resources, done)
+            self._loop.call_soon_threadsafe(self._on_done, turn, done)
 
-    def _on_done(self, key: K, resources: _Resources, done: Future[Preparation]) -> None:
-        resources.stall.cancel()
-        del self._running[key]
+    def _on_done(self, turn: _Turn, done: Future[list[tuple[K, Preparation]]]) -> None:
+        turn.stall.cancel()
+        self._turns -= 1
+        prepared = done.result()
+        for key, _ in prepared:
+            del self._running[key]
         self._start()
-        self._on_prepared(key, done.result())
+        for key, preparation in prepared:
+            self._on_prepared(key, preparation)
+
+
+def _size(raw: RawRows) -> int:
+    """Return the bytes of raw values, about: their characters, and their files as they are."""
+    return sum(
+        len(value) if isinstance(value, str | bytes | memoryview) else _MAX_BYTES
+        for values in raw.inputs.values()
+        for value in values
+    )

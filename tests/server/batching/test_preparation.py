@@ -98,6 +98,59 @@ async def test_rows_that_are_prepared_have_their_place(model, gate):
         assert service.queued_rows == 0
 
 
+def turns_of(service):
+    """Return the numbers of requests that threads take at once, as they take them."""
+    pool = service._preparation
+    submit = pool._executor.submit
+    found = []
+
+    def counted(function, requests):
+        found.append(len(requests))
+        return submit(function, requests)
+
+    pool._executor.submit = counted
+    return found
+
+
+@on_a_loop
+async def test_a_thread_takes_several_short_texts_at_once(model, gate):
+    """What waits while a thread is busy is taken by it together; each has its own answer or error."""
+    async with serving(model) as service:
+        turns = turns_of(service)
+        first = asked(service, "cat")
+        await gate.reached()
+        others = [asked(service, text) for text in ("dog", "cat " * 8, "a mat")]
+        late = asked(service, "ran", timeout_s=0.01)
+        with raises(DeadlineExceeded):
+            await answered(late)
+        gate.open(runs=4)
+
+        assert await answered(first) == [sum(ids("cat"))]
+        assert await answered(others[0]) == [sum(ids("dog"))]
+        with raises(SignatureMismatch, match=r"at most 8 tokens, got 10$"):
+            await answered(others[1])
+        assert await answered(others[2]) == [sum(ids("a mat"))]
+
+    assert turns == [1, 3]
+
+
+@on_a_loop
+async def test_a_thread_takes_long_texts_by_themselves(model, gate):
+    """Requests are taken together up to a number of bytes, so that none waits long for the others."""
+    async with serving(model) as service:
+        turns = turns_of(service)
+        first = asked(service, "cat")
+        await gate.reached()
+        others = [asked(service, *["cat dog " * 3] * 100) for _ in range(3)]
+        gate.open(runs=4)
+
+        await answered(first)
+        for one in others:
+            await answered(one)
+
+    assert turns == [1, 1, 1, 1]
+
+
 @on_a_loop
 async def test_a_deadline_before_the_preparation_is_kept(model, gate):
     """A request whose time is over while it waits frees its place, and is never prepared."""
@@ -262,11 +315,11 @@ async def test_each_piece_has_its_time(model):
     reader._tokenizer.encode = slowly
     async with serving(model, failures, stall_s=1000.0) as service:
         request = asked(service, *["cat"] * 40)
-        [resources] = service._preparation._running.values()
+        [turn] = {one._turn for one in service._preparation._running.values()}
         for _ in range(3):
             await pieces.reached()
-            resources.progress -= 500
-            service._preparation._expect_progress(resources)
+            turn.progress -= 500
+            service._preparation._expect_progress(turn)
             pieces.open()
 
         assert await answered(request) == [sum(ids("cat"))] * 40
@@ -343,16 +396,16 @@ async def test_only_a_row_that_does_not_end_is_a_stall(model, gate):
         asked_for = asked(service, "cat")
         await gate.reached()
         pool = service._preparation
-        [resources] = pool._running.values()
+        [turn] = {one._turn for one in pool._running.values()}
 
-        pool._expect_progress(resources)
+        pool._expect_progress(turn)
         assert failures.reasons == []
-        resources.progress -= 2000
-        resources.check()
-        pool._expect_progress(resources)
+        turn.progress -= 2000
+        next(iter(pool._running.values())).check()
+        pool._expect_progress(turn)
         assert failures.reasons == []
-        resources.progress -= 2000
-        pool._expect_progress(resources)
+        turn.progress -= 2000
+        pool._expect_progress(turn)
         assert failures.reasons == ["preparing raw inputs did not come to an end"]
         gate.open()
         assert isinstance(await asked_for[1], NotReady)
