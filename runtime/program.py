@@ -6,6 +6,7 @@ changes it breaks these:
 
 * the name of the event that each compilation is reported by
 * `NPROC`, which XLA's CPU client takes the size of its thread pools from
+* `jax.extend.backend.clear_backends`, after which a CPU client of another size can be made
 """
 
 import contextlib

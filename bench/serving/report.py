@@ -9,6 +9,8 @@ from bench.charts import OURS, THEIRS, describe_figure, drawing, on, save, wrapp
 from bench.serving.cells import GOALS, Goal
 from bench.serving.measure import Row
 
+# Servers whose processes differ from cell to cell.
+_SETTINGS = ("hloserve", "mosec")
 Cell = tuple[str, str, int]  # model, server, connections
 HEADER = (
     *("model", "connections", "server", "requests/s", "lowest to highest"),
@@ -186,7 +188,8 @@ def overview_chart(found: Mapping[str, Any], path: Path, *, day: str) -> None:
         [
             f"{day}, {on(found['machine'])}, load generator on the same cores.",
             f"Medians of {max(s['rounds'] for s in drawn_cells)} rounds, each server at its best setting.",
-            "With 64 connections mosec has two workers; hloserve chooses its processes itself.",
+            "With 64 connections: "
+            + "; ".join(f"{s['server']} {s['setting']}" for s in shown if s["server"] in _SETTINGS),
         ],
     )
     save(figure, path)

@@ -363,7 +363,9 @@ def test_a_stop_answers_what_is_in(grpc_server, model):
 
 def test_a_port_that_is_taken_is_refused(grpc_server):
     """Two servers do not share a port in silence, and the error says which one."""
-    config = ServerConfig(bundle="unused", host="127.0.0.1", grpc_port=grpc_server.port)
+    config = ServerConfig(
+        bundle="unused", host="127.0.0.1", grpc_port=grpc_server.port, processes=1
+    )
 
     async def start():
         await FRONTS[GrpcHarness.front](grpc_server.service, config).start()
