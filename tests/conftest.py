@@ -24,8 +24,8 @@ with MonkeyPatch.context() as patch:
 # With packages of their own: ./build.sh engines.
 collect_ignore = ["engines"]
 
-# Whoever starts the tests in the background, or under nohup, may have these ignored, and servers
-# would go on where a terminal ends them.
+# When the tests are started in the background, or under nohup, these may be ignored, and servers
+# would keep running when a terminal sends them.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -56,7 +56,7 @@ class Tagger(nn.Module):
 
 @fixture(autouse=True)
 def signals():
-    """Sees that a test, and what it calls, leaves the signals of these processes as they were."""
+    """Check that a test, and what it calls, leaves this process's signal handlers unchanged."""
     before = _handlers()
     yield
     assert _handlers() == before
@@ -68,7 +68,7 @@ def _handlers():
 
 @fixture(scope="session")
 def exported(tmp_path_factory):
-    """Exports a model under a name; return the bundle."""
+    """Export a model under a name; return the bundle."""
 
     def run(name, model, params, **options):
         out = tmp_path_factory.mktemp("bundles") / name
@@ -80,7 +80,7 @@ def exported(tmp_path_factory):
 
 @fixture(scope="session")
 def tensorflow():
-    """Runs a function of tests.in_tensorflow in a process that has TensorFlow; return its answer."""
+    """Run a function of tests.in_tensorflow in a process that has TensorFlow; return its result."""
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
         1, mp_context=spawn, initializer=in_tensorflow.start

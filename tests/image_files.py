@@ -1,4 +1,4 @@
-"""Files of images for the tests: good ones of each form, and what strangers send."""
+"""Image files for the tests: valid ones of each form, and hostile ones."""
 
 import io
 import random
@@ -119,7 +119,7 @@ def _some(rng, mode="RGB"):
     return picture(rng.randint(1, 90), rng.randint(1, 90), mode, seed=rng.randrange(2**32))
 
 
-# Kinds of files that strangers send, each drawn by a seeded random.Random.
+# Kinds of hostile files, each drawn by a seeded random.Random.
 STRANGE = {
     "noise": lambda rng: rng.randbytes(rng.randint(0, 3000)),
     "noise behind a magic": lambda rng: (

@@ -1,4 +1,4 @@
-"""What tests ask of TensorFlow, in one process that stays: starting it takes seconds.
+"""Functions that tests run in TensorFlow, in one long-lived process: starting it takes seconds.
 
 A test hands over a function of this file and gets its answer; see the fixture `tensorflow`.
 """
@@ -33,7 +33,7 @@ def run(path, signature, inputs):
 
 
 def refusal(path, signature, inputs):
-    """Run a signature that does not take these arrays; return what TensorFlow says."""
+    """Run a signature that does not accept these arrays; return TensorFlow's error."""
     import tensorflow as tf
 
     try:
@@ -53,7 +53,7 @@ def variables(path):
 
 
 def programs(path):
-    """Return what each XlaCallModule of a SavedModel says: version, platforms, StableHLO."""
+    """Return the attributes of each XlaCallModule of a SavedModel: version, platforms, StableHLO."""
     from tensorflow.core.protobuf import saved_model_pb2
 
     saved = saved_model_pb2.SavedModel.FromString(Path(path, "saved_model.pb").read_bytes())
@@ -108,7 +108,7 @@ def what_jax2tf_takes():
 
 
 def refused_convention(version, known):
-    """Return what is said of a program whose calling convention is too new for TensorFlow."""
+    """Return the error for a program whose calling convention is too new for TensorFlow."""
     from export import savedmodel
 
     before = savedmodel.tfxla

@@ -1,4 +1,4 @@
-"""The server as a process: started on free ports, asked over HTTP, ended by a signal."""
+"""The server as a process: started on free ports, queried over HTTP, ended by a signal."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ TIMEOUT_S = 120
 
 
 def free_port():
-    """Find a port that nobody listens on."""
+    """Find a port that no process listens on."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
 
@@ -54,7 +54,7 @@ def start(port, *arguments, command=("-m", "server"), options=None, **environ):
 
 
 def _pinned(arguments):
-    """Require the digest of the bundle that is there: such a one is opened at once."""
+    """Require the digest of the bundle that is there: such a bundle is opened at once."""
     if "--bundle" in arguments:
         manifest = Path(arguments[arguments.index("--bundle") + 1]) / "manifest.json"
         if manifest.is_file():
@@ -64,7 +64,7 @@ def _pinned(arguments):
 
 
 def ready_line(process):
-    """Read the log until the server says that it is ready."""
+    """Read the log until the server reports that it is ready."""
     for line in process.stdout:
         if "ready: " in line:
             return line
@@ -93,7 +93,7 @@ class Served:
         return f"http://127.0.0.1:{self.port}"
 
     def post(self, value, path="/predict"):
-        """Post a value as JSON; return the status and the answer."""
+        """Post a value as JSON; return the status and the response."""
         return post(f"{self.url}{path}", json.dumps(value).encode())
 
     def get(self, path):
@@ -134,7 +134,7 @@ def started(*arguments, **more):
 
 @contextlib.contextmanager
 def serving(*arguments, **more):
-    """Run a server until it is no longer needed; it has to end well, and silently."""
+    """Run a server until it is no longer needed; it has to exit with status 0, without errors."""
     with started(*arguments, **more) as served:
         yield served
         ended = served.end(signal.SIGTERM)
@@ -142,7 +142,7 @@ def serving(*arguments, **more):
 
 
 def post(url, body):
-    """Post a body; return the status and the answer."""
+    """Post a body; return the status and the response."""
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310

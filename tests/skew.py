@@ -36,7 +36,7 @@ class Reader:
 
     @classmethod
     def at(cls, python):
-        """Ask an environment for its jax."""
+        """Return the environment of a Python, with the version of its jax."""
         command = [python, "-c", "import jax; print(jax.__version__)"]
         return cls(
             python,
@@ -55,13 +55,13 @@ class Reader:
         return done.returncode, done.stdout, done.stderr
 
     def make(self, *command):
-        """Run a command that has to go well."""
+        """Run a command that has to succeed."""
         status, _, errors = self.run(*command)
         if status:
             raise RuntimeError(f"{' '.join(map(str, command))}: {errors}")
 
     def read(self, bundle):
-        """Load, verify and serve a bundle; return what a cell of the table says."""
+        """Load, verify and serve a bundle; return the text of a cell of the table."""
         status, out, errors = self.run(
             "-m", "runtime", "doctor", bundle, "--device", "cpu", "--json"
         )
@@ -76,7 +76,7 @@ class Reader:
         return f"from {' and '.join(f'`.{form}`' for form in sorted(forms))}"
 
     def serve(self, bundle):
-        """Serve a bundle and ask it once; return what went wrong, if anything did."""
+        """Serve a bundle and send it one request; return the error, if any."""
         port = free_port()
         command = [self.python, "-m", "server", "--bundle", str(bundle), "--device", "cpu"]
         options = [

@@ -64,7 +64,7 @@ def test_serving_half_loads_nothing_of_training(module):
 @mark.parametrize("module", ["export", "runtime", "server"])
 def test_a_program_that_is_only_imported_leaves_signals_alone(module):
     """
-    Whoever imports a command line, as a test does, still hears of Ctrl-C.
+    Importing a command line, as a test does, leaves Ctrl-C as it was.
     """
     look = "{n: signal.getsignal(n) for n in signal.valid_signals()}"
     code = f"import signal; before = {look}; import {module}.__main__; assert before == {look}"
@@ -75,7 +75,7 @@ def test_a_program_that_is_only_imported_leaves_signals_alone(module):
 @mark.e2e
 def test_the_exporter_loads_no_framework_that_a_model_is_not_of():
     """
-    What a model is shows without importing what it might be of.
+    The exporter imports no framework that the model does not use.
     """
     code = (
         "from export.exporting import export_model; import numpy as np; "

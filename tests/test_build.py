@@ -1,4 +1,4 @@
-"""`./build.sh setup` finds a Python and installs what the lock pins, without doing it here."""
+"""`./build.sh setup` finds a Python and installs what the lock pins; nothing is really installed here."""
 
 import re
 import shutil
@@ -10,7 +10,7 @@ from pytest import fixture, mark
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Stands in for a Python of some version: it knows whether it fits, and where it is.
+# Stands in for a Python of some version: it reports whether it fits, and where it is.
 PYTHON = """#!/bin/bash
 case "$2" in
   *version_info*) exit {exit} ;;
@@ -18,7 +18,7 @@ case "$2" in
 esac
 """
 
-# Stands in for uv: it notes how it was called and makes what setup looks for.
+# Stands in for uv: it records its arguments and makes what setup looks for.
 UV = """#!/bin/bash
 echo "$UV_PROJECT_ENVIRONMENT $*" >> {log}
 if [ "$1" = sync ]; then
@@ -83,7 +83,7 @@ def sync(python, environment=".venv", without=""):
 
 
 def test_python_on_the_path_is_used(project):
-    """A Python that is new enough is taken from the PATH; an older one is passed over."""
+    """A Python that is new enough is taken from the PATH; an older one is skipped."""
     project.python("bin/python3", fits=False)
     wanted = project.python("bin/python3.13", fits=True)
 
@@ -103,7 +103,7 @@ def test_the_variable_wins(project):
 
 
 def test_an_old_python_in_the_variable_is_an_error(project):
-    """A $PYTHON that is too old is an error, not passed over."""
+    """A $PYTHON that is too old is an error, not skipped."""
     old = project.python("elsewhere/python", fits=False)
     project.python("bin/python3.12", fits=True)
 
@@ -115,7 +115,7 @@ def test_an_old_python_in_the_variable_is_an_error(project):
 
 
 def test_pyenv_versions_are_looked_at(project):
-    """Where the PATH has none, pyenv's versions are looked at."""
+    """If the PATH has none, pyenv's versions are tried."""
     project.python("home/.pyenv/versions/3.11.0/bin/python", fits=False)
     wanted = project.python("home/.pyenv/versions/3.13.0/bin/python", fits=True)
 
@@ -125,7 +125,7 @@ def test_pyenv_versions_are_looked_at(project):
 
 
 def test_uv_provides_a_python_where_there_is_none(project):
-    """Without any Python that fits, uv is asked for one."""
+    """Without any Python that fits, uv installs one."""
     project.setup()
 
     assert project.calls() == [sync("3.12")]
@@ -187,7 +187,7 @@ def test_an_unknown_command_shows_the_usage(project):
 
 
 def test_docs_takes_one_option(project):
-    """Anything but --serve is named, and nothing is set up for it."""
+    """An unknown option is named, and nothing is set up for it."""
     ran = project.setup("docs", "--sevre")
 
     assert (ran.returncode, ran.stderr) == (

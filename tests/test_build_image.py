@@ -1,4 +1,4 @@
-"""`./build.sh image` finds a builder and tells it what to build, without building it here."""
+"""`./build.sh image` finds a builder and passes the build's arguments to it; nothing is really built here."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from pytest import fixture, mark
 from runtime.bundle import open_bundle
 from tests.test_build import ROOT, Project, script
 
-# Stands in for docker, podman and buildah: it notes how it was called.
+# Stands in for docker, podman and buildah: it records its arguments.
 BUILDER = """#!/bin/bash
 if [ "$1" = info ]; then exit {engine}; fi
 echo "${{0##*/}} $* INDEX_URL=${{INDEX_URL:-}} BUILDKIT=${{DOCKER_BUILDKIT:-}}" >> {log}
@@ -80,7 +80,7 @@ def test_any_of_three_builders_will_do(images, there, used):
 
 
 def test_a_docker_without_its_engine_is_passed_over(images):
-    """Where docker is installed but no engine answers, another builder is taken."""
+    """Where docker is installed but its engine does not respond, another builder is taken."""
     images.builder("docker", engine=1)
     images.builder("buildah")
 
@@ -90,7 +90,7 @@ def test_a_docker_without_its_engine_is_passed_over(images):
 
 
 def test_without_a_builder_it_says_what_is_missing(images):
-    """Where nothing builds images, one line says what would."""
+    """Without any builder, one line names those that would do."""
     images.builder("docker", engine=1)
 
     ran = images.image()
@@ -148,7 +148,7 @@ def test_what_was_not_built_is_not_pushed(images):
 
 
 def test_the_index_and_proxies_are_passed_on_by_name(images):
-    """Where packages come from is passed on, and no password shows on the command line."""
+    """Package indexes are passed on, and no password is on the command line."""
     images.builder("docker")
     index = "https://user:secret@index.example/simple"
 
@@ -223,7 +223,7 @@ def pin(bundle, folder):
 
 @mark.e2e
 def test_a_bundle_that_is_baked_in_is_looked_at_and_pinned(classifier_bundle, tmp_path):
-    """A whole bundle is known by its digest; a damaged one ends the build, and an absent one does not."""
+    """A whole bundle is identified by its digest; a damaged one ends the build, and an absent one does not."""
     good = pin(classifier_bundle, tmp_path / "good")
     assert good.returncode == 0, good.stderr
     pinned = (tmp_path / "good/bundle.sha256").read_text()

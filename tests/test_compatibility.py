@@ -1,4 +1,4 @@
-"""The page on compatibility shows what happens, and its table of tries is whole."""
+"""The commands of the page on compatibility print what it shows, and its table of tested versions is complete."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def test_the_page_goes_as_it_shows(folder):
 
 
 def test_the_table_of_tries_is_whole():
-    """What was tried is filled in for every frozen bundle and both ends of the range, all well."""
+    """The table has every frozen bundle and both ends of the range, all passed."""
     table = PAGE.split(skew.BEGIN)[1].split(skew.END)[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     oldest, newest = next(iter(JAX_BUILD_DATES)), list(JAX_BUILD_DATES)[-1]
@@ -63,7 +63,7 @@ def test_the_table_of_tries_is_whole():
 
 
 def test_the_fuzzers_table_is_of_a_whole_run():
-    """What the page says of 2,000 alterations is what a run put there, and none ended the server."""
+    """The page's result for 2,000 alterations comes from a run, and none of them ended the server."""
     made = PAGE.split(fuzz.BEGIN)[1].split(fuzz.END)[0]
     header, _, *rows, blank, summary = made.splitlines()
     cells = [int(cell) for row in rows for cell in row.split("|")[2:-1]]

@@ -27,7 +27,7 @@ class Classifier(nn.Module):
 
 
 class Classifier(nn.Module):
-    """The model that a reader of the README is thought to have."""
+    """The model that the README's reader has."""
 
     @nn.compact
     def __call__(self, image):

@@ -1,4 +1,4 @@
-"""The documentation site holds what the code says, and none of its links is dead."""
+"""The documentation site matches the code, and none of its links is dead."""
 
 import tomllib
 

@@ -1,4 +1,4 @@
-"""What a newcomer meets first is whole: links lead somewhere, commands exist, versions agree."""
+"""A newcomer's pages: links resolve, commands exist, versions agree."""
 
 import re
 import subprocess
@@ -41,12 +41,12 @@ def dead_links(page, text):
 
 @mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    """Each link to a file or heading of the repository leads to what is there."""
+    """Each link to a file or heading of the repository resolves."""
     assert list(dead_links(page, (ROOT / page).read_text())) == []
 
 
 def test_a_dead_link_is_found():
-    """A missing file and a missing heading are found; addresses of other sites are left alone."""
+    """A missing file and a missing heading are found; links to other sites are not checked."""
     text = (
         "[a](no.md) [b](docs/glossary.md#nothing) [c](docs/glossary.md#a-request) [d](https://x.y)"
     )

@@ -1,4 +1,4 @@
-"""The fuzzer of bundles: a few of its alterations, and that it sees what it looks for."""
+"""The fuzzer of bundles: a few of its alterations, and the failures that it has to detect."""
 
 import json
 import random
@@ -17,14 +17,14 @@ ROOT = Path(__file__).parents[1]
 
 
 def seeded(number):
-    """Return a generator that always gives the same."""
+    """Return a generator with a fixed seed."""
     return random.Random(number)
 
 
 @mark.e2e
 def test_some_alterations_end_nobody(tmp_path):
     """
-    Two dozen alterations of a bundle end no server, and none passes for the bundle.
+    Two dozen alterations of a bundle end no server, and none is accepted as the bundle.
     """
     outcomes = tmp_path / "outcomes.json"
     command = ["-m", "bench.fuzz", "--mutations", "24", "--seed", "3", "--json", str(outcomes)]
@@ -41,7 +41,7 @@ def test_some_alterations_end_nobody(tmp_path):
 @mark.e2e
 def test_deadly_bit_ends_the_child_alone(tmp_path):
     """
-    An alteration that ends its reader ends the child, and the fuzzer says by which signal.
+    An alteration that crashes its reader ends the child, and the fuzzer reports the signal.
     """
     code = (
         "import sys; from pathlib import Path; from bench.fuzz.opening import Opener; "
@@ -72,7 +72,7 @@ print(opener.open(FROZEN))
 @mark.e2e
 def test_server_that_fails_as_its_child_did_is_seen():
     """
-    An error that is no refusal is the server's end, though the child had it first.
+    An unexpected exception counts as the server's end, though the child had it first.
     """
     done = subprocess.run(
         [sys.executable, "-c", _FAILING], cwd=ROOT, capture_output=True, text=True
@@ -108,7 +108,7 @@ print(opener.open(FROZEN))
 @mark.e2e
 def test_what_the_fuzzer_looks_for_is_seen(tmp_path):
     """
-    The same answers, other ones that pass the goldens, a server's end, and an endless child.
+    Each outcome is recognized: the same answers, others that pass the goldens, a server's end, and an endless child.
     """
     done = subprocess.run(
         [sys.executable, "-c", _UNLIKE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
@@ -124,7 +124,7 @@ def test_what_the_fuzzer_looks_for_is_seen(tmp_path):
 
 def test_alterations_are_the_same_for_a_seed(tmp_path):
     """
-    A seed gives the same alteration again, and always one.
+    A seed returns the same alteration again, and always one.
     """
     for number in range(30):
         first, second = tmp_path / f"{number}a", tmp_path / f"{number}b"
@@ -136,7 +136,7 @@ def test_alterations_are_the_same_for_a_seed(tmp_path):
 
 def test_accidents_are_refused(tmp_path):
     """
-    Not one alteration passes where the digest is required and digests are as they were.
+    Not one alteration is accepted where the digest is required and digests are unchanged.
     """
     digest = f"sha256:{open_bundle(FROZEN).digest}"
     passed = []
@@ -154,7 +154,7 @@ def test_accidents_are_refused(tmp_path):
 
 def test_forgery_has_digests_that_match(tmp_path):
     """
-    What is forged gets past every digest, so that what parses it is what refuses it.
+    Alterations with matching digests reach the parsers, which refuse them.
     """
     number = 0
     while (name := mutate(FROZEN, tmp_path / str(number), seeded(number))) == MANIFEST:
@@ -178,7 +178,7 @@ def test_forgery_has_digests_that_match(tmp_path):
 )
 def test_what_must_never_be_is_told_apart(outcome, expected):
     """
-    A server that ended and an accident that passed make the run fail; a child that ended does not.
+    A server that ended, or an accepted alteration, makes the run fail; a child that ended does not.
     """
     assert bad(outcome) is expected
     assert outcome in table([(0, "programs/b1.exported", outcome)])
@@ -186,7 +186,7 @@ def test_what_must_never_be_is_told_apart(outcome, expected):
 
 def test_table_takes_the_place_of_the_last_one(tmp_path):
     """
-    A run puts its table into a page, and leaves what stands around it.
+    A run writes its table into a page, and leaves the text around it.
     """
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}old\n{END}after\n")

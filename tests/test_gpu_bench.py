@@ -1,4 +1,4 @@
-"""bench.gpu: what it compares with what was compiled elsewhere, and what it has time for."""
+"""bench.gpu: the comparison with figures that were compiled elsewhere, and its time limit."""
 
 import shutil
 import time
@@ -20,7 +20,7 @@ def model(classifier_bundle, tmp_path):
 
 
 def reported(model, card, **made_with):
-    """Keep a report that has the smallest program on a card."""
+    """Write a report with the smallest program on a card."""
     program = ProgramOnCard(card=card, program="b1", temp_bytes=7, argument_bytes=8, output_bytes=9)
     digest = open_bundle(model.bundle.path).digest
     keep_report(
@@ -51,7 +51,7 @@ def test_what_was_compiled_elsewhere_stands_beside_what_is_compiled_here(model, 
 
 
 def test_where_nothing_can_be_compared_the_figures_say_why(model):
-    """Without a report, or with one of other cards, the reason stands in place of figures."""
+    """Without a report, or with one of other cards, there is a reason in place of figures."""
     without = made_elsewhere.compared(model, model.bundle.path)
     reported(model, "l4")
     other = made_elsewhere.compared(model, model.bundle.path)
@@ -63,7 +63,7 @@ def test_where_nothing_can_be_compared_the_figures_say_why(model):
 
 
 def test_what_there_is_no_time_for_is_noted(monkeypatch):
-    """A figure that would end after the deadline is left out by name."""
+    """A measurement that would end after the deadline is skipped, by name."""
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     deadline = Deadline(minutes=1)

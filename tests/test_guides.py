@@ -1,4 +1,4 @@
-"""Pages that lead through several steps: what they show happens, in their order."""
+"""Pages that lead through several steps: their commands print what is shown, in order."""
 
 import os
 import re

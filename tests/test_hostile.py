@@ -1,4 +1,4 @@
-"""Bad texts for a running server and bad tokenizers: a few of each kind, and that harm is seen."""
+"""Bad texts for a running server and bad tokenizers: a few of each kind, and that faults are detected."""
 
 import random
 import subprocess
@@ -24,7 +24,7 @@ def bundle(tmp_path_factory):
 
 @mark.e2e
 def test_bad_texts_harm_nobody():
-    """Some texts of each kind, by every protocol, end, stall and mix nothing, and log little."""
+    """Some texts of each kind, by every protocol, crash, stall and mix nothing, and log little."""
     command = ["-m", "bench.hostile", "texts", "--each", "2"]
 
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
@@ -66,7 +66,7 @@ print(in_a_fork(lambda: os.kill(os.getpid(), signal.SIGSEGV)))
 
 @mark.e2e
 def test_harm_by_a_file_is_seen():
-    """An error of several lines, one that is no refusal, and the end of the process are harm."""
+    """An error of several lines, an unexpected exception, and the end of the process are faults."""
     done = subprocess.run(
         [sys.executable, "-c", _FAILING], cwd=ROOT, capture_output=True, text=True
     )
@@ -82,7 +82,7 @@ def test_harm_by_a_file_is_seen():
 
 @mark.e2e
 def test_harm_to_a_neighbour_is_seen(bundle):
-    """An answer that changes, and a server that has ended, are faults."""
+    """A changed answer, and a server that has exited, are faults."""
     with running(bundle) as server:
         traffic = Traffic(server.port, server.grpc_port)
         traffic._try("good", "Vertex", of_text(GOOD), "answered")
@@ -96,7 +96,7 @@ def test_harm_to_a_neighbour_is_seen(bundle):
 
 
 def test_files_of_a_seed_are_the_same():
-    """Each kind makes bytes, and of a seed the same ones again."""
+    """Each kind makes bytes, the same ones for the same seed."""
     for kind, make in FILES.items():
         first, second = (make(small.file(), random.Random(7)) for _ in range(2))
         assert isinstance(first, bytes), kind

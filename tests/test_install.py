@@ -83,7 +83,7 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel):
 
 def test_wheel_is_lean_without_extras(wheel):
     """
-    Without extras the wheel asks for what runs a bundle; the exporter and the server are extras.
+    Without extras the wheel requires what runs a bundle; the exporter and the server are extras.
     """
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith("/METADATA")]
@@ -103,7 +103,7 @@ def test_the_command_of_an_installed_wheel_runs(wheel, tmp_path):
     """
     venv.create(tmp_path / "venv", with_pip=True)
     python, command = (tmp_path / "venv" / "bin" / name for name in ("python", "hloserve"))
-    # What the wheel asks for comes from here, and none of our packages do.
+    # The wheel's requirements are installed from here, and none of our packages are.
     (others,) = {path for path in sys.path if path.endswith("site-packages")}
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
     subprocess.run(

@@ -1,4 +1,4 @@
-"""Tests are found where they are looked for."""
+"""Tests are in the places where a reader looks for them."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ from tests.serving import ROOT
 
 README = (ROOT / "tests" / "README.md").read_text()
 ROWS = dict(re.findall(r"^\| `([\w/]+\.py)` \| (.+) \|$", README, re.MULTILINE))
-# Longer ones say more than one thing.
+# Longer files test more than one thing.
 MAX_LINES = 500
 
 
@@ -52,7 +52,7 @@ def test_rows_are_of_what_there_is():
 
 @mark.parametrize("file", listed("tests/*.py"))
 def test_files_of_tests_are_read_at_once(file):
-    """No file of tests is so long that nobody looks through it."""
+    """No file of tests exceeds the limit of lines."""
     assert len((ROOT / file).read_text().splitlines()) <= MAX_LINES
 
 

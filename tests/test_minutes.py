@@ -1,4 +1,4 @@
-"""The end of a test run says which folder took how long."""
+"""The end of a test run reports how long each folder took."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""What the README shows is what happens."""
+"""The README's commands print what it shows."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from pytest import fixture, mark
 
 from tests.serving import ROOT, free_port
 
-# Stands in for uv: setting up gives the Python that runs the tests.
+# Stands in for uv: setting up returns the Python that runs the tests.
 UV = """#!/bin/bash
 mkdir -p "$UV_PROJECT_ENVIRONMENT/bin"
 printf '#!/bin/bash\\nexec {python} "$@"\\n' > "$UV_PROJECT_ENVIRONMENT/bin/python"
@@ -22,16 +22,16 @@ chmod +x "$UV_PROJECT_ENVIRONMENT/bin/python"
 
 
 def git(folder, *arguments):
-    """Run git in a repository, with no settings of a person's own; return what it prints."""
-    nobody = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    """Run git in a repository, without the user's settings; return what it prints."""
+    isolated = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
     command = ["git", "-c", "user.name=n", "-c", "user.email=e", *arguments]
-    env = {**os.environ, **nobody}
+    env = {**os.environ, **isolated}
     return subprocess.check_output(command, env=env, cwd=folder, text=True)
 
 
 @fixture
 def checkout(tmp_path):
-    """A repository with the files of this one as they are now, all committed."""
+    """A repository with a copy of this one's current files, all committed."""
     folder = tmp_path / "checkout"
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.check_output(command, cwd=ROOT, text=True).rstrip("\0").split("\0"):
@@ -106,7 +106,7 @@ def test_the_first_run_goes_as_the_readme_shows(checkout, tmp_path):
 @mark.e2e
 @mark.parametrize("way", ["flag", "variable"])
 def test_a_taken_port_ends_the_first_run_before_it_begins(tmp_path, way):
-    """Another server's answer is never shown as ours, whichever way its port was named."""
+    """Another server's response is never taken for ours, whichever way its port was set."""
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         named = ["--port", str(port)] if way == "flag" else []

@@ -1,4 +1,4 @@
-"""The guide to SavedModels shows what happens."""
+"""The commands of the guide to SavedModels print what it shows."""
 
 import os
 import sys
@@ -42,7 +42,7 @@ def test_the_guide_goes_as_it_shows(tmp_path):
 
 
 def test_the_table_knows_the_installed_tensorflow(tensorflow):
-    """Its row says what that TensorFlow says of itself."""
+    """Its table row matches what that TensorFlow reports."""
     stablehlo, version = tensorflow(in_tensorflow.reads)
 
     assert f"| {version.rpartition('.')[0]} | {stablehlo} |" in GUIDE

@@ -1,4 +1,4 @@
-"""The serving guide shows what happens, and its tables hold everything there is."""
+"""The commands of the serving guide print what it shows, and its tables are complete."""
 
 import itertools
 import os
@@ -28,7 +28,7 @@ def table(first):
 
 
 class Reader:
-    """Somebody who goes through the guide in a folder of their own, on free ports.
+    """A reader who follows the guide in a folder of their own, on free ports.
 
     Args:
       folder: to work in.
@@ -57,7 +57,7 @@ class Reader:
         return re.sub(r"\b(8080|8001|8090)\b", lambda match: self._ports[match[0]], text)
 
     def run(self, command, shown):
-        """Run a command of the guide, and hold what it prints against what is shown."""
+        """Run a command of the guide, and compare what it prints with what is shown."""
         command, shown = self.here(command), self.here(shown)
         if command == "hloserve serve --bundle bundle/":
             self._server = self._start(command)
@@ -81,7 +81,7 @@ class Reader:
         assert self._server.returncode == 0
 
     def close(self):
-        """End what still runs."""
+        """End the processes that still run."""
         for process in filter(None, (self._server, *self._others)):
             process.terminate()
             process.communicate(timeout=TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""`--version`, of every command, from one place."""
+"""`--version` of every command comes from one place."""
 
 import importlib.metadata
 import subprocess
@@ -65,7 +65,7 @@ def test_a_models_version_needs_its_digits(capsys):
 
 
 def test_the_version_is_written_once(tmp_path, monkeypatch):
-    """All that states it reads pyproject.toml; where there is none, what is installed says it."""
+    """Everything that reports the version reads pyproject.toml; where there is none, the installed metadata."""
     assert runtime.__version__ == SERVER_VERSION == release.version() == VERSION
 
     other = tmp_path / "pyproject.toml"
@@ -77,7 +77,7 @@ def test_the_version_is_written_once(tmp_path, monkeypatch):
 
 
 def test_a_version_that_nobody_knows_is_no_error(tmp_path, monkeypatch):
-    """Sources that were copied without anything else run all the same."""
+    """Sources that were copied without anything else still run."""
 
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
@@ -100,7 +100,7 @@ def test_a_version_that_nobody_knows_is_no_error(tmp_path, monkeypatch):
     ],
 )
 def test_an_older_python_is_named(used, last):
-    """A checkout that an older Python runs says which it needs, and which that is."""
+    """A checkout run by an older Python reports which version it needs, and which it got."""
     code = (
         "import collections, sys; sys.version_info = collections.namedtuple('V', 'major minor')"
         f"(3, 11); {used}"

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, and shows what it did when it was saved."""
+"""The notebook runs from top to bottom, and its outputs are those that were saved."""
 
 import os
 import re
@@ -27,7 +27,7 @@ def shown(notebook):
 
 @mark.e2e
 def test_the_notebook_runs_as_it_shows(tmp_path):
-    """Training, export, verification, server and answer come out as they were saved."""
+    """Training, export, verification, server and response are as they were saved."""
     ran = Path(shutil.copy(NOTEBOOK, tmp_path))
     command = [Path(sys.executable).with_name("jupyter-execute"), "--inplace", ran]
     subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)

@@ -41,7 +41,7 @@ spec = ExportSpec(
 
 
 def run(folder, *command):
-    """Run a module of the wheel in a folder; end with what it printed where it fails."""
+    """Run a module of the wheel in a folder; exit with its output if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True
     )
@@ -51,7 +51,7 @@ def run(folder, *command):
 
 
 def ask(server, port):
-    """Ask a server once its log says that it is ready; return its answer."""
+    """Send a request to a server once its log reports ready; return its response."""
     if not any("ready: " in line for line in server.stdout):
         sys.exit(f"error: the server ended with exit status {server.wait()} before it was ready")
     body = json.dumps({"instances": [[1, 2, 3, 4]]}).encode()
@@ -61,7 +61,7 @@ def ask(server, port):
 
 
 def main():
-    """Go through it; end with a line that says which wheel this was."""
+    """Run all steps; exit with a line that names the wheel."""
     version = importlib.metadata.version("hloserve")
     with tempfile.TemporaryDirectory() as folder:
         where = [Path(sys.prefix) in Path(line).parents for line in places(folder)]

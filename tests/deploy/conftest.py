@@ -22,7 +22,7 @@ def iris_bundle(exported):
 
 @fixture
 def argv(classifier_bundle):
-    """The least that has to be said."""
+    """The smallest configuration that is required."""
     return [
         *("--bundle", str(classifier_bundle), "--to", "gs://models/a"),
         *("--image", IMAGE, "--project", "p", "--region", "us-central1"),

@@ -56,7 +56,7 @@ def served(container, classifier_bundle, tmp_path_factory):
 
 @mark.parametrize("probe", ["startupProbe", "readinessProbe", "livenessProbe"])
 def test_probes_are_answered(served, container, probe):
-    """Every probe of the container is answered well by a server that is ready."""
+    """Every probe of the container succeeds against a server that is ready."""
     if probe == "startupProbe" and probe not in container:
         probe = "readinessProbe"  # KServe's readiness probe waits for the start
     asked = container[probe]
@@ -92,7 +92,7 @@ def test_models_are_asked_over_v1_and_v2(served):
 
 
 def test_models_are_asked_over_grpc(served):
-    """The Open Inference Protocol over gRPC gives what it gives over HTTP."""
+    """The Open Inference Protocol returns the same outputs over gRPC as over HTTP."""
     tensor = {"name": "x", "datatype": "FP32", "shape": [2, 4], "data": ROWS}
     _, answer = served.post({"inputs": [tensor]}, "/v2/models/classifier/infer")
     given = InferInput("x", [2, 4], "FP32").set_data_from_numpy(np.array(ROWS, np.float32))
@@ -103,7 +103,7 @@ def test_models_are_asked_over_grpc(served):
 
 
 def test_another_name_than_the_bundles_is_told(served):
-    """Who asks for the InferenceService's name, where the bundle has another, learns the right one."""
+    """A request for the InferenceService's name, where the bundle has another, is refused with the right name."""
     for path, body in (
         ("/v1/models/my-service:predict", {"instances": ROWS}),
         ("/v2/models/my-service/infer", {"inputs": []}),

@@ -59,7 +59,7 @@ def test_manifests_are_what_is_published(name):
 
 
 def test_faults_are_found():
-    """A misspelt key, a wrong type and a missing field are each found, wherever they are."""
+    """A misspelt key, a wrong type and a missing field are each reported, at any depth."""
     deployment = of("Deployment")
     deployment["spec"]["template"]["spec"]["terminationGracePeriod"] = 40
     wrong = runtime()
@@ -103,7 +103,7 @@ def test_draining_ends_before_the_kill():
 
 
 def test_a_pod_leaves_before_the_server_stops_accepting():
-    """A pod that is not ready is noticed within the time in which the server answers on."""
+    """A pod that is not ready is removed from the endpoints while the server still answers."""
     assert "preStop" not in str(pod())
     for container in containers():
         probe = container["readinessProbe"]
@@ -168,7 +168,7 @@ def test_variables_are_options():
 
 
 def test_containers_are_as_safe_as_the_image():
-    """The root is read-only, nobody is root, and what is written has a place of its own."""
+    """The root is read-only, no container runs as root, and everything written has its own volume."""
     for container in containers():
         security = container["securityContext"]
         assert security["readOnlyRootFilesystem"]

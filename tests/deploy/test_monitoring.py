@@ -1,4 +1,4 @@
-"""Alerts and the dashboard ask for what the server really exports."""
+"""Alerts and the dashboard query metrics that the server exports."""
 
 import itertools
 import json
@@ -100,7 +100,7 @@ def test_alerts_say_what_they_mean():
 
 
 def test_alerts_that_wait_for_ready_outlast_the_startup_probe():
-    """A pod may take as long to become ready as its startup probe lets it, unalarmed."""
+    """No alert fires while a pod takes as long to become ready as its startup probe allows."""
     [deployment] = [r for r in load("kubernetes/deployment.yaml") if r["kind"] == "Deployment"]
     probe = deployment["spec"]["template"]["spec"]["containers"][0]["startupProbe"]
     allowed_s = probe["periodSeconds"] * probe["failureThreshold"]

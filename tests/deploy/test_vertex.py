@@ -71,7 +71,7 @@ class Vertex:
 
 
 def response(method, url, status, value):
-    """Make what an HTTP session gives."""
+    """Return the stand-in for an HTTP session's response."""
     made = requests.Response()
     made.status_code, made.url = status, url
     made.headers["Content-Type"] = "application/json"
@@ -81,12 +81,12 @@ def response(method, url, status, value):
 
 
 def deployed(path):
-    """Return what an endpoint that was there before has."""
+    """Return the endpoint that exists beforehand; others have no deployed models."""
     return {"deployedModels": [{"id": "7"}]} if path.endswith("/33") else {}
 
 
 def done(kind, **fields):
-    """Make an operation that is over."""
+    """Return an operation that is done."""
     kind = f"type.googleapis.com/google.cloud.aiplatform.v1.{kind}"
     return {"name": f"{PLACE}/operations/1", "done": True, "response": {"@type": kind, **fields}}
 
@@ -206,7 +206,7 @@ def test_the_server_is_told_what_is_asked_for(cloud, argv, digest, capsys):
 
 
 def test_probes_are_those_of_the_server(cloud, argv):
-    """Started is who lives, though it loads; healthy is who is ready."""
+    """The startup probe asks for liveness, also while loading; the health probe asks for readiness."""
     assert vertex.main([*argv, "--probes", "--shared"]) == 0
 
     (_, _, model), (_, _, endpoint), _ = cloud.sent
@@ -218,7 +218,7 @@ def test_probes_are_those_of_the_server(cloud, argv):
 
 
 def test_a_refusal_is_one_line(cloud, argv, capsys):
-    """What Vertex refuses ends with its own words, the way out and status 1."""
+    """A refusal by Vertex ends with its own message, the remedy and status 1."""
     cloud.status = 403
 
     assert vertex.main(argv) == 1
@@ -228,7 +228,7 @@ def test_a_refusal_is_one_line(cloud, argv, capsys):
 
 
 def test_what_was_made_before_a_failure_is_told(cloud, argv, capsys):
-    """Where the deployment fails, model and endpoint are there, and another try may use them."""
+    """When the deployment fails, model and endpoint exist already, and a retry may use them."""
     cloud.refused = ":deployModel"
 
     assert vertex.main(argv) == 1
@@ -240,7 +240,7 @@ def test_what_was_made_before_a_failure_is_told(cloud, argv, capsys):
 
 
 def test_an_unknown_region_is_refused_before_anything_is_uploaded(cloud, argv, capsys):
-    """The SDK knows the regions; it is asked first."""
+    """The region is validated by the SDK first."""
     argv[-1] = "middle-earth1"
 
     assert vertex.main(argv) == 1
@@ -286,13 +286,13 @@ def test_an_unknown_region_is_refused_before_anything_is_uploaded(cloud, argv, c
     ],
 )
 def test_errors_are_one_line_with_the_way_out(error, line):
-    """Credentials, buckets, quotas and networks are named, with what to do about them."""
+    """Errors of credentials, buckets, quotas and networks are reported by name, with the remedy."""
     assert explained(error, "us-central1") == line
 
 
 @mark.e2e
 def test_a_dry_run_needs_no_sdk(argv, digest):
-    """Calls and command lines are printed with nothing of Google installed."""
+    """Calls and command lines are printed without any of Google's packages installed."""
     code = (
         "import runpy, sys; sys.modules.update(dict.fromkeys(['google', 'google.cloud'])); "
         "runpy.run_module('deploy.vertex', run_name='__main__', alter_sys=True)"
@@ -320,7 +320,7 @@ def test_a_dry_run_needs_no_sdk(argv, digest):
 
 @mark.e2e
 def test_a_dry_run_may_be_cut_short(argv):
-    """`… --dry-run | head -1` is no traceback."""
+    """`… --dry-run | head -1` ends without a traceback."""
     command = shlex.join([sys.executable, "-m", "deploy.vertex", *argv, "--dry-run"])
     shell = ["bash", "-c", f"{command} | true"]
     done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True)
@@ -336,7 +336,7 @@ def test_the_calls_of_a_dry_run_are_the_ones_that_are_made(argv, capsys):
     made = []
 
     class Recorder:
-        """Takes every call down."""
+        """Record every call."""
 
         def __getattr__(self, name):
             return lambda **arguments: made.append((name, arguments)) or self
@@ -358,7 +358,7 @@ def test_the_calls_of_a_dry_run_are_the_ones_that_are_made(argv, capsys):
 
 
 def test_gcloud_is_told_what_the_sdk_adds(argv, capsys):
-    """gcloud takes a model by its whole name, and makes a version the default only if asked to."""
+    """gcloud receives a model by its full name, and makes a version the default only on request."""
     options = ["--endpoint", "33", "--traffic", "10", "--parent-model", "11", "--dry-run"]
     assert vertex.main([*argv, *options]) == 0
     [line] = [li for li in capsys.readouterr().out.splitlines() if "models upload" in li]

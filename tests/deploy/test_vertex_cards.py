@@ -27,7 +27,7 @@ def bundle(iris_bundle, tmp_path):
 
 @fixture
 def deploying(bundle, capsys):
-    """Deploys dry; returns the exit status and what was said."""
+    """Deploy with --dry-run; return the exit status and the output."""
 
     def run(*options):
         argv = [
@@ -47,13 +47,13 @@ def deploying(bundle, capsys):
 
 
 def small(monkeypatch, name, memory):
-    """Make a card one with less memory."""
+    """Make a known card one with less memory."""
     card = dataclasses.replace(accelerators.CARDS[name], memory_bytes=memory)
     monkeypatch.setitem(accelerators.CARDS, name, card)
 
 
 def reported(bundle, card, **program):
-    """Keep a report of one program."""
+    """Write a report of one program."""
     digest = open_bundle(bundle).digest
     found = ProgramOnCard(card=card, program="b8", **program)
     keep_report(bundle, CardReport(bundle=digest, versions={}, programs=(found,)))
@@ -101,7 +101,7 @@ def test_a_report_counts_what_a_run_takes_beside_the_weights(deploying, bundle):
 
 
 def test_a_card_that_a_program_does_not_compile_for_is_refused(deploying, bundle):
-    """What the report says is said before anything is uploaded."""
+    """A card that a program does not compile for, by the report, is refused before anything is uploaded."""
     reported(bundle, "l4", reason="UNIMPLEMENTED: no such algorithm")
 
     status, said = deploying(*L4)
@@ -115,7 +115,7 @@ def test_a_card_that_a_program_does_not_compile_for_is_refused(deploying, bundle
 
 @mark.parametrize("options", [(), ("--accelerator-type", "NVIDIA_NEWER_900GB")])
 def test_without_a_card_that_is_known_nothing_is_compared(deploying, bundle, options):
-    """A report about a card says nothing of a CPU, or of a card that is newer than this."""
+    """A report about a card does not apply to a CPU, or to a card that is newer than this release."""
     reported(bundle, "t4", reason="no")
 
     assert deploying(*options)[0] == 0

@@ -88,7 +88,7 @@ from tests.serving import ROOT
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_done(argv, options, message, capsys):
-    """Contradictions are found without a request, and are one line."""
+    """Contradictory options are refused in one line, without a request."""
     assert vertex.main([*argv, *options]) == 2
 
     assert capsys.readouterr().err == f"error: {message}\n"
@@ -138,7 +138,7 @@ def test_a_bundle_for_another_platform_is_refused(argv):
 
 
 def test_a_damaged_bundle_is_not_uploaded(argv, tmp_path, capsys):
-    """A bundle that is not whole ends with status 3."""
+    """An incomplete bundle is refused with status 3."""
     argv[1] = str(tmp_path)
 
     assert vertex.main(argv) == 3

@@ -1,4 +1,4 @@
-"""Kills a run at random moments until it is through, and compares every byte with a run that was not.
+"""Kills a run at random moments until it completes, and compares every byte with an uninterrupted run.
 
     python -m tests.e2e.batch_kills [KILLS [SEED]]
 
@@ -132,7 +132,7 @@ def listed(out):
 
 
 def main(kills=50, seed=0):
-    """Kill runs of each format, and print how many had not ended."""
+    """Kill runs of each format, and print how many were still running when killed."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         bundle = root / "bundle"

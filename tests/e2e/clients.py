@@ -1,4 +1,4 @@
-"""Clients that know what they are to be answered: each request has a number, all of its rows too."""
+"""Clients that know their expected responses: each request has a number, and so do all of its rows."""
 
 import asyncio
 import json
@@ -83,7 +83,7 @@ def _from_binary(headers, body):
     return np.frombuffer(body[length:], np.int64).reshape(output["shape"])
 
 
-# How rows are asked for, and how they are read from the answer's headers and body.
+# How rows are requested, and how they are read from the response's headers and body.
 DIALECTS = (
     (_vertex, lambda _, body: np.array(json.loads(body)["predictions"])),
     (_columns, lambda _, body: np.array(json.loads(body)["outputs"])),
@@ -93,7 +93,7 @@ DIALECTS = (
 
 
 async def ask_http(port, work, wrong, *, until_closing=False):
-    """Ask over one connection for what `work` has, and note what is answered wrongly.
+    """Send the requests of `work` over one connection, and record the wrong responses.
 
     Args:
       port: of HTTP.
@@ -122,7 +122,7 @@ def message(number, count):
 
 
 def is_answer(answer, number, count):
-    """Whether a message is the answer to `message` of the same."""
+    """Whether a message is the response to `message`."""
     expected = (rows_of(number, count) + SEVEN).tobytes()
     return answer.id == str(number) and answer.raw_output_contents[0] == expected
 
@@ -153,7 +153,7 @@ def channel(port):
 
 
 async def ask_grpc(calls, work, wrong):
-    """Ask by unary calls, one after the other."""
+    """Send unary calls, one after the other."""
     for number, count in work:
         if not is_answer(await calls.unary(message(number, count)), number, count):
             wrong.append(number)

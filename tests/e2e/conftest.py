@@ -1,4 +1,4 @@
-"""Servers that tests of one kind share; each test leaves them as good as it found them."""
+"""Servers that tests of one kind share; each test leaves them in working order."""
 
 from pytest import fixture
 

@@ -1,4 +1,4 @@
-"""Bad requests to a real server: refused in words, and a good one gets its golden answer after each."""
+"""Bad requests to a real server: each is refused with a message, and a good one after it gets its golden answer."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ pytestmark = mark.e2e
 INFER, PREDICT = "/v2/models/classifier/infer", "/predict"
 ROWS = np.ones((1, 4), np.float32)
 GOOD = b'{"instances": [[1, 2, 3, 4]]}'
-# What an answer must not have in it.
+# What a response must not contain.
 INTERNAL = ("Traceback", 'File "', ".py", str(ROOT), "jaxlib", "site-packages", "<html")
 
 
@@ -167,26 +167,26 @@ def check(status, body, expected):
 
 @mark.parametrize(("data", "status"), TRANSPORT)
 def test_requests_that_are_no_good_are_refused(classifier_server, data, status):
-    """Whatever is wrong about a request is answered in JSON, by a status that fits."""
+    """An invalid request is refused in JSON, with a matching status."""
     check(*exchange(classifier_server, data), status)
 
 
 @mark.parametrize(("path", "body", "status"), BODIES)
 def test_bodies_that_do_not_fit_are_refused(classifier_server, path, body, status):
-    """Whatever is wrong about a body is answered in JSON, by a status that fits."""
+    """An invalid body is refused in JSON, with a matching status."""
     check(*exchange(classifier_server, written(body, path=path)), status)
 
 
 @mark.parametrize("length", ["-1", "nan", "99999999999", "9" * 5000, "25", "0"])
 def test_a_wrong_length_of_the_json_is_refused(classifier_server, length):
-    """The JSON before bytes is as long as it is said to be."""
+    """The JSON before the binary tensors must be exactly as long as the header says."""
     body = tensor(data=None, parameters={"binary_data_size": 16}) + bytes(16)
 
     check(*exchange(classifier_server, written(body, BINARY, LENGTH + length, path=INFER)), 400)
 
 
 def test_a_body_that_is_cut_short_is_refused(classifier_server):
-    """A client that ends in the middle of its body gets an answer, if it still listens."""
+    """A client that ends its request in the middle of the body gets a response, if it still reads."""
     with socket.create_connection(("127.0.0.1", classifier_server.port)) as connection:
         connection.sendall(written(GOOD[:9], "content-length: 29"))
         connection.shutdown(socket.SHUT_WR)
@@ -196,7 +196,7 @@ def test_a_body_that_is_cut_short_is_refused(classifier_server):
 
 
 def test_clients_that_go_in_the_middle_leave_nothing(classifier_server):
-    """Connections that are reset while they ask, or before they read, are forgotten."""
+    """Connections that are reset while sending, or before reading, leave nothing behind."""
     linger = b"\1\0\0\0\0\0\0\0"  # a reset instead of an end
     for cut in range(0, len(written(GOOD)), 5):
         with socket.create_connection(("127.0.0.1", classifier_server.port)) as connection:
@@ -222,7 +222,7 @@ CALLS = [
 
 @mark.parametrize(("message", "status"), CALLS)
 def test_calls_that_do_not_fit_are_refused(classifier_server, message, status):
-    """Over gRPC the same is refused by the status that stands beside it in the table."""
+    """Over gRPC the same requests are refused with the status that the table lists."""
     with grpc.insecure_channel(f"127.0.0.1:{classifier_server.grpc_port}") as channel:
         call = channel.unary_unary(f"/{INFERENCE}/ModelInfer", grpc_harness.as_bytes)
         found, text = grpc_harness.refused(lambda: call(message, timeout=TIMEOUT_S))

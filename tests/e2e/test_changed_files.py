@@ -1,4 +1,4 @@
-"""A bundle whose files change while it is served: no answer is silently wrong, and the end is said."""
+"""A bundle whose files change while it is served: no answer is silently wrong, and the exit reason is logged."""
 
 import contextlib
 import json
@@ -50,18 +50,18 @@ def flip(path):
 
 
 def touch(path):
-    """Have its time say that it was written to."""
+    """Set a file's modification time, as if it had been written to."""
     os.utime(path)
 
 
 def lengthen(path):
-    """Write behind its end."""
+    """Append to a file."""
     with path.open("ab") as file:
         file.write(b"more")
 
 
 def right(served):
-    """Whether the server answers as it should."""
+    """Whether the server answers correctly."""
     return post(f"{served.url}/predict", BODY) == (200, {"predictions": [[3.0] * 1024]})
 
 
@@ -80,7 +80,7 @@ def test_params_that_are_written_to_end_the_server(bundle, change, processes):
 
 
 def test_params_that_are_longer_end_the_server(bundle):
-    """A file of another size is another file."""
+    """A file whose size changed counts as changed."""
     size = (bundle / PARAMS).stat().st_size
     with started("--bundle", str(bundle)) as served:
         lengthen(bundle / PARAMS)
@@ -96,7 +96,7 @@ def test_params_that_are_longer_end_the_server(bundle):
 @mark.parametrize("processes", [1, 2])
 @mark.parametrize("size", [0, 4096])
 def test_params_that_are_cut_off_under_load_end_the_server(bundle, size, processes):
-    """Reading what is gone is a SIGBUS; the server says it as an error of the bundle."""
+    """Reading a truncated page raises SIGBUS; the server reports it as an error of the bundle."""
     before = (bundle / PARAMS).stat().st_size
     options = ("--processes", str(processes))
     with started("--bundle", str(bundle), *options) as served:
@@ -114,14 +114,14 @@ def test_params_that_are_cut_off_under_load_end_the_server(bundle, size, process
 
 
 def ask_until_closed(served):
-    """Ask until the server is gone; what it still answers may be wrong, for a second."""
+    """Send requests until the server has exited; for up to a second its answers may be wrong."""
     with contextlib.suppress(OSError):
         while True:
             post(f"{served.url}/predict", BODY)
 
 
 def test_a_file_that_is_a_claim_is_refused_at_once(bundle):
-    """A params file of 100 GiB that is a hole ends the server before anybody reads it."""
+    """A sparse params file of 100 GiB ends the server before any of it is read."""
     size = 100 << 30
     os.truncate(bundle / PARAMS, size)
     manifest = json.loads((bundle / "manifest.json").read_bytes())
@@ -143,7 +143,7 @@ def test_a_file_that_is_a_claim_is_refused_at_once(bundle):
 
 
 def test_a_bundle_that_is_replaced_by_renaming_is_served_on(bundle, matrix_bundle):
-    """What `export --overwrite` puts in place is for the next start; the log says so."""
+    """What `export --overwrite` puts in place is loaded by the next start; the log says so."""
     new = shutil.copytree(matrix_bundle, bundle.parent / "new")
     flip(new / PARAMS)
     with serving("--bundle", str(bundle)) as served:

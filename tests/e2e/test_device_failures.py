@@ -1,4 +1,4 @@
-"""A device that fails for good ends the real process, with a status; nobody waits in vain."""
+"""A device that fails for good ends the real process, with a status; no request waits for ever."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from tests.serving import TIMEOUT_S, started
 
 pytestmark = mark.e2e
 
-# The server, but what it runs on does as the first number of a batch says.
+# The server, whose model behaves as the first number of a batch says.
 COMMAND = """
 import runpy, threading
 from runtime.errors import ExecutionError
@@ -78,7 +78,7 @@ def served(wide_bundle):
 
 
 def ask(served, number, times=1):
-    """Ask so many times at once; return the statuses, None where there was no answer."""
+    """Send so many requests at once; return the statuses, None where there was no response."""
 
     async def one():
         async with Connection(served.port) as connection:
@@ -95,7 +95,7 @@ def ask(served, number, times=1):
 
 
 def test_a_device_that_hangs_ends_the_process(served):
-    """a request that waits is refused or cut off, and the process ends as one that has no device."""
+    """A waiting request is refused or cut off, and the process exits with the status for a lost device."""
     good = ask(served, 9)
     statuses = ask(served, HANGS, times=8)
     status, errors = served.end()
@@ -107,7 +107,7 @@ def test_a_device_that_hangs_ends_the_process(served):
 
 
 def test_a_quick_batch_that_hangs_ends_the_process_sooner(wide_bundle):
-    """The loop answers nobody while it runs a batch: that has a time of its own, far below an hour."""
+    """The loop serves no request while it runs a batch inline: that has a time limit of its own, far below an hour."""
     options = ("--device-timeout-s", "3600")
     command = ("-c", HURRIED + COMMAND)
     with started("--bundle", str(wide_bundle), *options, command=command) as served:
@@ -120,7 +120,7 @@ def test_a_quick_batch_that_hangs_ends_the_process_sooner(wide_bundle):
 
 
 def spin(params, x):
-    """Add a param, but go round and round where a row begins with 1013."""
+    """Add a param, but loop for ever where a row begins with 1013."""
     x = lax.while_loop(lambda c: (c[:, 0] == HANGS_FOR_REAL).any(), jnp.abs, x)
     return x + params["seven"]
 
@@ -133,7 +133,7 @@ def spinning_bundle(exported):
 
 
 def test_a_program_that_loops_for_ever_leaves_the_loop_to_answer(spinning_bundle):
-    """While the device goes round and round the server says that it lives, and what waits."""
+    """While the device runs in an endless loop the server reports that it is live, and how many requests wait."""
     options = ("--device-timeout-s", "3600")
     with (
         started("--bundle", str(spinning_bundle), *options) as served,
@@ -141,7 +141,7 @@ def test_a_program_that_loops_for_ever_leaves_the_loop_to_answer(spinning_bundle
     ):
         good = ask(served, 9)
         numbers = itertools.chain([HANGS_FOR_REAL], itertools.repeat(9))
-        # Some may come into the batch of the first; those behind it wait.
+        # Some may join the first one's batch; those behind it wait.
         while served.counts()["hloserve_queue_depth"] < 1:
             connection = socket.create_connection(("127.0.0.1", served.port), timeout=TIMEOUT_S)
             stack.enter_context(connection)
@@ -154,7 +154,7 @@ def test_a_program_that_loops_for_ever_leaves_the_loop_to_answer(spinning_bundle
 
 
 def test_a_program_that_loops_for_ever_ends_the_process_in_its_time(spinning_bundle):
-    """What does not come back within --device-timeout-s is a device that is lost."""
+    """A batch that does not return within --device-timeout-s means that the device is lost."""
     options = ("--device-timeout-s", "1")
     with started("--bundle", str(spinning_bundle), *options) as served:
         statuses = ask(served, HANGS_FOR_REAL)
@@ -166,7 +166,7 @@ def test_a_program_that_loops_for_ever_ends_the_process_in_its_time(spinning_bun
 
 
 def test_a_device_that_keeps_failing_ends_the_process(served):
-    """Batch after batch without success, the canary's too, is a broken device: no loop of 500s."""
+    """If batch after batch fails, and the canary too, the device is broken: the server exits instead of returning 500s."""
     statuses = [*ask(served, BREAKS), *ask(served, 9), *ask(served, 9)]
     status, errors = served.end()
 
@@ -176,7 +176,7 @@ def test_a_device_that_keeps_failing_ends_the_process(served):
 
 
 def test_what_is_not_answered_in_time_is_refused_at_the_end(wide_bundle):
-    """Beyond the time that a drain may take a request that waits gets 503, and the exit status is 1."""
+    """After the drain timeout a waiting request gets 503, and the exit status is 1."""
     options = ("--drain-timeout-s", "0.5")
     command = ("-c", SLOW + COMMAND)
     with (

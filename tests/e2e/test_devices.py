@@ -29,7 +29,7 @@ def slowly(*arguments):
 Program.call = slowly
 runpy.run_module("server", run_name="__main__", alter_sys=True)
 """
-# The server, but one of its devices fails, or hangs, once it has served.
+# The server, one of whose devices fails, or hangs, after it has served.
 BREAKS = """
 import runpy, threading
 from runtime.errors import ExecutionError
@@ -68,7 +68,7 @@ def ask_all(port, numbers, clients, ok=(200,)):
                 try:
                     answer = await connection.ask("/predict", body, "X-Hloserve-Evidence: 1\r\n")
                 except (asyncio.IncompleteReadError, ConnectionError):
-                    return  # the server has ended
+                    return  # The server has exited.
                 found.append((number, *answer))
 
     async def everyone():
@@ -84,7 +84,7 @@ def ask_all(port, numbers, clients, ok=(200,)):
     [param(SLOW, 48, id="on threads"), param(None, 12, id="inline"), param(SLOW, 3, id="alone")],
 )
 def test_under_load_every_device_answers_with_the_same_bits(classifier_bundle, command, clients):
-    """2,000 requests are answered by four devices, and an input in a bucket by each of them alike."""
+    """2,000 requests are answered by four devices, and an input in a bucket gets the same bits from each of them."""
     more = {"command": ("-c", command)} if command else {}
     with serving("--bundle", str(classifier_bundle), "--devices", "all", **FOUR, **more) as served:
         found = ask_all(served.port, [i % INPUTS for i in range(2000)], clients)
@@ -113,7 +113,7 @@ def test_under_load_every_device_answers_with_the_same_bits(classifier_bundle, c
     ],
 )
 def test_a_device_that_fails_ends_the_server_and_is_named(classifier_bundle, number, reason):
-    """However well the others answer, the server ends with status 5 and the device's name."""
+    """Even while the other devices answer, the server exits with status 5 and the device's name."""
     options = ("--devices", "0,1,2,3", "--device-timeout-s", "1", "--drain-timeout-s", "5")
     command = ("-c", BREAKS)
     with started("--bundle", str(classifier_bundle), *options, command=command, **FOUR) as served:
@@ -145,7 +145,7 @@ def test_a_device_that_fails_ends_the_server_and_is_named(classifier_bundle, num
 def test_devices_that_cannot_be_had_end_the_server_with_one_line(
     classifier_bundle, options, status, line
 ):
-    """A device that is not there is never made up for by another."""
+    """A missing device is never replaced by another."""
     with start(0, "--bundle", str(classifier_bundle), *options, **FOUR) as process:
         _, errors = process.communicate(timeout=TIMEOUT_S)
 

@@ -11,7 +11,7 @@ from tests.serving import post, serving
 
 pytestmark = mark.e2e
 
-# Neighbours that a double cannot tell apart, and the ends.
+# Neighbours that a double cannot distinguish, and the ends.
 WHOLE = [2**53, 2**53 + 1, 2**53 + 2, -(2**53) - 1, 2**62 + 1, 2**63 - 1, -(2**63), 0]
 REAL = [0.1, 1 / 3, 1 + 2**-52, -(2.0**53) - 2, 2.0**1023, sys.float_info.max, 2.0**-1022, 5e-5]
 

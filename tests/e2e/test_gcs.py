@@ -33,7 +33,7 @@ def emulator(classifier_bundle):
 
 
 def serve_once(environ):
-    """Start a server, ask it and stop it; return what it said before it was ready."""
+    """Start a server, send it a request and stop it; return what it logged before it was ready."""
     port = free_port()
     with start(port, **environ) as process:
         said = []
@@ -63,7 +63,7 @@ def test_a_bundle_from_a_bucket_is_served(emulator, classifier_bundle, tmp_path)
 
 
 def test_a_bundle_that_is_not_there_is_one_line(emulator):
-    """A wrong folder ends the process with status 3 and says which object was missing."""
+    """A wrong folder ends the process with status 3 and names the missing object."""
     with start(free_port(), "--bundle", "gs://models/b", **emulator) as process:
         _, err = process.communicate()
 

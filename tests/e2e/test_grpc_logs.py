@@ -1,4 +1,4 @@
-"""What a gRPC client does wrong leaves nothing in the server's log."""
+"""Faults of a gRPC client leave nothing in the server's log."""
 
 import signal
 import socket
@@ -59,7 +59,7 @@ def read_kind(responses):
 
 
 def test_clients_that_read_no_response_and_go_leave_no_traceback(wide_bundle, front):
-    """A response that cannot be delivered is not the server's error, and a flood of them no log."""
+    """A response that cannot be delivered is not an error of the server, and a flood of them is not logged."""
     request = pb.ModelInferRequest(model_name="wide", raw_input_contents=[struct.pack("<2q", 1, 2)])
     request.inputs.add(name="x", datatype="INT64", shape=[1, 2])
     message = request.SerializeToString()

@@ -37,7 +37,7 @@ def test_a_taken_grpc_port_ends_the_process(classifier_bundle):
 
 @mark.parametrize("front", ["aio", "ngh2"])
 def test_sigterm_answers_a_stream_and_ends_it(classifier_bundle, front):
-    """A stream and a watch that clients keep open end with the process, which exits with 0."""
+    """A stream and a watch that clients keep open end when the process ends, which exits with 0."""
     port = free_port()
     process = start(
         free_port(),
@@ -82,7 +82,7 @@ def test_sigterm_answers_a_stream_and_ends_it(classifier_bundle, front):
     ("front", "processes"), [("aio", "1"), ("aio", "2"), ("ngh2", "1"), ("ngh2", "2")]
 )
 def test_no_call_is_cancelled_as_the_server_stops(classifier_bundle, front, processes):
-    """Calls that come without a pause until the end are answered, or UNAVAILABLE: try again."""
+    """Calls that arrive without a pause until the end are answered, or refused with UNAVAILABLE, which is retryable."""
     port = free_port()
     process = start(
         free_port(),
@@ -129,7 +129,7 @@ def test_no_call_is_cancelled_as_the_server_stops(classifier_bundle, front, proc
 
 @mark.parametrize("front", ["aio", "ngh2"])
 def test_a_connection_ends_behind_an_announcement(classifier_bundle, front):
-    """A client reads that its connection ends, and how its calls did, before it reads the end."""
+    """A client receives GOAWAY, and the results of its calls, before the connection closes."""
     port = free_port()
     process = start(
         free_port(),
@@ -155,7 +155,7 @@ def test_a_connection_ends_behind_an_announcement(classifier_bundle, front):
                 events += client.events()
             process.send_signal(signal.SIGTERM)
             while data := connection.recv(1 << 16):
-                with contextlib.suppress(ngh2.ConnectionStateError):  # it has read of the end
+                with contextlib.suppress(ngh2.ConnectionStateError):  # after its GOAWAY
                     client.receive_data(data)
                 events += client.events()
         _, errors = process.communicate(timeout=TIMEOUT_S)

@@ -46,7 +46,7 @@ def listening(process):
 
 
 def health(url):
-    """Ask the health route; what the socket is not yet ready for waits in its backlog."""
+    """Request the health route; a connection waits in the backlog until the socket is ready."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=TIMEOUT_S) as answer:  # noqa: S310
             return answer.status, json.loads(answer.read())
@@ -56,7 +56,7 @@ def health(url):
 
 @mark.parametrize("arguments", [(), ("--preload",)], ids=["plain", "preload"])
 def test_gunicorn_serves_the_application(bundle, arguments):
-    """The first call has a worker load, also where the application was made before the fork."""
+    """A worker loads the model at its first call, also where the application was created before the fork."""
     port = free_port()
     command = ["-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--threads", "4", *arguments]
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What operators see of a server that is asked for odd things: few labels, tidy lines."""
+"""Metrics and logs of a server that received unusual requests: few labels, well-formed lines."""
 
 import json
 import re
@@ -39,7 +39,7 @@ SECRET = 1234.5625
 
 @fixture(scope="module")
 def server(classifier_bundle):
-    """A server that writes its log as JSON and has been asked for odd things."""
+    """A server that logs as JSON and has received unusual requests."""
     with serving("--bundle", str(classifier_bundle), "--log-format", "json") as served:
         for number in range(200):
             ask_oddly(served, f"{MARK}{number}")
@@ -47,7 +47,7 @@ def server(classifier_bundle):
 
 
 def ask_oddly(served, name):
-    """Ask for what is not there, under names that nobody else has."""
+    """Request what does not exist, under names that no other request uses."""
     body = json.dumps({"instances": [[SECRET, 2, 3, name]]}).encode()
     headers = {
         "X-Request-Id": f"{name}\t\x1b[31m",
@@ -83,7 +83,7 @@ def test_metrics_have_the_names_that_dashboards_know(server):
 
 
 def test_odd_requests_make_no_labels(server):
-    """However many names clients make up, labels have the server's own values alone."""
+    """However many names clients make up, labels only have the server's own values."""
     samples = [split(sample) for sample in server.counts()]
 
     labels = [label for name, label in samples if name == "hloserve_requests_total"]
@@ -95,7 +95,7 @@ def test_odd_requests_make_no_labels(server):
 
 
 def test_lines_of_the_log_are_objects(classifier_bundle):
-    """Each line is JSON with a severity, and has nothing of what clients sent."""
+    """Each line is JSON with a severity, and contains nothing that clients sent."""
     with serving("--bundle", str(classifier_bundle), "--log-format", "json") as served:
         ask_oddly(served, MARK)
 

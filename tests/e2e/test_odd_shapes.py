@@ -1,4 +1,4 @@
-"""Whatever shape comes in, in whatever dialect: nothing is compiled for it."""
+"""Inputs of any shape, in any protocol: none of them compiles a program."""
 
 import base64
 import contextlib
@@ -178,7 +178,7 @@ def mean_of(message):
 
 
 def fits(expected, got):
-    """Whether an answer is what the model gives; None is a refusal."""
+    """Whether an answer equals the model's; None is a refusal."""
     if expected is None or got is None:
         return expected is got
     array = np.float32(got)

@@ -1,4 +1,4 @@
-"""The HTTP routes against the OpenAPI file: what it says is served, and what is served it says."""
+"""The HTTP routes against the OpenAPI file: every documented route is served, and every served route is documented."""
 
 import contextlib
 
@@ -112,7 +112,7 @@ def test_the_file_has_every_route_and_no_other():
 
 
 def test_the_file_has_every_word_that_errors_have():
-    """A code that a client may get is in the file's list."""
+    """Every error code that a client may get is in the file's list."""
     codes = {status.error_code for status in (*_TABLE.values(), INTERNAL)}
 
     assert codes <= set(described()["components"]["schemas"]["Error"]["properties"]["code"]["enum"])

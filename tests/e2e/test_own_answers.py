@@ -1,4 +1,4 @@
-"""Whatever goes on, each request gets the answer that is its own."""
+"""Under any load, each request gets its own answer."""
 
 import asyncio
 import os
@@ -57,7 +57,7 @@ def test_ten_thousand_requests_get_their_own_answers(wide_server):
 
 
 def test_a_server_that_was_stopped_in_its_tracks_answers_on(wide_server):
-    """After SIGSTOP under load and SIGCONT nothing is lost, and nothing mixed up."""
+    """After SIGSTOP under load and SIGCONT no request is lost or mixed up."""
     wrong = []
 
     async def ask():
@@ -85,7 +85,7 @@ def stalling(process, work, at):
 
 @fixture
 def idle(wide_server):
-    """A thousand connections that ask nothing."""
+    """A thousand connections that send no requests."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
     connections = [socket.create_connection(("127.0.0.1", wide_server.port)) for _ in range(1000)]
@@ -96,7 +96,7 @@ def idle(wide_server):
 
 
 def test_a_thousand_idle_connections_hold_nobody_up(wide_server, idle):
-    """With a thousand connections open a new one is answered, and so is the oldest."""
+    """With a thousand idle connections open a new one is answered, and so is the oldest."""
     wrong = []
     status, answer = wide_server.post({"instances": ROWS})
 

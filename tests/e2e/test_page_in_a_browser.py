@@ -59,7 +59,7 @@ def served():
 
 
 def refused(line):
-    """Whether a line of the browser's console is an error of the page, and no answer of the server."""
+    """Whether a line of the browser's console is an error of the page, and not an error response of the server."""
     return line.type == "error" and "Failed to load resource" not in line.text
 
 
@@ -108,7 +108,7 @@ def test_an_image_is_chosen(page, served, tmp_path):
 
 @mark.parametrize("event", ["drop", "paste"])
 def test_an_image_is_dropped_or_pasted(page, served, event):
-    """A file that comes from elsewhere is asked about as one that is chosen."""
+    """A file that is dropped or pasted is sent like one that is chosen."""
     visit(page, served, "images")
     page.evaluate(
         """([event, bytes]) => {
@@ -153,7 +153,7 @@ def test_an_image_is_drawn(page, served):
 
 
 def test_a_text_is_asked_by_the_keyboard(page, served):
-    """Ctrl+Enter asks, wherever one writes; a bad text is told as the server tells it."""
+    """Ctrl+Enter sends the form from any field; for a bad text the page shows the server's message."""
     visit(page, served, "texts")
     page.get_by_label("text").fill("the cat sat")
     page.keyboard.press("Control+Enter")
@@ -192,7 +192,7 @@ def test_tensors_are_json_or_made_up(page, served, name):
 
 
 def test_the_bundles_sample_is_asked_about(page, tmp_path):
-    """Where the export was told so, the first golden image is there to be tried."""
+    """Where the export allowed it, the first golden image can be tried."""
     export.export_model(
         lambda _, image: image.mean(axis=(1, 2)),
         {},
@@ -214,7 +214,7 @@ def test_the_bundles_sample_is_asked_about(page, tmp_path):
 
 
 def test_what_goes_on_is_drawn(page, served):
-    """Charts follow the requests, by the counts that the server has."""
+    """Charts follow the requests, by the server's counters."""
     visit(page, served, "tensors")
     expect(page.locator("#charts figure")).to_have_count(4)
     ask(page)

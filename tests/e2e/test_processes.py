@@ -1,4 +1,4 @@
-"""A server of several processes: one address, one set of figures, one end."""
+"""A server of several processes: one address, one set of metrics, one exit."""
 
 import asyncio
 import itertools
@@ -45,7 +45,7 @@ def listens(pid, port):
 
 
 def test_every_process_listens_before_the_server_is_ready(served):
-    """Whoever connects once it is ready may come to any of them, over HTTP and gRPC."""
+    """Once the server is ready, a connection may reach any of its processes, over HTTP and gRPC."""
     pids = [served.process.pid, *children(served.process)]
 
     assert len(pids) == 3
@@ -87,7 +87,7 @@ def test_a_server_that_chooses_has_as_many_processes_as_it_says(wide_bundle, tmp
 
 
 def test_every_answer_is_its_own_and_counted_once(served):
-    """Requests over many connections are answered rightly; the figures are of all processes."""
+    """Requests over many connections are answered correctly; the metrics are of all processes."""
     wrong = []
     work = iter([(number, 1 + number % 5) for number in range(600)])
 
@@ -116,7 +116,7 @@ def answered(served):
 
 
 def test_sigterm_under_load_loses_nothing(wide_bundle):
-    """Every process drains, and answers what it has taken in; then all of them are gone."""
+    """Every process drains, and answers its accepted requests; then all of them have exited."""
     wrong = []
 
     async def ask(served):
@@ -136,7 +136,7 @@ def test_sigterm_under_load_loses_nothing(wide_bundle):
 
 
 def test_a_process_that_is_killed_ends_the_server(served):
-    """What is left would be less than was asked for: the exit status is the lost one's."""
+    """If a worker is lost the server exits, rather than run with fewer processes; its status is the worker's."""
     lost, other = children(served.process)
     waiting = os.pidfd_open(other)
 
@@ -150,7 +150,7 @@ def test_a_process_that_is_killed_ends_the_server(served):
 
 
 def test_processes_end_with_the_first(served):
-    """Nothing is left behind that would hold the port, however the first one ended."""
+    """No process keeps the port, however the first one ended."""
     others = children(served.process)
     waiting = [os.pidfd_open(pid) for pid in others]
 
@@ -163,7 +163,7 @@ def test_processes_end_with_the_first(served):
 
 @mark.parametrize("imported", ["", "numpy"])
 def test_an_interrupt_while_a_worker_starts_is_no_traceback(capfd, imported):
-    """The first process interrupts a worker whenever it is interrupted itself, as early as may be."""
+    """A worker that is interrupted while it starts ends by the signal, without a traceback."""
     stats = SharedStats(None, 2, 0)
     worker, line = WorkerPool._start(WorkerArgs(1, stats.fd, ServerConfig(bundle="none")))
     with line, worker:
@@ -176,14 +176,14 @@ def test_an_interrupt_while_a_worker_starts_is_no_traceback(capfd, imported):
 
 
 def test_a_worker_reads_what_it_was_told():
-    """What the first process writes on a worker's command line is what that one is."""
+    """What the first process writes on a worker's command line is that worker's configuration."""
     args = WorkerArgs(3, 7, ServerConfig(bundle="some", processes=4))
 
     assert WorkerArgs.read(args.write()) == args
 
 
 def test_a_server_that_is_stopped_while_processes_start_ends_well(wide_bundle):
-    """Those that do not listen yet have nothing to answer."""
+    """Workers that do not listen yet have no requests to answer."""
     with start(free_port(), "--bundle", str(wide_bundle), *PROCESSES) as process:
         for line in process.stdout:
             if "concurrent batches" in line:
@@ -196,7 +196,7 @@ def test_a_server_that_is_stopped_while_processes_start_ends_well(wide_bundle):
 
 
 def test_a_bundle_that_cannot_be_opened_ends_all_processes_with_one_error(wide_bundle, tmp_path):
-    """Workers that wait for the bundle end without a word of their own."""
+    """Workers that wait for the bundle exit without a message of their own."""
     bundle = shutil.copytree(wide_bundle, tmp_path / "bundle")
     next(bundle.glob("programs/*.exported")).write_bytes(b"damaged")
 

@@ -53,7 +53,7 @@ def server(bundle):
 
 
 def test_an_answer_over_http_matches_the_model(server, bundle):
-    """Predictions over HTTP are what `predict` gives, labelled."""
+    """Predictions over HTTP equal those of `predict`, with labels."""
     rng = np.random.default_rng(1)
     image = rng.standard_normal((5, 2, 3)).astype(np.float32)
     scale = np.ones(5, np.float32)
@@ -77,7 +77,7 @@ def test_an_answer_over_http_matches_the_model(server, bundle):
 
 
 def test_health_and_errors_over_http(server):
-    """The health route answers 200, a bad body 400, an unknown path 404, all in JSON."""
+    """The health route returns 200, a bad body 400, an unknown path 404, all in JSON."""
     with urllib.request.urlopen(f"{server}/v1/e/1/deployedModels/2", timeout=TIMEOUT_S) as answer:  # noqa: S310
         assert json.loads(answer.read()) == {"status": "ready"}
 

@@ -1,4 +1,4 @@
-"""How a real server ends: what is in is answered, and the exit status says how it went."""
+"""How a real server ends: accepted requests are answered, and the exit status says how it went."""
 
 import asyncio
 import itertools
@@ -27,13 +27,13 @@ ANSWER = {"predictions": [[8, 9]]}
 
 @fixture
 def served(wide_bundle):
-    """A server of this test's own, to be ended by it."""
+    """A server of this test's own, which the test ends."""
     with started("--bundle", str(wide_bundle)) as served:
         yield served
 
 
 def test_sigterm_under_load_loses_nothing(wide_bundle):
-    """While it drains every request is answered rightly, until clients are turned away."""
+    """While it drains every request is answered correctly, until new connections are refused."""
     wrong = []
 
     async def ask(served):
@@ -62,7 +62,7 @@ def signalling(process, after):
 
 
 async def ask_until_drained(calls, served, wrong):
-    """Ask over gRPC for as long as the server says that it is ready, and a little longer."""
+    """Send calls over gRPC while the server reports ready, and a little longer."""
     for number in itertools.count(1_000_000):
         if not is_answer(await calls.unary(message(number, 2)), number, 2):
             wrong.append(number)
@@ -71,7 +71,7 @@ async def ask_until_drained(calls, served, wrong):
 
 
 def is_ready(served):
-    """Ask as a load balancer does."""
+    """Send requests as a load balancer does."""
     try:
         return bool(served.get("/health"))
     except urllib.error.HTTPError as error:
@@ -80,10 +80,10 @@ def is_ready(served):
 
 
 def test_a_request_whose_body_is_under_way_is_answered(served):
-    """What comes to its end only after SIGINT gets an answer, not silence."""
+    """A request whose body completes only after SIGINT gets a response."""
     with socket.create_connection(("127.0.0.1", served.port), timeout=TIMEOUT_S) as connection:
         connection.sendall(REQUEST[:-5])
-        served.post({"instances": []})  # by now the first has been read
+        served.post({"instances": []})  # By now the first request has been read.
         served.process.send_signal(signal.SIGINT)
         read_until(served.process, "received SIGINT")
         connection.sendall(REQUEST[-5:])
@@ -115,7 +115,7 @@ def test_an_idle_server_ends_at_once(served, number):
 
 
 def test_a_second_signal_ends_the_process_where_it_stands(wide_bundle):
-    """Who signals twice does not want to wait: exit status 1."""
+    """A second signal skips the drain: exit status 1."""
     with started("--bundle", str(wide_bundle), HLOSERVE_DRAIN_DELAY_S="100") as served:
         served.process.send_signal(signal.SIGTERM)
         read_until(served.process, "draining")
@@ -124,7 +124,7 @@ def test_a_second_signal_ends_the_process_where_it_stands(wide_bundle):
 
 
 def test_a_signal_while_it_loads_ends_the_process(wide_bundle):
-    """A server that is not ready yet has nothing to wait for."""
+    """A server that is not ready yet has no requests to wait for."""
     port = free_port()
     environ = {"HLOSERVE_DRAIN_DELAY_S": "100"}
     with start(port, "--bundle", str(wide_bundle), **environ) as process:
@@ -137,7 +137,7 @@ def test_a_signal_while_it_loads_ends_the_process(wide_bundle):
 def test_a_signal_while_another_process_opens_the_bundle_leaves_nothing(
     wide_bundle, tmp_path, number
 ):
-    """The directory that both share goes with the server, which does not wait for the other."""
+    """The directory that both processes share is removed with the server, which does not wait for the other."""
     environ = {"HLOSERVE_REQUIRE_DIGEST": "", "TMPDIR": str(tmp_path)}
     port = free_port()
     with start(port, "--bundle", str(wide_bundle), **environ) as process:
@@ -173,7 +173,7 @@ def test_a_server_that_was_killed_leaves_its_ports_free(served, wide_bundle):
 
 @mark.parametrize("arguments", [(), ("bench",), ("doctor",)])
 def test_an_interrupt_while_it_imports_is_no_traceback(arguments):
-    """Ctrl-C in the first seconds ends a command by the signal, without a word."""
+    """Ctrl-C in the first seconds ends a command by the signal, without output."""
     command = [sys.executable, "-m", "server", *arguments, "--bundle", "nothing"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
         while "numpy" not in Path(f"/proc/{process.pid}/maps").read_text():
@@ -191,7 +191,7 @@ SENT_BY_MISTAKE = [
 
 
 def test_signals_that_mean_nothing_do_nothing(wide_bundle):
-    """From its start to its end a server of several processes is ended by none of them, nor by one for all."""
+    """None of these signals ends a server of several processes, at any time, sent to one process or to all."""
     numbers = [getattr(signal, name) for name in SENT_BY_MISTAKE]
     port = free_port()
     with start(port, "--bundle", str(wide_bundle), "--processes", "2") as process:

@@ -1,4 +1,4 @@
-"""What a person sees of a server that starts, or that cannot."""
+"""What a user sees of a server that starts, or that cannot."""
 
 import itertools
 import json
@@ -107,7 +107,7 @@ def test_a_machine_reads_why_there_is_no_server_as_json(tmp_path):
 
 
 def test_rows_that_are_seen_to_depend_on_each_other_run_alone(mixing_bundle, tmp_path):
-    """A bundle that promises what this device does not do is served, with a warning and a metric."""
+    """A bundle whose rows are found to depend on each other is served without batching, with a warning and a metric."""
     bundle = shutil.copytree(mixing_bundle, tmp_path / "bundle")
     manifest = json.loads((bundle / "manifest.json").read_text())
     (bundle / "manifest.json").write_text(json.dumps(manifest | {"row_mixing": []}))
@@ -188,7 +188,7 @@ def test_a_missing_extra_is_one_line_that_says_what_to_install(package, command)
 
 
 def test_help_of_the_exporter_needs_no_extra():
-    """What the exporter takes can be read before its extra is installed."""
+    """`python -m export --help` works before its extra is installed."""
     status, text, _ = run("-c", WITHOUT, "flax", "export", "--help")
 
     assert status == 0

@@ -1,4 +1,4 @@
-"""Files of strangers to a real server: each is answered or refused in words, and a neighbour is answered right.
+"""Untrusted image files sent to a real server: each is answered or refused, and its neighbours are answered correctly.
 
 The number of files of a kind is small here; HLOSERVE_STRANGE_IMAGES=300 sends as many.
 """
@@ -53,7 +53,7 @@ def b64(data):
 
 
 def expect_right(server, data):
-    """Ask for a file with good ones around it, while another client asks for a good one by itself."""
+    """Send a file with good ones around it, while another client sends a good one by itself."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         neighbour = pool.submit(server.post, {"instances": [b64(GOOD)]})
         status, answer = server.post({"instances": [b64(GOOD), b64(data), b64(GOOD)]})
@@ -73,7 +73,7 @@ def expect_right(server, data):
 
 @mark.parametrize("kind", STRANGE)
 def test_strange_files_are_answered_or_refused(server, kind):
-    """Whatever a file holds, its request ends in words, and those beside it get their own answers."""
+    """Whatever a file holds, its request is answered or refused, and those beside it get their own answers."""
     for data in strange(kind, COUNT):
         expect_right(server, data)
 
@@ -85,7 +85,7 @@ def test_a_bomb_costs_what_its_header_says(server):
 
 
 def test_wrong_names_and_types_do_not_matter(server):
-    """What a file is follows from its first bytes, not from what it is called."""
+    """A file's type follows from its first bytes, not from its name or declared type."""
     headers = {"Content-Type": "image/jpeg"}
     request = urllib.request.Request(f"{server.url}/predict", plain(1, 2, 3), headers)  # noqa: S310
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310

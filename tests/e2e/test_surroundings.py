@@ -1,4 +1,4 @@
-"""A real server in poor surroundings: few file descriptors, no folder to write to, no device."""
+"""A real server with scarce resources: few file descriptors, no writable folder, no device."""
 
 import contextlib
 import os
@@ -37,7 +37,7 @@ def connect(port):
 
 
 def test_a_server_without_file_descriptors_recovers(wide_bundle):
-    """Beyond its descriptors connections wait, unnoticed by the others, until some are closed."""
+    """Connections beyond its descriptors wait, without affecting the others, until some are closed."""
     with serving("--bundle", str(wide_bundle)) as served, contextlib.ExitStack() as stack:
         first = stack.enter_context(connect(served.port))
         first.sendall(request("/predict", BODY))
@@ -57,7 +57,7 @@ def test_a_server_without_file_descriptors_recovers(wide_bundle):
 
     assert during == after == ANSWER
     assert "no more connections for now: Too many open files" in shortage
-    # It is looked at again once a second, not as often as the processor can.
+    # accept() is retried once a second, not in a busy loop.
     assert served.log.count("no more connections for now") < 30
 
 
@@ -108,7 +108,7 @@ def test_a_server_that_cannot_run_says_why(wide_bundle, environ, status, words):
 
 
 def test_a_bucket_that_does_not_fit_is_named(wide_bundle):
-    """A device without the memory for a bucket ends the server before that is run, with one line."""
+    """A device without the memory for a bucket ends the server before that bucket is run, with one line."""
     with start(free_port(), "--bundle", str(wide_bundle), command=("-c", FULL)) as process:
         log, errors = process.communicate(timeout=TIMEOUT_S)
 
@@ -122,7 +122,7 @@ def test_a_bucket_that_does_not_fit_is_named(wide_bundle):
 
 
 def test_bodies_take_no_more_memory_than_there_may_be(wide_bundle):
-    """However many connections send large bodies and do not end them, a few are held, the rest refused."""
+    """Of many connections that send large bodies and do not finish them, a few are held and the rest refused."""
     size, many = 8 << 20, 60
     limits = ("--max-body-bytes", str(size), "--max-json-bytes", str(size))
     with serving("--bundle", str(wide_bundle), *limits) as served, contextlib.ExitStack() as stack:
@@ -147,6 +147,6 @@ def test_bodies_take_no_more_memory_than_there_may_be(wide_bundle):
 
 
 def peak(served):
-    """Return the most memory that a server has had so far, in bytes."""
+    """Return the peak memory of a server so far, in bytes."""
     status = Path(f"/proc/{served.process.pid}/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024

@@ -29,7 +29,7 @@ def get(url):
 
 @mark.parametrize("inputs", [ROWS.tolist(), {"x": ROWS.tolist()}])
 def test_columns_are_what_the_model_gives(model_url, classifier_bundle, inputs):
-    """The columnar form gives the outputs as they are, however the input is named."""
+    """The columnar form returns the outputs unchanged, however the input is named."""
     status, body = post(f"{model_url}:predict", json.dumps({"inputs": inputs}).encode())
 
     expected = load(classifier_bundle, "cpu").predict({"x": ROWS})["output"]
@@ -40,7 +40,7 @@ def test_columns_are_what_the_model_gives(model_url, classifier_bundle, inputs):
 @mark.parametrize("version", ["", "/versions/1"])
 @mark.parametrize("instances", [ROWS.tolist(), [{"x": row} for row in ROWS.tolist()]])
 def test_rows_are_predicted_as_the_bundle_formats_them(model_url, version, instances):
-    """The row form gives a prediction for each instance, with the bundle's labels."""
+    """The row form returns a prediction for each instance, with the bundle's labels."""
     request = {"signature_name": "serving_default", "instances": instances}
     status, body = post(f"{model_url}{version}:predict", json.dumps(request).encode())
     _, columns = post(f"{model_url}:predict", json.dumps({"inputs": ROWS.tolist()}).encode())

@@ -15,7 +15,7 @@ from tests.serving import TIMEOUT_S, serving
 
 pytestmark = mark.e2e
 
-# What the model takes and gives back, as clients name it.
+# The model's inputs and outputs, by the client's names.
 DATATYPES = {
     "real": "FP32",
     "double": "FP64",
@@ -183,7 +183,7 @@ def test_requests_may_be_asynchronous(over_http, over_grpc):
 
 @fixture
 def stream(ports):
-    """A client with a stream, and the queue of its answers."""
+    """A client with a stream, and the queue of its responses."""
     answers = queue.SimpleQueue()
     with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{ports[1]}") as client:
         client.start_stream(lambda result, error: answers.put((result, error)))
@@ -198,7 +198,7 @@ def one(number):
 
 
 def test_a_stream_answers_each_request(stream):
-    """Many requests on a stream get the answers that are theirs, whatever the order."""
+    """Many requests on a stream get their own responses, in any order."""
     client, answers = stream
     for number in range(300):
         client.async_stream_infer("every", one(number), request_id=str(number))
@@ -212,7 +212,7 @@ def test_a_stream_answers_each_request(stream):
 
 
 def test_an_error_in_a_stream_is_one_request_s_own(stream):
-    """A request that fails tells why, and those after it are answered."""
+    """A request that fails returns the reason, and those after it are answered."""
     client, answers = stream
     client.async_stream_infer("other", one(1), request_id="bad")
     client.async_stream_infer("every", one(2), request_id="good")
@@ -226,7 +226,7 @@ def test_an_error_in_a_stream_is_one_request_s_own(stream):
 
 
 def test_a_stream_may_be_cancelled(ports):
-    """A client may leave without waiting for its answers; the server answers on."""
+    """A client may disconnect without waiting for its responses; the server keeps serving."""
     received = []
     with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{ports[1]}") as client:
         client.start_stream(lambda result, error: received.append(result or error))
@@ -246,7 +246,7 @@ def test_a_stream_may_be_cancelled(ports):
     ],
 )
 def test_a_model_that_is_not_there_is_an_error(kind, client, model, version, text):
-    """Another model or another version is refused in the same words either way."""
+    """Another model or another version is refused with the same message over HTTP and gRPC."""
     with raises(InferenceServerException) as error:
         client.infer(model, tensors(kind, ROWS), model_version=version)
 
@@ -342,7 +342,7 @@ def test_statistics_are_told(kind, client):
     ids=["config", "index", "load", "unload", "memory", "register", "cuda", "trace", "log"],
 )
 def test_what_is_not_served_says_so(client, call):
-    """Triton's other extensions are refused in words, not by a page that is not found."""
+    """Triton's other extensions are refused with a message, not with a page that is not found."""
     with raises(InferenceServerException, match="of the protocol is not served") as error:
         call(client)
 

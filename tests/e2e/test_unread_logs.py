@@ -1,4 +1,4 @@
-"""A real server whose log nobody reads, or that has no streams to write to: it serves and ends all the same."""
+"""A real server whose log is never read, or that has no streams to write to: it serves and ends all the same."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ pytestmark = mark.e2e
 
 
 def until_healthy(process, port):
-    """Wait until a server is ready that cannot say so."""
+    """Wait until a server is ready that cannot log it."""
     while True:
         assert process.poll() is None
         with (
@@ -35,7 +35,7 @@ def command(bundle, port, *arguments):
 
 
 def full_pipe():
-    """Make a pipe that takes nothing any more; return both ends."""
+    """Make a pipe that is full; return both ends."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with contextlib.suppress(BlockingIOError):
@@ -50,7 +50,7 @@ def full_pipe():
 
 @mark.parametrize(("form", "processes"), [("text", 1), ("json", 2)])
 def test_a_log_that_nobody_reads_holds_nothing_up(wide_bundle, form, processes):
-    """With stdout and stderr full from the start a server gets ready, answers, counts what it drops, and ends."""
+    """With stdout and stderr full from the start a server becomes ready, answers, counts the lines it drops, and ends."""
     port = free_port()
     reader, writer = full_pipe()
     arguments = ["--log-format", form, "--processes", str(processes)]
@@ -96,7 +96,7 @@ def test_streams_that_are_closed_are_not_missed(wide_bundle, closed):
 
 @mark.parametrize("form", ["text", "json"])
 def test_the_last_words_are_written(tmp_path, form):
-    """Why a server ends is there for the process that reads it, though a thread writes it."""
+    """The reason why a server ends is written before the process exits, though a thread writes the log."""
     ended = subprocess.run(
         command(tmp_path / "none", free_port(), "--log-format", form),
         cwd=ROOT,

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 @fixture(scope="session")
 def run():
-    """Run a module as a process that has to end well; return what it wrote."""
+    """Run a module as a process that has to succeed; return what it wrote."""
 
     def run_module(*arguments):
         command = [sys.executable, "-m", *map(str, arguments)]

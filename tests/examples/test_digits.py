@@ -49,7 +49,7 @@ def printed_accuracy(trained):
 
 @mark.e2e
 def test_training_reaches_its_accuracy(trained):
-    """The model tells at least 97 of 100 held-out digits right, and training says so."""
+    """The model classifies at least 97 of 100 held-out digits correctly, and training prints that."""
     assert printed_accuracy(trained) >= 0.97
 
 
@@ -64,7 +64,7 @@ def test_training_and_held_out_digits_are_different_ones():
 
 @mark.e2e
 def test_the_bundle_is_as_accurate_as_the_model(trained, model, held_out):
-    """The bundle tells each held-out digit as the trained model does, as often right as printed."""
+    """The bundle classifies each held-out digit as the trained model does, with the accuracy that was printed."""
     images, labels = held_out
     params = read_params(trained / "checkpoint")
     expected = np.asarray(jax.jit(DigitClassifier().apply)(params, images))

@@ -13,7 +13,7 @@ from runtime import load
 @mark.e2e
 @mark.parametrize("framework", FRAMEWORKS)
 def test_the_bundle_is_as_accurate_as_the_model(run, tmp_path, framework):
-    """A network is trained to 97 of 100 held-out digits, and its bundle tells as many."""
+    """A network is trained to 97 of 100 held-out digits, and its bundle has the same accuracy."""
     images, labels = digits()[1]
 
     done = run("examples.frameworks.train", framework, "--out", tmp_path / "bundle")

@@ -93,7 +93,7 @@ def encode_in_numpy(weights, ids):
 
 
 def test_embeddings_are_those_of_the_published_weights(model, weights):
-    """Sentences of mixed length get the vectors that a plain forward pass gives each alone."""
+    """Sentences of mixed length have the vectors that a plain forward pass computes for each alone."""
     sentences = [*SENTENCES, "Yes.", "one two three four five six seven eight nine ten eleven " * 2]
     tokens = [one.ids for one in tokenizer(32).encode_batch(sentences, add_special_tokens=True)]
     real = [[t for t in ids if t != 0] for ids in tokens]
@@ -148,7 +148,7 @@ def test_without_a_mask_all_tokens_are_real(model):
 
 
 def test_a_row_without_tokens_is_zeros(model):
-    """A mask of zeros gives zeros, not NaN."""
+    """A mask of zeros returns zeros, not NaN."""
     ids = np.zeros((1, 4), np.int32)
 
     got = model.predict({"input_ids": ids, "attention_mask": ids})["embedding"]
@@ -195,7 +195,7 @@ def test_programs_hold_no_weights(bundle):
 
 
 def test_the_openai_client_is_answered(model):
-    """OpenAI's client gets the vectors that `predict` gives, by a change of the URL."""
+    """OpenAI's client gets the vectors that `predict` returns, by a change of the URL."""
     http_server = HttpHarness(model)
     url = f"http://127.0.0.1:{http_server.port}/v1"
 

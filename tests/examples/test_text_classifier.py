@@ -86,13 +86,13 @@ def expect_the_plain_answers(bundle, params):
 
 @mark.e2e
 def test_a_flax_checkpoint_becomes_a_bundle_with_the_plain_answers(from_checkpoint, params):
-    """Exported from a Flax checkpoint, it gives the plain server's labels and probabilities."""
+    """Exported from a Flax checkpoint, it returns the plain server's labels and probabilities."""
     expect_the_plain_answers(from_checkpoint, params)
 
 
 @mark.e2e
 def test_a_pickle_becomes_a_bundle_with_the_plain_answers(from_pickle, params):
-    """Exported from a pickle and its configuration, it gives the plain server's answers."""
+    """Exported from a pickle and its configuration, it returns the plain server's answers."""
     expect_the_plain_answers(from_pickle[0], params)
 
 
@@ -112,7 +112,7 @@ def test_a_savedmodel_gives_the_plain_answers(saved, params, tensorflow):
 
 @mark.e2e
 def test_a_key_of_the_configuration_that_the_model_lacks_is_named(from_pickle):
-    """The exporter says that it ignored max_seq_length, and nothing else."""
+    """The exporter reports that it ignored max_seq_length, and nothing else."""
     notes = [line for line in from_pickle[1].splitlines() if line.startswith("note:")]
     assert notes == ["note: --config: ignored max_seq_length, which the model does not take"]
 
@@ -211,7 +211,7 @@ def sentences(run, trained):
 
 @mark.e2e
 def test_training_on_sentences_is_better_than_the_commonest_label(trained):
-    """It finds the label of more held-out sentences than have the commonest, and is near to most."""
+    """It finds the label of more held-out sentences than have the commonest, and is near to it for most."""
     found = re.search(
         r"sentences: (.*) have the label of 5, (.*) that .* has (.*)$", trained[1], re.MULTILINE
     )

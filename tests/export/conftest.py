@@ -110,7 +110,7 @@ def train():
 
 
 def affine(params, x):
-    """Stand for any model: three floats in, two out."""
+    """A stand-in for any model: three floats in, two out."""
     return x @ params["w"] + params["b"]
 
 
@@ -123,7 +123,7 @@ class Exported:
 
     @property
     def manifest(self):
-        """Return what the bundle says about itself."""
+        """Return the manifest of the bundle."""
         return self.model.manifest
 
     @property
@@ -284,7 +284,7 @@ TREE = {"Dense_0": {"kernel": W, "bias": B.astype(ml_dtypes.bfloat16)}, "count":
 
 
 def marked(step):
-    """Make a tree that tells the steps of one directory apart."""
+    """Make a tree that identifies its step in a directory."""
     return {**TREE, "count": np.int32(step)}
 
 

@@ -80,7 +80,7 @@ def models(devices):
 
 
 class Partitioned(linen.Module):
-    """Says of each axis what it is, for those who shard the model."""
+    """Names each axis, for sharded models."""
 
     @linen.compact
     def __call__(self, x):

@@ -10,7 +10,7 @@ W = {"w": np.float32([[1, 2], [3, 4], [5, 6]])}
 
 
 def affine(params, x):
-    """Stand for any model."""
+    """A stand-in for any model."""
     return x @ params["w"]
 
 

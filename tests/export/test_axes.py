@@ -26,7 +26,7 @@ def mean(params, ids):
 
 
 def masked(params, ids, mask):
-    """Average over real positions; also give each position's own vector and the ids."""
+    """Average over real positions; also return each position's own vector and the ids."""
     weight = mask[..., None].astype(jnp.float32)
     vectors = params[ids]
     return {
@@ -78,7 +78,7 @@ def test_a_callers_mask_is_used(bundle, lengths):
 
 
 def test_the_axis_is_declared(bundle):
-    """Sizes, mask, pad and the outputs that carry the axis stand in the manifest."""
+    """Sizes, mask, pad and the outputs that have the axis are in the manifest."""
     m = bundle.manifest
 
     assert m.signature.inputs == (IDS, RANGED)
@@ -249,7 +249,7 @@ def test_a_model_that_needs_more_says_how_to_declare_it(refusal):
 
 
 def test_answers_that_are_not_finite_at_the_least_length_say_so(refusal):
-    """A model without a finite answer for one position is found, and the error says what to declare."""
+    """A model without a finite answer for one position is refused, with the declaration that it needs."""
 
     def spread(_params, scores, mask):
         mean = (scores * mask).sum(1) / mask.sum(1)
@@ -277,7 +277,7 @@ def test_a_failure_at_a_buckets_own_size_has_nothing_to_do_with_it(refusal):
 
 
 def test_an_output_of_another_shape_at_the_least_length_says_so(refusal):
-    """A model that pads what is too short by itself gives another shape there, and is found."""
+    """A model that pads short inputs by itself returns another shape there, and is refused."""
 
     def windows(_params, scores, mask):
         wide = jnp.pad(scores, ((0, 0), (0, max(0, 3 - scores.shape[1])))) * mask.max()
@@ -364,7 +364,7 @@ def test_a_mask_of_other_values_is_refused(bundle, lengths):
 
 
 def test_a_masks_own_range_stands(plan):
-    """A range that the user gave a mask is kept."""
+    """A range that the user declared for a mask is kept."""
     mask = dataclasses.replace(MASK, maximum=3)
     made = plan(masked, TABLE, inputs=[IDS, mask], axes={"seq": (4,)}, buckets=(1,))
     recorded = made.signature.inputs[1]
@@ -452,7 +452,7 @@ def test_lengths_that_have_no_range_are_asked_for(refusal):
     ],
 )
 def test_a_length_has_an_axis(refusal, limits, message):
-    """What no row could fulfil, or nobody could check, is refused before anything is traced."""
+    """A length that no row can have, or that cannot be checked, is refused before anything is traced."""
     spec = dataclasses.replace(LENGTHS, **limits)
 
     assert refusal(mean, TABLE, inputs=[IDS, spec], axes={"seq": (4, 8)}) == message

@@ -34,7 +34,7 @@ from tests.export.test_switches import (
     ids=lambda one: type(one).__name__,
 )
 def test_arguments_of_the_call_are_said_by_hand(export, model, said):
-    """What `call_args` says is what the model is called with."""
+    """The model is called with `call_args`."""
     variables = variables_of(model)
     made = export(model, variables, call_args=said, buckets=(1, 2))
     np.testing.assert_allclose(
@@ -93,7 +93,7 @@ def test_the_command_line_reads_python_literals(command, folder):
 
 
 def test_an_argument_that_has_to_be_said_is_asked_for(refusal):
-    """A plain argument without a default is no input: the error says how to say it."""
+    """A plain argument without a default is no input: the error names the option that sets it."""
 
     def apply(_params, x, depth: int):
         return x * depth
@@ -115,7 +115,7 @@ class ByPlace(linen.Module):
 
 
 class Required(linen.Module):
-    """Requires an argument that says whether it trains."""
+    """Requires an argument that switches training."""
 
     @linen.compact
     def __call__(self, x, train):
@@ -128,7 +128,7 @@ class Required(linen.Module):
     ids=["required", "behind a default", "default on"],
 )
 def test_remat_takes_its_switches_by_place(export, kind, place, off):
-    """A rematerialized module's switch is static: it goes by place, as in training."""
+    """A rematerialized module's switch is static: it is passed by position, as in training."""
     model = linen.remat(kind, static_argnums=(place,))()
     variables = variables_of(model, *off)
     made = export(model, variables, buckets=(1, 2))
@@ -138,7 +138,7 @@ def test_remat_takes_its_switches_by_place(export, kind, place, off):
 
 
 def test_remat_of_a_function_takes_its_switch_by_place(plan):
-    """`jax.checkpoint(static_argnums=…)` knows places only."""
+    """`jax.checkpoint(static_argnums=…)` identifies arguments by position only."""
     function = jax.checkpoint(lambda p, x, train: x / 0 if train else x * p, static_argnums=(2,))
     made = plan(function, np.float32(3))
     np.testing.assert_array_equal(made.goldens[0][2][0], made.goldens[0][1][0] * np.float32(3))
@@ -187,7 +187,7 @@ def test_a_call_binds_by_name_then_by_place_then_with_all_defaults():
     """The ways of a call are tried in this order, and no argument is given twice."""
 
     def function(_model, train, x, mask=None, *, layers=2):
-        """Stand for a model; only its parameters are looked at."""
+        """A stand-in for a model; only its parameters are inspected."""
 
     ways = calls(function, {"x": 1}, {"layers": 3})
     assert [way.bind({"x": 1}) for way in ways] == [

@@ -37,7 +37,7 @@ def export(tmp_path, monkeypatch):
 
 
 def test_a_bundle_that_compiles_has_its_report_beside_it(export, tmp_path):
-    """The cards are in the report, which says that nothing ran there, and in a file for deploying."""
+    """The report has the cards, and states that nothing ran there; a file has it for deploying."""
     report = export(check_gpu="t4,l4")
 
     assert report.compiles_for == ("t4", "l4")
@@ -88,7 +88,7 @@ def test_what_cannot_be_checked_is_refused_before_anything_is_traced(export, opt
 
 
 def test_without_a_compiler_for_gpus_the_export_does_not_begin(export, tmp_path):
-    """What says how to have it comes first, not after minutes of exporting."""
+    """A missing compiler is reported first, not after minutes of exporting."""
 
     def missing():
         raise NoPlugin("expected XLA's CUDA plugin, got none")

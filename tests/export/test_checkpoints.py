@@ -47,13 +47,13 @@ def orbax(path, tree):
 
 
 def test_a_standard_checkpoint_is_restored_as_numpy(tmp_path):
-    """What StandardCheckpointer writes comes back as NumPy, bfloat16 included."""
+    """StandardCheckpointer's arrays are restored as NumPy, bfloat16 included."""
     device_tree = jax.tree.map(jnp.asarray, TREE)
     assert same(read_params(orbax(tmp_path / "c", device_tree)), TREE)
 
 
 def test_a_pytree_checkpoint_is_restored_as_numpy(tmp_path):
-    """What the older PyTreeCheckpointer writes comes back as NumPy."""
+    """The older PyTreeCheckpointer's arrays are restored as NumPy."""
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "c", TREE)
     assert same(read_params(tmp_path / "c"), TREE)
@@ -100,7 +100,7 @@ def test_an_empty_step_is_not_taken(steps):
 
 @pytest.mark.parametrize("name", ["default", "params", "variables", "state", "model", "weights"])
 def test_a_composite_step_gives_the_item_with_the_params(tmp_path, name):
-    """Of a step's items the one with arrays is read, whatever stands beside it."""
+    """Of a step's items the one with arrays is read, whatever else the step has."""
     items = {name: ocp.args.StandardSave(TREE), "extra": ocp.args.JsonSave({"a": 1})}
     with ocp.CheckpointManager(tmp_path / "c") as manager:
         manager.save(1, args=ocp.args.Composite(**items))
@@ -176,7 +176,7 @@ with ocp.StandardCheckpointer() as c:
 
 
 def test_flax_msgpack(tmp_path):
-    """What `flax.serialization.to_bytes` gives is read from a file of any name."""
+    """Output of `flax.serialization.to_bytes` is read from a file of any name."""
     for name in ("params.msgpack", "weights.flax", "noname"):
         (tmp_path / name).write_bytes(serialization.to_bytes(TREE))
         assert same(read_params(tmp_path / name), TREE)
@@ -286,7 +286,7 @@ def test_a_file_cut_short_is_one_line(tmp_path, form):
 
 @pytest.mark.e2e
 def test_a_damaged_orbax_checkpoint_is_noticed(tmp_path):
-    """Whichever file of a checkpoint is gone, empty, cut short or altered, it is refused."""
+    """A checkpoint with any of its files missing, empty, cut short or altered is refused."""
     # In a process of its own: readers that fail go on complaining in the background.
     code = """
 import pathlib, shutil, sys
@@ -328,7 +328,7 @@ for part in ("d", "ocdbt.process_0", "manifest.ocdbt", "_METADATA"):
 
 @pytest.mark.e2e
 def test_a_damaged_checkpoint_prints_one_line(tmp_path):
-    """The command prints nothing but the error, whatever Orbax has to say."""
+    """The command prints nothing but the error, whatever Orbax prints."""
     path = orbax(tmp_path / "c", {"w": W})
     (path / "manifest.ocdbt").write_bytes(b"damaged")
     (tmp_path / "m.py").write_text("def apply(params, x):\n    return x\n")
@@ -393,7 +393,7 @@ def write_zip(path):
     ],
 )
 def test_a_file_of_another_form_is_told_from_those_accepted(tmp_path, name, write, what):
-    """What a file is that holds no params in a known form is said, and what is accepted."""
+    """For a file without params in a known form, the error names its format, and the accepted ones."""
     path = tmp_path / name
     write(path)
     for place in (path, tmp_path):

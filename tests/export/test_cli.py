@@ -94,7 +94,7 @@ def test_a_flag_wins_over_the_spec(command):
 
 @pytest.mark.parametrize(("buckets", "hints"), [("2,4", 1), ("1,64", 0), ("128", 0)])
 def test_a_bucket_for_batch_prediction_is_recommended(command, buckets, hints):
-    """Without buckets of 64 and more a note says what Vertex AI's batch prediction sends."""
+    """Without buckets of 64 and more a note states the batch size of Vertex AI's batch prediction."""
     ran = command("models.py:spec", "--buckets", buckets, "--out", "b", "--dry-run")
     hint = (
         "for Vertex AI batch prediction add 64 to --buckets: it sends 64 instances a request, "
@@ -109,7 +109,7 @@ def test_a_bucket_for_batch_prediction_is_recommended(command, buckets, hints):
     ("model", "params"), [("Dense", "dense"), ("Net", "net"), ("make_dense", "dense")]
 )
 def test_config_names_the_keys_it_ignores(command, model, params):
-    """--config passes constructor arguments and says which keys the model does not take."""
+    """--config passes constructor arguments and reports the keys that the model does not take."""
     words = (f"models.py:{model}", "--params", f"{params}.safetensors", "--input", X, *SMALL)
     ran = command(*words, "--config", "config.json", "--out", "b", "--dry-run", "--json")
     note = "--config: ignored alpha, max_seq_length, which the model does not take"
@@ -240,7 +240,7 @@ def test_a_spec_has_defaults_for_serving_anywhere():
     ],
 )
 def test_output_formats_name_their_output(plan, output, expected):
-    """A format says what it makes of which output, and whether it gets probabilities."""
+    """A format names its output, and whether that has probabilities."""
     made = plan(lambda _params, x: {"a": x, "b": -x, "n": x > 0}, output=output)
     assert made.output_format == expected
 

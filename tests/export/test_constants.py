@@ -129,7 +129,7 @@ def test_an_nnx_module_in_a_closure_is_hoisted(export):
 
 
 def test_the_line_that_uses_them_is_named(plan):
-    """Where the trace tells which line of the user's code has the constants, the note does."""
+    """Where the trace has the line of the user's code with the constants, the note names it."""
 
     def apply(_params, x):
         return through(x, MANY)
@@ -179,7 +179,7 @@ def test_no_scalar_and_no_key_is_hoisted(plan):
 
 
 def test_hoisted_constants_keep_their_dtypes(export):
-    """Constants of several dtypes are packed apart, and come back as they were."""
+    """Constants of several dtypes are packed separately, and restored unchanged."""
     kinds = [np.int8, np.uint16, np.bool_, ml_dtypes.bfloat16, np.float16]
     held = [np.full((WIDTH,), 3, kind) for kind in kinds for _ in range(2)]
 

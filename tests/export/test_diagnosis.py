@@ -128,7 +128,7 @@ def test_integers_that_are_meant_are_not_noted(plan, model, declared):
 
 
 def test_a_declared_range_says_that_integers_are_meant(command, folder):
-    """Who gives the legal values of an input has thought of its dtype."""
+    """An input with declared legal values is not suspected of the wrong dtype."""
     words = ("models.py:affine", "--params", "affine.safetensors", "--input", "x:int32[_,3]")
     run = (
         "--buckets",
@@ -146,7 +146,7 @@ def test_a_declared_range_says_that_integers_are_meant(command, folder):
 
 
 def test_several_inputs_of_a_model_of_one_argument_are_explained(refusal):
-    """A model that takes its dict of inputs for an array is told that it got one."""
+    """For a model that uses its dict of inputs as an array, the message explains that it got a dict."""
     message = refusal(divides, {"w": W["w"]}, inputs=["x:float32[_,4]", "y:float32[_,4]"])
 
     assert message.startswith("the model cannot be traced: TypeError: unsupported operand type")

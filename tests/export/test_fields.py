@@ -220,7 +220,7 @@ def test_an_option_that_does_not_exist_names_the_nearest(tmp_path, option, messa
 
 
 def test_a_bundle_goes_to_a_path():
-    """Where to write has to be said as a path."""
+    """The output has to be a path."""
     with pytest.raises(ExportError) as caught:
         export_model(None, out=None)
     assert str(caught.value) == "out: expected a path, got None"
@@ -266,7 +266,7 @@ def test_a_misspelled_field_of_a_raw_input_names_the_nearest(make, message):
 
 
 def test_a_spec_is_copied_and_pickled():
-    """A spec goes through copy, pickle and replace as other records do."""
+    """A spec supports copy, pickle and replace."""
     spec = ExportSpec(model=len, labels=["a"])
 
     assert copy.copy(spec) == pickle.loads(pickle.dumps(spec)) == spec  # noqa: S301 (our own)

@@ -55,7 +55,7 @@ def test_golden_texts_are_lines_of_json(tokenizer, form):
 
 
 def test_golden_texts_come_with_tensors(tokenizer):
-    """What no text is made into comes with the golden texts."""
+    """Inputs that are not made of texts are passed with the golden texts."""
     age = "age:float32[_,2]"
     path = tokenizer.parent / "golden.jsonl"
     path.write_text('{"text": "cat", "age": [1, 2]}\n')

@@ -16,7 +16,7 @@ IDS = TensorSpec(name="ids", dtype="int32", shape=("_", 6), minimum=3, maximum=4
 
 
 def affine(params, x):
-    """Stand for any model."""
+    """A stand-in for any model."""
     return x @ params["w"] + params["b"]
 
 
@@ -159,7 +159,7 @@ def test_a_declared_range_makes_goldens_finite(export):
 
 
 def test_non_finite_goldens_of_floats_ask_for_a_file(refusal):
-    """Where no integer can be blamed, representative inputs are asked for."""
+    """Where no integer input can be the cause, the message requests representative inputs."""
     message = refusal(lambda _params, x: jnp.log(x))
     assert message.endswith("; pass representative inputs with --golden FILE")
 
@@ -172,7 +172,7 @@ INPUTS = [IDS, "x:float32[_,3]"]
 
 
 def golden_file(folder, name, arrays):
-    """Write golden inputs in the form that a name asks for."""
+    """Write golden inputs in the form that the file's name implies."""
     path = folder / name
     if name.endswith(".npz"):
         np.savez(path, **arrays)
@@ -182,7 +182,7 @@ def golden_file(folder, name, arrays):
 
 
 def both(_params, ids, x):
-    """Take two inputs and give two outputs."""
+    """Take two inputs and return two outputs."""
     return {"x": jnp.log(x), "ids": ids}
 
 
@@ -296,7 +296,7 @@ def test_tolerances_follow_dtype_and_platform(platform, dtypes, output, precisio
 
 
 def test_tolerances_and_drift_live_in_the_manifest(export):
-    """The bundle says per platform and output what is accepted, and what buckets differ by."""
+    """The manifest has tolerances per platform and output, and the drift between buckets."""
     rng = np.random.default_rng(0)
     params = rng.standard_normal((64, 64)).astype(np.float32)
 

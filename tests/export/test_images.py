@@ -48,7 +48,7 @@ def spec_of(image=Image("image", (6, 8)), inputs=(FLOATS,), **options):  # noqa:
 
 
 def opened(*arguments, **options):
-    """Return the raw inputs of a spec, and the spec that goes on."""
+    """Return the raw inputs of a spec, and the resulting spec."""
     changed, raw = open_raw_inputs(spec_of(*arguments, **options), lambda _: None)
     return raw, changed
 
@@ -147,7 +147,7 @@ def test_gray_needs_no_axis_of_channels(declared):
     ],
 )  # fmt: skip
 def test_what_an_image_cannot_be_is_refused(image, message):
-    """Each field says what it takes; means of pixels from 0 to 1 are told in units of the pixel."""
+    """Each field's error says what it takes; for means of pixels from 0 to 1 it suggests them in units of the pixel."""
     assert refusal(image) == f"image 'image': {message}"
 
 
@@ -270,7 +270,7 @@ SMOOTH = {"image": [saved(picture(20, 30, seed=seed)) for seed in range(3)]}
 
 @mark.parametrize("layout", ["HWC", "CHW"])
 def test_the_training_code_may_be_the_same(layout):
-    """Pipelines that give the same pixels within rounding are accepted, in units of the model."""
+    """Pipelines that return the same pixels within rounding are accepted, in units of the model."""
     inputs = (FLOATS if layout == "HWC" else "image:float32[_,3,6,8]",)
     image = Image("image", (6, 8), mean=MEAN, std=STD, layout=layout)
     reference = by_pillow(Pillow.Resampling.BILINEAR, layout)
@@ -330,7 +330,7 @@ def changes(*flags, preprocess=()):
 
 
 def test_flags_declare_an_image():
-    """An image and all that can be said of it."""
+    """An image with all of its fields."""
     options = [
         *("resize=shortest", "resize_to=256", "antialias=false", "interpolation=bicubic"),
         *("mean=123.68,116.28,103.53", "std=58", "layout=CHW", "max_pixels=1000000"),
@@ -387,7 +387,7 @@ def test_flags_change_an_image_of_the_spec():
     ],
 )  # fmt: skip
 def test_flags_that_do_not_read_are_refused(flags, message):
-    """A flag that names no image, or no field of one, says what there is."""
+    """For a flag with an unknown image or field, the error lists those that exist."""
     with raises(ExportError) as caught:
         changes(*flags)
     assert str(caught.value) == message
@@ -447,7 +447,7 @@ def test_what_is_no_image_is_refused_by_name(bundle, value, message):
 
 
 def test_goldens_hold_files_and_pixels(bundle):
-    """A library that gives other pixels is told from a model that gives other answers."""
+    """A change in the image library's pixels is distinguished from a change in the model's answers."""
     opened_bundle = open_bundle(bundle)
     preparer = load(bundle).preparer
     [golden] = opened_bundle.manifest.goldens

@@ -27,7 +27,7 @@ def masked(params, ids):
 
 
 def test_declared_infinities_are_exported(export):
-    """The bundle gives -inf where the model does, says that it may, and takes format 4 for it."""
+    """The bundle returns -inf where the model does, declares it in the manifest, and has format 4 for that."""
     made = export(suppressed, W, allow_infinite=["output"])
 
     x = np.ones((3, 3), np.float32)
@@ -58,7 +58,7 @@ def test_declared_infinities_do_not_loosen_the_tolerance(export):
     ],
 )
 def test_undeclared_infinities_name_the_option(refusal, values, seen):
-    """The refusal says what was seen, where first and how often, and how to declare it."""
+    """The refusal reports which infinities there are, where first and how many, and how to declare them."""
 
     def model(params, x):
         y = x @ params
@@ -85,7 +85,7 @@ def test_only_the_declared_output_may_be_infinite(refusal):
 
 
 def test_nan_is_refused_where_infinities_are_allowed(refusal):
-    """NaN is an error whatever is declared, and what is said of it is not to allow it."""
+    """NaN is an error whatever is declared, and the message does not suggest allowing it."""
     message = refusal(
         lambda params, x: suppressed(params, x).at[1, 2].set(jnp.nan),
         W,
@@ -100,7 +100,7 @@ def test_nan_is_refused_where_infinities_are_allowed(refusal):
 
 @pytest.mark.parametrize("compiled", [0.0, np.inf, np.nan], ids=["finite", "other-sign", "nan"])
 def test_a_program_that_is_infinite_elsewhere_is_refused(refusal, compiled):
-    """A program has to give each infinity of the model, with its sign, and no NaN for it."""
+    """A program has to return each infinity of the model, with its sign, and no NaN for it."""
 
     def model(params, x):
         value = compiled if isinstance(x, jax.core.Tracer) else -jnp.inf
@@ -174,7 +174,7 @@ def test_an_infinity_that_no_golden_shows_is_noted(export, tmp_path):
 
 
 def test_casting_that_makes_an_infinity_is_refused(refusal):
-    """An overflow of float16 is no infinity that anybody declared."""
+    """An overflow of float16 is refused: it is not the infinity that was declared."""
     message = refusal(
         lambda params, x: x.astype(params.dtype) * 0 + params * params,
         np.full((3,), 300, np.float32),
@@ -234,7 +234,7 @@ def test_inputs_are_not_declared_so(tmp_path):
 
 
 def test_the_flag_declares_outputs(command, folder):
-    """`--allow-infinite` can stand several times, and wins over the file's own spec."""
+    """`--allow-infinite` can be repeated, and overrides the file's own spec."""
     (folder / "choose.py").write_text(
         "import jax.numpy as jnp\n"
         "def choose(params, x):\n"

@@ -106,7 +106,7 @@ def test_an_unknown_keyword_gets_the_nearest_and_the_list(tmp_path, name, hint):
 
 
 def test_options_win_over_those_of_a_spec():
-    """What keywords say of inputs is added to what a spec says of them."""
+    """Keyword options of inputs are added to those of a spec."""
     spec = ExportSpec(model=len, inputs=[IDS, "other:float32[_]"])
 
     made = _as_spec(spec, None, {"range": {"ids": "0:9"}, "name": "words"})
@@ -131,7 +131,7 @@ def test_labels_are_taken_as_the_flag_takes_them(labels, form):
 
 
 def test_a_file_that_is_none_of_labels_is_named_by_the_field(tmp_path):
-    """What is wrong with a file of labels is said of `labels`, not of a flag."""
+    """An invalid file of labels is reported as `labels`, not as a flag."""
     file = tmp_path / "labels.txt"
     file.write_text("0 red\n1 green\n2 blue\n")
 
@@ -142,13 +142,13 @@ def test_a_file_that_is_none_of_labels_is_named_by_the_field(tmp_path):
 
 
 def pool(params, ids, mask):
-    """Return the masked mean of what ids stand for, as three logits."""
+    """Return the masked mean of the ids' embeddings, as three logits."""
     weights = mask[..., None].astype("float32")
     return (params["table"][ids] * weights).sum(axis=1) / weights.sum(axis=1)
 
 
 def test_a_model_is_exported_with_all_of_them(tmp_path, labels):
-    """One call says what the command line would, and the bundle has it."""
+    """One call has the same effect as the command line, as the bundle shows."""
     report = export_model(
         pool,
         {"table": np.arange(30, dtype=np.float32).reshape(10, 3)},

@@ -143,7 +143,7 @@ def test_a_hang_up_that_nohup_ignores_stays_ignored(before):
 
 @pytest.mark.e2e
 def test_two_processes_at_once_make_one_bundle(tmp_path):
-    """Started together, exactly one export puts its bundle in place; the other says why not."""
+    """Of exports started together exactly one puts its bundle in place; the other is refused with the reason."""
     (tmp_path / "m.py").write_text("def apply(params, x):\n    return x * 2\n")
     words = ["m.py:apply", "--input", X, "--buckets", "1", "--platforms", "cpu", "--out", "b"]
     running = [

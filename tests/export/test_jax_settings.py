@@ -39,7 +39,7 @@ def picky(params, x):
 
 
 def test_a_precision_of_the_configuration_is_in_the_program(export):
-    """jax.config's precision is what dots are lowered with; the manifest and the report say so."""
+    """Dots are lowered with jax.config's precision; the manifest and the report name it."""
     with everywhere("default_matmul_precision", "highest"):
         made = export(matmul, {"w": W})
 
@@ -60,7 +60,7 @@ def test_a_precision_of_the_configuration_is_in_the_program(export):
     ],
 )
 def test_a_precision_of_a_context_is_in_the_program(export, value, lowered):
-    """What `with jax.default_matmul_precision(…)` says around an export holds for it."""
+    """A `with jax.default_matmul_precision(…)` around an export applies to it."""
     with jax.default_matmul_precision(value):
         made = export(matmul, {"w": W})
 
@@ -81,7 +81,7 @@ def test_a_precision_of_the_environment_is_in_the_program(folder):
 
 
 def test_a_precision_of_the_model_wins(export):
-    """What the model says of one operation holds there, as in JAX; the others have the setting's."""
+    """The model's precision for one operation applies there, as in JAX; the others have the setting's."""
     with jax.default_matmul_precision("highest"):
         made = export(picky, {"w": W})
 
@@ -90,7 +90,7 @@ def test_a_precision_of_the_model_wins(export):
 
 
 def test_a_precision_asked_for_wins(export):
-    """One that the export itself names comes before one in force, and the report says which."""
+    """The export's own option overrides the precision in force, and the report names both."""
     with jax.default_matmul_precision("highest"):
         made = export(matmul, {"w": W}, matmul_precision="high")
 
@@ -105,7 +105,7 @@ def test_a_precision_asked_for_wins(export):
 
 
 def test_one_precision_said_twice_is_no_news(export):
-    """Where both say the same there is nothing to report."""
+    """Where both are the same nothing is reported."""
     with jax.default_matmul_precision("highest"):
         made = export(matmul, {"w": W}, matmul_precision="highest")
 
@@ -275,7 +275,7 @@ def test_what_jax_writes_and_keeps_is_left_to_it(folder):
 
 @mark.e2e
 def test_a_flag_that_xla_does_not_know_ends_no_export_with_half_a_bundle(folder):
-    """XLA ends a process that has a flag it does not know; nothing is written."""
+    """XLA ends a process that has an unknown flag; nothing is written."""
     done = command_line(folder, XLA_FLAGS="--xla_no_such_flag=1")
 
     assert done.returncode != 0
@@ -315,7 +315,7 @@ def test_other_keys_than_threefry_are_for_one_platform(export, refusal, impl):
 
 @mark.parametrize("impl", ["rbg", "unsafe_rbg"])
 def test_the_default_implementation_of_keys_is_held_to_the_same(export, refusal, impl):
-    """A key that says nothing has the implementation in force, of a context or for the process."""
+    """A key without an implementation has the one in force, of a context or for the process."""
     with jax.default_prng_impl(impl):
         assert refusal(drawing, platforms=("cpu", "cuda")) == REFUSED.format(impl)
     with everywhere("default_prng_impl", impl):

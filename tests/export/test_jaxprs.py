@@ -11,7 +11,7 @@ from export.writing import tolerances
 
 
 def sixteen(x):
-    """Go through bfloat16 and come back."""
+    """Convert to bfloat16 and back."""
     return x.astype(jnp.bfloat16).astype(jnp.float32)
 
 
@@ -24,7 +24,7 @@ def in_scan(x):
 
 
 def through_carry(x):
-    """Pass bfloat16 along from carry to carry, so that it comes out two steps later."""
+    """Pass bfloat16 along from carry to carry, so that it is returned two steps later."""
     out = jax.lax.fori_loop(0, 3, lambda _, c: (c[0], sixteen(c[1]), c[1], c[2]), (x, x, x, x))
     return out[0], out[3]
 
@@ -36,7 +36,7 @@ def swapped(x):
 
 
 def by_test(x):
-    """Loop as long as a test in bfloat16 says, and beside that as long as one in float32."""
+    """Loop on a condition in bfloat16, and on another one in float32."""
     more = jax.lax.while_loop(lambda c: sixteen(c).sum() < 99.0, lambda c: c + 100.0, x)
     return jax.lax.while_loop(lambda c: c.sum() < 99.0, lambda c: c + 100.0, x), more
 

@@ -46,7 +46,7 @@ def labels(tmp_path, monkeypatch):
     ],
 )
 def test_labels_are_read_in_each_form(labels, contents):
-    """Lines, lists, objects by index and configurations give the same labels, in class order."""
+    """Lines, lists, objects by index and configurations contain the same labels, in class order."""
     found = labels(contents)
 
     assert found == ("cat", "dog", "bird")

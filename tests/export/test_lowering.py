@@ -113,7 +113,7 @@ def test_constants_of_one_bucket_are_hoisted_too(plan):
 
 
 def test_small_constants_stay(plan, lowered):
-    """What is under 1 MiB stays in the program; where it may be the weights, that is said."""
+    """Constants under 1 MiB stay in the program; where they may be the weights, a note says so."""
     made = plan(lambda _params, x: x @ SMALL, inputs=INPUT)
 
     line = test_small_constants_stay.__code__.co_firstlineno + 2
@@ -342,7 +342,7 @@ def pallas_kernel(x):
 
 
 def unknown_kernel(x):
-    """Call a kernel that nobody registered."""
+    """Call a kernel that is not registered."""
     return jax.ffi.ffi_call("nowhere", jax.ShapeDtypeStruct(x.shape, x.dtype))(x)
 
 

@@ -90,7 +90,7 @@ def test_params_of_another_kind_do_not_fit(refusal):
 
 
 def test_params_one_level_too_high_hint_at_params_path(refusal):
-    """Where the weights lie one key deeper, the message says which."""
+    """Where the weights are one key deeper, the message names it."""
     message = refusal(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), {"model": {"kernel": W, "bias": B}})
     assert message == (
         "params: expected those of the model alone, got model; the model's are under model: pass "
@@ -139,7 +139,7 @@ def save_pure(path, net):
 
 
 def save_without_randomness(path, net):
-    """Save what a user keeps who splits the randomness off."""
+    """Save the state of a user who splits the randomness off."""
     _, _, rest = nnx.split(net, nnx.RngState, ...)
     return orbax(path, nnx.to_pure_dict(rest))
 

@@ -44,7 +44,7 @@ def test_outputs_of_every_form_have_names(plan, form):
 
 
 def test_named_outputs_survive_the_bundle(export, rows):
-    """Each output comes back under its name, row for row."""
+    """Each output is returned under its name, row for row."""
 
     def apply(params, x):
         return {"pair": Pair(x * params, x.sum(1)), "same": (x,)}
@@ -164,7 +164,7 @@ def test_every_dtype_goes_in_through_and_out(export, dtypes, x64):
 
 
 def test_64_bit_values_are_not_narrowed(export):
-    """An int64 that 32 bits cannot hold comes through, and the note says what was avoided."""
+    """An int64 that 32 bits cannot hold is returned unchanged, and a note says that 64-bit mode is on."""
     made = export(
         lambda params, x: x + params,
         np.int64(2**40),
@@ -181,7 +181,7 @@ def test_64_bit_values_are_not_narrowed(export):
 
 
 def test_outputs_that_a_64_bit_input_widens_are_named(plan):
-    """An int64 input makes other values 64 bits wide as well: the outputs that are, are said."""
+    """An int64 input makes other values 64 bits wide as well: such outputs are reported."""
 
     def apply(_params, ids, x):
         mean = jnp.zeros(3).sum() + x.astype(float)  # both are float64 in 64-bit mode
@@ -199,7 +199,7 @@ def test_outputs_that_a_64_bit_input_widens_are_named(plan):
 
 
 def test_64_bit_params_become_what_jax_makes_of_them(plan):
-    """In 32-bit mode float64 params become float32, as in the model, and it is said."""
+    """In 32-bit mode float64 params become float32, as in the model, and a note says so."""
     made = plan(lambda params, x: x * params["w"], {"w": np.arange(3.0)})
 
     assert [e.dtype for e in made.packing.entries] == ["float32"]

@@ -32,7 +32,7 @@ def trees(draw):
 @settings(deadline=None)
 @given(params=trees(), small_bytes=st.sampled_from([0, 8, 64, SMALL_BYTES]))
 def test_unpacking_gives_what_was_packed(params, small_bytes):
-    """Whatever is packed comes back under its name, with its bytes, shape and dtype."""
+    """Unpacking returns every param under its name, with its bytes, shape and dtype."""
     packing = plan_packing(params, small_bytes)
     arguments = packing.pack(params)
     with jax.enable_x64(True), jax.disable_jit():
@@ -83,7 +83,7 @@ def test_a_lone_small_param_is_not_packed():
 
 
 def test_params_keep_the_models_order():
-    """Arguments stand where their first param does; offsets count elements."""
+    """Arguments are in the order of their first params; offsets count elements."""
     params = {
         "big": np.zeros((100, 100), np.float32),
         "bias": np.zeros(3, np.float32),

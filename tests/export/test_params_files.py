@@ -74,7 +74,7 @@ def read(emulator, tmp_path, monkeypatch):  # noqa: ARG001 (it has to run)
     ],
 )
 def test_params_are_read_from_a_bucket(read, path, factor, files):
-    """A folder of steps, a step, its item and a file are read; of steps only the newest comes."""
+    """A folder of steps, a step, its item and a file are read; of steps only the newest is downloaded."""
     tree, steps = read(path)
 
     np.testing.assert_array_equal(tree["w"], W * factor)
@@ -158,7 +158,7 @@ def test_other_urls_are_refused(url, message):
 
 
 def test_absent_package_names_its_extra(monkeypatch):
-    """Without Google's client the refusal says what to install."""
+    """Without Google's client the refusal names the extra to install."""
     monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
     monkeypatch.delattr("google.cloud.storage")
 
@@ -171,7 +171,7 @@ def test_absent_package_names_its_extra(monkeypatch):
 
 
 def test_absent_credentials_are_one_line(monkeypatch):
-    """Who is not logged in gets the command for it, whatever Google's client says at length."""
+    """Without credentials the error names the command to log in, rather than Google's long message."""
 
     def refuse(**_):
         raise DefaultCredentialsError("Your default credentials were not found. To set up …")

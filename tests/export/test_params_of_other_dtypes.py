@@ -72,7 +72,7 @@ def test_what_was_stored_comes_back_bit_for_bit(name, w, dtype, shape):
 
 @pytest.mark.parametrize("x64", [False, True])
 def test_complex128_is_narrowed_as_other_64_bit_params_are(export, x64):
-    """With 64-bit inputs all bits are kept; without them the note says that they are not."""
+    """With 64-bit inputs all bits are kept; without them a note says that they are not."""
     w = COMPLEX.astype(np.complex128) + 1e-12j
     x = RNG.normal(size=(3, 3)).astype("f8" if x64 else "f4")
     made = export(
@@ -142,7 +142,7 @@ def test_a_large_complex_constant_is_hoisted(export, rows):
 
 
 def test_many_small_constants_of_such_dtypes_are_hoisted(export, rows):
-    """Complex and int4 arrays that are over 1 MiB together become params, and come back as they were."""
+    """Complex and int4 arrays that are over 1 MiB together become params, and are restored unchanged."""
     size = (3, HOIST_BYTES // 12 // 8)
     parts = [(RNG.normal(size=size) + 1j).astype(np.complex64) for _ in range(6)]
     narrow = [np.full(size, i, ml_dtypes.int4) for i in range(-8, 8)]

@@ -20,7 +20,7 @@ WEIGHTS = {"w": np.arange(6, dtype=np.float32).reshape(3, 2), "b": np.ones(2, np
 
 
 def affine(params, x):
-    """Stand for any model."""
+    """A stand-in for any model."""
     return x @ params["w"] + params["b"]
 
 
@@ -125,11 +125,11 @@ def test_few_runs_are_for_what_structure_shows(tmp_path, monkeypatch, model, pro
     """The process that verifies gets the programs whose structure shows independent rows."""
     passed = []
 
-    def hear(bundle, platform, independent, tell):
+    def recorded_run(bundle, platform, independent, progress):
         passed.extend(independent)
-        return verify_here(bundle, platform, independent, tell)
+        return verify_here(bundle, platform, independent, progress)
 
-    monkeypatch.setattr(verification, "_run", hear)
+    monkeypatch.setattr(verification, "_run", recorded_run)
     buckets = (8, 16) if model is between_two_rows else (1, 4, 16)
     report = export_model(
         model,
@@ -161,7 +161,7 @@ def test_the_report_says_what_shows_that_rows_are_independent(export):
     ("independent", "expected"), [(("b8", "b16"), [2 + 3, 1 + 2]), ((), [2 + 16, 1 + 8])]
 )
 def test_rows_are_proven_with_few_runs(export, monkeypatch, independent, expected):
-    """Large programs that structure speaks for run few batches beside their goldens."""
+    """Large programs whose rows are independent by structure run few batches beside their goldens."""
     model = export(affine, WEIGHTS, buckets=(1, 8, 16)).model
     runs, run = [], Model.run
 
@@ -231,7 +231,7 @@ def test_cuda_alone_is_refused_where_there_is_none(refusal):
 
 
 def test_an_unverified_bundle_says_so(tmp_path):
-    """--unverified exports for absent platforms, and the manifest says nothing verified it."""
+    """--unverified exports for absent platforms, and the manifest has no verified platform."""
     report = export_model(
         affine,
         WEIGHTS,
@@ -250,7 +250,7 @@ def test_an_unverified_bundle_says_so(tmp_path):
 
 
 def test_an_unverified_bundle_that_may_mix_rows_says_so(tmp_path):
-    """Where nobody looked, rows that are allowed to mix are taken to do so."""
+    """Where rows were not checked, an allowed row mixing counts as row mixing."""
     options = {"allow_row_mixing": True, "unverified": True, "platforms": ("cuda",)}
     export_model(training_norm, inputs=[X], buckets=(1, 2), out=tmp_path / "b", **options)
     assert open_bundle(tmp_path / "b").manifest.row_mixing == (
@@ -289,7 +289,7 @@ def test_programs_that_answer_wrongly_are_refused(refusal, monkeypatch):
 
 
 def test_programs_that_do_not_load_are_refused(refusal, monkeypatch):
-    """A program that cannot be loaded again is refused with what the loader says."""
+    """A program that cannot be loaded again is refused with the loader's error."""
 
     def broken(traced, platforms):
         return dataclasses.replace(lower(traced, platforms), exported=b"no program")
@@ -326,7 +326,7 @@ _RUN = verification._run
     ],
 )
 def test_a_process_that_fails_to_verify_is_reported(tmp_path, monkeypatch, code, message):
-    """However the verifying process ends, the export says how, and leaves nothing behind."""
+    """However the verifying process ends, the export reports it, and leaves nothing behind."""
     monkeypatch.setattr(verification, "_CHILD", code)
     with pytest.raises(VerificationError) as caught:
         export_model(

@@ -43,7 +43,7 @@ UNREAD = (
 
 
 def test_collections_that_only_training_looks_at_are_left_out(plan):
-    """What is sown or perturbed is neither asked of a checkpoint nor taken from it."""
+    """Collections from sow or perturb are not required of a checkpoint, nor read from it."""
     model = Sowing()
     variables = model.init(jax.random.key(0), ROWS)
     params = {"params": variables["params"]}
@@ -129,7 +129,7 @@ class Training(linen.Module):
     ids=["train", "method", "other switch"],
 )
 def test_params_that_training_alone_has_are_left_out(export, model, how, left):
-    """A head that inference does not use is in no bundle, and a note says so."""
+    """A head that inference does not use is in no bundle, and a note reports it."""
     variables = model.init(jax.random.key(0), ROWS, **how)
     off = {"train": False} if isinstance(model, Headed) else {}
     made = export(model, variables, buckets=(1, 2))
@@ -202,7 +202,7 @@ def on_mesh():
 
 
 def test_a_model_that_cannot_be_made_here_is_traced_with_what_was_saved(plan):
-    """Where init wants a mesh, the checkpoint says what the model has."""
+    """Where init needs a mesh, the model's params are taken from the checkpoint."""
     variables = on_mesh()
     made = plan(OnAMesh(), {**variables, "losses": {"a": np.ones(2, np.float32)}})
 
@@ -212,7 +212,7 @@ def test_a_model_that_cannot_be_made_here_is_traced_with_what_was_saved(plan):
 
 
 def test_what_a_model_that_cannot_be_made_lacks_is_named(refusal):
-    """Where init fails and the checkpoint lacks a param, both are said."""
+    """Where init fails and the checkpoint lacks a param, both are reported."""
     kernel = {"kernel": on_mesh()["params"]["Dense_0"]["kernel"]}
     message = refusal(OnAMesh(), {"params": {"Dense_0": kernel}})
     assert message.startswith("the model cannot be traced: RuntimeError: expected a mesh (test_")
@@ -298,7 +298,7 @@ def test_params_that_one_bucket_reads_are_needed(export):
 
 
 def test_a_bucket_that_cannot_be_traced_leaves_nothing_out():
-    """Where a later bucket fails, lowering says why: until then every param counts as read."""
+    """Where a later bucket fails, lowering reports it: until then every param counts as read."""
 
     def apply(params, inputs):
         return inputs["x"] * params["read"] + jnp.ones(len(inputs["x"]) - 2).sum()
@@ -311,7 +311,7 @@ def test_a_bucket_that_cannot_be_traced_leaves_nothing_out():
 
 
 def test_a_function_keeps_what_it_was_given_and_says_what_it_does_not_read(plan):
-    """Params that were passed by hand stay; a note says what the unread ones cost."""
+    """Params that the caller passed stay; a note reports the size of the unread ones."""
     params = {"w": np.ones((3, 2), np.float32), "opt": {"mu": np.ones((3, 2), np.float32)}}
     made = plan(lambda p, x: x @ p["w"] + 0 * jnp.zeros_like(p["opt"]["mu"]).sum(), params)
 

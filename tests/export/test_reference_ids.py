@@ -38,7 +38,7 @@ from tests.tokenizer_files import ids
     ids=["ids", "padded", "masked", "others", "padded-otherwise", "none", "names"],
 )
 def test_the_training_code_gives_the_same_ids(tokenizer, reference, message):
-    """The training code's own preparation must give the tokenizer's ids, padding apart."""
+    """The training code's own preparation must return the tokenizer's ids, padding apart."""
     options = {"golden": {"text": ["cat", "a dog"]}, "reference_preprocess": reference}
 
     if message is None:

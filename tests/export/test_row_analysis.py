@@ -270,7 +270,7 @@ CROSSING = {
     ("function", "operation", "reason"), [param(*c, id=n) for n, c in CROSSING.items()]
 )
 def test_what_is_in_the_way_is_named(function, operation, reason):
-    """Where a row may see another, or its place, the first operation that lets it is named."""
+    """Where a row may depend on another, or on its position, the first such operation is named."""
     found = why_not(function, X)
 
     assert found is not None
@@ -287,7 +287,7 @@ def test_what_is_in_the_way_is_named(function, operation, reason):
     ],
 )
 def test_outputs_have_the_batch_first(function):
-    """Outputs that have rows elsewhere, or give each place its own answer, are not proven."""
+    """Outputs without the batch as first axis, or that depend on the position, are not proven."""
     assert why_not(function, X) is not None
 
 

@@ -160,7 +160,7 @@ def test_flat_names_are_those_of_the_model(plan, variables, separator):
 
 
 class Sharded(nnx.Module):
-    """An nnx Module whose params say along which axes they are sharded."""
+    """An nnx Module whose params have sharding metadata."""
 
     def __init__(self, rngs: nnx.Rngs):
         """Make one layer."""
@@ -183,7 +183,7 @@ def test_sharded_nnx_params_are_read(tmp_path, plan, save):
 
 
 def affine(params, x):
-    """Stand for any function of params."""
+    """A stand-in for any function of params."""
     return x @ params["dense"]["kernel"] + params["dense"]["bias"]
 
 
@@ -224,7 +224,7 @@ def layers(params, x):
 
 @pytest.mark.parametrize("write", ["msgpack", "safetensors", "nested"])
 def test_a_function_gets_lists_that_were_saved_as_mappings(tmp_path, plan, write):
-    """A list of layers comes back as one from a file that knows its places by name alone."""
+    """A list of layers is restored as a list from a file that has its indices as names."""
     path = tmp_path / "params"
     params = {
         str(i): {"0": np.eye(3, dtype=np.float32), "1": np.float32([i, 0, 0])} for i in range(11)

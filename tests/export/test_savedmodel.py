@@ -246,12 +246,12 @@ def test_an_axis_beyond_its_range_is_refused(tagger, size, bound):
 
 
 def branching(params, x):
-    """Look at the batch, as no symbolic one lets itself be looked at."""
+    """Branch on the batch size, which fails for a symbolic one."""
     return (x + 0 if x.shape[0] > 1 else x * 1) @ params["w"]
 
 
 def test_a_batch_that_cannot_be_symbolic_gets_a_signature_for_each_bucket(make):
-    """Buckets have a signature each, the largest is the default, and the report says why."""
+    """Buckets have a signature each, the largest is the default, and the report has the reason."""
     made = make(branching, W)
 
     assert made.report.signatures == {
@@ -368,7 +368,7 @@ def test_warm_up_requests_cover_every_signature_and_bucket(tagger):
 
 
 def test_warm_up_requests_are_answered(tagger):
-    """Each goes to its signature, and gets what the bundle answers to it."""
+    """Each request runs its signature, and returns the bundle's answer."""
     answered = tagger.ask(in_tensorflow.replay)
 
     assert len(answered) == tagger.report.warmup_requests

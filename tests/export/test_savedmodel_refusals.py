@@ -56,7 +56,7 @@ def refused(tmp_path, monkeypatch):
 
 
 def accurate(params, x):
-    """Ask for an accuracy that older forms of the operation know nothing of."""
+    """Use an accuracy argument that older versions of the operation lack."""
     return jax.lax.exp(x @ params["w"], accuracy=jax.lax.Tolerance(1e-3, 1e-3, 1))
 
 
@@ -94,7 +94,7 @@ def unlike_in_tensorflow(params, x):
 
 
 def test_a_savedmodel_that_answers_otherwise_is_refused(refused):
-    """Where a golden is missed the message says which, and by how much."""
+    """Where a golden does not match, the message names it, and the difference."""
     message = refused(unlike_in_tensorflow, W, kind=VerificationError)
 
     assert re.match(
@@ -200,7 +200,7 @@ def test_names_that_tensorflow_takes_for_one_are_refused(refused):
 
 @mark.parametrize("package", ["tensorflow", "tensorflow_serving"])
 def test_without_tensorflow_the_extra_is_named(refused, monkeypatch, package):
-    """What is missing, and how it is installed, is said before any work is done."""
+    """The missing package, and how to install it, is reported before any work is done."""
     monkeypatch.setitem(sys.modules, package, None)
 
     assert refused(affine, W) == (
@@ -227,7 +227,7 @@ def test_a_calling_convention_that_tensorflow_does_not_know_is_refused(tensorflo
 )
 @mark.e2e
 def test_a_process_that_crashes_is_reported(refused, monkeypatch, code, message):
-    """A crash in TensorFlow is one line with the last that it said, and leaves nothing."""
+    """A crash in TensorFlow is reported in one line with its last output, and leaves nothing."""
     monkeypatch.setattr(for_tensorflow, "_CHILD", f"import os; {code}; os.abort()")
 
     assert refused(affine, W, kind=VerificationError) == (
@@ -312,7 +312,7 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
 
 @mark.e2e
 def test_an_interruption_ends_tensorflows_process(tmp_path, monkeypatch):
-    """After Ctrl-C nobody is left who could write where the staging was."""
+    """After Ctrl-C no process is left that could write to the staging directory."""
     code = f"import os, signal; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); signal.pause()"
     monkeypatch.setattr(for_tensorflow, "_CHILD", code)
 
@@ -351,7 +351,7 @@ module._CHILD = head + "file = open(sys.argv[-1], 'w', 1); print('here', file=fi
 )
 @mark.e2e
 def test_a_killed_export_takes_its_processes_along(tmp_path, module, work, call):
-    """After kill -9 nobody is left who could write where the next export cleans up."""
+    """After kill -9 no process is left that could write where the next export cleans up."""
     os.mkfifo(tmp_path / "held")
     code = _STUCK.format(module=module, work=work, call=call)
     command = [sys.executable, "-c", code, str(tmp_path / "held")]
@@ -364,7 +364,7 @@ def test_a_killed_export_takes_its_processes_along(tmp_path, module, work, call)
         assert select.select([held], [], [], 60)[0], export.kill()
         assert held.readline() == "here\n"
         export.kill()
-        # At its end once nobody has it open for writing.
+        # At its end of file once no process has it open for writing.
         assert select.select([held], [], [], 60)[0]
         assert held.read() == ""
 
@@ -449,7 +449,7 @@ def test_a_directory_that_is_no_savedmodel_is_left_alone(tmp_path):
 
 
 def test_a_dry_run_lowers_and_writes_nothing(command, folder):
-    """It tells what would be fixed, without starting TensorFlow."""
+    """Problems with the SavedModel are reported, without starting TensorFlow."""
     before = sorted(folder.iterdir())
     done = command("models.py:spec", "--out", "b", "--savedmodel", "s", "--dry-run")
 

@@ -364,5 +364,5 @@ NNX_PIN = (
     ids=lambda one: type(one).__name__,
 )
 def test_what_is_on_in_an_nnx_module_is_named(refusal, model, message):
-    """nnx Modules with switches that `eval` does not know are refused by these."""
+    """nnx Modules with switches that `eval` does not set are refused with the names of these."""
     assert refusal(model) == message

@@ -25,7 +25,7 @@ def changes(*flags, preprocess=()):
 
 @mark.usefixtures("folder")
 def test_flags_declare_a_text():
-    """A text and all that can be said of it."""
+    """A text with all of its fields."""
     found = changes(
         *("--text", "query=tokenizer.json", "--text-input", "query.input_ids=x"),
         *("--text-input", "query.lengths=n", "--text-pair", "query=passage", "--truncate", "query"),

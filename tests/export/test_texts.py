@@ -89,7 +89,7 @@ def test_tokenizers_of_libraries_are_taken():
 
 
 def test_long_texts_can_be_cut_off(tokenizer):
-    """Who lets texts be cut off may send long ones."""
+    """With truncation declared, long texts are accepted."""
     [stage] = opened(tokenizer, text={"truncate": True})[0].stages
 
     assert (stage.truncate, stage.max_bytes) == (True, 65_536)
@@ -239,7 +239,7 @@ def test_what_does_not_fit_is_refused(tmp_path, change, inputs, text, message):
     ids=["nothing", "empty", "slow", "url", "number", "broken", "configuration", "list"],
 )
 def test_what_is_no_tokenizer_is_refused(tokenizer, make, message):
-    """What is no tokenizer.json is said in one line."""
+    """An invalid tokenizer.json is refused in one line."""
     folder = tokenizer.parent
     (folder / "empty").mkdir()
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": true, "model_max_length": 9}')

@@ -64,7 +64,7 @@ def expected(variables, plan):
 
 
 def test_a_train_state_loses_what_is_not_the_model(tmp_path, plan, variables, state):
-    """A whole TrainState is taken for a linen model; what was dropped is said."""
+    """A whole TrainState is accepted for a linen model; a note lists what was dropped."""
     path = orbax(tmp_path / "c", serialization.to_state_dict(state))
     made = plan(Classifier(), path)
 
@@ -122,7 +122,7 @@ def averaged(variables):
 
 
 def test_collections_come_from_beside_the_subtree(tmp_path, plan, variables, state):
-    """--params-path picks the averaged weights, and the statistics beside them come along."""
+    """--params-path selects the averaged weights, and the statistics beside them are added."""
     path = orbax(tmp_path / "c", serialization.to_state_dict(state))
     for tree in (path, state):
         made = plan(Classifier(), tree, params_path="ema_params")

@@ -175,7 +175,7 @@ def test_a_folder_of_other_weights_says_so(tmp_path, names, message):
 
 
 def test_safetensors_of_dtypes_that_bundles_lack_are_read(tmp_path):
-    """complex64 and the other 8-bit floats of the format come back as they were saved."""
+    """complex64 and the other 8-bit floats of the format are read unchanged."""
     tensors = {
         "c": np.array([1 + 2j, -3j], np.complex64),
         "f": np.array([1, -2], ml_dtypes.float8_e4m3fnuz),

@@ -34,7 +34,7 @@ def spec_of(tokenizer, *inputs, text=None, **options):
 
 
 def opened(*arguments, **options):
-    """Return the texts of a spec, and the spec that goes on."""
+    """Return the texts of a spec, and the resulting spec."""
     changed, texts = open_raw_inputs(spec_of(*arguments, **options), lambda _: None)
     return texts, changed
 

@@ -28,7 +28,7 @@ def double(params, x):
 
 
 def put(folder, *names):
-    """Write files that end whoever imports them; return the folder."""
+    """Write files that end the process that imports them; return the folder."""
     for name in names:
         (folder / f"{name}.py").write_text(f"raise SystemExit('the user has a {name}.py')")
     return folder
@@ -44,7 +44,7 @@ def theirs(tmp_path):
 
 @fixture
 def run():
-    """Runs a command in a folder; gives its exit status, and what it wrote to each stream."""
+    """Run a command in a folder; return its exit status, and what it wrote to each stream."""
 
     def call(*command, cwd, **environ):
         done = subprocess.run(

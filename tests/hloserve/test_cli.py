@@ -16,7 +16,7 @@ SCREEN_LINES, SCREEN_COLUMNS = 24, 100
 
 @fixture
 def hloserve(monkeypatch, capsys):
-    """Runs the command in this process, as far as it is not handed to a package."""
+    """Run the command in this process, up to the point where another package takes over."""
 
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["hloserve", *words])
@@ -27,7 +27,7 @@ def hloserve(monkeypatch, capsys):
 
 @fixture
 def called(monkeypatch):
-    """Undoes how this process was called."""
+    """Restore how this process was called."""
     monkeypatch.setattr(invocation._Process, "program", "")
     monkeypatch.setattr(invocation._Process, "command", "")
     return invocation.called_as
@@ -93,16 +93,16 @@ def test_the_longest_name_counts():
 
 
 def test_errors_and_advice_name_commands_as_they_were_called(called):
-    """In a process that was started as `hloserve`, texts say so; in others they say `python -m`."""
+    """In a process that was started as `hloserve`, messages name `hloserve`; in others `python -m`."""
     text = "see python -m export, python -m runtime verify and python -m server bench"
     assert invocation.error_line(text) == f"error: {text}"
     assert invocation.spelled(text) == text
 
     called("hloserve", "inspect")
 
-    told = "see hloserve export, hloserve verify and hloserve serve bench"
-    assert invocation.spelled(text) == told
-    assert invocation.error_line(text) == f"hloserve inspect: error: {told}"
+    expected = "see hloserve export, hloserve verify and hloserve serve bench"
+    assert invocation.spelled(text) == expected
+    assert invocation.error_line(text) == f"hloserve inspect: error: {expected}"
 
 
 @mark.e2e

@@ -27,7 +27,7 @@ def scripts():
 
 @mark.parametrize("shell", SHELLS)
 def test_all_commands_and_their_options_are_completed(scripts, shell):
-    """Each script knows every command, and options of each package's commands."""
+    """Each script completes every command, and options of each package's commands."""
     for command in COMMANDS:
         assert command.words.split()[-1] in scripts[shell]
     for option in ("params-path", "require-digest", "max-queue-delay-ms", "connections", "start-s"):
@@ -36,7 +36,7 @@ def test_all_commands_and_their_options_are_completed(scripts, shell):
 
 @mark.parametrize("shell", SHELLS)
 def test_shells_read_their_script(scripts, shell, tmp_path):
-    """Where a shell is installed it finds no fault with its script."""
+    """Where a shell is installed it accepts its script."""
     if shutil.which(shell):
         file = tmp_path / "script"
         file.write_text(scripts[shell])
@@ -55,7 +55,7 @@ def test_shells_read_their_script(scripts, shell, tmp_path):
     ],
 )
 def test_bash_completes(scripts, typed, completed, tmp_path):
-    """In bash, TAB gives commands, options and directories."""
+    """In bash, TAB completes commands, options and directories."""
     (tmp_path / "bundle").mkdir()
     (tmp_path / "script").write_text(scripts["bash"])
     (function,) = re.findall(r"complete .*-F (\w+) hloserve", scripts["bash"])

@@ -51,7 +51,7 @@ def test_a_model_may_lie_in_such_a_file(tmp_path, run, name):
     ],
 )
 def test_every_command_of_the_runtime_runs(theirs, run, classifier_bundle, words):
-    """What compiles, opens and runs a bundle in processes of its own runs there."""
+    """Processes that compile, open and run a bundle run there."""
     name, *options = words.split()
     status, said, errors = run(HLOSERVE, name, classifier_bundle, *options, cwd=theirs)
 

@@ -99,7 +99,7 @@ class Builder:
         return Image(about["OCIv1"]["config"], Path(root))
 
     def close(self):
-        """Let go of the images."""
+        """Remove the containers that images were mounted from."""
         self.buildah("rm", "--all")
 
 

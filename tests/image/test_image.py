@@ -158,7 +158,7 @@ def test_sigterm_ends_it_well(image):
 
 
 def test_sigterm_ends_it_while_it_imports(image):
-    """SIGTERM ends process 1 before it has come so far as to say anything."""
+    """SIGTERM ends process 1 before it has logged anything."""
     with image.started() as container:
         first = first_process(container)
         handled = 1 << (signal.SIGTERM - 1)
@@ -186,7 +186,7 @@ def test_vertex_without_artifacts_gets_what_is_baked_in(image):
 
 
 def log_until_ready(container):
-    """Return what a container says until it is ready."""
+    """Return the log of a container until it is ready."""
     said = []
     for line in container.stdout:
         said.append(line)
@@ -224,7 +224,7 @@ def test_a_bundle_of_no_known_digest_is_tried_first(image, tagger_bundle):
 
 
 def test_the_doctor_finds_nothing_wrong(image, classifier_bundle, capsys, monkeypatch):
-    """Vertex AI would be content with the image, with artifacts and without."""
+    """The image meets Vertex AI's requirements, with artifacts and without."""
     monkeypatch.chdir(ROOT)
     config, root = json.dumps(image.config), str(image.root)
     command = [sys.executable, "-m", "tests.image.as_docker", config, root]

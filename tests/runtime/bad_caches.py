@@ -140,7 +140,7 @@ def link(folder, rng, other):
 
 
 def pipe(folder, rng, _):
-    """A file is a pipe that nobody writes."""
+    """A file is a pipe without a writer."""
     path = pick(rng, [*programs(folder), *records(folder)])
     path.unlink()
     os.mkfifo(path)
@@ -169,7 +169,7 @@ def of_another_owner(folder, rng, _):
 
 
 def removed(folder, rng, _):
-    """Files are gone."""
+    """Files are missing."""
     for path in programs(folder):
         if rng.random() < 0.5:
             path.unlink()

@@ -97,7 +97,7 @@ def status_of(child: int) -> int:
 
 
 def tries(mode: str, root: Path, *, overwrite: bool) -> None:
-    """Try until the trouble comes too late to matter."""
+    """Try step after step until the fault comes after the last one."""
     status = -1
     number = 0
     while status != FINE:

@@ -1,4 +1,4 @@
-"""The bundle directory, attacked: nobody sees a byte that the manifest does not vouch for."""
+"""The bundle directory, attacked: no byte is read that does not match the manifest's digests."""
 
 import hashlib
 import logging
@@ -109,7 +109,7 @@ def test_any_flipped_bit_is_refused(fake_bundle, path):
 
 def test_flipped_bits_of_the_manifest_are_noticed(fake_bundle):
     """
-    A flipped bit of the manifest is refused, or it changes the digest that the bundle goes by.
+    A flipped bit of the manifest is refused, or it changes the bundle's digest.
     """
     path = fake_bundle / "manifest.json"
     whole = path.read_bytes()

@@ -42,7 +42,7 @@ def unread(monkeypatch):
 
 
 def claim(bundle, change):
-    """Change what a bundle's manifest says."""
+    """Change the manifest of a bundle."""
     path = bundle / "manifest.json"
     value = json.loads(path.read_bytes())
     change(value)
@@ -168,7 +168,7 @@ def test_files_that_are_large_together_hold_their_arguments(fake_bundle):
 
 def test_file_system_that_knows_no_holes_has_all_of_a_file(monkeypatch):
     """
-    Where nobody can say where a hole is, there is none.
+    On a file system that cannot report holes, a file has none.
     """
 
     def refuse(*_):
@@ -182,7 +182,7 @@ def test_file_system_that_knows_no_holes_has_all_of_a_file(monkeypatch):
 @mark.usefixtures("unread")
 def test_header_that_its_file_cannot_hold_is_refused_before_it_is_hashed(fake_bundle, monkeypatch):
     """
-    The length of a header is the first thing that a large file says, and can be wrong.
+    A header's length is read first from a large file, and may be wrong.
     """
     monkeypatch.setattr(claims, "_LARGE_BYTES", 100)
     size = (fake_bundle / PARAMS).stat().st_size
@@ -329,7 +329,7 @@ def test_bundle_that_does_not_fit_is_refused_before_it_is_read(
     classifier_bundle, monkeypatch, patched, message
 ):
     """
-    Loading asks the device and the machine first; nothing is compiled, hashed or mapped.
+    Loading checks the device's and the machine's memory first; nothing is compiled, hashed or mapped.
     """
     monkeypatch.setattr(loading, patched, lambda *_: 1)
 

@@ -49,7 +49,7 @@ def test_nan_is_null_as_a_server_writes_it(classifier):
 
 
 def test_other_outputs_are_refused(wide_bundle):
-    """A bundle that is of no classification says how it would be one."""
+    """A bundle without a classification is refused with how to export one."""
     with raises(InvalidInput) as caught:
         load(wide_bundle, "cpu").classify({"x": [[1, 2]]})
 

@@ -125,7 +125,7 @@ def test_errors_that_are_not_finite_are_null(classifier, capsys, monkeypatch):
 
 def test_mixed_rows_on_record_are_not_a_failure(mixing_bundle, capsys):
     """
-    A model that was exported with its rows mixed verifies, and is said to mix them.
+    A model that was exported with mixed rows verifies, and the report notes the mixing.
     """
     status = main(["verify", str(mixing_bundle), "--device", "cpu"])
 
@@ -138,7 +138,7 @@ def test_mixed_rows_on_record_are_not_a_failure(mixing_bundle, capsys):
 
 def test_mixed_rows_without_record_are_exit_status_4(mixing_bundle, copy_of, capsys):
     """
-    Rows that depend on each other fail a bundle that does not say so.
+    Rows that depend on each other fail a bundle whose manifest does not record that.
     """
     bundle = copy_of(mixing_bundle)
     manifest = json.loads((bundle / "manifest.json").read_bytes())
@@ -158,11 +158,11 @@ def test_verify_screens_what_an_exporter_names(classifier_bundle, monkeypatch, c
     named = []
     real = proof.verify
 
-    def hear(model, *, independent, **options):
+    def recorded_verify(model, *, independent, **options):
         named.extend(independent)
         return real(model, independent=independent, **options)
 
-    monkeypatch.setattr(proof, "verify", hear)
+    monkeypatch.setattr(proof, "verify", recorded_verify)
     command = ["verify", str(classifier_bundle), "--device", "cpu"]
 
     assert main([*command, "--independent", "b2", "b4"]) == 0
@@ -203,7 +203,7 @@ def test_verify_writes_junit(classifier_bundle, altered, tmp_path):
 
 def test_inspect_shows_a_table(tagger_bundle, capsys):
     """
-    A person reads what goes in and out, where it runs, and what each program weighs.
+    The table has inputs and outputs, platforms, and the size of each program.
     """
     status = main(["inspect", str(tagger_bundle)])
 
@@ -302,7 +302,7 @@ def test_bench_shows_a_table(classifier_bundle, capsys):
 @mark.parametrize(("suffix", "start"), [(".svg", b"<?xml"), (".png", b"\x89PNG")])
 def test_bench_draws_a_chart(classifier_bundle, tmp_path, suffix, start):
     """
-    With --plot the figures become a picture of the kind that the name asks for.
+    With --plot the figures are drawn as an image of the type of the file's name.
     """
     chart = tmp_path / f"chart{suffix}"
 
@@ -313,7 +313,7 @@ def test_bench_draws_a_chart(classifier_bundle, tmp_path, suffix, start):
 
 def test_the_chart_of_a_bench_explains_itself(classifier_bundle, tmp_path, monkeypatch):
     """
-    The chart names model, device, day and units, has its numbers, and says what a bucket is.
+    The chart names model, device, day and units, has its numbers, and explains what a bucket is.
     """
     monkeypatch.setitem(mpl.rcParams, "svg.fonttype", "none")
     file = tmp_path / "chart.svg"

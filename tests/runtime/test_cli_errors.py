@@ -62,7 +62,7 @@ def test_chart_of_another_kind_is_exit_status_2(classifier_bundle, capsys):
 
 def test_chart_without_matplotlib_is_exit_status_2(classifier_bundle, capsys, monkeypatch):
     """
-    Where matplotlib is not installed, --plot says so before any time is spent.
+    Where matplotlib is not installed, --plot is refused before any time is spent.
     """
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
 
@@ -92,7 +92,7 @@ def test_file_that_cannot_be_written_is_refused_first(
     classifier_bundle, tmp_path, capsys, flag, command, name, place, expected
 ):
     """
-    Where a report or chart could not be put in the end is said before any time is spent.
+    A report or chart that could not be written in the end is refused before any time is spent.
     """
     (tmp_path / "report").write_text("")
     (tmp_path / f"folder-{name}").mkdir()
@@ -130,7 +130,7 @@ def test_disk_that_fills_up_is_exit_status_2(classifier_bundle, capsys):
 
 def test_disk_too_full_for_a_new_bundle_is_named(classifier_bundle, tmp_path, capsys, monkeypatch):
     """
-    Where a refreshed bundle could not be written is said, and nothing is left there.
+    A refreshed bundle that could not be written is an error, and nothing is left there.
     """
 
     def full(*_):
@@ -180,7 +180,7 @@ def test_damaged_bundle_is_exit_status_3(classifier_bundle, copy_of, capsys, com
 @mark.parametrize("command", ["verify", "bench"])
 def test_wrong_platform_is_exit_status_3(cuda_bundle, capsys, command):
     """
-    A bundle for another platform says what it needs and what this is.
+    For a bundle of another platform the error names that platform and this one.
     """
     assert main([command, str(cuda_bundle), "--device", "cpu"]) == 3
 

@@ -90,7 +90,7 @@ def test_healthy_bundle_is_described(classifier_bundle):
 
 def test_memory_is_what_each_program_takes(classifier_bundle):
     """
-    A program needs its params, inputs, outputs and what XLA says it needs in between.
+    A program needs its params, inputs, outputs and XLA's estimate of temporary memory.
     """
     findings = found(classifier_bundle)
 
@@ -104,7 +104,7 @@ def test_memory_is_what_each_program_takes(classifier_bundle):
 
 def test_program_that_does_not_fit_is_found(classifier_bundle, monkeypatch):
     """
-    Where a program needs more than is free the bundle does not load, and which one is said.
+    Where a program needs more than is free the bundle does not load, and the finding names the program.
     """
     monkeypatch.setattr(model, "free_memory", lambda _: 100)
     findings = found(classifier_bundle)
@@ -115,7 +115,7 @@ def test_program_that_does_not_fit_is_found(classifier_bundle, monkeypatch):
 
 def test_memory_that_nobody_tells_is_no_failure(classifier_bundle, monkeypatch):
     """
-    A device that does not say what is free is described without it.
+    A device that does not report its free memory is described without it.
     """
     monkeypatch.setattr(doctor, "free_memory", lambda _: None)
     findings = found(classifier_bundle)
@@ -146,7 +146,7 @@ def test_memory_that_nobody_tells_is_no_failure(classifier_bundle, monkeypatch):
 )
 def test_other_versions_are_judged_by_their_dates(classifier_bundle, tmp_path, asked, status, line):
     """
-    A version that is asked about loads one of the two forms, or none, by when it was built.
+    A requested version loads one of the two forms, or none, by its build date.
     """
 
     def old(manifest):
@@ -181,7 +181,7 @@ def test_custom_calls_have_their_own_promise(tree_bundle):
 
 def test_custom_call_that_is_not_run_is_named(classifier_bundle, tmp_path):
     """
-    A custom call that nobody keeps is named, and the bundle does not load.
+    A custom call that is not allowed is named, and the bundle does not load.
     """
 
     def lie(manifest):
@@ -243,7 +243,7 @@ def test_absent_device_is_told_apart(classifier_bundle):
 
 def test_nothing_is_promised_of_a_strange_writer(classifier_bundle, tmp_path):
     """
-    A bundle of a jax that could not have written it loads here, but nobody promises that.
+    A bundle of a jax that could not have written it loads here, without a compatibility window.
     """
     old = {"manifest.json": lambda m: m["exporter"].update(jax="0.1", jaxlib="0.1")}
     findings = found(altered(classifier_bundle, tmp_path / "b", old))
@@ -270,7 +270,7 @@ def test_deadly_bundle_is_examined_all_the_same(tmp_path):
 
 def test_memory_is_told_where_params_do_not_fit(classifier_bundle, monkeypatch):
     """
-    A device that has no room for the params fails, and the table says what each program needs.
+    A device without memory for the params fails, and the table has the memory of each program.
     """
 
     def full(*_, **__):
@@ -346,7 +346,7 @@ def test_text_of_a_bundle_cannot_draw(classifier_bundle, tmp_path, capsys, comma
 
 def test_error_about_a_bundle_cannot_draw(tagger_bundle, tmp_path, capsys):
     """
-    An error repeats what a manifest says with its control characters spelt out, in one line.
+    Control characters of a manifest are escaped in an error, which stays one line.
     """
 
     def draw(manifest):
@@ -397,7 +397,7 @@ def test_version_that_is_none_is_refused(classifier_bundle, capsys, asked):
 
 @dataclasses.dataclass
 class Gpu:
-    """What a CUDA device says of itself."""
+    """The properties of a CUDA device."""
 
     platform: str = "gpu"
     client: object = dataclasses.field(
@@ -411,7 +411,7 @@ class Gpu:
 
 def test_driver_and_cuda_are_told(tmp_path, monkeypatch):
     """
-    A CUDA device has the version of its runtime, and the driver's as the kernel tells it.
+    A CUDA device has the version of its runtime, and the driver's as the kernel reports it.
     """
     facts_of = tmp_path / "version"
     facts_of.write_text(
@@ -465,7 +465,7 @@ def test_files_that_were_read_leave_a_container_its_memory(tmp_path, monkeypatch
 
 def test_machine_that_says_nothing_has_no_memory_to_tell(tmp_path, monkeypatch):
     """
-    Where nobody says what is free, nothing is made up.
+    Where no free memory is reported, no figure is invented.
     """
     monkeypatch.setattr(device, "_MEMORY", tmp_path / "nothing")
     monkeypatch.setattr(device, "_CGROUP", tmp_path)

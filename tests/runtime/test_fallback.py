@@ -65,7 +65,7 @@ def test_expired_program_is_taken_from_its_stablehlo(old_bundle, classifier):
 
 def test_fallback_is_said(old_bundle):
     """
-    Loading says which program was not read, why, and what was taken.
+    Loading logs which program was not read, why, and what was used instead.
     """
     said = []
 
@@ -259,7 +259,7 @@ def test_callbacks_into_python_are_never_allowed():
 
 def test_server_warns_of_what_it_took_from_stablehlo(old_bundle, caplog):
     """
-    A server says in one warning that its bundle has aged, and what mends that.
+    A server logs one warning that its bundle has aged, and how to refresh it.
     """
     from server.compatibility import log_compatibility
 

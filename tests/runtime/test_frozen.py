@@ -82,7 +82,7 @@ def test_frozen_bundle_is_as_it_was(frozen):
 
 def test_frozen_manifest_is_read(frozen, capsys):
     """
-    Its manifest says today what it said then.
+    Its manifest is read with the same content as at its date.
     """
     assert main(["inspect", str(frozen)]) == 0
 
@@ -91,7 +91,7 @@ def test_frozen_manifest_is_read(frozen, capsys):
 
 def test_frozen_manifest_is_written_the_same(frozen):
     """
-    Today's writer gives the bytes of then: format 1 has not drifted.
+    Today's writer writes the same bytes as then: format 1 has not drifted.
     """
     assert open_bundle(frozen).manifest.to_bytes() == (frozen / "manifest.json").read_bytes()
 
@@ -275,7 +275,7 @@ def test_frozen_bundle_of_texts_is_as_it_was(with_texts):
 
 def test_frozen_bundle_of_texts_answers(with_texts):
     """
-    Its tokenizer gives the ids of then, and its programs answer as they did. To be retired when no jax
+    Its tokenizer returns the ids of then, and its programs answer as they did. To be retired when no jax
     promises it, see freeze.py.
     """
     assert_bundle_matches_goldens(with_texts, "cpu")

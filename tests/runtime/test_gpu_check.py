@@ -1,4 +1,4 @@
-"""Compiling for GPUs that are not here, with a compiler that is a script; tests/gpucheck has the real one."""
+"""Compiling for GPUs that are not here, with a compiler that is a script; tests/gpucheck uses the real one."""
 
 import json
 import sys
@@ -50,7 +50,7 @@ def compiler(tmp_path, monkeypatch):
 
 
 def check(bundle, *cards, limit_s=30.0, **more):
-    """Check a bundle for cards; return the report and what was said meanwhile."""
+    """Check a bundle for cards; return the report and the progress."""
     said = []
     chosen = [CARDS[card] for card in cards]
     report = check_cards(bundle, chosen, limit_s=limit_s, progress=said.append, **more)
@@ -74,7 +74,7 @@ def test_the_smallest_and_the_largest_of_each_group_are_compiled(tagger_bundle):
 
 
 def test_each_card_has_its_figures(cuda_bundle, compiler):
-    """A report has each program's memory and custom calls, by card, and says what was compiled."""
+    """A report has each program's memory and custom calls, by card, and names what was compiled."""
     compiler()
     names = chosen_programs(cuda_bundle, everything=False)
 
@@ -235,7 +235,7 @@ def test_a_report_is_kept_beside_its_bundle_with_what_was_known_of_other_cards(t
     "text", ["", "{", "[]", '{"format": 2}', '{"format": 1, "bundle": "0"}', "[" * 99999]
 )
 def test_a_file_that_is_no_report_is_none(tmp_path, text):
-    """What stands in the report's place and is none is as if there were nothing."""
+    """A file in the report's place that is no report is ignored."""
     (tmp_path / "b.cards.json").write_text(text)
 
     assert read_report(tmp_path / "b", "0" * 64) is None
@@ -302,9 +302,9 @@ def test_the_command_has_a_table_a_report_and_a_status(
     assert read_report(bundle, open_bundle(bundle).digest).of(CARDS["t4"])
 
     assert main(["compile", str(bundle), "--target", "t4", "--json"]) == status
-    told = json.loads(capsys.readouterr().out)
-    assert list(told["cards"]) == ["t4"]
-    assert told["cards"]["t4"]["usable_bytes"] == 11_741_872_128
+    report = json.loads(capsys.readouterr().out)
+    assert list(report["cards"]) == ["t4"]
+    assert report["cards"]["t4"]["usable_bytes"] == 11_741_872_128
 
 
 @mark.parametrize(
@@ -330,7 +330,7 @@ def test_options_that_contradict_each_other_are_refused(
 
 
 def test_a_card_that_is_not_known_is_one_line(classifier_bundle, capsys):
-    """The command names the cards that it knows."""
+    """The error lists the known cards."""
     with raises(SystemExit) as ended:
         main(["compile", str(classifier_bundle), "--target", "t4,rtx"])
 

@@ -35,7 +35,7 @@ def refusal(inputs):
 
 def test_legal_inputs_pass_as_they_are():
     """
-    Arrays that fit come back in the signature's order, the same objects, with their sizes.
+    Valid arrays are returned in the signature's order, the same objects, with their sizes.
     """
     inputs = legal()
 

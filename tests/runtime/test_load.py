@@ -34,7 +34,7 @@ def scale(params, x):
 )
 def test_params_of_several_files_are_loaded(tmp_path, monkeypatch, limit, files):
     """
-    Params beyond the size of a file are spread over several, and come back equal.
+    Params beyond the size limit of a file are written to several, and read back equal.
     """
     monkeypatch.setattr("export.writing.SHARD_BYTES", limit)
     params = {
@@ -63,7 +63,7 @@ def test_params_of_several_files_are_loaded(tmp_path, monkeypatch, limit, files)
 
 def test_open_bundle_can_be_loaded(classifier_bundle):
     """
-    A bundle that was opened to look at is loaded as it is, and tells its progress.
+    A bundle that was opened already is loaded as it is, and reports its progress.
     """
     bundle = open_bundle(classifier_bundle)
     steps = []
@@ -143,7 +143,7 @@ def test_manifest_is_not_the_bundle(classifier_bundle):
 
 def test_platform_mismatch_names_both_sides(cuda_bundle):
     """
-    A bundle for CUDA on a CPU says what it needs, what this is, and what to do.
+    For a bundle for CUDA on a CPU the error names both platforms, and what to do.
     """
     with raises(IncompatibleProgram) as caught:
         load(cuda_bundle, "cpu")

@@ -149,7 +149,7 @@ def test_every_path_option_refuses_a_url(words, url, capsys, tmp_path, monkeypat
 @mark.parametrize("take", [load, open_bundle, assert_bundle_matches_goldens])
 @mark.parametrize("path", ["gs://bucket/iris", Path("gs://bucket/iris")])
 def test_python_callers_are_refused_a_url_too(take, path):
-    """A URL is said to be one, and not looked for in the current folder."""
+    """A URL is refused as one, and not looked for in the current folder."""
     with raises(BundleError) as caught:
         take(path)
 

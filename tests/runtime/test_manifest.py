@@ -14,7 +14,7 @@ ABSENT = object()
 
 
 def changed(value, place, new):
-    """Return a copy in which what stands at a place is another value, or absent."""
+    """Return a copy in which one value is replaced, or absent."""
     value = copy.deepcopy(value)
     here = value
     for key in place[:-1]:

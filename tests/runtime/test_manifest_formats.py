@@ -199,7 +199,7 @@ def test_texts_are_of_format_4(value):
 
 def test_all_of_a_stage_is_kept(value):
     """
-    What a stage can say more is read and written as well.
+    The optional fields of a stage are read and written as well.
     """
     value["signature"]["inputs"] += [
         {"name": "kinds", "dtype": "int8", "shape": ["_", "seq"]},
@@ -288,7 +288,7 @@ def test_stages_fit_the_signature(value, changes, message):
 
 def test_a_page_sample_is_of_format_4(value):
     """
-    That a page may show a golden is said by the manifest, and by none before.
+    Permission to show a golden on the page is recorded in the manifest, and in none of an earlier format.
     """
     later = value | {"format_version": 4, "refreshed_from": [], "page_sample": True}
 

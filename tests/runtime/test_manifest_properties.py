@@ -156,7 +156,7 @@ def manifests(draw):
 @given(manifests())
 def test_any_manifest_survives_writing_and_reading(manifest):
     """
-    Reading what was written gives the same manifest, and writing it again the same bytes.
+    Writing and reading returns the same manifest, and writing it again the same bytes.
     """
     data = manifest.to_bytes()
 
@@ -185,7 +185,7 @@ json_values = st.recursive(
 @given(data=st.data())
 def test_any_replaced_value_is_read_or_refused(data):
     """
-    Whatever stands in a value's place, reading ends in a manifest or a documented error.
+    Whatever replaces a value, reading returns a manifest or raises a documented error.
     """
     manifest = data.draw(manifests())
     value = json.loads(manifest.to_bytes())

@@ -47,7 +47,7 @@ def write_through_a_mapping(path):
 
 
 def touch(path):
-    """Have a file's time say that it was written to."""
+    """Set a file's time, as if it had been written to."""
     os.utime(path, ns=(1, 1))
 
 
@@ -71,7 +71,7 @@ def test_file_that_was_written_to_is_refused(model, bundle, change):
 @mark.parametrize("more", [-1, 1, "all"])
 def test_file_of_another_size_is_refused(model, bundle, more):
     """
-    A file in use that was cut off or goes on is refused with both sizes.
+    A file in use that was truncated or extended is refused with both sizes.
     """
     size = (bundle / PARAMS).stat().st_size
     left = 0 if more == "all" else size + more
@@ -124,7 +124,7 @@ def test_content_is_found_out_after_its_name_is_gone(model, bundle):
 
 
 def chmod(bundle):
-    """Let nobody write to the params."""
+    """Remove write permission from the params."""
     (bundle / PARAMS).chmod(0o400)
 
 
@@ -303,7 +303,7 @@ def test_file_that_changes_while_it_is_hashed_is_found_out(bundle, monkeypatch):
 
 def test_file_that_cannot_be_mapped_is_one_line(bundle, monkeypatch):
     """
-    A process that has no descriptors left says which file it needed one for.
+    A process without free descriptors names the file that it needed one for.
     """
     opened = open_bundle(bundle)
 

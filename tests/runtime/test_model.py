@@ -18,7 +18,7 @@ COMPILE = "/jax/core/compile/backend_compile_duration"
 
 
 def params_of(bundle):
-    """Read a bundle's params by the model's own names, as the format says they lie."""
+    """Read a bundle's params by the model's own names, in the layout of the format."""
     opened = open_bundle(bundle)
     params = opened.manifest.params
     arguments = opened.map(params.files[0])
@@ -115,7 +115,7 @@ def test_sequences_of_any_length_are_answered(tagger, tag, count, length):
 
 def test_mask_left_out_is_all_ones(tagger):
     """
-    Leaving the mask out gives bit for bit the answer of a mask of ones.
+    Omitting the mask returns bit for bit the answer of a mask of ones.
     """
     ids = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
 
@@ -219,7 +219,7 @@ def test_arrays_of_any_layout_are_answered(classifier, classify, arrange):
 )
 def test_wrong_inputs_are_refused(classifier, inputs, message):
     """
-    Nothing is cast, reshaped or guessed: the error says what was expected.
+    Nothing is cast, reshaped or guessed: the error names what was expected.
     """
     with raises(SignatureMismatch) as caught:
         classifier.predict(inputs)

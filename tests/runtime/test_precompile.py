@@ -1,4 +1,4 @@
-"""Programs compiled before anyone serves them: for numbers of threads, and for other machines."""
+"""Programs compiled before they are served: for numbers of threads, and for other machines."""
 
 import hashlib
 import os
@@ -61,7 +61,7 @@ def test_portable_programs_need_no_more_than_avx2(tmp_path):
 
 
 def test_what_is_vouched_for_is_loaded_without_a_compile(tmp_path):
-    """With the digest of its list a directory of anybody's is used, read-only as it is."""
+    """With the digest of its list any directory is used, whoever wrote it, read-only as it is."""
     threads = (cpu_threads(),)
     digest = precompile(
         open_bundle(FROZEN), tmp_path, "cpu", threads=threads, progress=lambda _: None
@@ -77,7 +77,7 @@ def test_what_is_vouched_for_is_loaded_without_a_compile(tmp_path):
 
 @mark.parametrize("change", ["digest", "list", "file", "gone"])
 def test_what_nobody_vouched_for_is_not_loaded(tmp_path, change):
-    """Another list, or a file that is not the listed one, is compiled anew with a line that says why."""
+    """With another list, or another file than the listed one, programs are compiled anew, and a line has the reason."""
     said = []
     digest = precompile(
         open_bundle(FROZEN), tmp_path, "cpu", threads=(cpu_threads(),), progress=lambda _: None

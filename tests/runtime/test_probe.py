@@ -1,4 +1,4 @@
-"""What a damaged or hostile bundle does to the process that opens it: nothing that is not an error."""
+"""A damaged or hostile bundle causes an error in the process that opens it, and nothing else."""
 
 import contextlib
 import hashlib
@@ -57,7 +57,7 @@ def test_probe_reports_the_signal(deadly_bundle):
 
 def test_isolated_loading_survives(deadly_bundle):
     """
-    `load` opens a bundle in another process first where it is asked to.
+    `load` opens a bundle in another process first on request.
     """
     with raises(BundleError, match="ended the process that opened it: SIGSEGV"):
         load(deadly_bundle, "cpu", isolated=True)
@@ -122,7 +122,7 @@ def test_deadly_bundle_is_not_remembered(deadly_bundle, tmp_path):
 
 def test_what_is_wrong_otherwise_is_left_to_find(cuda_bundle, tmp_path):
     """
-    A bundle that is refused in order has not crashed: the process that opens it next says why.
+    A bundle that is refused with an error has not crashed: the process that opens it next reports the reason.
     """
     with probe.probing(open_bundle(cuda_bundle), "cpu", cache=ExecutableCache(tmp_path)):
         pass
@@ -180,7 +180,7 @@ def test_nothing_is_compiled_twice():
 
 def test_what_was_compiled_is_not_kept(ran):
     """
-    The folder that two processes share is gone when the bundle is open.
+    The folder that two processes share is removed when the bundle is open.
     """
     load(FROZEN, "cpu", isolated=True)
 
@@ -289,7 +289,7 @@ def guarded(setting_up=""):
 
 def test_guard_passes_signals_on():
     """
-    Who stops the command stops what runs in it: nothing is left behind.
+    A signal to the command ends its child: nothing is left behind.
     """
     with guarded() as (process, child):
         process.terminate()
@@ -301,7 +301,7 @@ def test_guard_passes_signals_on():
 
 def test_second_interrupt_ends_what_does_not_hear():
     """
-    A child that is deep in native code does not hear Ctrl-C; pressed again it ends it.
+    A child in native code does not react to Ctrl-C; a second one ends it.
     """
     with guarded("signal.signal(signal.SIGINT, signal.SIG_IGN)") as (process, child):
         while process.poll() is None:

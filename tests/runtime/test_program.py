@@ -50,7 +50,7 @@ def test_platform_is_named_as_exports_name_it(platform, version, name):
 
 def test_failing_device_is_an_execution_error():
     """
-    What the device says goes into an ExecutionError, which names the program and is no BundleError.
+    The device's message is in an ExecutionError, which names the program and is no BundleError.
     """
 
     def fails(_params, _inputs):
@@ -105,7 +105,7 @@ def test_compiles_are_counted_from_now_on():
 
 def test_arrays_count_while_they_are_held():
     """
-    What nobody holds any more is not there.
+    Arrays without references no longer count.
     """
     before = live_arrays("cpu")
     placed = put([np.zeros(2), np.zeros(3)], jax.local_devices(backend="cpu")[0], x64=True)
@@ -120,7 +120,7 @@ def test_arrays_count_while_they_are_held():
 )
 def test_platform_comes_before_the_params(request, name, index):
     """
-    StableHLO for several platforms takes which one it is first, as the format says.
+    StableHLO for several platforms takes the platform's index as its first argument, as the format says.
     """
     bundle = request.getfixturevalue(name)
     with ir.Context():

@@ -1,4 +1,4 @@
-"""What is promised of a bundle, counted from the build dates of the jax that wrote it."""
+"""Compatibility windows of a bundle, counted from the build dates of the jax that wrote it."""
 
 import datetime as dt
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ DAY = dt.date(2026, 11, 23)
 
 
 def manifest(jax, *origins):
-    """What a manifest says of who wrote it."""
+    """The part of a manifest about its writer."""
     return SimpleNamespace(
         exporter={"jax": jax, "jaxlib": jax},
         refreshed_from=tuple(
@@ -136,7 +136,7 @@ def test_release_goes_by_its_short_name_too(version, known):
 
 def test_nothing_is_promised_of_an_unknown_jax():
     """
-    A bundle of a jax that could not have written it has no promise, and its summary says so.
+    A bundle of a jax that could not have written it has no compatibility window, and its summary states that.
     """
     assert compatibility_windows(manifest("0.1")) == ()
     assert (

@@ -31,7 +31,7 @@ def fresh_bundle(old_bundle, tmp_path_factory):
 
 def test_programs_are_those_of_this_jax(fresh_bundle, tagger_bundle):
     """
-    A wrapper made from StableHLO is byte for byte what exporting gives.
+    A wrapper made from StableHLO is byte for byte what exporting writes.
     """
     programs = sorted((tagger_bundle / "programs").iterdir())
 
@@ -54,7 +54,7 @@ def test_refreshed_bundle_loads_from_its_wrappers(fresh_bundle, old_bundle):
 
 def test_origin_is_recorded(fresh_bundle, old_bundle):
     """
-    The manifest says what it was refreshed from, who had written that, and who wrote it now.
+    The manifest has its origin, the writer of that, and its own writer.
     """
     old, fresh = open_bundle(old_bundle), open_bundle(fresh_bundle)
 
@@ -68,7 +68,7 @@ def test_origin_is_recorded(fresh_bundle, old_bundle):
 
 def test_everything_else_stays(fresh_bundle, old_bundle):
     """
-    Params, goldens, StableHLO and what the manifest says of the model are untouched.
+    Params, goldens, StableHLO and the manifest's description of the model are unchanged.
     """
     old, fresh = (
         json.loads((b / "manifest.json").read_bytes()) for b in (old_bundle, fresh_bundle)
@@ -121,7 +121,7 @@ def test_bundle_that_nobody_had_verified_gets_its_drift(classifier_bundle, tmp_p
 
 def test_bundle_that_does_not_answer_is_not_written(classifier_bundle, tmp_path):
     """
-    Where a golden does not come out, nothing is left behind.
+    Where a golden does not match, nothing is left behind.
     """
     wrong = with_other_golden(classifier_bundle, tmp_path / "wrong")
     out = tmp_path / "out" / "fresh"
@@ -161,7 +161,7 @@ def test_unreadable_stablehlo_names_the_file(classifier_bundle, tmp_path):
 
 def test_sizes_that_no_jax_takes_are_refused(classifier_bundle, tmp_path):
     """
-    A manifest may say what it likes of shapes: an error names what cannot be, and none is a crash.
+    Sizes in a manifest that are impossible are an error that names them, and never a crash.
     """
     huge = {"manifest.json": lambda m: m["signature"]["inputs"][0].update(shape=["_", 10**19])}
     bundle = altered(classifier_bundle, tmp_path / "b", huge)
@@ -185,7 +185,7 @@ def test_command_says_what_it_did(old_bundle, tmp_path, capsys):
 
 def test_command_leaves_what_is_there(classifier_bundle, capsys):
     """
-    A bundle that is there is not replaced unless asked to.
+    An existing bundle is not replaced without the option.
     """
     assert main(["refresh", str(classifier_bundle), "--out", str(classifier_bundle)]) == 3
 
@@ -210,7 +210,7 @@ def test_new_bundle_is_not_written_into_the_old_one(classifier_bundle, capsys):
 
 def test_command_ends_with_4_where_goldens_fail(classifier_bundle, tmp_path, capsys):
     """
-    A golden that does not come out has the same exit status as in verify.
+    A golden that does not match has the same exit status as in verify.
     """
     wrong = with_other_golden(classifier_bundle, tmp_path / "wrong")
 

@@ -72,7 +72,7 @@ def test_each_device_needs_memory_for_the_programs(four, classifier_bundle):
 
 
 def test_a_bench_shows_what_devices_reach_together(four, classifier_bundle):
-    """The fastest program runs on one device, on two, and on all that were asked for."""
+    """The fastest program runs on one device, on two, and on all requested devices."""
     found = four("scaled", classifier_bundle)
     scaling = json.loads(found["--json"])["scaling"]
     table = found[""].split("\n\n")[-1].splitlines()

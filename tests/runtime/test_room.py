@@ -1,4 +1,4 @@
-"""Whether programs fit into memory: known, and said, before one of them runs."""
+"""Whether programs fit into memory: checked, and reported, before one of them runs."""
 
 import re
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from runtime.room import check_memory, needs
 
 
 class Compiled:
-    """Says what XLA would of a program that takes so much beside its params."""
+    """XLA's memory statistics of a program that needs so much beside its params."""
 
     def __init__(self, params, inputs, outputs, between):
         self._memory = SimpleNamespace(
@@ -33,7 +33,7 @@ class Compiled:
 
 
 def program(batch, compiled):
-    """Make a program of what XLA says of it."""
+    """Make a program with these statistics of XLA."""
     return Program(batch, {}, compiled, _x64=False)
 
 
@@ -44,7 +44,7 @@ SILENT = {"b1": program(1, SimpleNamespace(cost_analysis=dict, memory_analysis=l
 
 @fixture
 def free(monkeypatch):
-    """Has every device that is loaded for have so many bytes left, or not say so."""
+    """Set the bytes that every device reports as free; None for a device that reports nothing."""
     return lambda left: monkeypatch.setattr(model, "free_memory", lambda _: left)
 
 
@@ -95,7 +95,7 @@ def test_program_needs_what_goes_in_and_comes_out_and_lies_between():
 )
 def test_the_least_bucket_that_does_not_fit_is_named(free, at_once, message):
     """
-    One line says which bucket, what it needs, what is free, and which buckets would do.
+    One line names the bucket, what it needs, what is free, and which buckets would fit.
     """
     with raises(DoesNotFit, match=f"^{re.escape(message)}$"):
         check_memory(PROGRAMS, 1_000_000, free, at_once)
@@ -113,7 +113,7 @@ def test_the_least_bucket_that_does_not_fit_is_named(free, at_once, message):
 )
 def test_programs_that_fit_to_the_byte_are_run(programs, free, at_once):
     """
-    Exactly enough is enough, and where the device or XLA says nothing, nothing is made up.
+    Exactly enough is enough; where the device or XLA reports nothing, nothing is refused.
     """
     check_memory(programs, 1_000_000, free, at_once)
 
@@ -135,7 +135,7 @@ def test_no_program_runs_where_one_does_not_fit(classifier_bundle, free, monkeyp
 @mark.parametrize("left", [10**9, None])
 def test_bundle_that_fits_is_loaded(classifier_bundle, free, left):
     """
-    With memory enough, or with a device that does not tell, a bundle loads and answers.
+    With enough memory, or with a device that does not report its own, a bundle loads and answers.
     """
     free(left)
 
@@ -162,7 +162,7 @@ def test_commands_say_it_in_one_line(classifier_bundle, free, capsys):
 
 def test_params_that_do_not_fit_are_an_error_of_the_device(classifier, monkeypatch):
     """
-    A device that has no memory for the params says so in one line, not in a traceback.
+    A device without memory for the params is reported in one line, not in a traceback.
     """
 
     def full(*_):
@@ -181,7 +181,7 @@ def test_params_that_do_not_fit_are_an_error_of_the_device(classifier, monkeypat
 
 def test_two_runs_at_once_need_twice_as_much(classifier, free):
     """
-    A loaded model is asked whether several of its runs fit beside each other.
+    A loaded model is checked for whether several concurrent runs fit.
     """
     most = max(
         needs(p) - sum(a.nbytes for a in classifier.params)

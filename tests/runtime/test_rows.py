@@ -40,7 +40,7 @@ def where_no_other_is_not_finite(x):
 
 
 def by_position(x):
-    """Answer the same row otherwise where it stands elsewhere."""
+    """Answer the same row otherwise at another position."""
     return x + np.arange(len(x), dtype=np.float32)[:, None]
 
 
@@ -89,7 +89,7 @@ def test_independent_rows_are_found_clean(batch):
 )
 def test_mixed_rows_are_found(function, batch, expected):
     """
-    Whatever lets one row see another is found, with each replacement that shows it.
+    Any dependence of a row on another is found, with each replacement that shows it.
     """
     assert expected <= set(causes(probe(function, batch)))
 
@@ -137,7 +137,7 @@ def within_blocks(size):
 
 
 def beside(distance):
-    """Subtract from each row the one that stands some places before it."""
+    """Subtract from each row the one some positions before it."""
 
     def function(x):
         with np.errstate(all="ignore"):

@@ -29,7 +29,7 @@ def programs(monkeypatch):
 
 
 def test_the_quickest_run_counts(programs):
-    """What slows one run, or one turn, says nothing about the program."""
+    """A single slow run, or turn, does not change a program's time."""
     found, runs = programs({1: [0.02, 0.001], 4: [0.02, 0.002]})
 
     assert found == {1: approx(0.001), 4: approx(0.002)}
@@ -54,7 +54,7 @@ def test_times_of_slow_programs_are_smoothed(programs):
 
 
 def test_a_line_that_falls_is_no_model_of_run_times(programs):
-    """Times that would say that more rows take less are taken as they are."""
+    """Times that would decrease with more rows are used as measured."""
     found, _ = programs({1: [0.9], 2: [0.5], 4: [0.2]})
 
     assert found == {1: approx(0.9), 2: approx(0.5), 4: approx(0.2)}

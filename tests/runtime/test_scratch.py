@@ -19,7 +19,7 @@ def own(monkeypatch, tmp_path):
 
 def test_a_process_that_ends_within_leaves_nothing(tmp_path):
     """
-    Who ends the process in the middle of a context has its directories removed, with what is in them.
+    A process that is ended in the middle of a context has its directories removed, with their contents.
     """
     with temporary_directory("some-") as one, temporary_directory("some-") as other:
         (one / "folder").mkdir()

@@ -40,7 +40,7 @@ def screened(function, batch=8, distinct=4, **options):
 
 
 def shown_by(is_kind, size):
-    """Let a row of one kind change the answers of the block that it stands in."""
+    """Let a row of one kind change the answers of its block."""
 
     def function(x):
         out = x.copy()
@@ -186,7 +186,7 @@ def test_rows_that_were_not_run_are_run_first():
 
 def test_known_answers_are_what_others_are_held_against():
     """
-    A program that answers rows otherwise than it did when goldens were checked gives a sign.
+    A program that answers rows otherwise than when goldens were checked is a sign.
     """
     (rows,) = filled(8, 8)
 

@@ -43,7 +43,7 @@ def test_row_has_its_bytes():
 @mark.parametrize("dtype", [d for d in sorted(DTYPE_BYTES) if "int" in d])
 def test_limits_are_those_of_numpy(dtype):
     """
-    The reader, which has no NumPy, knows the same smallest and largest integers.
+    The reader, which has no NumPy, has the same smallest and largest integers.
     """
     info = np.iinfo(numpy_dtype(dtype))
 

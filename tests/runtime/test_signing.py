@@ -132,7 +132,7 @@ def test_half_of_it_is_wrong_usage(capsys, flag):
 
 def test_absent_tool_is_named(monkeypatch, capsys):
     """
-    Without the extra the command says which one is needed.
+    Without the extra the command names it.
     """
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
 

@@ -149,7 +149,7 @@ def test_a_wrong_cache_costs_time_and_no_answer(cache_dir, filled, other, tmp_pa
 
 
 def test_why_a_file_is_not_used_is_said_in_one_line(cache_dir):
-    """Each file that is passed over has a line that says why."""
+    """For each file that is skipped a line has the reason."""
     said = []
     bad_caches.flipped(cache_dir / FOLDER, random.Random(1), None)
 
@@ -171,7 +171,7 @@ def test_a_program_that_answers_wrongly_is_thrown_away(cache_dir):
 
 
 def test_rows_that_were_seen_to_mix_cost_one_compile(tmp_path, monkeypatch):
-    """Where rows depend on each other on this device, later starts know it, and compile nothing."""
+    """Where rows depend on each other on this device, that is cached, and later starts compile nothing."""
     run = Model.run
 
     def by_place(model, program, inputs):
@@ -249,7 +249,7 @@ def test_the_oldest_go_where_there_are_too_many_bytes(tmp_path, monkeypatch):
 
 
 def test_a_golden_that_is_not_there_is_refused():
-    """A bundle whose goldens say nothing of a group of programs is not served."""
+    """A bundle without goldens for a group of programs is not served."""
     bundle = open_bundle(FROZEN)
     manifest = dataclasses.replace(bundle.manifest, goldens=())
     bundle = dataclasses.replace(bundle, manifest=manifest)

@@ -58,7 +58,7 @@ def some(dtype):
 @mark.parametrize("dtype", sorted(DTYPE_BYTES))
 def test_every_dtype_reads_back(tmp_path, dtype):
     """
-    Each dtype of the format comes back with its dtype, shape and bits.
+    Each dtype of the format is read back with its dtype, shape and bits.
     """
     tensor = some(dtype)
 
@@ -114,7 +114,7 @@ def test_a_file_of_the_library_is_read(tmp_path):
 )
 def test_any_layout_is_written_in_c_order(tmp_path, tensor):
     """
-    Scalars, empty arrays and arrays that do not lie in C order come back as they were.
+    Scalars, empty arrays and arrays that are not in C order are read back unchanged.
     """
     back = read_tensors(*saved(tmp_path, written({"t": tensor})))["t"]
 

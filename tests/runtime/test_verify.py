@@ -78,7 +78,7 @@ def test_right_bundle_is_found_right(tagger):
 
 def test_progress_is_told(classifier):
     """
-    a request that waits hears what is being checked.
+    The progress messages name what is being checked.
     """
     steps = []
 
@@ -244,7 +244,7 @@ def test_assertion_passes_for_a_right_bundle(tagger_bundle):
 
 def test_assertion_lists_what_fails(altered):
     """
-    A failing regression test says which programs are off, and by how much.
+    The message of a failing regression test names the programs that are off, and by how much.
     """
     with raises(GoldenMismatch) as caught:
         assert_bundle_matches_goldens(str(altered), "cpu")

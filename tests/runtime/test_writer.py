@@ -49,7 +49,7 @@ def test_committed_bundle_is_all_there_is(target):
 
 def test_nothing_shows_before_the_commit(target):
     """
-    Until it is committed a bundle is a hidden directory, so that nobody loads half of it.
+    Until it is committed a bundle is a hidden directory, so that half of it is never loaded.
     """
     with BundleWriter(target) as writer:
         stage(writer)
@@ -270,7 +270,7 @@ def test_last_of_two_replacing_writers_wins(target):
 
 def test_writer_that_ended_a_moment_ago_is_no_error(target):
     """
-    A staging directory may be gone between being seen and being looked at.
+    A staging directory may disappear between being listed and being inspected.
     """
     assert not _abandoned(target.parent / ".bundle.staging-0a1b2c3d")
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def tried(root, mode, *flags):
-    """Let writers come to grief in processes of their own.
+    """Interrupt writers in processes of their own.
 
     Returns:
       Their exit statuses, and what those that were refused said.
@@ -106,7 +106,7 @@ def test_full_disk_keeps_the_old_bundle(tmp_path, mode):
 @mark.e2e
 def test_one_of_many_writers_wins(tmp_path):
     """
-    Of eight processes that write one bundle at once one succeeds and seven say that it exists.
+    Of eight processes that write one bundle at once one succeeds and seven report that it exists.
     """
     statuses, errors = tried(tmp_path, "race")
     target = tmp_path / "bundle"

@@ -1,4 +1,4 @@
-"""A model without jax, a gate that holds it, and a service on a loop of its own."""
+"""A model without jax, a gate that blocks it, and a service on a loop of its own."""
 
 import asyncio
 import contextlib
@@ -56,9 +56,9 @@ def signature(inputs, outputs, **axes):
 
 
 class FakeModel:
-    """Sums rows, or echoes tokens and sums them, or does what it is given to do.
+    """Sums rows, or echoes tokens and sums them, or runs the function that it is constructed with.
 
-    Raises, or waits, as `before` tells it to.
+    Raises, or waits, as `before` does.
 
     Attributes:
       ran: the (bucket, rows as lists) of each call.
@@ -126,19 +126,19 @@ class FakeModel:
         return ids, (ids * mask).sum(axis=1, dtype=np.int32)
 
     def canary(self):
-        """Run what cannot fail on a device that works."""
+        """Run a program that cannot fail on a working device."""
         if self.broken is not None:
             raise self.broken
 
     def data_dependent(self, _sizes, _batch):
-        """Whether a program's time depends on its inputs: none's does unless it is set to."""
+        """Whether a program's time depends on its inputs: false for all unless set."""
         return self.loops
 
     def check_memory(self, at_once):
-        """Refuse so many runs at once for want of memory."""
+        """Raise out of memory for so many runs."""
 
     def no_rows(self, sizes):
-        """Answer no rows."""
+        """Return no rows."""
         named = dict(zip((axis.name for axis in self.signature.axes), sizes, strict=True))
         return {
             spec.name: np.empty(spec.concrete(0, named), numpy_dtype(spec.dtype))
@@ -147,7 +147,7 @@ class FakeModel:
 
 
 async def ask(service, inputs, timeout_s=None):
-    """Ask a service for the answer to arrays by name; cancelling gives the request up."""
+    """Send arrays by name to a service and return the response; cancelling this cancels the request."""
     result = asyncio.get_running_loop().create_future()
     parts = [service.model.checker.check(inputs)]
     request = service.submit(parts, result.set_result, timeout_s)
@@ -162,7 +162,7 @@ async def ask(service, inputs, timeout_s=None):
 
 
 class Gate:
-    """Holds a model before each run; for `FakeModel.before`."""
+    """Blocks a model before each run; for `FakeModel.before`."""
 
     def __init__(self):
         self._reached = threading.Semaphore(0)
@@ -174,11 +174,11 @@ class Gate:
         assert self._opened.acquire(timeout=30)
 
     async def reached(self):
-        """Wait until the device stands before the gate."""
+        """Wait until the device has reached the gate."""
         assert await asyncio.to_thread(self._reached.acquire, timeout=30)
 
     def open(self, runs=1):
-        """Let the device through, for so many runs."""
+        """Let the device run, so many times."""
         self._opened.release(runs)
 
 

@@ -59,8 +59,8 @@ class GrpcHarness:
             for call in connection._calls.values()
         )
 
-    def tell(self, name, request, answer, service=INFERENCE):
-        """Call a method that is no inference."""
+    def call_unary(self, name, request, answer, service=INFERENCE):
+        """Call a unary method that is no inference."""
         return self.channel.unary_unary(
             f"/{service}/{name}", lambda m: m.SerializeToString(), answer.FromString
         )(request, timeout=30)
@@ -80,7 +80,7 @@ class GrpcHarness:
         )
 
     def ask(self, *numbers):
-        """Ask for the sums of rows [n, 0] the plain way, and return them."""
+        """Request the sums of rows [n, 0], and return them."""
         return array_of(self.infer(rows(*numbers), timeout=30), "y", np.float32).tolist()
 
     def close(self):
@@ -96,7 +96,7 @@ def as_bytes(message):
 
 
 def request(arrays, identity="", outputs=(), **parameters):
-    """Ask for arrays by name, as bytes; parameters are given as (kind, value)."""
+    """Make a request for arrays by name, as bytes; parameters are given as (kind, value)."""
     made = pb.ModelInferRequest(model_name="fake", id=identity)
     for name, array in arrays.items():
         datatype = DATATYPES[array.dtype.name]
@@ -110,7 +110,7 @@ def request(arrays, identity="", outputs=(), **parameters):
 
 
 def rows(*numbers, **options):
-    """Ask for the sums of rows [n, 0]."""
+    """Make a request for the sums of rows [n, 0]."""
     array = np.array([[n, 0] for n in numbers], np.float32).reshape(-1, 2)
     return request({"x": array}, **options)
 

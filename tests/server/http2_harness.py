@@ -49,15 +49,15 @@ class Transport:
         return self.aborted or self.closed
 
     def get_write_buffer_size(self):
-        """Return what the client has not taken."""
+        """Return what the client has not read."""
         return self.buffered
 
     def pause_reading(self):
-        """Read no more."""
+        """Pause reading."""
         self.reading = False
 
     def resume_reading(self):
-        """Read again."""
+        """Resume reading."""
         self.reading = True
 
 
@@ -83,7 +83,7 @@ class Client:
         self.goaways = []
 
     def exchange(self):
-        """Hand over what both sides have to send."""
+        """Pass on the bytes that both sides have to send."""
         while True:
             data = self.h2.data_to_send()
             if data:
@@ -92,7 +92,7 @@ class Client:
                 return
             writes, self.transport.writes = self.transport.writes, []
             for written in writes:
-                with contextlib.suppress(ngh2.ConnectionStateError):  # it has read of the end
+                with contextlib.suppress(ngh2.ConnectionStateError):  # after its GOAWAY
                     self.h2.receive_data(written)
             for event in self.h2.events():
                 self._take(event)

@@ -179,11 +179,11 @@ def padded(length):
 
 
 def begun(http_server):
-    """Whether a request has begun to come, and is read."""
+    """Whether a request has begun to arrive, and is being read."""
     return any(c.reading and not c.idle for c in http_server.server.connections)
 
 
 async def until(true):
     """Let the loop run until something is true on it."""
-    while not true():  # noqa: ASYNC110 (nothing tells when)
+    while not true():  # noqa: ASYNC110 (there is no event to wait for)
         await asyncio.sleep(0)

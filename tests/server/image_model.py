@@ -1,4 +1,4 @@
-"""A fake model that takes images: by the real stage, a file to pixels, and the mean of each channel."""
+"""A fake model that takes images: by the real stage, from a file to pixels, and the mean of each channel."""
 
 import numpy as np
 

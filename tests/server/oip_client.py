@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over HTTP, as a client of it writes and reads."""
+"""A client of the Open Inference Protocol over HTTP."""
 
 import json
 
@@ -45,5 +45,5 @@ def unpacked(answer):
 
 
 def still_good(client):
-    """Check that a good request gets its answer."""
+    """Check that a good request gets its response."""
     assert client.post(INFER, json=GOOD).get_json()["outputs"] == [SUMS]

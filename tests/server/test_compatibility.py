@@ -1,4 +1,4 @@
-"""Which bundles a server lets in, and how long it says that they last."""
+"""Which bundles a server accepts, and how long it reports that they stay loadable."""
 
 import contextlib
 import datetime as dt
@@ -19,7 +19,7 @@ from tests.serving import TIMEOUT_S, free_port, start
 
 @fixture
 def probed(monkeypatch):
-    """Stands in for the other process: keeps what was to be opened there."""
+    """Stands in for the other process: records what was to be opened there."""
     asked = []
 
     @contextlib.contextmanager
@@ -60,7 +60,7 @@ def test_another_bundle_is_refused(probed):
 
 @mark.parametrize("digest", ["latest", "0" * 64, "sha256:abc", "sha512:" + "0" * 64])
 def test_digest_that_is_none_is_refused(digest):
-    """What is no digest ends the server before it begins."""
+    """An invalid digest ends the server before it starts to load."""
     with raises(ConfigError) as caught:
         ServerConfig(bundle="b", require_digest=digest)
 
@@ -125,7 +125,7 @@ def test_days_left_are_a_metric(running, monkeypatch):
 
 
 def test_probe_that_fails_keeps_the_bundle_out(monkeypatch):
-    """What ended the other process is not opened in this one."""
+    """A bundle that crashed the other process is not opened in this one."""
 
     def fail(*_, **__):
         raise BundleError("bundle b: ended the process that opened it: SIGSEGV")

@@ -10,7 +10,7 @@ from server.options import options, parse
 
 
 def test_flag_wins_over_environment_and_environment_over_default():
-    """A flag wins over an environment variable, and that over the default."""
+    """A flag overrides an environment variable, which overrides the default."""
     environ = {"AIP_HTTP_PORT": "9001", "AIP_STORAGE_URI": "/from/env"}
 
     config = parse(["--bundle", "/from/flag"], environ)
@@ -39,7 +39,7 @@ def test_vertex_variables_are_enough():
 
 @mark.parametrize("kind", ["predict", "health"])
 def test_a_route_that_vertex_does_not_name_is_missed(kind):
-    """On Vertex AI nobody would ask for a path of our own; a flag or variable of ours will do."""
+    """On Vertex AI a route that no variable names is refused; a flag or variable of ours sets it."""
     routes = {"AIP_PREDICT_ROUTE": "/ask", "AIP_HEALTH_ROUTE": "/alive", "AIP_MODE": "PREDICTION"}
     name = f"AIP_{kind.upper()}_ROUTE"
     routes[name] = ""
@@ -81,7 +81,7 @@ def test_an_image_may_have_its_bundle_baked_in(tmp_path, monkeypatch):
 
 
 def test_a_baked_in_bundle_is_the_one_of_the_image(tmp_path, monkeypatch):
-    """An image says which bundle it was built with, unless another bundle or digest is named."""
+    """An image's baked-in bundle and digest are used, unless another bundle or digest is named."""
     monkeypatch.setattr("server.options.BAKED_IN", str(tmp_path))
     monkeypatch.setattr("server.options.DIGEST_FILE", tmp_path / "bundle.sha256")
     (tmp_path / "manifest.json").touch()
@@ -194,7 +194,7 @@ def test_a_baked_in_bundle_is_the_one_of_the_image(tmp_path, monkeypatch):
     ],
 )
 def test_a_bad_value_names_its_source(argv, environ, message):
-    """A value that does not read is an error that names the flag or variable."""
+    """An invalid value is an error that names the flag or variable."""
     with raises(ConfigError) as caught:
         parse(argv, environ)
 
@@ -228,7 +228,7 @@ def test_help_is_grouped_and_shows_each_variable_and_default(capsys, monkeypatch
         assert "\n".join(about) in "\n".join(lines)
 
 
-# For each option something else than its default.
+# For each option a value other than its default.
 SOMETHING_ELSE = {
     "bundle": "gs://bucket/folder",
     "cache_dir": "/cache",
@@ -265,7 +265,7 @@ SOMETHING_ELSE = {
 }
 
 
-# Options that are nothing alone.
+# Options that are valid only together.
 BESIDE = {"executables": "executables_digest", "executables_digest": "executables"}
 
 
@@ -342,7 +342,7 @@ def test_devices_are_all_or_indexes(devices):
     ],
 )
 def test_devices_that_name_none_are_refused(argv, message):
-    """What is no list of indexes is named before anything is loaded."""
+    """An invalid list of indexes is refused by name before anything is loaded."""
     with raises(ConfigError) as caught:
         parse(["--bundle", "b", f"{argv[0]}={argv[1]}", *argv[2:]], {})
 
@@ -350,7 +350,7 @@ def test_devices_that_name_none_are_refused(argv, message):
 
 
 def test_the_port_of_cloud_run_is_read():
-    """Cloud Run, App Engine and Heroku say the port in PORT; whatever else is said of it wins."""
+    """Cloud Run, App Engine and Heroku set the port in PORT; any other setting of the port overrides it."""
     assert parse(["--bundle", "b"], {"PORT": "9000"}).port == 9000
     assert parse(["--bundle", "b"], {"PORT": "9000", "AIP_HTTP_PORT": "8081"}).port == 8081
     assert parse(["--bundle", "b"], {"PORT": "tcp://10.0.0.1:80"}).port == 8080
@@ -368,7 +368,7 @@ def test_the_variables_of_a_kubernetes_service_are_not_ours():
 
 
 def test_the_configuration_shows_what_differs_from_the_defaults():
-    """What is logged at start has the options that were changed, by whichever way, and no others."""
+    """The start logs the options that were changed, by flag or variable, and no others."""
     config = parse(["--bundle", "b", "--port", "0", "--no-page"], {"HLOSERVE_PROCESSES": "2"})
 
     assert str(config) == "bundle='b', processes=2, port=0, page=False"
@@ -436,7 +436,7 @@ def test_a_port_that_is_not_allowed_is_named(monkeypatch):
 )
 def test_a_url_is_not_taken_for_a_directory(words, message):
     """
-    What pathlib leaves of a URL, and a cache in a bucket, are refused before anything is looked at.
+    A URL whose slashes pathlib merged, and a cache in a bucket, are refused before the file system is accessed.
     """
     with raises(ConfigError) as caught:
         parse(words, {})

@@ -41,7 +41,7 @@ def test_a_container_has_the_cores_of_its_limit(files, expected, tmp_path):
 )
 def test_processes_share_the_cores(processes, cores, threads):
     """
-    Each process has its part of the cores, and one at least.
+    Each process has its part of the cores, and at least one.
     """
     assert share(processes, cores) == threads
 

@@ -1,4 +1,4 @@
-"""Log lines whose reader is slow, gone or was never there: nobody who logs waits for it."""
+"""Log lines whose reader is slow, has exited or never existed: no thread that logs waits for it."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ LINE = "x" * 99 + "\n"
 
 @fixture
 def pipe():
-    """A pipe: what is read from, what is written to."""
+    """A pipe: its read end and its write end."""
     ends = os.pipe()
     yield ends
     for end in ends:
@@ -36,7 +36,7 @@ def read(fd, size):
 
 
 def test_lines_come_out_in_order(pipe):
-    """A reader gets every line, in the order in which they were written."""
+    """A reader receives every line, in the order in which they were written."""
     writer = LineWriter(pipe[1])
     lines = [f"{number}\n" for number in range(1000)]
 
@@ -49,7 +49,7 @@ def test_lines_come_out_in_order(pipe):
 
 
 def test_a_reader_that_does_not_read_costs_lines_and_no_time(pipe):
-    """Beyond what may wait lines are dropped and counted; when the reader is back one line says how many."""
+    """Beyond the buffer's limit lines are dropped and counted; once the reader reads again, one line reports how many."""
     writer = LineWriter(pipe[1], pending_bytes=1000)
     # More than the pipe and the writer hold, so that the writer's thread is stuck.
     while writer.dropped < 10 or writer.flush(0.0):
@@ -67,7 +67,7 @@ def test_a_reader_that_does_not_read_costs_lines_and_no_time(pipe):
 
 
 def test_a_line_longer_than_all_that_may_wait_is_written(pipe):
-    """One line is taken whatever its length, so that a long traceback is not lost."""
+    """One line is accepted whatever its length, so that a long traceback is not lost."""
     writer = LineWriter(pipe[1], pending_bytes=10)
 
     writer.write(LINE)
@@ -77,7 +77,7 @@ def test_a_line_longer_than_all_that_may_wait_is_written(pipe):
 
 @mark.parametrize("how", ["gone", "closed", "full"])
 def test_what_cannot_be_written_is_dropped(pipe, how):
-    """Without a reader, a descriptor or room on the disk lines are counted, and nothing else happens."""
+    """Without a reader, a descriptor or space on the disk lines are counted as dropped, without any other effect."""
     if how == "full":
         fd = os.open("/dev/full", os.O_WRONLY)
     else:
@@ -96,7 +96,7 @@ def test_what_cannot_be_written_is_dropped(pipe, how):
 
 
 def test_a_pipe_that_does_not_block_is_waited_for(pipe):
-    """Whoever shares a pipe may have it not block; no line is lost or cut for that."""
+    """Another process that shares the pipe may make it non-blocking; no line is lost or cut because of that."""
     os.set_blocking(pipe[1], False)
     writer = LineWriter(pipe[1])
     text = LINE * 5000
@@ -122,7 +122,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def test_a_forked_process_writes_its_own_lines(pipe):
-    """A worker that was forked while lines waited has a thread of its own, and none of these lines."""
+    """A worker that was forked while lines waited has a writer thread of its own, and none of these lines."""
     # In a process of its own: other tests' threads of gRPC do not take a fork well.
     command = [sys.executable, "-W", "ignore", "-c", FORKING, str(pipe[1])]
 
@@ -148,7 +148,7 @@ def logger(pipe):
 
 
 def test_the_same_warning_is_logged_so_often_and_then_counted(pipe, logger):
-    """What clients provoke without end is not logged without end; other lines are."""
+    """Log lines that clients can cause without limit are limited in number; other lines are not."""
     for number in range(10):
         logger.warning("again: %d", number)
     for number in range(5):
@@ -170,12 +170,12 @@ def test_the_same_warning_is_logged_so_often_and_then_counted(pipe, logger):
 
 
 def test_the_limits_are_what_a_person_can_read():
-    """A burst of failures is in the log, and the end waits no longer than a person does."""
+    """A burst of failures is logged, and the exit is delayed by a bounded time only."""
     assert (REPEATS, FLUSH_S) == (100, 1.0)
 
 
 def test_what_is_printed_goes_the_way_of_the_log(pipe):
-    """Tracebacks and prints of anybody are written by the same thread; a stream says what it stands for."""
+    """Tracebacks and prints are written by the same thread; the stream has the descriptor that it replaces."""
     writer = LineWriter(pipe[1])
     stream = Stream(writer, pipe[1])
 
@@ -186,7 +186,7 @@ def test_what_is_printed_goes_the_way_of_the_log(pipe):
 
 
 def test_a_line_that_cannot_be_formatted_ends_nothing(pipe, capsys):
-    """A mistake in a log line is reported on stderr, and is no error of the caller."""
+    """A mistake in a log call is reported on stderr, and raises nothing in the caller."""
     handler = Handler(LineWriter(pipe[1]))
     handler.setFormatter(TextFormatter())
 

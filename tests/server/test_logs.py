@@ -16,7 +16,7 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 @fixture
 def logged():
-    """Formats what is logged with a formatter; return the lines of what a function logs."""
+    """Format log records with a formatter; return the lines that a function logs."""
 
     def run(formatter, call):
         written = io.StringIO()
@@ -45,7 +45,7 @@ def test_a_line_for_people_has_time_and_level(logged):
     [("warning", "WARNING"), ("error", "ERROR"), ("critical", "CRITICAL")],
 )
 def test_a_json_line_has_what_cloud_logging_knows(logged, level, severity):
-    """A JSON line is one object with severity, time in UTC and message, whatever is in that."""
+    """A JSON line is one object with severity, time in UTC and message, whatever the message contains."""
     (line,) = logged(
         JsonFormatter(), lambda: getattr(logging.getLogger("server.x"), level)('a\n"b"')
     )
@@ -97,27 +97,27 @@ def test_a_failed_request_is_logged_with_its_trace(logged, headers, project, nam
 
 
 def test_junk_in_trace_headers_names_no_request():
-    """Without an id of the caller's, what is no trace gives none."""
+    """Without an id of the caller's, a malformed trace header sets none."""
     assert request_id({"traceparent": "00-xyz"}.get) is None
     assert request_id({}.get) is None
 
 
 def test_the_end_is_told_to_a_person_on_stderr(capsys):
-    """What ends the process is one line on stderr, and nothing on stdout."""
+    """A fatal error is one line on stderr, and nothing on stdout."""
     report_fatal("text", ValueError("no bundle"))
 
     assert tuple(capsys.readouterr()) == ("", "error: no bundle\n")
 
 
 def test_the_end_cannot_draw(capsys):
-    """What a bundle has put into the message neither moves the cursor nor begins a line."""
+    """Text from a bundle in the message neither moves the cursor nor starts a new line."""
     report_fatal("text", ValueError("by jax \x1b[2J\nready"))
 
     assert capsys.readouterr().err == "error: by jax \\x1b[2J\\nready\n"
 
 
 def test_the_end_is_a_line_of_the_log_where_that_is_json(logged, capsys):
-    """Where machines read the log, the end is in it, as critical."""
+    """Where logs are JSON, the fatal error is a log line, with severity critical."""
     (line,) = logged(JsonFormatter(), lambda: report_fatal("json", ValueError("no bundle")))
 
     assert json.loads(line)["severity"] == "CRITICAL"

@@ -1,4 +1,4 @@
-"""What is counted, and how it is shown."""
+"""Counters, histograms and statistics, and how they are exposed."""
 
 import contextlib
 import types
@@ -92,7 +92,7 @@ COUNTED = st.lists(
 @mark.property
 @given(COUNTED)
 def test_processes_add_up_to_what_one_would_have_counted(requests):
-    """Whichever of two processes a request and its batch went to, their sum is the same."""
+    """For two processes the sum is the same, whichever of them a request and its batch went to."""
     alone, two = Metrics(), (Metrics(), Metrics())
     for number, (protocol, slug, process) in enumerate(requests):
         for metrics in (alone, two[process]):
@@ -130,7 +130,7 @@ def test_every_family_is_there_before_anything_happened(client):
 
 
 def test_requests_are_counted_by_model_protocol_and_status(client):
-    """Each answer is counted once, under what it came as and what it was answered with."""
+    """Each response is counted once, by its protocol and status."""
     tensor = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}
     predict(client, [1, 2])
     predict(client, [1])
@@ -209,7 +209,7 @@ def test_padding_along_an_axis_is_counted_as_well(running):
 
 
 def test_failures_have_one_of_four_reasons():
-    """The server's, the client's and the device's fault are distinguished."""
+    """Errors of the server, of the client and of the device are counted apart."""
     reasons = {
         "queue_full": "rejected",
         "draining": "rejected",
@@ -233,7 +233,7 @@ def test_failures_have_one_of_four_reasons():
 
 
 def test_a_device_error_is_the_backends(running, caplog):
-    """What the device could not do is counted as its failure."""
+    """A run that the device failed is counted as a device failure."""
     model = FakeModel()
 
     def fail(_):
@@ -252,7 +252,7 @@ def test_a_device_error_is_the_backends(running, caplog):
 
 
 def test_answers_that_hold_nan_are_counted(running):
-    """Only the answers that do are, not their batch."""
+    """Responses that hold NaN are counted, not their whole batch."""
     model = FakeModel(function=lambda x: (np.where(x[:, 0] < 0, np.float32("nan"), x[:, 1]),))
     client = client_for(running, model)
 
@@ -263,7 +263,7 @@ def test_answers_that_hold_nan_are_counted(running):
 
 
 def test_metrics_can_be_left_out(running):
-    """Without metrics there is nothing at their path, and inferences are answered and counted."""
+    """With metrics switched off their path is not found, and inferences are answered and counted."""
     client = client_for(running, FakeModel(), metrics=False)
 
     status = client.get("/metrics").status_code
@@ -274,7 +274,7 @@ def test_metrics_can_be_left_out(running):
 
 
 def test_before_the_model_is_open_the_page_says_so(running, config):
-    """While loading there is a page, which says that nothing is ready."""
+    """While loading the metrics are served, and report that the server is not ready."""
     families, samples = scraped(client_of(running, config))
 
     assert samples["hloserve_ready",] == 0
@@ -295,7 +295,7 @@ def test_the_page_says_what_is_served(client, running):
 
 
 def test_device_memory_is_shown_where_it_is_known():
-    """A device that knows its memory has it on the page."""
+    """A device that reports its memory has it in the metrics."""
     model = FakeModel()
     model.device = types.SimpleNamespace(memory_stats=lambda: {"bytes_in_use": 12345})
     with contextlib.closing(Running()) as running:
@@ -345,7 +345,7 @@ def test_preparation_of_texts_is_measured_where_a_bundle_takes_them(client):
 
 
 def test_requests_that_run_alone_are_told():
-    """Where rows depend on each other the page says that batches hold one task."""
+    """Where rows depend on each other the metrics show that batches hold one task."""
     with contextlib.closing(Running()) as running:
         _, samples = scraped(client_for(running, FakeModel(row_mixing=("x",))))
 

@@ -10,7 +10,7 @@ from tests.serving import ROOT
 
 MESSAGES = ours.DESCRIPTOR.message_types_by_name
 (SERVICE,) = ours.DESCRIPTOR.services_by_name.values()
-# What a client may send: a field of the protocol's that was missing would be dropped in silence.
+# A field that a client may send and that was missing here would be dropped silently.
 REQUESTS = [name for name in MESSAGES if name.endswith("Request")]
 
 
@@ -83,7 +83,7 @@ def test_a_message_is_the_client_s(name):
 
 @mark.parametrize("name", REQUESTS)
 def test_a_request_has_all_that_a_client_may_send(name):
-    """No field of a request is unknown here."""
+    """Every field of a client's request is a field here."""
     theirs = whole(triton.DESCRIPTOR.message_types_by_name[name])
 
     for full_name, message in whole(MESSAGES[name]).items():
@@ -92,7 +92,7 @@ def test_a_request_has_all_that_a_client_may_send(name):
 
 @mark.parametrize("method", [param(method, id=method.name) for method in SERVICE.methods])
 def test_a_method_is_the_client_s(method):
-    """Each method takes and gives the same messages, in streams or not."""
+    """Each method has the same request and response messages, streaming or not."""
     (service,) = triton.DESCRIPTOR.services_by_name.values()
     theirs = service.methods_by_name[method.name]
 
@@ -109,7 +109,7 @@ def test_a_method_is_the_client_s(method):
 
 
 def test_a_client_s_bytes_read_the_same_here():
-    """A request that a client wrote is read field by field as it was meant."""
+    """A request that a client serialized is parsed into the same fields."""
     sent = triton.ModelInferRequest(model_name="m", model_version="1", id="i")
     sent.parameters["timeout"].uint64_param = 5
     sent.inputs.add(name="x", datatype="FP32", shape=[1, -1]).contents.fp32_contents.append(0.5)

@@ -24,7 +24,7 @@ from tests.serving import TIMEOUT_S, free_port, ready_line, start
     ],
 )
 def test_what_a_browser_can_open_is_named(options, predictions, shown):
-    """Beside the address of predictions there is one that a browser on this machine can open."""
+    """Beside the address of predictions the line has an address that a browser on this machine can open."""
     http, _, page = _addresses(ServerConfig(bundle="b", **options))
 
     assert (http, page) == (f"{predictions} serves", f"; open {shown}")
@@ -33,7 +33,7 @@ def test_what_a_browser_can_open_is_named(options, predictions, shown):
 @mark.e2e
 @mark.parametrize("options", [(), ("--no-page",)])
 def test_the_ready_line_ends_with_an_address_that_answers_get(classifier_bundle, options):
-    """What stands at the end of the line is answered 200, with the page or without."""
+    """The address at the end of the line returns 200, with the page or without."""
     with start(free_port(), "--bundle", str(classifier_bundle), *options) as process:
         address = ready_line(process).split()[-1]
         with urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer:  # noqa: S310

@@ -32,12 +32,12 @@ def test_a_retry_is_suggested_exactly_while_the_server_is_unavailable(error):
 
 @mark.parametrize("error", [e for e in (*ERRORS, *_TABLE) if issubclass(e, InvalidInput)])
 def test_invalid_input_is_an_error_of_the_client(error):
-    """No status of the 5xx range blames the server for what a request contains."""
+    """No exception for an invalid request has a 5xx status."""
     assert 400 <= status_of(error("m")).http < 500
 
 
 def test_codes_name_one_status_each():
-    """A program that knows the code knows the HTTP status and the gRPC status."""
+    """A client that knows the error code knows the HTTP status and the gRPC status."""
     statuses = {*_TABLE.values(), INTERNAL}
 
     assert len({status.error_code for status in statuses}) == len(statuses)

@@ -1,4 +1,4 @@
-"""How many times the requests several processes answer: of which part of a request they gain."""
+"""The estimated throughput of several processes, from which parts of a request can run in parallel."""
 
 from pytest import approx, mark
 

@@ -1,4 +1,4 @@
-"""A fake model that takes texts: by a real tokenizer, words to ids, and the sum of these."""
+"""A fake model that takes texts: a real tokenizer maps words to ids, and the model sums these."""
 
 import numpy as np
 
@@ -24,7 +24,7 @@ TOTAL = Signature(
     outputs=(TensorSpec(name="total", dtype="int32", shape=("_",)),),
     axes=(Axis(name="seq", sizes=(4, 8)),),
 )
-# And three times that of a number beside the text.
+# And three times the number beside the text.
 WITH_AGE = Signature(
     inputs=(*ECHO.inputs, TensorSpec(name="age", dtype="int32", shape=("_",))),
     outputs=TOTAL.outputs,

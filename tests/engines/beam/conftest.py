@@ -26,19 +26,19 @@ def bundles(tmp_path_factory):
 
 @fixture(scope="session")
 def model(bundles):
-    """Loads a bundle by its name, once."""
+    """Load a bundle by its name, once."""
     return functools.cache(lambda name: load(bundles / name, "cpu"))
 
 
 @fixture
 def collected(tmp_path):
-    """Collects PCollections."""
+    """Collect PCollections."""
     return Collected(tmp_path)
 
 
 @fixture
 def run(collected):
-    """Runs rows through a handler; return the results and the finished pipeline's metrics."""
+    """Run rows through a handler; return the results and the finished pipeline's metrics."""
 
     def scored(handler, rows, *, keep=lambda result: result, **how):
         running = pipeline(**how)

@@ -122,7 +122,7 @@ def test_one_process_owns_a_gpu(bundles):
 
 
 def test_a_large_bundle_asks_for_memory(bundles, monkeypatch):
-    """A bundle that not any worker has room for asks for what it takes; others stay in the stage of their neighbours."""
+    """A bundle that does not fit every worker requests its memory; others stay in the stage of their neighbours."""
     monkeypatch.setattr("hloserve.beam._WORKER_BYTES", 0)
 
     [(hint, size)] = HloserveModelHandler(bundles / "sides").get_resource_hints().items()
@@ -197,7 +197,7 @@ def test_raw_outputs(bundles):
 
 @mark.parametrize("kind", BAD)
 def test_a_bad_row_fails_by_itself(kind, opened):
-    """A row that does not fit has what is wrong with it, and the rows beside it their predictions."""
+    """A row that does not fit has its error, and the rows beside it their predictions."""
     bad, why = BAD[kind]
     found = scored(opened, "sides", [[3, 1], bad, {"x": [1, 2]}])
 
@@ -306,7 +306,7 @@ def test_arguments_of_inference_are_refused(bundles):
 
 
 def test_a_refused_row_becomes_an_error(opened):
-    """`raise_refused` lets answered rows pass, with keys and without, and raises for others."""
+    """`raise_refused` passes answered rows on, with keys and without, and raises for others."""
     handler, model = opened("sides")
     good, bad = handler.run_inference([[3, 1], [None, 1]], model)
 

@@ -28,7 +28,7 @@ CPUS = 0.5
 
 
 class Seen(HloservePredictor):
-    """A predictor that says of each batch what it came as, and where."""
+    """A predictor that reports for each batch whether it is writeable, and the process that ran it."""
 
     def __call__(self, batch):
         """Score a batch."""
@@ -198,7 +198,7 @@ def main(bundles, work):
 
 
 def say(what):
-    """Print what begins, for a test that waits too long."""
+    """Print the current step, for a test that times out."""
     print(f"ray driver: {what}", file=sys.stderr, flush=True)
 
 

@@ -39,7 +39,7 @@ def left_by(session):
 
 @fixture(scope="module")
 def found(bundles, tmp_path_factory):
-    """What the driver found, and what it left."""
+    """The driver's results, and the processes and files that it left."""
     work = tmp_path_factory.mktemp("ray")
     home = work / "home"
     home.mkdir()
@@ -113,7 +113,7 @@ def test_the_guide_shows_a_dataset(found):
 
 
 def test_ray_stays_on_the_loopback_and_leaves_nothing(found):
-    """Nothing listens elsewhere, no process goes on, and nothing is written to a home that is read-only."""
+    """Nothing listens on other addresses, no process is left, and nothing is written to a read-only home."""
     assert found["listening"] == ["127.0.0.1"]
     assert found["left"] == []
     assert found["home"] == []

@@ -204,5 +204,5 @@ def test_the_digest_is_required(bundles, tmp_path):
     ],
 )
 def test_the_device_is_the_one_that_ray_gives(environ, device):
-    """An actor with a GPU computes there, one without on the CPU, and nothing falls back silently."""
+    """An actor with a GPU computes there, one without on the CPU, without a silent fallback."""
     assert _visible_device(environ) == device

@@ -48,7 +48,7 @@ class Batched(eqx.Module):
 
 
 class Noisy(eqx.Module):
-    """Has a switch of its own, which no library knows."""
+    """Has a switch with a name that no library uses."""
 
     linear: eqx.nn.Linear
     training: bool = True
@@ -144,7 +144,7 @@ def test_statistics_come_from_the_state(export, trained, images):
 
 @pytest.mark.parametrize("part", ["both", "module"])
 def test_partitioned_arrays_are_its_params(export, trained, images, part):
-    """What `eqx.partition` took apart is put together again; a state may stand beside the module."""
+    """The arrays that `eqx.partition` separated are combined again; a state may be passed beside the module."""
     changed = jax.tree.map(lambda a: a * 1.5 if eqx.is_inexact_array(a) else a, trained[0])
     arrays, rest = eqx.partition((changed, trained[1]), eqx.is_array)
     model, params = (rest, arrays) if part == "both" else (trained, arrays[0])
@@ -168,7 +168,7 @@ def test_a_file_of_leaves_is_read(export, trained, images, tmp_path, header):
 
 
 def test_a_file_of_other_leaves_is_refused(refusal, tmp_path):
-    """Equinox itself says so, in the one line of the refusal."""
+    """The refusal contains Equinox's own message, in one line."""
     other = eqx.nn.MLP(3, 2, 8, 2, key=jax.random.key(0))
     eqx.tree_serialise_leaves(tmp_path / "other.eqx", other)
 
@@ -191,7 +191,7 @@ def test_a_file_with_more_in_it_is_refused(refusal, tmp_path):
 
 @pytest.mark.parametrize("data", [b"no leaves", b'{"size": 8}\nno leaves'])
 def test_a_file_of_no_leaves_is_refused(refusal, tmp_path, data):
-    """What NumPy would say of it, to allow pickles, is no advice."""
+    """NumPy's advice to allow pickles is not repeated."""
     (tmp_path / "net.eqx").write_bytes(data)
 
     assert refusal(LINEAR, tmp_path / "net.eqx", kind=ParamsError) == (
@@ -236,7 +236,7 @@ def test_a_class_that_needs_a_configuration_is_refused(refusal):
 
 
 def test_half_of_a_partition_is_refused(refusal):
-    """Where the other half goes is in the message."""
+    """The message names what the other half has to be passed as."""
     params, static = eqx.partition(LINEAR, eqx.is_array)
 
     assert refusal(static, kind=ParamsError) == (
@@ -273,7 +273,7 @@ def test_leaves_are_taken_by_name(export, refusal, rows):
 
 
 def test_a_module_of_all_rows_is_called_with_them(export, rows):
-    """A module that maps over rows itself is found by trying, and that is said."""
+    """A module that maps over rows itself is recognized by trying, and the report notes it."""
     exported = export(Batched(LINEAR))
 
     assert exported.report.notes == (

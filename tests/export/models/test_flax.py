@@ -212,7 +212,7 @@ def test_dropout_that_stays_on_names_its_key(refusal):
 
 
 def test_a_linen_model_with_a_pinned_key_is_exported(export, rows):
-    """What the message says to export is exported, and answers as the model with that key."""
+    """The model that the message suggests is exported, and answers as the model with that key."""
     model = Sampler()
     variables = model.init(
         {"params": jax.random.key(0), "sample": jax.random.key(1)}, np.ones((1, 3), np.float32)
@@ -288,7 +288,7 @@ def test_a_key_that_no_answer_depends_on_is_none_that_inference_needs(export, he
 
 
 def test_an_nnx_model_with_a_pinned_key_is_exported(export, rows):
-    """What the message says to export is exported, and answers as the model did first."""
+    """The model that the message suggests is exported, and answers as the original model did."""
     graph, rngs, params = nnx.split(NoisyNet(nnx.Rngs(0)), nnx.RngState, ...)
 
     def apply(params, x):

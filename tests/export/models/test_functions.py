@@ -146,7 +146,7 @@ def test_what_a_bundle_cannot_hold_is_refused(refusal, model, params, message):
 
 
 def test_odd_arrays_are_kept_as_they_are(export):
-    """Empty, transposed, scalar and boxed params come through."""
+    """Empty, transposed, scalar and boxed params are exported unchanged."""
 
     class Boxed(linen.Module):
         """Has a param with a partitioning."""
@@ -206,12 +206,12 @@ def test_odd_arrays_are_kept_as_they_are(export):
     ids=["linen", "key", "branch", "shape", "untraced"],
 )
 def test_a_model_that_fails_is_one_line(refusal, model, message):
-    """Whatever a model raises is one line with the kind of error and what it says."""
+    """Any exception of a model is reported in one line with its type and message."""
     assert refusal(model, {"params": {"w": np.ones(3, np.float32)}}).startswith(message)
 
 
 def test_a_models_own_line_is_named(refusal):
-    """What goes wrong deep inside of Flax is reported with the line of the model that led there."""
+    """An error deep inside of Flax is reported with the line of the model that led to it."""
 
     def deep(_params, x):
         return linen.Conv(2, (3, 3)).apply({}, x)

@@ -22,7 +22,7 @@ def network(image, is_training):
 
 
 def noisy(x, dropout=True):
-    """Answer rows, with a switch that no library knows."""
+    """Answer rows, with a switch whose name no library uses."""
     x = hk.Linear(3)(x)
     return hk.dropout(hk.next_rng_key(), 0.5, x) if dropout else x
 
@@ -196,7 +196,7 @@ def test_several_functions_in_one_are_refused(refusal):
 
 
 def test_weights_of_another_framework_are_refused(refusal, tmp_path):
-    """A file that one framework alone reads says nothing to a model of another."""
+    """A file in one framework's own format is refused for a model of another."""
     (tmp_path / "net.eqx").write_bytes(b"")
 
     assert refusal(LINEAR, tmp_path / "net.eqx", kind=ParamsError) == (

@@ -51,7 +51,7 @@ def classifier():
 
 
 class Mode(keras.Model):
-    """Has a mode of its own, which is training where nothing is said."""
+    """Has a mode of its own, which is training by default."""
 
     def __init__(self):
         super().__init__(name="mode")
@@ -184,7 +184,7 @@ def test_a_subclass_answers_in_inference_mode(export, rows):
 
 
 def test_a_subclass_has_to_have_its_inputs_named(refusal):
-    """Nothing in it says what it takes, but for the shapes that it was built with."""
+    """Apart from the shapes that it was built with, it has no declaration of its inputs."""
     assert refusal(built(Mode()), inputs=()) == (
         "inputs: expected them by name, since the keras Mode does not say what it takes; it was built with input_shape (2, 3): pass --input 'x:float32[_,3]'"
     )
@@ -203,7 +203,7 @@ def test_a_failure_names_its_layer(refusal):
     """What Keras wraps an error in is taken off, and the layer is named."""
 
     class Broken(keras.layers.Layer):
-        """Fails, once it is told to."""
+        """Raises, once it is set to."""
 
         fails = False
 
@@ -235,7 +235,7 @@ def test_noise_in_inference_is_refused(refusal):
 
 
 def test_weights_of_a_file_are_those_of_the_bundle(export, rows, tmp_path):
-    """A `.weights.h5` file gives a model its weights, built or not, and leaves it as it was."""
+    """A `.weights.h5` file sets a model's weights, built or not, and leaves the model unchanged."""
     trained, other = built(Mode()), built(Mode())
     trained.save_weights(tmp_path / "trained.weights.h5")
     before = [np.asarray(v) for v in other.variables]
@@ -248,7 +248,7 @@ def test_weights_of_a_file_are_those_of_the_bundle(export, rows, tmp_path):
 
 
 def test_weights_of_another_model_are_refused(refusal, tmp_path):
-    """Keras itself says so, in the one line of the refusal."""
+    """The refusal contains Keras's own message, in one line."""
     classifier().save_weights(tmp_path / "other.weights.h5")
 
     assert refusal(Mode(), tmp_path / "other.weights.h5", kind=ParamsError) == (

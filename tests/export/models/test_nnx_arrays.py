@@ -85,7 +85,7 @@ def test_plain_arrays_come_from_a_checkpoint(tmp_path, plan, net):
 
 @pytest.mark.parametrize("model", [Net, functools.partial(Net)], ids=["class", "partial"])
 def test_plain_arrays_that_a_checkpoint_lacks_come_from_the_code(plan, net, model):
-    """Where only the nnx.Params were saved, what the code always makes is taken, and said."""
+    """Where only the nnx.Params were saved, arrays that the code always makes are used, with a note."""
     net.shift = jnp.arange(2.0)
     made = plan(model, nnx.state(net, nnx.Param))
 

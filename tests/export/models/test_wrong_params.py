@@ -22,7 +22,7 @@ UNREPLICATE = (
 
 
 def affine(params, x):
-    """Stand for any function of params."""
+    """A stand-in for any function of params."""
     return x @ params["kernel"] + params["bias"]
 
 
@@ -40,7 +40,7 @@ class Normed(linen.Module):
 
 
 def test_replicated_params_of_a_module_are_named(refusal):
-    """One more leading axis of equal values on every param is what pmap leaves; its size is said."""
+    """An additional leading axis of equal values on every param is recognized as pmap's; its size is reported."""
     model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     for module, tree, prefix in (
         (linen.Dense(2), copies(DENSE), "params/"),
@@ -55,7 +55,7 @@ def test_replicated_params_of_a_module_are_named(refusal):
 
 @pytest.mark.parametrize("count", [1, 2, 8])
 def test_replicated_params_of_a_function_are_named(refusal, count):
-    """A function that gives a row for each row with the first of each alone shows it too."""
+    """A function shows it too, if it returns a row for each row once it has the first of each param alone."""
     assert refusal(affine, copies(DENSE["params"], count), kind=ParamsError) == (
         f"params: replicated over devices: each has the same extra leading axis of {count}, equal "
         f"values along it (bias is float32[{count}, 2]), as pmap's state has; {UNREPLICATE}"
@@ -85,7 +85,7 @@ def test_statistics_that_differ_between_devices_are_averaged_first(refusal):
 
 
 def test_an_ensemble_is_not_taken_for_replicas(refusal):
-    """Where values differ along the axis, nothing says that the first are meant."""
+    """Where values differ along the axis, the message does not suggest the first of them."""
     members = jax.tree.map(lambda a: np.stack([a, a + 1]), DENSE)
     assert refusal(linen.Dense(2), members, kind=ParamsError) == (
         "params: each has the same extra leading axis of 2 and other values along it (params/bias is "
@@ -95,7 +95,7 @@ def test_an_ensemble_is_not_taken_for_replicas(refusal):
 
 
 def test_params_that_are_not_finite_are_named(refusal):
-    """NaN in the weights are counted and named, and no other inputs are asked for."""
+    """NaN in the weights are counted and named, and the message does not suggest other inputs."""
     kernel = W.copy()
     kernel[0, 1] = np.nan
     bias = np.float32([np.inf, 0])
@@ -136,7 +136,7 @@ def test_a_matrix_of_one_value_is_no_replica(refusal):
 
 
 def test_nan_that_no_golden_meets_are_noted(plan):
-    """A table with a row of NaN is exported, and the report says so."""
+    """A table with a row of NaN is exported, and the report notes it."""
 
     def rarely(params, x):
         return jnp.where(x[:, :1] > 1e9, params["rare"], affine(params, x))
@@ -247,7 +247,7 @@ def test_an_absent_param_is_named(refusal):
 
 
 def test_names_of_pytorch_are_told(refusal):
-    """What looks like PyTorch's is said to, and nothing is guessed from it."""
+    """Names like PyTorch's are reported as such, and no mapping is guessed from them."""
     torch = {"weight": W.T.copy(), "bias": B}
     assert refusal(linen.Dense(2), torch, kind=ParamsError) == (
         "params have PyTorch's names (weight) where the model has Flax's (kernel): expected params of "
@@ -275,7 +275,7 @@ def test_transposed_params_are_told(refusal):
     ],
 )
 def test_how_a_shape_is_related_is_said(shape, said):
-    """Of a shape that does not fit it is said how it is like the one that would."""
+    """For a shape that does not fit, the message describes its relation to the one that would."""
     assert relation((3, 3, 1, 8), shape) == said
 
 

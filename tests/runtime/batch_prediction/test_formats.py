@@ -111,7 +111,7 @@ def read_back(path):
 
 @mark.parametrize("format_", ["npz", "parquet", "arrow"])
 def test_predictions_as_columns(format_, classifier, job, jsonl, tmp_path):
-    """Row, key and fields stand beside label, confidence and probabilities; refused rows are left out."""
+    """Row, key and fields are columns beside label, confidence and probabilities; refused rows are left out."""
     rows = [{"x": row.tolist(), "key": f"k{i}", "n": i} for i, row in enumerate(X[:3])]
     job(classifier, [jsonl([rows[0], {"x": 1}, *rows[1:]])], format=format_, passed=("n",))
 
@@ -176,7 +176,7 @@ def test_lists_of_several_lengths_in_parquet(tagger, job, lines, tmp_path):
 
 
 def test_a_column_of_another_type(classifier, job, jsonl, lines, tmp_path):
-    """Where a file's column has other values than those before it, each row of it says so."""
+    """Where a file's column has another type than those before it, each row of it is refused with that."""
     pq.write_table(pa.table({"x": ["a", None]}), tmp_path / "in.parquet")
     job(classifier, [jsonl([X[0].tolist()]), tmp_path / "in.parquet"])
 
@@ -369,7 +369,7 @@ def test_bytes_of_another_order_are_read(classifier, job, lines, tmp_path):
 
 
 def test_columns_that_are_not_read_are_named(classifier, job, tmp_path):
-    """A column that is no input and no field is left alone, and said to be."""
+    """A column that is no input and no field is ignored, and a note names it."""
     np.savez(tmp_path / "in.npz", x=X, y=X, z=X)
     warned = []
     job(classifier, [tmp_path / "in.npz"], warn=warned.append)
@@ -414,7 +414,7 @@ def test_a_name_that_is_misspelled(tmp_path):
 
 
 def test_a_file_of_an_unknown_kind(tmp_path):
-    """A file is read by the end of its name, or as it is said to be."""
+    """The suffix of a file's name decides its format, unless an option names it."""
     path = tmp_path / "in.txt"
     path.write_text(json.dumps([1, 2, 3, 4]))
     with raises(SourceError) as error:
@@ -428,7 +428,7 @@ def test_a_file_of_an_unknown_kind(tmp_path):
 
 
 def test_formats_without_their_library(monkeypatch, tmp_path):
-    """Where pyarrow is missing a Parquet file is refused in one line that says how to get it."""
+    """Where pyarrow is missing a Parquet file is refused in one line with the command to install it."""
     (tmp_path / "in.parquet").touch()
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with raises(SourceError) as error:

@@ -48,7 +48,7 @@ def test_a_key_stands_in_place_of_the_instance(classifier, job, jsonl, lines):
 
 
 def test_fields_pass_through(classifier, job, jsonl, lines):
-    """Fields that are declared are no inputs and stand beside the prediction; others are refused."""
+    """Declared fields are no inputs and are written beside the prediction; others are refused."""
     rows = [
         {**ROWS[0], "id": 7, "lang": "de"},
         {**ROWS[1], "id": 8},
@@ -161,7 +161,7 @@ def test_raw_outputs_have_no_labels(classifier, job, jsonl, lines):
 
 
 def test_lengths_share_full_batches(tagger, job, jsonl, lines, monkeypatch):
-    """Rows of mixed lengths come back in order, each cut to its own length, from few full runs."""
+    """Rows of mixed lengths are written in order, each cropped to its own length, from few full runs."""
     ran = []
     dispatch = Program.dispatch
 
@@ -295,7 +295,7 @@ def test_another_run_does_not_go_on(classifier, job, jsonl, tmp_path):
 
 @mark.usefixtures("small")
 def test_too_many_errors_end_the_run(classifier, job, jsonl, lines):
-    """One more than allowed ends it with the reason; what is complete stays, and a larger limit goes on."""
+    """One error too many ends the run with the reason; complete shards stay, and a larger limit resumes it."""
     path = jsonl([*ROWS, b"broken", b"broken"])
     with raises(TooManyErrors) as error:
         job(classifier, [path], max_errors=1)
@@ -336,7 +336,7 @@ def test_no_program_runs_once_a_run_has_failed(classifier, job, jsonl, monkeypat
 
 @mark.usefixtures("small")
 def test_a_full_disk_leaves_no_partial_file(classifier, job, jsonl, tmp_path, monkeypatch):
-    """The error names the disk's own reason, complete shards stay, and the run goes on once there is room."""
+    """The error has the disk's own reason, complete shards stay, and the run resumes once there is space."""
     path = jsonl(ROWS)
     replaced = []
 
@@ -359,7 +359,7 @@ def test_a_full_disk_leaves_no_partial_file(classifier, job, jsonl, tmp_path, mo
 
 
 def test_the_record_says_what_ran(classifier, tmp_path, jsonl):
-    """The digest, the versions, the device and the result of the startup check stand in it."""
+    """The record has the digest, the versions, the device and the result of the startup check."""
     path = jsonl(ROWS)
     job = Job(started(classifier), find_sources([str(path)], None), Options())
     with open_output(tmp_path / "out", tmp_path) as output:
@@ -445,7 +445,7 @@ def test_fields_of_the_bundle_pass_through(classifier, job, jsonl, lines):
 
 @mark.usefixtures("small")
 def test_another_kind_of_check_is_the_same_run(classifier, jsonl, tmp_path):
-    """A run goes on whether its start made the full check or the quick one."""
+    """A run resumes whether its start made the full check or the quick one."""
     path = jsonl(ROWS)
 
     def stop(rows, *_):

@@ -42,7 +42,7 @@ def test_a_line_that_is_too_long_is_passed_over():
 
 
 def test_a_long_line_is_never_in_memory():
-    """No more is asked of the file at once than the limit, or a piece of a mebibyte."""
+    """No single read is larger than the limit or a mebibyte, whichever is larger."""
     asked = []
 
     class Endless(io.BytesIO):

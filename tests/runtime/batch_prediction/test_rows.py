@@ -81,7 +81,7 @@ def test_a_value_out_of_range_refuses_its_row(tagger):
 
 
 def test_rows_of_several_lengths_are_grouped(tagger):
-    """A column of lists goes by length, and a row that is too long is refused."""
+    """A column of lists is grouped by length, and a row that is too long is refused."""
     ids = [np.zeros(n, np.int32) for n in (2, 3, 2, 9, 8)]
     rows = check_columns({"ids": ids}, 5, tagger)
 

@@ -84,7 +84,7 @@ def test_whatever_a_row_is_it_is_refused_by_itself(classifier, tagger, sentences
 
 
 def test_masks_can_be_left_out_by_some_rows(tagger):
-    """A row with its mask stands beside one without."""
+    """A row with a mask and one without may be in the same batch."""
     ids = np.ones(3, np.int32)
     rows = check_values([{"ids": ids}, {"ids": ids, "mask": ids}, {"mask": ids}], tagger)
 

@@ -62,7 +62,7 @@ def test_a_run_ends_in_one_line(predict, rows, tmp_path):
 
 
 def test_the_summary_for_machines(predict, rows, tmp_path):
-    """With --json it is one object, and nothing else is said where all is well."""
+    """With --json the output is one object, and nothing else if there is no error."""
     status, out, err = predict(rows, "--json")
 
     summary = json.loads(out)
@@ -163,7 +163,7 @@ def test_inputs_that_are_none(arguments, message, predict):
 def test_a_bundle_that_does_not_match_its_goldens_predicts_nothing(
     predict, rows, classifier_bundle, tmp_path
 ):
-    """The startup check comes first: status 4, and no predictions."""
+    """The startup check runs first: status 4, and no predictions."""
     altered = with_other_golden(classifier_bundle, tmp_path / "altered")
     status, out, err = predict(rows, bundle=altered)
 
@@ -202,7 +202,7 @@ def small_disk(tmp_path):
 def test_a_disk_that_fills_up_is_one_line(
     format_, small_disk, classifier_bundle, tmp_path, capsys, monkeypatch
 ):
-    """On a real one: complete shards stay, nothing partial does, and with room the run goes on to the same bytes."""
+    """On a real full disk complete shards stay, no partial one does, and with space the run resumes to the same bytes."""
     monkeypatch.setattr("runtime.batch_prediction.job._SHARD_WINDOWS", 2)
     source = tmp_path / "in.npz"
     np.savez(source, x=np.random.default_rng(0).normal(size=(4000, 4)).astype(np.float32))
@@ -280,7 +280,7 @@ def started(bundle, *arguments, **options):
 
 @mark.e2e
 def test_stdin_is_read_and_cannot_go_on(classifier_bundle, tmp_path):
-    """JSONL comes through a pipe; that it cannot go on after an interruption is said first."""
+    """JSONL is read from a pipe; a note says first that such a run cannot be resumed."""
     process = started(
         classifier_bundle,
         "-",
@@ -301,7 +301,7 @@ def test_stdin_is_read_and_cannot_go_on(classifier_bundle, tmp_path):
 @mark.e2e
 @mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly(number, classifier_bundle, tmp_path):
-    """No partial file is left, the last line says how to go on, and a shell sees the signal."""
+    """No partial file is left, the last line says how to resume, and the exit status is the signal's."""
     process = started(
         classifier_bundle,
         "-",

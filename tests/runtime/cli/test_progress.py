@@ -14,7 +14,7 @@ class Clock:
 
 
 def test_a_line_every_ten_seconds(capsys):
-    """Windows in between say nothing; the line has rows, part, errors, rate and time left."""
+    """Windows in between print nothing; the line has rows, part, errors, rate and time left."""
     clock = Clock()
     shown = Lines(_as_text, clock)
     shown.begin(False, Progress())

@@ -193,12 +193,12 @@ def test_a_file_of_another_form_is_named(data, name):
     ],
 )  # fmt: skip
 def test_what_is_no_image_is_refused(data, message):
-    """Each file that is none, or not the kind that is taken, is told what was expected."""
+    """A file that is no image, or of an unsupported format, is refused with what was expected."""
     assert refusal(data) == f"it: expected {message}"
 
 
 def test_a_bomb_is_refused_before_it_is_decoded():
-    """A PNG of a few kilobytes that says itself that it has too many pixels costs nothing."""
+    """A PNG of a few kilobytes whose header declares too many pixels is refused without decoding."""
     bomb = png_bomb(1200, 1000)
     assert len(bomb) < 5000
 
@@ -266,7 +266,7 @@ def test_no_memory_is_no_fault_of_the_file(monkeypatch):
 
 @mark.parametrize(("found", "got"), [("12.0.0", "12.0.0"), ("9", "9"), (None, "none installed")])
 def test_the_library_has_to_be_there(monkeypatch, found, got):
-    """Without Pillow, or with one that is too old, one line says what to install."""
+    """Without Pillow, or with one that is too old, one line names what to install."""
 
     def version(_):
         if found is None:

@@ -104,7 +104,7 @@ def test_fixed_sizes_are_padded():
 
 
 def test_tensors_beside_texts_are_taken_as_they_are():
-    """Inputs that no stage makes come with the texts, and follow the rows into their buckets."""
+    """Inputs that no stage makes are passed with the texts, and split into the same buckets as their rows."""
     age = np.arange(6, dtype=np.float32).reshape(3, 2)
     texts = ["cat", "the cat sat on a mat", "dog"]
 
@@ -117,7 +117,7 @@ def test_tensors_beside_texts_are_taken_as_they_are():
 
 
 def test_texts_that_are_cut_off_are_counted():
-    """A row with more tokens is cut off where that was declared, and told."""
+    """A row with more tokens is truncated where that was declared, and the count is reported."""
     stage = dataclasses.replace(STAGE, truncate=True, max_tokens=4)
 
     found = preparer(IDS, MASK, stage=stage).prepare({"text": ["the cat sat", "cat"]})
@@ -300,7 +300,7 @@ def test_no_texts_are_no_answers(model):
 
 
 def test_a_wrong_name_is_told_the_name_of_the_text(model):
-    """Who misspells the text's name is told it."""
+    """An error for a misspelt input names the text's input."""
     with raises(SignatureMismatch) as caught:
         model.predict({"txt": ["cat"]})
 
@@ -330,7 +330,7 @@ def pictures(picture_bundle):
     ],
 )
 def test_images_without_their_name_are_refused_with_it(pictures, inputs, message):
-    """The name is said once, with both forms that it has."""
+    """The error has the input's name once, with both forms that it accepts."""
     with raises(SignatureMismatch) as caught:
         pictures.predict(inputs)
 

@@ -1,4 +1,4 @@
-"""Goldens that begin at texts: a changed tokenizer is told apart from a changed model."""
+"""Goldens that begin at texts: a changed tokenizer is distinguished from a changed model."""
 
 import json
 
@@ -18,14 +18,14 @@ RAW = "golden/0.jsonl"
 
 
 def exchange(value):
-    """Have a tokenizer give the ids of cats for dogs."""
+    """Change a tokenizer to return the ids of cats for dogs."""
     cat, dog = VOCABULARY["cat"], VOCABULARY["dog"]
     value["model"]["vocab"] |= {"cat": dog, "dog": cat}
 
 
 @fixture
 def other_tokenizer(sentence_bundle, tmp_path):
-    """The bundle, whose tokenizer gives other ids for two words; and whose golden has these."""
+    """The bundle with a tokenizer that returns other ids for two words, and a golden that contains them."""
     changes = {
         TOKENIZER: lambda _: words(exchange),
         RAW: lambda data: data,
@@ -53,7 +53,7 @@ def test_all_is_well_with_the_tokenizer_of_the_export(sentence_bundle):
 
 @mark.e2e
 def test_another_tokenizer_is_named(other_tokenizer, capsys):
-    """The error is of the tokenizer and its version, and says which ids; the model is right."""
+    """The error names the tokenizer and its version, and the ids that differ; the model's answers are right."""
     model = load(other_tokenizer, "cpu")
     report = verify(model)
     version = model.manifest.exporter["tokenizers"]
@@ -144,7 +144,7 @@ def test_a_refreshed_bundle_takes_texts(sentence_bundle, tmp_path, capsys):
 
 @mark.e2e
 def test_bench_times_the_text(sentence_bundle, capsys):
-    """The time that a text takes stands beside the times of the programs."""
+    """The time to prepare a text is listed beside the times of the programs."""
     command = ["bench", str(sentence_bundle), "--device", "cpu", "--seconds", "0"]
 
     main([*command, "--json"])

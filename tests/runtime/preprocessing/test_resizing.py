@@ -248,7 +248,7 @@ def test_a_letterbox_is_that_of_resize_with_pad():
 @mark.parametrize("antialias", [True, False])
 @mark.parametrize(("size", "whole"), [((90, 60), (48, 32)), ((61, 97), (32, 50))])
 def test_the_middle_is_cut_out_of_a_resized_image(antialias, size, whole):
-    """Resizing to 32 and cutting out 28 gives what both steps by themselves give, nearly nothing more."""
+    """Resizing to 32 and cropping to 28 together equal both steps one after the other, up to rounding."""
     rng = np.random.default_rng(5)
     image = Image.fromarray(rng.integers(0, 256, size[::-1], dtype=np.uint8))
     options = {"antialias": antialias}

@@ -36,7 +36,7 @@ def padding_forever(value):
 
 
 def attempt(data, **options):
-    """Try a tokenizer; return what is said of it."""
+    """Try a tokenizer; return the error."""
     try:
         try_tokenizer(data, "t.json", **{"max_bytes": 1000, "pair": False, **options})
     except BundleError as error:
@@ -47,7 +47,7 @@ def attempt(data, **options):
 @mark.e2e
 @mark.parametrize("pair", [False, True])
 def test_ordinary_files_come_through(pair):
-    """A tokenizer that encodes whatever there is comes through, padding to anything aside."""
+    """A tokenizer that encodes everything is accepted; its padding is ignored."""
     assert attempt(words(padding_forever), pair=pair, texts=["the cat"]) == ""
 
 
@@ -74,7 +74,7 @@ def test_ordinary_files_come_through(pair):
     ],
 )
 def test_bad_files_are_errors(data, got):
-    """What the library refuses or fails on is said in one line."""
+    """A file that the library refuses or fails on is refused in one line."""
     found = attempt(data)
 
     assert found.startswith(got)
@@ -83,7 +83,7 @@ def test_bad_files_are_errors(data, got):
 
 @mark.e2e
 def test_files_that_compute_too_long_are_errors():
-    """A tokenizer that does not come to an end has its time, and no more."""
+    """A tokenizer that does not return is stopped at its time limit."""
     slow = words(splitting("(a|a)*b"))
 
     found = attempt(slow, max_bytes=30_000_000, cpu_s=1)

@@ -70,7 +70,7 @@ def test_pairs_have_type_ids():
     ids=["empty", "bytes", "cut", "model", "version"],
 )
 def test_files_that_the_library_refuses_are_errors(data, got):
-    """What the library says is the error's message, in one line."""
+    """The library's message is the error's message, in one line."""
     with raises(TokenizerError) as caught_error:
         Tokenizer(data)
 
@@ -109,7 +109,7 @@ def test_what_the_library_does_not_raise_goes_on():
 
 
 def test_backtracking_is_an_error():
-    """A pattern that gives up on a text is an error, though the library panics."""
+    """A pattern whose backtracking exceeds the library's limit is an error, though the library panics."""
 
     def backtrack(value):
         split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}
@@ -129,7 +129,7 @@ def test_the_library_has_no_threads_of_its_own(monkeypatch):
 
 
 def test_one_line_says_what_is_missing(monkeypatch):
-    """Without the library the error says what to install."""
+    """Without the library the error names what to install."""
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     expected = (
         "text inputs: expected the package tokenizers, got none installed; "

@@ -68,7 +68,7 @@ def test_scalars_are_rows_of_a_vector_input(rows):
 
 
 def test_no_instances_are_no_rows():
-    """An empty list gives arrays of no rows, in the right dtype and shape."""
+    """An empty list becomes arrays of no rows, of the right dtype and shape."""
     arrays = arrays_of([], signature(tensor(), tensor("k", "int8", ("_",))))
 
     assert arrays["x"].shape == (0, 2)
@@ -76,7 +76,7 @@ def test_no_instances_are_no_rows():
 
 
 def test_whole_doubles_pass_for_integers():
-    """Numbers come through gRPC as doubles, so 1.0 is a legal integer; 1.5 is not."""
+    """Integers arrive through gRPC as doubles, so 1.0 is a legal integer; 1.5 is not."""
     arrays = arrays_of([[1.0, -2]], signature(tensor(dtype="int16")))
 
     assert arrays["x"].tolist() == [[1, -2]]

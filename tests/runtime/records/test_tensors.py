@@ -251,7 +251,7 @@ def test_non_finite_numbers_pass_as_bytes():
 
 @mark.parametrize("size", [0, 7, 9, 16])
 def test_other_lengths_than_the_shape_needs_are_refused(size):
-    """The bytes have to be as many as the shape says."""
+    """The number of bytes has to match the shape."""
     with raises(SignatureMismatch) as caught:
         from_bytes("float32", (2, 1), b"\0" * size, "x")
 

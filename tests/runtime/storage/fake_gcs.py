@@ -35,7 +35,7 @@ class FakeGcs:
       asked: requests for bytes, in order.
       uploaded: names of objects that clients wrote, in order.
       before: name to functions; one is called before each request for the object's bytes, and
-        gives what to do instead of answering: a status, how many bytes to send before the
+        returns what to do instead of answering: a status, how many bytes to send before the
         connection is cut, or a stall. None answers.
       outlasted: name of each stall that was not cancelled, until it ended by itself.
     """
@@ -70,7 +70,7 @@ class FakeGcs:
         self._thread.start()
 
     def put(self, name, data, **metadata):
-        """Store an object, in place of one that is there; `metadata` adds to what is said of it."""
+        """Store an object, in place of one that is there; `metadata` adds to its metadata."""
         _, generation = self.objects.get(name, (b"", 1000))
         self.objects[name] = data, generation + 1
         self.metadata[name] = metadata
@@ -182,7 +182,7 @@ class FakeGcs:
             send(request, 206 if start else 200, data[start:], only=fault)
 
     def wait_for(self, name):
-        """Wait until an object's bytes have been asked for."""
+        """Wait until an object's bytes have been requested."""
         with self._changed:
             self._changed.wait_for(lambda: name in {asked.name for asked in self.asked})
 

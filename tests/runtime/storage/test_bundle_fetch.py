@@ -31,7 +31,7 @@ def files(classifier_bundle):
 
 @mark.usefixtures("bucket")
 def test_a_fetched_bundle_answers(classifier_bundle):
-    """A model from gs:// answers, after its files are gone, as the one from disk does."""
+    """A model from gs:// returns the same answers, after its files are deleted, as the one from disk."""
     rows = {"x": np.array([[1, 2, 3, 4]], np.float32)}
     with fetching(CloudStore(FOLDER), None) as bundle:
         fetched = load(bundle, "cpu")
@@ -44,7 +44,7 @@ def test_a_fetched_bundle_answers(classifier_bundle):
 
 
 def test_only_what_the_manifest_names_is_asked_for(bucket, fetch, files):
-    """The manifest comes first, then each of its files once; nothing beside them is touched."""
+    """The manifest is read first, then each of its files once; no other object is read."""
     fetch()
 
     assert bucket.asked[0].name == "a/manifest.json"
@@ -77,7 +77,7 @@ def test_programs_are_there_while_params_still_come(bucket):
 
 
 def test_programs_are_compiled_while_params_still_come(bucket):
-    """Loading a bundle whose params have not arrived goes as far as it can without them."""
+    """Loading a bundle whose params have not arrived does everything that it can without them."""
     gate, waited = threading.Event(), []
     bucket.before[PARAMS] = [lambda: waited.append(gate.wait(30))]
 
@@ -93,7 +93,7 @@ def test_programs_are_compiled_while_params_still_come(bucket):
 
 @mark.usefixtures("bucket")
 def test_the_time_that_is_told_is_that_of_fetching(caplog):
-    """That all is there is said when it is, not when the bundle has been used."""
+    """The end of the download is reported when it ends, not when the bundle has been used."""
     caplog.set_level("INFO", "runtime.storage.download")
     with fetching(CloudStore(FOLDER), None) as bundle:
         for file in bundle.manifest.files:
@@ -116,7 +116,7 @@ def test_a_restart_fetches_the_manifest_alone(bucket, fetch, tmp_path, classifie
 
 @mark.usefixtures("bucket")
 def test_a_bundle_that_is_required_and_kept_needs_no_store(bucket, fetch, tmp_path):
-    """With its digest a restart asks the store nothing, even where that has another bundle now."""
+    """With its digest a restart sends no request to the store, even where that has another bundle now."""
     kept = fetch(tmp_path)
     digest = f"sha256:{kept.digest}"
     bucket.objects.clear()
@@ -254,14 +254,14 @@ def test_a_manifest_that_leads_elsewhere_is_refused(bucket, fetch, tmp_path, pat
 
 
 def claiming(bucket, change):
-    """Change what the manifest in the bucket says."""
+    """Change the manifest in the bucket."""
     manifest = json.loads(bucket.objects["a/manifest.json"][0])
     change(manifest)
     bucket.put("a/manifest.json", json.dumps(manifest).encode())
 
 
 def nothing_was_fetched(bucket):
-    """Whether no byte of a file was asked for."""
+    """Whether no byte of a file was requested."""
     return [asked.name for asked in bucket.asked] == ["a/manifest.json"]
 
 
@@ -361,7 +361,7 @@ def test_links_in_a_cache_are_not_followed(fetch, tmp_path):
 
 @mark.usefixtures("bucket")
 def test_nothing_but_the_cache_is_written_to(fetch, tmp_path, monkeypatch):
-    """Where there is a cache, no temporary directory is needed; where not, one line says so."""
+    """With a cache, no temporary directory is needed; without one, one line reports that."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
 
     assert fetch(tmp_path).manifest.name == "classifier"
@@ -395,7 +395,7 @@ def environ(bucket, tmp_path):
 
 @mark.e2e
 def test_a_full_disk_is_one_line(environ, tmp_path):
-    """A server that has no room for the bundle ends with status 3, and says what to pass."""
+    """A server without disk space for the bundle exits with status 3, and names the option to set."""
     cramped = (
         "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); "
         "runpy.run_module('server', run_name='__main__', alter_sys=True)"
@@ -445,7 +445,7 @@ def test_a_cache_that_cannot_be_written_says_so(fetch, tmp_path):
 
 
 def test_missing_credentials_are_one_line(monkeypatch, tmp_path):
-    """Without credentials the message says how to get some."""
+    """Without credentials the message says how to get them."""
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
     with raises(BundleError) as caught:

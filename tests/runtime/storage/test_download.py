@@ -1,4 +1,4 @@
-"""What a store may do to a download, and how long it is borne."""
+"""Faults of a store during a download, and how long the download continues."""
 
 import threading
 
@@ -13,7 +13,7 @@ PARAMS = "a/params.safetensors"
 
 
 def test_a_download_that_broke_off_goes_on_where_it_was(bucket, fetch):
-    """The rest is asked for of the same generation."""
+    """The rest is requested of the same generation."""
     bucket.before[PARAMS] = [lambda: 100, lambda: 50]
     fetch()
 
@@ -66,7 +66,7 @@ def test_wrong_bytes_are_tried_once_more(bucket, fetch):
 
 @mark.parametrize("change", [-1, 1])
 def test_a_wrong_size_is_refused_unread(bucket, fetch, change):
-    """An object that has another size than the manifest says is not downloaded."""
+    """An object of another size than in the manifest is not downloaded."""
     size = len(bucket.objects[PARAMS][0])
     bucket.put(PARAMS, bytes(size + change))
     with raises(FetchError) as caught:
@@ -108,7 +108,7 @@ def test_missing_permission_says_which_role(bucket, fetch):
 
 @mark.parametrize("status", [408, 429, 500, 503])
 def test_passing_faults_are_tried_again(bucket, fetch, status):
-    """A busy or failing store is asked again, after longer and longer pauses."""
+    """A request to a busy or failing store is retried, with increasing pauses."""
     bucket.before["metadata of a/manifest.json"] = [lambda: status] * 3
     bucket.before[PARAMS] = [lambda: Status(status)]
     fetch()
@@ -119,7 +119,7 @@ def test_passing_faults_are_tried_again(bucket, fetch, status):
 
 
 def test_a_store_that_stays_away_is_given_up(bucket, fetch):
-    """After six tries without a byte the fetch ends, and says what it met."""
+    """After six attempts without a byte the download fails, with the last error."""
     bucket.before["metadata of a/manifest.json"] = [lambda: 503] * 10
     with raises(FetchError) as caught:
         fetch()
@@ -141,7 +141,7 @@ def test_a_store_that_cannot_be_reached_is_given_up(bucket, fetch):
 
 @mark.parametrize("size", [0, 100])
 def test_a_store_that_falls_silent_is_asked_again(bucket, fetch, monkeypatch, size):
-    """Who sends nothing for a while, before an answer or in the middle of it, is not waited for."""
+    """A connection that sends nothing for a while, before or during a response, times out and is retried."""
     monkeypatch.setattr("runtime.storage.gcs._TIMEOUT", (10, 0.5))
     over = threading.Event()
 
@@ -181,7 +181,7 @@ def test_one_failing_file_ends_the_wait_for_the_others(bucket):
 
 @mark.usefixtures("bucket")
 def test_getting_on_is_worth_any_number_of_tries(bucket, fetch, monkeypatch):
-    """A connection that breaks off again and again is taken up for as long as bytes come."""
+    """A broken connection is resumed any number of times, as long as bytes arrive."""
     monkeypatch.setattr("runtime.storage.transfer.MIN_PROGRESS", 40)
     bucket.before[PARAMS] = [lambda: 40] * 10
     fetch()
@@ -190,7 +190,7 @@ def test_getting_on_is_worth_any_number_of_tries(bucket, fetch, monkeypatch):
 
 
 def test_a_trickle_is_given_up(bucket, fetch):
-    """A store that lets go after every byte is no better than one that is silent."""
+    """A store that closes the connection after every byte counts as one that sends nothing."""
     bucket.before[PARAMS] = [lambda: 1] * 20
     with raises(FetchError, match=r"params\.safetensors: gave up after 6 tries: "):
         fetch()
@@ -199,7 +199,7 @@ def test_a_trickle_is_given_up(bucket, fetch):
 
 
 def test_an_object_that_is_replaced_all_the_time_is_given_up(bucket, fetch, monkeypatch):
-    """Who uploads without end does not keep a server fetching without end."""
+    """An object that is replaced again and again does not make the download endless."""
     monkeypatch.setattr("runtime.storage.transfer.MIN_PROGRESS", 40)
 
     def replace():

@@ -64,7 +64,7 @@ def test_what_is_beside_a_name_is_listed(copies):
 
 
 def test_a_copy_that_broke_off_goes_on_where_it_was(bucket, copies, pauses, tmp_path):
-    """The rest is asked for of the generation that was listed."""
+    """The rest is requested of the generation that was listed."""
     bucket.before["run/7/w"] = [lambda: 100, lambda: 50]
 
     assert copy(copies, tmp_path)["w"] == W
@@ -128,7 +128,7 @@ def test_what_was_packed_for_the_way_is_unpacked(bucket, copies, tmp_path):
 
 @mark.parametrize("status", [429, 503])
 def test_a_listing_is_tried_again(bucket, copies, pauses, tmp_path, status):
-    """A busy store is asked again, after longer and longer pauses."""
+    """A request to a busy store is retried, with increasing pauses."""
     bucket.before["listing"] = [lambda: status] * 3
 
     assert copy(copies, tmp_path) == {"w": W, "d/0": W}
@@ -137,7 +137,7 @@ def test_a_listing_is_tried_again(bucket, copies, pauses, tmp_path, status):
 
 
 def test_a_store_that_never_lists_is_given_up(bucket, copies, pauses):
-    """After six tries the last reason is given."""
+    """After six attempts the error has the last reason."""
     bucket.before["listing"] = [lambda: 503] * 10
     with raises(FetchError) as caught:
         copies.below("7")
@@ -169,7 +169,7 @@ def test_a_bucket_that_does_not_exist_is_named():
 
 
 def test_the_first_failure_ends_the_copy(bucket, copies, tmp_path, monkeypatch):
-    """Once one object is refused no other is asked for."""
+    """Once one object is refused no other is requested."""
     monkeypatch.setattr("runtime.storage.object_copy.THREADS", 1)
     for name in ("run/9/a", "run/9/b", "run/9/c"):
         bucket.put(name, W)

@@ -29,7 +29,7 @@ def asked(service, *numbers, timeout_s=None):
 
 
 async def sums(request):
-    """Return what a request was answered."""
+    """Return the sums in the response to a request."""
     return (await request).outputs["y"].tolist()
 
 

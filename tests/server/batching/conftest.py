@@ -13,6 +13,6 @@ def model():
 
 @fixture
 def gate(model):
-    """Stands before every run of the model."""
+    """Blocks before every run of the model."""
     model.before = Gate()
     return model.before

@@ -1,4 +1,4 @@
-"""Requests that are late, or whose callers cancel them."""
+"""Requests that exceed their deadline, or whose callers cancel them."""
 
 import asyncio
 import itertools
@@ -15,7 +15,7 @@ from tests.server.fakes import ask, serving
 
 @on_a_loop
 async def test_a_deadline_in_the_queue_is_kept(model, gate):
-    """A request whose time is over while it waits is refused, frees its place and never runs."""
+    """A request whose deadline passes while it waits is refused, frees its place and never runs."""
     async with serving(model) as service:
         first = asked(service, 1)
         await gate.reached()
@@ -33,7 +33,7 @@ async def test_a_deadline_in_the_queue_is_kept(model, gate):
 
 @on_a_loop
 async def test_a_deadline_while_the_device_runs_is_kept(model, gate):
-    """A request whose time is over on the device is refused; the result is dropped."""
+    """A request whose deadline passes on the device is refused; the result is dropped."""
     async with serving(model) as service:
         late = asked(service, 1, timeout_s=0.01)
         await gate.reached()
@@ -46,7 +46,7 @@ async def test_a_deadline_while_the_device_runs_is_kept(model, gate):
 
 @on_a_loop
 async def test_the_services_own_limit_holds_beside_the_callers(model, gate):
-    """The shorter of the two times counts."""
+    """The shorter of the two timeouts applies."""
     async with serving(model, timeout_s=0.01) as service:
         with raises(DeadlineExceeded) as own:
             await ask(service, rows(1))
@@ -59,7 +59,7 @@ async def test_the_services_own_limit_holds_beside_the_callers(model, gate):
 
 @on_a_loop
 async def test_a_clock_that_jumps_changes_nothing(model, gate, monkeypatch):
-    """Deadlines and delays follow a clock that nobody sets."""
+    """Deadlines and delays follow a monotonic clock."""
     jumps = itertools.cycle([0.0, 1e12])
     monkeypatch.setattr(time, "time", lambda: next(jumps))
     async with serving(model, queue_delay_s=0.001) as service:
@@ -76,7 +76,7 @@ async def test_a_clock_that_jumps_changes_nothing(model, gate, monkeypatch):
 @mark.parametrize("timeout_s", [0.0, -1.0])
 @on_a_loop
 async def test_a_deadline_that_is_over_is_refused_at_once(model, timeout_s):
-    """A request that comes too late does not join the queue."""
+    """A request that arrives after its deadline does not join the queue."""
     async with serving(model) as service:
         with raises(DeadlineExceeded) as refusal:
             await ask(service, rows(1), timeout_s)
@@ -87,7 +87,7 @@ async def test_a_deadline_that_is_over_is_refused_at_once(model, timeout_s):
 
 @on_a_loop
 async def test_what_is_left_of_a_request_that_is_late_does_not_run(model, gate):
-    """When a split request's time is over, its rows that still wait leave the queue."""
+    """When a split request's deadline passes, its waiting rows leave the queue."""
     async with serving(model) as service:
         late = asked(service, 1, 2, 3, 4, 5, timeout_s=0.01)
         await gate.reached()
@@ -103,7 +103,7 @@ async def test_what_is_left_of_a_request_that_is_late_does_not_run(model, gate):
 
 @on_a_loop
 async def test_a_client_that_goes_takes_its_rows_with_it(model, gate):
-    """A cancelled request leaves the queue before it runs; its neighbours do not notice."""
+    """A cancelled request leaves the queue before it runs; other requests are not affected."""
     async with serving(model) as service:
         first = asked(service, 1)
         await gate.reached()

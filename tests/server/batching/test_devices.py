@@ -1,4 +1,4 @@
-"""Several devices behind one queue: which of them runs a batch, and what becomes of one that fails."""
+"""Several devices behind one queue: which of them runs a batch, and how one that fails is handled."""
 
 import asyncio
 import threading
@@ -31,7 +31,7 @@ async def devices_of(*requests):
 
 @on_a_loop
 async def test_each_device_has_a_batch_before_any_waits(models):
-    """Of requests that come one after the other, each gets a device of its own while there is one."""
+    """Successive requests each get a device of their own while one is idle."""
     gates = [Gate() for _ in models]
     for model, gate in zip(models, gates, strict=True):
         model.before = gate
@@ -44,7 +44,7 @@ async def test_each_device_has_a_batch_before_any_waits(models):
         await begun()
 
         assert waiting(service) == 1
-        gates[2].open(runs=2)  # the one that is free first takes what waits
+        gates[2].open(runs=2)  # The device that is idle first takes the waiting request.
         assert await sums(requests[4]) == [9.0]
         for gate in gates:
             gate.open()
@@ -55,7 +55,7 @@ async def test_each_device_has_a_batch_before_any_waits(models):
 
 @on_a_loop
 async def test_requests_that_never_meet_take_turns_on_the_devices(models):
-    """Whether a batch runs inline or on a thread, a device that has been free for long comes first."""
+    """Whether a batch runs inline or on a thread, the device that has been idle for longest is chosen first."""
     for inline_s in (0.0, 1.0):
         async with on_all(models, inline_s=inline_s) as service:
             found = []
@@ -98,7 +98,7 @@ async def test_a_request_of_several_batches_names_every_device_that_ran_one(mode
 
 @on_a_loop
 async def test_under_load_each_request_gets_its_own_rows_from_whichever_device(models):
-    """Of 400 requests of one to six rows on four devices none gets another's answer."""
+    """Of 400 requests of one to six rows on four devices each gets its own answer."""
     async with on_all(models) as service:
         wanted = [[number + i / 8 for i in range(1 + number % 6)] for number in range(400)]
         requests = [asked(service, *numbers) for numbers in wanted]
@@ -113,7 +113,7 @@ async def test_under_load_each_request_gets_its_own_rows_from_whichever_device(m
 
 @on_a_loop
 async def test_a_device_that_keeps_failing_is_given_up_though_others_answer(models):
-    """Failures count for each device alone: what the others answer does not make it work."""
+    """Failures are counted for each device alone: successes of the others do not reset them."""
     failures = RecordedFailures()
     models[1].broken = ExecutionError("b1: an illegal address was read")
     async with on_all(models, process=failures, failures=2) as service:
@@ -135,7 +135,7 @@ async def test_a_device_that_keeps_failing_is_given_up_though_others_answer(mode
     [(0.0, "device cuda:0: its thread died"), (1.0, "device cuda:0 died")],
 )
 def test_a_device_that_dies_is_named(models, inline_s, reason):
-    """The server ends with the device's name, on whichever thread it died."""
+    """The server exits with the device's name, on whichever thread it failed."""
     failures = RecordedFailures()
     models[0].before = failing(SystemExit(1))
 

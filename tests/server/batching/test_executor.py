@@ -1,4 +1,4 @@
-"""The device's thread, its work done on the test's own wherever that tells as much."""
+"""The device's thread; its work is done on the test's own thread where that is sufficient."""
 
 import logging
 import queue
@@ -23,13 +23,13 @@ def model():
 
 @fixture
 def outcomes():
-    """What the device delivered."""
+    """The results that the device delivered."""
     return []
 
 
 @fixture
 def failures():
-    """What the executor reported as fatal."""
+    """The failures that the executor reported."""
     return RecordedFailures()
 
 
@@ -79,7 +79,7 @@ def sums(outcome):
 
 
 def test_every_task_of_a_batch_gets_its_rows(device, model):
-    """One run answers all tasks, and what became of the batch comes with its times."""
+    """One run answers all tasks, and the batch's result has its times."""
     batch = batch_of(1, 2, 3)
 
     outcome = device.run_batch(batch)
@@ -105,7 +105,7 @@ def test_only_the_task_that_upsets_the_device_fails(device, model, caplog):
 
 
 def test_a_lone_task_that_fails_is_not_run_again(device, model):
-    """A task that was alone already has had its try."""
+    """A task that ran alone is not run again."""
     error = ExecutionError("program b1: no 13")
     model.before = refusing(13, error)
 
@@ -124,7 +124,7 @@ def test_requests_that_upset_a_device_that_works_are_not_held_against_it(device,
 
 
 def test_a_device_that_fails_every_task_has_failed(device, model):
-    """Where no task is answered, alone or not, nor the canary, it is the device that failed."""
+    """If no task succeeds, alone or not, nor the canary, the device has failed."""
     error = model.broken = ExecutionError("program b4: gone")
 
     outcome = device.run_batch(batch_of(1, 1))
@@ -149,7 +149,7 @@ def test_a_batch_that_lacks_memory_may_be_tried_again_by_its_callers(device, mod
 
 
 def test_memory_that_lacks_in_the_second_try_is_told_apart_too(device, model):
-    """A task that runs again and finds no memory says so; its batch-mate keeps its answer."""
+    """A task that runs out of memory when it runs again reports that; its batch-mate keeps its answer."""
     errors = [ExecutionError("program b4: upset"), ExecutionError("b4: RESOURCE_EXHAUSTED")]
 
     def before(rows):
@@ -166,7 +166,7 @@ def test_memory_that_lacks_in_the_second_try_is_told_apart_too(device, model):
 
 @mark.parametrize("error", [ValueError("a bug"), MemoryError("the host's")], ids=repr)
 def test_an_error_that_is_not_the_devices_fails_the_batch_at_once(device, model, error):
-    """What is no device error will not go away: nothing runs again, and every task hears of it."""
+    """An error that is no device error is permanent: nothing runs again, and every task gets it."""
     model.before = refusing(1, error)
 
     outcome = device.run_batch(batch_of(1, 2))
@@ -177,7 +177,7 @@ def test_an_error_that_is_not_the_devices_fails_the_batch_at_once(device, model,
 
 
 def test_a_batch_that_cannot_be_staged_fails_by_itself(device, model, caplog):
-    """An array that fits no program fails its batch on the way in; the next one is answered."""
+    """An array that fits no program fails its batch at staging; the next one is answered."""
     odd = row_task(np.zeros((1, 3), np.float32))
     fine = batch_of(1).tasks[0]
 
@@ -209,7 +209,7 @@ def test_tasks_of_several_lengths_are_answered_in_their_own(outcomes):
 
 
 def test_errors_that_are_no_want_of_memory_stay_what_they_are():
-    """Only the device's own words for a lack of memory count."""
+    """Only the device's own message for out of memory counts."""
     other, foreign = ExecutionError("INTERNAL: oops"), ValueError("RESOURCE_EXHAUSTED")
 
     assert as_task_error(other) is other
@@ -244,7 +244,7 @@ def test_a_failing_batch_does_not_end_the_thread(device, model, outcomes, failur
 
 
 def test_a_thread_that_dies_says_so(device, model, outcomes, failures, caplog):
-    """Whatever ends the thread but its closing is reported, once, and logged."""
+    """Whatever ends the thread, except for closing it, is reported once, and logged."""
     model.before = refusing(1, SystemExit(1))
     for number in (1, 2):
         device.submit(batch_of(number))
@@ -259,7 +259,7 @@ def test_a_thread_that_dies_says_so(device, model, outcomes, failures, caplog):
 
 
 def test_an_outcome_that_cannot_be_delivered_ends_the_thread(model, failures):
-    """A failure outside any batch is a bug that nobody may sleep over."""
+    """A failure outside any batch is a bug, and is reported as fatal."""
 
     def deliver(_):
         raise KeyError("nobody waits for this batch")
@@ -295,7 +295,7 @@ def test_batches_run_on_a_thread_of_their_own(model, failures):
 
 
 def test_a_batch_can_be_run_where_it_is_called(device, outcomes):
-    """What runs on the caller's thread is returned, and not delivered."""
+    """The result of a batch on the caller's thread is returned, and not delivered."""
     outcome = device.run_inline(batch_of(1, 2))
 
     assert [answer[0].tolist() for answer in outcome.answers] == [[2.0], [4.0]]
@@ -303,7 +303,7 @@ def test_a_batch_can_be_run_where_it_is_called(device, outcomes):
 
 
 def test_a_caller_that_hangs_in_the_device_is_noticed(model, outcomes):
-    """The device's thread, idle meanwhile, tells when a batch in place takes too long."""
+    """The device's thread, idle meanwhile, reports when an inline batch takes too long."""
     noticed = threading.Event()
     device = executor_of(model, outcomes.append, RecordedFailures(noticed.set), stall_s=0.01)
     device.start()
@@ -317,7 +317,7 @@ def test_a_caller_that_hangs_in_the_device_is_noticed(model, outcomes):
 
 
 def test_a_batch_in_place_may_have_less_time_than_others(model, outcomes):
-    """What is known to be quick is given up long before a batch that may take its time."""
+    """A program that is known to be quick is reported as hanging long before one that may take its time."""
     noticed = threading.Event()
     device = executor_of(model, outcomes.append, RecordedFailures(noticed.set), stall_s=1e300)
     device.start()
@@ -332,11 +332,11 @@ def test_a_batch_in_place_may_have_less_time_than_others(model, outcomes):
 
 @mark.parametrize(("ticks", "hangs"), [(1, 0), (4, 0), (5, 1)])
 def test_time_in_which_nobody_looked_does_not_count(model, outcomes, ticks, hangs):
-    """A process that was suspended has had no time to run: looks count, each after its wait."""
+    """A suspended process could not run: a timeout counts waits of its own, not wall-clock time."""
     failures = RecordedFailures()
     device = executor_of(model, outcomes.append, failures, stall_s=4.0)
     device._inbox = Idle(ticks)
-    device._inline = batch_of(1), 4.0  # for hours, by the clock
+    device._inline = batch_of(1), 4.0  # For hours, by the clock.
 
     device._loop()
 
@@ -345,7 +345,7 @@ def test_time_in_which_nobody_looked_does_not_count(model, outcomes, ticks, hang
 
 
 def test_each_batch_in_place_has_its_own_time(model, outcomes):
-    """Many quick batches one after the other are no batch that hangs."""
+    """Many quick batches one after the other are not reported as one that hangs."""
     failures = RecordedFailures()
     device = executor_of(model, outcomes.append, failures, stall_s=4.0)
 
@@ -359,7 +359,7 @@ def test_each_batch_in_place_has_its_own_time(model, outcomes):
 
 
 class Idle:
-    """An inbox that has nothing for so many waits, and then the end.
+    """An inbox that is empty for so many waits, and then ends.
 
     Args:
       waits: that many.
@@ -384,7 +384,7 @@ class Idle:
 
 
 def test_a_caller_that_is_back_is_not_watched(model, outcomes):
-    """Only a batch that is still under way can be too late."""
+    """Only a batch that is still running can be too late."""
     failures = RecordedFailures()
     device = executor_of(model, outcomes.append, failures, stall_s=0.002)
     device.start()
@@ -399,7 +399,7 @@ def test_a_caller_that_is_back_is_not_watched(model, outcomes):
 
 
 def test_a_device_may_be_given_any_time(model, outcomes):
-    """A time limit of ages, as good as none, is no end of the thread that waits."""
+    """A very large timeout does not end the thread that waits."""
     failures = RecordedFailures()
     device = executor_of(model, outcomes.append, failures, stall_s=1e300)
     device.start()
@@ -412,7 +412,7 @@ def test_a_device_may_be_given_any_time(model, outcomes):
 
 
 class Looked:
-    """An inbox that tells when it was looked into so many times.
+    """An inbox that calls a function after it was read so many times.
 
     Args:
       inbox: the real one.
@@ -427,7 +427,7 @@ class Looked:
         self.put = inbox.put
 
     def get(self, timeout):
-        """Look once."""
+        """Read once."""
         self._looks -= 1
         if not self._looks:
             self._seen()

@@ -1,4 +1,4 @@
-"""Batches that fail, and devices that are lost: what callers get, and when the process ends."""
+"""Batches that fail, and devices that are lost: the errors that callers get, and when the process exits."""
 
 import asyncio
 import functools
@@ -17,7 +17,7 @@ from tests.server.fakes import FakeModel, RecordedFailures, ask, serving
 
 @on_a_loop
 async def test_a_device_that_dies_in_place_is_given_up():
-    """What is no error of a batch ends the process, on the loop's own thread as on the device's."""
+    """An exception that is no error of a batch ends the process, on the loop's own thread as on the device's."""
     model, failures = FakeModel(), RecordedFailures()
     model.before = failing(SystemExit(0))
     async with serving(model, failures, inline_s=1.0) as service:
@@ -31,7 +31,7 @@ async def test_a_device_that_dies_in_place_is_given_up():
 
 @on_a_loop
 async def test_a_poisonous_request_fails_by_itself(model, gate):
-    """Of a batch that upsets the device only the request to blame fails."""
+    """Of a batch that makes the device fail only the request that causes it fails."""
     error = ExecutionError("b4: no 13")
     async with serving(model) as service:
         first = asked(service, 1)
@@ -52,7 +52,7 @@ async def test_a_poisonous_request_fails_by_itself(model, gate):
 
 @on_a_loop
 async def test_a_lack_of_memory_passes(model):
-    """Requests for which there is no memory now may be tried again, as often as it takes."""
+    """Requests for which there is no memory now are retryable, any number of times."""
     failures = RecordedFailures()
     async with serving(model, failures, failures=2) as service:
         model.before = failing(ExecutionError("b1: RESOURCE_EXHAUSTED: out of memory"))
@@ -83,7 +83,7 @@ async def test_a_request_that_failed_in_part_is_not_run_further(model):
 
 @on_a_loop
 async def test_a_device_that_keeps_failing_is_given_up_once(model, caplog):
-    """After so many failing batches in a row the service fails for good, and says so once."""
+    """After so many failed batches in a row the service fails for good, and reports that once."""
     failures = RecordedFailures()
     model.broken = ExecutionError("b1: gone")
     async with serving(model, failures, failures=3) as service:
@@ -104,7 +104,7 @@ async def test_a_device_that_keeps_failing_is_given_up_once(model, caplog):
 
 @on_a_loop
 async def test_success_in_between_keeps_the_device(model):
-    """Failures count only one after the other; a batch of which any task succeeds is none."""
+    """Only consecutive failures count; a batch of which any task succeeds is none."""
     failures = RecordedFailures()
     model.before = failing(ExecutionError("b1: no 13"), 13)
     async with serving(model, failures, failures=2, queue_delay_s=3600.0) as service:
@@ -126,7 +126,7 @@ STALL_S = 3600.0
 
 @on_a_loop
 async def test_a_device_that_hangs_is_given_up(model, gate):
-    """When a batch does not come back, a request that waits is answered and the process asked to end."""
+    """When a batch does not return, waiting requests are refused and the process is ended."""
     failures, stalls = RecordedFailures(), []
     loop = asyncio.get_running_loop()
     later = loop.call_later
@@ -140,15 +140,15 @@ async def test_a_device_that_hangs_is_given_up(model, gate):
     async with serving(model, failures, stall_s=STALL_S, max_running=2) as service:
         requests = [asked(service, 1)]
         await gate.reached()
-        requests += [asked(service, 2), asked(service, 3)]  # with the device, and in the queue
+        requests += [asked(service, 2), asked(service, 3)]  # running, and queued
         await begun()
-        stalls[0]()  # its time is over
+        stalls[0]()  # The timeout is exceeded.
         answers = await asyncio.gather(*requests, return_exceptions=True)
         await service.drained()
 
         assert service.state is State.FAILED
         assert failures.reasons == ["device cpu:0 hangs"]
-        gate.open(runs=2)  # it comes back after all: no request is left
+        gate.open(runs=2)  # The batch returns after all: no request is left.
         service.close()
         await asyncio.to_thread(service._scheduler.executors[0]._threads[0].join, 30)
         await begun()
@@ -162,7 +162,7 @@ async def test_a_device_that_hangs_is_given_up(model, gate):
 
 @on_a_loop
 async def test_a_batch_that_comes_back_is_not_waited_for_any_longer(model, gate):
-    """An answered batch cannot have its device given up later."""
+    """A batch that was answered in time does not report its device as hanging later."""
     async with serving(model) as service:
         request = asked(service, 1)
         await gate.reached()
@@ -175,7 +175,7 @@ async def test_a_batch_that_comes_back_is_not_waited_for_any_longer(model, gate)
 
 @on_a_loop
 async def test_a_device_whose_thread_dies_is_given_up(model):
-    """When the device's thread ends, no request waits in vain."""
+    """When the device's thread ends, no request waits for ever."""
     failures = RecordedFailures()
     model.before = failing(SystemExit(1))
     async with serving(model, failures) as service:

@@ -1,4 +1,4 @@
-"""What is launched next, when and where: decided from a queue and instants, with no loop or thread."""
+"""What is launched next, when and where: decided from a queue and times, without a loop or thread."""
 
 from pytest import approx, fixture, mark
 
@@ -44,7 +44,7 @@ def inline(queue):
 
 
 def test_an_empty_queue_has_nothing_to_launch(queue):
-    """Nothing is launched, and no time is set, where nothing waits."""
+    """With an empty queue nothing is launched, and no timer is set."""
     assert on_thread(queue).decide(0.0) is None
     assert inline(queue).decide(0.0) is None
 
@@ -62,7 +62,7 @@ def test_what_waits_is_launched_at_once_on_a_free_device(queue):
 
 
 def test_nothing_is_launched_beyond_the_capacity(queue):
-    """A device with all the batches that it may have gets no other one."""
+    """A device with the maximum of concurrent batches gets no other one."""
     offer(queue)
     policy = on_thread(queue, max_running=2)
     policy.begin()
@@ -77,7 +77,7 @@ def test_nothing_is_launched_beyond_the_capacity(queue):
 
 
 def test_a_batch_that_is_not_due_yet_is_asked_for_again_when_it_is():
-    """With a delay the policy returns the seconds that are left of it."""
+    """With a delay the policy returns the remaining seconds."""
     queue = queue_of(max_delay_s=2.0)
     offer(queue, now=10.0)
     policy = on_thread(queue)
@@ -87,7 +87,7 @@ def test_a_batch_that_is_not_due_yet_is_asked_for_again_when_it_is():
 
 
 def test_a_full_bucket_runs_inline_without_a_wait(queue):
-    """More could not join it, so nothing is gained by another turn of the loop."""
+    """With a full bucket nothing is gained by another turn of the loop."""
     offer(queue, 4)
     policy = inline(queue)
 
@@ -113,14 +113,14 @@ def test_an_inline_batch_waits_for_a_turn_of_the_loop_in_which_nothing_came(queu
 
 
 def test_a_bucket_that_fills_ends_the_wait_and_leaves_none_for_the_next(queue):
-    """Each batch has a wait of its own, whatever ended the one before."""
+    """Each batch has a wait of its own, however the one before ended."""
     offer(queue)
     policy = inline(queue)
     assert policy.decide(0.0) == 0.0
     offer(queue, 4)
     assert policy.decide(BUSY_TURN_S).rows == 4
 
-    assert policy.decide(1.0) == 0.0  # not late, though the last wait began long ago
+    assert policy.decide(1.0) == 0.0  # Not late, though the last wait began long ago.
     assert policy.decide(1.0 + BUSY_TURN_S) == 0.0
     assert policy.decide(1.0 + BUSY_TURN_S + IDLE_TURN_S / 2).rows == 1
 
@@ -139,7 +139,7 @@ def test_a_loop_that_is_always_busy_delays_an_inline_batch_only_so_long(queue):
 
 
 def test_nothing_waits_for_a_quiet_turn_while_the_device_has_a_batch(queue):
-    """Then the batch runs on a thread, and the loop reads on meanwhile."""
+    """Then the batch runs on a thread, and the loop continues reading meanwhile."""
     offer(queue)
     policy = LaunchPolicy(queue, {((), 1): 5.0}, max_running=2)
     policy.begin()

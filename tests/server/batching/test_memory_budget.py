@@ -1,4 +1,4 @@
-"""What all connections hold together is bounded: more is refused, and nobody waits for anybody."""
+"""The memory of all connections is bounded: requests beyond that are refused, and no connection waits for another."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ def gate():
 
 @fixture
 def http_server():
-    """A front that holds no more than four large bodies."""
+    """A server whose memory budget is four large bodies."""
     http_server = HttpHarness(limits={"memory_bytes": LIMIT})
     yield http_server
     http_server.close()
@@ -40,7 +40,7 @@ def large(size=LARGE):
 
 
 def wait_until(http_server, size):
-    """Wait until the server holds so many bytes."""
+    """Wait until the server counts so many bytes."""
 
     async def wait():
         while http_server.service.memory.size != size:  # noqa: ASYNC110 (there is no event)
@@ -50,7 +50,7 @@ def wait_until(http_server, size):
 
 
 def test_what_is_held_is_counted_to_the_byte():
-    """As much as there may be is taken, one byte more is not, and what is given back is free."""
+    """The budget can be used up exactly, one byte more is refused, and released bytes are available again."""
     budget = MemoryBudget(10)
     budget.acquire(4)
     budget.acquire(6)
@@ -95,14 +95,14 @@ def test_a_body_beyond_its_own_limit_is_too_large():
 
 
 def test_the_bound_follows_the_largest_body():
-    """Eight of the largest bodies may be under way at once."""
+    """Eight of the largest bodies may be received at once."""
     config = ServerConfig(bundle="b", max_body_bytes=1000)
 
     assert config.limits.memory_bytes == 8000
 
 
 def test_bodies_that_are_too_much_together_are_refused(http_server):
-    """The body that would be too much is 503; those before it end well, and small ones never wait."""
+    """The body beyond the budget is 503; those before it are answered, and small ones never wait."""
     with contextlib.ExitStack() as stack:
         first = [stack.enter_context(http_server.connect()) for _ in range(4)]
         late, small = (stack.enter_context(http_server.connect()) for _ in range(2))
@@ -127,7 +127,7 @@ def test_bodies_that_are_too_much_together_are_refused(http_server):
 
 
 def test_a_body_in_chunks_is_bounded_as_well(http_server):
-    """Bodies that do not say how long they are count as they come."""
+    """Bodies of unknown length are counted as they arrive."""
     head = b"POST /predict HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n"
     chunk = b"%x\r\n%s\r\n" % (LARGE, b" " * LARGE)
     with http_server.connect() as first, http_server.connect() as second:
@@ -142,7 +142,7 @@ def test_a_body_in_chunks_is_bounded_as_well(http_server):
 
 
 def test_a_body_whose_client_goes_is_held_no_more(http_server):
-    """What came of a body is given back when its connection is lost, or its time is over."""
+    """Bytes of a body are released when its connection is lost, or at its timeout."""
     with http_server.connect() as gone, http_server.connect() as stalled:
         gone.sendall(large()[:-1])
         stalled.sendall(large()[:-1])
@@ -157,7 +157,7 @@ def test_a_body_whose_client_goes_is_held_no_more(http_server):
 
 
 def test_bodies_of_requests_that_wait_are_held(gate):
-    """A body counts until its request is answered, or given up because its client went."""
+    """A body is counted until its request is answered, or cancelled because its client disconnected."""
     model = FakeModel()
     model.before = gate
     http_server = HttpHarness(model, limits={"memory_bytes": LIMIT})
@@ -177,7 +177,7 @@ def test_bodies_of_requests_that_wait_are_held(gate):
 
 
 def test_a_body_counts_as_what_it_becomes(gate):
-    """What decompressing adds is counted until its request is answered, or its client has gone."""
+    """The growth by decompression is counted until its request is answered, or its client has disconnected."""
     model = FakeModel()
     model.before = gate
     http_server = HttpHarness(model, limits={"memory_bytes": LIMIT})
@@ -209,7 +209,7 @@ def test_a_body_counts_as_what_it_becomes(gate):
 
 
 def test_a_compressed_body_whose_client_goes_is_held_no_more(gate):
-    """What decompressing added is given back with the request."""
+    """The growth by decompression is released with the request."""
     model = FakeModel()
     model.before = gate
     http_server = HttpHarness(model, limits={"memory_bytes": LIMIT})
@@ -225,7 +225,7 @@ def test_a_compressed_body_whose_client_goes_is_held_no_more(gate):
 
 
 def test_requests_behind_each_other_are_bounded(gate):
-    """Requests that are sent ahead of their answers count, large or not; the rest is refused."""
+    """Pipelined requests are counted, large or not; those beyond the budget are refused."""
     model = FakeModel()
     model.before = gate
     http_server = HttpHarness(model, limits={"memory_bytes": 3 * 60_000})
@@ -247,7 +247,7 @@ def test_requests_behind_each_other_are_bounded(gate):
 
 @mark.parametrize("how", ["unary", "stream"])
 def test_messages_are_bounded(gate, how):
-    """Messages of gRPC count from when they came until they are answered."""
+    """Messages of gRPC are counted from their arrival until they are answered."""
     model = FakeModel()
     model.before = gate
     message = rows(1, 2)

@@ -1,4 +1,4 @@
-"""How many batches a device should have at once."""
+"""How many concurrent batches a device should have."""
 
 import threading
 
@@ -20,7 +20,7 @@ from tests.server.fakes import FakeModel
     ],
 )
 def test_two_at_once_have_to_be_faster_each_time(tries, worth):
-    """One measurement that says otherwise is enough to stay with one batch at a time."""
+    """One measurement without a gain is enough to keep one batch at a time."""
     assert is_faster(tries) is worth
 
 

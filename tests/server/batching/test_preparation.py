@@ -1,4 +1,4 @@
-"""Raw rows are prepared off the loop, within the same limits, deadlines and cancellation as tensors."""
+"""Raw rows are prepared off the loop, with the same limits, deadlines and cancellation as tensors."""
 
 import asyncio
 import gc
@@ -26,13 +26,13 @@ def model():
 
 @fixture
 def gate(model):
-    """Stands before each preparation."""
+    """Blocks before each preparation."""
     model.before_preparing = Gate()
     return model.before_preparing
 
 
 def asked(service, *texts, timeout_s=None):
-    """Begin a request; return what becomes of it."""
+    """Begin a request; return its future."""
     result = asyncio.get_running_loop().create_future()
     raw = RawRows({"text": list(texts)}, len(texts))
     request = service.submit(raw, result.set_result, timeout_s)
@@ -49,7 +49,7 @@ async def answered(asked_for):
 
 @on_a_loop
 async def test_texts_are_answered_in_order(model):
-    """Rows of several lengths come back in the order that they were asked in, with metadata."""
+    """Rows of several lengths are returned in the order of the request, with metadata."""
     texts = ["the cat sat on a mat", "cat", "a dog ran", "dog"]
     async with serving(model) as service:
         asked_for = asked(service, *texts)
@@ -70,7 +70,7 @@ async def test_no_rows_are_an_answer(model):
 
 @on_a_loop
 async def test_one_bad_text_fails_its_own_request(model):
-    """What is wrong with a text is its own request's error."""
+    """An invalid text is an error of its own request only."""
     async with serving(model) as service:
         good, bad = asked(service, "cat"), asked(service, "dog", "cat " * 8)
 
@@ -99,7 +99,7 @@ async def test_rows_that_are_prepared_have_their_place(model, gate):
 
 
 def turns_of(service):
-    """Return the numbers of requests that threads take at once, as they take them."""
+    """Return the numbers of requests that threads take at once, in order."""
     pool = service._preparation
     submit = pool._executor.submit
     found = []
@@ -114,7 +114,7 @@ def turns_of(service):
 
 @on_a_loop
 async def test_a_thread_takes_several_short_texts_at_once(model, gate):
-    """What waits while a thread is busy is taken by it together; each has its own answer or error."""
+    """Requests that wait while a thread is busy are taken by it together; each has its own answer or error."""
     async with serving(model) as service:
         turns = turns_of(service)
         first = asked(service, "cat")
@@ -153,7 +153,7 @@ async def test_a_thread_takes_long_texts_by_themselves(model, gate):
 
 @on_a_loop
 async def test_a_deadline_before_the_preparation_is_kept(model, gate):
-    """A request whose time is over while it waits frees its place, and is never prepared."""
+    """A request whose deadline passes while it waits frees its place, and is never prepared."""
     async with serving(model) as service:
         first, late = asked(service, "cat"), asked(service, "dog", timeout_s=0.01)
         await gate.reached()
@@ -169,7 +169,7 @@ async def test_a_deadline_before_the_preparation_is_kept(model, gate):
 
 @on_a_loop
 async def test_a_deadline_during_the_preparation_is_kept(model, gate):
-    """What a thread still prepares for a request that is late is dropped, and never run."""
+    """The inputs that a thread still prepares for a late request are dropped, and never run."""
     async with serving(model) as service:
         late = asked(service, "dog", timeout_s=0.01)
         await gate.reached()
@@ -185,7 +185,7 @@ async def test_a_deadline_during_the_preparation_is_kept(model, gate):
 
 @on_a_loop
 async def test_cancelled_requests_are_not_prepared(model, gate):
-    """Who disconnects while it waits is forgotten."""
+    """A request whose client disconnects while it waits is dropped."""
     async with serving(model) as service:
         first, (gone, _) = asked(service, "cat"), asked(service, "dog")
         await gate.reached()
@@ -200,7 +200,7 @@ async def test_cancelled_requests_are_not_prepared(model, gate):
 
 @on_a_loop
 async def test_who_may_be_gone_makes_room(model, gate):
-    """Where the queue is full a request whose client may have gone is refused first."""
+    """Where the queue is full a request whose client may have disconnected is refused first."""
     async with serving(model, queue_rows=2) as service:
         first, (doubtful, refused) = asked(service, "cat"), asked(service, "dog")
         await gate.reached()
@@ -215,7 +215,7 @@ async def test_who_may_be_gone_makes_room(model, gate):
 
 @on_a_loop
 async def test_the_end_waits_for_what_is_prepared(model, gate):
-    """A service that stops answers the requests that are being prepared."""
+    """When the service stops, requests that are being prepared are answered."""
     async with serving(model) as service:
         request = asked(service, "cat")
         await gate.reached()
@@ -231,7 +231,7 @@ async def test_the_end_waits_for_what_is_prepared(model, gate):
 
 @on_a_loop
 async def test_a_preparation_that_does_not_end_ends_the_process(model, gate):
-    """Native code that does not return is found by its time, and everything is refused."""
+    """Native code that does not return is detected by a timeout, and everything is refused."""
     failures = RecordedFailures()
     async with serving(model, failures, stall_s=0.01) as service:
         request = asked(service, "cat")
@@ -245,7 +245,7 @@ async def test_a_preparation_that_does_not_end_ends_the_process(model, gate):
 
 @on_a_loop
 async def test_an_error_of_the_code_is_the_requests_own(model):
-    """What a preparation raises by mistake reaches its caller, and nobody else."""
+    """An unexpected exception of a preparation reaches its own request, and no other."""
 
     def fail(inputs):
         if inputs["text"] == ["dog"]:
@@ -279,7 +279,7 @@ async def test_panics_are_counted(model):
 
 @on_a_loop
 async def test_a_thread_leaves_a_request_that_has_ended(model):
-    """Between two pieces of its texts a request whose client has gone is dropped, for the next one."""
+    """Between two pieces of its texts a request whose client has disconnected is dropped, for the next one."""
     [reader] = model.preparer.readers
     encode, between, encoded = reader._tokenizer.encode, Gate(), []
 
@@ -303,7 +303,7 @@ async def test_a_thread_leaves_a_request_that_has_ended(model):
 
 @on_a_loop
 async def test_each_piece_has_its_time(model):
-    """A request of many texts is not taken for one that hangs, as long as it gets on."""
+    """A request of many texts does not count as hanging while it makes progress."""
     failures = RecordedFailures()
     [reader] = model.preparer.readers
     encode, pieces = reader._tokenizer.encode, Gate()
@@ -328,14 +328,14 @@ async def test_each_piece_has_its_time(model):
 
 
 class Kept(str):
-    """A text that can be looked for."""
+    """A text that can be found among the garbage collector's objects."""
 
     __slots__ = ("__weakref__",)
 
 
 @mark.parametrize("each", [False, True])
 def test_a_refused_text_is_gone_with_its_answer(each):
-    """Nothing of a request that was refused stays until the garbage collector's next run."""
+    """Nothing of a refused request stays in memory until the garbage collector's next run."""
     texts = [Kept("cat " * 8), Kept("\ud800"), Kept("cat")]
     gone = [weakref.ref(text) for text in texts]
 
@@ -360,7 +360,7 @@ def test_a_refused_text_is_gone_with_its_answer(each):
 
 @on_a_loop
 async def test_an_ended_request_stops_between_rows():
-    """A request of many images that is late takes no thread for the images that are left."""
+    """A late request of many images occupies no thread for its remaining images."""
     model = ImageModel()
     gate = Gate()
     reader = model.preparer.readers[0]
@@ -390,7 +390,7 @@ async def test_an_ended_request_stops_between_rows():
 
 @on_a_loop
 async def test_only_a_row_that_does_not_end_is_a_stall(model, gate):
-    """A request of many rows may take long; what counts is when its thread last began with one."""
+    """A request of many rows may take long; the timeout counts from when its thread last began a row."""
     failures = RecordedFailures()
     async with serving(model, failures, stall_s=1000) as service:
         asked_for = asked(service, "cat")
@@ -413,7 +413,7 @@ async def test_only_a_row_that_does_not_end_is_a_stall(model, gate):
 
 @on_a_loop
 async def test_pixels_are_counted_before_they_are_there():
-    """Small files that become many pixels are refused by the memory budget, and given back at the end."""
+    """Small files that decode to many pixels are refused by the memory budget, and their bytes are released in the end."""
     model = ImageModel()
     row = model.preparer.row_bytes
     async with serving(model, memory_bytes=2 * row) as service:

@@ -1,4 +1,4 @@
-"""The queue, as the plain object that it is: no thread, no clock."""
+"""The queue by itself, without a thread or clock."""
 
 import itertools
 
@@ -98,7 +98,7 @@ def test_what_is_taken_or_discarded_makes_room():
 
 
 def test_a_discarded_task_is_in_no_batch():
-    """A task that was given up is not run; discarding what is not in changes nothing."""
+    """A cancelled task is not run; discarding a task that is not in the queue changes nothing."""
     queue = queue_of()
     first, second, third = offered(queue, task(at=1.0), task(at=2.0), task(at=3.0))
 
@@ -110,7 +110,7 @@ def test_a_discarded_task_is_in_no_batch():
 
 
 def test_without_a_delay_a_lone_task_is_due_at_once():
-    """By default nobody waits for company."""
+    """By default a batch does not wait for more rows."""
     queue = queue_of()
     offered(queue, task(at=5.0))
 
@@ -118,7 +118,7 @@ def test_without_a_delay_a_lone_task_is_due_at_once():
 
 
 def test_the_oldest_task_starts_the_window():
-    """The window is measured from the oldest arrival, whatever came later."""
+    """The delay is measured from the oldest arrival, whatever arrived later."""
     queue = queue_of(max_delay_s=0.002)
     oldest, _ = offered(queue, task(at=5.0), task(at=5.001))
 
@@ -183,7 +183,7 @@ def test_a_task_larger_than_the_plan_is_run_whole():
 
 
 def test_every_task_runs_alone_where_rows_depend_on_each_other():
-    """Tasks of a model that mixes rows never share a batch, nor wait for company."""
+    """Tasks of a model that mixes rows never share a batch, nor wait for others."""
     queue = queue_of(max_delay_s=60.0, no_batching=True)
     tasks = offered(queue, task(2), task(1))
 
@@ -213,7 +213,7 @@ def test_each_of_several_axes_has_its_smallest_size():
 
 @mark.parametrize(("first", "second"), [(3, 7), (7, 3)])
 def test_short_tasks_join_long_ones_where_that_is_cheaper(first, second):
-    """Short rows in the long program's free rows cost less than a run of their own."""
+    """Short rows in free rows of the long program cost less than a separate run."""
     queue = BatchQueue(planners(seq=(4, 8)), capacity_rows=100)
     tasks = offered(queue, task(at=1.0, seq=first), task(at=2.0, seq=second))
 
@@ -286,7 +286,7 @@ steps = st.lists(
 
 
 class Ledger:
-    """Holds a queue to its promises while it is used: what went in, and what came out."""
+    """Checks a queue's invariants while it is used: what was added, and what was taken."""
 
     def __init__(self, planners, **options):
         self._planners = planners
@@ -324,14 +324,14 @@ class Ledger:
         self.taken += batch.tasks
 
     def discard(self, number):
-        """Discard a task that waits, or one that is gone."""
+        """Discard a task that waits, or one that is no longer in the queue."""
         if number < len(self.waiting):
             assert self.queue.discard(self.waiting.pop(number))
         elif self.taken:
             assert not self.queue.discard(self.taken[number % len(self.taken)])
 
     def wait(self):
-        """Let the time pass after which everything is due."""
+        """Advance the clock until everything is due."""
         self._now += 1e6
 
     def _of(self, group):

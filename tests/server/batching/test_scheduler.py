@@ -1,4 +1,4 @@
-"""What runs together, when and on which thread, as requests see it; the rules are test_launch_policy's."""
+"""What runs together, when and on which thread, as requests observe it; the rules are in test_launch_policy."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ from tests.server.fakes import ECHO, FakeModel, Gate, ask, serving
 
 @on_a_loop
 async def test_a_lone_request_is_answered_at_once(model):
-    """Where nobody else asks, a request runs by itself in the smallest bucket."""
+    """Without concurrent requests a request runs by itself in the smallest bucket."""
     async with serving(model) as service:
         assert await sums(asked(service, 7)) == [7.0]
 
@@ -50,7 +50,7 @@ async def test_a_batch_that_is_known_to_be_quick_runs_on_the_loops_own_thread():
 
 @on_a_loop
 async def test_a_program_whose_time_depends_on_its_inputs_never_runs_on_the_loops_thread():
-    """However quick it was when it was measured, it may take for ever on what comes next."""
+    """However quick it was when it was measured, a data-dependent loop may take for ever on the next input."""
     threads = []
     model = FakeModel()
     model.loops = True
@@ -63,7 +63,7 @@ async def test_a_program_whose_time_depends_on_its_inputs_never_runs_on_the_loop
 
 @on_a_loop
 async def test_a_quick_batch_runs_on_the_devices_thread_where_an_entrance_needs_the_loop():
-    """Rows that came by gRPC leave the loop free, and those behind them have the loop again."""
+    """Rows that arrived by gRPC do not block the loop; requests behind them may run inline again."""
     ran_on = []
     model = FakeModel()
     model.before = lambda _: ran_on.append(threading.current_thread().name)
@@ -80,7 +80,7 @@ async def test_a_quick_batch_runs_on_the_devices_thread_where_an_entrance_needs_
 
 @on_a_loop
 async def test_requests_of_one_turn_of_the_loop_share_a_batch(model):
-    """A batch is launched once the loop has taken in all that it has received."""
+    """A batch is launched once the loop has read all requests that it has received."""
     async with serving(model, inline_s=1.0) as service:
         requests = [asked(service, n) for n in (1, 2, 3, 4, 5)]
 
@@ -111,7 +111,7 @@ async def test_rows_run_in_several_batches_where_that_saves_more_than_these_cost
 
 @on_a_loop
 async def test_rows_that_depend_on_each_other_run_in_the_smallest_bucket_that_holds_them():
-    """Their answer must not follow from which program happened to be quicker at start."""
+    """Their answer must not depend on which program happened to be quicker at start."""
     model = FakeModel(buckets=(2, 4), costs={2: 900.0, 4: 10.0}, row_mixing=("padding",))
     async with serving(model) as service:
         assert await sums(asked(service, 1, 2)) == [1.0, 2.0]
@@ -121,7 +121,7 @@ async def test_rows_that_depend_on_each_other_run_in_the_smallest_bucket_that_ho
 
 @on_a_loop
 async def test_what_comes_while_the_device_is_busy_waits_for_it(gate, model):
-    """No batch runs in place while the device's thread has one."""
+    """No batch runs inline while the device's thread has one."""
     async with serving(model) as service:
         first = asked(service, 1)
         await gate.reached()
@@ -136,7 +136,7 @@ async def test_what_comes_while_the_device_is_busy_waits_for_it(gate, model):
 
 @on_a_loop
 async def test_a_device_may_have_several_batches_at_once(model, gate):
-    """With two in flight the second batch is on its way while the first still runs."""
+    """With two concurrent batches the second one is launched while the first still runs."""
     async with serving(model, max_running=2) as service:
         first = asked(service, 1)
         await gate.reached()
@@ -145,7 +145,7 @@ async def test_a_device_may_have_several_batches_at_once(model, gate):
         third = asked(service, 3)
         await begun()
 
-        assert waiting(service) == 1  # the second request's row is with the device
+        assert waiting(service) == 1  # The second request's row is on the device.
         gate.open(runs=3)
         assert [await sums(each) for each in (first, second, third)] == [[1.0], [2.0], [3.0]]
 
@@ -166,7 +166,7 @@ async def test_requests_wait_for_company_where_they_are_told_to(model):
 
 @on_a_loop
 async def test_a_request_without_company_is_run_when_its_delay_is_over(model):
-    """A window that nobody else joins closes by itself."""
+    """A delay without further requests ends by itself."""
     async with serving(model, queue_delay_s=0.001) as service:
         assert await sums(asked(service, 1)) == [1.0]
         assert await sums(asked(service, 2, 3)) == [2.0, 3.0]

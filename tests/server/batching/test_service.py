@@ -26,7 +26,7 @@ from tests.server.fakes import ECHO, FakeModel, RecordedFailures, ask, serving
 
 @on_a_loop
 async def test_a_body_is_freed_with_its_answer(model):
-    """What a request holds does not wait for the next look for garbage: bodies are large."""
+    """A request's memory is freed at once, without the garbage collector: bodies are large."""
     gc.collect()
     gc.disable()
     try:
@@ -47,7 +47,7 @@ async def test_a_body_is_freed_with_its_answer(model):
 
 @on_a_loop
 async def test_an_answer_that_nobody_can_take_leaves_its_batch_mates_theirs(model, caplog):
-    """A caller's own failure to take its answer is logged, and the others get theirs."""
+    """An exception in a caller's callback is logged, and the other callers get their results."""
 
     def broken(_):
         raise RuntimeError("gone")
@@ -114,12 +114,12 @@ async def test_every_caller_gets_its_own_rows():
         await asyncio.gather(*(client(service) for _ in range(200)))
 
     assert wrong == []
-    assert len(model.ran) < 10_000  # they shared batches
+    assert len(model.ran) < 10_000  # They shared batches.
 
 
 @on_a_loop
 async def test_an_answer_says_how_it_came_about(model, gate):
-    """Evidence names the bucket, its padding, and where the time went."""
+    """The metadata name the bucket, its padding, and how long each part took."""
     async with serving(model) as service:
         first = asked(service, 1)
         await gate.reached()
@@ -154,7 +154,7 @@ def test_evidence_of_a_split_request_covers_all_its_batches(model):
 
 @on_a_loop
 async def test_inputs_that_do_not_fit_never_reach_the_queue(model):
-    """A request is compared with the signature before it joins anybody."""
+    """A request is checked against the signature before it shares a batch."""
     async with serving(model) as service:
         with raises(SignatureMismatch):
             await ask(service, {"x": np.zeros((1, 3), np.float32)})
@@ -184,7 +184,7 @@ async def test_the_row_limit_is_exact(model, limits):
 
 @on_a_loop
 async def test_a_full_queue_refuses_at_once(model, gate):
-    """Rows that do not fit are refused whole; those that wait are answered, and make room."""
+    """Rows beyond the queue's capacity are refused whole; those that wait are answered, and free their places."""
     async with serving(model, queue_rows=5) as service:
         first = asked(service, 1)
         await gate.reached()
@@ -202,7 +202,7 @@ async def test_a_full_queue_refuses_at_once(model, gate):
 
 @on_a_loop
 async def test_who_may_have_gone_makes_way_where_the_queue_is_full(model, gate):
-    """Requests whose clients may have gone are refused, the oldest first, as far as room is needed."""
+    """Requests whose clients may have disconnected are refused, the oldest first, as far as room is needed."""
     async with serving(model, queue_rows=5) as service:
         running = asked(service, 1)
         await gate.reached()
@@ -228,7 +228,7 @@ async def test_who_may_have_gone_makes_way_where_the_queue_is_full(model, gate):
 
 @on_a_loop
 async def test_a_client_that_floods_overtakes_nobody(model, gate):
-    """A request waits for what was there before it; what comes behind it comes later."""
+    """A request waits for those before it; those behind it run later, however many they are."""
     async with serving(model) as service:
         first = asked(service, 0)
         await gate.reached()
@@ -247,7 +247,7 @@ async def test_a_client_that_floods_overtakes_nobody(model, gate):
 
 @on_a_loop
 async def test_nothing_is_answered_before_a_model_is_open(model):
-    """A service without a model says that it is loading, then answers."""
+    """A service without a model reports that it is loading, then answers."""
     service = Service(Limits(), RecordedFailures())
     with raises(NotReady) as refusal:
         await ask(service, rows(1))
@@ -268,7 +268,7 @@ async def test_nothing_is_answered_before_a_model_is_open(model):
 
 @on_a_loop
 async def test_draining_refuses_the_new_and_answers_what_is_in(model, gate):
-    """Requests that fly and requests that wait are answered; only then is the service drained."""
+    """Running and waiting requests are answered; only then is the service drained."""
     async with serving(model) as service:
         flying = asked(service, 1)
         await gate.reached()
@@ -307,7 +307,7 @@ async def test_draining_waits_for_requests_that_wait_for_company(model):
 
 @on_a_loop
 async def test_a_service_without_requests_is_drained(model):
-    """Where nobody waits there is nothing to wait for, before, between and after requests."""
+    """A drain without unanswered requests ends at once: while loading, and after requests."""
     loading = Service(Limits(), RecordedFailures())
     await loading.drained()
     async with serving(model) as service:
@@ -319,7 +319,7 @@ async def test_a_service_without_requests_is_drained(model):
 
 @on_a_loop
 async def test_a_service_that_was_stopped_while_loading_stays_so(model):
-    """A model that is open only after the stop answers nobody."""
+    """A model that is loaded only after the stop answers no request."""
     service = Service(Limits(), RecordedFailures())
     service.stop()
     service.open(model)
@@ -332,7 +332,7 @@ async def test_a_service_that_was_stopped_while_loading_stays_so(model):
 
 @on_a_loop
 async def test_a_service_that_failed_does_not_become_one_that_stops(model):
-    """A failed service stays failed when it is drained, so that the process ends as one."""
+    """A failed service is still failed after a drain, so that the process exits as failed."""
     model.broken = ExecutionError("b1: gone")
     async with serving(model, failures=1) as service:
         with raises(ExecutionError):

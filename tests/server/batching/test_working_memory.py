@@ -12,7 +12,7 @@ SOME = 2 * FREE_BYTES
 
 
 def test_what_threads_take_is_counted():
-    """Bodies find less room while an image is decoded, and all of it again afterwards."""
+    """Less of the budget is available to bodies while an image is decoded, and all of it again afterwards."""
     budget = MemoryBudget(SOME + 100)
     memory = WorkingMemory(budget)
 
@@ -25,7 +25,7 @@ def test_what_threads_take_is_counted():
 
 
 def test_small_images_are_not_counted():
-    """What is little takes no place and waits for none."""
+    """Small amounts are not counted, and do not wait."""
     budget = MemoryBudget(1)
 
     with WorkingMemory(budget).taken(FREE_BYTES):
@@ -61,7 +61,7 @@ def test_another_one_waits_until_it_fits():
 
 
 def test_small_images_do_not_overtake_a_large_one():
-    """What comes later waits behind an image that does not fit yet, so that this has its turn."""
+    """Later requests wait behind an image that does not fit yet, so that it gets its turn."""
     memory = WorkingMemory(MemoryBudget(2 * SOME))
     order = []
 
@@ -86,7 +86,7 @@ def test_small_images_do_not_overtake_a_large_one():
 
 
 def test_an_error_gives_memory_back():
-    """An image that turns out to be damaged takes nothing any more."""
+    """A damaged image releases its memory."""
     budget = MemoryBudget(SOME)
 
     with raises(ValueError, match="damaged"), WorkingMemory(budget).taken(SOME):

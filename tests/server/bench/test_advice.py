@@ -1,4 +1,4 @@
-"""What a load test recommends, by the counts of the server that it asked."""
+"""What a load test recommends, from the counters of the server that it measured."""
 
 from pytest import approx
 
@@ -13,7 +13,7 @@ def counts(runs, rows, sizes=()):
 
 
 def advice(found, **changed):
-    """Return the recommendations for one process on two cores, but for what is changed."""
+    """Return the recommendations for one process on two cores, with some arguments changed."""
     plain = {"requests": 10_000, "seconds": 2.0, "under_way": 64, "buckets": BUCKETS}
     return advise(found, **{**plain, "cores": 2, "processes": 1, **changed})
 
@@ -32,7 +32,7 @@ def test_a_process_for_each_core_where_programs_take_little():
 
 
 def test_programs_that_take_all_gain_what_their_threads_did_not():
-    """Where most of a request is its program's, processes gain less: its threads had all cores already."""
+    """Where most of a request is its program's, processes gain less: its threads used all cores already."""
     processes, _, _ = advice(counts({64: (160, 1.95)}, 10_000))
 
     assert processes == (
@@ -42,7 +42,7 @@ def test_programs_that_take_all_gain_what_their_threads_did_not():
 
 
 def test_no_process_more_where_there_is_hardly_another_core():
-    """What one process more would gain is not worth its memory."""
+    """One process more is not recommended where its gain is not worth its memory."""
     processes, _, _ = advice(counts({64: (160, 7.8)}, 10_000), cores=5, processes=4)
 
     assert processes == (
@@ -52,14 +52,14 @@ def test_no_process_more_where_there_is_hardly_another_core():
 
 
 def test_what_the_server_chose_by_measuring_stands():
-    """A server that chose its number of processes has measured what a load cannot tell."""
+    """Processes are not recommended to a server with `--processes auto`, which has measured more than a load test can."""
     processes, _, _ = advice(SMALL, chosen="one core may be used")
 
     assert processes == "processes: 1, as the server chose, since one core may be used"
 
 
 def test_no_process_more_than_cores():
-    """A server that has a process for each core is not told to have more."""
+    """More processes are not recommended to a server that has one for each core."""
     processes, _, _ = advice(SMALL, processes=2)
 
     assert processes == (
@@ -80,7 +80,7 @@ def test_a_delay_where_batches_are_small_and_dear():
 
 
 def test_no_delay_where_batches_are_full():
-    """Batches that have all rows that are under way gain nothing by waiting."""
+    """Waiting is not recommended where batches contain all concurrent rows already."""
     _, delay, _ = advice(counts({64: (156, 1.0)}, 9_984))
 
     assert delay == (
@@ -112,7 +112,7 @@ def test_no_buckets_where_little_is_padding():
 
 
 def test_nothing_is_recommended_where_nothing_was_answered():
-    """A server that answered nothing is not judged by it."""
+    """No advice is given for a server that answered nothing."""
     assert advice(counts({}, 0), requests=0) == [
         "nothing was answered, so nothing can be recommended"
     ]

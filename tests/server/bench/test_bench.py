@@ -73,7 +73,7 @@ def test_a_bundle_that_is_not_there_is_one_line(capsys, tmp_path):
 @mark.parametrize("run", [main, doctor.main])
 def test_a_url_is_no_bundle_here(run, capsys):
     """
-    What asks a server about a bundle reads it here: a URL is refused with what copies it.
+    A bundle's URL is refused with the command that copies it, since the bundle is read on this machine.
     """
     with raises(SystemExit) as caught:
         run(["--bundle", "gs://bucket/iris"], {})

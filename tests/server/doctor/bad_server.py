@@ -1,4 +1,4 @@
-"""Serves sums of rows the way Vertex AI likes it, but for one fault: `bad_server.py FAULT`."""
+"""Serves sums of rows as Vertex AI requires, with one fault: `bad_server.py FAULT`."""
 
 import base64
 import http.server
@@ -78,13 +78,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_):
-        """Return nothing, or what is no error where errors go."""
+        """Log nothing; with the fault `noisy`, log a line to stderr that is no error."""
         if FAULT == "noisy":
             print("INFO: answered", file=sys.stderr, flush=True)
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Waits, when it stops, for what is being answered."""
+    """On shutdown, waits for requests that are being answered."""
 
     daemon_threads = False
     request_queue_size = 128

@@ -28,7 +28,7 @@ CHECKS = [
 
 
 def findings(fault, **times):
-    """Examine a server with a fault; return the findings by their checks."""
+    """Check a server with a fault; return the findings by their checks."""
     found = examine(
         [sys.executable, str(BAD), fault],
         os.environ,
@@ -65,7 +65,7 @@ def test_a_good_server_passes():
     ],
 )
 def test_a_server_that_never_gets_traffic_is_asked_nothing_more(fault, times, check, seen):
-    """Where Vertex would give up, so does the doctor, and says what it saw."""
+    """The doctor stops where Vertex would, and reports what it observed."""
     found = list(findings(fault, **times).values())
 
     assert (found[-1].check, found[-1].ok, found[-1].observed) == (check, False, seen)
@@ -91,7 +91,7 @@ def test_a_server_that_never_gets_traffic_is_asked_nothing_more(fault, times, ch
     ],
 )
 def test_a_fault_is_found(fault, times, check, seen):
-    """Every check fails for a server that is wrong in just that, and only where it is wrong."""
+    """Each check fails for a server with its fault, and others only where they depend on it."""
     found = findings(fault, **times)
 
     assert seen in found[check].observed
@@ -105,7 +105,7 @@ def test_a_fault_is_found(fault, times, check, seen):
 
 
 def test_health_checks_may_go_unanswered_three_times():
-    """Vertex stops the traffic after four bad answers in a row, and so far the doctor waits."""
+    """Vertex stops the traffic after four bad responses in a row, and the doctor waits that long."""
     found = findings("slow at first", health=0.5)
 
     assert [f for f in found.values() if not f.ok] == []
@@ -131,7 +131,7 @@ def test_an_instance_that_passes_no_endpoint_is_not_asked_for_there():
 
 @mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_doctor_that_is_stopped_ends_its_server(classifier_bundle, tmp_path, number, status):
-    """Whoever stops the doctor leaves no server behind."""
+    """When the doctor is interrupted no server is left running."""
     noted = tmp_path / "pid"
     server = f"echo $$ > {noted}; echo started >&2; exec {sys.executable} {BAD} unready"
     command = [sys.executable, "-m", "server", "doctor", "--bundle", classifier_bundle]
@@ -253,7 +253,7 @@ def test_a_plan_needs_no_server(classifier_bundle, capsys):
 
 @fixture
 def ours(classifier_bundle, capsys, monkeypatch):
-    """Runs the doctor on our own server; return the exit status and what was printed."""
+    """Run the doctor on our own server; return the exit status and the output."""
     monkeypatch.chdir(ROOT)
 
     def run(*options, bundle=classifier_bundle):
@@ -266,7 +266,7 @@ def ours(classifier_bundle, capsys, monkeypatch):
 
 
 def test_our_own_server_passes(ours):
-    """What is written of the checks is true of the server that this project is."""
+    """The documented checks pass for this project's server."""
     status, lines = ours()
 
     assert [line for line in lines if line.startswith("FAIL")] == []
@@ -276,7 +276,7 @@ def test_our_own_server_passes(ours):
 
 
 def test_our_own_server_passes_with_texts(ours, sentence_bundle):
-    """A bundle of texts is asked for by a batch of each format besides."""
+    """A bundle of texts gets one more batch request of each format."""
     status, lines = ours(bundle=sentence_bundle)
 
     formats = ["JSON lines", "CSV", "BigQuery", "TFRecord", "file list"]
@@ -339,7 +339,7 @@ def test_a_failure_says_what_vertex_would_have_done(ours):
 
 
 def test_a_wrong_bundle_and_a_wrong_command_are_one_line(classifier_bundle, tmp_path, capsys):
-    """What is wrong before any server runs has exit statuses of its own."""
+    """Errors before any server runs have exit statuses of their own."""
     assert doctor.main(["--bundle", str(tmp_path / "none")], {}) == 3
     assert capsys.readouterr().err.startswith(f"error: bundle {tmp_path}/none: expected a dir")
     assert doctor.main(["--bundle", str(classifier_bundle), "--", "no-such-command"], {}) == 2

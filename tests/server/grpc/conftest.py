@@ -1,4 +1,4 @@
-"""Tests of calls run before each front."""
+"""Tests of gRPC calls, each run with both fronts."""
 
 from pytest import fixture
 
@@ -7,7 +7,7 @@ from tests.server.grpc_harness import FRONTS, GrpcHarness
 
 @fixture(params=FRONTS, scope="module")
 def front(request):
-    """Have harnesses make this front; return its name."""
+    """Make harnesses use this front; return its name."""
     before, GrpcHarness.front = GrpcHarness.front, request.param
     yield request.param
     GrpcHarness.front = before
@@ -15,7 +15,7 @@ def front(request):
 
 @fixture
 def calls():
-    """Makes servers that end with the test."""
+    """Make servers that end with the test."""
     made = []
 
     def make(*arguments, **options):

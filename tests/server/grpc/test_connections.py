@@ -1,4 +1,4 @@
-"""A port that another library has opened is left without its help."""
+"""A listening port and its connections, which a library opened without access to them."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ GOAWAY = bytes.fromhex("000008 07 00 00000000 7fffffff 00000000")
 
 @fixture
 def port():
-    """Returns a port that listens, and the two ends of a connection to it."""
+    """Return a listening port, and the two ends of a connection to it."""
     with contextlib.ExitStack() as stack:
         listener = socket.create_server(("127.0.0.1", 0))
         stack.callback(listener.detach)  # it is closed by the test
@@ -26,7 +26,7 @@ def port():
 
 
 def test_a_port_that_is_left_announces_it_and_still_answers(port):
-    """Clients read that their connection ends, and it goes on; others are refused."""
+    """Clients receive a GOAWAY while their connections stay open; new connections are refused."""
     address, here, client = port
     here.sendall(b"answer")
 
@@ -43,7 +43,7 @@ def test_a_port_that_is_left_announces_it_and_still_answers(port):
 
 
 def test_a_client_that_takes_nothing_has_no_frame_cut(port):
-    """Where the socket is full the library may have sent a part of a frame: nothing is put behind it."""
+    """When the socket is full the library may have sent a part of a frame: no GOAWAY is written behind it."""
     address, here, client = port
     here.setblocking(False)
     sent = 0
@@ -61,7 +61,7 @@ def test_a_client_that_takes_nothing_has_no_frame_cut(port):
 
 
 def test_connections_end_with_their_clients_and_no_others(port):
-    """A client's connection is not ended before its time is over; other ports' never."""
+    """A client's connection is not shut down before its deadline; connections of other ports never are."""
     address, here, _ = port
     announce_end(address[1])
     with (
@@ -74,7 +74,7 @@ def test_connections_end_with_their_clients_and_no_others(port):
             ending = asyncio.create_task(end(address[1], 30))
             await asyncio.sleep(0)
             assert not ending.done()
-            here.close()  # as a library does that has read its client's end
+            here.close()  # as a library does that has read the client's end of stream
             await ending
 
         asyncio.run(closed_by_the_client())
@@ -84,7 +84,7 @@ def test_connections_end_with_their_clients_and_no_others(port):
 
 
 def test_a_client_that_does_not_close_is_not_waited_for_for_ever(port):
-    """What was sent to it is still read, and then the end."""
+    """The client still reads what was sent to it, and then the end of the stream."""
     address, here, client = port
     here.sendall(b"answer")
 

@@ -34,7 +34,7 @@ LIMIT = 1 << 20
 
 @fixture
 def play():
-    """Plays a scene before a server that is ready; afterwards nothing is counted any more."""
+    """Run a scenario against a server that is ready; afterwards no call or byte is counted any more."""
 
     def run(scene, **config):
         async def whole():
@@ -85,7 +85,7 @@ def test_answers_that_are_ready_together_leave_in_one_write(play):
 
 @mark.parametrize("path", [INFER, STREAM, f"/{HEALTH}/Check"])
 def test_a_message_that_never_comes_whole_ends_its_call(play, path):
-    """A call whose message makes no progress is refused in the end, and frees what it occupied."""
+    """A call whose message makes no progress is refused in the end, and its memory is freed."""
 
     async def scene(server):
         client = Client(server)
@@ -104,7 +104,7 @@ def test_a_message_that_never_comes_whole_ends_its_call(play, path):
 
 
 def test_a_message_that_makes_progress_is_waited_for(play):
-    """A large message may take any time, as long as 64 kB of it come each minute."""
+    """A large message may take any time, as long as 64 kB of it arrive each minute."""
 
     async def scene(server):
         client = Client(server)
@@ -144,7 +144,7 @@ def test_messages_that_arrive_are_counted_and_bounded(play):
 
 
 def test_an_answer_that_nobody_reads_ends_its_call(play):
-    """A client that opens no window for its answer loses the call, and the answer is freed."""
+    """A call whose client opens no flow-control window for its response is reset, and the response is freed."""
 
     async def scene(server):
         client = Client(server, {ngh2.Setting.INITIAL_WINDOW_SIZE: 0})
@@ -159,7 +159,7 @@ def test_an_answer_that_nobody_reads_ends_its_call(play):
 
 
 def test_a_client_that_reads_nothing_is_not_read_from(play):
-    """While written bytes wait in the socket, no more are read; a minute later the connection ends."""
+    """While written bytes wait in the socket, no more are read; a minute later the connection is closed."""
 
     async def scene(server):
         client = Client(server)
@@ -180,7 +180,7 @@ def test_a_client_that_reads_nothing_is_not_read_from(play):
 
 
 def test_a_call_that_is_answered_early_stops_its_client(play):
-    """A call that is refused before its message is whole has its status, and then no more is sent."""
+    """A call that is refused before its message is complete gets its status, and its client stops sending."""
 
     async def scene(server):
         client = Client(server)
@@ -190,7 +190,7 @@ def test_a_call_that_is_answered_early_stops_its_client(play):
         assert client.statuses[stream] == 8
         assert client.texts[stream] == f"message: expected at most {LIMIT} bytes, got {2**32 - 1}"
         assert client.connection._calls == {}
-        # What was on its way costs the connection nothing: another call is answered.
+        # Bytes that were in flight do no harm to the connection: another call is answered.
         other = client.call(f"/{HEALTH}/Check", frame(b""))
         client.exchange()
         assert client.statuses[other] == 0
@@ -200,7 +200,7 @@ def test_a_call_that_is_answered_early_stops_its_client(play):
 
 @mark.parametrize("pending", [0, MAX_PENDING])
 def test_calls_that_are_reset_leave_the_window_to_others(play, monkeypatch, pending):
-    """What a client has sent of calls that it resets, read or not, does not use up its connection."""
+    """What a client has sent for calls that it resets, read or not, does not use up the connection's window."""
     monkeypatch.setattr(http2_call, "MAX_PENDING", pending)
 
     async def scene(server):
@@ -218,7 +218,7 @@ def test_calls_that_are_reset_leave_the_window_to_others(play, monkeypatch, pend
 
 
 def test_calls_beyond_the_limit_are_refused_by_the_protocol(play):
-    """A client that ignores how many calls it may have is told that those beyond were not begun."""
+    """Calls beyond the limit of concurrent streams are refused with REFUSED_STREAM: they were not begun."""
 
     async def scene(server):
         client = Client(server)
@@ -235,7 +235,7 @@ def test_calls_beyond_the_limit_are_refused_by_the_protocol(play):
     [(":method", b"GET", "HTTP 415"), ("content-type", b"text/html", "HTTP 415")],
 )
 def test_what_is_no_call_is_refused_by_http(play, field, value, status):
-    """A browser that asks gets an HTTP status, as gRPC has it."""
+    """A request from a browser gets an HTTP status, as the gRPC specification says."""
 
     async def scene(server):
         client = Client(server)
@@ -259,7 +259,7 @@ def test_what_is_no_call_is_refused_by_http(play, field, value, status):
     ],
 )  # fmt: skip
 def test_headers_that_cannot_be_met_refuse_a_call(play, fields, status, text):
-    """A time or an encoding that is none is refused before the message is read."""
+    """An invalid timeout or encoding is refused before the message is read."""
 
     async def scene(server):
         client = Client(server)
@@ -271,7 +271,7 @@ def test_headers_that_cannot_be_met_refuse_a_call(play, fields, status, text):
 
 
 def test_a_connection_that_is_silent_is_pinged_and_then_closed(play):
-    """A client that vanished is noticed; one that answers the ping stays."""
+    """A connection that does not answer a ping is closed; one that answers stays open."""
 
     async def scene(server):
         client, gone = Client(server), Client(server)
@@ -290,7 +290,7 @@ def test_a_connection_that_is_silent_is_pinged_and_then_closed(play):
 
 
 def test_a_connection_without_http2_is_closed(play):
-    """One that sends nothing, and one that speaks HTTP/1, take no place for long."""
+    """A connection that sends nothing, or HTTP/1, is closed soon."""
 
     async def scene(server):
         nothing, other = Client(server), Client(server)
@@ -306,7 +306,7 @@ def test_a_connection_without_http2_is_closed(play):
 
 @mark.parametrize("config", [{"grpc_max_connection_age_s": 100.0}, {}], ids=["old", "idle"])
 def test_a_connection_that_is_old_or_idle_is_closed_after_its_calls(play, monkeypatch, config):
-    """Its client is told to open another one, and has its calls answered before."""
+    """Its client receives a GOAWAY, so that it opens another one, and its calls are answered first."""
     monkeypatch.setattr(http2_connection, "NOTICE_S", 0.0)
 
     async def scene(server):
@@ -344,7 +344,7 @@ def test_connections_beyond_the_limit_are_closed(play):
 
 
 def test_a_connection_that_arrives_as_the_server_stops_is_closed(play):
-    """One that was accepted just before the port was closed does not keep the server."""
+    """A connection that was accepted just before the port was closed does not delay the server's end."""
 
     async def scene(server):
         await server.leave(30)
@@ -356,7 +356,7 @@ def test_a_connection_that_arrives_as_the_server_stops_is_closed(play):
 
 
 def test_a_client_that_goes_leaves_nothing_behind(play):
-    """Calls of a connection that is lost are cancelled, and what they occupied is free."""
+    """Calls of a lost connection are cancelled, and their memory is freed."""
 
     async def scene(server):
         client = Client(server)
@@ -389,7 +389,7 @@ def test_a_flood_of_bad_messages_is_answered_one_by_one(play):
 
 
 def test_a_service_that_is_not_ready_refuses():
-    """Before there is a model calls are refused for now, as over the other front."""
+    """While no model is loaded calls are refused with UNAVAILABLE, as over the other front."""
 
     async def scene():
         service = Service(ServerConfig(bundle="b").limits, RecordedFailures())

@@ -31,13 +31,13 @@ def grpc_server():
 
 @fixture(autouse=True)
 def _still_answers(grpc_server):
-    """After every test a good request gets its answer."""
+    """After every test a good request gets its response."""
     yield
     assert grpc_server.ask(3) == [3.0]
 
 
 def test_an_answer_carries_its_request_s_id_and_the_model(grpc_server):
-    """An answer says which model gave it, to which request, and what its outputs are."""
+    """A response names the model, the request's id, and the outputs."""
     answer = grpc_server.infer(rows(1, 2, identity="a request"), timeout=30)
 
     output = pb.ModelInferResponse.InferOutputTensor(name="y", datatype="FP32", shape=[2])
@@ -88,7 +88,7 @@ TYPED = [
 
 @fixture(scope="module")
 def passing_on():
-    """A server for each dtype, before a model that gives back what came in."""
+    """A server for each dtype, with a model that returns its inputs."""
     made = {}
 
     def make(dtype):
@@ -116,7 +116,7 @@ def typed(dtype, field, values):
 
 @mark.parametrize(("dtype", "field", "values"), TYPED, ids=[dtype for dtype, _, _ in TYPED])
 def test_typed_contents_are_read(passing_on, dtype, field, values):
-    """Typed contents give the same tensor as bytes do, their extremes included."""
+    """Typed contents make the same tensor as bytes do, their extremes included."""
     answer = passing_on(dtype).infer(typed(dtype, field, values), timeout=30)
 
     assert array_of(answer, "y", dtype).tolist() == [values]
@@ -235,12 +235,12 @@ BAD = [
 
 @mark.parametrize(("message", "status", "text"), BAD)
 def test_what_is_not_a_request_is_refused(grpc_server, message, status, text):
-    """Everything that does not fit is refused, in words that say what was expected."""
+    """Everything that does not fit is refused with a message that says what was expected."""
     assert refused(lambda: grpc_server.infer(message, timeout=30)) == (status, text)
 
 
 def test_outputs_come_as_they_are_asked_for(calls):
-    """Only the outputs that are named come back, in that order; masks may be left out."""
+    """Only the requested outputs are returned, in that order; masks may be left out."""
     grpc_server = calls(FakeModel(signature=ECHO))
     ids = np.array([[5, 6, 7]], np.int32)
 
@@ -254,7 +254,7 @@ def test_outputs_come_as_they_are_asked_for(calls):
 
 
 def test_no_rows_are_answered_by_no_rows(grpc_server):
-    """A batch of 0 gives outputs of 0 rows."""
+    """A batch of 0 returns outputs of 0 rows."""
     answer = grpc_server.infer(rows(), timeout=30)
 
     assert list(answer.outputs[0].shape) == [0]
@@ -262,7 +262,7 @@ def test_no_rows_are_answered_by_no_rows(grpc_server):
 
 
 def test_an_answer_names_its_evidence_when_asked(grpc_server):
-    """With `evidence` an answer tells the bundle, the bucket, the padding and the times."""
+    """With `evidence` a response reports the bundle, the bucket, the padding and the times."""
     answer = grpc_server.infer(rows(1, 2, 3, evidence=("bool", True)), timeout=30)
 
     metadata = {
@@ -300,7 +300,7 @@ def test_a_compressed_message_is_limited_by_what_it_holds(grpc_server):
 
 
 def test_large_tensors_are_read_and_written_on_another_thread(calls):
-    """A message beyond what is handled on the loop is answered all the same."""
+    """A message too large to be handled on the loop is answered all the same."""
     wide = Signature(
         inputs=(TensorSpec(name="x", dtype="float32", shape=("_", 100_000)),),
         outputs=(TensorSpec(name="y", dtype="float32", shape=("_", 100_000)),),
@@ -321,7 +321,7 @@ def failing(error):
 
 
 def test_an_internal_error_tells_nothing(calls, caplog):
-    """What goes wrong inside is logged, under the id that the client is given."""
+    """An internal error is logged, with the id that the client receives."""
     grpc_server = calls(failing(ValueError("secret /etc/passwd")))
 
     with raises(grpc.RpcError) as error:
@@ -335,7 +335,7 @@ def test_an_internal_error_tells_nothing(calls, caplog):
 
 
 def test_an_internal_error_is_logged_with_the_callers_trace(calls, caplog):
-    """A call's trace, or its own name for itself, comes in its metadata."""
+    """A call's trace id, or its own request id, is read from its metadata."""
     grpc_server = calls(failing(ValueError("secret")))
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     metadata = (("traceparent", f"00-{trace}-00f067aa0ba902b7-01"), ("x-request-id", "mine"))
@@ -371,14 +371,14 @@ def test_an_id_that_is_unfit_for_a_log_is_replaced(calls, caplog):
     ],
 )
 def test_the_device_s_errors_have_their_status(calls, error, status, text):
-    """Want of memory may pass; any other failure of the device is internal."""
+    """Out of memory is retryable; any other failure of the device is internal."""
     grpc_server = calls(failing(error))
 
     assert refused(lambda: grpc_server.infer(rows(1), timeout=30)) == (status, text)
 
 
 def test_a_full_queue_refuses_before_grpc_does(calls):
-    """Beyond the rows that may wait a request is refused at once, and may be tried again."""
+    """Beyond the queue's capacity a request is refused at once, as retryable."""
     model = FakeModel(buckets=(1,))
     model.before = gate = Gate()
     grpc_server = calls(model, limits={"queue_rows": 2}, max_queue_rows=2)
@@ -398,7 +398,7 @@ def test_a_full_queue_refuses_before_grpc_does(calls):
 
 @mark.parametrize("how", ["unary", "stream"])
 def test_a_refused_message_is_let_go_of(calls, how):
-    """What is refused does not wait for the next look for garbage: messages are large."""
+    """A refused message is freed at once, without the garbage collector: messages are large."""
     grpc_server = calls(FakeModel())
     size = 1 << 20
     bad = request({"x": np.zeros((1, size // 4), np.float32)}).SerializeToString()

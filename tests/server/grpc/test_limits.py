@@ -1,4 +1,4 @@
-"""What the gRPC server holds for clients, and what they are answered where that is too much."""
+"""The memory that the gRPC server holds for clients, and the errors beyond its limits."""
 
 import asyncio
 import collections
@@ -34,7 +34,7 @@ def grpc_server():
 
 
 class Silent:
-    """Calls of one connection that begin, and send no message until they are asked to."""
+    """Calls of one connection that begin, and send no message until the test says so."""
 
     def __init__(self, grpc_server, count):
         self._go = threading.Event()
@@ -57,7 +57,7 @@ class Silent:
 
 
 async def burst(port, count, channels):
-    """Call for each number at once; count what comes of it."""
+    """Call for each number at once; count the results."""
     found = collections.Counter()
     made = [
         grpc.aio.insecure_channel(
@@ -83,12 +83,12 @@ async def burst(port, count, channels):
 
 
 def test_a_burst_of_calls_is_answered(grpc_server):
-    """Calls that come at once, as many as the queue takes, all get the answers that are theirs."""
+    """Concurrent calls, as many as the queue takes, all get their own responses."""
     assert asyncio.run(burst(grpc_server.port, 3600, channels=24)) == {True: 3600}
 
 
 def test_calls_that_never_send_their_message_hold_up_nobody(grpc_server):
-    """Another connection is answered while one has more such calls than may send at once."""
+    """A call of another connection is answered while one connection has more such calls than may send at once."""
     silent = Silent(grpc_server, 3 * SLOTS)
 
     assert grpc_server.ask(7) == [7.0]
@@ -96,7 +96,7 @@ def test_calls_that_never_send_their_message_hold_up_nobody(grpc_server):
 
 
 def test_a_stop_refuses_calls_whose_message_has_not_come(grpc_server):
-    """Calls that have sent no message are answered that the server stops, and do not hold it up."""
+    """Calls that have sent no message are refused when the server stops, and do not delay it."""
     silent = Silent(grpc_server, SLOTS + 2)
 
     grpc_server.running.wait(grpc_server.server.stop(30))
@@ -107,7 +107,7 @@ def test_a_stop_refuses_calls_whose_message_has_not_come(grpc_server):
 
 
 def test_a_large_answer_is_counted_until_it_is_sent(grpc_server):
-    """Answers beyond what is not counted are held while they are sent, and then no more."""
+    """Bytes of responses beyond the free amount are counted while they are sent, and released afterwards."""
     numbers = range(1000)
     large = rows(*numbers, identity="i" * 2 * FREE_BYTES)
 
@@ -117,7 +117,7 @@ def test_a_large_answer_is_counted_until_it_is_sent(grpc_server):
 
 
 def test_an_answer_that_may_not_wait_is_refused(grpc_server):
-    """Where answers that nobody reads are too many already, a large one is UNAVAILABLE."""
+    """Where unread responses take too much memory already, a large one is refused with UNAVAILABLE."""
     most = grpc_server.service.memory._limit
     grpc_server.service.memory.size = most - FREE_BYTES
 
@@ -131,7 +131,7 @@ def test_an_answer_that_may_not_wait_is_refused(grpc_server):
 
 
 def test_answers_of_a_stream_are_counted_beyond_the_first():
-    """What a client has not read is held, but for a little of each stream."""
+    """Bytes that a client has not read are counted, except for a small amount of each stream."""
     budget = MemoryBudget(1)
     unread = Unread(budget)
 
@@ -146,7 +146,7 @@ def test_answers_of_a_stream_are_counted_beyond_the_first():
 
 
 def test_answers_of_all_streams_are_bounded():
-    """An answer that is too much is refused, and not counted."""
+    """A response beyond the limit is refused, and not counted."""
     budget = MemoryBudget(1)
     budget.size = most = 1 << 29
     unread = Unread(budget)
@@ -165,19 +165,19 @@ async def settled():
 
 
 async def endless(read):
-    """Return requests without end, and count them."""
+    """Yield requests without end, and record them."""
     while True:
         read.append(b"request")
         yield read[-1]
 
 
-async def nobody(_):
-    """Be a client that reads nothing."""
+async def never_returns(_):
+    """Never return, as a write to a client that does not read."""
     await asyncio.Event().wait()
 
 
 def stream_of(size, write, expected=0):
-    """Make a stream whose answers have so many bytes; returns it and what counts them."""
+    """Make a stream whose responses have so many bytes; return it and the counter of unread bytes."""
     unread = Unread(MemoryBudget(1 << 30))
 
     async def answer(_):
@@ -188,11 +188,11 @@ def stream_of(size, write, expected=0):
 
 
 def test_large_answers_that_nobody_reads_hold_up_requests():
-    """A stream reads no request whose answer would be too much to wait with the others."""
+    """A stream reads no request whose response would exceed the limit of unread bytes."""
 
     async def run(**options):
         read = []
-        stream, unread = stream_of(UNREAD // 4, nobody, **options)
+        stream, unread = stream_of(UNREAD // 4, never_returns, **options)
         running = asyncio.ensure_future(stream.run(endless(read)))
         await settled()
         running.cancel()
@@ -204,10 +204,10 @@ def test_large_answers_that_nobody_reads_hold_up_requests():
 
 
 def test_a_stream_whose_client_reads_nothing_ends():
-    """After so many looks without an answer that was read a stream is given up."""
+    """After so many checks without a response that was read the stream is closed."""
 
     async def run():
-        stream, unread = stream_of(10, nobody)
+        stream, unread = stream_of(10, never_returns)
         running = asyncio.ensure_future(stream.run(endless([])))
         await settled()
         for _ in range(MAX_CHECKS):
@@ -223,10 +223,10 @@ def test_a_stream_whose_client_reads_nothing_ends():
 
 
 def test_a_stream_without_answers_to_read_goes_on():
-    """A client that asks nothing for long keeps its stream."""
+    """A stream without requests for a long time stays open."""
 
     async def run():
-        stream, _ = stream_of(10, nobody)
+        stream, _ = stream_of(10, never_returns)
         silent = asyncio.Event()
 
         async def requests():
@@ -247,11 +247,11 @@ def test_a_stream_without_answers_to_read_goes_on():
 
 
 def test_of_too_many_streams_one_of_the_busiest_connection_ends():
-    """A connection with many streams makes room for one that has none, not for its own."""
+    """A connection with many streams loses one to a connection without any, never to itself."""
 
     async def run():
         streams = Streams(limit=3)
-        made = [stream_of(1, nobody)[0] for _ in range(5)]
+        made = [stream_of(1, never_returns)[0] for _ in range(5)]
         running = [asyncio.ensure_future(stream.run(endless([]))) for stream in made]
         await settled()
         for stream in made[:3]:
@@ -272,7 +272,7 @@ def test_of_too_many_streams_one_of_the_busiest_connection_ends():
 
 
 def test_a_connection_grows_old_only_where_it_is_told_to():
-    """Connections live for ever by default, else as long as the option says, and their calls' time."""
+    """Connections have no maximum age by default, else the option's, with the request timeout as grace period."""
 
     def ages(**config):
         found = dict(options(ServerConfig(bundle="unused", **config)))
@@ -283,7 +283,7 @@ def test_a_connection_grows_old_only_where_it_is_told_to():
 
 
 def test_what_is_more_than_grpc_can_count_is_the_most_that_it_can():
-    """Bodies and times may be larger than 32 bits hold, as over HTTP they have no such limit."""
+    """Sizes and times beyond 32 bits are passed to gRPC as its largest value, since HTTP has no such limit."""
     large = ServerConfig(
         bundle="unused",
         max_body_bytes=10**12,

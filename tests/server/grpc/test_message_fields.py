@@ -58,7 +58,7 @@ def test_a_message_of_very_many_fields_is_refused_unread(calls, bomb, monkeypatc
 
 
 def test_groups_of_fields_are_refused(calls):
-    """What only an old encoding has is not passed over, with whatever it may hide."""
+    """Deprecated group fields are refused, since they may hide others."""
     grpc_server = calls(FakeModel())
     group = b"\xfb\x07" + tiny(NUMBERS["inputs"]) + b"\xfc\x07"
 

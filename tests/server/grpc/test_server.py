@@ -1,4 +1,4 @@
-"""The gRPC server beside inferences: what it tells, health, deadlines, its beginning and end."""
+"""The gRPC server beside inferences: metadata, health, deadlines, start and stop."""
 
 import asyncio
 
@@ -31,7 +31,7 @@ def model():
 
 @fixture
 def grpc_server(model):
-    """A server before it."""
+    """A server with that model."""
     grpc_server = GrpcHarness(model)
     yield grpc_server
     grpc_server.close()
@@ -46,8 +46,8 @@ def loading():
 
 
 def check(grpc_server, name=""):
-    """Ask for a service's health."""
-    return grpc_server.tell(
+    """Request a service's health."""
+    return grpc_server.call_unary(
         "Check", HealthCheckRequest(service=name), HealthCheckResponse, HEALTH
     ).status
 
@@ -62,10 +62,12 @@ def watch(grpc_server, name=""):
 
 
 def is_ready(grpc_server):
-    """Ask whether the server and the model are ready."""
+    """Return whether the server and the model report ready."""
     return (
-        grpc_server.tell("ServerReady", pb.ServerReadyRequest(), pb.ServerReadyResponse).ready,
-        grpc_server.tell(
+        grpc_server.call_unary(
+            "ServerReady", pb.ServerReadyRequest(), pb.ServerReadyResponse
+        ).ready,
+        grpc_server.call_unary(
             "ModelReady", pb.ModelReadyRequest(name="fake"), pb.ModelReadyResponse
         ).ready,
     )
@@ -73,29 +75,31 @@ def is_ready(grpc_server):
 
 def test_a_ready_server_says_so(grpc_server):
     """Live, ready, and serving by every name."""
-    assert grpc_server.tell("ServerLive", pb.ServerLiveRequest(), pb.ServerLiveResponse).live
+    assert grpc_server.call_unary("ServerLive", pb.ServerLiveRequest(), pb.ServerLiveResponse).live
     assert is_ready(grpc_server) == (True, True)
     assert [check(grpc_server, name) for name in ("", INFERENCE, "fake")] == [SERVING] * 3
 
 
 def test_a_server_that_loads_is_live_but_not_ready(loading):
-    """Before there is a model the server lives, but refuses inferences for now."""
+    """While no model is loaded the server is live, and refuses inferences with UNAVAILABLE."""
     text = "the model is still being loaded; try again shortly"
 
-    assert loading.tell("ServerLive", pb.ServerLiveRequest(), pb.ServerLiveResponse).live
+    assert loading.call_unary("ServerLive", pb.ServerLiveRequest(), pb.ServerLiveResponse).live
     assert is_ready(loading) == (False, False)
     assert check(loading) == NOT_SERVING
     assert refused(lambda: check(loading, "fake"))[0] == "NOT_FOUND"
     assert refused(lambda: loading.ask(1)) == ("UNAVAILABLE", text)
     metadata = pb.ModelMetadataRequest(name="fake")
-    assert refused(lambda: loading.tell("ModelMetadata", metadata, pb.ModelMetadataResponse)) == (
+    assert refused(
+        lambda: loading.call_unary("ModelMetadata", metadata, pb.ModelMetadataResponse)
+    ) == (
         "UNAVAILABLE",
         text,
     )
 
 
 def test_a_draining_server_answers_but_is_not_ready(grpc_server):
-    """While load balancers turn away, requests are answered; a stopping server refuses them."""
+    """While it drains, requests are answered; a stopping server refuses them."""
     grpc_server.on_loop(grpc_server.service.drain)
     assert is_ready(grpc_server) == (False, False)
     assert check(grpc_server, "fake") == NOT_SERVING
@@ -106,7 +110,7 @@ def test_a_draining_server_answers_but_is_not_ready(grpc_server):
 
 
 def test_a_watch_tells_every_change(loading):
-    """A watch begins with what is, and tells loading, ready and draining as they come."""
+    """A watch begins with the current state, and reports loading, ready and draining as they occur."""
     whole, named = watch(loading), watch(loading, "fake")
     seen = [next(whole).status], [next(named).status]
 
@@ -121,7 +125,7 @@ def test_a_watch_tells_every_change(loading):
 
 
 def test_a_watch_outlives_the_other_watches(grpc_server):
-    """A watcher that leaves takes nothing from those that stay."""
+    """A watcher that disconnects does not affect the others."""
     leaving, staying = watch(grpc_server), watch(grpc_server)
     assert next(leaving).status == next(staying).status == SERVING
 
@@ -132,7 +136,7 @@ def test_a_watch_outlives_the_other_watches(grpc_server):
 
 
 def test_a_stop_ends_watches(grpc_server):
-    """A watch does not hold up the end of the server."""
+    """An open watch does not delay the server's stop."""
     watching = watch(grpc_server)
     assert next(watching).status == SERVING
 
@@ -142,11 +146,11 @@ def test_a_stop_ends_watches(grpc_server):
 
 
 def test_the_server_and_the_model_describe_themselves(grpc_server):
-    """Metadata tell names, versions, extensions, and the tensors of the signature."""
-    server = grpc_server.tell(
+    """Metadata report names, versions, extensions, and the tensors of the signature."""
+    server = grpc_server.call_unary(
         "ServerMetadata", pb.ServerMetadataRequest(), pb.ServerMetadataResponse
     )
-    model = grpc_server.tell(
+    model = grpc_server.call_unary(
         "ModelMetadata", pb.ModelMetadataRequest(name="fake"), pb.ModelMetadataResponse
     )
 
@@ -163,12 +167,12 @@ def test_the_server_and_the_model_describe_themselves(grpc_server):
 
 
 def test_statistics_count_what_was_done(grpc_server):
-    """Statistics tell rows, batches and how long each part took."""
+    """Statistics report rows, batches and how long each part took."""
     grpc_server.ask(1)
     grpc_server.ask(1, 2, 3)
 
     for name in ("", "fake"):
-        answer = grpc_server.tell(
+        answer = grpc_server.call_unary(
             "ModelStatistics", pb.ModelStatisticsRequest(name=name), pb.ModelStatisticsResponse
         )
         (stats,) = answer.model_stats
@@ -181,11 +185,11 @@ def test_statistics_count_what_was_done(grpc_server):
 
 @mark.parametrize("name", ["ModelReady", "ModelMetadata", "ModelStatistics"])
 def test_another_model_is_not_found(grpc_server, name):
-    """Whatever is asked of another model or version, it is not there."""
+    """Any method for another model or version returns NOT_FOUND."""
     kind, answer = getattr(pb, f"{name}Request"), getattr(pb, f"{name}Response")
 
     def ask(**model):
-        return refused(lambda: grpc_server.tell(name, kind(**model), answer))
+        return refused(lambda: grpc_server.call_unary(name, kind(**model), answer))
 
     assert ask(name="other") == ("NOT_FOUND", "model: expected 'fake', got 'other'")
     assert ask(name="fake", version="2") == ("NOT_FOUND", "model version: expected '1', got '2'")
@@ -193,9 +197,9 @@ def test_another_model_is_not_found(grpc_server, name):
 
 @mark.parametrize("name", ["ModelConfig", "RepositoryIndex", "SystemSharedMemoryRegister", "No"])
 def test_other_methods_of_the_service_are_not_served(grpc_server, name):
-    """Triton's other extensions are distinguished from a server that is not there."""
+    """Methods of Triton's other extensions return UNIMPLEMENTED with a message of this server's own."""
     assert refused(
-        lambda: grpc_server.tell(name, pb.ServerLiveRequest(), pb.ServerLiveResponse)
+        lambda: grpc_server.call_unary(name, pb.ServerLiveRequest(), pb.ServerLiveResponse)
     ) == (
         "UNIMPLEMENTED",
         "this method of the protocol is not served; ServerMetadata lists the extensions that are",
@@ -204,16 +208,18 @@ def test_other_methods_of_the_service_are_not_served(grpc_server, name):
 
 
 def test_another_service_is_not_there(grpc_server):
-    """A method of a service that nobody knows is unimplemented, too."""
+    """A method of an unknown service returns UNIMPLEMENTED, too."""
     status, _ = refused(
-        lambda: grpc_server.tell("Do", pb.ServerLiveRequest(), pb.ServerLiveResponse, "a.Service")
+        lambda: grpc_server.call_unary(
+            "Do", pb.ServerLiveRequest(), pb.ServerLiveResponse, "a.Service"
+        )
     )
 
     assert status == "UNIMPLEMENTED"
 
 
 def test_bytes_that_are_no_message_are_refused(grpc_server):
-    """Garbage for a method that tells something is the client's fault."""
+    """A malformed message for a metadata method is the client's error."""
     call = grpc_server.channel.unary_unary(f"/{INFERENCE}/ModelReady")
 
     assert refused(lambda: call(b"\xff\xff", timeout=30)) == (
@@ -271,7 +277,7 @@ def test_reflection_tells_the_services_and_their_messages(grpc_server):
 
 
 def test_reflection_answers_bytes_that_are_no_question(grpc_server):
-    """Garbage on a reflection stream is answered in its own words, and the stream goes on."""
+    """A malformed message on a reflection stream is answered with an error, and the stream goes on."""
     ask = grpc_server.channel.stream_stream(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
@@ -318,7 +324,7 @@ def test_a_request_whose_client_cancels_leaves_the_queue(grpc_server, model):
     ids=["deadline", "parameter", "unsigned"],
 )  # fmt: skip
 def test_a_request_is_answered_at_its_deadline(grpc_server, model, request_, deadline_s):
-    """A request that waits beyond its time leaves the queue, and does not run."""
+    """A request that waits beyond its deadline leaves the queue, and does not run."""
     model.before = gate = Gate()
     first = grpc_server.infer.future(rows(1), timeout=30)
     grpc_server.running.wait(gate.reached())
@@ -334,7 +340,7 @@ def test_a_request_is_answered_at_its_deadline(grpc_server, model, request_, dea
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once():
-    """Where a batch takes longer than the client waits, the request is not even queued."""
+    """Where a batch takes longer than the client's timeout, the request is not even queued."""
     grpc_server = GrpcHarness(FakeModel(costs={1: 60e6, 4: 60e6}))
 
     status, text = refused(lambda: grpc_server.infer(rows(1), timeout=30))
@@ -346,7 +352,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once():
 
 
 def test_a_stop_answers_what_is_in(grpc_server, model):
-    """A server that is stopped answers the calls that it has, and takes no more."""
+    """A server that stops answers its open calls, and accepts no more."""
     model.before = gate = Gate()
     first = grpc_server.infer.future(rows(1), timeout=30)
     grpc_server.running.wait(gate.reached())
@@ -362,7 +368,7 @@ def test_a_stop_answers_what_is_in(grpc_server, model):
 
 
 def test_a_port_that_is_taken_is_refused(grpc_server):
-    """Two servers do not share a port in silence, and the error says which one."""
+    """Two servers never share a port silently, and the error names the port."""
     config = ServerConfig(
         bundle="unused", host="127.0.0.1", grpc_port=grpc_server.port, processes=1
     )

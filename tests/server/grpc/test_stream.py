@@ -1,4 +1,4 @@
-"""Streams over gRPC: many requests under way, errors among the answers, and their end."""
+"""Streams over gRPC: many requests at once, errors among the responses, and how streams end."""
 
 import asyncio
 import itertools
@@ -24,14 +24,14 @@ def model():
 
 @fixture
 def grpc_server(model):
-    """A server before it."""
+    """A server with that model."""
     grpc_server = GrpcHarness(model)
     yield grpc_server
     grpc_server.close()
 
 
 def read(answer):
-    """Return an answer's id, and its sums or why there are none."""
+    """Return a response's id, and its sums or its error."""
     response = answer.infer_response
     if answer.error_message:
         return response.id, answer.error_message
@@ -61,7 +61,7 @@ def waiting(grpc_server, count):
 
 
 def test_a_stream_gives_each_request_its_answer(grpc_server):
-    """A thousand requests of random sizes on one stream get the sums that are theirs."""
+    """A thousand requests of random sizes on one stream get their own sums."""
     sizes = random.Random(0)
     numbers = itertools.count()
     asked = {
@@ -74,7 +74,7 @@ def test_a_stream_gives_each_request_its_answer(grpc_server):
 
 
 def test_several_requests_of_a_stream_share_a_batch(grpc_server, model):
-    """Requests are read while others are under way, and run with them."""
+    """Requests are read while others run, and share batches with them."""
     model.before = gate = Gate()
     requests = Requests()
     answers = grpc_server.stream(iter(requests))
@@ -89,7 +89,7 @@ def test_several_requests_of_a_stream_share_a_batch(grpc_server, model):
 
 
 def test_a_broken_request_does_not_end_a_stream(grpc_server):
-    """Errors come among the answers, with the request's id, and the stream goes on."""
+    """Errors are returned in line, with the request's id, and the stream goes on."""
     bad = rows(2, identity="b")
     bad.raw_input_contents[0] = b"short"
     other = rows(3, identity="c")
@@ -121,7 +121,7 @@ def test_messages_of_a_stream_are_counted(grpc_server):
 
 
 def test_cancelling_a_stream_gives_its_requests_up(grpc_server, model):
-    """What waits leaves the queue, and does not run."""
+    """Waiting requests leave the queue, and do not run."""
     model.before = gate = Gate()
     requests = Requests()
     answers = grpc_server.stream(iter(requests))
@@ -141,7 +141,7 @@ def test_cancelling_a_stream_gives_its_requests_up(grpc_server, model):
 
 
 def test_a_client_may_half_close_and_still_be_answered(grpc_server, model):
-    """A client that has no more requests gets the answers to those that it sent."""
+    """A client that has no more requests gets the responses to those that it sent."""
     model.before = gate = Gate()
     requests = Requests()
     answers = grpc_server.stream(iter(requests))
@@ -153,7 +153,7 @@ def test_a_client_may_half_close_and_still_be_answered(grpc_server, model):
 
 
 def test_a_stop_answers_what_was_read_and_ends_a_stream(grpc_server, model):
-    """A stream that its client keeps open ends when the server stops, after its answers."""
+    """A stream that its client keeps open ends when the server stops, after its responses."""
     model.before = gate = Gate()
     requests = Requests()
     answers = grpc_server.stream(iter(requests))
@@ -176,7 +176,7 @@ def test_a_stop_answers_what_was_read_and_ends_a_stream(grpc_server, model):
 
 
 def test_a_stream_s_deadline_ends_it(grpc_server, model):
-    """A stream that outlives its client's deadline gives its requests up."""
+    """When its client's deadline passes, a stream's requests are cancelled."""
     model.before = gate = Gate()
     requests = Requests()
     answers = grpc_server.stream(iter(requests), timeout=0.2)
@@ -194,30 +194,30 @@ def test_a_stream_s_deadline_ends_it(grpc_server, model):
 
 
 class Peer:
-    """A client that reads answers on demand."""
+    """A client that reads responses on demand."""
 
     def __init__(self):
         self.read = []
         self._slots = asyncio.Semaphore(0)
 
     def take(self, count):
-        """Read so many answers."""
+        """Read so many responses."""
         for _ in range(count):
             self._slots.release()
 
     async def write(self, answer):
-        """Take an answer once it is read."""
+        """Accept a response once the client reads it."""
         await self._slots.acquire()
         self.read.append(answer)
 
 
 async def echo(request):
-    """Answer at once."""
+    """Respond at once."""
     return request
 
 
 async def numbered(sent, count):
-    """Return requests, and write down how many were taken."""
+    """Yield requests, and record how many were read."""
     for number in range(count):
         sent.append(number)
         yield b"%d" % number
@@ -230,7 +230,7 @@ async def settled():
 
 
 def test_a_client_that_does_not_read_is_not_read_from():
-    """Answers that nobody takes hold up the requests behind them: memory is bounded."""
+    """Unread responses block the requests behind them, so that memory is bounded."""
 
     async def run():
         peer, sent = Peer(), []
@@ -250,13 +250,13 @@ def test_a_client_that_does_not_read_is_not_read_from():
 
 
 def test_a_client_that_is_gone_ends_the_stream():
-    """Where an answer cannot be written the stream ends with that error, not in silence."""
+    """When a response cannot be written the stream ends with that error, not silently."""
 
-    async def gone(_):
+    async def disconnected(_):
         raise ConnectionError("nobody is there")
 
     async def run():
-        stream = Stream(echo, gone)
+        stream = Stream(echo, disconnected)
         await asyncio.wait_for(stream.run(numbered([], 3)), 30)
 
     with raises(ConnectionError, match="nobody is there"):

@@ -28,7 +28,7 @@ def test_messages_are_the_same_however_they_are_cut(messages, sizes):
 
 
 def test_a_length_beyond_the_limit_is_refused_before_the_message():
-    """Five bytes that announce too much are refused at once, and nothing is kept for them."""
+    """A length beyond the limit is refused at once, and no memory is reserved for it."""
     reader = MessageReader(100)
     reader.feed(b"\0\xff\xff\xff\xff")
 
@@ -37,7 +37,7 @@ def test_a_length_beyond_the_limit_is_refused_before_the_message():
 
 
 def test_a_prefix_that_is_none_is_refused():
-    """A message is compressed or not, and there is no third way."""
+    """The compressed flag is 0 or 1; anything else is refused."""
     reader = MessageReader(100)
     reader.feed(b"\x09\0\0\0\0")
 
@@ -50,13 +50,13 @@ def test_a_prefix_that_is_none_is_refused():
     [(b"1H", 3600), (b"2M", 120), (b"3S", 3), (b"40m", 0.04), (b"5u", 5e-6), (b"99999999n", 0.099999999)],
 )  # fmt: skip
 def test_a_timeout_is_read_in_each_unit(text, seconds):
-    """The time of a call is eight digits at most, and a unit."""
+    """A timeout is eight digits at most, and a unit."""
     assert read_timeout({b"grpc-timeout": text}) == approx(seconds)
 
 
 @mark.parametrize("text", [b"", b"1", b"m", b"123456789m", b"-1m", b"1.5S", b"1 m", b"\xb2m"])
 def test_what_is_no_timeout_is_refused(text):
-    """A time that is not as gRPC writes it is an error, and not a call without a limit."""
+    """A malformed timeout is an error, and never means no limit."""
     shown = repr(text.decode("ascii", "replace"))
     with raises(MalformedRequest) as error:
         read_timeout({b"grpc-timeout": text})
@@ -67,7 +67,7 @@ def test_what_is_no_timeout_is_refused(text):
 
 
 def test_an_encoding_that_is_not_served_is_refused():
-    """Messages compressed otherwise are refused; gzip, deflate and none are read."""
+    """Messages of another encoding are refused; gzip, deflate and identity are read."""
     names = [b"identity", b"gzip", b"deflate"]
     assert [read_encoding({b"grpc-encoding": name}) for name in names] == ["", "gzip", "deflate"]
     assert read_encoding({}) == ""
@@ -79,7 +79,7 @@ def test_an_encoding_that_is_not_served_is_refused():
 
 
 def test_a_status_is_written_in_ascii():
-    """What is not printable ASCII is written as percent signs and digits, and so is the percent sign."""
+    """Characters outside of printable ASCII are percent-encoded, and so is the percent sign."""
     assert trailers("INVALID_ARGUMENT", "100 % é\nb", "a name") == (
         (b"grpc-status", b"3"),
         (b"grpc-message", b"100 %25 %C3%A9%0Ab"),
@@ -89,6 +89,6 @@ def test_a_status_is_written_in_ascii():
 
 
 def test_every_status_of_grpc_has_its_number():
-    """Statuses are sent by the numbers that gRPC has for them."""
+    """Statuses are sent with gRPC's numbers."""
     for code in grpc.StatusCode:
         assert trailers(code.name, "", "")[0] == (b"grpc-status", b"%d" % code.value[0])

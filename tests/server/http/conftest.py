@@ -15,6 +15,6 @@ def http_server():
 
 @fixture
 def still_answers(http_server):
-    """After the test a good request gets its answer."""
+    """After the test a good request gets its response."""
     yield
     assert http_server.ask((3, 4)) == [7.0]

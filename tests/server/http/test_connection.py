@@ -45,7 +45,7 @@ def test_a_client_that_waits_to_be_asked_is(http_server):
 
 
 def test_http_1_0_is_told_that_its_connection_is_kept(http_server):
-    """Such a client waits for the end of a connection that is not said to be kept."""
+    """A kept HTTP/1.0 connection is confirmed by `connection: keep-alive`, as such a client expects."""
     old = request("/predict", BODY, "connection: keep-alive\r\n").replace(b"/1.1", b"/1.0")
     with http_server.connect() as connection:
         for _ in range(2):
@@ -86,7 +86,7 @@ SPELLINGS = (
 
 @mark.parametrize("target", SPELLINGS)
 def test_inferences_take_no_thread_whatever_is_around_their_path(target):
-    """While many of them wait, the health check is answered; those of clients that disconnect are cancelled."""
+    """While many of them wait, the health check is answered; requests of clients that disconnect are cancelled."""
     http_server, gate = HttpHarness(), Gate()
     http_server.model.before = gate
     body = b'{"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}'
@@ -111,7 +111,7 @@ def test_inferences_take_no_thread_whatever_is_around_their_path(target):
 
 
 def test_a_target_that_names_the_host_is_its_path(http_server):
-    """A server takes the form of a target that is meant for proxies as well."""
+    """A request target in absolute form, as for proxies, is accepted."""
     lines = ("host: t", "connection: close")
 
     health = http_server.send(head(*lines, path="http://t/health", method="GET"))
@@ -123,7 +123,7 @@ def test_a_target_that_names_the_host_is_its_path(http_server):
 
 @mark.parametrize("method", ["HEAD", "OPTIONS", "PUT", "DELETE", "TRACE", "PATCH"])
 def test_other_methods_are_refused_or_answered_without_a_body(http_server, method):
-    """A method that a route lacks is 405 with what is allowed; OPTIONS says the same."""
+    """A method that a route lacks is 405 with the allowed ones; OPTIONS returns the same."""
     answer = http_server.send(request("/predict", b"", "connection: close\r\n", method))
 
     assert status_of(answer) == (200 if method == "OPTIONS" else 405)
@@ -137,7 +137,7 @@ def allowed_of(answer):
 
 
 def test_connection_close_is_said_while_draining(http_server):
-    """Clients are asked to connect anew, elsewhere, once the server drains."""
+    """Once the server drains, responses ask clients to open a new connection."""
 
     async def drain(to):
         http_server.service._state.change(to)

@@ -57,7 +57,7 @@ def test_health_says_ready_only_when_a_model_is_open(running, config, model):
 
 
 def test_a_draining_server_says_so(client, running):
-    """A draining server is not healthy but answers on; a stopping one refuses what is new."""
+    """A draining server is not healthy but answers; a stopping one refuses new requests."""
     running.service.drain()
     draining = client.get("/health")
     answered = client.post("/predict", json={"instances": [[1, 2]]})
@@ -123,7 +123,7 @@ def test_a_bad_body_is_a_400_that_says_why(client, body, text):
     ],
 )
 def test_media_types_other_than_json_are_415(client, headers, status):
-    """JSON in UTF-8 is read, and a body without a type is taken for it."""
+    """JSON in UTF-8 is read, and is the default for a body without a type."""
     answer = client.post("/predict", data=b'{"instances": []}', headers=headers)
 
     assert answer.status_code == status
@@ -136,7 +136,7 @@ def body_of(length):
 
 
 class Stalled:
-    """A body of which nothing comes, on a socket that has a time limit or waits for ever."""
+    """A body that never arrives, on a socket that has a time limit or waits for ever."""
 
     def __init__(self):
         self.limits = []
@@ -152,7 +152,7 @@ class Stalled:
 
 
 def test_a_body_that_stalls_does_not_keep_a_thread(client):
-    """Where the WSGI server lends its socket, as gunicorn does, a body has as long as anywhere."""
+    """Where the WSGI server exposes its socket, as gunicorn does, a body has the usual time limit."""
     stalled = Stalled()
     environ = {"wsgi.input": stalled, "gunicorn.socket": stalled, "CONTENT_LENGTH": "100"}
 
@@ -191,7 +191,7 @@ def test_a_chunked_body_within_the_limit_is_read_whole(client):
 
 
 def test_a_body_shorter_than_announced_is_refused(client):
-    """Bytes that never came are not taken for the whole."""
+    """A body shorter than its content-length is refused."""
     short = {"wsgi.input": io.BytesIO(body_of(50)), "CONTENT_LENGTH": "60"}
 
     answer = client.post("/predict", environ_overrides=short)
@@ -228,5 +228,5 @@ def test_unknown_paths_and_methods_answer_json(client):
 
 
 def test_bodies_are_json(client):
-    """What the server writes is what json reads."""
+    """Bodies that the server writes are read back by json."""
     assert json.loads(client.get("/health").get_data()) == {"status": "ready"}

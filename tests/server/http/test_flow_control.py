@@ -33,7 +33,7 @@ pytestmark = mark.usefixtures("still_answers")
     ],
 )
 def test_what_does_not_come_is_given_up(http_server, sent, seconds, slug):
-    """A head or a body that stalls is 408, once its time is over, and its connection is closed."""
+    """A head or a body that stalls is 408 at its timeout, and its connection is closed."""
     with http_server.connect() as connection:
         connection.sendall(sent)
         http_server.running.wait(until(lambda: begun(http_server)))
@@ -50,7 +50,7 @@ def test_what_does_not_come_is_given_up(http_server, sent, seconds, slug):
 
 
 def test_a_body_that_goes_on_coming_is_waited_for():
-    """A large body may take any time, if only there is some progress; a byte now and then is none."""
+    """A large body may take any time while it makes progress; a byte now and then is no progress."""
     half = b" " * (10 + PROGRESS_BYTES)
     whole = half + BODY
     http_server = HttpHarness()
@@ -74,7 +74,7 @@ def test_a_body_that_goes_on_coming_is_waited_for():
 
 
 def bodies(http_server):
-    """Return how much of each body has come, sorted."""
+    """Return how much of each body has arrived, sorted."""
     return sorted(connection._parser.body._size for connection in http_server.server.connections)
 
 
@@ -94,7 +94,7 @@ def test_a_connection_that_idles_is_kept_longer_than_a_load_balancer_keeps_it(ht
 
 
 def test_a_refused_client_that_never_stops_sending_is_cut_off(http_server):
-    """After a refusal what still comes is thrown away, for a moment, so that it can be read."""
+    """After a refusal the rest of the request is discarded, for a moment, so that the client can read the response."""
     with http_server.connect() as connection:
         connection.sendall(head("host: t", "content-length: 99999999999"))
         status, _, _ = read_answer(connection)
@@ -107,7 +107,7 @@ def test_a_refused_client_that_never_stops_sending_is_cut_off(http_server):
 
 
 def test_what_was_never_read_is_counted(http_server):
-    """Requests that are refused for their size or their slowness are answers like others."""
+    """Requests that are refused for their size or their slowness are counted like others."""
     requests = http_server.service.metrics.requests
     before = requests["none", "431"], requests["none", "408"], requests["vertex", "408"]
 
@@ -124,7 +124,7 @@ def test_what_was_never_read_is_counted(http_server):
 
 
 def test_a_client_that_does_not_read_is_answered_no_further():
-    """Answers that nobody takes are not made ahead, and their connection is cut off in the end."""
+    """Responses are not computed ahead for a client that does not read, and its connection is closed in the end."""
     model = FakeModel(
         signature=signature(["x:float32[_, 2]"], ["y:float32[_, 50000]"]),
         function=lambda x: (np.zeros((len(x), 50_000), np.float32),),
@@ -156,7 +156,7 @@ def test_a_client_that_does_not_read_is_answered_no_further():
 
 
 def test_a_client_that_reads_slowly_gets_all_of_its_answer():
-    """An answer may take any time to be read, if only it is read."""
+    """A client may take any time to read a response, as long as it reads."""
     size = 4_000_000
     model = FakeModel(
         signature=signature(["x:float32[_, 2]"], [f"y:float32[_, {size}]"]),
@@ -180,7 +180,7 @@ def test_a_client_that_reads_slowly_gets_all_of_its_answer():
 
 
 def blocked(http_server):
-    """Return the bytes that a client has still to read; none if it reads."""
+    """Return the bytes that wait for a client to read; none if it reads."""
     return sum(
         connection._transport.get_write_buffer_size()
         for connection in http_server.server.connections

@@ -1,4 +1,4 @@
-"""The frontend: requests that infer nothing are answered in the call itself, without a thread."""
+"""The frontend: requests other than inferences are answered in the call itself, without a thread."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from tests.server.fakes import FakeModel, Running
 
 @fixture(scope="module")
 def frontend():
-    """A frontend before a model that is ready."""
+    """A frontend with a model that is ready."""
     with contextlib.closing(Running()) as running:
         running.open(FakeModel())
         config = ServerConfig(bundle="unused")

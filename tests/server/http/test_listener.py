@@ -21,7 +21,7 @@ pytestmark = mark.usefixtures("still_answers")
 
 
 def test_connections_beyond_the_most_wait_in_the_kernel(http_server):
-    """A connection that is one too many is served once another has ended."""
+    """A connection beyond the limit is served once another has ended."""
     http_server.server._max_connections, limit = 2, http_server.server._max_connections
     http_server.server._check_s, check_s = 0.01, http_server.server._check_s
     try:
@@ -37,7 +37,7 @@ def test_connections_beyond_the_most_wait_in_the_kernel(http_server):
 
 
 def test_silent_connections_hold_nobody_up(http_server):
-    """Connections that send nothing, or half a request, leave the others be."""
+    """Connections that send nothing, or half a request, do not affect the others."""
     silent = [http_server.connect() for _ in range(200)]
     for connection in silent[::2]:
         connection.sendall(b"POST /predict HTTP/1.1\r\nhost:")
@@ -49,7 +49,7 @@ def test_silent_connections_hold_nobody_up(http_server):
 
 
 def test_what_is_not_all_there_does_not_hold_up_the_end():
-    """A server that stops refuses requests that are still coming, and waits for no client to leave."""
+    """A server that stops refuses requests that are still arriving, and does not wait for clients to disconnect."""
     http_server = HttpHarness()
     with contextlib.ExitStack() as stack:
         refused, stalled, headless = (stack.enter_context(http_server.connect()) for _ in range(3))
@@ -70,14 +70,14 @@ def test_what_is_not_all_there_does_not_hold_up_the_end():
 
 
 def stopping(http_server, grace_s=30.0):
-    """Stop listening; returns a future that is done when all requests are answered and the grace is over."""
+    """Stop listening; return a future that is done when all requests are answered and the grace period is over."""
     return asyncio.run_coroutine_threadsafe(
         http_server.server.finish(grace_s), http_server.running.loop
     )
 
 
 def test_who_is_connected_as_the_listener_closes_is_answered():
-    """Connections that nobody has accepted, and idle ones, have their requests answered, and none is reset."""
+    """Requests on connections that were not accepted yet, and on idle ones, are answered, and none is reset."""
     http_server, gate = HttpHarness(), Gate()
     http_server.model.before = gate
     with contextlib.ExitStack() as stack:
@@ -85,7 +85,7 @@ def test_who_is_connected_as_the_listener_closes_is_answered():
         idle = stack.enter_context(http_server.connect())
         held.sendall(request("/predict", BODY))
         http_server.running.wait(gate.reached())
-        http_server.server._max_connections = 0  # so that nobody else is accepted
+        http_server.server._max_connections = 0  # so that no other connection is accepted
         waiting = [stack.enter_context(http_server.connect()) for _ in range(20)]
         for connection in waiting:
             connection.sendall(request("/predict", BODY))
@@ -105,7 +105,7 @@ def test_who_is_connected_as_the_listener_closes_is_answered():
 
 
 def test_who_asks_while_a_server_stops_is_answered():
-    """During the grace what was idle is answered, and so is all that was sent ahead and read."""
+    """During the grace period idle connections, and all pipelined requests that were read, are answered."""
     http_server, gate = HttpHarness(), Gate()
     with http_server.connect() as idle, http_server.connect() as ahead:
         ahead.sendall(request("/predict", BODY))
@@ -132,7 +132,7 @@ def test_who_asks_while_a_server_stops_is_answered():
 
 
 def test_who_connects_to_a_server_that_stops_is_refused():
-    """After the listener has closed there is nobody to connect to."""
+    """After the listener has closed connections are refused."""
     http_server = HttpHarness()
     stopping(http_server, grace_s=0.0).result(30)
 

@@ -1,4 +1,4 @@
-"""The page at `/`: complete without JavaScript, and nothing in it comes from elsewhere."""
+"""The page at `/`: complete without JavaScript, and it loads nothing from other servers."""
 
 import base64
 import dataclasses
@@ -34,7 +34,7 @@ LARGE = signature(["x:float32[_, 224, 224, 3]"], ["y:float32[_]"])
 
 @fixture
 def client(running):
-    """Flask's test client, in front of a model that sums rows."""
+    """Flask's test client, with a model that sums rows."""
     return client_for(running, FakeModel())
 
 
@@ -47,7 +47,7 @@ def text_of(client):
 
 
 class Tags(html.parser.HTMLParser):
-    """Collects the tags of a page, and complains of one that is closed but not open.
+    """Collects the tags of a page, and raises for one that is closed but not open.
 
     Attributes:
       seen: (tag, attributes) in order.
@@ -72,7 +72,7 @@ class Tags(html.parser.HTMLParser):
 
 
 def test_the_page_shows_what_is_served(client):
-    """Name, version, state, device, digest, signature and buckets are there to read."""
+    """Name, version, state, device, digest, signature and buckets are on the page."""
     text = text_of(client)
 
     for shown in (
@@ -95,7 +95,7 @@ def test_labels_and_axes_are_shown(running):
 
 
 def test_figures_follow_the_requests(client):
-    """The page's figures are those of the requests so far, without any script."""
+    """The page's numbers are those of the requests so far, without any script."""
     before = text_of(client)
     client.post("/predict", json={"instances": [[1, 2], [3, 4], [5, 6]]})
     client.post("/predict", json={"instances": [[1]]})
@@ -154,7 +154,7 @@ def test_only_its_own_script_and_style_may_run(client):
 
 
 def test_names_cannot_break_out_of_the_page(running):
-    """Whatever a bundle calls things, they are text."""
+    """Names from a bundle are escaped as text."""
     evil = "<script>alert('1')</script>"
     model = FakeModel(
         signature=Signature(
@@ -173,7 +173,7 @@ def test_names_cannot_break_out_of_the_page(running):
 
 @mark.parametrize("signature", [SUM, ECHO, EVERY, LARGE])
 def test_the_example_in_the_form_is_answered(running, signature):
-    """What the form holds, and what curl's lines send, are legal requests; none if too large."""
+    """The form's example, and the curl lines, are legal requests; there is none if it would be too large."""
     function = None if signature in (SUM, ECHO) else lambda *arrays: arrays
     client = client_for(running, FakeModel(signature=signature, function=function))
     tags = text_of(client)
@@ -188,7 +188,7 @@ def test_the_example_in_the_form_is_answered(running, signature):
 
 
 def test_examples_of_an_embedding_are_answered(running):
-    """A page of a model that embeds texts shows how the clients of others ask it."""
+    """A page of a model that embeds texts shows how other APIs' clients call it."""
     client = client_for(running, EmbeddingModel())
 
     sent = send_examples(client, text_of(client))
@@ -198,7 +198,7 @@ def test_examples_of_an_embedding_are_answered(running):
 
 
 def send_examples(client, tags):
-    """Send what the form and the lines of curl have; return the paths, each answered."""
+    """Send the requests of the form and the curl lines; return the paths, each answered."""
     names = map(html.unescape, re.findall(r'data-name="(.*?)"', tags))
     found = re.findall(
         r'data-kind="(\w+)" data-name.*?<textarea.*?>(.*?)</textarea>', tags, re.DOTALL
@@ -221,7 +221,7 @@ def send_examples(client, tags):
 
 @mark.parametrize("model", [FakeModel(), EmbeddingModel(), ImageModel(signature=WITH_AGE)])
 def test_the_code_that_is_shown_runs(running, model, tmp_path, monkeypatch):
-    """What the page shows in Python, and for Triton's client, asks what it says and gets answers."""
+    """The Python example of the page, also for Triton's client, runs and gets answers."""
     text = text_of(client_for(running, model))
     code = dict(re.findall(r"<h3>(\w+)</h3>.*?<pre .*?>(.*?)</pre>", text, re.DOTALL))
     monkeypatch.chdir(tmp_path)
@@ -251,7 +251,7 @@ def test_images_have_a_form(running):
 
 
 def test_a_golden_is_shown_only_where_the_export_says_so(classifier_bundle):
-    """Golden rows can be texts and photographs of people: by themselves they stay in the bundle."""
+    """Golden rows can be texts and photographs of people: by default they are not shown."""
     bundle = open_bundle(classifier_bundle)
     manifests = [dataclasses.replace(bundle.manifest, page_sample=shown) for shown in (True, False)]
 
@@ -270,7 +270,7 @@ def test_a_golden_is_shown_only_where_the_export_says_so(classifier_bundle):
 
 
 def test_routes_that_are_not_served_are_not_shown(client):
-    """Only what answers is listed."""
+    """Only routes that are served are listed."""
     text = text_of(client)
 
     assert "/v2/models/fake/infer" in text
@@ -308,7 +308,7 @@ def test_before_and_after_there_is_a_page_too(running, config):
 
 
 def test_the_page_can_be_left_out(running):
-    """Without it there is nothing at `/`."""
+    """With the page switched off there is nothing at `/`."""
     client = client_for(running, FakeModel(), page=False)
 
     assert refused(client.get("/"), 404, "not_found")

@@ -64,7 +64,7 @@ async def received(http_server, size):
 
 
 def test_tiny_chunks_take_no_more_than_they_hold(http_server):
-    """A body in chunks of two bytes is kept in a few pieces, not in one apiece."""
+    """A body in chunks of two bytes is kept in a few buffers, not in one each."""
     sent = LIMIT // 2 * 2
     with http_server.connect() as connection:
         connection.sendall(head("host: t", "transfer-encoding: chunked"))
@@ -75,7 +75,7 @@ def test_tiny_chunks_take_no_more_than_they_hold(http_server):
 
 
 def test_a_large_head_is_refused_in_whatever_pieces_it_comes(http_server):
-    """Whether its end is there already or not, a head has the same limit."""
+    """A head has the same limit, whether its end has arrived already or not."""
     with http_server.connect() as connection:
         connection.sendall(head("host: t", f"x-large: {'x' * 70_000}"))
         status, _, body = read_answer(connection)
@@ -124,7 +124,7 @@ def test_a_bomb_is_refused_by_what_it_becomes(http_server):
     ],
 )
 def test_a_body_that_is_not_what_its_encoding_says_is_400(http_server, data, text):
-    """What does not decompress, or not whole, is refused."""
+    """A body that cannot be decompressed, or not to its end, is refused."""
     answer = http_server.send(
         request("/predict", data, "content-encoding: gzip\r\nconnection: close\r\n")
     )
@@ -165,7 +165,7 @@ CROOKED = [
 
 @mark.parametrize("parts", CROOKED)
 def test_crooked_requests_are_refused(http_server, parts):
-    """What could be read in two ways is read in none: 400, or no answer and a closed connection."""
+    """An ambiguous request is not processed: it gets 400, or no response and a closed connection."""
     answer = http_server.send(*parts)
 
     assert status_of(answer) in (400, None)
@@ -190,7 +190,7 @@ NINES = "9" * 5000
     ],
 )  # fmt: skip
 def test_a_number_of_more_digits_than_any_is_400(http_server, caplog, path, lines, text):
-    """Python reads no number of so many digits; who sends one is refused, and no error of the server."""
+    """Python reads no number of so many digits; the request is refused, and it is no error of the server."""
     answer = http_server.send(head(*lines, path=path) + b"{}")
 
     assert status_of(answer) == 400
@@ -221,7 +221,7 @@ def test_white_space_around_a_header_is_no_part_of_it(http_server):
 
 
 def test_another_coding_than_chunks_is_not_passed_over(http_server):
-    """A body in a coding that nobody here reads is 501, and not taken for what it is not."""
+    """A body in an unsupported content coding is 501, and never read as something else."""
     lines = ("host: t", "transfer-encoding: gzip, chunked")
 
     answer = http_server.send(head(*lines), chunked(BODY), request("/predict", BODY))
@@ -231,7 +231,7 @@ def test_another_coding_than_chunks_is_not_passed_over(http_server):
 
 
 def test_a_head_behind_a_request_is_read_to_its_end(http_server):
-    """What looks like a request that was seen before is none in the middle of another head."""
+    """Bytes that equal a cached head are not matched in the middle of another head."""
     known = request("/predict", BODY)
     with http_server.connect() as connection:
         connection.sendall(known)
@@ -248,7 +248,7 @@ def test_a_head_behind_a_request_is_read_to_its_end(http_server):
 
 
 def test_what_one_client_sends_changes_nothing_for_another(http_server):
-    """A head that came in pieces is not taken for its last piece, by nobody."""
+    """A head that arrived in pieces is never taken for its last piece."""
     usual = request("/predict", BODY, "x-usual: 1\r\n")
     with http_server.connect() as evil:
         evil.sendall(request("/predict", BODY) + b"POST /v2/models/fake/infer HTTP/1.1\r\nx-a: ")
@@ -272,7 +272,7 @@ def test_what_one_client_sends_changes_nothing_for_another(http_server):
     ],
 )
 def test_what_frames_a_body_is_bounded(http_server, part):
-    """What comes beside a body's chunks, and would be kept by nobody, has the limit of a head."""
+    """Chunk extensions and trailers, which are ignored, have the limit of a head."""
     with http_server.connect() as connection:
         connection.sendall(head("host: t", "transfer-encoding: chunked") + b"1\r\n{\r\n")
         http_server.running.wait(received(http_server, 1))
@@ -286,7 +286,7 @@ def test_what_frames_a_body_is_bounded(http_server, part):
 
 
 def test_a_length_beside_chunks_smuggles_nothing(http_server):
-    """Where both are there the chunks count, and the connection ends with the answer."""
+    """With both headers the chunks count, and the connection ends with the response."""
     both = head("host: t", "content-length: 5", "transfer-encoding: chunked")
 
     answer = http_server.send(both, chunked(BODY), request("/nothing", BODY))
@@ -296,7 +296,7 @@ def test_a_length_beside_chunks_smuggles_nothing(http_server):
 
 
 def test_a_body_cut_short_is_not_run(http_server):
-    """A client that goes before its body is whole has not asked anything."""
+    """A client that disconnects before its body is complete has made no request."""
     ran = len(http_server.model.ran)
 
     answer = http_server.send(head("host: t", "content-length: 100"), BODY, cut=True)
@@ -311,7 +311,7 @@ def test_a_body_cut_short_is_not_run(http_server):
 
 
 def test_an_idle_connection_holds_nothing_of_what_it_sent(http_server):
-    """What came is let go of with its answer: thousands of connections may be idle."""
+    """A request's memory is freed with its response: thousands of connections may be idle."""
     size = LIMIT - 1000
     with http_server.connect() as connection:
         connection.sendall(request("/predict", BODY + b" " * size))
@@ -336,7 +336,7 @@ def test_headers_without_end_are_refused(http_server):
 
 
 def test_an_offer_to_upgrade_is_passed_over(http_server):
-    """Clients that would rather speak HTTP/2 are answered in HTTP/1.1, on the same connection."""
+    """Requests that offer an upgrade to HTTP/2 are answered in HTTP/1.1, on the same connection."""
     upgrade = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
     with http_server.connect() as connection:
         connection.sendall(request("/predict", BODY, upgrade) + request("/predict", BODY))
@@ -346,7 +346,7 @@ def test_an_offer_to_upgrade_is_passed_over(http_server):
 
 
 def test_thousands_of_offers_at_once_are_passed_over(http_server, caplog):
-    """However many requests with an offer come in one piece, each is read, and none is too deep."""
+    """Any number of requests with an upgrade offer in one piece are all read, without deep recursion."""
     offer = request("/predict", b"", "connection: upgrade\r\nupgrade: h2c\r\n")
 
     answers = http_server.send(offer * 2000, request("/predict", b"", "connection: close\r\n"))
@@ -356,7 +356,7 @@ def test_thousands_of_offers_at_once_are_passed_over(http_server, caplog):
 
 
 def test_a_client_that_offers_to_upgrade_and_to_close_is_left(http_server):
-    """The end of a connection that is asked for beside an offer is kept to."""
+    """`connection: close` beside an upgrade offer is honoured."""
     answer = http_server.send(
         request("/predict", BODY, "connection: close, upgrade\r\nupgrade: h2c\r\n")
     )

@@ -57,7 +57,7 @@ def test_more_requests_than_a_client_may_have_ahead_are_refused(http_server):
 
 
 def test_an_answer_is_waited_for_though_what_follows_is_refused(http_server):
-    """A good request gets its answer, however long that takes and whatever is wrong behind it."""
+    """A good request gets its response, however long that takes and whatever is wrong behind it."""
     gate = Gate()
     http_server.model.before = gate
     with http_server.connect() as connection:
@@ -76,7 +76,7 @@ def test_an_answer_is_waited_for_though_what_follows_is_refused(http_server):
 
 
 def test_a_client_that_sends_ahead_has_one_request_in_the_queue():
-    """Many requests at once over a connection delay no other connection."""
+    """Many pipelined requests on one connection delay no other connection."""
     http_server, gate = HttpHarness(), Gate()
     http_server.model.before = gate
     with http_server.connect() as flood, http_server.connect() as other:
@@ -97,7 +97,7 @@ def test_a_client_that_sends_ahead_has_one_request_in_the_queue():
 
 
 def test_nothing_behind_a_refusal_is_read(http_server):
-    """Whatever comes in one piece with a request that is refused is thrown away with it."""
+    """Bytes that arrive together with a refused request are discarded with it."""
     bad = request("/predict", BODY, "content-type: text/plain\r\n")
 
     answers = http_server.send(bad + request("/predict", BODY) * 3)
@@ -107,7 +107,7 @@ def test_nothing_behind_a_refusal_is_read(http_server):
 
 
 def test_a_client_that_goes_takes_its_request_out_of_the_queue(http_server):
-    """What waits for a client that has gone is not run, and is counted as canceled."""
+    """A request whose client has disconnected is not run, and is counted as canceled."""
     gate = Gate()
     http_server.model.before = gate
     first = http_server.connect()
@@ -130,7 +130,7 @@ def test_a_client_that_goes_takes_its_request_out_of_the_queue(http_server):
 
 
 def test_a_client_that_goes_while_its_batch_runs_leaves_nothing_behind(http_server):
-    """The answer of a batch that nobody waits for any more is dropped."""
+    """The result of a batch whose clients have all disconnected is dropped."""
     gate = Gate()
     http_server.model.before = gate
     gone = http_server.connect()
@@ -144,7 +144,7 @@ def test_a_client_that_goes_while_its_batch_runs_leaves_nothing_behind(http_serv
 
 
 def test_many_clients_that_go_leave_nothing_behind(http_server):
-    """After a storm of disconnects nothing is under way."""
+    """After a storm of disconnects no request is left."""
     for _ in range(100):
         with http_server.connect() as connection:
             connection.sendall(request("/predict", BODY))
@@ -173,7 +173,7 @@ def test_many_clients_that_go_leave_nothing_behind(http_server):
     ],
 )
 def test_a_request_is_refused_once(http_server, caplog, refused, behind):
-    """Whatever comes behind a request that is refused at its head, it gets one answer and no log line."""
+    """Whatever follows a request that is refused at its head, the client gets one response and no line is logged."""
     counted = http_server.service.metrics.requests.total()
 
     answer = http_server.send(head("host: t", refused, "content-length: 2") + b"{}" + behind)
@@ -210,7 +210,7 @@ def test_nothing_behind_the_last_request_is_one(http_server, caplog):
     ],
 )
 def test_a_client_that_sends_no_more_is_answered(http_server, parts, count):
-    """Whoever closes its half of a connection gets all answers, and then the end."""
+    """A client that closes its half of a connection gets all responses, and then the end."""
     answer = http_server.send(*parts, cut=True)
 
     assert answer.count(b"HTTP/1.1 200 OK") == answer.count(b"HTTP/1.1") == count
@@ -218,7 +218,7 @@ def test_a_client_that_sends_no_more_is_answered(http_server, parts, count):
 
 
 def test_a_client_that_sends_no_more_is_answered_however_long_that_takes(http_server):
-    """It gets notice that the connection ends with the last answer, and with no other."""
+    """The last response, and no other, announces that the connection ends."""
     gate = Gate()
     http_server.model.before = gate
     with http_server.connect() as connection:
@@ -240,7 +240,7 @@ def test_a_client_that_sends_no_more_is_answered_however_long_that_takes(http_se
 
 
 def test_requests_of_a_client_that_sends_no_more_make_way(http_server):
-    """Those that wait for an answer, and those behind them, may be dropped where the queue is full."""
+    """Waiting requests of such clients, and those behind them, may be dropped where the queue is full."""
     gate = Gate()
     http_server.model.before = gate
     deprioritized = http_server.service._requests.deprioritized
@@ -263,7 +263,7 @@ def test_requests_of_a_client_that_sends_no_more_make_way(http_server):
 
 
 def test_a_client_that_resets_after_its_end_is_given_up(http_server):
-    """That a client has gone, and not only sends no more, is noticed when it resets the connection."""
+    """That a client has disconnected, rather than only sends no more, is noticed when it resets the connection."""
     gate = Gate()
     http_server.model.before = gate
     canceled = http_server.service.metrics.failures["canceled"]
@@ -278,7 +278,7 @@ def test_a_client_that_resets_after_its_end_is_given_up(http_server):
     still = len(http_server.service._requests)
 
     reset(connection)
-    http_server.running.wait(until(lambda: gone(http_server)))
+    http_server.running.wait(until(lambda: all_closed(http_server)))
     http_server.model.before = lambda _: None
     gate.open()
 
@@ -286,7 +286,7 @@ def test_a_client_that_resets_after_its_end_is_given_up(http_server):
     assert http_server.service.metrics.failures["canceled"] == canceled + 1
 
 
-def gone(http_server):
+def all_closed(http_server):
     """Check the timeouts of all connections; return whether none is left."""
     for connection in list(http_server.server.connections):
         connection.check_timeouts(0.0)
@@ -295,7 +295,7 @@ def gone(http_server):
 
 @mark.parametrize("part", [b"POST /pre", request("/predict", BODY)[:-1]])
 def test_half_a_request_of_a_client_that_sends_no_more_is_refused(http_server, part):
-    """What cannot become a request any more is 400, behind the answer to what came before it."""
+    """An incomplete request of a client that sends no more is 400, after the response to the one before it."""
     answer = http_server.send(request("/predict", BODY) + part, cut=True)
 
     assert answer.count(b"HTTP/1.1") == 2

@@ -49,7 +49,7 @@ def test_a_request_is_matched_by_method_and_path(router, method, target, rule, v
     "target", [b"/", b"/nothing", b"/health/", b"//health", b"/sant%C3%A9", b"/sant%c3%a9/", b"/tree/"]
 )  # fmt: skip
 def test_paths_without_a_route_are_not_found(router, target):
-    """Other spellings of a path are not found either, and never redirected."""
+    """Other spellings of a path are not found, and never redirected."""
     for method in ("GET", "POST", "OPTIONS"):
         with raises(NotFound) as caught:
             router.match_target(method, target)
@@ -71,7 +71,7 @@ def test_paths_without_a_route_are_not_found(router, target):
     ],
 )
 def test_the_spelling_that_has_a_route_is_named(router, target, advice):
-    """A slash too many is the mistake that can be corrected without a guess."""
+    """The error names the path without redundant slashes, which is the only mistake corrected without a guess."""
     with raises(NotFound) as caught:
         router.match_target("POST", target)
 
@@ -80,7 +80,7 @@ def test_the_spelling_that_has_a_route_is_named(router, target, advice):
 
 
 def test_other_paths_are_described_where_there_is_a_description():
-    """Who has another path is led to all of them, by a server that describes them."""
+    """A 404 refers to the list of all paths, in a server that describes them."""
     with raises(NotFound) as caught:
         Router([Route("GET", "/openapi.json", "test")]).match_target("GET", b"/nothing")
 

@@ -1,4 +1,4 @@
-"""The routes: which there are, which one wins, and what is counted."""
+"""The routes: which exist, which one takes precedence, and what is counted."""
 
 import contextlib
 
@@ -29,7 +29,7 @@ def configured(**options):
 
 
 def test_a_configured_route_takes_a_fixed_ones_place(running):
-    """Where Vertex AI is configured with another protocol's path, its dialect is spoken there."""
+    """Where Vertex AI is configured with another protocol's path, that path serves Vertex AI's protocol."""
     config = configured(predict_route="/v1/models/fake:predict", health_route="/v1/models/fake")
     running.open(FakeModel())
     client = client_of(running, config)
@@ -70,7 +70,7 @@ def test_no_rule_is_there_twice(running):
     ],
 )
 def test_extensions_that_are_not_served_say_so(client, method, path):
-    """What a client of Triton may ask for is answered in JSON, and nothing is done."""
+    """Requests for Triton's other extensions are answered in JSON, and change nothing."""
     answer = client.open(path, method=method, data=b"[" * 250_000)
 
     text = "this extension of the protocol is not served; GET /v2 lists those that are"
@@ -105,7 +105,7 @@ def test_a_slash_at_the_end_is_another_path(client):
 
 @mark.parametrize("path", ["/predict", "/health", "/v2", "/metrics"])
 def test_options_lists_the_methods_and_has_no_body(client, path):
-    """OPTIONS is answered by the methods alone: nothing in it is HTML."""
+    """OPTIONS is answered by the methods alone, without HTML."""
     answer = client.options(path)
 
     assert (answer.status_code, answer.get_data()) == (200, b"")
@@ -144,7 +144,7 @@ def test_liveness_and_readiness_through_a_servers_life():
 
 @mark.parametrize("path", ["/v2/models/other/ready", "/v2/models/fake/versions/2/ready"])
 def test_another_model_is_not_found_rather_than_not_ready(client, path):
-    """A model that is not here will not become ready."""
+    """A model that is not here is not found, rather than not ready."""
     assert refused(client.get(path), 404, "not_found")
 
 
@@ -157,7 +157,7 @@ def test_the_server_says_what_it_is(client):
 
 
 def test_forwarding_headers_are_not_believed(client):
-    """Whoever claims to be forwarded, or sends traces and baggage, is answered as anybody."""
+    """Forwarding, trace and baggage headers do not change the response."""
     headers = {
         "X-Forwarded-For": "10.0.0.1, evil",
         "X-Forwarded-Host": "evil.example",
@@ -188,7 +188,7 @@ def answered(running, route):
 
 
 def test_a_request_whose_client_has_gone_is_counted_as_canceled(running):
-    """Nobody reads an answer, but the count says why there was none."""
+    """An inference whose client has disconnected is cancelled, and counted as canceled."""
     running.open(FakeModel())
     row = running.service.model.checker.check({"x": np.zeros((1, 2), np.float32)})
     route = Route("POST", "/p", "vertex", read=lambda *_: ParsedRequest([row], print))
@@ -206,7 +206,7 @@ def test_a_request_whose_client_has_gone_is_counted_as_canceled(running):
 
 
 def test_what_reading_raises_is_answered_and_counted(running):
-    """An error of any kind becomes an answer, and is counted as what it became."""
+    """An error of any kind becomes a response, and is counted by its kind."""
 
     def large(*_):
         raise TooLarge("too much")
@@ -219,7 +219,7 @@ def test_what_reading_raises_is_answered_and_counted(running):
 
 
 def test_what_writing_raises_is_answered_and_counted(running):
-    """An answer that cannot be written is an error of the server, and says nothing more."""
+    """A response that cannot be written is an error of the server, and reveals nothing more."""
     running.open(FakeModel())
     row = running.service.model.checker.check({"x": np.zeros((1, 2), np.float32)})
 
@@ -235,7 +235,7 @@ def test_what_writing_raises_is_answered_and_counted(running):
 
 
 def test_only_inferences_have_durations(running):
-    """A health check says nothing of how long an inference takes."""
+    """A health check is counted, but not in the durations of inferences."""
     metrics = running.service.metrics
 
     route = Route("GET", "/h", "health", lambda: json_response({}))
@@ -254,7 +254,7 @@ def test_only_inferences_have_durations(running):
     ],
 )
 def test_millions_of_values_are_refused_before_they_are_made(client, path, begin):
-    """A body that is larger than any request is not parsed, in no protocol; the next one is."""
+    """A body with more values than any request is not parsed, in any protocol; the next one is."""
     answer = client.post(path, data=begin + b"[]," * (1 << 20))
 
     text = refused(answer, 413, "too_large")

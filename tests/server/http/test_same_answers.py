@@ -1,4 +1,4 @@
-"""Both servers give the same bytes for the same bytes, route by route.
+"""Both servers return the same bytes for the same request, route by route.
 
 The frontend is on a real socket, as in `python -m server`; the application is Flask's, as under a WSGI server. Both share one service.
 """
@@ -45,7 +45,7 @@ class BothServers(HttpHarness):
 
     def at_application(self, method, path, body, headers, *, chunked=False):
         """Return the application's response, without a socket."""
-        # As WSGI servers hand a target on, and not as the client that Flask tests with puts it right.
+        # As WSGI servers pass a target on, and not as Flask's test client corrects it.
         before, query = split_target(path.encode())
         environ = {
             "PATH_INFO": urllib.parse.unquote_to_bytes(before).decode("latin-1"),
@@ -132,7 +132,7 @@ def filled(rule, model="fake", version="1"):
 
 
 def test_every_route_is_here():
-    """Each route is one that reads, one that counts or one that infers."""
+    """Each route reads, counts or infers."""
     assert len(READ) + len(COUNTS) + len(INFER) + len(EMBED) == len(ROUTES)
     assert len(INFER) == 5
 
@@ -156,11 +156,11 @@ def test_routes_that_read_answer_the_same(http_servers, method, rule):
 
 @mark.parametrize("rule", COUNTS)
 def test_routes_that_count_have_the_same_form(http_servers, rule):
-    """Counts go on between two looks; everything else of them is the same."""
+    """Counters change between two scrapes; everything else of them is the same."""
     path = filled(rule)
     same(http_servers, "POST", path, b"", {})
     same(http_servers, "OPTIONS", path, b"", {})
-    for _ in range(2):  # what is counted of the first look is there in the second
+    for _ in range(2):  # The first scrape's own count is in the second.
         answers = [
             ask("GET", path, b"", {})
             for ask in (http_servers.at_front, http_servers.at_application)
@@ -258,7 +258,7 @@ def test_inferences_are_answered_the_same(http_servers, rule):
 
 @mark.parametrize("rule", INFER)
 def test_what_is_no_inference_is_refused_the_same(http_servers, rule):
-    """Other methods, models, versions and spellings of a path are refused in the same words."""
+    """Other methods, models, versions and spellings of a path are refused with the same message."""
     good = b'{"instances": [[1, 2]]}'
     path = filled(rule)
     for method in ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"):
@@ -272,7 +272,7 @@ def test_what_is_no_inference_is_refused_the_same(http_servers, rule):
 
 @mark.parametrize("path", ["/nothing", "/predict/more", "/v2//health/live", "/%e2%82%ac", "/%ff", "/.."])  # fmt: skip
 def test_unknown_paths_are_refused_the_same(http_servers, path):
-    """What is not there is not there in the same words."""
+    """Unknown paths are not found, with the same message."""
     for method in ("GET", "POST", "HEAD", "OPTIONS", "DELETE"):
         assert same(http_servers, method, path, b"", {}) == 404
 
@@ -311,7 +311,7 @@ GOOD_HOSTS = (
 
 @fixture(scope="module")
 def sharing():
-    """A ready server that shares its answers with pages of two origins."""
+    """A ready server that allows pages of two origins."""
     http_servers = BothServers(cors_origin="https://app.example,http://localhost:3000")
     yield http_servers
     http_servers.close()
@@ -319,7 +319,7 @@ def sharing():
 
 @mark.parametrize("host", BAD_HOSTS)
 def test_what_is_no_host_is_refused_the_same(sharing, host):
-    """RFC 9112 section 3.2: whatever the route, a Host that names none is 400."""
+    """RFC 9112 section 3.2: whatever the route, an invalid Host is 400."""
     for method, path in (("POST", "/predict"), ("GET", "/health"), ("GET", "/nothing")):
         assert same(sharing, method, path, b"", {"host": host}) == 400
     answer = sharing.at_front("GET", "/health", b"", {"host": host})[2]
@@ -329,7 +329,7 @@ def test_what_is_no_host_is_refused_the_same(sharing, host):
 
 @mark.parametrize("host", GOOD_HOSTS)
 def test_a_host_of_any_form_is_taken(sharing, host):
-    """A name, an address, either with a port, or nothing."""
+    """A name, an address, either with a port, or an empty Host."""
     assert same(sharing, "GET", "/health", b"", {"host": host}) == 200
     assert same(sharing, "POST", "/predict", b'{"instances": []}', {"host": host}) == 200
 
@@ -380,7 +380,7 @@ OTHER_SPELLINGS = (
 
 @mark.parametrize("path", OTHER_SPELLINGS)
 def test_a_path_has_one_spelling(sharing, path):
-    """What a proxy's rule about a path would let pass is not found, and not redirected either."""
+    """Other spellings of a path, which a proxy's rule might let through, are not found, and not redirected either."""
     for method in ("GET", "HEAD", "POST", "OPTIONS"):
         assert same(sharing, method, path, b"", {}) == 404
         assert same(sharing, method, f"{path}?x", b"", {}) == 404
@@ -446,7 +446,7 @@ PREFLIGHT = {
 
 @mark.parametrize("origin", ["https://app.example", "http://localhost:3000"])
 def test_pages_of_a_named_origin_may_ask_and_read(sharing, origin):
-    """Answers of every kind say so, and name what of them may be read; a question before is answered."""
+    """Responses of every kind allow the origin, and name the headers that may be read; preflight requests are answered."""
     good = b'{"instances": [[1, 2]]}'
     page = {"origin": origin}
     for method, path, body, status in (
@@ -470,7 +470,7 @@ def test_pages_of_a_named_origin_may_ask_and_read(sharing, origin):
 
 @mark.parametrize("origin", ["https://app.example.evil", "http://app.example", "https://app.example:8443", "null", "*", ""])  # fmt: skip
 def test_pages_of_other_origins_may_not_read(sharing, origin):
-    """Any other origin gets the answer without a word about origins, but that it depends on them."""
+    """A response to any other origin has no CORS header but `Vary`."""
     for headers in ({"origin": origin}, {"origin": origin} | PREFLIGHT, {}):
         for method, path in (("OPTIONS", "/predict"), ("POST", "/predict"), ("GET", "/health")):
             same(sharing, method, path, b"", headers)
@@ -481,7 +481,7 @@ def test_pages_of_other_origins_may_not_read(sharing, origin):
 
 @mark.parametrize(("option", "allowed"), [("", None), ("*", "*")])
 def test_all_origins_or_none_need_no_variant(option, allowed):
-    """Without the option nothing is said; where it is *, all may read, and caches need not tell them apart."""
+    """Without the option there are no CORS headers; with * every origin may read, and caches need not vary by it."""
     http_servers = BothServers(cors_origin=option)
     try:
         for headers in ({"origin": "https://any.example"}, {"origin": "null"} | PREFLIGHT):

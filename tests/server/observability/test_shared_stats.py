@@ -44,7 +44,7 @@ def test_a_process_reads_what_the_others_wrote(shared):
 
 
 def test_a_process_that_has_written_nothing_counts_for_nothing(shared):
-    """Its slot is empty."""
+    """A slot that no process has written to is not read."""
     shared[2].write(snapshot(30))
 
     assert rows_of(shared[0].read_others()) == [30]
@@ -62,7 +62,7 @@ def test_snapshots_that_are_half_written_are_not_read(shared):
 
 
 def test_snapshots_that_do_not_fit_in_their_slot_harm_no_other(shared):
-    """They are left out."""
+    """A snapshot that is too large for its slot is left out."""
     shared[2].write(snapshot(30))
     large = snapshot(20)
     large.metrics.requests = {(str(n), "200"): 1 for n in range(SLOT_BYTES // 8)}
@@ -81,7 +81,7 @@ def test_snapshots_of_processes_add_up():
 
 
 def test_a_process_writes_its_statistics_as_they_change(shared):
-    """The others see a count a moment later, without having asked."""
+    """The other processes see a counter a moment later, without requesting it."""
 
     async def count():
         async with serving(FakeModel()) as service:
@@ -99,7 +99,7 @@ def test_a_process_writes_its_statistics_as_they_change(shared):
 
 
 def test_a_process_writes_how_many_rows_wait(shared):
-    """While nothing is answered the queue grows all the same, and the others see that."""
+    """While no request is answered the queue still grows, and the other processes see that."""
 
     async def wait():
         gate, model = Gate(), FakeModel()

@@ -20,7 +20,7 @@ GB = 10**9
 
 
 def measured(*batches, parse_s=20e-6, memory_bytes=GB):
-    """Return what a process takes: for each batch its rows, and milliseconds by threads."""
+    """Return the costs of a process: for each batch its rows, and milliseconds by threads."""
     runs = {
         rows: {threads: ms / 1e3 for threads, ms in by_threads.items()}
         for rows, by_threads in batches
@@ -88,7 +88,7 @@ def test_the_reason_has_what_was_measured(found, cores, free, reason):
 
 
 def test_both_kinds_of_load_have_to_gain():
-    """Where rows that come alone would gain and large batches lose, or the other way, there is one process."""
+    """If requests of one row would gain and large batches lose, or the reverse, there is one process."""
     gains, loses = {1: 0.03, 2: 0.03}, {1: 80, 2: 40}
 
     assert choose(measured((1, gains), (8, gains)), 2, None).processes == 2
@@ -97,7 +97,7 @@ def test_both_kinds_of_load_have_to_gain():
 
 
 def test_fewer_threads_are_never_thought_to_be_faster():
-    """A program that seemed faster on one core than on two, which others used meanwhile, is no reason for more."""
+    """A program that was faster on one core than on two, on a busy machine, is no reason for more processes."""
     busy, even = measured((1, {1: 11, 2: 34})), measured((1, {1: 34, 2: 34}))
 
     assert (
@@ -162,14 +162,14 @@ def test_memory_is_free_for_the_machine_and_for_the_container(files, expected, t
 def test_where_one_process_is_all_there_can_be_nothing_is_chosen(
     changed, cores, expected, monkeypatch
 ):
-    """One core, several devices and a device that is no CPU have one process, whatever the bundle."""
+    """With one core, several devices or a device other than a CPU there is one process, whatever the bundle."""
     monkeypatch.setattr(count.cpu_limits, "free_cores", lambda: cores)
 
     assert possible(ServerConfig(bundle="b", **changed)) == expected
 
 
 def test_what_was_measured_is_kept_as_json():
-    """A record is read as it was written; one of other threads, or that is damaged, counts as none."""
+    """A record is read as it was written; one for another number of threads, or a damaged one, is ignored."""
     record = SMALL.to_json()
 
     assert Measured.read(record, [1, 2]) == SMALL
@@ -181,7 +181,7 @@ def test_what_was_measured_is_kept_as_json():
 
 @fixture
 def chosen():
-    """The numbers of processes that were asked for."""
+    """Record the numbers of processes that were requested."""
     return []
 
 
@@ -197,7 +197,7 @@ def first(chosen, monkeypatch):
 
 @fixture
 def threads(monkeypatch):
-    """The numbers of threads that the devices were made anew with; none of them is."""
+    """Record the numbers of threads that the devices would be recreated with, without doing so."""
     changed = []
     monkeypatch.setattr(startup, "change_cpu_threads", changed.append)
     return changed
@@ -221,7 +221,7 @@ def test_the_first_process_goes_on_or_becomes_one_of_several(
 ):
     """
     It measures before the startup check; as one of several it takes their number of threads, and only
-    then are the others started and told to load. By itself it goes on without loading again.
+    then are the others started and notified to load. A single process continues without loading again.
     """
     monkeypatch.setattr(count, "measure", lambda _, __: found)
     loaded = []
@@ -259,7 +259,7 @@ def test_threads_that_the_user_has_set_stay(first, chosen, threads, config, monk
 def test_other_threads_are_asked_for_before_the_others_are_started(
     first, chosen, monkeypatch, classifier
 ):
-    """What ends the first loading has the number of threads of the second; no worker is started for nothing."""
+    """The exception that ends the first load has the number of threads for the second; no worker is started in vain."""
     monkeypatch.setattr(count, "measure", lambda _, __: SMALL)
 
     with raises(OtherThreads) as other:

@@ -1,4 +1,4 @@
-"""Which bodies are read, how much of them, and what they are taken for."""
+"""Which bodies are read, how many bytes of them, and as which content."""
 
 import gzip
 import io
@@ -110,7 +110,7 @@ def test_headers_that_do_not_fit_are_refused_unread(headers, error, text):
 
 @mark.parametrize("length", [0, 1, 100])
 def test_an_announced_body_is_read_to_its_end_and_no_further(length):
-    """What lies behind a body belongs to the next request."""
+    """Bytes behind a body belong to the next request."""
     stream = io.BytesIO(b"a" * length + b"next")
 
     assert read(stream, BodyInfo(length, 100, None, "")) == b"a" * length
@@ -124,7 +124,7 @@ def test_a_chunked_body_is_read_to_its_end(length):
 
 
 def test_a_chunked_body_beyond_the_limit_is_read_one_byte_beyond_it():
-    """No more is read than shows that it is too much."""
+    """No more is read than needed to detect that a body is too large."""
     stream = io.BytesIO(b"a" * 1000)
 
     with raises(TooLarge) as caught:
@@ -135,7 +135,7 @@ def test_a_chunked_body_beyond_the_limit_is_read_one_byte_beyond_it():
 
 
 def test_a_body_that_ends_early_is_refused():
-    """A client that went away in the middle sent nothing that counts."""
+    """The body of a client that disconnects in the middle is not processed."""
     with raises(MalformedRequest) as caught:
         read(io.BytesIO(b"a" * 9), BodyInfo(10, 100, None, ""))
 
@@ -143,7 +143,7 @@ def test_a_body_that_ends_early_is_refused():
 
 
 class Drops:
-    """A stream that gives one byte at a time."""
+    """A stream that returns one byte at a time."""
 
     def __init__(self, data):
         self._data = io.BytesIO(data)
@@ -202,7 +202,7 @@ def test_a_bomb_is_opened_no_further_than_the_limit(encoding):
     ],
 )
 def test_a_stream_that_is_not_one_whole_is_refused(encoding, spoil):
-    """What is cut, goes on, or is not compressed at all is refused."""
+    """Compressed data that is cut off, has trailing bytes or is not compressed is refused."""
     packed = spoil(PACKERS[encoding](b"text"))
 
     with raises(MalformedRequest, match=r"^body: expected "):
@@ -210,7 +210,7 @@ def test_a_stream_that_is_not_one_whole_is_refused(encoding, spoil):
 
 
 def packed_as(encoding, packed, limit):
-    """Announce a packed body, by its headers."""
+    """Return the headers of a compressed body."""
     headers = {"content-encoding": encoding, "content-length": str(len(packed))}
     return check_headers(headers.get, BodyLimits(1 << 20, 1 << 20))._replace(limit=limit)
 
@@ -239,7 +239,7 @@ def test_deflate_has_one_stream():
 
 
 def test_a_bomb_of_many_members_is_opened_no_further():
-    """Neither members that grow together beyond the limit nor thousands of empty ones are read on."""
+    """Many members are refused, whether they exceed the limit together or are thousands of empty ones."""
     large, empty = gzip.compress(bytes(1 << 15)), gzip.compress(b"")
 
     with raises(TooLarge) as grown:
@@ -261,7 +261,7 @@ def test_one_encoding_is_not_taken_for_another():
 
 
 def test_a_body_can_be_one_text():
-    """Plain text in UTF-8 is taken where a route and its model take it, and JSON there as well."""
+    """Plain text in UTF-8 is accepted where a route and its model accept it, and JSON there as well."""
     limits = BodyLimits(100, 1000)
 
     def info(content_type):

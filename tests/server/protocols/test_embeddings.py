@@ -30,7 +30,7 @@ def unit(text):
 
 @fixture(scope="module")
 def server():
-    """Embeddings as the model gives them."""
+    """Embeddings as the model returns them."""
     yield from started_server(EmbeddingModel(normalized=False))
 
 
@@ -41,14 +41,14 @@ def units():
 
 
 def client_of(server):
-    """Return OpenAI's client, of which the URL alone was changed."""
+    """Return OpenAI's client, with only its URL changed."""
     return openai.OpenAI(
         base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0
     )
 
 
 def ask(server, path, body):
-    """Ask the WSGI application and the server on its socket; return their one answer."""
+    """Send a request to the WSGI application and to the server on its socket; return their common response."""
     data = json.dumps(body).encode()
     done = server.app.test_client().post(path, data=data)
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
@@ -65,7 +65,7 @@ def ask(server, path, body):
 
 @mark.parametrize("encoding", [openai.NOT_GIVEN, "float", "base64"], ids=["own", "float", "base64"])
 def test_the_openai_client_embeds_texts(server, encoding):
-    """The client's own way, and both encodings that it can ask for."""
+    """The client's default works, and so do both encodings that it can request."""
     with client_of(server) as client:
         found = client.embeddings.create(
             model="text-embedding-3-small", input=[SAT, CAT], encoding_format=encoding
@@ -102,7 +102,7 @@ def test_embeddings_are_predictions(server):
 
 
 def test_text_embeddings_inference_is_answered(server):
-    """Its clients ask for one text or several, of length one unless they say otherwise."""
+    """Text Embeddings Inference's clients send one text or several, and get embeddings of length one by default."""
     assert ask(server, "/embed", {"inputs": [CAT, SAT], "normalize": False}) == (
         200,
         [vector(CAT), vector(SAT)],
@@ -113,7 +113,7 @@ def test_text_embeddings_inference_is_answered(server):
 
 
 def test_other_tokenizers_ids_are_refused(server):
-    """Ids that a client made by another tokenizer are never embedded: it is told to send text."""
+    """Ids that a client made with another tokenizer are refused with a message to send text instead."""
     message = "input: expected texts, got integers; these are another tokenizer's ids; send text"
 
     for given in ([1, 2], [[1, 2], [3]]):
@@ -143,20 +143,20 @@ def test_other_tokenizers_ids_are_refused(server):
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused(server, path, body, status, message):
-    """What an API has and this model has not is refused, never left out silently."""
+    """Options that an API has and this model lacks are refused, never ignored."""
     found = ask(server, path, body)
 
     assert (found[0], found[1]["error"]) == (status, message)
 
 
 def test_dimensions_may_be_said(server):
-    """The model's own number of dimensions may be asked for."""
+    """The model's own number of dimensions may be requested."""
     assert ask(server, "/v1/embeddings", {"input": CAT, "dimensions": 2})[0] == 200
 
 
 @mark.parametrize("model", [FakeModel(), TextModel()], ids=["tensors", "texts"])
 def test_models_that_embed_nothing_say_so(model):
-    """A model of tensors, or of texts without embeddings, has no such route's answer."""
+    """For a model of tensors, or of texts without embeddings, these routes return an error."""
     server = HttpHarness(model)
     try:
         for path, body in (("/v1/embeddings", {"input": CAT}), ("/embed", {"inputs": CAT})):

@@ -73,7 +73,7 @@ def ask_form(server, body, boundary=BOUNDARY, path=PREDICT):
 )
 @mark.parametrize("path", [PREDICT, COLUMNS])
 def test_rows_are_images(server, path, instances):
-    """Vertex AI's and TensorFlow Serving's rows, as batch prediction sends files and records."""
+    """Rows of Vertex AI and TensorFlow Serving, as batch prediction sends files and records."""
     assert ask(server, path, {"instances": instances}) == (200, {"predictions": MEANS})
 
 
@@ -84,7 +84,7 @@ def test_columns_are_images(server, inputs):
 
 
 def test_pixels_are_tensors_under_the_same_name(server):
-    """An array is pixels, in the size of the program; what is sent decides, not what is in it."""
+    """An array is pixels, in the size of the program; the type that is sent decides, not the content."""
     pixels = np.full((1, 4, 6, 3), 7).tolist()
     expected = [[7.0, 7.0, 7.0]]
     tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 4, 6, 3], "data": pixels}
@@ -96,7 +96,7 @@ def test_pixels_are_tensors_under_the_same_name(server):
 
 
 def test_a_body_is_an_image(server):
-    """A file by itself is one image, whatever of the three types it says; compressed as any other."""
+    """A body that is an image file is one image, whichever of the three types it has; it may be compressed."""
     for media in ("image/jpeg", "image/png", "Image/WebP"):
         for path in (PREDICT, COLUMNS):
             answer = ask(server, path, RED, content_type=media)
@@ -114,7 +114,7 @@ def test_a_form_has_images(server):
 
 
 def test_tensors_stand_beside_images(aged):
-    """An input that is no image is asked for beside it."""
+    """An input other than the image is a tensor beside it."""
     rows = [{"image": b64(RED), "age": 1}, {"image": b64(BLUE), "age": 2}]
     expected = np.add(MEANS, [[1], [2]]).tolist()
 
@@ -141,7 +141,7 @@ def test_tritonclient_sends_images(server, grpc_server, shape, binary):
 
 
 def test_metadata_describes_images(server):
-    """Clients are told to send bytes of any length."""
+    """Metadata describe an image input as BYTES of any length."""
     client = tritonclient.http.InferenceServerClient(f"127.0.0.1:{server.port}")
 
     [described] = client.get_model_metadata("fake")["inputs"]
@@ -150,7 +150,7 @@ def test_metadata_describes_images(server):
 
 
 def test_no_rows_are_an_answer(server):
-    """A tensor of no images has no rows, and is no tensor of pixels."""
+    """A tensor of no images has no rows, and is not read as pixels."""
     tensor = {"name": "image", "datatype": "BYTES", "shape": [0], "data": []}
 
     status, answer = ask(server, INFER, {"inputs": [tensor]})
@@ -214,7 +214,7 @@ NO_IMAGE = "expected an image as JPEG, PNG or WebP, got a text; send the bytes o
     ],
 )
 def test_what_is_no_image_names_its_row(server, path, body, message):
-    """Each protocol says which value is none, and what was expected in its place."""
+    """Each protocol's error names the value that is no image, and what was expected."""
     assert ask(server, path, body) == (400, {"error": message, "code": "invalid_argument"})
 
 
@@ -232,7 +232,7 @@ def test_what_is_no_image_names_its_row(server, path, body, message):
     ],
 )  # fmt: skip
 def test_a_bad_form_is_refused(server, body, status, message):
-    """What a form lacks is named, and a flood of parts is not kept."""
+    """An incomplete form is refused by what is missing, and a flood of parts is not kept in memory."""
     answer = ask_form(server, body)
 
     assert (answer[0], answer[1]["error"]) == (status, message)

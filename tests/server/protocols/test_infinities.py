@@ -72,7 +72,7 @@ def found(answer):
 @mark.parametrize("path", ASKED)
 @mark.parametrize("policy", POLICIES)
 def test_declared_infinities_are_words_in_json(policy, path):
-    """Whatever the policy for others, in each dialect: they are no failure, and none is counted."""
+    """Declared infinities are written in each protocol, whatever the policy for others; none counts as a failure."""
     with asked(answering(VALUES), policy) as (client, service):
         answer = client.post(path, json=ASKED[path])
 
@@ -83,7 +83,7 @@ def test_declared_infinities_are_words_in_json(policy, path):
 @mark.parametrize("path", ASKED)
 @mark.parametrize(("policy", "written"), [("null", None), ("string", "NaN"), ("error", None)])
 def test_nan_beside_declared_infinities_follows_the_policy(policy, written, path):
-    """NaN is not what was declared: it is written by the policy, and counted."""
+    """NaN is not covered by the declaration: it is written by the policy, and counted."""
     values = np.float32([-np.inf, np.nan, 2])
     with asked(answering(values), policy) as (client, service):
         answer = client.post(path, json=ASKED[path])
@@ -96,7 +96,7 @@ def test_nan_beside_declared_infinities_follows_the_policy(policy, written, path
 
 
 def test_another_output_is_not_declared():
-    """Infinities of the output beside it follow the policy, and are counted."""
+    """Infinities of the undeclared output follow the policy, and are counted."""
     with asked(answering(VALUES, VALUES, names=("y",))) as (client, service):
         rows = client.post("/predict", json=ASKED["/predict"]).get_json()["predictions"]
 
@@ -203,7 +203,7 @@ def test_every_floating_dtype_is_spelt_out(dtype):
 
 
 def test_requests_of_one_batch_are_written_once_and_rightly():
-    """Declared infinities do not keep a batch's predictions from being made in one go."""
+    """Declared infinities do not prevent a batch's predictions from being formatted together."""
     instances = {"instances": [[0, 0]]}
     with asked(answering(VALUES)) as (client, service):
         first = client.post("/predict", json=instances).get_json()

@@ -46,7 +46,7 @@ def test_null_stands_for_what_is_left_out(client):
 
 
 def test_binary_tensors_go_both_ways(client):
-    """Bytes behind the JSON go in, and come out where they are asked for."""
+    """Binary inputs are accepted, and outputs are binary where the request asks for it."""
     x = np.float32([[1, 2], [3, 4]])
     body = {
         "inputs": [tensor(x)],
@@ -71,7 +71,7 @@ def test_binary_tensors_go_both_ways(client):
     ],
 )  # fmt: skip
 def test_each_output_says_how_it_comes_back(client, outputs, parameters, binary):
-    """The request has a default for its outputs, and each can have its own."""
+    """The request has a default for its outputs, which each output can override."""
     answer = client.post(INFER, json={**GOOD, "parameters": parameters, "outputs": outputs})
 
     assert answer.status_code == 200
@@ -84,7 +84,7 @@ def test_each_output_says_how_it_comes_back(client, outputs, parameters, binary)
 )  # fmt: skip
 @mark.parametrize("path", [INFER, "/predict"])
 def test_a_body_can_be_the_only_input(client, path, headers):
-    """Bytes alone are as many rows as they make, answered by bytes."""
+    """A body of tensor bytes alone has as many rows as its size implies, and the response is bytes."""
     data = np.float32([[1, 2], [3, 4], [5, 6]]).tobytes()
 
     _, found = unpacked(client.post(path, data=data, headers=headers))
@@ -176,7 +176,7 @@ def test_no_rows_are_answered_by_no_rows(client, binary):
 
 
 def test_outputs_come_in_the_order_of_the_request(running):
-    """Only what is asked for is answered, in that order."""
+    """Only the requested outputs are returned, in that order."""
     client = client_for(running, FakeModel(signature=ECHO))
     ids = {"name": "ids", "shape": [1, 2], "datatype": "INT32", "data": [1, 2]}
 
@@ -189,7 +189,7 @@ def test_outputs_come_in_the_order_of_the_request(running):
 
 
 def test_evidence_is_in_the_parameters_on_request(client):
-    """An answer says what it rests on, where it is asked to."""
+    """A response has inference metadata where the request asks for it."""
     silent = client.post(INFER, json=GOOD).get_json()
     telling = client.post(INFER, json={**GOOD, "parameters": {"evidence": True}}).get_json()
 
@@ -202,7 +202,7 @@ def test_evidence_is_in_the_parameters_on_request(client):
 
 
 def test_a_timeout_of_the_scheduling_extension_is_kept(client):
-    """A time in microseconds that no batch can meet is over at once; 0 is none."""
+    """A timeout in microseconds that no batch can meet is exceeded at once; 0 means no timeout."""
     over = client.post(INFER, json={**GOOD, "parameters": {"timeout": 1}})
     none = client.post(INFER, json={**GOOD, "parameters": {"timeout": 0, "priority": 1}})
 
@@ -214,7 +214,7 @@ def test_a_timeout_of_the_scheduling_extension_is_kept(client):
     ("policy", "expected"), [("null", [None, 1.5, None]), ("string", ["NaN", 1.5, "-Infinity"])]
 )
 def test_json_has_no_nan(policy, expected):
-    """What JSON lacks is written as the server was configured; bytes are what they are."""
+    """NaN and infinity are written in JSON as configured; in binary unchanged."""
     values = np.float32([np.nan, 1.5, -np.inf])
     model = FakeModel(function=lambda x: (values[: len(x)],), buckets=(3,))
     body = {"inputs": [X | {"shape": [3, 2], "data": [0] * 6}]}

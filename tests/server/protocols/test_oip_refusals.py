@@ -79,7 +79,7 @@ def inputs(**changes):
     ],
 )  # fmt: skip
 def test_a_request_that_does_not_fit_is_a_400_that_says_why(client, body, text):
-    """A bad request gets 400 and a readable reason, and a good one after it an answer."""
+    """A bad request gets 400 and a readable reason, and a good one after it is answered."""
     assert refused(client.post(INFER, json=body), 400, "invalid_argument") == text
     still_good(client)
 
@@ -105,7 +105,7 @@ def test_impossible_shapes_without_elements_are_refused(running, shape):
     ],
 )
 def test_extensions_that_are_not_served_are_501(client, where, parameters):
-    """A client that counts on an extension is refused, rather than answered without it."""
+    """A request that relies on an unsupported extension is refused, rather than answered without it."""
     body = {**GOOD, "outputs": [{"name": "y"}]}
     body = {**body, where: [body[where][0] | {"parameters": parameters}]}
 
@@ -114,7 +114,7 @@ def test_extensions_that_are_not_served_are_501(client, where, parameters):
 
 
 def test_a_name_that_is_none_is_not_compared_with_names(client, monkeypatch):
-    """To look for the name that was meant takes long, so it is done for what may be one."""
+    """The search for a similar name takes long, so it is limited to strings that may be names."""
     compared = []
 
     def matches(word, *_, **__):

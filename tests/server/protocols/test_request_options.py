@@ -16,7 +16,7 @@ def read(**headers):
 
 
 def test_without_headers_there_are_no_options():
-    """A request has no timeout of its own, no metadata and no id."""
+    """Without headers a request has no timeout of its own, no metadata and no id."""
     assert read() == RequestOptions(None, False, None)
 
 
@@ -81,5 +81,5 @@ def test_the_id_is_the_clients_own_or_that_of_its_trace(headers, name, trace):
     ],
 )
 def test_an_id_that_is_not_valid_is_ignored(headers):
-    """Neither log nor response repeats it."""
+    """Neither log nor response repeats an invalid id."""
     assert read(**headers).id is None

@@ -35,7 +35,7 @@ def test_arrays_are_json(value, text):
 
 
 def test_what_is_no_json_is_a_programming_error():
-    """Nothing is written as something else in silence."""
+    """A value that cannot be written in JSON is refused, never converted silently."""
     with raises(TypeError):
         to_json({"a": object()})
 
@@ -70,7 +70,7 @@ def test_a_public_error_is_returned_with_its_code(error):
 
 @mark.parametrize("error", [ExecutionError("secret"), ValueError("secret"), KeyError("secret")])
 def test_an_internal_error_is_told_to_the_log_alone(error, caplog):
-    """Of what went wrong inside a client learns no more than where to look."""
+    """For an internal error a client gets the request id only."""
     made = exception_response(error)
 
     body = json.loads(made.body)
@@ -82,7 +82,7 @@ def test_an_internal_error_is_told_to_the_log_alone(error, caplog):
 
 
 def test_ids_are_made_where_there_is_none():
-    """Two refusals without an id get different ones."""
+    """Two error responses to requests without an id have different ids."""
     first, second = (json.loads(error_response(404, "not_found", "x").body) for _ in range(2))
 
     assert first["request_id"] != second["request_id"]

@@ -1,4 +1,4 @@
-"""Rows that fail by themselves, where a request of Vertex AI's protocol asks for that."""
+"""Rows that fail by themselves, where a request of Vertex AI's protocol requests that."""
 
 import contextlib
 
@@ -15,7 +15,7 @@ TOO_LONG = "expected at most 8 tokens, got 10"
 
 
 def ask(client, instances, **parameters):
-    """Ask for instances that may fail by themselves; return the predictions."""
+    """Send instances with `row_errors`; return the predictions."""
     body = {"instances": instances, "parameters": {"row_errors": True, **parameters}}
     answer = client.post("/predict", json=body)
     assert answer.status_code == 200, answer.get_json()
@@ -23,7 +23,7 @@ def ask(client, instances, **parameters):
 
 
 def error(message, code="invalid_argument"):
-    """Return what stands at the place of a row that failed."""
+    """Return the entry of a row that failed."""
     return {"error": {"code": code, "message": message}}
 
 
@@ -66,7 +66,7 @@ def test_bad_texts_are_errors_at_their_places(texts, running):
     ],
 )
 def test_instances_that_are_no_text_are_errors(texts, bad, message):
-    """What cannot be read is its own error, whichever place it has."""
+    """A row that cannot be read gets its own error, at any position."""
     for place in range(3):
         instances = [CAT, SAT]
         instances.insert(place, bad)
@@ -139,7 +139,7 @@ def test_rows_of_several_lengths_keep_their_places(running):
 
 
 def test_all_texts_may_fail(texts):
-    """A request of bad texts alone is answered by their errors, and runs nothing."""
+    """A request in which no text is valid gets their errors, and runs nothing."""
     assert ask(texts, ["z" * 61]) == [error("input 'text': expected at most 60 bytes, got 61")]
     assert ask(texts, []) == []
 
@@ -153,7 +153,7 @@ def test_all_tensors_may_fail(tensors):
 
 
 def test_rows_that_json_cannot_write_fail_by_themselves():
-    """Where NaN is an error it is that of its row."""
+    """Where the policy for NaN is an error, it is the error of its row."""
     with contextlib.closing(Running(nonfinite="error")) as running:
         model = FakeModel(function=lambda x: (np.where(x.min(axis=1) < 0, np.nan, x.sum(axis=1)),))
         client = client_for(running, model)
@@ -165,7 +165,7 @@ def test_rows_that_json_cannot_write_fail_by_themselves():
 
 
 def test_without_the_parameter_a_row_fails_its_request(texts):
-    """The errors of rows are asked for: else a client that does not know them would miss one."""
+    """Errors of rows are returned only on request: other clients would not notice them."""
     body = {"instances": [CAT, "cat " * 8]}
 
     for parameters in ({}, {"row_errors": False}):

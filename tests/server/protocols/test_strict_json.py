@@ -38,7 +38,7 @@ def test_what_another_writer_wrote_is_read(value):
 @mark.property
 @given(OBJECTS, st.text(max_size=3), VALUES)
 def test_a_key_twice_is_refused_wherever_it_is(value, key, other):
-    """No pair is lost without a word, however deep it lies and however the key is spelt."""
+    """A repeated key is refused, however deep it is and however it is escaped."""
     spelt = "".join(f"\\u{unit:04x}" for unit in memoryview(key.encode("utf-16-le")).cast("H"))
     twice = f'{{{json.dumps(key)}: {json.dumps(other)}, "{spelt}": 1}}'
     body = f'{{"rest": {json.dumps(value)}, "a": [[{twice}]]}}'
@@ -129,7 +129,7 @@ def test_only_an_object_is_an_object(body, kind):
     ],
 )
 def test_what_was_sent_in_place_of_json_is_named(body, got):
-    """A file sent without its type is the usual cause, and JSON's own words lead away from it."""
+    """For a file sent without its content type the message names that cause, rather than JSON's error."""
     assert refusal(body) == f"body: expected JSON, got {got}"
 
 
@@ -173,7 +173,7 @@ def of_instances(row, rows):
     ],
 )
 def test_a_large_body_of_as_many_rows_as_a_request_may_have_is_parsed(inputs, row, rows):
-    """What the most rows of the longest inputs take is never too much, however it is written."""
+    """As many rows as a request may have are never refused for their number of values, however they are written."""
     body = of_instances(row, rows)
     assert len(body) > 1 << 21
 
@@ -189,7 +189,7 @@ def test_a_large_body_of_as_many_rows_as_a_request_may_have_is_parsed(inputs, ro
     ],
 )
 def test_a_large_body_of_more_than_any_request_has_is_not_parsed(body):
-    """Millions of values would keep the server from all else while they are made."""
+    """Millions of values are refused, since building them would block the server."""
     with raises(TooLarge, match="expected at most 7168 arrays and commas, as 1024 rows of the"):
         expect_fitting(body, None, SUM, 1024)
 
@@ -200,7 +200,7 @@ def test_a_body_that_is_parsed_in_no_time_may_hold_anything():
 
 
 def test_of_a_body_with_binary_tensors_only_the_json_is_looked_at():
-    """Any byte may be in a tensor."""
+    """Any byte may be in a binary tensor."""
     body = b'{"inputs": []}' + b",[" * (1 << 21)
 
     expect_fitting(body, 14, SUM, 1)

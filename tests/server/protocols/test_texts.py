@@ -1,4 +1,4 @@
-"""Texts in every protocol of HTTP and gRPC; names decide what is a text, and nothing is guessed."""
+"""Texts in every protocol of HTTP and gRPC; an input's name decides whether it is a text."""
 
 import base64
 import gzip
@@ -58,7 +58,7 @@ def grpc_server():
 
 
 def ask(server, path, body, **headers):
-    """Ask the WSGI application, and the server on its socket; return their one answer."""
+    """Send a request to the WSGI application, and to the server on its socket; return their common response."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     done = server.app.test_client().post(path, data=data, headers=named)
@@ -96,7 +96,7 @@ def test_rows_are_texts(server, path, instances):
 
 
 def test_answers_stand_in_the_order_of_their_texts(server):
-    """Texts of several lengths run apart, and their answers stand where their texts stood."""
+    """Texts of several lengths run in separate batches, and their answers keep the order of the texts."""
     texts = [CAT, SAT, "dog", "a dog ran away", "mat"]
     expected = [sum(ids(text)) for text in texts]
     tensor = {"name": "text", "datatype": "BYTES", "shape": [5], "data": texts}
@@ -172,7 +172,7 @@ def test_tensors_are_taken_as_before(server):
 
 
 def test_tensors_stand_beside_texts(aged):
-    """An input that no text is made into is asked for beside it, in every protocol."""
+    """An input other than the text is a tensor beside it, in every protocol."""
     expected = [SUMS[0] + 3, SUMS[1] + 6]
     rows = [{"text": CAT, "age": 1}, {"text": SAT, "age": 2}]
     tensors = [
@@ -207,7 +207,7 @@ def test_outputs_of_tokens_are_as_long_as_their_texts(tagged):
 
 
 def test_evidence_tells_of_the_text(server):
-    """Who asks for it is told the time, the tokens and what was cut off."""
+    """On request the metadata report the time, the tokens and what was truncated."""
     done = server.app.test_client().post(
         PREDICT, json={"instances": [CAT]}, headers={"x-hloserve-evidence": "1"}
     )
@@ -218,7 +218,7 @@ def test_evidence_tells_of_the_text(server):
 
 
 def test_metadata_is_of_the_text(server):
-    """Metadata describes what callers send: the text, and not what it is made into."""
+    """Metadata describe what callers send: the text, and not the inputs made of it."""
     client = server.app.test_client()
 
     assert client.get("/v2/models/fake").get_json()["inputs"] == [
@@ -285,7 +285,7 @@ def test_what_is_no_text_is_refused(server, path, body, message):
     ids=["cut", "lies", "utf-8", "more", "none"],
 )
 def test_binary_texts_that_lie_are_refused(server, data, message):
-    """Lengths are held against the bytes that there are, before anything is made of them."""
+    """Lengths are compared with the number of bytes, before anything is allocated."""
     parameters = {"binary_data_size": len(data)}
     tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "parameters": parameters}
     head = json.dumps({"inputs": [tensor]}).encode()

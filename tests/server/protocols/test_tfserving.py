@@ -27,7 +27,7 @@ def two():
 
 
 def still_good(client):
-    """Check that a good request gets its answer."""
+    """Check that a good request gets its response."""
     answer = client.post(PREDICT, json={"instances": [[1, 2]]})
     assert answer.get_json() == {"predictions": [3.0]}
 
@@ -63,7 +63,7 @@ def test_the_only_input_may_be_named_in_columns(client):
 
 
 def test_bytes_are_written_in_base64(client):
-    """TensorFlow Serving's way to write bytes is a tensor's bytes here."""
+    """TensorFlow Serving's `b64` values are a tensor's bytes."""
     data = {"b64": base64.b64encode(np.float32([1, 2]).tobytes()).decode()}
 
     assert client.post(PREDICT, json={"instances": [data]}).get_json() == {"predictions": [3.0]}
@@ -127,7 +127,7 @@ def test_a_mask_may_be_left_out_of_columns(running):
     ],
 )  # fmt: skip
 def test_a_bad_body_is_a_400_that_says_why(client, body, text):
-    """What does not fit is refused with a reason, and a good request still answered."""
+    """An invalid request is refused with a reason, and a good request is still answered."""
     assert refused(client.post(PREDICT, json=body), 400, "invalid_argument") == text
     still_good(client)
 
@@ -210,7 +210,7 @@ def test_the_state_is_told_in_both_protocols_words(client, running):
 
 
 def test_a_model_that_is_still_loading_is_not_ready(running, config):
-    """Until it is loaded there is nothing to tell of a model."""
+    """While the model is loading every request for it is 503."""
     client = client_of(running, config)
 
     for path in ("/v1/models", "/v1/models/fake", "/v1/models/fake/metadata"):

@@ -39,7 +39,7 @@ def b64(array):
 
 
 def still_good(client):
-    """Check that a good request gets its answer."""
+    """Check that a good request gets its response."""
     assert client.post("/predict", json=GOOD).get_json() == {"predictions": [3.0]}
 
 
@@ -124,7 +124,7 @@ def test_parameters_are_optional(client, parameters):
 
 @mark.parametrize("timeout_ms", [0, 0.0, 1e-9])
 def test_a_time_that_is_over_is_a_504(client, timeout_ms):
-    """A time that no batch can meet is refused at once."""
+    """A timeout that no batch can meet is refused at once."""
     over = ask(client, [[1, 2]], parameters={"timeout_ms": timeout_ms})
 
     assert refused(over, 504, "deadline").startswith("the request's time")
@@ -152,7 +152,7 @@ def test_a_time_can_be_in_a_header(client, headers, status, text):
 
 
 def test_evidence_is_in_headers_on_request(client):
-    """An answer says what it rests on, where it is asked to."""
+    """A response has inference metadata where the request asks for it."""
     silent = client.post("/predict", json=GOOD)
     telling = client.post("/predict", json=GOOD, headers={"X-Hloserve-Evidence": "1"})
 
@@ -170,14 +170,14 @@ def test_evidence_is_in_headers_on_request(client):
     [("abc-123", True), ("a" * 128, True), ("a" * 129, False), ("a b", False), ("é", False)],
 )
 def test_a_request_id_is_given_back_if_it_is_harmless(client, sent, kept):
-    """A caller's name for a request comes back with an error, unless it is better not repeated."""
+    """A caller's request id is returned with an error, unless it is not safe to repeat."""
     answer = client.post("/predict", data=b"{", headers={"X-Request-Id": sent})
 
     assert (answer.get_json()["request_id"] == sent) == kept
 
 
 def test_a_request_larger_than_any_bucket_is_split():
-    """Up to the configured rows a request is answered whole; beyond them it is too large."""
+    """Requests up to the configured rows are answered; beyond them they are too large."""
     with contextlib.closing(Running(request_rows=9)) as running:
         client = client_for(running, FakeModel())
         fits = ask(client, [[i, 0] for i in range(9)])
@@ -228,7 +228,7 @@ def test_a_row_too_long_is_named(running):
     ],
 )  # fmt: skip
 def test_a_bad_instance_is_named(client, instances, text):
-    """A 400 says which instance does not fit, and why; a good request still gets its answer."""
+    """A 400 names the instance that does not fit, and why; a good request is still answered."""
     assert refused(ask(client, instances), 400, "invalid_argument") == text
     still_good(client)
 
@@ -247,7 +247,7 @@ def test_a_bad_instance_is_named(client, instances, text):
     ],
 )  # fmt: skip
 def test_a_bad_body_is_a_400_that_says_why(client, body, text):
-    """What is not instances and parameters is refused, and a good request still answered."""
+    """A body that is not instances and parameters is refused, and a good request is still answered."""
     assert refused(client.post("/predict", data=body), 400, "invalid_argument") == text
     still_good(client)
 
@@ -290,7 +290,7 @@ def test_an_answer_that_json_cannot_hold_follows_the_policy(policy):
 @mark.parametrize("kind", ["softmax", "classification"])
 @mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_scores_that_are_no_numbers_have_probabilities_that_are_none(running, kind, poison):
-    """A poisoned row of logits is answered by nulls; the row beside it is not touched."""
+    """A row of logits that holds NaN is answered with nulls; the row beside it is unaffected."""
     form = OutputFormat(kind=kind, output="y", scores="logits", labels=("a", "b"))
     both = signature(["x:float32[_, 2]"], ["y:float32[_, 2]"])
     rows = np.full((2, 2), poison, np.float32)
@@ -310,7 +310,7 @@ def test_scores_that_are_no_numbers_have_probabilities_that_are_none(running, ki
     "parameters", [{"confidenceThreshold": 0.5}, {"top_k": [1], "timeout_ms": 30_000}, {"": {}}]
 )
 def test_parameters_that_mean_nothing_here_are_ignored(client, parameters):
-    """Vertex AI hands over whatever a caller has put in, as the Open Inference Protocol's are."""
+    """Vertex AI passes on any parameters of a caller; unknown ones are ignored, as in the Open Inference Protocol."""
     answer = ask(client, [[1, 2]], parameters=parameters)
 
     assert (answer.status_code, answer.get_json()) == (200, {"predictions": [3.0]})

@@ -1,4 +1,4 @@
-"""Which process checks the files in use, and what is reported of a page that is gone."""
+"""Which process checks the files in use, and how an unreadable page is reported."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ from tests.serving import ROOT, TIMEOUT_S
 
 PARAMS = "params.safetensors"
 
-# Loads a bundle, cuts its params off, and touches them in one of the ways there are.
+# Loads a bundle, truncates its params, and reads them in one of several ways.
 TOUCH = """
 import functools, hashlib, os, sys, threading
 import numpy as np
@@ -35,8 +35,8 @@ if how != "pool":
 model = load(path, "cpu")
 logs.set_up(form)
 arrays = [np.asarray(param) for param in model.params]
-tell = functools.partial(logs.report_fatal, form)
-errors = BusErrors(model.bundle.expect_unwritten, tell, functools.partial(os._exit, 3))
+report_fatal = functools.partial(logs.report_fatal, form)
+errors = BusErrors(model.bundle.expect_unwritten, report_fatal, functools.partial(os._exit, 3))
 errors.install()
 os.truncate(f"{path}/params.safetensors", 0)
 rows = {"x": np.ones((4, 4), np.float32)}
@@ -55,21 +55,21 @@ print("survived", flush=True)
 
 
 class Watched:
-    """A bundle to look at: what each look raises, and what it says was replaced."""
+    """A watched bundle: the error that each check raises, and whether it reports a replacement."""
 
     def __init__(self, looks, replaced=""):
         self.looks = iter(looks)
         self.replaced = lambda: replaced
 
     def expect_unchanged(self):
-        """Look once."""
+        """Check once."""
         error = next(self.looks)
         if error is not None:
             raise error
 
 
 def looked(bundle):
-    """Look until there is something; return what it is, and the pauses."""
+    """Check until there is an error or a replacement; return it, and the pauses."""
     pauses = []
 
     async def pause(seconds):
@@ -79,7 +79,7 @@ def looked(bundle):
 
 
 def test_files_are_looked_at_each_second_until_one_has_changed():
-    """The first look is at once, and a pause of a second is between any two."""
+    """The first check is immediate, and there is a pause of a second between any two."""
     error = IntegrityError("params: other")
 
     assert looked(Watched([None, None, None, error])) == (error, [PERIOD_S] * 3)
@@ -88,7 +88,7 @@ def test_files_are_looked_at_each_second_until_one_has_changed():
 
 
 def test_a_bundle_that_was_replaced_is_told_once_and_served_on(caplog):
-    """Whoever deploys sees that this process has the one of before."""
+    """The log says that this process serves the previous bundle."""
     caplog.set_level("INFO", "server.storage.bundle_watch")
     error = IntegrityError("the end of the test")
 
@@ -97,7 +97,7 @@ def test_a_bundle_that_was_replaced_is_told_once_and_served_on(caplog):
 
 
 def test_a_service_whose_files_have_changed_answers_nobody(capsys):
-    """It is not ready, a request that waits is refused without a word of files, and one line says why."""
+    """The server is not ready, a waiting request is refused without naming files, and one line gives the reason."""
 
     async def run():
         model, gate = FakeModel(), Gate()
@@ -133,7 +133,7 @@ def bundle(classifier_bundle, tmp_path):
 @mark.e2e
 @mark.parametrize("how", ["in-place", "pool", "thread", "copy", "hash"])
 def test_a_page_that_is_gone_is_an_error_of_the_bundle(bundle, how):
-    """Wherever it is touched, by a program or by Python, the file is named in one line."""
+    """Wherever the page is read, by a program or by Python, the file is named in one line."""
     size = (bundle / PARAMS).stat().st_size
     done = subprocess.run(
         [sys.executable, "-c", TOUCH, bundle, how, "text"],
@@ -152,13 +152,13 @@ def test_a_page_that_is_gone_is_an_error_of_the_bundle(bundle, how):
 
 @mark.e2e
 def test_a_bus_error_of_another_kind_is_told_as_what_it_may_be(tmp_path):
-    """Where no file was written to, a disk may have failed; the process still ends in order."""
+    """If no file was written to, a disk may have failed; the process still exits in order."""
     script = (
         "import functools, os, signal\n"
         "from server import logs\n"
         "from server.storage.bundle_watch import BusErrors\n"
-        "tell = functools.partial(logs.report_fatal, 'text')\n"
-        "errors = BusErrors(lambda: None, tell, functools.partial(os._exit, 3))\n"
+        "report_fatal = functools.partial(logs.report_fatal, 'text')\n"
+        "errors = BusErrors(lambda: None, report_fatal, functools.partial(os._exit, 3))\n"
         "errors.install()\n"
         "os.kill(os.getpid(), signal.SIGBUS)\n"
     )
