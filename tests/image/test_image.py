@@ -212,7 +212,7 @@ def test_what_is_baked_in_is_opened_at_once(image, classifier_bundle):
 def test_a_bundle_of_no_known_digest_is_tried_first(image, tagger_bundle):
     """The process that tries a bundle needs no more than the server: nothing that is written to."""
     environ = {"HLOSERVE_PORT": "0", "HLOSERVE_GRPC_PORT": "-1", "HOME": "/nonexistent"}
-    environ["HLOSERVE_BUNDLE"] = "/mnt/models"
+    environ |= {"HLOSERVE_BUNDLE": "/mnt/models", "HLOSERVE_PROCESSES": "1"}
     with image.started(models=tagger_bundle, **environ) as container:
         said = log_until_ready(container)
         number = first_process(container)
