@@ -68,15 +68,15 @@ def main() -> None:
 
 def redraw(path: Path) -> None:
     """Draw the chart of a file of measurements beside it."""
-    from bench.serving import growth, report
+    from bench.serving import growth, grpc_fronts, report
     from bench.start import __main__ as start
 
     kind, _, rest = path.stem.partition("-")
     day, _, _ = rest.partition("-python")
     found = json.loads(path.read_text())
-    if kind in {"start", "growth"}:
-        draw = start.chart if kind == "start" else growth.chart
-        draw(found, path.with_suffix(".svg"), day=day)
+    own = {"start": start.chart, "growth": growth.chart, "grpc": grpc_fronts.chart}
+    if kind in own:
+        own[kind](found, path.with_suffix(".svg"), day=day)
     else:
         report.charts(kind, found, path.with_suffix(".svg"), day=day)
 

@@ -50,7 +50,8 @@ def main() -> int:
     for name, percent in idle.items():
         print(f"idle: {name} uses {percent:.2f} % of a core")
     if arguments.save:
-        save("serving", rows, summary, goals=goals, idle_percent=idle)
+        name = "defaults" if arguments.defaults else "serving"
+        save(name, rows, summary, goals=goals, idle_percent=idle)
     return 0
 
 

@@ -1,6 +1,6 @@
 """Load the fronts of gRPC in turn, and compare: calls a second, and processor time of a call.
 
-    python -m bench.serving.grpc_fronts [--rounds N] [--seconds S] [--json FILE]
+    python -m bench.serving.grpc_fronts [--rounds N] [--seconds S] [--save]
 
 Needs h2load. Triton is a third, where its environment (`python -m bench.serving.prepare`) and what it needs are there. Each
 runs all the time, stopped in its tracks unless it is its turn. Answers are compared with the model's own before and
@@ -11,13 +11,18 @@ work hits all.
 import argparse
 import contextlib
 import dataclasses
+import datetime as dt
 import json
 import random
 import statistics
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from bench.charts import OURS, THEIRS, describe_figure, drawing, on
+from bench.charts import save as save_figure
 from bench.machine import describe, heading
 from bench.serving import cells, load, prepare, process, workload
 
@@ -34,6 +39,8 @@ CELLS = (
     ("stream", 1, 16),
 )
 WARM_SECONDS = 0.5
+RESULTS = prepare.ROOT / "docs" / "results"
+_NAMES = {"aio": "hloserve, grpc.aio", "ngh2": "hloserve, ngh2", "triton": "Triton"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -118,7 +125,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.serving.grpc_fronts", allow_abbrev=False)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser.add_argument(
+        "--save", action="store_true", help="write docs/results/grpc-DATE-pythonVERSION.*"
+    )
     arguments = parser.parse_args()
     print(heading(), flush=True)
     if not prepare.BUNDLES["text_classifier"].exists():
@@ -134,33 +143,102 @@ def main() -> int:
             front.wait()
         for round_ in range(arguments.rounds):
             for cell in random.sample(CELLS, len(CELLS)):
+                print(f"round {round_ + 1}: {cell}", file=sys.stderr, flush=True)
                 turns = random.sample(fronts, len(fronts))
                 rows += [front.measure(cell, arguments.seconds, round_) for front in turns]
-    print(table(rows))
-    if arguments.json:
-        figures = [dataclasses.asdict(row) for row in rows]
-        arguments.json.write_text(json.dumps({**describe(), "rows": figures}, indent=1))
+    summary = summarize(rows)
+    print(table(summary))
+    if arguments.save:
+        save(rows, summary)
     return 0
 
 
-def table(rows: list[Row]) -> str:
+def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return each front's medians of each cell, and the medians of its rounds' ratios to aio."""
+    found = []
+    for kind, connections, at_once in CELLS:
+        cell = f"{kind} {connections}x{at_once}"
+        by = {(row.front, row.round): row for row in rows if row.cell == cell}
+        for front in dict.fromkeys(row.front for row in rows):
+            pairs = [(by["aio", row.round], row) for row in by.values() if row.front == front]
+            if not pairs:
+                continue
+            found.append(
+                {
+                    "cell": cell,
+                    "connections": connections * at_once,
+                    "server": front,
+                    "rounds": len(pairs),
+                    **{
+                        name: statistics.median(getattr(row, name) for _, row in pairs)
+                        for name in ("per_second", "p50_us", "cpu_us")
+                    },
+                    "of_aio": statistics.median(r.per_second / aio.per_second for aio, r in pairs),
+                    "less_cpu": statistics.median(aio.cpu_us / r.cpu_us for aio, r in pairs),
+                }
+            )
+    return found
+
+
+def table(summary: Sequence[Mapping[str, Any]]) -> str:
+    """Return the figures for people."""
     lines = [
         f"{'cell':<14} {'front':<7} {'per s':>8} {'x':>5} {'p50 us':>8} {'CPU us':>8} {'x':>5}"
     ]
-    for cell, front in sorted({(row.cell, row.front) for row in rows}):
-        by = {(row.front, row.round): row for row in rows if row.cell == cell}
-        pairs = [(by["aio", row.round], row) for row in by.values() if row.front == front]
-        speed, latency, cpu = (
-            statistics.median(getattr(row, name) for _, row in pairs)
-            for name in ("per_second", "p50_us", "cpu_us")
-        )
-        faster = statistics.median(row.per_second / aio.per_second for aio, row in pairs)
-        cheaper = statistics.median(aio.cpu_us / row.cpu_us for aio, row in pairs)
-        lines.append(
-            f"{cell:<14} {front:<7} {speed:8,.0f} {faster:5.2f} {latency:8.0f} {cpu:8.0f} {cheaper:5.2f}"
-        )
+    lines += [
+        f"{s['cell']:<14} {s['server']:<7} {s['per_second']:8,.0f} {s['of_aio']:5.2f} "
+        f"{s['p50_us']:8.0f} {s['cpu_us']:8.0f} {s['less_cpu']:5.2f}"
+        for s in summary
+    ]
     return "\n".join(lines)
+
+
+def save(rows: Sequence[Row], summary: Sequence[Mapping[str, Any]]) -> None:
+    """Write the figures and their chart."""
+    day = dt.datetime.now(dt.UTC).date().isoformat()
+    path = RESULTS / f"grpc-{day}-python{prepare.VERSION}.json"
+    found = {
+        "machine": describe(),
+        "peers": prepare.versions(),
+        "summary": summary,
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    chart(found, path.with_suffix(".svg"), day=day)
+    print(f"\nwrote {path} and its chart")
+
+
+def chart(found: Mapping[str, Any], path: Path, *, day: str) -> None:
+    """Draw the calls per second of each front in each cell."""
+    summary = found["summary"]
+    cells_ = list(dict.fromkeys(s["cell"] for s in summary))
+    figure, axes = drawing().subplots(
+        1, len(cells_), figsize=(2.2 * len(cells_), 2.4), layout="constrained", sharey=True
+    )
+    for axis, cell in zip(axes, cells_, strict=True):
+        bars = [s for s in reversed(summary) if s["cell"] == cell]
+        drawn = axis.barh(
+            [_NAMES[s["server"]] for s in bars],
+            [s["per_second"] for s in bars],
+            color=[THEIRS if s["server"] == "triton" else OURS for s in bars],
+        )
+        axis.bar_label(drawn, labels=[f"{s['per_second']:,.0f}" for s in bars], padding=3)
+        axis.set(title=cell)
+        axis.margins(x=0.4)
+        axis.set_xticks([])
+        axis.spines[["top", "right", "bottom"]].set_visible(False)
+    describe_figure(
+        figure,
+        "Calls per second over gRPC, one row of 128 tokens each, one process",
+        [
+            f"{day}, {on(found['machine'])}, load generator on the same cores.",
+            (
+                f"Medians of {max(s['rounds'] for s in summary)} rounds; more is better. Above each panel: connections x calls of each at "
+                "once; of a stream, requests per second."
+            ),
+        ],
+    )
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

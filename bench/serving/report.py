@@ -280,9 +280,10 @@ def _where(found: Mapping[str, Any], day: str, chosen: Sequence[Any]) -> str:
 
 
 def charts(name: str, found: Mapping[str, Any], path: Path, *, day: str) -> None:
-    """Draw what is saved under a name: "serving" in full and in brief, "threads", or "raw"."""
+    """Draw what is saved under a name: "serving" in full and in brief, "defaults", "threads" or "raw"."""
     if name in {"threads", "raw"}:
         (settings_chart if name == "threads" else raw_chart)(found, path, day=day)
         return
     chart(found, path, day=day)
-    overview_chart(found, path.with_name(f"{path.stem}-overview.svg"), day=day)
+    if name == "serving":
+        overview_chart(found, path.with_name(f"{path.stem}-overview.svg"), day=day)
