@@ -223,7 +223,7 @@ engine() {
     echo "$wanted" >"$environment/.synced"
   fi
   PYTHONPATH="$PWD" HLOSERVE_PYTHON="$PWD/$venv/bin/python" "$environment/bin/python" -m pytest -q \
-    --rootdir . -c tests/engines/pytest.ini --confcutdir "tests/engines/$name" "tests/engines/$name" "$@"
+    --rootdir . -c tests/engines/pytest.ini --confcutdir tests/engines "tests/engines/$name" "$@"
 }
 
 engines() {

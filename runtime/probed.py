@@ -5,16 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.bundle import Bundle
-from runtime.claims import params_bytes
-from runtime.device import find_device, free_memory
+from runtime.device import find_device
 from runtime.executable_cache import ExecutableCache
 from runtime.golden_check import golden_rows
 from runtime.loading import assemble, compile_all, program_threads
 from runtime.manifest import Manifest
 from runtime.probe import OPENED, REFUSED
-from runtime.program import Program, use_sync_dispatch
-from runtime.room import check_memory
-from runtime.signature import bucket_name
+from runtime.program import use_sync_dispatch
 
 
 def main(argv: Sequence[str]) -> None:
@@ -42,23 +39,11 @@ def run_each(bundle: Bundle, device: str, kept: ExecutableCache | None = None) -
       ExecutionError: the device failed.
     """
     target = find_device(device or None)
-    model = assemble(bundle, target, ())
-    axes = [axis.name for axis in model.signature.axes]
-
-    def run(program: Program) -> Program:
-        sizes = tuple(program.axes[axis] for axis in axes)
-        name = bucket_name(model.signature, sizes, program.batch)
-        check_memory({name: program}, params_bytes(bundle.manifest), free_memory(target), 1)
-        model.run(program, golden_rows(model, sizes, program.batch))
-        if kept is not None:
-            program.keep(kept)
-        return program
-
-    # Each runs on this thread while others compile, which leaves cores idle now and then.
     with program_threads(target) as pool:
-        compile_all(
-            bundle,
-            target,
-            progress=lambda _: None,
-            each=lambda compiled, entries: map(run, pool.map(compiled, entries)),
-        )
+        programs = compile_all(bundle, target, progress=lambda _: None, each=pool.map)
+    model = assemble(bundle, target, programs)
+    for sizes, group in model.groups.items():
+        for batch, program in group.programs.items():
+            model.run(program, golden_rows(model, sizes, batch))
+            if kept is not None:
+                program.keep(kept)

@@ -1,33 +1,10 @@
 """Bundles, models of them, and pipelines whose results are read back."""
 
-import os
-
-# Before jax or Beam: only processors are looked for, and no network.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-import functools
-
 import apache_beam as beam
 from apache_beam.ml.inference.base import RunInference
 from pytest import fixture
 
-from runtime import load
 from tests.engines.beam.pipelines import Collected, pipeline
-from tests.engines.exported import export_bundles
-
-
-@fixture(scope="session")
-def bundles(tmp_path_factory):
-    """The folder of all bundles."""
-    out = tmp_path_factory.mktemp("bundles")
-    export_bundles(out)
-    return out
-
-
-@fixture(scope="session")
-def model(bundles):
-    """Load a bundle by its name, once."""
-    return functools.cache(lambda name: load(bundles / name, "cpu"))
 
 
 @fixture

@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 from apache_beam.ml.inference.base import KeyedModelHandler
-from jax import monitoring
 from pytest import fixture, mark, raises
 
 from hloserve.beam import HloserveModelHandler, RefusedRow, raise_refused
@@ -16,7 +15,6 @@ from tests import image_files
 from tests.engines.exported import ROOT
 from tests.runtime.storage.fake_gcs import BUCKET, FakeGcs
 
-COMPILE = "/jax/core/compile/backend_compile_duration"
 BAD = {
     "nothing": (None, "input 'x': expected a value, got None"),
     "null": ([1.0, None], "input 'x': expected float32, got null"),
@@ -31,20 +29,6 @@ BAD = {
     "nested": ([[1.0], [1.0, 2.0]], "input 'x': expected float32, got lists of different lengths"),
     "large": ([1e39, 1.0], "input 'x': expected float32, got 1e+39"),
 }
-
-
-@fixture
-def compilations():
-    """The compilations that JAX reports from now on."""
-    seen = []
-
-    def listen(name, _seconds, **_):
-        if name == COMPILE:
-            seen.append(name)
-
-    monitoring.register_event_duration_secs_listener(listen)
-    yield seen
-    monitoring.unregister_event_duration_listener(listen)
 
 
 @fixture(scope="session")

@@ -3,14 +3,11 @@
 import shutil
 
 import numpy as np
-from jax import monitoring
-from pytest import fixture, mark, raises
+from pytest import mark, raises
 
 from hloserve.ray import HloservePredictor, _visible_device
 from runtime.errors import IntegrityError, InvalidInput
 from tests import image_files
-
-COMPILE = "/jax/core/compile/backend_compile_duration"
 
 
 def objects(values):
@@ -18,20 +15,6 @@ def objects(values):
     out = np.empty(len(values), object)
     out[:] = values
     return out
-
-
-@fixture
-def compilations():
-    """The compilations that JAX reports from now on."""
-    seen = []
-
-    def listen(name, _seconds, **_):
-        if name == COMPILE:
-            seen.append(name)
-
-    monitoring.register_event_duration_secs_listener(listen)
-    yield seen
-    monitoring.unregister_event_duration_listener(listen)
 
 
 def test_read_only_arrays_are_taken_as_they_are(predictor, model):
