@@ -6,6 +6,7 @@ import re
 import numpy as np
 from pytest import approx
 
+from bench import results
 from bench.charts import redraw
 from bench.raw import __main__ as raw
 from bench.raw import prepare
@@ -58,8 +59,8 @@ def test_goals_compare_cells_of_the_same_round():
 
 def test_what_is_saved_has_its_chart(tmp_path, monkeypatch):
     """The saved figures are drawn, by their names and numbers, and drawn anew are the same."""
-    monkeypatch.setattr(raw, "RESULTS", tmp_path)
-    monkeypatch.setattr(raw, "describe", lambda: MACHINE)
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(results, "describe", lambda: MACHINE)
     rows = [
         *(row(raw.TEXT, 1234), row(raw.IDS, 1300), row(raw.PEER_ONNX, 567)),
         row(raw.TEXT, 4321, model="reviews", connections=64),

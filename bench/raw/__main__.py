@@ -10,22 +10,21 @@ their tracks unless it is their turn, and every answer is compared with the mode
 import argparse
 import contextlib
 import dataclasses
-import datetime as dt
-import json
+import functools
 import signal
 import sys
 import tempfile
 from pathlib import Path
 
-from bench.machine import describe, heading
+from bench import results
+from bench.machine import heading
 from bench.raw import prepare, workload
 from bench.serving import load, measure, process, report
 from bench.serving.cells import Server
-from bench.serving.prepare import PYTHON, ROOT, VERSION
+from bench.serving.prepare import PYTHON
 from bench.serving.workload import WrongAnswer
 
 DIALECTS = ("vertex", "text", "openai")
-RESULTS = ROOT / "docs" / "results"
 TEXT, IDS, OPENAI = "hloserve, texts", "hloserve, ids", "hloserve, OpenAI"
 PEER, PEER_ONNX = "infinity-emb", "infinity-emb, ONNX"
 # Of these servers: the first divided by the second in requests per second, at least.
@@ -189,13 +188,8 @@ def reached(rows: list[measure.Row]) -> list[dict[str, object]]:
 
 
 def save(rows: list[measure.Row], summary: list[dict[str, object]], **more: object) -> None:
-    day = dt.datetime.now(dt.UTC).date().isoformat()
-    path = RESULTS / f"raw-{day}-python{VERSION}.json"
-    found = {"machine": describe(), "summary": summary, **more}
-    found["rows"] = [dataclasses.asdict(row) for row in rows]
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    report.charts("raw", found, path.with_suffix(".svg"), day=day)
-    print(f"\nwrote {path} and its chart")
+    figures = {"summary": summary, **more, "rows": [dataclasses.asdict(row) for row in rows]}
+    results.save("raw", figures, functools.partial(report.charts, "raw"))
 
 
 if __name__ == "__main__":

@@ -11,18 +11,17 @@ wrong answer, a refused request or a broken connection does not count.
 import argparse
 import contextlib
 import dataclasses
-import datetime as dt
-import json
+import functools
 import signal
 import sys
 import tempfile
 from pathlib import Path
 
-from bench.machine import describe, heading
+from bench import results
+from bench.machine import heading
 from bench.serving import cells, load, measure, prepare, process, report, workload
 
 IDLE_SECONDS = 10.0
-RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
 def main() -> int:
@@ -119,19 +118,13 @@ def print_row(row: measure.Row) -> None:
 
 
 def save(name, rows, summary, **more) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    day = dt.datetime.now(dt.UTC).date().isoformat()
-    path = RESULTS / f"{name}-{day}-python{prepare.VERSION}.json"
-    found = {
-        "machine": describe(),
+    figures = {
         "peers": prepare.versions(),
         "summary": summary,
         **more,
         "rows": [dataclasses.asdict(row) for row in rows],
     }
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    report.charts(name, found, path.with_suffix(".svg"), day=day)
-    print(f"\nwrote {path} and its chart")
+    results.save(name, figures, functools.partial(report.charts, name))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ open; a connection's is what it has grown by since the fewest, which includes th
 import argparse
 import contextlib
 import dataclasses
-import datetime as dt
-import json
 import random
 import re
 import statistics
@@ -23,12 +21,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import charts
-from bench.machine import describe, heading
+from bench import charts, results
+from bench.machine import heading
 from bench.serving import load, prepare, process, workload
 
 CONNECTIONS = (16, 64, 250, 1000)
-RESULTS = Path(__file__).parents[2] / "docs" / "results"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 # Name, protocol as `workload` has it, path, and options of the server.
 ENTRANCES = (
@@ -149,17 +146,8 @@ def main() -> int:
     summary = summarize(rows)
     print(table(summary))
     if arguments.save:
-        day = dt.datetime.now(dt.UTC).date().isoformat()
-        found = {
-            "machine": describe(),
-            "summary": summary,
-            "rows": [dataclasses.asdict(row) for row in rows],
-        }
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"growth-{day}-python{prepare.VERSION}.json"
-        path.write_text(json.dumps(found, indent=1) + "\n")
-        chart(found, path.with_suffix(".svg"), day=day)
-        print(f"wrote {path} and its chart")
+        rows_ = [dataclasses.asdict(row) for row in rows]
+        results.save("growth", {"summary": summary, "rows": rows_}, chart)
     return 0
 
 

@@ -11,8 +11,6 @@ work hits all.
 import argparse
 import contextlib
 import dataclasses
-import datetime as dt
-import json
 import random
 import statistics
 import sys
@@ -21,9 +19,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import results
 from bench.charts import OURS, THEIRS, describe_figure, drawing, on
 from bench.charts import save as save_figure
-from bench.machine import describe, heading
+from bench.machine import heading
 from bench.serving import cells, load, prepare, process, workload
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -39,7 +38,6 @@ CELLS = (
     ("stream", 1, 16),
 )
 WARM_SECONDS = 0.5
-RESULTS = prepare.ROOT / "docs" / "results"
 _NAMES = {"aio": "hloserve, grpc.aio", "ngh2": "hloserve, ngh2", "triton": "Triton"}
 
 
@@ -195,17 +193,9 @@ def table(summary: Sequence[Mapping[str, Any]]) -> str:
 
 def save(rows: Sequence[Row], summary: Sequence[Mapping[str, Any]]) -> None:
     """Write the figures and their chart."""
-    day = dt.datetime.now(dt.UTC).date().isoformat()
-    path = RESULTS / f"grpc-{day}-python{prepare.VERSION}.json"
-    found = {
-        "machine": describe(),
-        "peers": prepare.versions(),
-        "summary": summary,
-        "rows": [dataclasses.asdict(row) for row in rows],
-    }
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    chart(found, path.with_suffix(".svg"), day=day)
-    print(f"\nwrote {path} and its chart")
+    rows_ = [dataclasses.asdict(row) for row in rows]
+    figures = {"peers": prepare.versions(), "summary": summary, "rows": rows_}
+    results.save("grpc", figures, chart)
 
 
 def chart(found: Mapping[str, Any], path: Path, *, day: str) -> None:

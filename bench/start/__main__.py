@@ -12,7 +12,6 @@ resident set that any process has had.
 import argparse
 import contextlib
 import dataclasses
-import datetime as dt
 import hashlib
 import json
 import os
@@ -28,15 +27,15 @@ from typing import Any
 
 import numpy as np
 
+from bench import results
 from bench.charts import OURS, THEIRS, describe_figure, drawing, on
 from bench.charts import save as save_figure
-from bench.machine import describe, heading
+from bench.machine import heading
 from bench.serving import prepare
 from bench.serving.process import Processes, ServerFailed, free_port
 from runtime.bundle import open_bundle
 from runtime.records.golden_instances import golden_instances
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results"
 _TIMEOUT_S = 600.0
 _POLL_S = 0.01
 PEERS = ("mosec", "triton")
@@ -328,13 +327,8 @@ def table(found: Sequence[dict]) -> str:
 
 
 def save(rows: Sequence[dict], found: Sequence[dict]) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    day = dt.datetime.now(dt.UTC).date().isoformat()
-    path = RESULTS / f"start-{day}-python{prepare.VERSION}.json"
-    saved = {"machine": describe(), "peers": prepare.versions(), "summary": found, "rows": rows}
-    path.write_text(json.dumps(saved, indent=1) + "\n")
-    chart(saved, path.with_suffix(".svg"), day=day)
-    print(f"\nwrote {path} and its chart")
+    figures = {"peers": prepare.versions(), "summary": found, "rows": rows}
+    results.save("start", figures, chart)
 
 
 def chart(saved: Mapping[str, Any], path: Path, *, day: str) -> None:
