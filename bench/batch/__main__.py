@@ -10,47 +10,16 @@ import json
 import resource
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 from bench.batch import workload
+from bench.batch.cell import ROOT, Measured, measured
 from bench.machine import heading
 
-ROOT = Path(__file__).parents[2]
 BUNDLES = ROOT / "build" / "bench"
-
-
-class Measured(NamedTuple):
-    """What a process took.
-
-    Attributes:
-      rate: rows a second, without the start.
-      start: seconds.
-    """
-
-    rate: float
-    start: float
-
-
-def measured(*command):
-    """Run a command that prints rows and seconds as JSON."""
-    begin = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, command)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    whole = time.perf_counter() - begin
-    if done.returncode:
-        sys.exit(f"{command[0]}: {done.stderr}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    return Measured(found["rows"] / found["seconds"], whole - found["seconds"])
 
 
 class Comparison(NamedTuple):

@@ -6,39 +6,16 @@ interleaved, each in a process of its own, and given as medians; what a start ta
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 from bench.batch import workload
-from bench.batch.__main__ import BUNDLES, ROOT
+from bench.batch.__main__ import BUNDLES
+from bench.batch.cell import ROOT, measured
 
 ENGINES = ROOT / "build" / "engines"
 WAYS = ("handler", "plain", "nothing")
-
-
-def cell(environment, module, *arguments, timeout):
-    """Return what a cell prints: rows, seconds, and those of its start."""
-    python = sys.executable if environment is None else ENGINES / environment / "bin" / "python"
-    begin = time.perf_counter()
-    done = subprocess.run(
-        [str(python), "-m", module, *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    whole = time.perf_counter() - begin
-    if done.returncode:
-        sys.exit(f"{module} {' '.join(map(str, arguments))}: {done.stderr[-4000:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    return found["rows"] / found["seconds"], found.get("start", whole - found["seconds"])
 
 
 def cells(bundle, rows, folder, timeout):
@@ -48,8 +25,8 @@ def cells(bundle, rows, folder, timeout):
 
     def predict():
         with tempfile.TemporaryDirectory(dir=folder) as out:
-            return cell(
-                *(None, "runtime", "predict", bundle, source, "--out", Path(out) / "out"),
+            return measured(
+                *("runtime", "predict", bundle, source, "--out", Path(out) / "out"),
                 *("--format", "npz", "--device", "cpu", "--json"),
                 timeout=timeout,
             )
@@ -57,8 +34,10 @@ def cells(bundle, rows, folder, timeout):
     found = {"predict, from npz to npz": predict}
     for engine in ("beam", "ray"):
         for way in WAYS:
-            found[f"{engine}: {way}"] = lambda engine=engine, way=way: cell(
-                engine, f"bench.batch.over_{engine}", bundle, rows, way, timeout=timeout
+            found[f"{engine}: {way}"] = lambda engine=engine, way=way: measured(
+                *(f"bench.batch.over_{engine}", bundle, rows, way),
+                python=ENGINES / engine / "bin" / "python",
+                timeout=timeout,
             )
     return found
 
