@@ -9,6 +9,8 @@ from typing import BinaryIO, Protocol, override
 from runtime.storage.store import FetchError, ObjectChanged, ObjectInfo, Sink, Store, TransientError
 
 log = logging.getLogger(__name__)
+# Of our own: the generator of `random` belongs to whoever runs this in a thread of theirs.
+_jitter = random.Random()  # noqa: S311 (no secret)
 
 CHUNK = 1 << 20
 # Retries are ours: the client's `Retry` bounds the total time, so that a large file on a slow line fails,
@@ -188,6 +190,6 @@ class Transfer:
             if tries >= TRIES:
                 raise FetchError(f"{where}: gave up after {tries} tries: {reason}")
             log.warning("%s: %s; trying again", where, reason)
-            self._pause(min(2.0**tries, 16.0) / 2 * random.uniform(0.5, 1))  # noqa: S311 (no secret)
+            self._pause(min(2.0**tries, 16.0) / 2 * _jitter.uniform(0.5, 1))
             if self._stop.is_set():
                 raise Stopped
