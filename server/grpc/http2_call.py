@@ -15,9 +15,9 @@ from server.errors import BodyTimeout, DeadlineExceeded, IncompleteBody, Overloa
 from server.grpc.calls import RpcError
 from server.grpc.services import stopping
 from server.grpc.stream import MAX_PENDING, UNREAD
-from server.grpc.wire import MessageReader, read_encoding, read_timeout
+from server.grpc.wire import MessageReader, read_timeout
 from server.protocols import oip_grpc
-from server.protocols.body import PROGRESS_BYTES, BodyInfo, inflate
+from server.protocols.body import PROGRESS_BYTES
 from server.protocols.inference import LARGE_BYTES, Inference, ParsedRequest
 from server.protos import inference_pb2 as pb
 
@@ -69,7 +69,6 @@ class Call:
       ended: whether it has its status.
       running: what goes on for it.
       streams: whether it has many messages.
-      encoding: of the message that is taken now; empty for none.
     """
 
     def __init__(
@@ -79,16 +78,13 @@ class Call:
         self.half_closed = self.answering = self.ended = False
         self.running: dict[Cancellable, None] = {}
         self.streams = method.streams
-        self.encoding = ""
         self._connection = connection
         self._method = method
         self._service = service
-        self._limit = limit
         self._fields: Mapping[bytes, bytes] = {}
         self._reader = MessageReader(limit)
         self._begun = time.monotonic()
-        self._timeout_s: float | None = None
-        self._call_encoding = ""
+        self._deadline: float | None = None
         self._asked = self._reading = self._stopping = False
         self._expected = service.output_row_bytes if method.infers else 0
         self._received = self._counted = self._unacknowledged = 0
@@ -99,8 +95,8 @@ class Call:
         """Read the headers."""
         self._fields = fields
         try:
-            self._timeout_s = read_timeout(fields)
-            self._call_encoding = read_encoding(fields)
+            timeout_s = read_timeout(fields)
+            self._deadline = None if timeout_s is None else self._begun + timeout_s
         except Exception as error:  # noqa: BLE001 (every error has an answer)
             self.refuse(error)
 
@@ -125,8 +121,8 @@ class Call:
             return  # it goes on below, as soon as what was taken is under way
         self._reading = True
         try:
-            while not self.ended and self._ready and (found := self._reader.take()) is not None:
-                self._take(*found)
+            while not self.ended and self._ready and (message := self._reader.take()) is not None:
+                self._take(message)
             if self.half_closed and not self.ended and self._ready:
                 self._on_half_close()
         except Exception as error:  # noqa: BLE001 (likewise)
@@ -135,15 +131,9 @@ class Call:
         if self.ended or self._ready:
             self._acknowledge()
 
-    def inflated(self, message: bytes, encoding: str) -> bytes:
-        """Return a message decompressed; raises MalformedRequest or TooLarge."""
-        return inflate(message, BodyInfo(None, self._limit, None, encoding))
-
     def remaining(self) -> float | None:
         """Return the time that is left, in seconds; None without a limit."""
-        if self._timeout_s is None:
-            return None
-        return self._timeout_s - (time.monotonic() - self._begun)
+        return None if self._deadline is None else self._deadline - time.monotonic()
 
     def send(self, message: bytes) -> None:
         """Send a message, and go on; raises Overloaded where too many wait to be read."""
@@ -166,27 +156,24 @@ class Call:
 
     def fail(self, request: Cancellable, refused: RpcError, size: int) -> None:
         """Send the error of a message, as an answer if the call streams."""
-        if not self.streams:
-            self.running.pop(request, None)
-            self.end(refused)
-            return
-        try:
-            self._connection.write(self, oip_grpc.refusal(refused.identity, refused.text))
-        except Overloaded as error:
-            self.refuse(error)
-        self._finish(request, size)
+        if self.streams:
+            try:
+                self._connection.write(self, oip_grpc.refusal(refused.identity, refused.text))
+            except Overloaded as error:
+                self.refuse(error)
+        self._finish(request, size, refused)
 
     def refuse(self, error: Exception) -> None:
         """End with an error, and count it."""
         if self.ended:
             return
         refused = RpcError(error, self)
-        seconds, status = time.monotonic() - self._begun, refused.status
+        metrics, status = self._service.metrics, refused.status
         if self._method.infers and not self.streams:
-            metrics = self._service.metrics
+            seconds = time.monotonic() - self._begun
             metrics.count_inference("grpc", status.grpc, seconds, status.error_code)
         else:
-            self._service.metrics.count_request("grpc", status.grpc)
+            metrics.count_request("grpc", status.grpc)
         self.end(refused)
 
     def end(self, refused: RpcError | None = None) -> None:
@@ -199,7 +186,7 @@ class Call:
         """Free all that it has: it has ended, or its client has gone."""
         self.ended = True
         self._acknowledge()  # of a stream that is closed, it still counts for the connection
-        self._reader.drop()
+        self._reader = MessageReader(0)
         self._release(self._counted)
         running, self.running = self.running, {}
         for each in running:
@@ -242,14 +229,10 @@ class Call:
             return False
         return unread + count == 0 or unread + (count + 1) * self._expected <= UNREAD
 
-    def _take(self, compressed: bool, message: bytes) -> None:
-        if self._asked and not self.streams:
-            return  # as with grpc.aio, what follows the first is not read
-        if compressed and not self._call_encoding:
-            raise MalformedRequest("message: expected grpc-encoding if it is compressed, got none")
-        self._asked = True
-        self.encoding = self._call_encoding if compressed else ""
-        self._method.ask(self, message)
+    def _take(self, message: bytes) -> None:
+        if self.streams or not self._asked:  # as with grpc.aio, what follows the first is not read
+            self._asked = True
+            self._method.ask(self, message)
 
     def _on_half_close(self) -> None:
         if self._reader.size:
@@ -259,12 +242,14 @@ class Call:
         if self.streams and not self.running:
             self.end()
 
-    def _finish(self, request: Cancellable | None, size: int) -> None:
-        """Go on after an answer."""
+    def _finish(
+        self, request: Cancellable | None, size: int, refused: RpcError | None = None
+    ) -> None:
+        """Go on after an answer, or end with it unless the call streams."""
         if request is not None:
             self.running.pop(request, None)
         if not self.streams:
-            self.end()
+            self.end(refused)
             return
         self._release(min(size, self._counted))
         if self._stopping and not self.running:
@@ -296,34 +281,17 @@ class Request(Inference[bytes]):
         self._call = call
         self._message = message
         self._size = len(message)
-        self._encoding = call.encoding
         self._identity = ""
         self._begun = time.monotonic()
-        # Bytes that decompression added, and those of them that the memory budget counts.
-        self._added = self._inflated = 0
         call.running[self] = None
-        self.begin(large=self._size > LARGE_BYTES or self._encoding != "")
+        self.begin(large=self._size > LARGE_BYTES)
 
     @override
     def parse(self, model: Model) -> ParsedRequest[bytes]:
         message, self._message = self._message, b""
-        if self._encoding:
-            message = self._call.inflated(message, self._encoding)
-            self._added = max(0, len(message) - self._size)
         request = oip_grpc.parse(pb.ModelInferRequest, message)
         self._identity = request.id
         return oip_grpc.read(request, model, stream=self._call.streams)
-
-    @override
-    def submit(self, parsed: ParsedRequest[bytes]) -> None:
-        if self._added:
-            try:
-                self.service.memory.acquire(self._added)
-            except Overloaded as error:
-                self.on_error(error)
-                return
-            self._inflated = self._added
-        super().submit(parsed)
 
     @override
     def on_response(self, message: bytes) -> None:
@@ -346,6 +314,5 @@ class Request(Inference[bytes]):
         self._count("CANCELLED", "canceled")
 
     def _count(self, status: str, error_code: str | None = None) -> None:
-        self.service.memory.release(self._inflated)
         seconds = time.monotonic() - self._begun
         self.service.metrics.count_inference("grpc", status, seconds, error_code)

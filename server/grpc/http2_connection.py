@@ -34,6 +34,8 @@ PING_CHECKS, PONG_CHECKS, IDLE_CHECKS = 60, 20, 1800
 # How long calls still arrive at a connection that has announced its end.
 NOTICE_S = 0.2
 _WRITE_BYTES = 1 << 18
+# Connections that began together do not end together.
+_jitter = random.Random()  # noqa: S311 (no secret)
 _CONFIGURATION = ngh2.Configuration(
     auto_window_update=False, max_inbound_header_list_size=HEADER_BYTES
 )
@@ -68,7 +70,7 @@ class Connection(asyncio.Protocol):
         self._flushing = self._paused = self._noticed = False
         self._leaving = self._ending = False
         self._silent = self._idle = self._stalled = self._age = 0
-        self._max_age_s = server.max_age_s * random.uniform(0.9, 1.1)  # noqa: S311 (not all at once)
+        self._max_age_s = server.max_age_s * _jitter.uniform(0.9, 1.1)
 
     # asyncio.Protocol
 
@@ -110,15 +112,12 @@ class Connection(asyncio.Protocol):
 
     @override
     def pause_writing(self) -> None:
+        # It is read from on: calls are limited, and libnghttp2 limits what else is to be answered.
         self._paused = True
-        with contextlib.suppress(RuntimeError):  # it is closing
-            self._transport.pause_reading()
 
     @override
     def resume_writing(self) -> None:
         self._paused, self._stalled = False, 0
-        with contextlib.suppress(RuntimeError):
-            self._transport.resume_reading()
         self._flush()
 
     # What its calls do
@@ -154,10 +153,9 @@ class Connection(asyncio.Protocol):
 
     def unsent(self, call: Call) -> int:
         """Return the bytes of a call's answers that its client does not take yet."""
-        try:
+        with contextlib.suppress(ngh2.StreamProtocolError):  # closed, which is still to be read
             return self._h2.queued_body_size(call.id)
-        except ngh2.StreamProtocolError:  # closed, which is still to be read
-            return 0
+        return 0
 
     def reset(self, call: Call, code: int = ngh2.ErrorCode.CANCEL) -> None:
         """End a call, without a status if it has none."""

@@ -21,17 +21,14 @@ _CHECK_S = 1.0
 _NO_CALL: Headers = ((b":status", b"415"),)
 
 
-def _refusing(text: str) -> Method:
-    """Return a method that is not served."""
-
-    def ask(_: Call, _message: bytes) -> None:
-        raise Unsupported(text)
-
-    return Method(ask)
+def _refuse(text: str, _: Call, _message: bytes) -> None:
+    raise Unsupported(text)
 
 
-_UNSERVED = _refusing(UNSERVED)
-_UNKNOWN = _refusing("method: expected one of a service that is served, got another")
+_UNSERVED = Method(functools.partial(_refuse, UNSERVED))
+_UNKNOWN = Method(
+    functools.partial(_refuse, "method: expected one of a service that is served, got another")
+)
 
 
 class Http2Server:
@@ -62,7 +59,6 @@ class Http2Server:
         self._closed = asyncio.Event()
         self._stopping = False
         self._listener: asyncio.Server | None = None
-        self._checks: asyncio.TimerHandle | None = None
 
     async def start(self) -> int:
         """Start to accept calls; return the port.
@@ -106,12 +102,8 @@ class Http2Server:
                     await self._closed.wait()
         for connection in list(self._connections):
             connection.abort()
-        if self._checks is not None:
-            self._checks.cancel()
 
-    async def stop(self, grace_s: float = 0.0) -> None:
-        """Answer the open calls, and stop; see `leave`."""
-        await self.leave(grace_s)
+    stop = leave  # as `GrpcServer` has it, for a process that goes on
 
     # What its connections ask
 
@@ -163,25 +155,17 @@ class Http2Server:
         """Return a method that calls a function of bytes, not counted as an inference."""
 
         def ask(call: Call, message: bytes) -> None:
-            made = handler(call.inflated(message, call.encoding))
-            call.answer(None, made)
+            call.answer(None, handler(message))
             self._service.metrics.count_request("grpc", "OK")
 
         return Method(ask)
 
     def _reflect(self, call: Call, message: bytes) -> None:
-        # It waits for nothing, and so has ended when it has begun.
-        loop = asyncio.get_running_loop()
-        made = asyncio.Task(
-            self._services.reflect(call.inflated(message, call.encoding)),
-            loop=loop,
-            eager_start=True,
-        ).result()
-        call.answer(None, made, len(message))
+        call.answer(None, self._services.reflect(message), len(message))
 
     def _watch(self, call: Call, message: bytes) -> None:
-        watching = self._run_watch(call, call.inflated(message, call.encoding))
-        call.running[asyncio.get_running_loop().create_task(watching)] = None
+        task = asyncio.get_running_loop().create_task(self._run_watch(call, message))
+        call.running[task] = None
 
     async def _run_watch(self, call: Call, message: bytes) -> None:
         error: Exception | None = None
@@ -199,5 +183,5 @@ class Http2Server:
     def _check_timeouts(self) -> None:
         for connection in list(self._connections):
             connection.check_timeouts()
-        loop = asyncio.get_running_loop()
-        self._checks = loop.call_later(_CHECK_S, self._check_timeouts)
+        if self._connections or not self._stopping:
+            asyncio.get_running_loop().call_later(_CHECK_S, self._check_timeouts)

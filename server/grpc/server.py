@@ -186,7 +186,10 @@ class GrpcServer:
         await self._run(stream, requests, context)
 
     async def _reflect(self, requests: AsyncIterator[bytes], context: Context) -> None:
-        await self._run(Stream(self._services.reflect, context.write), requests, context)
+        async def answer(data: bytes) -> bytes:
+            return self._services.reflect(data)
+
+        await self._run(Stream(answer, context.write), requests, context)
 
     async def _run(self, stream: Stream, requests: AsyncIterator[bytes], context: Context) -> None:
         """Answer a stream, and end it as it ends."""

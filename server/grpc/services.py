@@ -7,8 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 
 from grpc_health.v1.health_pb2 import HealthCheckRequest
-from grpc_reflection.v1alpha.reflection import SERVICE_NAME
-from grpc_reflection.v1alpha.reflection import aio as reflection
+from grpc_reflection.v1alpha.reflection import SERVICE_NAME, ReflectionServicer
 from grpc_reflection.v1alpha.reflection_pb2 import (
     ErrorResponse,
     ServerReflectionRequest,
@@ -50,7 +49,7 @@ class Services:
 
     def __init__(self, service: Service, collect: CollectStats) -> None:
         self._service = service
-        self._reflection = reflection.ReflectionServicer((INFERENCE, HEALTH, REFLECTION), POOL)
+        self._reflection = ReflectionServicer((INFERENCE, HEALTH, REFLECTION), POOL)
         self._watches = 0
         self.health = Health(service, (INFERENCE,))
         self.inference: dict[str, Unary] = Metadata(service, collect).methods()
@@ -82,21 +81,17 @@ class Services:
         async for state in self.health.watch(request.service):
             yield state.SerializeToString()
 
-    async def reflect(self, data: bytes) -> bytes:
+    def reflect(self, data: bytes) -> bytes:
         """Return the answer to a request for reflection."""
         try:
             request = oip_grpc.parse(ServerReflectionRequest, data)
         except MalformedRequest as error:
             problem = ErrorResponse(error_code=_INVALID_ARGUMENT, error_message=str(error))
             return ServerReflectionResponse(error_response=problem).SerializeToString()  # type: ignore[no-any-return]
-        answers = self._reflection.ServerReflectionInfo(_only(request), None)
-        return b"".join([each.SerializeToString() async for each in answers])
+        answers = self._reflection.ServerReflectionInfo(iter((request,)), None)
+        return b"".join(each.SerializeToString() for each in answers)
 
 
 def stopping() -> Draining:
     """Return the error of calls that arrive while the server stops."""
     return Draining("the server is stopping")
-
-
-async def _only[M](message: M) -> AsyncIterator[M]:
-    yield message

@@ -16,7 +16,7 @@ type Headers = tuple[tuple[bytes, bytes], ...]
 
 HEADERS: Headers = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 OK: Headers = ((b"grpc-status", b"0"),)
-_ACCEPTED = (b"grpc-accept-encoding", b"identity,deflate,gzip")
+_ACCEPTED = (b"grpc-accept-encoding", b"identity")
 _NUMBERS = {code.name: b"%d" % code.value[0] for code in grpc.StatusCode}
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _UNIT_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
@@ -38,21 +38,9 @@ def read_timeout(fields: Mapping[bytes, bytes]) -> float | None:
     match = _TIMEOUT.fullmatch(text)
     if match is None:
         raise MalformedRequest(
-            f"grpc-timeout: expected digits and a unit, as in 100m, got {_shown(text)}"
+            f"grpc-timeout: expected digits and a unit, as in 100m, got {text[:100].decode('ascii', 'replace')!r}"
         )
     return int(match[1]) * _UNIT_S[match[2]]
-
-
-def read_encoding(fields: Mapping[bytes, bytes]) -> str:
-    """Return the encoding of a call's compressed messages; empty for none.
-
-    Raises:
-      Unsupported: it is not served.
-    """
-    text = fields.get(b"grpc-encoding", b"identity")
-    if text not in (b"identity", b"deflate", b"gzip"):
-        raise Unsupported(f"grpc-encoding: expected identity, deflate or gzip, got {_shown(text)}")
-    return "" if text == b"identity" else text.decode()
 
 
 def trailers(status: str, text: str, identity: str) -> Headers:
@@ -93,11 +81,12 @@ class MessageReader:
         """Append bytes."""
         self._buffer += data
 
-    def take(self) -> tuple[bool, bytes] | None:
-        """Return whether the next message is compressed, and the message; None if it is not whole.
+    def take(self) -> bytes | None:
+        """Return the next message; None if it is not whole.
 
         Raises:
           MalformedRequest: the prefix is not one.
+          Unsupported: the message is compressed.
           TooLarge: the message has more bytes than it may.
         """
         buffer = self._buffer
@@ -106,6 +95,8 @@ class MessageReader:
         flag, size = buffer[0], int.from_bytes(buffer[1:_PREFIX_BYTES])
         if flag > 1:
             raise MalformedRequest(f"message: expected 0 or 1 before its length, got {flag}")
+        if flag:
+            raise Unsupported("message: expected no compression, got a compressed one")
         if size > self._limit:
             raise TooLarge(f"message: expected at most {self._limit} bytes, got {size}")
         end = _PREFIX_BYTES + size
@@ -114,12 +105,4 @@ class MessageReader:
         with memoryview(buffer) as view:
             message = bytes(view[_PREFIX_BYTES:end])
         del buffer[:end]  # takes the same time whatever is behind it
-        return flag == 1, message
-
-    def drop(self) -> None:
-        """Discard what is left."""
-        self._buffer.clear()
-
-
-def _shown(text: bytes) -> str:
-    return repr(text[:100].decode("ascii", "replace"))
+        return message

@@ -288,8 +288,13 @@ def test_a_message_may_be_as_large_as_the_limit(grpc_server):
     assert status == "RESOURCE_EXHAUSTED"
 
 
-def test_a_compressed_message_is_limited_by_what_it_holds(grpc_server):
-    """The limit is on what a compressed message inflates to; a smaller one is read."""
+def test_a_compressed_message_is_limited_by_what_it_holds(grpc_server, front):
+    """The limit is on what a compressed message inflates to; a smaller one is read. ngh2 reads none."""
+    if front == "ngh2":
+        call = lambda: grpc_server.infer(rows(1), compression=grpc.Compression.Gzip)  # noqa: E731
+        text = "message: expected no compression, got a compressed one"
+        assert refused(call) == ("UNIMPLEMENTED", text)
+        return
     small = grpc_server.infer(rows(1, identity="i" * 9000), compression=grpc.Compression.Gzip)
     status, _ = refused(
         lambda: grpc_server.infer(rows(1, identity="i" * 10**7), compression=grpc.Compression.Gzip)
@@ -320,7 +325,7 @@ def failing(error):
     return model
 
 
-def test_an_internal_error_tells_nothing(calls, caplog):
+def test_an_internal_error_discloses_nothing(calls, caplog):
     """An internal error is logged, with the id that the client receives."""
     grpc_server = calls(failing(ValueError("secret /etc/passwd")))
 

@@ -87,7 +87,7 @@ def test_a_burst_of_calls_is_answered(grpc_server):
     assert asyncio.run(burst(grpc_server.port, 3600, channels=24)) == {True: 3600}
 
 
-def test_calls_that_never_send_their_message_hold_up_nobody(grpc_server):
+def test_calls_that_never_send_their_message_delay_no_others(grpc_server):
     """A call of another connection is answered while one connection has more such calls than may send at once."""
     silent = Silent(grpc_server, 3 * SLOTS)
 
@@ -187,7 +187,7 @@ def stream_of(size, write, expected=0):
     return Stream(answer, write, unread=unread, expected=expected), unread
 
 
-def test_large_answers_that_nobody_reads_hold_up_requests():
+def test_unread_large_answers_hold_up_requests():
     """A stream reads no request whose response would exceed the limit of unread bytes."""
 
     async def run(**options):
@@ -271,7 +271,7 @@ def test_of_too_many_streams_one_of_the_busiest_connection_ends():
     assert asyncio.run(run()) == [False, False, True, False, False]
 
 
-def test_a_connection_grows_old_only_where_it_is_told_to():
+def test_a_connection_has_a_maximum_age_only_where_configured():
     """Connections have no maximum age by default, else the option's, with the request timeout as grace period."""
 
     def ages(**config):

@@ -191,7 +191,7 @@ def test_a_connection_whose_message_arrives_is_trusted_again(played):
     played(scene)
 
 
-def test_a_slow_message_is_whole_in_the_end_where_nobody_waits(played):
+def test_a_slow_message_is_received_whole_where_no_other_waits(played):
     """A client that needs many checks to send its message gets its response."""
 
     async def scene(harness):

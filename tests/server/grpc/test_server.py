@@ -109,7 +109,7 @@ def test_a_draining_server_answers_but_is_not_ready(grpc_server):
     assert refused(lambda: grpc_server.ask(2)) == ("UNAVAILABLE", "the server is stopping")
 
 
-def test_a_watch_tells_every_change(loading):
+def test_a_watch_reports_every_change(loading):
     """A watch begins with the current state, and reports loading, ready and draining as they occur."""
     whole, named = watch(loading), watch(loading, "fake")
     seen = [next(whole).status], [next(named).status]
@@ -250,7 +250,7 @@ def test_reflection_can_be_left_out(model):
     assert answer == [1.0, 2.0]
 
 
-def test_reflection_tells_the_services_and_their_messages(grpc_server):
+def test_reflection_lists_the_services_and_their_messages(grpc_server):
     """A client without the .proto learns every service, and the file that declares it."""
     questions = [
         reflection_pb2.ServerReflectionRequest(list_services=""),

@@ -7,7 +7,7 @@ from pytest import approx, mark, raises
 
 from runtime.errors import MalformedRequest
 from server.errors import TooLarge, Unsupported
-from server.grpc.wire import MessageReader, frame, read_encoding, read_timeout, trailers
+from server.grpc.wire import MessageReader, frame, read_timeout, trailers
 
 
 @given(st.lists(st.binary(max_size=40)), st.lists(st.integers(1, 20), min_size=1))
@@ -23,7 +23,7 @@ def test_messages_are_the_same_however_they_are_cut(messages, sizes):
         while (taken := reader.take()) is not None:
             found.append(taken)
 
-    assert found == [(False, message) for message in messages]
+    assert found == messages
     assert reader.size == 0
 
 
@@ -42,6 +42,15 @@ def test_a_prefix_that_is_none_is_refused():
     reader.feed(b"\x09\0\0\0\0")
 
     with raises(MalformedRequest, match=r"^message: expected 0 or 1 before its length, got 9$"):
+        reader.take()
+
+
+def test_a_compressed_message_is_refused():
+    """A message whose compressed flag is set is not supported."""
+    reader = MessageReader(100)
+    reader.feed(b"\1\0\0\0\0")
+
+    with raises(Unsupported, match=r"^message: expected no compression, got a compressed one$"):
         reader.take()
 
 
@@ -66,25 +75,13 @@ def test_what_is_no_timeout_is_refused(text):
     )
 
 
-def test_an_encoding_that_is_not_served_is_refused():
-    """Messages of another encoding are refused; gzip, deflate and identity are read."""
-    names = [b"identity", b"gzip", b"deflate"]
-    assert [read_encoding({b"grpc-encoding": name}) for name in names] == ["", "gzip", "deflate"]
-    assert read_encoding({}) == ""
-
-    with raises(
-        Unsupported, match=r"^grpc-encoding: expected identity, deflate or gzip, got 'br'$"
-    ):
-        read_encoding({b"grpc-encoding": b"br"})
-
-
 def test_a_status_is_written_in_ascii():
     """Characters outside of printable ASCII are percent-encoded, and so is the percent sign."""
     assert trailers("INVALID_ARGUMENT", "100 % é\nb", "a name") == (
         (b"grpc-status", b"3"),
         (b"grpc-message", b"100 %25 %C3%A9%0Ab"),
         (b"x-request-id", b"a name"),
-        (b"grpc-accept-encoding", b"identity,deflate,gzip"),
+        (b"grpc-accept-encoding", b"identity"),
     )
 
 
