@@ -93,7 +93,7 @@ class ExecutableCache:
     ) -> None:
         self._progress = progress
         self._exact_threads = exact_threads
-        self._told_of_threads = False
+        self._warned_of_threads = False
         self._own = OwnFiles(directory / FOLDER, progress) if directory else None
         self._vouched = None
         if vouched is not None:
@@ -120,8 +120,8 @@ class ExecutableCache:
                     if data is not None:
                         executable = _executable(*unpacked(data), key, count)
                         _expect_instructions(executable.data, key)
-                        if count != threads and not self._told_of_threads:
-                            self._told_of_threads = True
+                        if count != threads and not self._warned_of_threads:
+                            self._warned_of_threads = True
                             self._progress(
                                 f"executable cache: took programs for {count} threads, for want of some "
                                 f"for {threads}"

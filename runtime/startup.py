@@ -76,7 +76,7 @@ def start(
     devices: str = "",
     cache: ExecutableCache | None = None,
     isolated: bool = True,
-    on_loaded: Callable[[Sequence[Device]], object] = lambda _: None,
+    on_loadable: Callable[[Sequence[Device]], object] = lambda _: None,
     on_assembled: Callable[[Model], object] = lambda _: None,
     progress: Progress | None = None,
 ) -> Started:
@@ -90,8 +90,8 @@ def start(
       cache: of what was compiled and found out before.
       isolated: whether a bundle that was not opened in one before is opened in a process of its
         own first.
-      on_loaded: called with the devices once the programs are loaded, and kept for other
-        processes; not checked yet.
+      on_loadable: called with the devices once other processes can load the programs from the
+        cache: an earlier start has kept them, or this one. They are not checked yet.
       on_assembled: called with the model once its params are on the device; not checked yet. What it
         raises ends the start.
       progress: called with a sentence for each step.
@@ -117,6 +117,10 @@ def start(
             caches += [] if compiled is None else [compiled]
         with stages.timed("programs"):
             target, *others = find_devices(device, devices)
+            key = {**environment(target), "bundle": bundle.digest}
+            record = {} if cache is None else cache.record(key)
+            if record:  # an earlier start has kept what other processes load
+                on_loadable((target, *others))
             with program_threads(target) as pool:
                 programs = compile_all(
                     bundle, target, progress=progress, each=pool.map, caches=caches
@@ -126,9 +130,8 @@ def start(
                     program.keep(cache)
             # Before the sandbox's folder goes, which may be where they were loaded from.
             copies = Copies(programs if others else ())
-    on_loaded((target, *others))
-    key = {**environment(target), "bundle": bundle.digest}
-    record = {} if cache is None else cache.record(key)
+    if not record:
+        on_loadable((target, *others))
     full = not _verified_before(bundle, programs, record)
     seen_mixing = _texts(record.get("mixing"))
     with stages.timed("params"), naming(target):

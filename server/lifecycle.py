@@ -162,7 +162,7 @@ class Process:
                 self._service,
                 config,
                 listening=listening,
-                on_loaded=lambda digest: self._loop.call_soon_threadsafe(
+                on_loadable=lambda digest: self._loop.call_soon_threadsafe(
                     self._load_workers, digest
                 ),
                 validated=self._workers_listen,

@@ -93,7 +93,7 @@ async def open_service(
     config: ServerConfig,
     *,
     listening: bool = False,
-    on_loaded: Callable[[str], object] = lambda _: None,
+    on_loadable: Callable[[str], object] = lambda _: None,
     validated: Callable[[Opened], Awaitable[object]] | None = None,
     chooser: Chooser | None = None,
 ) -> int:
@@ -103,8 +103,8 @@ async def open_service(
       service: is opened.
       config: names the bundle; logged first.
       listening: whether this process listens on the configured addresses, which are then logged.
-      on_loaded: called on the thread that loads with the bundle's digest, once the programs are
-        loaded, and kept for workers.
+      on_loadable: called on the thread that loads with the bundle's digest, once workers can load
+        the programs from the cache.
       validated: awaited between the validation and the first answer.
       chooser: called on the thread that loads; see `open_model`.
 
@@ -115,7 +115,7 @@ async def open_service(
     begin = time.monotonic()
     imports_s = _process_age_s()
     try:
-        opened, started = await asyncio.to_thread(open_model, config, on_loaded, chooser)
+        opened, started = await asyncio.to_thread(open_model, config, on_loadable, chooser)
     except Exception as error:
         known = next((status for kind, status in _EXITS if isinstance(error, kind)), None)
         if known is None:
@@ -192,14 +192,14 @@ def _in_url(host: str) -> str:
 
 def open_model(
     config: ServerConfig,
-    on_loaded: Callable[[str], object] = lambda _: None,
+    on_loadable: Callable[[str], object] = lambda _: None,
     chooser: Chooser | None = None,
 ) -> tuple[Opened, Started]:
     """Return a bundle's model, loaded and checked, and what was done for it.
 
     Args:
       config: names the bundle and the device.
-      on_loaded: called with the bundle's digest once the programs are loaded, and kept for workers.
+      on_loadable: called with the bundle's digest once workers can load the programs from the cache.
       chooser: of the number of processes, where the configuration leaves it open.
 
     Raises:
@@ -221,7 +221,7 @@ def open_model(
     with bundle_at(config.bundle, config.cache_dir, config.require_digest, first) as bundle:
         bundle.require(config.require_digest or None)
         # In here: goldens are read from the bundle, which may be gone with the context.
-        started = _Starting(bundle, config, cache, on_loaded).start(chooser)
+        started = _Starting(bundle, config, cache, on_loadable).start(chooser)
         return _opened(started, config), started
 
 
@@ -232,7 +232,7 @@ class _Starting:
     bundle: Bundle
     config: ServerConfig
     cache: ExecutableCache | None
-    on_loaded: Callable[[str], object]
+    on_loadable: Callable[[str], object]
 
     def start(self, chooser: Chooser | None) -> Started:
         isolated = not self.config.require_digest
@@ -255,7 +255,7 @@ class _Starting:
             if chooser is not None:
                 chooser.measure(model, self.cache)
                 chooser.start_workers()
-                self.on_loaded(self.bundle.digest)
+                self.on_loadable(self.bundle.digest)
 
         return start(
             self.bundle,
@@ -263,12 +263,12 @@ class _Starting:
             devices=self.config.devices,
             cache=self.cache,
             isolated=isolated,
-            on_loaded=self._loaded if chooser is None else lambda _: None,
+            on_loadable=self._on_loadable if chooser is None else lambda _: None,
             on_assembled=assembled,
             progress=log.info,
         )
 
-    def _loaded(self, devices: Sequence[Device]) -> None:
+    def _on_loadable(self, devices: Sequence[Device]) -> None:
         processes, platform = self.config.processes, platform_of(devices[0])
         if processes > 1 and len(devices) > 1:
             raise DeviceUnavailable(
@@ -279,7 +279,7 @@ class _Starting:
             raise DeviceUnavailable(
                 f"processes: expected 1 on {platform}, whose memory one process has, got {processes}"
             )
-        self.on_loaded(self.bundle.digest)
+        self.on_loadable(self.bundle.digest)
 
 
 def _opened(started: Started, config: ServerConfig) -> Opened:

@@ -75,7 +75,7 @@ def test_altered_golden_is_exit_status_4(altered, capsys):
     ]
 
 
-def test_verify_tells_machines(tagger_bundle, capsys):
+def test_verify_prints_json(tagger_bundle, capsys):
     """
     With --json the report is one strict JSON object, with what each program costs.
     """
@@ -262,7 +262,7 @@ def test_inspect_needs_no_device(cuda_bundle, capsys):
     assert "platforms         cuda; verified on nothing\n" in capsys.readouterr().out
 
 
-def test_bench_tells_machines(classifier_bundle, capsys):
+def test_bench_prints_json(classifier_bundle, capsys):
     """
     With --json each program has its medians, and the versions and hardware are there.
     """

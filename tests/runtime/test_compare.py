@@ -94,7 +94,7 @@ def test_different_specials_never_match(got, expected):
         param(np.uint64, 2**64 - 2, id="uint64"),
     ],
 )
-def test_large_integers_are_told_apart(dtype, value):
+def test_large_integers_are_distinguished(dtype, value):
     """
     Integers that are one float64 but two numbers are different.
     """

@@ -113,7 +113,7 @@ def test_program_that_does_not_fit_is_found(classifier_bundle, monkeypatch):
     assert facts_of(findings)["loads here"].startswith("NO: bucket b1: expected ")
 
 
-def test_memory_that_nobody_tells_is_no_failure(classifier_bundle, monkeypatch):
+def test_unknown_memory_is_no_failure(classifier_bundle, monkeypatch):
     """
     A device that does not report its free memory is described without it.
     """
@@ -231,7 +231,7 @@ def test_bundle_for_another_platform_is_examined_all_the_same(cuda_bundle):
     assert facts["platforms"] == "cuda; verified on none"
 
 
-def test_absent_device_is_told_apart(classifier_bundle):
+def test_absent_device_is_distinguished(classifier_bundle):
     """
     A device that is not there has an exit status of its own, and no memory.
     """
@@ -268,7 +268,7 @@ def test_deadly_bundle_is_examined_all_the_same(tmp_path):
     )
 
 
-def test_memory_is_told_where_params_do_not_fit(classifier_bundle, monkeypatch):
+def test_memory_is_reported_where_params_do_not_fit(classifier_bundle, monkeypatch):
     """
     A device without memory for the params fails, and the table has the memory of each program.
     """
@@ -284,7 +284,7 @@ def test_memory_is_told_where_params_do_not_fit(classifier_bundle, monkeypatch):
     assert all(program["needs_bytes"] for program in findings["programs"])
 
 
-def test_memory_that_runs_out_is_told(classifier_bundle, monkeypatch):
+def test_memory_that_runs_out_is_reported(classifier_bundle, monkeypatch):
     """
     Where this process gets no memory for the goldens, that is a finding like any other.
     """
@@ -299,7 +299,7 @@ def test_memory_that_runs_out_is_told(classifier_bundle, monkeypatch):
     assert facts_of(findings)["loads here"] == "NO: not enough memory: Unable to allocate 1 TiB"
 
 
-def test_machines_are_told_of_what_is_no_bundle(tmp_path, capsys):
+def test_json_says_what_is_no_bundle(tmp_path, capsys):
     """
     --json is JSON where there is nothing to examine, too.
     """
@@ -409,7 +409,7 @@ class Gpu:
         return {"bytes_limit": 1000, "bytes_in_use": 400}
 
 
-def test_driver_and_cuda_are_told(tmp_path, monkeypatch):
+def test_driver_and_cuda_are_reported(tmp_path, monkeypatch):
     """
     A CUDA device has the version of its runtime, and the driver's as the kernel reports it.
     """

@@ -222,7 +222,7 @@ def test_unlisted_custom_call_is_refused(calling_bundle, tmp_path, listed, shown
 
 
 @mark.parametrize("wrapped", [True, False])
-def test_custom_call_that_nobody_keeps_is_refused(calling_bundle, tmp_path, wrapped):
+def test_an_unstable_custom_call_is_refused(calling_bundle, tmp_path, wrapped):
     """
     A program that calls anything else is refused, listed or not, from either of its forms.
     """

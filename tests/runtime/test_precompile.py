@@ -60,7 +60,7 @@ def test_portable_programs_need_no_more_than_avx2(tmp_path):
         assert not any("avx512" in feature for feature in needed)
 
 
-def test_what_is_vouched_for_is_loaded_without_a_compile(tmp_path):
+def test_listed_executables_are_loaded_without_a_compile(tmp_path):
     """With the digest of its list any directory is used, whoever wrote it, read-only as it is."""
     threads = (cpu_threads(),)
     digest = precompile(
@@ -76,7 +76,7 @@ def test_what_is_vouched_for_is_loaded_without_a_compile(tmp_path):
 
 
 @mark.parametrize("change", ["digest", "list", "file", "gone"])
-def test_what_nobody_vouched_for_is_not_loaded(tmp_path, change):
+def test_executables_that_are_not_listed_are_not_loaded(tmp_path, change):
     """With another list, or another file than the listed one, programs are compiled anew, and a line has the reason."""
     said = []
     digest = precompile(

@@ -106,7 +106,7 @@ def test_refreshing_again_keeps_the_first_export(fresh_bundle, old_bundle, tmp_p
     assert compatibility_windows(manifest)[1].writer == "0.11.2"
 
 
-def test_bundle_that_nobody_had_verified_gets_its_drift(classifier_bundle, tmp_path):
+def test_a_bundle_that_was_not_verified_gets_its_drift(classifier_bundle, tmp_path):
     """
     What an export on a machine without the device could not measure is measured now.
     """

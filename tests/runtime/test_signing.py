@@ -41,7 +41,7 @@ def test_signed_bundle_is_taken(signed):
 
 
 @mark.e2e
-def test_signature_of_somebody_else_is_refused(signed, capsys):
+def test_signature_by_another_key_is_refused(signed, capsys):
     """
     A signature that another key made does not hold.
     """

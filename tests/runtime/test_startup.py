@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from pytest import fixture, mark, raises
 
-from runtime import load
+from runtime import load, loading, startup
 from runtime.bundle import open_bundle
 from runtime.cache_files import FOLDER
 from runtime.errors import ExecutionError, IntegrityError
@@ -95,6 +95,27 @@ def test_the_second_start_compiles_nothing(tmp_path):
             assert x.tobytes() == y.tobytes()
     costs = [{s: g.planner.costs for s, g in one.model.groups.items()} for one in (first, second)]
     assert costs[0] == costs[1]
+
+
+def test_others_may_load_as_soon_as_the_cache_has_all(tmp_path, monkeypatch):
+    """A first start lets other processes load once it has compiled, a second one before it loads."""
+    seen = []
+
+    def compile_all(*arguments, **options):
+        seen.append("programs")
+        return loading.compile_all(*arguments, **options)
+
+    monkeypatch.setattr(startup, "compile_all", compile_all)
+    for _ in range(2):
+        start(
+            open_bundle(FROZEN),
+            "cpu",
+            cache=ExecutableCache(tmp_path),
+            isolated=False,
+            on_loadable=lambda _: seen.append("others"),
+        )
+
+    assert seen == ["programs", "others", "others", "programs"]
 
 
 def test_load_shares_the_cache(cache_dir, tmp_path):

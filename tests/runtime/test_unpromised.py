@@ -101,7 +101,7 @@ def test_versions_are_there():
     assert versions()["serialization"].isdigit()
 
 
-def test_compilation_is_told():
+def test_compilation_is_reported():
     """
     JAX still reports each program that it compiles.
     """

@@ -76,7 +76,7 @@ def test_right_bundle_is_found_right(tagger):
     assert max(report.drift.values()) <= 1e-5
 
 
-def test_progress_is_told(classifier):
+def test_progress_is_reported(classifier):
     """
     The progress messages name what is being checked.
     """
@@ -92,7 +92,7 @@ def test_progress_is_told(classifier):
     ]
 
 
-def test_a_long_proof_tells_how_long_it_takes(classifier, monkeypatch):
+def test_a_long_proof_reports_how_long_it_takes(classifier, monkeypatch):
     """
     What is left is judged by the time that goldens took, row for row, and counted down.
     """
@@ -182,7 +182,7 @@ def test_mixed_rows_are_found_by_verification(mixing_bundle):
     assert report.mismatches == ()
 
 
-def test_mixed_rows_that_nobody_recorded_fail(mixing_bundle, copy_of):
+def test_mixed_rows_that_are_not_recorded_fail(mixing_bundle, copy_of):
     """
     The same bundle without the record is wrong here: its answers depend on the batch.
     """

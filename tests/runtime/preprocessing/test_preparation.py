@@ -299,7 +299,7 @@ def test_no_texts_are_no_answers(model):
     assert model.predict({"text": []})["mean"].shape == (0, 6)
 
 
-def test_a_wrong_name_is_told_the_name_of_the_text(model):
+def test_the_error_of_a_wrong_name_gives_the_name_of_the_text(model):
     """An error for a misspelt input names the text's input."""
     with raises(SignatureMismatch) as caught:
         model.predict({"txt": ["cat"]})

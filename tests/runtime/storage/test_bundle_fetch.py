@@ -92,7 +92,7 @@ def test_programs_are_compiled_while_params_still_come(bucket):
 
 
 @mark.usefixtures("bucket")
-def test_the_time_that_is_told_is_that_of_fetching(caplog):
+def test_the_reported_time_is_that_of_fetching(caplog):
     """The end of the download is reported when it ends, not when the bundle has been used."""
     caplog.set_level("INFO", "runtime.storage.download")
     with fetching(CloudStore(FOLDER), None) as bundle:

@@ -51,7 +51,7 @@ def test_a_folder_is_copied_whole(copies, tmp_path):
     assert copy(copies, tmp_path) == {"w": W, "d/0": W}
 
 
-def test_an_object_and_a_folder_are_told_apart(copies):
+def test_an_object_and_a_folder_are_distinguished(copies):
     """A path that is an object is found, one that is a folder is not."""
     assert copies.find("7/w").bytes == len(W)
     assert copies.find("7") is None
