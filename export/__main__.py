@@ -19,8 +19,9 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run an export; returns the exit status: 0 fine, 1 refused, 2 wrong usage."""
-    from export.cli import parser, spec_from
+    from export.cli import spec_from
     from export.errors import ExportError, UsageError
+    from export.parser import parser
     from runtime.commandline import needing, reading_settings
     from runtime.errors import BundleError
     from runtime.invocation import error_line

@@ -23,6 +23,11 @@ def find_attribute(text: str) -> Any:
     """
     if reason := why_not_read(text):
         raise UsageError(f"model: {reason}")
+    if (Path(text) / "saved_model.pb").is_file():
+        raise UsageError(
+            f"model {text!r}: expected a model of JAX, got a SavedModel, a graph of TensorFlow; export "
+            "what it was saved from, of Keras the .keras file or the Python that builds the model"
+        )
     where, _, attribute = text.rpartition(":")
     if not where or not attribute:
         raise UsageError(

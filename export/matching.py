@@ -15,10 +15,10 @@ from export.misfits import (
     brief,
     elsewhere,
     kind,
+    list_places,
     of_optimizer,
     relation,
     replicated,
-    told_places,
     torch_names,
 )
 from runtime.tensors import Array
@@ -188,7 +188,7 @@ def _elsewhere(
         return ""
     tops = ", ".join(sorted({path[0] for path in leaves if path})[:8])
     named = ["/".join(place) for place in places[:SHOWN]]
-    return f"params: expected those of the model alone, got {tops}; {told_places(named)}"
+    return f"params: expected those of the model alone, got {tops}; {list_places(named)}"
 
 
 def _has(

@@ -97,7 +97,7 @@ def _order(place: Path) -> tuple[int, Path]:
     return len(place), place
 
 
-def told_places(places: Sequence[str]) -> str:
+def list_places(places: Sequence[str]) -> str:
     """Return where params are in a tree, and which flag takes them from there."""
     if len(places) == 1:
         return f"the model's are under {places[0]}: pass --params-path {places[0]}"

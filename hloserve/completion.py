@@ -12,7 +12,7 @@ from hloserve.packages import import_own
 # Where the parser of each command is: those of a package that has one parser with
 # subcommands, and of one where each has its own.
 _PARSERS = {
-    "export": "export.cli",
+    "export": "export.parser",
     "runtime": "runtime.cli.parser",
     "server": "server.options",
     "serve bench": "server.bench.cli",

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import export.cli
 import export.errors
+import export.parser
 import runtime.cli.parser
 import runtime.errors
 import server.options
@@ -166,7 +166,7 @@ def _exit_statuses() -> Iterator[str]:
             runtime.cli.parser.STATUSES,
             "`hloserve verify` and the other commands that read a bundle",
         ),
-        "export": (export.cli._EXAMPLES, "`hloserve export`"),  # noqa: SLF001
+        "export": (export.parser.EXAMPLES, "`hloserve export`"),
     }
     for name, (text, title) in helps.items():
         meanings = statuses(text)

@@ -91,7 +91,7 @@ def test_the_exporter_does_not_load_tensorflow():
     """
     TensorFlow, which would take the GPU, is left to the processes that make SavedModels.
     """
-    assert "tensorflow" not in loaded_after("import export.exporting, export.cli")
+    assert "tensorflow" not in loaded_after("import export.exporting, export.cli, export.parser")
 
 
 @mark.e2e

@@ -11,7 +11,7 @@ from export.calling import Adapted, Call, Inputs, Params, calls, required
 from export.errors import ExportError, ParamsError
 from export.forms import alternatives
 from export.matching import as_array, floating, words
-from export.misfits import told_places
+from export.misfits import list_places
 from export.models.frameworks import closed_over, framework_of
 from export.models.wrong_params import other_places, refuse_params, refuse_replicas
 from export.reading import Apply, answers, first_read, of_shape, read_params, traces, unread
@@ -53,7 +53,7 @@ def adapt_function(
         if not places:
             raise
         cause = str(odd).partition("; ")[0]
-        raise ParamsError(f"{cause}; {told_places(places)}") from None
+        raise ParamsError(f"{cause}; {list_places(places)}") from None
     refuse_replicas(tree, buckets[0], one.gives_rows)
     try:
         return given.read()
@@ -77,6 +77,13 @@ def _ways(
             "it, such as jax.vmap makes; pass what it wraps"
         )
     parameters = list(inspect.signature(function).parameters.values())
+    if str(getattr(inner, "__module__", "")).startswith("haiku.") and any(
+        p.name == "rng" for p in parameters
+    ):
+        raise ExportError(
+            "model: expected what hk.transform or hk.transform_with_state returns, got its apply, which "
+            "takes a random key; pass the whole"
+        )
     if len(parameters) < 2 and not any(p.kind == p.VAR_POSITIONAL for p in parameters):
         names = ", ".join(p.name for p in parameters)
         used = closed_over(function)

@@ -66,6 +66,8 @@ def adapt_haiku(
     got = flatten(one.parts(as_tree(params), around))
     made = one.made(ways, inputs)
     own = got if made is None else {**flatten(made)}
+    if made is not None and one.stateful:
+        _expect_order(own, got)
     got = aligned(own, got)
     shapes = {"/".join(path): of_shape(leaf) for path, leaf in own.items()}
     forms = [(call, one.apply(call, own)) for call in ways]
@@ -175,6 +177,17 @@ class _Transformed:
     def apply(self, call: Call, own: Mapping[Path, Any]) -> Callable[[Params, Inputs], Any]:
         """Return the function of params by name and inputs by name."""
         return lambda named, given: self.both(call, own, named, given)[0]
+
+
+def _expect_order(own: Mapping[Path, Any], got: Mapping[Path, Any]) -> None:
+    """Raise ParamsError where params and state were exchanged."""
+
+    def named(leaves: Mapping[Path, Any], part: str) -> set[Path]:
+        return {path[1:] for path in leaves if path[0] == part}
+
+    params, state = (named(own, part) for part in _PARTS)
+    if params != state and (named(got, "state"), named(got, "params")) == (params, state):
+        raise ParamsError("params: expected (params, state), got them the other way round")
 
 
 def _put(tree: dict[str, Any], path: Path, leaf: Any) -> None:

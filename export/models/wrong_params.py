@@ -10,7 +10,7 @@ from export.calling import Inputs, Params
 from export.checkpoints import as_tree
 from export.errors import ParamsError, few_names, format_error
 from export.matching import as_array, flatten
-from export.misfits import OPTIMIZER, UNREPLICATE, brief, repeats, told_places
+from export.misfits import OPTIMIZER, UNREPLICATE, brief, list_places, repeats
 from runtime.tensors import Array
 
 # What the part of a tree may be called that has the params.
@@ -70,7 +70,7 @@ def refuse_params(
         shown = few_names(sorted(map(str, tree))) if isinstance(tree, Mapping) else "another tree"
         raise ParamsError(
             f"params: expected those that the model's code reads, got {shown} ({format_error(error)}); "
-            f"{told_places(places)}"
+            f"{list_places(places)}"
         )
     leaves = flatten(tree)
     numbers = {path: leaf for path, leaf in leaves.items() if _is_number(leaf)}

@@ -200,7 +200,7 @@ def test_an_output_axis_that_follows_none_is_refused(refusal):
     )
 
 
-def test_an_output_of_the_only_size_is_told_from_a_fixed_one(plan):
+def test_an_output_of_the_only_size_is_distinguished_from_a_fixed_one(plan):
     """With one size an output of that width is still found to be fixed, or to follow it."""
 
     def both(_params, ids):

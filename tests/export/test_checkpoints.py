@@ -392,7 +392,7 @@ def write_zip(path):
         ("notes.txt", lambda path: path.write_text("hello, world"), "a file of another form"),
     ],
 )
-def test_a_file_of_another_form_is_told_from_those_accepted(tmp_path, name, write, what):
+def test_the_error_of_a_file_of_another_form_lists_those_accepted(tmp_path, name, write, what):
     """For a file without params in a known form, the error names its format, and the accepted ones."""
     path = tmp_path / name
     write(path)

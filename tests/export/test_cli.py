@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from export import Text, export_model
-from export.cli import parser
+from export.parser import parser
 from export.spec import ExportSpec
 from runtime import load
 from runtime.entries import OutputFormat

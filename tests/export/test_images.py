@@ -11,8 +11,9 @@ from PIL import Image as Pillow
 from pytest import fixture, mark, param, raises
 
 from export import ExportError, ExportSpec, Image, TensorSpec, Text, export_model
-from export.cli import parser, preprocess_changes
+from export.cli import preprocess_changes
 from export.image_flags import declared_images
+from export.parser import parser
 from export.raw_inputs import open_raw_inputs
 from export.text_flags import declared_texts
 from runtime import SignatureMismatch, load

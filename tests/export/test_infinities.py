@@ -145,7 +145,7 @@ def test_padding_that_moves_an_infinity_is_refused(refusal):
     assert "expected -inf, got " in message
 
 
-def test_mixed_rows_are_told_by_their_infinities(refusal):
+def test_mixed_rows_are_recognised_by_their_infinities(refusal):
     """A row that another one makes impossible depends on it."""
 
     def best_of_all(params, x):
@@ -254,7 +254,7 @@ def test_the_flag_declares_outputs(command, folder):
     ]
 
 
-def test_every_command_tells_of_declared_infinities(export, tmp_path, capsys):
+def test_every_command_shows_declared_infinities(export, tmp_path, capsys):
     """Inspecting, benching, examining and refreshing a bundle name the outputs that may be infinite."""
     made = export(suppressed, W, allow_infinite=["output"], buckets=(1,))
     fresh = tmp_path / "fresh"

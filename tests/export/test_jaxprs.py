@@ -128,7 +128,7 @@ def test_a_cast_loosens_the_outputs_that_pass_through_it_alone(plan, form):
     ],
     ids=["shape", "jit", "remat", "cond", "cond both", "carry", "while", "scan", "slices"],
 )
-def test_inputs_that_no_output_depends_on_are_told(form, read):
+def test_inputs_that_no_output_depends_on_are_found(form, read):
     """An input is read if an output depends on its values, through whatever is in between."""
     jaxpr = jax.make_jaxpr(form)(*[jnp.ones(3)] * 3)
     assert read_inputs(jaxpr) == [bool(flag) for flag in read]

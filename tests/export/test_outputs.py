@@ -110,7 +110,7 @@ def test_outputs_that_are_not_rows_are_refused(refusal, function, message):
     assert refusal(lambda _params, x: function(x)) == message
 
 
-def test_an_output_is_told_from_the_batch_by_another_size(refusal):
+def test_an_output_is_distinguished_from_the_batch_by_another_size(refusal):
     """With one bucket the leading axis is still found out: a constant one is refused."""
     table = np.ones((4, 2), np.float32)
     message = refusal(lambda params, x: params + 0 * x.sum(), table, buckets=(4,))

@@ -143,7 +143,7 @@ def test_a_version_that_is_none_is_wrong_usage(refused, options, message):
     assert refused(affine, W, kind=UsageError, **options) == message
 
 
-def test_a_stablehlo_that_nobody_writes_is_refused(refused):
+def test_a_stablehlo_of_no_known_version_is_refused(refused):
     """There is an oldest one."""
     assert refused(affine, W, tf_stablehlo="0.1.0") == (
         "tf_stablehlo: expected 0.9.0 or later, got 0.1.0"
@@ -286,7 +286,7 @@ def test_a_full_disk_is_one(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_whatever_goes_wrong_in_tensorflows_process_is_told(tmp_path, tensorflow):
+def test_whatever_goes_wrong_in_tensorflows_process_is_reported(tmp_path, tensorflow):
     """An error of any kind is an answer, with the version that it happened in."""
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps({"bundle": str(tmp_path), "target": "tf"}))
@@ -456,3 +456,19 @@ def test_a_dry_run_lowers_and_writes_nothing(command, folder):
     assert done.status == 0
     assert "lowering for TensorFlow with any batch" in done.err
     assert sorted(p for p in folder.iterdir() if p.name != "__pycache__") == before
+
+
+def test_a_savedmodel_is_no_model(command, folder):
+    """A folder that TensorFlow saved is refused, with what to export in its place."""
+    (folder / "saved").mkdir()
+    (folder / "saved" / "saved_model.pb").write_bytes(b"")
+
+    ran = command("saved", "--out", "b")
+
+    assert (ran.status, ran.err) == (
+        2,
+        (
+            "error: model 'saved': expected a model of JAX, got a SavedModel, a graph of TensorFlow; export what it was "
+            "saved from, of Keras the .keras file or the Python that builds the model\n"
+        ),
+    )

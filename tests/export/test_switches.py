@@ -245,7 +245,7 @@ def test_a_switch_of_another_kind_is_named(refusal, model, message):
     assert refusal(model, variables_of(model)) == message
 
 
-def test_a_function_whose_dropout_is_on_is_told_the_same(refusal):
+def test_a_function_whose_dropout_is_on_gets_the_same_error(refusal):
     """Functions are refused by their own arguments, and by those of the modules that they call."""
     model = Stochastic()
     variables = variables_of(model)

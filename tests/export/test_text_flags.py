@@ -3,7 +3,8 @@
 from pytest import fixture, mark, raises
 
 from export import ExportError, ExportSpec, Text
-from export.cli import parser, preprocess_changes
+from export.cli import preprocess_changes
+from export.parser import parser
 from export.text_flags import declared_texts
 from tests.tokenizer_files import words
 

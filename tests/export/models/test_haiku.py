@@ -170,6 +170,15 @@ def test_a_state_that_is_missing_is_named(refusal, trained):
     )
 
 
+def test_params_and_state_that_were_exchanged_are_recognised(refusal, trained):
+    """`(state, params)` is refused with the order that Haiku returns them in."""
+    text = refusal(
+        hk.transform_with_state(network), trained[::-1], inputs=[IMAGE], kind=ParamsError
+    )
+
+    assert text == "params: expected (params, state), got them the other way round"
+
+
 def test_params_of_another_shape_are_named(refusal, linear):
     """What init makes with the declared inputs is what is expected."""
     assert refusal(LINEAR, linear, inputs=["x:float32[_,4]"]).startswith(
@@ -192,6 +201,15 @@ def test_several_functions_in_one_are_refused(refusal):
         "model: expected what hk.transform or hk.transform_with_state returns, got MultiTransformed; "
         "of hk.multi_transform pass one function, hk.TransformedWithState(model.init, "
         "model.apply.METHOD)"
+    )
+
+
+@pytest.mark.parametrize("transform", [hk.transform, hk.transform_with_state])
+def test_apply_alone_is_refused_for_the_whole(refusal, linear, transform):
+    """`transformed.apply` with its random key is refused with what to pass in its place."""
+    assert refusal(transform(one_layer).apply, linear) == (
+        "model: expected what hk.transform or hk.transform_with_state returns, got its apply, which takes "
+        "a random key; pass the whole"
     )
 
 

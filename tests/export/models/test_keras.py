@@ -329,7 +329,7 @@ def test_a_layer_without_weights_needs_none(export, rows):
     assert close(exported.answer(x=rows), rows * 2)
 
 
-def test_layers_of_one_name_are_told_apart(plan):
+def test_layers_of_one_name_are_distinguished(plan):
     """Variables that Keras calls the same are numbered."""
 
     class Twins(keras.Model):

@@ -246,7 +246,7 @@ def test_an_absent_param_is_named(refusal):
     )
 
 
-def test_names_of_pytorch_are_told(refusal):
+def test_names_of_pytorch_are_recognised(refusal):
     """Names like PyTorch's are reported as such, and no mapping is guessed from them."""
     torch = {"weight": W.T.copy(), "bias": B}
     assert refusal(linen.Dense(2), torch, kind=ParamsError) == (
@@ -256,7 +256,7 @@ def test_names_of_pytorch_are_told(refusal):
     )
 
 
-def test_transposed_params_are_told(refusal):
+def test_transposed_params_are_recognised(refusal):
     """Where all are transposed, the square ones that no shape shows are thought of."""
     assert refusal(linen.Dense(2), {"kernel": W.T, "bias": B}).endswith(
         "got float32[2, 3], its transpose; were they saved by PyTorch, which keeps weights as [out, "
