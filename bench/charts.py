@@ -56,6 +56,34 @@ def save(figure: Any, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def bars(found: Mapping[str, Any], path: Path, *, day: str) -> None:
+    """Draw a panel of bars for each comparison.
+
+    Args:
+      found: `machine`, `title`, `unit`, and `panels`: the name of each to its bars by name.
+      path: of the chart.
+      day: of the measurement.
+    """
+    panels = found["panels"]
+    rows = [len(of) for of in panels.values()]
+    figure, axes = drawing().subplots(
+        len(panels),
+        figsize=(9, 1.2 + sum(0.7 + 0.35 * count for count in rows)),
+        height_ratios=[1 + count for count in rows],
+        layout="constrained",
+        squeeze=False,
+    )
+    for axis, (name, of) in zip(axes[:, 0], panels.items(), strict=True):
+        drawn = axis.barh(list(reversed(of)), list(reversed(of.values())), color=OURS)
+        axis.bar_label(drawn, fmt="{:,.4g}" if max(of.values()) < 100 else "{:,.0f}", padding=3)
+        axis.set_title(name, loc="left")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(x=0.15)
+    axes[-1, 0].set_xlabel(found["unit"])
+    describe_figure(figure, found["title"], [f"{day}, {on(found['machine'])}. Bars are medians."])
+    save(figure, path)
+
+
 def main() -> None:
     """Draw charts anew."""
     parser = argparse.ArgumentParser(
@@ -75,7 +103,9 @@ def redraw(path: Path) -> None:
     day, _, _ = rest.partition("-python")
     found = json.loads(path.read_text())
     own = {"start": start.chart, "growth": growth.chart, "grpc": grpc_fronts.chart}
-    if kind in own:
+    if "panels" in found:
+        bars(found, path.with_suffix(".svg"), day=day)
+    elif kind in own:
         own[kind](found, path.with_suffix(".svg"), day=day)
     else:
         report.charts(kind, found, path.with_suffix(".svg"), day=day)

@@ -1,6 +1,6 @@
 """What one queue in front of several devices costs, with 1, 2 and 4 of them.
 
-    python -m bench.devices [--rounds R] [--seconds S] [--program-ms MS] [--connections N,…] [--out FILE]
+    python -m bench.devices [--rounds R] [--seconds S] [--program-ms MS] [--connections N,…] [--save]
 
 A CPU is divided into devices. Each program waits beside its work, with the interpreter released, as
 it would for an accelerator: so the devices do not take each other's cores, and what is left between
@@ -11,9 +11,7 @@ are in shuffled order; medians.
 import argparse
 import asyncio
 import contextlib
-import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -22,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench import results
 from bench.machine import heading
 from export import export_model
 from runtime.bundle import open_bundle
@@ -68,6 +67,7 @@ def served(bundle: Path, devices: int, program_s: float):
     chosen = ",".join(map(str, range(devices)))
     command = [sys.executable, "-c", SERVER, str(program_s), "--bundle", str(bundle)]
     command += ["--devices", chosen, "--host", "127.0.0.1", "--port", "0", "--grpc-port", "-1"]
+    command += ["--drain-delay-s", "0"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "XLA_FLAGS": flags}
     ) as process:
@@ -79,7 +79,7 @@ def served(bundle: Path, devices: int, program_s: float):
                 raise SystemExit("error: the server did not become ready")
             yield int(line.partition("127.0.0.1:")[2].partition("/")[0]), process.pid
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # a job in the background may have SIGINT ignored
             process.communicate()
 
 
@@ -110,7 +110,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="of each figure; default: 3")
     parser.add_argument("--program-ms", type=float, default=10.0, help="default: 10")
     parser.add_argument("--connections", default="1,32,64", metavar="N,…", help="default: 1,32,64")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+    parser.add_argument(
+        "--save", action="store_true", help="write docs/results/devices-DATE-pythonVERSION.*"
+    )
     arguments = parser.parse_args()
     program_s = arguments.program_ms / 1e3
     connections = [int(part) for part in arguments.connections.split(",")]
@@ -135,8 +137,15 @@ def main() -> int:
         for d, c, rate, part, spent in rows
     ]
     print(f"\n{heading()}\n\n{columns([header, *lines])}")
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"machine": heading(), "figures": rows}) + "\n")
+    if arguments.save:
+        panels = {}
+        for devices, clients, rate, *_ in rows:
+            panels.setdefault(f"{clients} connections", {})[f"{devices} devices"] = rate
+        title = f"Requests a second before devices whose programs take {arguments.program_ms:g} ms"
+        figures = {"title": title, "unit": "requests per second", "panels": panels}
+        results.save(
+            "devices", {**figures, "rows": [dict(zip(header, row, strict=True)) for row in rows]}
+        )
     return 0
 
 

@@ -1,6 +1,6 @@
 """Images through the server: decoding and resizing against the library alone, and bytes on the wire.
 
-    python -m bench.raw_images [--seconds 5] [--connections 16] [--json]
+    python -m bench.raw_images [--seconds 5] [--connections 16] [--json] [--save]
 
 Prints how many images a second the stage makes, in as many threads as there are cores, beside the same
 calls of Pillow in a bare loop; and requests a second of one JPEG of about 60 kB in three forms: as a
@@ -20,13 +20,15 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
 from PIL import Image as Pillow
 
+from bench import results
 from export import Image, export_model
 from runtime import load
 from runtime.preprocessing.resources import UNLIMITED
@@ -191,12 +193,30 @@ def wait_until_ready(port: int) -> None:
     sys.exit("error: the server did not become ready")
 
 
+def save(
+    data: bytes, decoded: Mapping[str, Any], served: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Save the figures, and their chart; see `bench.results`."""
+    made = {
+        "the stage": decoded["stage_images_per_s"],
+        "Pillow alone": decoded["library_images_per_s"],
+    }
+    asked = {f"{n}, {of['bytes'] / 1e3:,.0f} kB": of["requests_per_s"] for n, of in served.items()}
+    title = f"A JPEG of {len(data) / 1e3:,.0f} kB, decoded and resized to {SIZE}x{SIZE}"
+    panels = {"images a second, on all cores": made, "requests a second": asked}
+    figures = {"title": title, "unit": "a second", "panels": panels}
+    results.save("images", {**figures, "decoding": decoded, "serving": served})
+
+
 def main() -> int:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--seconds", type=float, default=5.0, help="for each figure")
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--json", action="store_true", help="print the figures for machines")
+    parser.add_argument(
+        "--save", action="store_true", help="write docs/results/images-DATE-pythonVERSION.*"
+    )
     arguments = parser.parse_args()
     data = photograph()
     with tempfile.TemporaryDirectory() as folder:
@@ -204,6 +224,8 @@ def main() -> int:
         bundle(path)
         decoded = decoding(path, data, arguments.seconds)
         served = serving(path, data, arguments.seconds, arguments.connections)
+    if arguments.save:
+        save(data, decoded, served)
     if arguments.json:
         print(json.dumps({"jpeg_bytes": len(data), "decoding": decoded, "serving": served}))
         return 0

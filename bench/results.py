@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.charts import bars
 from bench.machine import describe
 
 FOLDER = Path(__file__).parents[1] / "docs" / "results"
 
 
-def save(name: str, figures: Mapping[str, Any], draw: Callable[..., object]) -> None:
+def save(name: str, figures: Mapping[str, Any], draw: Callable[..., object] = bars) -> None:
     """Write figures, the machine before them, and draw their chart.
 
     Args:

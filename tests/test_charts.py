@@ -33,7 +33,13 @@ def test_the_committed_charts_are_those_of_their_data(name, tmp_path):
         assert texts(chart) == texts(RESULTS / chart.name)
 
 
-OF_REQUESTS = [path for path in sorted(RESULTS.glob("*.svg")) if "start-" not in path.stem]
+def _counts_requests(path):
+    """Whether a chart is of requests a second by connections."""
+    data = json.loads(path.with_name(f"{path.stem.removesuffix('-overview')}.json").read_text())
+    return any("connections" in row for row in data.get("summary", ()))
+
+
+OF_REQUESTS = [path for path in sorted(RESULTS.glob("*.svg")) if _counts_requests(path)]
 
 
 @mark.parametrize("path", OF_REQUESTS, ids=lambda path: path.stem)
@@ -67,6 +73,23 @@ def test_the_chart_of_starts_explains_itself(tmp_path):
         "2026-11-30, a CPU, 2 cores, Linux 6, Python 3.13.5, jax 0.12. Bars are medians.",
         "cached: compiled programs are loaded from --cache-dir · mosec, triton: the same programs, from JAX's cache",
     } <= set(texts(path))
+
+
+def test_a_chart_of_bars_explains_itself(tmp_path):
+    """It has a title, the day, the machine, a unit, its panels and the number at each bar."""
+    machine = {"cpu": "a CPU, 2 cores", "system": "Linux 6", "python": "3.13.5", "jax": "0.12"}
+    panels = {"of two": {"ours": 1234.6, "theirs": 99.5}, "small": {"one": 1.25}}
+    path = tmp_path / "bars.svg"
+
+    charts.bars(
+        {"machine": machine, "title": "Rows", "unit": "rows a second", "panels": panels},
+        path,
+        day="2026-11-30",
+    )
+
+    words = "Rows|rows a second|of two|small|ours|theirs|one|1,235|100|1.25"
+    about = "2026-11-30, a CPU, 2 cores, Linux 6, Python 3.13.5, jax 0.12. Bars are medians."
+    assert {*words.split("|"), about} <= set(texts(path))
 
 
 def test_explanations_are_joined_to_lines():

@@ -1,22 +1,21 @@
-"""Measure batch prediction: `python -m bench.batch [--rounds N] [--scale F] [--only NAME] [--save FILE]`.
+"""Measure batch prediction: `python -m bench.batch [--rounds N] [--scale F] [--only NAME] [--save]`.
 
 Needs the bundles of `python -m bench.serving.prepare`. Cells of a comparison are interleaved, every other round
-backwards, each in a process of its own, and given as medians. A rate leaves out what a start takes: for all cells that
-is the time of the process without that of the rows, and it stands beside the rate.
+backwards, each in a process of its own, and given as medians; ratios are medians of the ratios within a round. A rate
+leaves out what a start takes: for all cells that is the time of the process without that of the rows, and it stands
+beside the rate.
 """
 
 import argparse
-import json
 import resource
 import shutil
-import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 from bench.batch import workload
-from bench.batch.cell import ROOT, Measured, measured
+from bench.batch.cell import ROOT, measured, medians, save_rates
 from bench.machine import heading
 
 BUNDLES = ROOT / "build" / "bench"
@@ -80,7 +79,7 @@ class Cells:
 
 def comparisons(cells, scale):
     """Yield comparisons, whose inputs are there by then, and whose programs are compiled."""
-    few, many = int(2_048 * scale), int(100_000 * scale)
+    few, many = int(1_024 * scale), int(100_000 * scale)
     formats = ("npz", "jsonl", "parquet")
     full = {kind: cells.source(f"full.{kind}", "minilm", few) for kind in formats}
     cells.compile("minilm", full["npz"])
@@ -114,7 +113,7 @@ def comparisons(cells, scale):
             "predict from jsonl to jsonl": cells.predict("text_classifier", jsonl),
             "plain loop from npz to jsonl": cells.plain("text_classifier", npz, 128),
         },
-        {"predict from npz to npz": 0.8, "predict from npz to jsonl": 0.8},
+        {"predict from npz to npz": 0.8},
     )
     counts = [int(n * scale) for n in (10**4, 10**5, 10**6)]
     files = [cells.source(f"r{rows}.npz", "text_classifier", rows) for rows in counts]
@@ -129,30 +128,23 @@ def comparisons(cells, scale):
 
 
 def compare(comparison, rounds):
-    """Measure the cells of a comparison in turn; return the median rate and start of each."""
+    """Measure the cells of a comparison in turn; return the medians of each."""
     names = list(comparison.cells)
     seen = {name: [] for name in names}
     for i in range(rounds):
         for name in names if i % 2 == 0 else reversed(names):
             seen[name].append(comparison.cells[name]())
-    return {
-        name: Measured(*map(statistics.median, zip(*seen[name], strict=True))) for name in names
-    }
+    return medians(seen)
 
 
-def show(comparison, medians):
+def show(comparison, found):
     """Print the medians of a comparison."""
-    first = next(iter(medians.values())).rate
     print(f"\n{comparison.name}")
-    for cell, (rate, start) in medians.items():
+    for cell, (rate, start, ratio) in found.items():
         goal = comparison.goals.get(cell)
-        aim = (
-            ""
-            if goal is None
-            else f"  (goal {goal}: {'met' if rate / first >= goal else 'missed'})"
-        )
+        aim = "" if goal is None else f"  (goal {goal}: {'met' if ratio >= goal else 'missed'})"
         print(
-            f"  {cell:<36} {rate:>10,.0f} rows/s  {rate / first:>5.2f}  start {start:>5.1f} s{aim}",
+            f"  {cell:<36} {rate:>10,.0f} rows/s  {ratio:>5.2f}  start {start:>5.1f} s{aim}",
             flush=True,
         )
 
@@ -160,24 +152,27 @@ def show(comparison, medians):
 def main():
     """Measure, print, and save where that is asked for."""
     parser = argparse.ArgumentParser(prog="python -m bench.batch", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of rows")
     parser.add_argument("--only", default="", help="comparisons whose name begins so")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="write the medians as JSON")
+    parser.add_argument(
+        "--save", action="store_true", help="write docs/results/batch-DATE-pythonVERSION.*"
+    )
     arguments = parser.parse_args()
     print(heading())
     begin = time.perf_counter()
-    results = {}
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
         for comparison in comparisons(Cells(Path(folder)), arguments.scale):
             if comparison.name.startswith(arguments.only):
-                results[comparison.name] = compare(comparison, arguments.rounds)
-                show(comparison, results[comparison.name])
+                found[comparison.name] = compare(comparison, arguments.rounds)
+                show(comparison, found[comparison.name])
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(f"\nlargest memory of a process: {peak:,.0f} MiB; {time.perf_counter() - begin:,.0f} s")
     if arguments.save:
-        rates = {n: {c: m._asdict() for c, m in cells.items()} for n, cells in results.items()}
-        arguments.save.write_text(json.dumps({"measured": rates, "peak_mib": peak}, indent=1))
+        save_rates(
+            "batch", "Rows a second of batch prediction, without its start", found, peak_mib=peak
+        )
 
 
 if __name__ == "__main__":

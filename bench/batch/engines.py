@@ -1,18 +1,17 @@
 """Measure bundles in Beam and Ray beside `predict` and the plain way: `python -m bench.batch.engines [--rows N] [--rounds N]`.
 
 Needs the bundles of `python -m bench.serving.prepare`, and the environments of `./build.sh engines`. Cells are
-interleaved, each in a process of its own, and given as medians; what a start takes stands beside them.
+interleaved, each in a process of its own, and given as medians, ratios within a round; what a start takes stands beside
+them.
 """
 
 import argparse
-import json
-import statistics
 import tempfile
 from pathlib import Path
 
 from bench.batch import workload
 from bench.batch.__main__ import BUNDLES
-from bench.batch.cell import ROOT, measured
+from bench.batch.cell import ROOT, measured, medians, save_rates
 
 ENGINES = ROOT / "build" / "engines"
 WAYS = ("handler", "plain", "nothing")
@@ -50,27 +49,23 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="cells whose name begins so")
     parser.add_argument("--timeout", type=float, default=3600, help="of a cell, in seconds")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="write the medians as JSON")
+    parser.add_argument(
+        "--save", action="store_true", help="write docs/results/engines-DATE-pythonVERSION.*"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         measures = cells(arguments.bundle, arguments.rows, Path(folder), arguments.timeout)
         seen = {name: [] for name in measures if name.startswith(arguments.only)}
         for _ in range(arguments.rounds):
-            for name, found in seen.items():
-                found.append(measures[name]())
-    medians = {
-        name: {
-            "rows_per_second": statistics.median(rate for rate, _ in pairs),
-            "start_seconds": statistics.median(start for _, start in pairs),
-        }
-        for name, pairs in seen.items()
-    }
-    print(f"{arguments.bundle.name}, {arguments.rows:,} rows")
-    for name, found in medians.items():
-        rate, start = found["rows_per_second"], found["start_seconds"]
-        print(f"  {name:<28} {rate:>10,.0f} rows/s, start {start:>5.1f} s")
+            for name, rounds in seen.items():
+                rounds.append(measures[name]())
+    found = medians(seen)
+    title = f"{arguments.bundle.name}, {arguments.rows:,} rows"
+    print(title)
+    for name, (rate, start, ratio) in found.items():
+        print(f"  {name:<28} {rate:>10,.0f} rows/s  {ratio:>5.2f}  start {start:>5.1f} s")
     if arguments.save:
-        arguments.save.write_text(json.dumps(medians, indent=1))
+        save_rates("engines", "Rows a second in engines, without their start", {title: found})
 
 
 if __name__ == "__main__":
