@@ -22,7 +22,7 @@ def seeded(number):
 
 
 @mark.e2e
-def test_some_alterations_end_nobody(tmp_path):
+def test_some_alterations_end_no_process(tmp_path):
     """
     Two dozen alterations of a bundle end no server, and none is accepted as the bundle.
     """
@@ -176,7 +176,7 @@ def test_forgery_has_digests_that_match(tmp_path):
         param("same answers", False),
     ],
 )
-def test_what_must_never_be_is_told_apart(outcome, expected):
+def test_what_must_never_be_is_distinguished(outcome, expected):
     """
     A server that ended, or an accepted alteration, makes the run fail; a child that ended does not.
     """

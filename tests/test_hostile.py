@@ -23,7 +23,7 @@ def bundle(tmp_path_factory):
 
 
 @mark.e2e
-def test_bad_texts_harm_nobody():
+def test_bad_texts_harm_no_other_request():
     """Some texts of each kind, by every protocol, crash, stall and mix nothing, and log little."""
     command = ["-m", "bench.hostile", "texts", "--each", "2"]
 
@@ -34,7 +34,7 @@ def test_bad_texts_harm_nobody():
 
 
 @mark.e2e
-def test_bad_tokenizers_harm_nobody():
+def test_bad_tokenizers_harm_no_other_request():
     """Files of several kinds are refused with one line, at export and at the start of a server."""
     kinds = ("cut off", "backtracking", "odd templates")
     command = ["-m", "bench.hostile", "tokenizers", "--each", "1", "--only", *kinds]

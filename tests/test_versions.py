@@ -76,7 +76,7 @@ def test_the_version_is_written_once(tmp_path, monkeypatch):
     assert release.version() == "installed hloserve"
 
 
-def test_a_version_that_nobody_knows_is_no_error(tmp_path, monkeypatch):
+def test_an_unknown_version_is_no_error(tmp_path, monkeypatch):
     """Sources that were copied without anything else still run."""
 
     def missing(name):

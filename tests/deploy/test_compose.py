@@ -78,7 +78,7 @@ def test_nothing_is_open_to_the_network():
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
-def test_prometheus_asks_the_server():
+def test_prometheus_scrapes_the_server():
     """Prometheus scrapes the server's port, and adds the labels that alerts and panels group by."""
     [scrape] = PROMETHEUS["scrape_configs"]
     [static] = scrape["static_configs"]

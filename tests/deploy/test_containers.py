@@ -102,7 +102,7 @@ def test_models_are_asked_over_grpc(served):
     assert found.ravel().tolist() == np.float32(answer["outputs"][0]["data"]).tolist()
 
 
-def test_another_name_than_the_bundles_is_told(served):
+def test_another_name_than_the_bundles_is_reported(served):
     """A request for the InferenceService's name, where the bundle has another, is refused with the right name."""
     for path, body in (
         ("/v1/models/my-service:predict", {"instances": ROWS}),

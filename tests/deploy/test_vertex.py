@@ -188,7 +188,7 @@ def test_a_canary_goes_to_an_endpoint_that_is_there(cloud, argv):
     assert deployment["trafficSplit"] == {"0": 10, "7": 90}
 
 
-def test_the_server_is_told_what_is_asked_for(cloud, argv, digest, capsys):
+def test_the_server_gets_the_options_that_are_asked_for(cloud, argv, digest, capsys):
     """Variables of the server go with the model, and into gcloud's line whatever they hold."""
     asked = {"HLOSERVE_PROCESSES": "4", "HLOSERVE_LOG_FORMAT": "text", "TAGS": "a,b"}
     options = [f"--env={name}={value}" for name, value in asked.items()]
@@ -227,7 +227,7 @@ def test_a_refusal_is_one_line(cloud, argv, capsys):
     assert error.endswith(": not yours; docs/deploy-vertex.md lists the roles that this takes")
 
 
-def test_what_was_made_before_a_failure_is_told(cloud, argv, capsys):
+def test_what_was_made_before_a_failure_is_printed(cloud, argv, capsys):
     """When the deployment fails, model and endpoint exist already, and a retry may use them."""
     cloud.refused = ":deployModel"
 
@@ -357,7 +357,7 @@ def test_the_calls_of_a_dry_run_are_the_ones_that_are_made(argv, capsys):
     assert results["endpoint"] is sdk
 
 
-def test_gcloud_is_told_what_the_sdk_adds(argv, capsys):
+def test_gcloud_gets_the_fields_that_the_sdk_adds(argv, capsys):
     """gcloud receives a model by its full name, and makes a version the default only on request."""
     options = ["--endpoint", "33", "--traffic", "10", "--parent-model", "11", "--dry-run"]
     assert vertex.main([*argv, *options]) == 0

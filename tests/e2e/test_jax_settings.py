@@ -11,7 +11,7 @@ from tests.serving import ROOT, serving
 pytestmark = mark.e2e
 
 
-def test_a_server_answers_rightly_whatever_jax_is_told(classifier_bundle):
+def test_a_server_answers_rightly_under_every_setting_of_jax(classifier_bundle):
     """Guards, debug checks, 64-bit types and disabled compilation: the answers stay the same."""
     body = {"instances": [[0.5, -1.0, 2.0, 0.25], [1.0, 2.0, 3.0, 4.0]]}
     with serving("--bundle", str(classifier_bundle)) as usual:
@@ -24,7 +24,7 @@ def test_a_server_answers_rightly_whatever_jax_is_told(classifier_bundle):
     assert answers == [expected] * 3
 
 
-def test_a_bundle_is_opened_elsewhere_whatever_jax_is_told(classifier_bundle):
+def test_a_bundle_is_opened_elsewhere_under_every_setting_of_jax(classifier_bundle):
     """The process that opens a bundle first has the same environment, and finds nothing wrong."""
     environ = {**ENVIRONMENT, "HLOSERVE_REQUIRE_DIGEST": ""}
     with serving("--bundle", str(classifier_bundle), **environ) as served:

@@ -95,7 +95,7 @@ def idle(wide_server):
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_thousand_idle_connections_hold_nobody_up(wide_server, idle):
+def test_a_thousand_idle_connections_delay_no_others(wide_server, idle):
     """With a thousand idle connections open a new one is answered, and so is the oldest."""
     wrong = []
     status, answer = wide_server.post({"instances": ROWS})

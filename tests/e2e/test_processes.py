@@ -175,7 +175,7 @@ def test_an_interrupt_while_a_worker_starts_is_no_traceback(capfd, imported):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_worker_reads_what_it_was_told():
+def test_a_worker_reads_its_arguments():
     """What the first process writes on a worker's command line is that worker's configuration."""
     args = WorkerArgs(3, 7, ServerConfig(bundle="some", processes=4))
 

@@ -284,7 +284,7 @@ def test_classes_are_not_served(kind, client):
         )
 
 
-def test_health_is_told(client):
+def test_health_is_reported(client):
     """The server is live and ready, and so is the model; another one is not."""
     assert client.is_server_live()
     assert client.is_server_ready()
@@ -292,7 +292,7 @@ def test_health_is_told(client):
     assert client.is_model_ready("every", "1")
 
 
-def test_metadata_are_told(kind, client):
+def test_metadata_are_reported(kind, client):
     """Names, datatypes and shapes are those of the signature."""
     options = {"as_json": True} if kind is tritonclient.grpc else {}
     server = client.get_server_metadata(**options)
@@ -309,7 +309,7 @@ def test_metadata_are_told(kind, client):
         assert {tuple(map(int, tensor["shape"])) for tensor in model[part]} == {(-1, 2)}
 
 
-def test_statistics_are_told(kind, client):
+def test_statistics_are_reported(kind, client):
     """Rows and batches are counted, under the same names either way."""
     options = {"as_json": True} if kind is tritonclient.grpc else {}
 

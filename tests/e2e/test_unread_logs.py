@@ -49,7 +49,7 @@ def full_pipe():
 
 
 @mark.parametrize(("form", "processes"), [("text", 1), ("json", 2)])
-def test_a_log_that_nobody_reads_holds_nothing_up(wide_bundle, form, processes):
+def test_an_unread_log_holds_nothing_up(wide_bundle, form, processes):
     """With stdout and stderr full from the start a server becomes ready, answers, counts the lines it drops, and ends."""
     port = free_port()
     reader, writer = full_pipe()

@@ -132,7 +132,7 @@ def test_gunicorn_has_a_factory(theirs, classifier_bundle):
 
 
 @mark.parametrize("name", ["export", "runtime", "server"])
-def test_a_program_is_told_which_file_is_in_the_way(tmp_path, run, name):
+def test_the_error_names_the_file_that_is_in_the_way(tmp_path, run, name):
     """Beside a file that would be taken for one of our packages, `import hloserve` names it."""
     put(tmp_path, name)
     (tmp_path / "train.py").write_text("import hloserve")

@@ -99,7 +99,7 @@ def test_nobody_but_root_can_write_where_programs_are(image):
     assert list((package / "__pycache__").glob("lifecycle.*.pyc"))
 
 
-def test_its_size_is_told(image, capsys):
+def test_its_size_is_printed(image, capsys):
     """The image adds less than a bound to its base; the largest parts are shown."""
     lines = subprocess.run(
         ["du", "-m", "--max-depth=4", image.root / "opt/hloserve"],

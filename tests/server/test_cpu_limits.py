@@ -63,7 +63,7 @@ print(len(threads()))
 @mark.parametrize(
     ("wanted", "environment", "threads"), [(1, {}, 1), (3, {}, 3), (1, {"NPROC": "2"}, 2)]
 )
-def test_xla_computes_with_as_many_threads_as_it_is_told(wanted, environment, threads):
+def test_xla_computes_with_the_configured_number_of_threads(wanted, environment, threads):
     """
     XLA's pool is as large as the server says, or as NPROC in its environment says.
     """

@@ -102,7 +102,7 @@ def test_junk_in_trace_headers_names_no_request():
     assert request_id({}.get) is None
 
 
-def test_the_end_is_told_to_a_person_on_stderr(capsys):
+def test_a_fatal_error_is_printed_to_a_terminals_stderr(capsys):
     """A fatal error is one line on stderr, and nothing on stdout."""
     report_fatal("text", ValueError("no bundle"))
 

@@ -344,7 +344,7 @@ def test_preparation_of_texts_is_measured_where_a_bundle_takes_them(client):
     assert samples["hloserve_truncated_rows_total",] == 0
 
 
-def test_requests_that_run_alone_are_told():
+def test_requests_that_run_alone_are_counted():
     """Where rows depend on each other the metrics show that batches hold one task."""
     with contextlib.closing(Running()) as running:
         _, samples = scraped(client_for(running, FakeModel(row_mixing=("x",))))

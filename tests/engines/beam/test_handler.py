@@ -105,7 +105,7 @@ def test_one_process_owns_a_gpu(bundles):
     assert here.get_resource_hints() == {}
 
 
-def test_a_large_bundle_asks_for_memory(bundles, monkeypatch):
+def test_a_large_bundle_has_a_memory_hint(bundles, monkeypatch):
     """A bundle that does not fit every worker requests its memory; others stay in the stage of their neighbours."""
     monkeypatch.setattr("hloserve.beam._WORKER_BYTES", 0)
 

@@ -148,7 +148,7 @@ def test_a_batch_that_lacks_memory_may_be_tried_again_by_its_callers(device, mod
     assert len(model.ran) == 2
 
 
-def test_memory_that_lacks_in_the_second_try_is_told_apart_too(device, model):
+def test_memory_that_lacks_in_the_second_try_is_distinguished_too(device, model):
     """A task that runs out of memory when it runs again reports that; its batch-mate keeps its answer."""
     errors = [ExecutionError("program b4: upset"), ExecutionError("b4: RESOURCE_EXHAUSTED")]
 
@@ -331,7 +331,7 @@ def test_a_batch_in_place_may_have_less_time_than_others(model, outcomes):
 
 
 @mark.parametrize(("ticks", "hangs"), [(1, 0), (4, 0), (5, 1)])
-def test_time_in_which_nobody_looked_does_not_count(model, outcomes, ticks, hangs):
+def test_time_without_a_check_does_not_count(model, outcomes, ticks, hangs):
     """A suspended process could not run: a timeout counts waits of its own, not wall-clock time."""
     failures = RecordedFailures()
     device = executor_of(model, outcomes.append, failures, stall_s=4.0)

@@ -151,7 +151,7 @@ async def test_a_device_may_have_several_batches_at_once(model, gate):
 
 
 @on_a_loop
-async def test_requests_wait_for_company_where_they_are_told_to(model):
+async def test_requests_wait_for_a_batch_where_a_delay_is_configured(model):
     """With a delay a bucket is filled before it runs, and is run as soon as it is full."""
     async with serving(model, queue_delay_s=3600.0) as service:
         requests = [asked(service, n) for n in (1, 2, 3)]
@@ -165,7 +165,7 @@ async def test_requests_wait_for_company_where_they_are_told_to(model):
 
 
 @on_a_loop
-async def test_a_request_without_company_is_run_when_its_delay_is_over(model):
+async def test_a_lone_request_is_run_when_its_delay_is_over(model):
     """A delay without further requests ends by itself."""
     async with serving(model, queue_delay_s=0.001) as service:
         assert await sums(asked(service, 1)) == [1.0]

@@ -46,7 +46,9 @@ async def test_a_body_is_freed_with_its_answer(model):
 
 
 @on_a_loop
-async def test_an_answer_that_nobody_can_take_leaves_its_batch_mates_theirs(model, caplog):
+async def test_an_answer_that_cannot_be_delivered_leaves_the_rest_of_its_batch_theirs(
+    model, caplog
+):
     """An exception in a caller's callback is logged, and the other callers get their results."""
 
     def broken(_):
@@ -227,7 +229,7 @@ async def test_who_may_have_gone_makes_way_where_the_queue_is_full(model, gate):
 
 
 @on_a_loop
-async def test_a_client_that_floods_overtakes_nobody(model, gate):
+async def test_a_client_that_floods_overtakes_no_other(model, gate):
     """A request waits for those before it; those behind it run later, however many they are."""
     async with serving(model) as service:
         first = asked(service, 0)
@@ -292,7 +294,7 @@ async def test_draining_refuses_the_new_and_answers_what_is_in(model, gate):
 
 
 @on_a_loop
-async def test_draining_waits_for_requests_that_wait_for_company(model):
+async def test_draining_waits_for_requests_that_wait_for_a_batch(model):
     """A request that only waits for its delay, while nothing runs, is answered too."""
     async with serving(model, queue_delay_s=0.01) as service:
         request = asked(service, 1)

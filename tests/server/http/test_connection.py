@@ -44,7 +44,7 @@ def test_a_client_that_waits_to_be_asked_is(http_server):
     assert status_of(refused) == 413
 
 
-def test_http_1_0_is_told_that_its_connection_is_kept(http_server):
+def test_an_http_1_0_answer_says_that_its_connection_is_kept(http_server):
     """A kept HTTP/1.0 connection is confirmed by `connection: keep-alive`, as such a client expects."""
     old = request("/predict", BODY, "connection: keep-alive\r\n").replace(b"/1.1", b"/1.0")
     with http_server.connect() as connection:

@@ -199,7 +199,7 @@ def test_a_body_shorter_than_announced_is_refused(client):
     assert refused(answer, 400, "incomplete_body") == "body: expected 60 bytes, got 50"
 
 
-def test_an_internal_error_tells_nothing(client, model, caplog):
+def test_an_internal_error_discloses_nothing(client, model, caplog):
     """A device error is a 500 with a fixed text; the log has the reason and the id."""
 
     def fail(_):

@@ -36,7 +36,7 @@ def test_connections_beyond_the_most_wait_in_the_kernel(http_server):
         http_server.server._max_connections, http_server.server._check_s = limit, check_s
 
 
-def test_silent_connections_hold_nobody_up(http_server):
+def test_silent_connections_delay_no_others(http_server):
     """Connections that send nothing, or half a request, do not affect the others."""
     silent = [http_server.connect() for _ in range(200)]
     for connection in silent[::2]:
@@ -104,7 +104,7 @@ def test_who_is_connected_as_the_listener_closes_is_answered():
     assert silent == b""
 
 
-def test_who_asks_while_a_server_stops_is_answered():
+def test_a_request_while_a_server_stops_is_answered():
     """During the grace period idle connections, and all pipelined requests that were read, are answered."""
     http_server, gate = HttpHarness(), Gate()
     with http_server.connect() as idle, http_server.connect() as ahead:

@@ -69,7 +69,7 @@ def test_a_public_error_is_returned_with_its_code(error):
 
 
 @mark.parametrize("error", [ExecutionError("secret"), ValueError("secret"), KeyError("secret")])
-def test_an_internal_error_is_told_to_the_log_alone(error, caplog):
+def test_an_internal_error_stands_in_the_log_alone(error, caplog):
     """For an internal error a client gets the request id only."""
     made = exception_response(error)
 

@@ -206,7 +206,7 @@ def test_outputs_of_tokens_are_as_long_as_their_texts(tagged):
     )
 
 
-def test_evidence_tells_of_the_text(server):
+def test_evidence_describes_the_text(server):
     """On request the metadata report the time, the tokens and what was truncated."""
     done = server.app.test_client().post(
         PREDICT, json={"instances": [CAT]}, headers={"x-hloserve-evidence": "1"}

@@ -194,7 +194,7 @@ def test_columns_follow_the_policy_for_nan(policy):
         assert answer.get_data() == expected[policy]
 
 
-def test_the_state_is_told_in_both_protocols_words(client, running):
+def test_the_state_is_given_in_both_protocols_terms(client, running):
     """TensorFlow Serving's clients read the version's state, KServe's read `ready`."""
 
     def status_of(path="/v1/models/fake"):

@@ -87,7 +87,7 @@ def test_files_are_looked_at_each_second_until_one_has_changed():
     assert PERIOD_S == 1.0
 
 
-def test_a_bundle_that_was_replaced_is_told_once_and_served_on(caplog):
+def test_a_replaced_bundle_is_logged_once_and_served_on(caplog):
     """The log says that this process serves the previous bundle."""
     caplog.set_level("INFO", "server.storage.bundle_watch")
     error = IntegrityError("the end of the test")
@@ -96,7 +96,7 @@ def test_a_bundle_that_was_replaced_is_told_once_and_served_on(caplog):
     assert caplog.messages == [f"{PARAMS}: was replaced; the bundle that was loaded is served on"]
 
 
-def test_a_service_whose_files_have_changed_answers_nobody(capsys):
+def test_a_service_whose_files_have_changed_answers_no_request(capsys):
     """The server is not ready, a waiting request is refused without naming files, and one line gives the reason."""
 
     async def run():
@@ -151,7 +151,7 @@ def test_a_page_that_is_gone_is_an_error_of_the_bundle(bundle, how):
 
 
 @mark.e2e
-def test_a_bus_error_of_another_kind_is_told_as_what_it_may_be(tmp_path):
+def test_a_bus_error_of_another_kind_is_reported_as_what_it_may_be(tmp_path):
     """If no file was written to, a disk may have failed; the process still exits in order."""
     script = (
         "import functools, os, signal\n"
