@@ -36,7 +36,7 @@ def test_the_committed_charts_are_those_of_their_data(name, tmp_path):
 def _counts_requests(path):
     """Whether a chart is of requests a second by connections."""
     data = json.loads(path.with_name(f"{path.stem.removesuffix('-overview')}.json").read_text())
-    return any("connections" in row for row in data.get("summary", ()))
+    return any("server" in row for row in data.get("summary", ()))
 
 
 OF_REQUESTS = [path for path in sorted(RESULTS.glob("*.svg")) if _counts_requests(path)]
@@ -73,6 +73,17 @@ def test_the_chart_of_starts_explains_itself(tmp_path):
         "2026-11-30, a CPU, 2 cores, Linux 6, Python 3.13.5, jax 0.12. Bars are medians.",
         "cached: compiled programs are loaded from --cache-dir · mosec, triton: the same programs, from JAX's cache",
     } <= set(texts(path))
+
+
+def test_the_chart_of_growth_explains_itself():
+    """It has the day, the machine with its versions, and what each line is."""
+    for path in RESULTS.glob("growth-*.svg"):
+        data = json.loads(path.with_suffix(".json").read_text())
+        found = texts(path)
+        about = f"measured {re.search(r'[0-9]{4}-[0-9]{2}-[0-9]{2}', path.stem)[0]} on {charts.on(data['machine'])}"
+
+        assert any(text.startswith(about) for text in found)
+        assert {row["entrance"] for row in data["summary"]} <= set(found)
 
 
 def test_a_chart_of_bars_explains_itself(tmp_path):

@@ -9,7 +9,7 @@ from typing import BinaryIO, Protocol, override
 from runtime.storage.store import FetchError, ObjectChanged, ObjectInfo, Sink, Store, TransientError
 
 log = logging.getLogger(__name__)
-# Of our own: the generator of `random` belongs to whoever runs this in a thread of theirs.
+# Of our own: the generator of `random` is the caller's, who may have seeded it.
 _jitter = random.Random()  # noqa: S311 (no secret)
 
 CHUNK = 1 << 20

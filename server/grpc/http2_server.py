@@ -81,7 +81,7 @@ class Http2Server:
         self._check_timeouts()
         return int(self._listener.sockets[0].getsockname()[1])
 
-    async def leave(self, grace_s: float) -> None:
+    async def leave(self, grace_s: float = 0.0) -> None:
         """Answer the open calls, refuse new ones, and close the port and its connections.
 
         Streams and watches, which might go on for ever, end once what was read is answered.

@@ -19,13 +19,11 @@ class Transport:
       writes: one for each call.
       ended: whether the end of the stream was written.
       aborted: whether the connection was closed at once.
-      reading: whether bytes are read from the client.
     """
 
     def __init__(self):
         self.writes = []
         self.ended = self.aborted = self.closed = False
-        self.reading = True
         self.buffered = 0
 
     def write(self, data):
@@ -51,14 +49,6 @@ class Transport:
     def get_write_buffer_size(self):
         """Return what the client has not read."""
         return self.buffered
-
-    def pause_reading(self):
-        """Pause reading."""
-        self.reading = False
-
-    def resume_reading(self):
-        """Resume reading."""
-        self.reading = True
 
 
 class Client:

@@ -158,23 +158,54 @@ def test_an_unread_answer_ends_its_call(play):
     play(scene)
 
 
-def test_a_client_that_reads_nothing_is_not_read_from(play):
-    """While written bytes wait in the socket, no more are read; a minute later the connection is closed."""
+def test_a_client_that_reads_nothing_is_closed(play):
+    """A connection whose written bytes wait in the socket for a minute is closed."""
 
     async def scene(server):
         client = Client(server)
         client.exchange()
-        client.connection.pause_writing()
-        assert not client.transport.reading
-        client.connection.resume_writing()
-        assert client.transport.reading
-
         client.connection.pause_writing()
         for _ in range(MAX_CHECKS):
             client.connection.check_timeouts()
         assert not client.transport.aborted
         client.connection.check_timeouts()
         assert client.transport.aborted
+
+    play(scene)
+
+
+def test_a_client_that_reads_nothing_has_little_kept_for_it(play):
+    """While written bytes wait in the socket, pings are kept up to a limit, and calls up to theirs."""
+
+    async def scene(server):
+        client = Client(server)
+        client.exchange()
+        client.connection.pause_writing()
+        for _ in range(200):
+            client.call(data=one())
+        client.connection.data_received(client.h2.data_to_send())
+        assert len(client.connection._calls) <= CONCURRENT_STREAMS
+        assert not client.transport.closed
+        for _ in range(2000):
+            client.h2.ping()
+        client.connection.data_received(client.h2.data_to_send())
+        assert client.transport.closed
+
+    play(scene)
+
+
+def test_a_compressed_message_is_refused(play):
+    """A client that compresses gets UNIMPLEMENTED; the next message, as it is, is answered."""
+
+    async def scene(server):
+        client = Client(server)
+        stream = client.call(data=b"\1" + one()[1:], grpc_encoding=b"gzip")
+        plain = client.call(f"/{HEALTH}/Check", frame(b""), grpc_encoding=b"gzip")
+        await client.settle()
+
+        text = "message: expected no compression, got a compressed one"
+        assert (client.statuses[stream], client.texts[stream]) == (12, text)
+        assert client.statuses[plain] == 0
 
     play(scene)
 

@@ -5,7 +5,7 @@ import tracemalloc
 
 import grpc
 import numpy as np
-from pytest import fixture, mark, param, raises
+from pytest import fixture, mark, param, raises, skip
 
 from runtime.errors import ExecutionError
 from runtime.signature import DTYPE_BYTES, Signature, TensorSpec
@@ -289,12 +289,9 @@ def test_a_message_may_be_as_large_as_the_limit(grpc_server):
 
 
 def test_a_compressed_message_is_limited_by_what_it_holds(grpc_server, front):
-    """The limit is on what a compressed message inflates to; a smaller one is read. ngh2 reads none."""
+    """The limit is on what a compressed message inflates to; a smaller one is read."""
     if front == "ngh2":
-        call = lambda: grpc_server.infer(rows(1), compression=grpc.Compression.Gzip)  # noqa: E731
-        text = "message: expected no compression, got a compressed one"
-        assert refused(call) == ("UNIMPLEMENTED", text)
-        return
+        skip("it reads no compressed message, which test_http2 shows")
     small = grpc_server.infer(rows(1, identity="i" * 9000), compression=grpc.Compression.Gzip)
     status, _ = refused(
         lambda: grpc_server.infer(rows(1, identity="i" * 10**7), compression=grpc.Compression.Gzip)
