@@ -82,7 +82,7 @@ def _ways(
     ):
         raise ExportError(
             "model: expected what hk.transform or hk.transform_with_state returns, got its apply, which "
-            "takes a random key; pass the whole"
+            "takes a random key; pass that pair of init and apply"
         )
     if len(parameters) < 2 and not any(p.kind == p.VAR_POSITIONAL for p in parameters):
         names = ", ".join(p.name for p in parameters)

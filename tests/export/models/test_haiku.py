@@ -209,7 +209,7 @@ def test_apply_alone_is_refused_for_the_whole(refusal, linear, transform):
     """`transformed.apply` with its random key is refused with what to pass in its place."""
     assert refusal(transform(one_layer).apply, linear) == (
         "model: expected what hk.transform or hk.transform_with_state returns, got its apply, which takes "
-        "a random key; pass the whole"
+        "a random key; pass that pair of init and apply"
     )
 
 
